@@ -1,0 +1,494 @@
+"""The life of a job in the record: submit, claim, finish, fail, cancel; and what is read of jobs.
+
+The only writer of jobs, attempts and of the messages that belong to a job. Each transition is one guarded
+update: it names the state, and after a claim the lease, that it expects, and says by its return value whether
+it was the one that moved the job. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    literal_column,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import aliased
+
+from llamalith_app.contracts.jobs import Job, JobError
+from llamalith_app.store.tables import (
+    CONTEXT,
+    PROMPT,
+    REPLY,
+    SYSTEM,
+    TURN_PLACES,
+    AttemptRow,
+    ConversationRow,
+    JobRow,
+    MessageRow,
+    Outcome,
+    Status,
+)
+
+
+class Prompt(NamedTuple):
+    """What a client asks for, trimmed and judged."""
+
+    owner_id: int
+    conversation_id: str | None
+    """The public id; None: a new conversation."""
+    content: str
+    """Empty: only the system prompt is stored."""
+    system_prompt: str
+    context: str
+    model: str
+    grammar_name: str | None
+    request_id: str
+    priority: int
+    max_attempts: int
+
+
+class Accepted(NamedTuple):
+    job_id: int | None
+    conversation_id: str
+
+
+class Claim(NamedTuple):
+    """The right to run one attempt, good as long as its lease token is the job's."""
+
+    job_id: int
+    attempt: int
+    lease_token: str
+    conversation_id: int
+    turn: int
+    model: str
+    grammar_name: str | None
+    request_id: str
+
+
+class Held(NamedTuple):
+    """A job that somebody is working on, as a sweeper sees it."""
+
+    job_id: int
+    attempt: int
+    lease_token: str
+    beat: int
+    worker_id: int
+
+
+class Due(NamedTuple):
+    """What waits for one model and may start now."""
+
+    model: str
+    n_jobs: int
+    oldest: datetime
+
+
+def _is(*statuses: Status) -> ColumnElement[bool]:
+    """Literals, not parameters: SQLite matches a partial index to nothing else."""
+    words = [literal_column(f"'{status.value}'") for status in statuses]
+    return JobRow.status == words[0] if len(words) == 1 else JobRow.status.in_(words)
+
+
+_earlier = aliased(JobRow)
+_nothing_earlier = ~exists().where(
+    _earlier.conversation_id == JobRow.conversation_id,
+    _earlier.status.in_([literal_column("'queued'"), literal_column("'processing'")]),
+    _earlier.turn < JobRow.turn,
+)
+
+# The statements of every job's way are built once: building them costs SQLAlchemy ten times what running them does.
+_jobs, _messages, _attempts = JobRow.__table__, MessageRow.__table__, AttemptRow.__table__
+_TAKE_TURN = (
+    update(ConversationRow.__table__)
+    .where(
+        ConversationRow.owner_id == bindparam("of_owner"),
+        ConversationRow.public_id == bindparam("of_public_id"),
+    )
+    .values(next_turn=ConversationRow.next_turn + 1)
+    .returning(ConversationRow.id, ConversationRow.next_turn)
+)
+_NEW_CONVERSATION = insert(ConversationRow.__table__).returning(ConversationRow.id)
+_NEW_JOB = insert(_jobs).returning(JobRow.id)
+_NEW_MESSAGE = insert(_messages)
+_SYSTEM_IN_FORCE = (
+    select(MessageRow.content)
+    .where(MessageRow.conversation_id == bindparam("of_conversation"), MessageRow.role == "system")
+    .order_by(MessageRow.place.desc())
+    .limit(1)
+)
+_BEST_DUE = (
+    select(JobRow.id)
+    .where(
+        _is(Status.QUEUED),
+        JobRow.model == bindparam("of_model"),
+        JobRow.not_before <= bindparam("until"),
+        _nothing_earlier,
+    )
+    .order_by(JobRow.priority, JobRow.id)
+    .limit(1)
+)
+_CLAIM = (
+    update(_jobs)
+    .where(JobRow.id == bindparam("of_job"), _is(Status.QUEUED))
+    .values(
+        status=Status.PROCESSING.value,
+        attempt=JobRow.attempt + 1,
+        lease_token=bindparam("new_lease"),
+        beat=0,
+        worker_id=bindparam("by_worker"),
+        started_at=bindparam("at"),
+    )
+    .returning(
+        JobRow.id,
+        JobRow.attempt,
+        JobRow.lease_token,
+        JobRow.conversation_id,
+        JobRow.turn,
+        JobRow.model,
+        JobRow.grammar_name,
+        JobRow.request_id,
+    )
+)
+_NEW_ATTEMPT = insert(_attempts)
+
+
+def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
+    """Appends the turn to its conversation, which it makes if need be, and queues the job."""
+    public_id = prompt.conversation_id or str(uuid.uuid4())
+    taken = None
+    if prompt.conversation_id is not None:
+        taken = connection.execute(
+            _TAKE_TURN, {"of_owner": prompt.owner_id, "of_public_id": public_id}
+        ).first()
+    if taken is None:
+        new = {"owner_id": prompt.owner_id, "public_id": public_id, "next_turn": 1, "created_at": now}
+        conversation_id, turn = connection.execute(_NEW_CONVERSATION, new).scalar_one(), 0
+    else:
+        conversation_id, turn = taken.id, taken.next_turn - 1
+
+    def say(part: int, role: str, content: str, job_id: int | None = None) -> None:
+        message = {"conversation_id": conversation_id, "place": TURN_PLACES * turn + part, "role": role}
+        connection.execute(_NEW_MESSAGE, {**message, "content": content, "job_id": job_id, "created_at": now})
+
+    if prompt.system_prompt and prompt.system_prompt != _system_in_force(connection, conversation_id, turn):
+        say(SYSTEM, "system", prompt.system_prompt)
+    if not prompt.content:
+        return Accepted(None, public_id)
+    job = {
+        "conversation_id": conversation_id,
+        "owner_id": prompt.owner_id,
+        "turn": turn,
+        "model": prompt.model,
+        "system_prompt": prompt.system_prompt,
+        "grammar_name": prompt.grammar_name,
+        "priority": prompt.priority,
+        "request_id": prompt.request_id,
+        "max_attempts": prompt.max_attempts,
+        "status": Status.QUEUED.value,
+        "attempt": 0,
+        "beat": 0,
+        "omitted_messages": 0,
+        "not_before": now,
+        "created_at": now,
+    }
+    job_id: int = connection.execute(_NEW_JOB, job).scalar_one()
+    if prompt.context:
+        say(CONTEXT, "assistant", prompt.context)
+    say(PROMPT, "user", prompt.content, job_id)
+    return Accepted(job_id, public_id)
+
+
+def _system_in_force(connection: Connection, conversation_id: int, turn: int) -> str | None:
+    if turn == 0:
+        return None
+    return connection.execute(_SYSTEM_IN_FORCE, {"of_conversation": conversation_id}).scalar()
+
+
+def claim(connection: Connection, model: str, worker_id: int, now: datetime) -> Claim | None:
+    """The best due job of the model whose conversation has nothing earlier open; None: nothing to do."""
+    job_id = connection.execute(_BEST_DUE, {"of_model": model, "until": now}).scalar()
+    if job_id is None:
+        return None
+    lease_token = secrets.token_hex(16)
+    row = connection.execute(
+        _CLAIM, {"of_job": job_id, "new_lease": lease_token, "by_worker": worker_id, "at": now}
+    ).first()
+    if row is None:
+        return None
+    claimed = Claim(*row)
+    connection.execute(
+        _NEW_ATTEMPT,
+        {
+            "job_id": claimed.job_id,
+            "attempt": claimed.attempt,
+            "worker_id": worker_id,
+            "lease_token": lease_token,
+            "started_at": now,
+        },
+    )
+    return claimed
+
+
+def finish(
+    connection: Connection,
+    job_id: int,
+    lease_token: str,
+    now: datetime,
+    *,
+    reply: str,
+    finish_reason: str,
+    prompt_tokens: int,
+    completion_tokens: int,
+    omitted_messages: int,
+) -> bool:
+    """Stores the reply and ends the job. False: the lease is somebody else's now, nothing was written."""
+    job = connection.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.lease_token == lease_token, _is(Status.PROCESSING))
+        .values(
+            status=Status.DONE.value,
+            lease_token=None,
+            processed_at=now,
+            finish_reason=finish_reason,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            omitted_messages=omitted_messages,
+        )
+        .returning(JobRow.conversation_id, JobRow.turn)
+    ).first()
+    if job is None:
+        return False
+    connection.execute(
+        insert(MessageRow).values(
+            conversation_id=job.conversation_id,
+            place=TURN_PLACES * job.turn + REPLY,
+            role="assistant",
+            content=reply,
+            job_id=job_id,
+            created_at=now,
+        )
+    )
+    _close_attempt(connection, lease_token, Outcome.DONE, None, now)
+    return True
+
+
+def fail(
+    connection: Connection,
+    job_id: int,
+    lease_token: str,
+    now: datetime,
+    *,
+    outcome: Outcome,
+    kind: str,
+    reason: str,
+    pause: timedelta | None,
+    seen_beat: int | None = None,
+) -> Status | None:
+    """Ends an attempt without a reply: back to the queue after `pause`, or `error` when that is None or
+    the job has spent its attempts. `released` spends none.
+
+    `seen_beat`: a sweeper's guard, the beat that must not have moved. None: the lease is somebody else's.
+    """
+    holds = [JobRow.id == job_id, JobRow.lease_token == lease_token, _is(Status.PROCESSING)]
+    if seen_beat is not None:
+        holds.append(JobRow.beat == seen_beat)
+    max_attempts = connection.execute(select(JobRow.max_attempts).where(*holds)).scalar()
+    if max_attempts is None:
+        return None
+    _close_attempt(connection, lease_token, outcome, reason, now)
+    spent = connection.execute(
+        select(func.count())
+        .select_from(AttemptRow)
+        .where(
+            AttemptRow.job_id == job_id,
+            AttemptRow.outcome.in_([Outcome.FAILED.value, Outcome.LOST.value]),
+        )
+    ).scalar_one()
+    if outcome is Outcome.RELEASED or (pause is not None and spent < max_attempts):
+        connection.execute(
+            update(JobRow)
+            .where(*holds)
+            .values(status=Status.QUEUED.value, lease_token=None, not_before=now + (pause or timedelta()))
+        )
+        return Status.QUEUED
+    connection.execute(
+        update(JobRow)
+        .where(*holds)
+        .values(status=Status.ERROR.value, lease_token=None, processed_at=now, error_kind=kind, error=reason)
+    )
+    return Status.ERROR
+
+
+def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) -> Status | None:
+    """The state that won: `cancelled`, or the terminal state that came first. None: no such job of this owner."""
+    job = connection.execute(
+        select(JobRow.status, JobRow.lease_token).where(JobRow.id == job_id, JobRow.owner_id == owner_id)
+    ).first()
+    if job is None:
+        return None
+    if job.status not in (Status.QUEUED, Status.PROCESSING):
+        return Status(job.status)
+    connection.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, _is(Status.QUEUED, Status.PROCESSING))
+        .values(status=Status.CANCELLED.value, lease_token=None, processed_at=now)
+    )
+    if job.lease_token is not None:
+        _close_attempt(connection, job.lease_token, Outcome.CANCELLED, None, now)
+    return Status.CANCELLED
+
+
+def _close_attempt(
+    connection: Connection, lease_token: str, outcome: Outcome, reason: str | None, now: datetime
+) -> None:
+    connection.execute(
+        update(AttemptRow)
+        .where(AttemptRow.lease_token == lease_token)
+        .values(ended_at=now, outcome=outcome.value, reason=reason)
+    )
+
+
+def beat(connection: Connection, lease_tokens: list[str]) -> set[str]:
+    """Says that these attempts are alive; returns those whose lease still holds."""
+    rows = connection.execute(
+        update(JobRow)
+        .where(JobRow.lease_token.in_(lease_tokens), _is(Status.PROCESSING))
+        .values(beat=JobRow.beat + 1)
+        .returning(JobRow.lease_token)
+    )
+    return {token for (token,) in rows}
+
+
+def held(connection: Connection, worker_id: int | None = None) -> list[Held]:
+    """Every lease that is out, or those of one worker."""
+    query = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.beat, JobRow.worker_id).where(
+        _is(Status.PROCESSING)
+    )
+    if worker_id is not None:
+        query = query.where(JobRow.worker_id == worker_id)
+    return [Held(*row) for row in connection.execute(query)]
+
+
+def due(connection: Connection, now: datetime) -> list[Due]:
+    """For each model what could be claimed now, oldest first."""
+    rows = connection.execute(
+        select(JobRow.model, func.count(), func.min(JobRow.created_at))
+        .where(_is(Status.QUEUED), JobRow.not_before <= now, _nothing_earlier)
+        .group_by(JobRow.model)
+        .order_by(func.min(JobRow.id))
+    )
+    return [Due(*row) for row in rows]
+
+
+RANKED = 1000
+"""Jobs of a model whose places are told in lists; further back only a single job's place is counted."""
+
+
+def positions(connection: Connection, of_models: set[str]) -> dict[int, int]:
+    """Job id -> place in the queue of its model, 1 is the next; of the first RANKED of each model."""
+    found = {}
+    for model in of_models:
+        ids = connection.execute(
+            select(JobRow.id)
+            .where(_is(Status.QUEUED), JobRow.model == model)
+            .order_by(JobRow.priority, JobRow.id)
+            .limit(RANKED)
+        ).scalars()
+        found.update({job_id: place for place, job_id in enumerate(ids, start=1)})
+    return found
+
+
+def position(connection: Connection, job_id: int) -> int | None:
+    """One queued job's place, however far back."""
+    job = connection.execute(
+        select(JobRow.model, JobRow.priority).where(_is(Status.QUEUED), JobRow.id == job_id)
+    ).first()
+    if job is None:
+        return None
+    before = connection.execute(
+        select(func.count()).where(
+            _is(Status.QUEUED),
+            JobRow.model == job.model,
+tuple_(JobRow.priority, JobRow.id) < tuple_(job.priority, job_id),
+        )
+    ).scalar_one()
+    return before + 1
+
+
+def one(connection: Connection, owner_id: int, job_id: int) -> Job | None:
+    row = connection.execute(_as_read(owner_id).where(JobRow.id == job_id)).first()
+    return row and _job(row)
+
+
+def newest(
+    connection: Connection,
+    owner_id: int,
+    *,
+    limit: int,
+    status: str | None = None,
+    conversation_id: str | None = None,
+    before: int | None = None,
+) -> list[Job]:
+    """An owner's jobs, newest first; `before`: only those with a smaller id."""
+    query = _as_read(owner_id).order_by(JobRow.id.desc()).limit(limit)
+    if status is not None:
+        query = query.where(JobRow.status == status)
+    if conversation_id is not None:
+        query = query.where(ConversationRow.public_id == conversation_id)
+    if before is not None:
+        query = query.where(JobRow.id < before)
+    return [_job(row) for row in connection.execute(query)]
+
+
+_prompt = aliased(MessageRow)
+_reply = aliased(MessageRow)
+
+
+def _as_read(owner_id: int) -> Select[tuple[object, ...]]:
+    return (
+        select(
+            JobRow.id,
+            ConversationRow.public_id.label("conversation_id"),
+            _prompt.content.label("user_input"),
+            JobRow.model,
+            JobRow.system_prompt,
+            JobRow.status,
+            case((_is(Status.ERROR), JobRow.error), else_=_reply.content).label("result"),
+            JobRow.created_at,
+            JobRow.processed_at,
+            JobRow.grammar_name,
+            JobRow.attempt,
+            JobRow.started_at,
+            JobRow.error_kind,
+            JobRow.finish_reason,
+            JobRow.prompt_tokens,
+            JobRow.completion_tokens,
+            JobRow.omitted_messages,
+        )
+        .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
+        .join(_prompt, and_(_prompt.job_id == JobRow.id, _prompt.role == "user"))
+        .outerjoin(_reply, and_(_reply.job_id == JobRow.id, _reply.role == "assistant"))
+        .where(JobRow.owner_id == owner_id)
+    )
+
+
+def _job(row: Row[tuple[object, ...]]) -> Job:
+    fields = dict(row._mapping)
+    kind = fields.pop("error_kind")
+    return Job(**fields, error=None if kind is None else JobError(kind=kind, reason=fields["result"]))

@@ -1,0 +1,66 @@
+"""Brings a database file to the schema of this version: once, whoever starts at the same moment.
+
+Owns the path to the migrations and the lock around them. Knows nothing of what the tables mean.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from advanced_alchemy.alembic.commands import AlembicCommands
+from advanced_alchemy.config import AlembicSyncConfig, SQLAlchemySyncConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+
+from llamalith_app.errors import ConfigError
+from llamalith_app.store.database import write_engine
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def migrate(path: Path) -> bool:
+    """True if anything had to be done. Waits for another process that is migrating the same file.
+
+    Raises ConfigError where the file was written by a newer version.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".migrate-lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.chmod(lock.name, 0o600)
+        engine = write_engine(path)
+        try:
+            return _upgrade(engine, path)
+        finally:
+            engine.dispose()
+
+
+def commands(engine: Engine) -> AlembicCommands:
+    """Alembic's commands over this database, for `migrate` and for writing the next migration."""
+    return AlembicCommands(
+        SQLAlchemySyncConfig(
+            engine_instance=engine,
+            alembic_config=AlembicSyncConfig(
+                script_location=str(MIGRATIONS), version_table_name="alembic_version"
+            ),
+        )
+    )
+
+
+def _upgrade(engine: Engine, path: Path) -> bool:
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    path.chmod(0o600)
+    if current == scripts.get_current_head():
+        return False
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+        raise ConfigError(
+            [
+                f"{path}: written by a newer version (schema {current}); this one knows {scripts.get_current_head()}"
+            ]
+        )
+    commands(engine).upgrade()
+    return True

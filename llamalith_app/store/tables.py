@@ -1,0 +1,244 @@
+"""The rows, and what of the invariants the database itself can hold.
+
+Owns the shape of the database; the migrations under `migrations/` are made from it. Only the modules beside
+this one write rows, each its own aggregate.
+
+A conversation is a row of turns. Turn t of a conversation owns four places, so that its parts stand in order
+whatever is queued behind it: 4t its system message, 4t + 1 the context put before the prompt, 4t + 2 the
+prompt, 4t + 3 the reply to it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from advanced_alchemy.base import DefaultBase
+from advanced_alchemy.types import BigIntIdentity, DateTimeUTC
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+TURN_PLACES = 4
+SYSTEM, CONTEXT, PROMPT, REPLY = range(TURN_PLACES)
+"""The parts of a turn, as offsets into its four places."""
+
+
+class Status(StrEnum):
+    """The words of the original, and `cancelled`."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    DONE = "done"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+
+
+class Outcome(StrEnum):
+    """How one attempt ended; `failed` and `lost` spend one of the job's attempts, the others do not."""
+
+    DONE = "done"
+    FAILED = "failed"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+    RELEASED = "released"
+
+
+class UserRow(DefaultBase):
+    """Who owns conversations and jobs; the first is the admin, made by the first migration."""
+
+    __tablename__ = "users"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    role: Mapped[str] = mapped_column(String(20))
+    created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+
+
+class ConversationRow(DefaultBase):
+    __tablename__ = "conversations"
+    __table_args__ = (
+        UniqueConstraint("owner_id", "public_id", name="public_id_of_owner"),
+        UniqueConstraint("id", "owner_id", name="conversation_with_owner"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
+    owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    public_id: Mapped[str] = mapped_column(String(200))
+    """The id that clients use: chosen by them or a UUID; unique for an owner only."""
+    title: Mapped[str | None] = mapped_column(Text)
+    next_turn: Mapped[int] = mapped_column(Integer)
+    """Raised by each submit; turns that were given out are never given again."""
+    created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+
+
+class JobRow(DefaultBase):
+    """One request for a reply. `store/jobs.py` holds its five transitions and is the only writer."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        ForeignKeyConstraint(["conversation_id", "owner_id"], ["conversations.id", "conversations.owner_id"]),
+        UniqueConstraint("conversation_id", "turn", name="one_job_a_turn"),
+        UniqueConstraint("conversation_id", "id", name="job_with_conversation"),
+        CheckConstraint("status IN ('queued','processing','done','error','cancelled')", name="status_known"),
+        CheckConstraint("(status = 'processing') = (lease_token IS NOT NULL)", name="lease_while_processing"),
+        CheckConstraint(
+            "(status IN ('done','error','cancelled')) = (processed_at IS NOT NULL)",
+            name="ended_when_terminal",
+        ),
+        CheckConstraint("(status = 'error') = (error IS NOT NULL)", name="error_has_reason"),
+        CheckConstraint("attempt >= 0 AND beat >= 0 AND max_attempts >= 1", name="counts"),
+        Index(
+            "one_processing",
+            "conversation_id",
+            unique=True,
+            sqlite_where=text("status = 'processing'"),
+            postgresql_where=text("status = 'processing'"),
+        ),
+        Index(
+            "due",
+            "model",
+            "priority",
+            "id",
+            sqlite_where=text("status = 'queued'"),
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index(
+            "open_by_conversation",
+            "conversation_id",
+            "turn",
+            sqlite_where=text("status IN ('queued','processing')"),
+            postgresql_where=text("status IN ('queued','processing')"),
+        ),
+        Index("jobs_of_owner", "owner_id", "id"),
+        Index("jobs_of_owner_by_status", "owner_id", "status", "id"),
+        Index(
+            "held_by_worker",
+            "worker_id",
+            sqlite_where=text("status = 'processing'"),
+            postgresql_where=text("status = 'processing'"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
+    conversation_id: Mapped[int] = mapped_column(BigIntIdentity)
+    owner_id: Mapped[int] = mapped_column(BigIntIdentity)
+    """The conversation's owner, held equal by the foreign key; here so that an owner's list needs one index."""
+    turn: Mapped[int] = mapped_column(Integer)
+    """Its turn in the conversation; jobs of a conversation run in this order."""
+    model: Mapped[str] = mapped_column(String(100))
+    system_prompt: Mapped[str] = mapped_column(Text)
+    """As sent with this job; the system message in force may come from an earlier turn."""
+    grammar_name: Mapped[str | None] = mapped_column(String(100))
+    priority: Mapped[int] = mapped_column(Integer)
+    """Lower goes first; 1 for all until classes exist."""
+    request_id: Mapped[str] = mapped_column(String(128))
+    max_attempts: Mapped[int] = mapped_column(Integer)
+    status: Mapped[str] = mapped_column(String(20))
+    """Starts `queued`; changed by claim, finish, fail and cancel; a terminal one never changes (a trigger)."""
+    attempt: Mapped[int] = mapped_column(Integer)
+    """Claims so far; raised by claim."""
+    not_before: Mapped[datetime] = mapped_column(DateTimeUTC)
+    """Wall clock; set into the future by fail for its pause."""
+    lease_token: Mapped[str | None] = mapped_column(String(64))
+    """Random, new at each claim: who may write this job while it is processing."""
+    beat: Mapped[int] = mapped_column(Integer)
+    """Raised by the holder of the lease; a sweeper that sees it stand still takes the lease away."""
+    worker_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"))
+    """Who claimed it last."""
+    error_kind: Mapped[str | None] = mapped_column(String(40))
+    error: Mapped[str | None] = mapped_column(Text)
+    finish_reason: Mapped[str | None] = mapped_column(String(20))
+    prompt_tokens: Mapped[int | None] = mapped_column(Integer)
+    completion_tokens: Mapped[int | None] = mapped_column(Integer)
+    omitted_messages: Mapped[int] = mapped_column(Integer)
+    """Earlier messages that did not fit the context when the reply was made."""
+    created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+    started_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    """Of the last claim."""
+    processed_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+
+
+class MessageRow(DefaultBase):
+    __tablename__ = "messages"
+    __table_args__ = (
+        ForeignKeyConstraint(["conversation_id", "job_id"], ["jobs.conversation_id", "jobs.id"]),
+        UniqueConstraint("conversation_id", "place", name="one_message_a_place"),
+        UniqueConstraint("job_id", "role", name="one_prompt_and_one_reply"),
+        CheckConstraint(
+            "role = CASE place % 4 WHEN 0 THEN 'system' WHEN 2 THEN 'user' ELSE 'assistant' END",
+            name="role_at_place",
+        ),
+        CheckConstraint("job_id IS NULL OR place % 4 >= 2", name="job_at_prompt_and_reply"),
+        Index("newest_by_role", "conversation_id", "role", "place"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
+    conversation_id: Mapped[int] = mapped_column(ForeignKey("conversations.id"))
+    place: Mapped[int] = mapped_column(Integer)
+    role: Mapped[str] = mapped_column(String(20))
+    content: Mapped[str] = mapped_column(Text)
+    job_id: Mapped[int | None] = mapped_column(BigIntIdentity)
+    """The job that this is the prompt of or the reply to; unique with the role, so one reply a job."""
+    created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+
+
+class AttemptRow(DefaultBase):
+    """One try by one worker: opened by claim, closed by whoever ends the lease."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="outcome_when_ended"),
+        CheckConstraint("outcome IN ('done','failed','lost','cancelled','released')", name="outcome_known"),
+    )
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"))
+    lease_token: Mapped[str] = mapped_column(String(64), unique=True)
+    started_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+    ended_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    outcome: Mapped[str | None] = mapped_column(String(20))
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
+class WorkerRow(DefaultBase):
+    """A worker process, alive or gone; says who is there without Redis."""
+
+    __tablename__ = "workers"
+    __table_args__ = (
+        Index(
+            "workers_alive",
+            "seen_at",
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int] = mapped_column(Integer)
+    lock_path: Mapped[str] = mapped_column(Text)
+    """A file that the process holds locked while it lives: whoever can lock it knows that it is gone."""
+    models: Mapped[str] = mapped_column(Text)
+    """Names it serves, as a JSON list."""
+    n_slots: Mapped[int] = mapped_column(Integer)
+    beat: Mapped[int] = mapped_column(Integer)
+    started_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+    seen_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+    """Wall clock of the last beat; for people and /readyz, never for taking a lease away."""
+    ended_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)

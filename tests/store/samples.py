@@ -1,0 +1,55 @@
+"""Prompts and workers for tests of the record."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection
+
+from llamalith_app.store import jobs, workers
+from llamalith_app.store.users import ADMIN_ID
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+
+
+def prompt(
+    content: str = "hello",
+    conversation_id: str | None = "c",
+    *,
+    system_prompt: str = "",
+    context: str = "",
+    model: str = "m",
+    max_attempts: int = 3,
+) -> jobs.Prompt:
+    return jobs.Prompt(
+        owner_id=ADMIN_ID,
+        conversation_id=conversation_id,
+        content=content,
+        system_prompt=system_prompt,
+        context=context,
+        model=model,
+        grammar_name=None,
+        request_id="r",
+        priority=1,
+        max_attempts=max_attempts,
+    )
+
+
+def register_worker(connection: Connection, lock_path: str = "") -> int:
+    return workers.register(
+        connection, host="here", pid=1, lock_path=lock_path, models=["m"], n_slots=1, now=NOW
+    )
+
+
+def finish(connection: Connection, claim: jobs.Claim, reply: str = "a reply") -> bool:
+    return jobs.finish(
+        connection,
+        claim.job_id,
+        claim.lease_token,
+        NOW,
+        reply=reply,
+        finish_reason="stop",
+        prompt_tokens=1,
+        completion_tokens=1,
+        omitted_messages=0,
+    )

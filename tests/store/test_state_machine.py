@@ -1,0 +1,255 @@
+"""Any order of transitions, with a crash at any statement of any of them, keeps every invariant of the record."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import Connection, event
+
+from llamalith_app.store import check, conversations, jobs
+from llamalith_app.store.database import write_engine
+from llamalith_app.store.tables import Outcome, Status
+from llamalith_app.store.users import ADMIN_ID
+from tests.store.samples import NOW, finish, prompt, register_worker
+
+CONVERSATIONS = ["a", "b", "c"]
+MODELS = ["m", "n"]
+OPEN = (Status.QUEUED, Status.PROCESSING)
+
+
+class Crash(Exception):
+    """The process ends here."""
+
+
+class Known(NamedTuple):
+    conversation: str
+    model: str
+    content: str
+    status: Status
+
+
+class Record(RuleBasedStateMachine):
+    """What the record must say, kept beside it in the plainest way."""
+
+    template: Path
+
+    @initialize()
+    def open(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.engine = write_engine(Path(shutil.copy(self.template, self.folder / "r.db")))
+        self.statements_left: int | None = None
+        event.listen(self.engine, "before_cursor_execute", self.count)
+        self.jobs: dict[int, Known] = {}
+        self.claims: list[jobs.Claim] = []
+        self.replies: dict[int, str] = {}
+        self.n_submitted = 0
+        self.worker = self.run(None, register_worker)
+
+    def teardown(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.dispose()
+            shutil.rmtree(self.folder)
+
+    def count(self, *_: object) -> None:
+        if self.statements_left is not None:
+            if self.statements_left == 0:
+                raise Crash
+            self.statements_left -= 1
+
+    def run(self, crash_at: int | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """None where it crashed: nothing of it may remain then."""
+        with self.engine.connect() as connection:
+            self.statements_left = crash_at
+            try:
+                with connection.begin():
+                    return function(connection, *args, **kwargs)
+            except Crash:
+                return None
+            finally:
+                self.statements_left = None
+
+    crash = st.none() | st.integers(2, 9)
+
+    @rule(
+        conversation=st.sampled_from(CONVERSATIONS),
+        model=st.sampled_from(MODELS),
+        system=st.sampled_from(["", "be terse", "be kind"]),
+        context=st.sampled_from(["", "so far"]),
+        crash_at=crash,
+    )
+    def submit(
+        self, conversation: str, model: str, system: str, context: str, crash_at: int | None
+    ) -> None:
+        self.n_submitted += 1
+        content = f"prompt {self.n_submitted}"
+        accepted = self.run(
+            crash_at,
+            jobs.submit,
+            prompt(content, conversation, system_prompt=system, context=context, model=model, max_attempts=2),
+            NOW,
+        )
+        if accepted is not None:
+            assert accepted.job_id not in self.jobs
+            self.jobs[accepted.job_id] = Known(conversation, model, content, Status.QUEUED)
+
+    @rule(model=st.sampled_from(MODELS), crash_at=crash)
+    def claim(self, model: str, crash_at: int | None) -> None:
+        heads = {
+            next((job_id for job_id, job in self.jobs.items() if job.conversation == name and job.status in OPEN), None)
+            for name in CONVERSATIONS
+        }
+        due = sorted(
+            job_id
+            for job_id in heads - {None}
+            if self.jobs[job_id].status is Status.QUEUED and self.jobs[job_id].model == model  # type: ignore[index]
+        )  # type: ignore[type-var]
+        claim = self.run(crash_at, jobs.claim, model, self.worker, NOW)
+        if claim is None:
+            assert crash_at is not None or not due
+            return
+        assert claim.job_id == due[0]
+        self.set(claim.job_id, Status.PROCESSING)
+        self.claims.append(claim)
+
+    @rule(data=st.data(), crash_at=crash)
+    def finish(self, data: st.DataObject, crash_at: int | None) -> None:
+        claim = self.any_claim(data)
+        if claim is None:
+            return
+        reply = f"reply to {claim.job_id} by {claim.attempt}"
+        holds = self.holds(claim)
+        if self.run(crash_at, finish, claim, reply):
+            assert holds, "a stale lease wrote a reply"
+            self.set(claim.job_id, Status.DONE)
+            self.replies[claim.job_id] = reply
+        else:
+            assert not holds or crash_at is not None
+
+    @rule(
+        data=st.data(),
+        outcome=st.sampled_from([Outcome.FAILED, Outcome.LOST, Outcome.RELEASED]),
+        final=st.booleans(),
+        crash_at=crash,
+    )
+    def fail(self, data: st.DataObject, outcome: Outcome, final: bool, crash_at: int | None) -> None:
+        claim = self.any_claim(data)
+        if claim is None:
+            return
+        holds = self.holds(claim)
+        status = self.run(
+            crash_at,
+            jobs.fail,
+            claim.job_id,
+            claim.lease_token,
+            NOW,
+            outcome=outcome,
+            kind="worker_lost",
+            reason="gone",
+            pause=None if final else timedelta(0),
+        )
+        if status is None:
+            assert not holds or crash_at is not None
+            return
+        assert holds, "a stale lease ended an attempt"
+        self.set(claim.job_id, status)
+
+    @rule(data=st.data(), crash_at=crash)
+    def cancel(self, data: st.DataObject, crash_at: int | None) -> None:
+        if not self.jobs:
+            return
+        job_id = data.draw(st.sampled_from(sorted(self.jobs)))
+        before = self.jobs[job_id].status
+        status = self.run(crash_at, jobs.cancel, ADMIN_ID, job_id, NOW)
+        if status is None:
+            assert crash_at is not None
+            return
+        assert status is (Status.CANCELLED if before in OPEN else before)
+        self.set(job_id, status)
+
+    @rule()
+    def beat(self) -> None:
+        tokens = [claim.lease_token for claim in self.claims]
+        held = self.run(None, jobs.beat, tokens)
+        assert held == {claim.lease_token for claim in self.claims if self.holds(claim)}
+
+    @invariant()
+    def every_rule_of_the_record_holds(self) -> None:
+        with self.engine.connect() as connection:
+            assert check.broken(connection) == []
+            for job in jobs.newest(connection, ADMIN_ID, limit=500):
+                assert job.status == self.jobs[job.id].status
+                if job.status == "done":
+                    assert job.result == self.replies[job.id]
+            for name in CONVERSATIONS:
+                self.compare(connection, name)
+
+    @invariant()
+    def a_turn_holds_nothing_later_and_nothing_unanswered(self) -> None:
+        with self.engine.connect() as connection:
+            for claim in filter(self.holds, self.claims):
+                seen = conversations.turn(connection, claim.conversation_id, claim.turn, 10_000).messages
+                job = self.jobs[claim.job_id]
+                wanted: list[str] = []
+                for job_id, other in self.jobs.items():
+                    if other.conversation == job.conversation and job_id < claim.job_id:
+                        wanted += [other.content, self.replies[job_id]] if other.status is Status.DONE else []
+                said = [message.content for message in seen if message.content != "so far"]
+                assert [text for text in said if not text.startswith("be ")] == [*wanted, job.content]
+                assert sum(message.role == "system" for message in seen) <= 1
+
+    def compare(self, connection: Connection, name: str) -> None:
+        """Prompts in the order they were accepted in, each reply right behind its prompt."""
+        wanted: list[str] = []
+        for job_id, job in self.jobs.items():
+            if job.conversation == name:
+                wanted += [job.content, *([self.replies[job_id]] if job_id in self.replies else [])]
+        told = [
+            message.content
+            for message in conversations.messages(connection, ADMIN_ID, name)
+            if message.role != "system" and message.content != "so far"
+        ]
+        assert told == wanted
+
+    def any_claim(self, data: st.DataObject) -> jobs.Claim | None:
+        return data.draw(st.sampled_from(self.claims)) if self.claims else None
+
+    def holds(self, claim: jobs.Claim) -> bool:
+        """The newest claim of a job that is still processing."""
+        newest = max((other.attempt for other in self.claims if other.job_id == claim.job_id), default=0)
+        return self.jobs[claim.job_id].status is Status.PROCESSING and claim.attempt == newest
+
+    def set(self, job_id: int, status: Status) -> None:
+        self.jobs[job_id] = self.jobs[job_id]._replace(status=status)
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps"), [(40, 30), pytest.param(300, 60, marks=pytest.mark.slow)], ids=["quick", "long"]
+)
+def test_no_order_of_transitions_and_crashes_breaks_the_record(
+    migrated: Path, examples: int, steps: int
+) -> None:
+    Record.template = migrated
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Record,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
