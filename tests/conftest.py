@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 from sqlalchemy import Engine
 
+from llamalith_app import valkey
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.migrate import migrate
 
@@ -38,3 +43,31 @@ async def database(database_path: Path) -> AsyncIterator[Database]:
     database.open()
     yield database
     await database.close()
+
+
+@pytest.fixture(scope="session")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server for the whole run; `redis_url` empties it for each test."""
+    folder = tmp_path_factory.mktemp("v")
+    socket = folder / "s"
+    process = subprocess.Popen(
+        valkey.argv(valkey.find_binary(), folder=folder, socket=socket), stdout=subprocess.DEVNULL
+    )
+    client = Redis.from_url(f"unix://{socket}", retry=Retry(ConstantBackoff(0.02), 250))
+    client.ping()
+    client.close()
+    yield f"unix://{socket}"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def redis_url(valkey_url: str) -> str:
+    with Redis.from_url(valkey_url) as client:
+        client.flushall()
+    return valkey_url
+
+
+@pytest.fixture
+def absent_redis_url(tmp_path: Path) -> str:
+    return f"unix://{tmp_path / 'nobody.sock'}"

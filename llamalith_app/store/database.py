@@ -133,6 +133,8 @@ def _transaction(engine: Engine, batch: list[_Write]) -> list[tuple[Any, Excepti
             try:
                 outcomes.append((write.run(connection), None))
             except Exception as error:  # noqa: BLE001 - belongs to this one write; the others go on
+                if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+                    raise  # a full disk and its like end the whole transaction, so nobody's write was stored
                 connection.exec_driver_sql("ROLLBACK TO one_write")
                 outcomes.append((None, error))
             connection.exec_driver_sql("RELEASE one_write")

@@ -425,7 +425,7 @@ def position(connection: Connection, job_id: int) -> int | None:
         select(func.count()).where(
             _is(Status.QUEUED),
             JobRow.model == job.model,
-tuple_(JobRow.priority, JobRow.id) < tuple_(job.priority, job_id),
+            tuple_(JobRow.priority, JobRow.id) < tuple_(job.priority, job_id),
         )
     ).scalar_one()
     return before + 1

@@ -92,9 +92,7 @@ class Record(RuleBasedStateMachine):
         context=st.sampled_from(["", "so far"]),
         crash_at=crash,
     )
-    def submit(
-        self, conversation: str, model: str, system: str, context: str, crash_at: int | None
-    ) -> None:
+    def submit(self, conversation: str, model: str, system: str, context: str, crash_at: int | None) -> None:
         self.n_submitted += 1
         content = f"prompt {self.n_submitted}"
         accepted = self.run(
@@ -110,7 +108,14 @@ class Record(RuleBasedStateMachine):
     @rule(model=st.sampled_from(MODELS), crash_at=crash)
     def claim(self, model: str, crash_at: int | None) -> None:
         heads = {
-            next((job_id for job_id, job in self.jobs.items() if job.conversation == name and job.status in OPEN), None)
+            next(
+                (
+                    job_id
+                    for job_id, job in self.jobs.items()
+                    if job.conversation == name and job.status in OPEN
+                ),
+                None,
+            )
             for name in CONVERSATIONS
         }
         due = sorted(

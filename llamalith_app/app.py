@@ -1,0 +1,114 @@
+"""The web's composition root: `create_app(config)` puts the parts together and owns their life.
+
+Never imports the engine or the worker; what it knows of them it reads from the record and from Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from litestar import Litestar, Router
+from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from llamalith_app import __version__, grammar
+from llamalith_app.config import Config
+from llamalith_app.controllers import problems
+from llamalith_app.controllers.conversations import Conversations
+from llamalith_app.controllers.health import Probes
+from llamalith_app.controllers.jobs import Jobs
+from llamalith_app.controllers.legacy import Legacy
+from llamalith_app.controllers.live import Live
+from llamalith_app.controllers.pages import to_login
+from llamalith_app.controllers.readiness import Readings
+from llamalith_app.controllers.request import MAX_BODY_BYTES, AppRequest, Parts
+from llamalith_app.controllers.request_log import RequestLog
+from llamalith_app.errors import LlamalithError
+from llamalith_app.guards.principal import PrincipalGuard
+from llamalith_app.jobs.queue import Hints, impatient_redis
+from llamalith_app.jobs.submit import Submissions
+from llamalith_app.progress import ProgressReader
+from llamalith_app.store.database import Database
+
+
+def create_app(config: Config) -> RequestLog:
+    """The whole web application; opens its database when its lifespan starts.
+
+    Raises ConfigError for a grammar that cannot be read. The schema must be current (`store/migrate.py`).
+    """
+    models = tuple(model.name for model in config.models)
+    database = Database(config.database_path)
+    redis = impatient_redis(config.redis_url)
+    hints = Hints(config.redis_url, models)
+    submissions = Submissions(
+        database,
+        hints,
+        models=models,
+        grammars=grammar.load(config.grammar_dir),
+        max_attempts=config.max_attempts,
+    )
+    parts = Parts(
+        database=database,
+        submissions=submissions,
+        live=Live(database, ProgressReader(redis)),
+        readings=Readings(database, redis),
+    )
+
+    @asynccontextmanager
+    async def opened(_: Litestar) -> AsyncIterator[None]:
+        database.open()
+        try:
+            yield
+        finally:
+            await hints.close()
+            await database.close()
+            await redis.aclose()
+
+    api = [Jobs, Conversations, Legacy]
+    app = Litestar(
+        route_handlers=[
+            Router("/api", route_handlers=api),
+            Router("/chat/api", route_handlers=api, include_in_schema=False),
+            Probes,
+            to_login,
+        ],
+        guards=[PrincipalGuard(config.api_token)],
+        state=State({"parts": parts}),
+        request_class=AppRequest,
+        request_max_body_size=MAX_BODY_BYTES,
+        exception_handlers={
+            LlamalithError: problems.of_ours,
+            HTTPException: problems.of_litestar,
+            Exception: problems.of_anything,
+        },
+        cors_config=CORSConfig(
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Token", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+        if config.cors_origins
+        else None,
+        openapi_config=OpenAPIConfig(
+            title="Llamalith",
+            version=__version__,
+            description="A durable queue for local language models. The same API stands under /api and /chat/api.",
+            path="/api/openapi.json",
+            render_plugins=[JsonRenderPlugin(path="/")],
+            security=[{"bearer": []}, {"token": []}],
+            components=Components(
+                security_schemes={
+                    "bearer": SecurityScheme(type="http", scheme="bearer"),
+                    "token": SecurityScheme(type="apiKey", name="X-API-Token", security_scheme_in="header"),
+                }
+            ),
+        ),
+        lifespan=[opened],
+        logging_config=None,
+        debug=False,
+    )
+    return RequestLog(app)

@@ -1,0 +1,28 @@
+"""What clients read of a conversation."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llamalith_app.contracts.jobs import Job
+
+
+class Message(msgspec.Struct, kw_only=True):
+    role: str
+    content: str
+
+
+class MessageList(msgspec.Struct, kw_only=True):
+    messages: list[Message]
+    """In the order of the turns: each prompt is followed by its reply once that exists."""
+
+
+class Latest(msgspec.Struct, kw_only=True):
+    last_user: Message | None
+    last_assistant: Message | None
+    last_job: Job | None
+
+
+class LegacyStatus(msgspec.Struct, kw_only=True):
+    response: str | None
+    """The reply to the newest prompt; null until it is there."""

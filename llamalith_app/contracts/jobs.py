@@ -1,0 +1,122 @@
+"""What clients send to make a job, and what they read back of it.
+
+Field names, types and words are the original's; fields were added, none changed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from llamalith_app.contracts.text import ConversationId, Name, Text
+
+JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
+Phase = Literal["queued", "loading", "prefill", "decode"]
+
+
+class JobCreate(msgspec.Struct, kw_only=True):
+    """A prompt for a new or an existing conversation; texts are trimmed, unknown fields ignored."""
+
+    content: Text = ""
+    model: Name | None = None
+    """One of the configured names; absent or empty: the first of them."""
+    conversation_id: ConversationId | None = None
+    """Absent or empty: a new conversation with a UUID."""
+    system_prompt: Text | None = None
+    """Stored as a system message where it differs from the one in force; alone, without content, too."""
+    assistant_context: Text | None = None
+    """Stands before the prompt as something the model said."""
+    grammar_name: Name | None = None
+    """One of the GBNF grammars of the server's folder; enforced while decoding."""
+
+
+class ReplyCreate(msgspec.Struct, kw_only=True):
+    """The next prompt of a conversation; an unknown conversation is made."""
+
+    content: Text
+    model: Name | None = None
+    system_prompt: Text | None = None
+    assistant_context: Text | None = None
+    grammar_name: Name | None = None
+
+
+class LegacySubmit(msgspec.Struct, kw_only=True):
+    """The original's older way in; the same as JobCreate with other names."""
+
+    user_input: Text
+    session_id: ConversationId | None = None
+    model: Name | None = None
+    system_prompt: Text | None = None
+
+
+class JobAccepted(msgspec.Struct, kw_only=True):
+    """It is on disk and will get exactly one answer."""
+
+    ok: bool
+    queued: bool
+    """False where only a system prompt was stored: there is no job then."""
+    job_id: int | None
+    conversation_id: str
+    created_new: bool
+    """True where the conversation's id was made here."""
+    model: str
+
+
+class LegacyAccepted(msgspec.Struct, kw_only=True):
+    job_id: int
+    conversation_id: str
+    created_new: bool
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """Where a job that has not ended stands. Counts may be missing: they are live, not stored."""
+
+    phase: Phase
+    position: int | None = None
+    """Of a queued job: 1 is the next of its model."""
+    prompt_tokens: int | None = None
+    prompt_tokens_done: int | None = None
+    completion_tokens: int | None = None
+    tokens_per_s: float | None = None
+    """Of the reply so far, or of the prompt while that is read."""
+
+
+class JobError(msgspec.Struct, kw_only=True):
+    kind: str
+    """Stable: `context_overflow`, `template`, `grammar`, `model_unavailable`, `engine_died`, `worker_lost`, `internal`."""
+    reason: str
+
+
+class Job(msgspec.Struct, kw_only=True):
+    id: int
+    conversation_id: str
+    user_input: str
+    model: str
+    system_prompt: str
+    status: StatusWord
+    result: str | None
+    """The reply when done, the reason when it ended as error."""
+    created_at: datetime
+    processed_at: datetime | None
+    grammar_name: str | None
+    attempt: int
+    """Times it was started so far."""
+    started_at: datetime | None
+    error: JobError | None
+    finish_reason: str | None
+    """`stop`, or `length` where max_tokens or the context ended the reply."""
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    omitted_messages: int
+    """Earlier messages that the reply was made without, since they did not fit the model's context."""
+    progress: Progress | None = None
+    """Null once it has ended."""
+
+
+class JobList(msgspec.Struct, kw_only=True):
+    jobs: list[Job]
+    """Newest first."""

@@ -1,0 +1,1 @@
+"""Thin HTTP: each handler turns a contract into a call and the result into a contract."""

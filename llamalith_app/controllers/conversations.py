@@ -1,0 +1,66 @@
+"""Conversations over HTTP: reply, read the messages, read the newest state."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from litestar import Controller, get, post
+from litestar.params import JSONBody, PathParameter
+
+from llamalith_app.contracts.conversations import Latest, MessageList
+from llamalith_app.contracts.jobs import JobAccepted, ReplyCreate
+from llamalith_app.contracts.text import CONTROL_FREE
+from llamalith_app.controllers.request import AppRequest
+from llamalith_app.errors import BadInput
+from llamalith_app.store import conversations
+
+PathId = Annotated[
+    str,
+    PathParameter(
+        min_length=1,
+        max_length=200,
+        pattern=CONTROL_FREE,
+        description="A conversation's id: 1 to 200 characters without control characters.",
+    ),
+]
+
+
+class Conversations(Controller):
+    path = "/conversations/{conversation_id:str}"
+    tags = ("Conversations",)
+
+    @post("/reply", status_code=200, summary="Queue the next prompt")
+    async def reply(
+        self, request: AppRequest, conversation_id: PathId, data: JSONBody[ReplyCreate]
+    ) -> JobAccepted:
+        """An unknown conversation is made."""
+        if not data.content.strip():
+            raise BadInput("content is required")
+        if not conversation_id.strip():
+            raise BadInput("conversation_id: expected 1 to 200 characters that are not all blank")
+        return await request.parts.submissions.submit(
+            request.principal.user_id,
+            request.id,
+            content=data.content,
+            conversation_id=conversation_id,
+            model=data.model,
+            system_prompt=data.system_prompt,
+            assistant_context=data.assistant_context,
+            grammar_name=data.grammar_name,
+        )
+
+    @get("/messages", summary="Read the messages, in the order of the turns")
+    async def messages(self, request: AppRequest, conversation_id: PathId) -> MessageList:
+        found = await request.parts.database.read(
+            conversations.messages, request.principal.user_id, conversation_id
+        )
+        return MessageList(messages=found)
+
+    @get("/latest", summary="Read the newest prompt, reply and job")
+    async def latest(self, request: AppRequest, conversation_id: PathId) -> Latest:
+        found = await request.parts.database.read(
+            conversations.latest, request.principal.user_id, conversation_id
+        )
+        if found.last_job is not None:
+            await request.parts.live.add([found.last_job])
+        return found

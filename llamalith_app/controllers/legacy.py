@@ -1,0 +1,45 @@
+"""The original's older two routes, kept for the callers that still use them."""
+
+from __future__ import annotations
+
+from litestar import Controller, get, post
+from litestar.params import JSONBody
+
+from llamalith_app.contracts.conversations import LegacyStatus
+from llamalith_app.contracts.jobs import LegacyAccepted, LegacySubmit
+from llamalith_app.controllers.conversations import PathId
+from llamalith_app.controllers.request import AppRequest
+from llamalith_app.errors import BadInput
+from llamalith_app.store import conversations
+
+
+class Legacy(Controller):
+    path = ""
+    tags = ("Legacy",)
+
+    @post("/submit", status_code=200, summary="Queue a prompt, by the older names")
+    async def submit(self, request: AppRequest, data: JSONBody[LegacySubmit]) -> LegacyAccepted:
+        if not data.user_input.strip():
+            raise BadInput("user_input is required")
+        accepted = await request.parts.submissions.submit(
+            request.principal.user_id,
+            request.id,
+            content=data.user_input,
+            conversation_id=data.session_id,
+            model=data.model,
+            system_prompt=data.system_prompt,
+        )
+        return LegacyAccepted(
+            job_id=accepted.job_id or 0,
+            conversation_id=accepted.conversation_id,
+            created_new=accepted.created_new,
+        )
+
+    @get("/status/{conversation_id:str}", summary="Read the reply to the newest prompt")
+    async def status(self, request: AppRequest, conversation_id: PathId) -> LegacyStatus:
+        """Null until it is there; where the newest job failed, for ever."""
+        latest = await request.parts.database.read(
+            conversations.latest, request.principal.user_id, conversation_id
+        )
+        job = latest.last_job
+        return LegacyStatus(response=job.result if job is not None and job.status == "done" else None)

@@ -1,0 +1,1 @@
+"""From an accepted prompt to a stored reply. Imports nothing here, so that the web loads only `submit`."""

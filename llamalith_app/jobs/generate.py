@@ -1,0 +1,322 @@
+"""Runs jobs: a place in the pool, a claim in the record, the engine, the finish; and again until nothing is left.
+
+Called with a model's name by SAQ's task, by the worker's own look and by itself. It decides nothing by Redis, and
+holds what this worker runs now. Knows no SAQ and no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TypeVar
+
+import structlog
+from redis.asyncio import Redis
+
+from llamalith_app.config import ModelConfig
+from llamalith_app.contracts.jobs import Progress
+from llamalith_app.engine.messages import Advance, ChatMessage, Sampling, Submit
+from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineRefused
+from llamalith_app.errors import StorageUnavailable
+from llamalith_app.jobs import order, reply
+from llamalith_app.jobs.pool import Place, Pool
+from llamalith_app.jobs.queue import TaskProgress
+from llamalith_app.progress import publish
+from llamalith_app.store import conversations, jobs
+from llamalith_app.store.database import Database
+from llamalith_app.store.tables import Outcome, Status
+
+T = TypeVar("T")
+
+PUBLISH_S = 0.1
+"""At most so often is the progress of one job told."""
+STORE_AGAIN_S = 1.0
+"""Between tries to store a reply that the database did not take."""
+MAX_CHARS_A_TOKEN = 16
+"""Earlier turns are read back as far as the context could hold if every token were this long."""
+
+log = structlog.get_logger(__name__)
+
+
+class Running:
+    """One attempt that this worker is making."""
+
+    def __init__(self, claim: jobs.Claim) -> None:
+        self.claim = claim
+        self.progress = Progress(phase="loading")
+        self.text: list[str] = []
+        self.last: Advance | None = None
+        self.ends_as: Outcome | None = None
+        """Why it is to stop before its end: its lease was lost, or the worker drains."""
+        self.cancel: Callable[[], None] | None = None
+        """Tells the engine to stop it; None before it was sent there."""
+        self._decode_started = 0.0
+        self._completion_tokens = 0
+        self._started = time.monotonic()
+
+    def advance(self, step: Advance) -> None:
+        now = time.monotonic()
+        self.last = step
+        if step.tokens:
+            self._decode_started = self._decode_started or now
+            self._completion_tokens += len(step.tokens)
+            self.text.append(step.text)
+        elif step.text:
+            self.text.append(step.text)
+        decoding = self._completion_tokens > 0
+        if decoding:
+            n, since = self._completion_tokens - 1, now - self._decode_started
+        else:
+            n, since = step.prompt_done, now - self._started
+        self.progress = Progress(
+            phase="decode" if decoding else "prefill",
+            prompt_tokens=step.prompt_tokens,
+            prompt_tokens_done=step.prompt_done,
+            completion_tokens=self._completion_tokens,
+            tokens_per_s=round(n / since, 2) if n and since > 0 else None,
+        )
+
+    @property
+    def completion_tokens(self) -> int:
+        return self._completion_tokens
+
+    def seconds(self) -> float:
+        """Since the claim."""
+        return time.monotonic() - self._started
+
+
+class Generation:
+    """All that runs in this worker. `wake_later` is told how long from now a job will be due again."""
+
+    def __init__(
+        self,
+        database: Database,
+        pool: Pool,
+        redis: Redis,
+        *,
+        worker_id: int,
+        models: Mapping[str, ModelConfig],
+        grammars: Mapping[str, str],
+        wake_later: Callable[[timedelta], None],
+    ) -> None:
+        self._database = database
+        self._pool = pool
+        self._redis = redis
+        self._worker_id = worker_id
+        self._models = models
+        self._grammars = grammars
+        self._wake_later = wake_later
+        self._sequence_ids = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.running: dict[str, Running] = {}
+        """By lease token."""
+        self.draining = False
+
+    async def look(self) -> None:
+        """Starts as much of what is due as there are places for, and returns at once."""
+        if self.draining:
+            return
+        due = await self._database.read(jobs.due, datetime.now(UTC))
+        model = self._best(due)
+        n_jobs = sum(one.n_jobs for one in due if one.model == model)
+        for _ in range(min(n_jobs, self._pool.n_free(model)) if model is not None else 0):
+            task = asyncio.create_task(self.run_next(model))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def run_next(self, model: str, tell: Callable[[TaskProgress], None] | None = None) -> None:
+        """Runs due jobs of the model one after another while there are any and there is a place; then those of
+        the next model, which may have waited for just this place."""
+        chosen: str | None = model
+        while chosen is not None and await self._serve(chosen, tell):
+            chosen = self._best(await self._database.read(jobs.due, datetime.now(UTC)))
+
+    def stop(self, running: Running, ends_as: Outcome) -> None:
+        """Ends an attempt before its time, within one step of the engine."""
+        running.ends_as = ends_as
+        if running.cancel is not None:
+            running.cancel()
+
+    def _best(self, due: Sequence[jobs.Due]) -> str | None:
+        mine = [one for one in due if one.model in self._models]
+        return order.next_model(mine, self._pool.model, datetime.now(UTC))
+
+    async def _serve(self, model: str, tell: Callable[[TaskProgress], None] | None) -> bool:
+        """True if it ran anything."""
+        if self.draining or (place := self._pool.reserve(model)) is None:
+            return False
+        ran = False
+        with place:
+            while not self.draining:
+                claim = await self._database.write_lightly(
+                    jobs.claim, model, self._worker_id, datetime.now(UTC)
+                )
+                if claim is None:
+                    break
+                await self._attempt(Running(claim), place, tell or _tell_nobody)
+                ran = True
+                if len(self._models) > 1:
+                    due = await self._database.read(jobs.due, datetime.now(UTC))
+                    if self._best(due) not in (model, None):
+                        break
+        return ran
+
+    async def _attempt(self, running: Running, place: Place, tell: Callable[[TaskProgress], None]) -> None:
+        """One attempt from its claim to the end of its lease; raises nothing."""
+        claim = running.claim
+        lines = log.bind(
+            job_id=claim.job_id, attempt=claim.attempt, model=claim.model, request_id=claim.request_id
+        )
+        lines.info("attempt started")
+        self.running[claim.lease_token] = running
+        publisher = _Publisher(self._redis, running, tell)
+        try:
+            await self._run(running, place, publisher)
+        except EngineRefused as error:
+            await self._fail(running, error.kind, str(error), final=True)
+        except EngineLoadFailed as error:
+            await self._fail(running, "model_unavailable", str(error))
+        except EngineDied as error:
+            await self._fail(running, "engine_died", str(error))
+        except Exception:  # noqa: BLE001 - whatever it was, the job must not stay behind as processing
+            lines.exception("attempt failed unexpectedly")
+            await self._fail(running, "internal", "Something went wrong in the worker; its log tells more.")
+        finally:
+            publisher.close()
+            del self.running[claim.lease_token]
+
+    async def _run(self, running: Running, place: Place, publisher: _Publisher) -> None:
+        claim = running.claim
+        publisher.tell()
+        engine = await place.engine()
+        settings = self._models[claim.model].settings
+        turn = await self._database.read(
+            conversations.turn, claim.conversation_id, claim.turn, engine.loaded.n_ctx * MAX_CHARS_A_TOKEN
+        )
+        submit = Submit(
+            sequence_id=next(self._sequence_ids),
+            messages=[ChatMessage(role=message.role, content=message.content) for message in turn.messages],
+            sampling=Sampling(**{name: getattr(settings, name) for name in Sampling.__struct_fields__}),
+            stop=list(settings.stop),
+            grammar=self._grammar(claim),
+        )
+        running.cancel = partial(engine.cancel, submit.sequence_id)
+        if running.ends_as is None:
+            async for step in engine.run(submit):
+                running.advance(step)
+                publisher.tell()
+        last = running.last
+        if running.ends_as is not None or last is None or last.finish in (None, "cancelled"):
+            await self._fail(running, "interrupted", "The attempt was interrupted.")
+            return
+        finish = partial(
+            jobs.finish,
+            reply=reply.clean("".join(running.text)),
+            finish_reason=last.finish,
+            prompt_tokens=last.prompt_tokens,
+            completion_tokens=running.completion_tokens,
+            omitted_messages=last.omitted_messages + turn.n_too_old,
+        )
+        if await self._store(running, finish):
+            log.info(
+                "job done",
+                job_id=claim.job_id,
+                request_id=claim.request_id,
+                model=claim.model,
+                finish_reason=last.finish,
+                prompt_tokens=last.prompt_tokens,
+                completion_tokens=running.completion_tokens,
+                seconds=round(running.seconds(), 3),
+            )
+
+    def _grammar(self, claim: jobs.Claim) -> str:
+        if claim.grammar_name is None:
+            return ""
+        if claim.grammar_name not in self._grammars:
+            raise EngineRefused("grammar", f"This worker has no grammar named {claim.grammar_name!r}.")
+        return self._grammars[claim.grammar_name]
+
+    async def _fail(self, running: Running, kind: str, reason: str, *, final: bool = False) -> None:
+        claim = running.claim
+        pause = None if final else order.pause_before(claim.attempt)
+        outcome = running.ends_as or Outcome.FAILED
+        if outcome is Outcome.RELEASED:
+            pause = timedelta()
+        status = await self._store(
+            running, partial(jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause)
+        )
+        if status:
+            log.warning(
+                "attempt failed" if outcome is Outcome.FAILED else f"attempt {outcome.value}",
+                job_id=claim.job_id,
+                attempt=claim.attempt,
+                request_id=claim.request_id,
+                model=claim.model,
+                kind=kind,
+                status=status.value,
+            )
+        if status is Status.QUEUED and pause is not None:
+            self._wake_later(pause)
+
+    async def _store(self, running: Running, transition: Callable[..., T]) -> T | None:
+        """The end of an attempt, held and tried again while the database takes no writes and the lease is ours."""
+        claim = running.claim
+        while running.ends_as is not Outcome.LOST:
+            try:
+                return await self._database.write(
+                    transition, claim.job_id, claim.lease_token, datetime.now(UTC)
+                )
+            except StorageUnavailable:
+                await asyncio.sleep(STORE_AGAIN_S)
+        return None
+
+
+class _Publisher:
+    """Tells the progress of one attempt to Redis and to SAQ's task, at most each PUBLISH_S, without being waited for."""
+
+    def __init__(self, redis: Redis, running: Running, tell: Callable[[TaskProgress], None]) -> None:
+        self._redis = redis
+        self._running = running
+        self._tell = tell
+        self._next = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def tell(self) -> None:
+        now = time.monotonic()
+        if now < self._next or (self._task is not None and not self._task.done()):
+            return
+        self._next = now + PUBLISH_S
+        claim, progress = self._running.claim, self._running.progress
+        self._tell(
+            TaskProgress(
+                _fraction(progress),
+                {
+                    "job_id": claim.job_id,
+                    "attempt": claim.attempt,
+                    "phase": progress.phase,
+                    "prompt_tokens": progress.prompt_tokens,
+                    "prompt_tokens_done": progress.prompt_tokens_done,
+                    "completion_tokens": progress.completion_tokens,
+                },
+            )
+        )
+        self._task = asyncio.create_task(publish(self._redis, claim.job_id, claim.attempt, progress))
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
+def _fraction(progress: Progress) -> float:
+    """Of the prompt that is read; a reply's length is not known before its end."""
+    if not progress.prompt_tokens:
+        return 0.0
+    return round((progress.prompt_tokens_done or 0) / progress.prompt_tokens, 3)
+
+
+def _tell_nobody(_: TaskProgress) -> None:
+    return

@@ -1,0 +1,201 @@
+"""The sole speaker of SAQ: hints that there is work, and the workers that hear them.
+
+A hint says "there is work for this model" and nothing more; it may be lost, doubled or late. There is one SAQ
+queue a model. Knows nothing of SQL: what to do with a hint is the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import EqualJitterBackoff, NoBackoff
+from redis.exceptions import RedisError
+from saq import Job, Worker
+from saq.queue.redis import RedisQueue
+
+from llamalith_app.errors import ConfigError
+
+OLDEST_REDIS = (6, 2)
+HINT_TIMEOUT_S = 0.2
+HINT_PAUSE_S = 0.01
+"""Between two hints of one model. A worker that woke goes on until nothing is left, so more would say nothing new."""
+PENDING_HINTS = 16
+"""Hints of one model that wait to be sent; the oldest are dropped, the worker's own look finds their jobs."""
+MIRROR_S = 5.0
+"""How often a task tells SAQ its progress; SAQ cancels what is silent for HEARTBEAT_S."""
+HEARTBEAT_S = 60
+
+log = structlog.get_logger(__name__)
+
+
+class Hint(NamedTuple):
+    job_id: int
+    attempt: int
+
+
+class TaskProgress(NamedTuple):
+    """What SAQ, and so its monitor, is told of a task: a fraction and its words."""
+
+    fraction: float
+    meta: dict[str, Any]
+
+
+def impatient_redis(url: str) -> Redis:
+    """A client for what may fail: an answer within HINT_TIMEOUT_S or an error, no second try."""
+    return Redis.from_url(
+        url,
+        socket_timeout=HINT_TIMEOUT_S,
+        socket_connect_timeout=HINT_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def _patient_redis(url: str) -> Redis:
+    # Without its own retries a SAQ worker burns a core while Redis is away and runs what it had finished again.
+    return Redis.from_url(
+        url,
+        socket_timeout=15,
+        socket_connect_timeout=5,
+        health_check_interval=15,
+        retry=Retry(EqualJitterBackoff(cap=2, base=0.1), -1),
+    )
+
+
+async def refuse_old_redis(url: str) -> None:
+    """Raises ConfigError for a server older than OLDEST_REDIS; says nothing of one that is away."""
+    redis = impatient_redis(url)
+    try:
+        info = await redis.info("server")
+    except (RedisError, OSError):
+        return
+    finally:
+        await redis.aclose()
+    version = str(info.get("redis_version", ""))
+    try:
+        numbers = tuple(int(part) for part in version.split(".")[:2])
+    except ValueError:
+        return
+    if numbers < OLDEST_REDIS:
+        needed = ".".join(map(str, OLDEST_REDIS))
+        raise ConfigError([f"REDIS_URL: this server is Redis {version}; {needed} or newer is needed"])
+
+
+def _queue(redis: Redis, model: str) -> RedisQueue:
+    return RedisQueue(redis, name=f"llamalith:{model}", dump=msgspec.json.encode, load=msgspec.json.decode)
+
+
+class Hints:
+    """Sends hints beside the answers of the web process; never makes one wait, never raises."""
+
+    def __init__(self, redis_url: str, models: tuple[str, ...]) -> None:
+        self._redis = impatient_redis(redis_url)
+        self._queues = {model: _queue(self._redis, model) for model in models}
+        self._pending: dict[str, deque[Hint]] = {model: deque(maxlen=PENDING_HINTS) for model in models}
+        self._senders: dict[str, asyncio.Task[None]] = {}
+        self._away = False
+
+    def send(self, model: str, job_id: int, attempt: int = 1) -> None:
+        """`attempt`: the one that the hint is for; part of SAQ's key, so that a dead worker's entry blocks nothing."""
+        self._pending[model].append(Hint(job_id, attempt))
+        if (sender := self._senders.get(model)) is None or sender.done():
+            self._senders[model] = asyncio.create_task(self._send_pending(model))
+
+    async def close(self) -> None:
+        for sender in self._senders.values():
+            sender.cancel()
+        await asyncio.gather(*self._senders.values(), return_exceptions=True)
+        await self._redis.aclose()
+
+    async def _send_pending(self, model: str) -> None:
+        pending = self._pending[model]
+        while pending:
+            hint = pending.popleft()
+            try:
+                await self._queues[model].enqueue(
+                    "wake",
+                    job_id=hint.job_id,
+                    key=f"j{hint.job_id}.a{hint.attempt}",
+                    timeout=0,
+                    heartbeat=HEARTBEAT_S,
+                    retries=1,
+                    ttl=60,
+                )
+            except (RedisError, OSError, TimeoutError) as error:
+                pending.clear()
+                if not self._away:
+                    log.warning("redis is away; jobs start by the worker's own look", reason=str(error))
+                self._away = True
+            else:
+                if self._away:
+                    log.info("redis is back")
+                self._away = False
+            await asyncio.sleep(HINT_PAUSE_S)
+
+
+class Wakers:
+    """One SAQ worker a model in this process, each with as many tasks as the model has slots.
+
+    `wake(model, tell)` does the work; `tell` takes the progress to show. A task that SAQ cancels leaves its work
+    running: what runs is decided by leases, not by SAQ.
+    """
+
+    def __init__(
+        self,
+        redis_url: str,
+        models: tuple[str, ...],
+        n_slots: int,
+        wake: Callable[[str, Callable[[TaskProgress], None]], Awaitable[None]],
+    ) -> None:
+        self._redis = _patient_redis(redis_url)
+        self._wake = wake
+        self._running: set[asyncio.Future[None]] = set()
+        self._workers = [self._worker(model, n_slots) for model in models]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(worker.start()) for worker in self._workers]
+
+    async def stop(self) -> None:
+        """At once: what the tasks began goes on by itself."""
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._redis.aclose()
+
+    def _worker(self, model: str, n_slots: int) -> Worker[Any]:
+        async def wake(ctx: dict[str, Any], job_id: int) -> None:
+            await self._run(model, ctx["job"])
+
+        worker = Worker[Any](
+            _queue(self._redis, model),
+            functions=[("wake", wake)],
+            concurrency=n_slots,
+            dequeue_timeout=5,
+            timers={"schedule": 3600, "worker_info": 10, "sweep": 15, "abort": 3600},
+        )
+        worker.SIGNALS = []
+        return worker
+
+    async def _run(self, model: str, job: Job) -> None:
+        latest: list[TaskProgress] = []
+
+        def tell(progress: TaskProgress) -> None:
+            latest[:] = [progress]
+
+        work = asyncio.ensure_future(self._wake(model, tell))
+        self._running.add(work)
+        work.add_done_callback(self._running.discard)
+        while not work.done():
+            await asyncio.wait([work], timeout=MIRROR_S)
+            if not work.done():
+                progress = latest[0] if latest else TaskProgress(0.0, {})
+                await job.update(progress=progress.fraction, meta=progress.meta)
+        work.result()

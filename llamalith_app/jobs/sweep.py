@@ -1,0 +1,108 @@
+"""Takes leases away from attempts that nobody makes any more, and says that this worker's own are alive.
+
+A lease is dead when the worker that holds it is gone from this machine (its lock file is free), or when its beat
+stood still for STALE_S of this process's own clock; no wall clock decides. Knows no engine and no Redis.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+from llamalith_app.jobs import order
+from llamalith_app.store import jobs, workers
+from llamalith_app.store.database import Database
+from llamalith_app.store.tables import Outcome
+
+SWEEP_S = 2.0
+BEAT_S = 3.0
+STALE_S = 3 * BEAT_S
+LOST = "The worker that ran this job is gone."
+
+log = structlog.get_logger(__name__)
+
+
+def hold_lock(path: Path) -> IO[str]:
+    """The sign that this process lives: the kernel frees it with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(path, "w")  # noqa: SIM115 - open as long as the process
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
+def is_gone(lock_path: str) -> bool:
+    """True if the lock's holder has ended. False also where its file cannot be seen from here."""
+    try:
+        descriptor = os.open(lock_path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+class Sweeper:
+    def __init__(
+        self, database: Database, worker_id: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._database = database
+        self._worker_id = worker_id
+        self._clock = clock
+        self._seen: dict[str, tuple[int, float]] = {}
+        """Lease token -> its beat, and since when it stands there."""
+
+    async def sweep(self) -> int:
+        """Number of leases taken away."""
+        n_taken = 0
+        for sibling in await self._database.read(workers.not_ended):
+            if sibling.id != self._worker_id and is_gone(sibling.lock_path):
+                n_taken += await self._take(
+                    await self._database.read(jobs.held, sibling.id), f"worker {sibling.id} ended"
+                )
+                await self._database.write_lightly(workers.end, sibling.id, datetime.now(UTC))
+                Path(sibling.lock_path).unlink(missing_ok=True)
+        now = self._clock()
+        held = await self._database.read(jobs.held)
+        self._seen = {
+            lease.lease_token: seen
+            if (seen := self._seen.get(lease.lease_token)) and seen[0] == lease.beat
+            else (lease.beat, now)
+            for lease in held
+        }
+        stale = [
+            lease
+            for lease in held
+            # Its own leases are its beat's affair: a process that was frozen must not judge itself.
+            if lease.worker_id != self._worker_id and now - self._seen[lease.lease_token][1] >= STALE_S
+        ]
+        return n_taken + await self._take(stale, "its beat stood still")
+
+    async def _take(self, leases: Iterable[jobs.Held], why: str) -> int:
+        n_taken = 0
+        for lease in leases:
+            status = await self._database.write(
+                jobs.fail,
+                lease.job_id,
+                lease.lease_token,
+                datetime.now(UTC),
+                outcome=Outcome.LOST,
+                kind="worker_lost",
+                reason=LOST,
+                pause=order.pause_before(lease.attempt),
+                seen_beat=lease.beat,
+            )
+            if status is not None:
+                n_taken += 1
+                log.warning("lease taken away", job_id=lease.job_id, why=why, status=status.value)
+        return n_taken

@@ -1,0 +1,171 @@
+"""The worker process: its composition root, its timers, its drain.
+
+Hints wake it, its own look finds what no hint told, its beat keeps its leases, its sweep ends those of others
+that are gone. Imports nothing of the web.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from llamalith_app import grammar
+from llamalith_app.config import Config
+from llamalith_app.errors import StorageUnavailable
+from llamalith_app.jobs.generate import Generation
+from llamalith_app.jobs.pool import Pool
+from llamalith_app.jobs.queue import TaskProgress, Wakers, impatient_redis
+from llamalith_app.jobs.sweep import BEAT_S, SWEEP_S, Sweeper, hold_lock
+from llamalith_app.store import jobs, workers
+from llamalith_app.store.database import Database
+from llamalith_app.store.tables import Outcome
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """`engine_argv`: the command of the engine child where it is not the real one."""
+
+    def __init__(self, config: Config, engine_argv: Sequence[str] | None = None) -> None:
+        self._config = config
+        self._models = {model.name: model for model in config.models}
+        self._database = Database(config.database_path)
+        self._redis = impatient_redis(config.redis_url)
+        self._pool = Pool(self._models, config.n_slots, engine_argv)
+        self._lock_path = config.data_dir / "run" / f"worker-{os.getpid()}-{os.urandom(4).hex()}.lock"
+        self.timers: list[asyncio.Task[None]] = []
+        self._pauses: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._lock = hold_lock(self._lock_path)
+        self._database.open()
+        self.id = await self._database.write(
+            workers.register,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            lock_path=str(self._lock_path),
+            models=list(self._models),
+            n_slots=self._config.n_slots,
+            now=datetime.now(UTC),
+        )
+        self.generation = Generation(
+            self._database,
+            self._pool,
+            self._redis,
+            worker_id=self.id,
+            models=self._models,
+            grammars=grammar.load(self._config.grammar_dir),
+            wake_later=self._look_after,
+        )
+        self._sweeper = Sweeper(self._database, self.id)
+        self._wakers = Wakers(self._config.redis_url, tuple(self._models), self._config.n_slots, self._wake)
+        self._wakers.start()
+        self.timers = [
+            asyncio.create_task(_each(SWEEP_S, self._sweep_and_look)),
+            asyncio.create_task(_each(BEAT_S, self._beat)),
+        ]
+        log.info("worker ready", worker_id=self.id, models=list(self._models), n_slots=self._config.n_slots)
+
+    async def drain(self, grace_s: float) -> None:
+        """Claims nothing more, lets running jobs end for `grace_s` seconds, gives the others back, and ends."""
+        self.generation.draining = True
+        await self._wakers.stop()
+        log.info("draining", running=len(self.generation.running), grace_s=grace_s)
+        if not await self._ended(grace_s):
+            for running in list(self.generation.running.values()):
+                self.generation.stop(running, Outcome.RELEASED)
+            if not await self._ended(2.0):
+                # An engine that is still loading hears no cancel.
+                await self._pool.close()
+                await self._ended(2.0)
+        for timer in (*self.timers, *self._pauses):
+            timer.cancel()
+        await asyncio.gather(*self.timers, *self._pauses, return_exceptions=True)
+        await self._pool.close()
+        await self._database.write_lightly(workers.end, self.id, datetime.now(UTC))
+        await self._database.close()
+        await self._redis.aclose()
+        self._lock_path.unlink(missing_ok=True)
+        self._lock.close()
+        log.info("worker ended", worker_id=self.id)
+
+    async def _wake(self, model: str, tell: Callable[[TaskProgress], None]) -> None:
+        await self.generation.run_next(model, tell)
+
+    async def _sweep_and_look(self) -> None:
+        await self._sweeper.sweep()
+        await self.generation.look()
+
+    async def _beat(self) -> None:
+        await self._database.write_lightly(workers.beat, self.id, datetime.now(UTC))
+        mine = self.generation.running
+        asked = list(mine)
+        held = await self._database.write_lightly(jobs.beat, asked) if asked else set()
+        for lease_token in asked:
+            if lease_token not in held and lease_token in mine and mine[lease_token].ends_as is None:
+                log.warning("lease lost", job_id=mine[lease_token].claim.job_id)
+                self.generation.stop(mine[lease_token], Outcome.LOST)
+
+    def _look_after(self, pause: timedelta) -> None:
+        async def look() -> None:
+            await asyncio.sleep(pause.total_seconds() + 0.01)
+            await self.generation.look()
+
+        task = asyncio.create_task(look())
+        self._pauses.add(task)
+        task.add_done_callback(self._pauses.discard)
+
+    async def _ended(self, within_s: float) -> bool:
+        try:
+            async with asyncio.timeout(within_s):
+                while self.generation.running:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            return False
+        return True
+
+
+async def _each(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+    """Now and then for ever, whatever the database says meanwhile."""
+    while True:
+        try:
+            await act()
+        except StorageUnavailable as error:
+            log.warning("the record cannot be used now", reason=str(error))
+        await asyncio.sleep(seconds)
+
+
+async def run(
+    config: Config,
+    *,
+    grace_s: float,
+    engine_argv: Sequence[str] | None = None,
+    ended: asyncio.Event | None = None,
+) -> None:
+    """Runs until SIGTERM or SIGINT (or `ended`), then drains; a second signal ends the process at once."""
+    ended = ended or asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if ended.is_set():
+            os._exit(128 + number)
+        ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    worker = Worker(config, engine_argv)
+    await worker.start()
+    stopping = asyncio.create_task(ended.wait())
+    await asyncio.wait([stopping, *worker.timers], return_when=asyncio.FIRST_COMPLETED)
+    if not ended.is_set():
+        # A timer that ended is a defect; a worker without it would hold leases and keep none.
+        for timer in worker.timers:
+            if timer.done():
+                timer.result()
+    await worker.drain(grace_s)

@@ -1,0 +1,55 @@
+"""Structured logs of every process: JSON lines, or a readable form on a terminal.
+
+Owns their format and where other libraries' lines go. What is logged is ids, counts and reasons: never a prompt,
+a reply, a token or a cookie.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import msgspec
+import structlog
+
+QUIET = ("saq", "httpx", "httpcore", "alembic", "asyncio", "aiosqlite", "sqlalchemy", "uvicorn.access")
+
+
+def configure(process: str, *, log_format: str, level: str) -> None:
+    """Called once by a process's composition root. `log_format`: `json`, `text`, or `auto` by the terminal."""
+    text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        lambda _logger, _name, event: {"process": process, **event},
+    ]
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if text
+        else structlog.processors.JSONRenderer(
+            serializer=lambda event, **_: msgspec.json.encode(event, enc_hook=repr).decode()
+        )
+    )
+    exceptions: list[Any] = [] if text else [structlog.processors.format_exc_info]
+    # Our own lines go straight out; only those of libraries come by way of `logging`.
+    structlog.configure(
+        processors=[*shared, *exceptions, renderer],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *exceptions,
+            renderer,
+        ],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,67 @@
+"""Live progress of running jobs, beside the record: a short-lived Redis key a job.
+
+The worker publishes, the web reads. All of it may be lost at any moment: a reader gets nothing then, soon and
+without an error. Knows nothing of SQL and of engines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from llamalith_app.contracts.jobs import Progress
+
+EXPIRE_S = 60
+RETRY_READ_S = 1.0
+"""After a failed read Redis is left alone for so long, so that a frozen one does not slow every poll."""
+
+
+class Live(msgspec.Struct, frozen=True):
+    attempt: int
+    progress: Progress
+
+
+def _key(job_id: int) -> str:
+    return f"llamalith:progress:{job_id}"
+
+
+async def publish(redis: Redis, job_id: int, attempt: int, progress: Progress) -> None:
+    """Never raises for a Redis that is away."""
+    try:
+        await redis.set(_key(job_id), msgspec.json.encode(Live(attempt, progress)), ex=EXPIRE_S)
+    except (RedisError, OSError, TimeoutError):
+        return
+
+
+class ProgressReader:
+    def __init__(self, redis: Redis, clock: Callable[[], float] = time.monotonic) -> None:
+        self._redis = redis
+        self._clock = clock
+        self._not_before = 0.0
+
+    async def read(self, attempts: dict[int, int]) -> dict[int, Progress]:
+        """Of the running jobs given as job id -> attempt; those of which nothing is known are left out."""
+        if not attempts or self._clock() < self._not_before:
+            return {}
+        try:
+            values = await self._redis.mget([_key(job_id) for job_id in attempts])
+        except (RedisError, OSError, TimeoutError):
+            self._not_before = self._clock() + RETRY_READ_S
+            return {}
+        found = {}
+        for (job_id, attempt), value in zip(attempts.items(), values, strict=True):
+            live = None if value is None else _decode(value)
+            if live is not None and live.attempt == attempt:
+                found[job_id] = live.progress
+        return found
+
+
+def _decode(value: bytes) -> Live | None:
+    try:
+        return msgspec.json.decode(value, type=Live)
+    except msgspec.MsgspecError:
+        return None

@@ -1,0 +1,238 @@
+"""The transitions of a job, one promise each."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
+
+from llamalith_app.store import check, conversations, jobs
+from llamalith_app.store.tables import Outcome, Status
+from llamalith_app.store.users import ADMIN_ID
+from tests.store.samples import NOW, finish, prompt, register_worker
+
+
+def test_ids_are_never_given_twice(engine: Engine) -> None:
+    with engine.begin() as connection:
+        first = jobs.submit(connection, prompt(), NOW)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM messages"))
+        connection.execute(text("DELETE FROM jobs"))
+        second = jobs.submit(connection, prompt(), NOW)
+    assert first.job_id is not None
+    assert second.job_id == first.job_id + 1
+
+
+def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        jobs.submit(connection, prompt(), NOW)
+        claim = jobs.claim(connection, "m", worker, NOW)
+        assert claim is not None
+        jobs.fail(
+            connection,
+            claim.job_id,
+            claim.lease_token,
+            NOW,
+            outcome=Outcome.FAILED,
+            kind="engine_died",
+            reason="killed",
+            pause=timedelta(seconds=5),
+        )
+        assert jobs.claim(connection, "m", worker, NOW + timedelta(seconds=4)) is None
+        again = jobs.claim(connection, "m", worker, NOW + timedelta(seconds=5))
+    assert again is not None
+    assert again.attempt == 2
+
+
+def test_a_job_that_waits_for_its_pause_holds_its_conversation(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        jobs.submit(connection, prompt("first"), NOW)
+        jobs.submit(connection, prompt("second"), NOW)
+        claim = jobs.claim(connection, "m", worker, NOW)
+        assert claim is not None
+        jobs.fail(
+            connection,
+            claim.job_id,
+            claim.lease_token,
+            NOW,
+            outcome=Outcome.FAILED,
+            kind="engine_died",
+            reason="killed",
+            pause=timedelta(seconds=5),
+        )
+        assert jobs.claim(connection, "m", worker, NOW) is None
+        assert jobs.due(connection, NOW) == []
+
+
+def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        jobs.submit(connection, prompt(max_attempts=2), NOW)
+        for expected in (Status.QUEUED, Status.ERROR):
+            claim = jobs.claim(connection, "m", worker, NOW)
+            assert claim is not None
+            status = jobs.fail(
+                connection,
+                claim.job_id,
+                claim.lease_token,
+                NOW,
+                outcome=Outcome.LOST,
+                kind="worker_lost",
+                reason="It is gone.",
+                pause=timedelta(0),
+            )
+            assert status is expected
+        job = jobs.one(connection, ADMIN_ID, 1)
+    assert job is not None
+    assert (job.status, job.result, job.attempt) == ("error", "It is gone.", 2)
+    assert job.error is not None
+    assert job.error.kind == "worker_lost"
+
+
+def test_an_attempt_that_was_given_back_is_not_spent(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        jobs.submit(connection, prompt(max_attempts=1), NOW)
+        for _ in range(5):
+            claim = jobs.claim(connection, "m", worker, NOW)
+            assert claim is not None
+            status = jobs.fail(
+                connection,
+                claim.job_id,
+                claim.lease_token,
+                NOW,
+                outcome=Outcome.RELEASED,
+                kind="drained",
+                reason="",
+                pause=timedelta(0),
+            )
+            assert status is Status.QUEUED
+
+
+def test_a_sweeper_that_saw_an_old_beat_takes_nothing(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        jobs.submit(connection, prompt(), NOW)
+        claim = jobs.claim(connection, "m", worker, NOW)
+        assert claim is not None
+        (seen,) = jobs.held(connection)
+        jobs.beat(connection, [claim.lease_token])
+        status = jobs.fail(
+            connection,
+            claim.job_id,
+            claim.lease_token,
+            NOW,
+            outcome=Outcome.LOST,
+            kind="worker_lost",
+            reason="",
+            pause=timedelta(0),
+            seen_beat=seen.beat,
+        )
+        assert status is None
+        assert finish(connection, claim)
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("UPDATE jobs SET status = 'queued' WHERE id = 1", "never changes"),
+        ("UPDATE jobs SET lease_token = 'x' WHERE id = 2", "lease_while_processing"),
+        ("UPDATE jobs SET status = 'paused' WHERE id = 2", "status_known"),
+        ("UPDATE jobs SET status = 'error', processed_at = created_at WHERE id = 2", "error_has_reason"),
+        ("UPDATE jobs SET owner_id = 2 WHERE id = 2", "FOREIGN KEY"),
+        (
+            "INSERT INTO messages (conversation_id, place, role, content, job_id, created_at)"
+            " VALUES (1, 7, 'assistant', 'twice', 1, '2026-01-01 00:00:00')",
+            "UNIQUE",
+        ),
+        (
+            "INSERT INTO messages (conversation_id, place, role, content, job_id, created_at)"
+            " VALUES (2, 7, 'assistant', 'in another conversation', 2, '2026-01-01 00:00:00')",
+            "FOREIGN KEY",
+        ),
+        (
+            "INSERT INTO messages (conversation_id, place, role, content, created_at)"
+            " VALUES (1, 8, 'user', 'at the place of a system message', '2026-01-01 00:00:00')",
+            "role_at_place",
+        ),
+    ],
+)
+def test_the_database_itself_refuses(engine: Engine, statement: str, why: str) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        jobs.submit(connection, prompt(), NOW)
+        jobs.submit(connection, prompt(), NOW)
+        jobs.submit(connection, prompt(conversation_id="other"), NOW)
+        claim = jobs.claim(connection, "m", worker, NOW)
+        assert claim is not None
+        finish(connection, claim)
+    with engine.connect() as connection, pytest.raises(IntegrityError, match=why):
+        connection.execute(text(statement))
+
+
+def test_the_system_message_of_an_earlier_turn_stays_in_force_until_another_comes(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        for content, system in (("1", "A"), ("2", ""), ("3", "A"), ("4", "B")):
+            jobs.submit(connection, prompt(content, system_prompt=system), NOW)
+        told = []
+        for _ in range(4):
+            claim = jobs.claim(connection, "m", worker, NOW)
+            assert claim is not None
+            turn = conversations.turn(connection, claim.conversation_id, claim.turn, 1000)
+            told.append([message.content for message in turn.messages])
+            finish(connection, claim, f"r{claim.job_id}")
+        messages = [m.content for m in conversations.messages(connection, ADMIN_ID, "c")]
+    assert told == [
+        ["A", "1"],
+        ["A", "1", "r1", "2"],
+        ["A", "1", "r1", "2", "r2", "3"],
+        ["B", "1", "r1", "2", "r2", "3", "r3", "4"],
+    ]
+    assert messages == ["A", "1", "r1", "2", "r2", "3", "r3", "B", "4", "r4"]
+
+
+def test_a_turn_goes_back_no_further_than_it_is_told_to(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        for _ in range(3):
+            jobs.submit(connection, prompt("x" * 10), NOW)
+            claim = jobs.claim(connection, "m", worker, NOW)
+            assert claim is not None
+            finish(connection, claim, "y" * 10)
+        jobs.submit(connection, prompt("now"), NOW)
+        claim = jobs.claim(connection, "m", worker, NOW)
+        assert claim is not None
+        turn = conversations.turn(connection, claim.conversation_id, claim.turn, 40)
+    assert [message.content[0] for message in turn.messages] == ["x", "y", "x", "y", "n"]
+    assert turn.n_too_old == 2
+
+
+def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        jobs.submit(connection, prompt(), NOW)
+        claim = jobs.claim(connection, "m", worker, NOW)
+        assert claim is not None
+        finish(connection, claim)
+        connection.execute(text("DELETE FROM messages WHERE role = 'assistant'"))
+        (broken,) = check.broken(connection)
+    assert broken.rule == "a done job has exactly one reply, in its own conversation and place"
+    assert broken.rows == [{"job_id": 1, "status": "done", "replies": 0}]
+
+
+def test_claiming_reads_no_whole_table(engine: Engine) -> None:
+    with engine.connect() as connection:
+        plan = connection.exec_driver_sql(
+            "EXPLAIN QUERY PLAN "
+            + str(jobs._BEST_DUE.compile(engine, compile_kwargs={"render_postcompile": True})),
+            ("m", "2026", 1, 0),
+        ).fetchall()
+    steps = [row[3] for row in plan]
+    assert any("USING INDEX due" in step for step in steps)
+    assert any("open_by_conversation" in step for step in steps)
+    assert not any(step.startswith("SCAN") for step in steps)

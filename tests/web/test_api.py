@@ -1,0 +1,400 @@
+"""The API beyond the recorded contract: what a caller may rely on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+import structlog
+from litestar import Litestar
+from litestar.routes import HTTPRoute
+from redis.asyncio import Redis
+
+from llamalith_app.app import create_app
+from llamalith_app.config import Config
+from llamalith_app.contracts.jobs import Progress
+from llamalith_app.progress import publish
+from llamalith_app.store import jobs, workers
+from llamalith_app.store.database import Database
+from tests.store.samples import finish, register_worker
+from tests.web.conftest import TOKEN, serving
+
+TEXTS = {
+    "emoji": "🐉🏳️‍🌈👩‍👩‍👧‍👦",
+    "right to left": "שלום עולם مرحبا \u202eabc\u202c",
+    "combining marks": "e\u0301" + "\u0300" * 500 + "ẍ̈",
+    "the last code point": "\U0010ffff\ufffe\ufffd",
+    "controls that are not NUL": "a\tb\r\nc\x1b[31m\x7f",
+    "markup": "<script>alert(1)</script>&amp;'\"",
+    "SQL": "'; DROP TABLE jobs; --",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+async def test_text_comes_back_as_it_was_sent(api: httpx.AsyncClient, text: str) -> None:
+    fields = {"content": text, "conversation_id": "c", "system_prompt": text, "assistant_context": text}
+    job_id = (await api.post("/api/jobs", json=fields)).json()["job_id"]
+    messages = (await api.get("/api/conversations/c/messages")).json()["messages"]
+    assert [message["content"] for message in messages] == [text, text, text]
+    assert (await api.get(f"/api/jobs/{job_id}")).json()["user_input"] == text
+
+
+async def test_an_id_may_be_any_text_without_control_characters(api: httpx.AsyncClient) -> None:
+    public_id = "späß/ ?&=%41#🐉"
+    await api.post("/api/jobs", json={"content": "x", "conversation_id": public_id})
+    (job,) = (await api.get("/api/jobs", params={"conversation_id": public_id})).json()["jobs"]
+    assert job["conversation_id"] == public_id
+
+
+async def test_a_prompt_of_a_million_characters_is_taken(api: httpx.AsyncClient) -> None:
+    text = "ü" * 1_000_000
+    answer = await api.post("/api/jobs", json={"content": text, "conversation_id": "long"})
+    assert answer.status_code == 200
+    messages = (await api.get("/api/conversations/long/messages")).json()["messages"]
+    assert messages[0]["content"] == text
+
+
+async def test_lists_are_paged_by_the_last_id_seen(api: httpx.AsyncClient) -> None:
+    for number in range(5):
+        await api.post("/api/jobs", json={"content": str(number), "conversation_id": f"c{number}"})
+    seen, before = [], {}
+    while page := (await api.get("/api/jobs", params={"limit": 2, **before})).json()["jobs"]:
+        seen += [job["id"] for job in page]
+        before = {"before": page[-1]["id"]}
+    assert seen == [5, 4, 3, 2, 1]
+
+
+async def test_empty_filters_filter_nothing(api: httpx.AsyncClient) -> None:
+    await api.post("/api/jobs", json={"content": "x"})
+    assert len((await api.get("/api/jobs?status=&conversation_id=")).json()["jobs"]) == 1
+
+
+async def test_queued_jobs_tell_their_place_in_the_queue_of_their_model(api: httpx.AsyncClient) -> None:
+    for model in ("smollm2", "other", "smollm2", "other"):
+        await api.post("/api/jobs", json={"content": "x", "model": model})
+    listed = (await api.get("/api/jobs")).json()["jobs"]
+    assert {job["id"]: job["progress"]["position"] for job in listed} == {1: 1, 2: 1, 3: 2, 4: 2}
+    single = (await api.get("/api/jobs/4")).json()
+    assert single["progress"] == {
+        "phase": "queued",
+        "position": 2,
+        "prompt_tokens": None,
+        "prompt_tokens_done": None,
+        "completion_tokens": None,
+        "tokens_per_s": None,
+    }
+
+
+async def claimed(database: Database) -> jobs.Claim:
+    worker = await database.write(register_worker)
+    claim = await database.write(jobs.claim, "smollm2", worker, datetime.now(UTC))
+    assert claim is not None
+    return claim
+
+
+async def test_running_jobs_tell_the_progress_that_the_worker_publishes(
+    api: httpx.AsyncClient, database: Database, redis_url: str
+) -> None:
+    await api.post("/api/jobs", json={"content": "x", "conversation_id": "c"})
+    claim = await claimed(database)
+    paths = ("/api/jobs/1", "/api/jobs", "/api/conversations/c/latest")
+
+    async def told() -> list[object]:
+        one, listed, latest = [(await api.get(path)).json() for path in paths]
+        return [one["progress"], listed["jobs"][0]["progress"], latest["last_job"]["progress"]]
+
+    assert await told() == [None, None, None]
+    progress = Progress(phase="prefill", prompt_tokens=2000, prompt_tokens_done=512, tokens_per_s=300.5)
+    async with Redis.from_url(redis_url) as redis:
+        await publish(redis, 1, claim.attempt, progress)
+        assert await told() == [msgspec.to_builtins(progress)] * 3
+        await redis.set("llamalith:progress:1", b"not what we wrote")
+        assert await told() == [None, None, None]
+        await publish(redis, 1, claim.attempt - 1, progress)
+        assert await told() == [None, None, None], "of an attempt that is over"
+        await publish(redis, 1, claim.attempt, progress)
+    await database.write(finish, claim)
+    assert await told() == [None, None, None], "of a job that has ended"
+
+
+async def test_an_accepted_job_leaves_one_hint_that_holds_no_prompt(
+    api: httpx.AsyncClient, redis_url: str
+) -> None:
+    await api.post("/api/jobs", json={"content": "a secret prompt"})
+    async with Redis.from_url(redis_url) as redis:
+        hint = await redis.blpop(["saq:llamalith:smollm2:queued"], timeout=5)
+        stored = await redis.get(hint[1])
+    assert hint[1].endswith(b":j1.a1")
+    assert json.loads(stored)["kwargs"] == {"job_id": 1}
+    assert b"secret" not in stored
+
+
+async def test_a_submit_waits_for_no_redis_that_is_absent(config: Config, absent_redis_url: str) -> None:
+    async with serving(msgspec.structs.replace(config, redis_url=absent_redis_url)) as api:
+        answers = [await api.post("/api/jobs", json={"content": "x"}) for _ in range(20)]
+        listed = await api.get("/api/jobs")
+    assert {answer.status_code for answer in answers} == {200}
+    assert [job["id"] for job in listed.json()["jobs"]] == list(range(20, 0, -1))
+
+
+async def test_a_submit_waits_for_no_redis_that_is_frozen(
+    config: Config, tmp_path: Path
+) -> None:
+    frozen = await asyncio.start_unix_server(lambda reader, writer: None, tmp_path / "frozen.sock")
+    async with serving(
+        msgspec.structs.replace(config, redis_url=f"unix://{tmp_path / 'frozen.sock'}")
+    ) as api:
+        await api.get("/healthz")
+        started = time.perf_counter()
+        answer = await api.post("/api/jobs", json={"content": "x"})
+        took = time.perf_counter() - started
+    frozen.close()
+    assert answer.status_code == 200
+    # The hint's own limit is 200 ms: an answer that took as long would have waited for it.
+    assert took < 0.15
+
+
+@pytest.mark.parametrize("given", ["abc-123_X.y", "a" * 128])
+async def test_a_sane_request_id_goes_into_the_answer_the_log_and_the_job(
+    api: httpx.AsyncClient, database_path: Path, given: str
+) -> None:
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        answer = await api.post("/api/jobs", json={"content": "x"}, headers={"X-Request-ID": given})
+    assert answer.headers["x-request-id"] == given
+    (line,) = [line for line in lines if line["event"] == "request"]
+    assert line["request_id"] == given
+    assert (line["method"], line["route"], line["status"], line["principal"]) == (
+        "POST",
+        "/api/jobs",
+        200,
+        "token:1",
+    )
+    with sqlite3.connect(database_path) as connection:
+        assert connection.execute("SELECT request_id FROM jobs").fetchall() == [(given,)]
+    connection.close()
+
+
+@pytest.mark.parametrize("given", ["", "a b", "a" * 129, "<script>", "é"])
+async def test_any_other_request_id_is_replaced(api: httpx.AsyncClient, given: str) -> None:
+    answer = await api.get("/healthz", headers={"X-Request-ID": given.encode()})
+    assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
+
+
+async def test_probes_are_open_and_tell_what_is_missing_apart(
+    config: Config, absent_redis_url: str, database: Database
+) -> None:
+    async with serving(config) as api:
+        del api.headers["Authorization"]
+        assert (await api.get("/healthz")).json() == {"status": "ok"}
+        assert (await api.head("/healthz")).status_code == 200
+        no_worker = await api.get("/readyz")
+    assert no_worker.status_code == 503
+    assert no_worker.json() == {
+        "ready": False,
+        "database": "ok",
+        "redis": "ok",
+        "worker": "no worker is alive",
+    }
+    worker = await database.write(register_worker)
+    await database.write(workers.beat, worker, datetime.now(UTC))
+    async with serving(config) as api:
+        ready = await api.get("/readyz")
+    assert (ready.status_code, ready.json()["ready"]) == (200, True)
+    async with serving(msgspec.structs.replace(config, redis_url=absent_redis_url)) as api:
+        no_redis = await api.get("/readyz")
+    assert (no_redis.status_code, no_redis.json()["redis"], no_redis.json()["worker"]) == (
+        503,
+        "no answer",
+        "ok",
+    )
+
+
+async def test_no_origin_is_let_in_unless_configured(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/healthz", headers={"Origin": "http://elsewhere.example"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_configured_origins_and_no_others_are_let_in(config: Config) -> None:
+    origins = ("http://n8n.example:5678",)
+    async with serving(msgspec.structs.replace(config, cors_origins=origins)) as api:
+        mine = await api.get("/api/jobs", headers={"Origin": origins[0]})
+        other = await api.get("/api/jobs", headers={"Origin": "http://n8n.example"})
+        preflight = await api.options(
+            "/api/jobs",
+            headers={
+                "Origin": origins[0],
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization,content-type",
+            },
+        )
+    assert mine.headers["access-control-allow-origin"] == origins[0]
+    assert "access-control-allow-credentials" not in mine.headers
+    assert "access-control-allow-origin" not in other.headers
+    assert preflight.status_code == 204
+    assert preflight.headers["access-control-allow-origin"] == origins[0]
+
+
+def litestar(config: Config) -> Litestar:
+    app = create_app(config).app
+    assert isinstance(app, Litestar)
+    return app
+
+
+def test_these_routes_are_open_and_no_others(config: Config) -> None:
+    open_routes = {
+        (route.path, method)
+        for route in litestar(config).routes
+        if isinstance(route, HTTPRoute)
+        for handler in route.route_handlers
+        for method in handler.http_methods
+        if method != "OPTIONS" and handler.opt.get("open")
+    }
+    assert open_routes == {
+        ("/healthz", "GET"),
+        ("/healthz", "HEAD"),
+        ("/readyz", "GET"),
+        ("/readyz", "HEAD"),
+        # These send everybody to the login page.
+        ("/chat", "GET"),
+        ("/chat/jobs", "GET"),
+        ("/chat/jobs/rows", "GET"),
+        ("/chat/conversations", "GET"),
+        ("/chat/conversations/{conversation_id:str}", "GET"),
+    }
+
+
+async def test_every_other_route_wants_a_token(config: Config, api: httpx.AsyncClient) -> None:
+    del api.headers["Authorization"]
+    closed = [
+        (re.sub(r"\{(\w+):\w+\}", "1", route.path), method)
+        for route in litestar(config).routes
+        if isinstance(route, HTTPRoute)
+        for handler in route.route_handlers
+        for method in handler.http_methods
+        if method != "OPTIONS" and not handler.opt.get("open")
+    ]
+    assert len(closed) > 15
+    answers = {
+        (path, method): (await api.request(method, path)).status_code for path, method in closed
+    }
+    assert set(answers.values()) == {401}, answers
+
+
+async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/api/openapi.json")).json()
+    operations = {
+        (path, method): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert {path for path, _ in operations} == {
+        "/api/jobs",
+        "/api/jobs/{job_id}",
+        "/api/conversations/{conversation_id}/reply",
+        "/api/conversations/{conversation_id}/messages",
+        "/api/conversations/{conversation_id}/latest",
+        "/api/submit",
+        "/api/status/{conversation_id}",
+        "/healthz",
+        "/readyz",
+    }
+    for (path, _), operation in operations.items():
+        assert operation["summary"], path
+        assert operation["responses"]["200"]["content"]["application/json"]["schema"], path
+        assert "400" in operation["responses"] or path.endswith("z") or path == "/api/jobs", path
+    content = document["components"]["schemas"]["JobCreate"]["properties"]["content"]
+    assert content["maxLength"] == 1_000_000
+    limit = next(
+        parameter
+        for parameter in operations["/api/jobs", "get"]["parameters"]
+        if parameter["name"] == "limit"
+    )
+    assert (limit["schema"]["minimum"], limit["schema"]["maximum"]) == (1, 500)
+
+
+def test_importing_the_web_application_loads_no_engine_and_no_worker() -> None:
+    code = (
+        "import sys, llamalith_app.app;"
+        "print([name for name in sys.modules if name.split('.')[0] == 'llama_cpp'"
+        " or name.startswith(('llamalith_app.engine', 'llamalith_app.jobs.generate', 'llamalith_app.jobs.worker'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+async def test_a_2xx_is_preceded_by_an_fdatasync_of_its_write(config: Config, tmp_path: Path) -> None:
+    """Seen from outside, by strace: request in, record on disk, answer out."""
+    trace = tmp_path / "trace"
+    async with serving(config) as api:
+        await api.get("/healthz")
+        tracer = await asyncio.create_subprocess_exec(
+            *("strace", "-f", "-tt", "-s", "200", "-o", str(trace)),
+            *("-e", "trace=fdatasync,fsync,recvfrom,recvmsg,read,sendto,sendmsg,write,writev"),
+            *("-p", str(os.getpid())),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert tracer.stderr is not None
+        while b"attached" not in await tracer.stderr.readline():
+            pass
+        answers = [await api.post("/api/jobs", json={"content": f"traced {n}"}) for n in range(5)]
+        tracer.send_signal(signal.SIGINT)
+        await tracer.communicate()
+    assert {answer.status_code for answer in answers} == {200}
+    waiting = None
+    n_seen = 0
+    for line in trace.read_text(errors="replace").splitlines():
+        if "POST /api/jobs" in line and "HTTP/1.1 200" not in line and not re.search(r"(sendto|write)\w*\(", line):
+            waiting = "sync"
+        elif waiting == "sync" and re.search(r"f(data)?sync(\(| resumed)", line) and "= 0" in line:
+            waiting = "answer"
+        elif "HTTP/1.1 200 OK" in line and re.search(r"(sendto|sendmsg|write|writev)\(", line):
+            assert waiting == "answer", "answered before it was on disk"
+            waiting = None
+            n_seen += 1
+    assert n_seen == 5
+
+
+CANARIES = {name: f"canary-{name}-7f3a" for name in ("prompt", "system", "context", "title", "cookie", "query")}
+
+
+async def test_nothing_that_people_wrote_and_no_secret_is_logged(
+    config: Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        async with serving(config) as api:
+            good = {
+                "content": CANARIES["prompt"],
+                "system_prompt": CANARIES["system"],
+                "assistant_context": CANARIES["context"],
+                "conversation_id": CANARIES["title"],
+            }
+            headers = {"Cookie": f"session={CANARIES['cookie']}"}
+            for path, body in (
+                ("/api/jobs", good),
+                ("/api/jobs", {**good, "model": CANARIES["prompt"]}),
+                ("/api/jobs", {**good, "grammar_name": CANARIES["prompt"]}),
+                ("/api/jobs", [CANARIES["prompt"]]),
+                (f"/api/conversations/{CANARIES['title']}/reply", good),
+                ("/api/submit", {"user_input": CANARIES["prompt"], "session_id": CANARIES["title"]}),
+            ):
+                await api.post(path, json=body, headers=headers)
+            await api.get(f"/api/jobs?conversation_id={CANARIES['query']}&limit={CANARIES['query']}")
+            await api.get(f"/{CANARIES['query']}")
+            await api.get("/api/jobs", headers={"Authorization": f"Bearer {CANARIES['cookie']}"})
+    told = repr(lines) + "".join(capfd.readouterr())
+    assert len(lines) >= 9
+    for canary in [*CANARIES.values(), TOKEN]:
+        assert canary not in told

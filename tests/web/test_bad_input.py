@@ -1,0 +1,293 @@
+"""Whatever is sent gets a 4xx that says what is wrong, stores nothing and leaves no traceback in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+
+from llamalith_app.config import Config
+from tests.web.conftest import TOKEN
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_stored_and_nothing_is_logged_as_an_error(
+    database_path: Path, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    with structlog.testing.capture_logs() as lines:
+        yield
+    with sqlite3.connect(database_path) as connection:
+        for table in ("conversations", "messages", "jobs"):
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+    connection.close()
+    assert [line for line in lines if line["log_level"] in ("error", "critical")] == []
+    assert caplog.records == []
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps(fields).encode()
+
+
+BODIES = {
+    "not JSON": (b"{", "not valid JSON"),
+    "nothing at all": (b"", "empty"),
+    "a list": (b"[]", "Expected `object`, got `array`"),
+    "a string": (b'"content"', "Expected `object`, got `str`"),
+    "null": (b"null", "null"),
+    "a number for text": (body(content=5), "content: Expected `str`, got `int`"),
+    "null for text": (body(content=None), "content: Expected `str`, got `null`"),
+    "an object for text": (body(content={"a": 1}), "content: Expected `str`, got `object`"),
+    "a list for an id": (body(content="x", conversation_id=["a"]), "conversation_id"),
+    "100,000 nested brackets": (b"[" * 100_000, "nested too deeply"),
+    "100,000 nested objects": (b'{"a":' * 100_000, "nested too deeply"),
+    "invalid UTF-8": (b'{"content": "\xff\xfe"}', "not valid"),
+    "an overlong encoding": (b'{"content": "\xc0\xaf"}', "not valid"),
+    "a lone high surrogate": (b'{"content": "\\ud800"}', "not valid JSON"),
+    "a lone low surrogate": (b'{"content": "\\udc00x"}', "not valid JSON"),
+    "a surrogate in UTF-8": (b'{"content": "\xed\xa0\x80"}', "not valid"),
+    "NUL in the prompt": (body(content="a\0b"), "content"),
+    "NUL in the system prompt": (body(content="a", system_prompt="\0"), "system_prompt"),
+    "NUL in the context": (body(content="a", assistant_context="b\0"), "assistant_context"),
+    "NUL in the id": (body(content="a", conversation_id="b\0"), "conversation_id"),
+    "NUL in the model": (body(content="a", model="b\0"), "model"),
+    "NUL in the grammar's name": (body(content="a", grammar_name="b\0"), "grammar_name"),
+    "a line break in the id": (body(content="a", conversation_id="b\nc"), "conversation_id"),
+    "an id of 201 characters": (body(content="a", conversation_id="x" * 201), "<= 200"),
+    "a number beyond int64": (b'{"content": ' + b"9" * 40 + b"}", "content"),
+    "a number of 5,000 digits": (b'{"content": ' + b"9" * 5000 + b"}", ""),
+    "NaN": (b'{"content": NaN}', "not valid JSON"),
+    "Infinity": (b'{"content": -Infinity}', "not valid JSON"),
+    "a float that overflows": (b'{"content": 1e999}', ""),
+    "a prompt of 1,000,001 characters": (body(content="x" * 1_000_001), "<= 1000000"),
+    "an unknown model": (body(content="a", model="gpt-4"), "these are: smollm2, other"),
+    "an unknown grammar": (body(content="a", grammar_name="xml"), "these exist: yes_or_no"),
+    "a path for a grammar": (body(content="a", grammar_name="../yes_or_no"), "these exist: yes_or_no"),
+    "nothing to do": (body(content="  ", system_prompt=" "), "content or system_prompt is required"),
+}
+
+
+@pytest.mark.parametrize(("sent", "told"), BODIES.values(), ids=BODIES.keys())
+async def test_a_body_that_is_wrong_is_told_why(api: httpx.AsyncClient, sent: bytes, told: str) -> None:
+    answer = await api.post("/api/jobs", content=sent, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    problem = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["type"] == "about:llamalith/bad-input"
+    assert told in problem["detail"]
+    assert problem["error"] == problem["detail"]
+    assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"{}", b'{"content": "  "}', b'{"content": null}', b'{"model": "smollm2"}', b"[]"]
+)
+async def test_a_reply_without_content_is_refused(api: httpx.AsyncClient, sent: bytes) -> None:
+    answer = await api.post(
+        "/api/conversations/c/reply", content=sent, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert "content" in answer.json()["detail"] or sent == b"[]"
+
+
+@pytest.mark.parametrize("path", ["/api/submit", "/chat/api/submit"])
+async def test_the_older_submit_needs_its_input(api: httpx.AsyncClient, path: str) -> None:
+    assert (await api.post(path, json={"session_id": "x"})).status_code == 400
+    answer = await api.post(path, json={"user_input": " "})
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "user_input is required"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "sent"),
+    [
+        ("text/plain", b'{"content": "x"}'),
+        ("application/x-www-form-urlencoded", b"content=x"),
+        ("multipart/form-data; boundary=b", b'--b\r\n\r\n{"content": "x"}\r\n--b--'),
+        ("application/msgpack", b"\x80"),
+        ("application/jsonp", b'{"content": "x"}'),
+        ("", b'{"content": "x"}'),
+    ],
+)
+async def test_only_json_is_taken(api: httpx.AsyncClient, content_type: str, sent: bytes) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    answer = await api.post("/api/jobs", content=sent, headers=headers)
+    assert answer.status_code == 415
+    assert "expected application/json" in answer.json()["detail"]
+
+
+QUERIES = {
+    "limit=0": "1 to 500",
+    "limit=501": "1 to 500",
+    "limit=-1": "1 to 500",
+    "limit=x": "1 to 500",
+    "limit=": "1 to 500",
+    "limit=1.5": "1 to 500",
+    "limit=99999999999999999999": "1 to 500",
+    "limit=NaN": "1 to 500",
+    "before=0": "at least 1",
+    "before=9223372036854775808": "at least 1",
+    "before=abc": "at least 1",
+}
+
+
+@pytest.mark.parametrize(("query", "told"), QUERIES.items(), ids=QUERIES.keys())
+async def test_a_query_out_of_range_is_told_the_range(api: httpx.AsyncClient, query: str, told: str) -> None:
+    answer = await api.get(f"/api/jobs?{query}")
+    assert answer.status_code == 400
+    assert told in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "query", ["status=nonsense", "status=%00", "status=%ff", "conversation_id=nope", "conversation_id=%00"]
+)
+async def test_a_filter_that_matches_nothing_is_an_empty_list(api: httpx.AsyncClient, query: str) -> None:
+    answer = await api.get(f"/api/jobs?{query}")
+    assert (answer.status_code, answer.json()) == (200, {"jobs": []})
+
+
+@pytest.mark.parametrize("job_id", ["abc", "0", "-1", "1.5", "9223372036854775808", "9" * 5000, "%00"])
+async def test_a_job_id_that_is_none_is_bad_input(api: httpx.AsyncClient, job_id: str) -> None:
+    answer = await api.get(f"/api/jobs/{job_id}")
+    assert answer.status_code == 400
+    assert "a whole number" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("public_id", ["a%00b", "x" * 201, "a%0Ab", "%7F"])
+@pytest.mark.parametrize("route", ["conversations/{}/messages", "conversations/{}/latest", "status/{}"])
+async def test_a_conversation_id_that_none_can_have_is_bad_input(
+    api: httpx.AsyncClient, public_id: str, route: str
+) -> None:
+    answer = await api.get("/api/" + route.format(public_id))
+    assert answer.status_code == 400
+    assert "conversation_id" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api", "/api/job", "/api/jobs/1/2/3", "/nope", "/api/jobs/1/", "/../etc"]
+)
+async def test_an_unknown_path_is_404(api: httpx.AsyncClient, path: str) -> None:
+    answer = await api.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["type"] == "about:llamalith/not-found"
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE"])
+async def test_an_unknown_method_is_405_and_names_the_known_ones(api: httpx.AsyncClient, method: str) -> None:
+    answer = await api.request(method, "/api/jobs")
+    assert answer.status_code == 405
+    assert {"GET", "POST"} <= set(answer.headers["allow"].split(", "))
+
+
+TOKENS: dict[str, list[tuple[bytes, bytes]]] = {
+    "none": [],
+    "empty": [(b"Authorization", b"")],
+    "no token": [(b"Authorization", b"Bearer")],
+    "an empty token": [(b"Authorization", b"Bearer ")],
+    "bytes beyond ASCII": [(b"Authorization", b"Bearer \xff\xfe\xe9")],
+    "bytes beyond ASCII in the other": [(b"X-API-Token", b"\xe9")],
+    "another scheme": [(b"Authorization", b"Basic " + TOKEN.encode())],
+    "the token without a scheme": [(b"Authorization", TOKEN.encode())],
+    "two of which one is wrong": [
+        (b"Authorization", b"Bearer " + TOKEN.encode()),
+        (b"Authorization", b"Bearer nope"),
+    ],
+    "two kinds of which one is wrong": [
+        (b"Authorization", b"Bearer " + TOKEN.encode()),
+        (b"X-API-Token", b"nope"),
+    ],
+    "a longer one": [(b"X-API-Token", TOKEN.encode() + b"x")],
+    "a very long one": [(b"X-API-Token", b"x" * 20_000)],
+}
+
+
+@pytest.mark.parametrize("headers", TOKENS.values(), ids=TOKENS.keys())
+async def test_a_wrong_token_is_401(api: httpx.AsyncClient, headers: list[tuple[bytes, bytes]]) -> None:
+    lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+    answer = await raw(api, b"GET /api/jobs HTTP/1.1\r\nHost: h\r\n" + lines + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"\r\nwww-authenticate: Bearer\r\n" in answer
+    assert b'"detail":"Invalid or missing token"' in answer
+
+
+async def test_the_same_right_token_twice_is_right(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/api/jobs", headers=[("X-API-Token", TOKEN), ("X-API-Token", TOKEN)])
+    assert answer.status_code == 200
+
+
+async def raw(api: httpx.AsyncClient, head: bytes, then: bytes = b"") -> bytes:
+    """The answer to bytes on the wire, as far as one packet of it goes."""
+    reader, writer = await asyncio.open_connection(api.base_url.host, api.base_url.port)
+    writer.write(head + then)
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10) + await reader.read(4096)
+    writer.close()
+    return answer
+
+
+def head(*lines: str) -> bytes:
+    return (
+        "\r\n".join(
+            [
+                "POST /api/jobs HTTP/1.1",
+                "Host: h",
+                f"X-API-Token: {TOKEN}",
+                "Content-Type: application/json",
+                *lines,
+            ]
+        ).encode()
+        + b"\r\n\r\n"
+    )
+
+
+async def test_a_body_of_20_mb_is_refused_before_it_was_sent(api: httpx.AsyncClient) -> None:
+    assert b" 413 " in await raw(api, head("Content-Length: 20000000"), b'{"content": "')
+
+
+async def test_a_body_without_a_length_is_refused_when_it_grows_too_long(api: httpx.AsyncClient) -> None:
+    chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
+    assert b" 413 " in await raw(api, head("Transfer-Encoding: chunked"), chunk * 17)
+
+
+async def test_a_body_without_a_token_is_refused_before_it_is_read(api: httpx.AsyncClient) -> None:
+    lines = head("Content-Length: 10000000").replace(TOKEN.encode(), b"wrong")
+    assert b" 401 " in await raw(api, lines, b'{"content": "')
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Content-Length: abc"],
+        ["Content-Length: -1"],
+        ["Content-Length: 5", "Content-Length: 6"],
+        ["Bad Header: x", "Content-Length: 0"],
+        ["Transfer-Encoding: gzip"],
+    ],
+)
+async def test_broken_headers_are_400(api: httpx.AsyncClient, lines: list[str]) -> None:
+    assert b" 400 " in await raw(api, head(*lines))
+
+
+async def test_a_duplicate_content_type_is_no_way_around(api: httpx.AsyncClient) -> None:
+    answer = await raw(api, head("Content-Type: text/plain", "Content-Length: 2"), b"{}")
+    assert b" 400 " in answer or b" 415 " in answer
+
+
+async def test_a_locked_database_is_503_with_a_time_to_come_back(
+    api: httpx.AsyncClient, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
+    other = sqlite3.connect(config.database_path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with structlog.testing.capture_logs():
+        answer = await api.post("/api/jobs", json={"content": "x"})
+    other.execute("ROLLBACK")
+    other.close()
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "5"
+    assert answer.json()["type"] == "about:llamalith/storage-unavailable"
