@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -152,15 +153,16 @@ async def test_a_submit_waits_for_no_redis_that_is_absent(config: Config, absent
 async def test_a_submit_waits_for_no_redis_that_is_frozen(
     config: Config, tmp_path: Path
 ) -> None:
-    frozen = await asyncio.start_unix_server(lambda reader, writer: None, tmp_path / "frozen.sock")
-    async with serving(
-        msgspec.structs.replace(config, redis_url=f"unix://{tmp_path / 'frozen.sock'}")
-    ) as api:
-        await api.get("/healthz")
-        started = time.perf_counter()
-        answer = await api.post("/api/jobs", json={"content": "x"})
-        took = time.perf_counter() - started
-    frozen.close()
+    path = tmp_path / "frozen.sock"
+    with socket.socket(socket.AF_UNIX) as frozen:
+        # The kernel takes connections for it; nobody ever reads.
+        frozen.bind(str(path))
+        frozen.listen()
+        async with serving(msgspec.structs.replace(config, redis_url=f"unix://{path}")) as api:
+            await api.get("/healthz")
+            started = time.perf_counter()
+            answer = await api.post("/api/jobs", json={"content": "x"})
+            took = time.perf_counter() - started
     assert answer.status_code == 200
     # The hint's own limit is 200 ms: an answer that took as long would have waited for it.
     assert took < 0.15
