@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
-QUIET = ("saq", "httpx", "httpcore", "alembic", "asyncio", "aiosqlite", "sqlalchemy", "uvicorn.access")
+QUIET = ("httpx", "httpcore", "alembic", "asyncio", "aiosqlite", "sqlalchemy", "uvicorn.access")
 
 
 def configure(process: str, *, log_format: str, level: str) -> None:
@@ -51,5 +51,7 @@ def configure(process: str, *, log_format: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    # It warns at every orderly stop; what matters of it is told by jobs/queue.py.
+    logging.getLogger("saq").setLevel(logging.ERROR)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
