@@ -1,0 +1,74 @@
+"""Frames on a stream socket: a 4-byte big-endian length, then that many bytes of msgpack.
+
+Blocking for the child, asyncio for the worker. Knows no message's meaning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TypeVar
+
+import msgspec
+
+from llamalith_app.engine.messages import MAX_FRAME_BYTES
+
+T = TypeVar("T")
+HEAD_BYTES = 4
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class BrokenFrame(Exception):
+    """The peer sent what no peer of ours sends."""
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise BrokenFrame(f"a message of {len(body)} bytes")
+    return len(body).to_bytes(HEAD_BYTES, "big") + body
+
+
+def read(connection: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
+    """The next message; None at the end of the stream. Raises BrokenFrame."""
+    head = _exactly(connection, HEAD_BYTES)
+    if head is None:
+        return None
+    body = _exactly(connection, _length(head))
+    return None if body is None else _decode(body, decoder)
+
+
+async def read_async(reader: asyncio.StreamReader, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
+    """As `read`."""
+    try:
+        return _decode(await reader.readexactly(_length(await reader.readexactly(HEAD_BYTES))), decoder)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+def _length(head: bytes) -> int:
+    length = int.from_bytes(head, "big")
+    if length > MAX_FRAME_BYTES:
+        raise BrokenFrame(f"a frame of {length} bytes")
+    return length
+
+
+def _decode(body: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise BrokenFrame(str(error)) from None
+
+
+def _exactly(connection: socket.socket, n_bytes: int) -> bytes | None:
+    received = bytearray()
+    while len(received) < n_bytes:
+        try:
+            part = connection.recv(min(n_bytes - len(received), 1 << 20))
+        except ConnectionError:
+            return None
+        if not part:
+            return None
+        received += part
+    return bytes(received)

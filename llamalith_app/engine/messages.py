@@ -1,0 +1,125 @@
+"""What worker and engine say to each other: one msgpack frame a message, 4-byte big-endian length first.
+
+Owns the wire shapes and their framing limit only. The worker sends `Load` once, then `Submit` and `Cancel`
+at any time; the child answers with one `Step` frame a step, whatever number of sequences took part in it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+"""A longer frame is a broken peer, not a message."""
+
+FinishReason = Literal["stop", "length", "cancelled"]
+RefusalKind = Literal["context_overflow", "template", "grammar", "internal"]
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How one sequence draws its tokens; names and meaning as in llama.cpp's sampler chain."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    typical_p: float
+    repeat_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None = None
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
+    """First message to a child: the one model that it will hold until it ends."""
+
+    model: str
+    path: str
+    sha256: str | None
+    """Lower-case hex; checked before llama.cpp sees the file. None: not checked."""
+    chat_format: str
+    """`auto`: the GGUF's own template; else a name of llama-cpp-python's chat formats."""
+    n_ctx: int
+    """Tokens a sequence can hold, prompt and reply together."""
+    n_slots: int
+    """Sequences that can run side by side."""
+    n_chunk: int
+    """Prompt tokens evaluated in one step at most."""
+    n_threads: int
+    """0: as many as there are cores for this process."""
+    n_gpu_layers: int = 0
+    """-1: all."""
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
+    sequence_id: int
+    """Chosen by the worker, never used twice in one child."""
+    messages: list[ChatMessage]
+    """The whole turn: system message if any, earlier turns, and the prompt as the last one."""
+    sampling: Sampling
+    stop: list[str]
+    grammar: str = ""
+    """GBNF text with a rule `root`; empty: none."""
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Frees the sequence's slot within one step; answered by its finish with `cancelled`, or by nothing if it had ended."""
+
+    sequence_id: int
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    progress: float
+    """0 to 1."""
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
+    n_ctx: int
+    """Tokens a sequence can hold after the model's own limit was applied."""
+    n_slots: int
+    load_s: float
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """The child ends after it."""
+
+    reason: str
+    """A sentence for people that names the file."""
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """This sequence cannot run, now or later; nothing else is touched."""
+
+    sequence_id: int
+    kind: RefusalKind
+    reason: str
+
+
+class Advance(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step did for one sequence."""
+
+    sequence_id: int
+    prompt_tokens: int
+    prompt_done: int
+    """Prompt tokens that stand in the slot, reused ones included."""
+    tokens: list[int] = []
+    text: str = ""
+    """Whole characters only; what could still become a stop string is held back."""
+    omitted_messages: int = 0
+    """Earlier messages left out because they did not fit the context."""
+    finish: FinishReason | None = None
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    sequences: list[Advance]
+
+
+ToEngine = Load | Submit | Cancel
+FromEngine = Loading | Loaded | LoadFailed | Refused | Step

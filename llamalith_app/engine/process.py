@@ -1,0 +1,214 @@
+"""The worker's side of an engine: starts the child, speaks its messages, and notices its death at once.
+
+One process holds one model until it ends. Knows no jobs; a run is a sequence id and its advances.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import structlog
+
+from llamalith_app.engine import frames
+from llamalith_app.engine.messages import (
+    Advance,
+    Cancel,
+    FromEngine,
+    Load,
+    Loaded,
+    LoadFailed,
+    Loading,
+    RefusalKind,
+    Refused,
+    Submit,
+    ToEngine,
+)
+from llamalith_app.errors import LlamalithError
+
+REAL_ENGINE = (sys.executable, "-P", "-m", "llamalith_app.engine")
+END_S = 5.0
+"""Seconds that a child gets to end by itself before it is killed."""
+KEPT_LINES = 20
+
+log = structlog.get_logger(__name__)
+
+
+class EngineLoadFailed(LlamalithError):
+    """The model cannot be loaded; the reason names it and its file."""
+
+
+class EngineDied(LlamalithError):
+    """The child ended while it had work; the reason says how."""
+
+
+class EngineRefused(LlamalithError):
+    """This sequence cannot run; the engine goes on."""
+
+    def __init__(self, kind: RefusalKind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class EngineProcess:
+    """Made by `start`, which returns once the model is loaded; ended by `stop`."""
+
+    loaded: Loaded
+
+    def __init__(self, model: str, process: asyncio.subprocess.Process) -> None:
+        self.model = model
+        self.died = asyncio.Event()
+        """Set when the child is gone, whoever ended it."""
+        self._process = process
+        self._runs: dict[int, asyncio.Queue[Advance | LlamalithError]] = {}
+        self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._loading: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        self._stopping = False
+
+    @classmethod
+    async def start(cls, load: Load, argv: Sequence[str] | None = None) -> Self:
+        """Raises EngineLoadFailed, or EngineDied where the child died before it had loaded the model."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *(argv or REAL_ENGINE),
+                *("--fd", str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                # Ctrl-C in a terminal is not for it: it ends when its worker does.
+                start_new_session=True,
+                # ggml_abort would start a debugger where there is one, and hold the dying child for seconds.
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+            )
+        engine = cls(load.model, process)
+        reader, engine._writer = await asyncio.open_connection(sock=ours)
+        engine._reading = asyncio.create_task(engine._read(reader))
+        engine._lines = asyncio.create_task(engine._keep_lines())
+        try:
+            engine._send(load)
+            engine.loaded = await asyncio.shield(engine._loading)
+        except BaseException:
+            await engine.stop()
+            raise
+        return engine
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def run(self, submit: Submit) -> AsyncIterator[Advance]:
+        """Its advances, the last with a `finish`. Raises EngineRefused, and EngineDied at once when the child dies."""
+        steps: asyncio.Queue[Advance | LlamalithError] = asyncio.Queue()
+        self._runs[submit.sequence_id] = steps
+        try:
+            if self.died.is_set():
+                raise EngineDied(self._how_it_died())
+            self._send(submit)
+            while True:
+                step = await steps.get()
+                if isinstance(step, LlamalithError):
+                    raise step
+                yield step
+                if step.finish is not None:
+                    return
+        finally:
+            del self._runs[submit.sequence_id]
+
+    def cancel(self, sequence_id: int) -> None:
+        """Ends a run within one step, with finish `cancelled`; nothing happens for one that has ended."""
+        if not self.died.is_set():
+            self._send(Cancel(sequence_id))
+
+    async def stop(self) -> None:
+        """Ends the child and waits until it is gone."""
+        self._stopping = True
+        self._writer.close()
+        try:
+            async with asyncio.timeout(END_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        await asyncio.gather(self._reading, self._lines, return_exceptions=True)
+
+    def _send(self, message: ToEngine) -> None:
+        self._writer.write(frames.encode(message))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        try:
+            while (message := await frames.read_async(reader, decoder)) is not None:
+                self._take(message)
+        except frames.BrokenFrame as error:
+            log.error("broken frame from the engine", model=self.model, reason=str(error))
+            self._process.kill()
+        await self._process.wait()
+        await asyncio.gather(self._lines, return_exceptions=True)
+        self.died.set()
+        self._writer.close()
+        error = EngineDied(self._how_it_died())
+        if not self._stopping:
+            log.warning("engine died", model=self.model, pid=self.pid, reason=str(error))
+        if not self._loading.done():
+            self._loading.set_exception(error)
+        for steps in self._runs.values():
+            steps.put_nowait(error)
+
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case Loaded():
+                self._loading.set_result(message)
+            case LoadFailed(reason):
+                self._loading.set_exception(EngineLoadFailed(reason))
+            case Loading(progress):
+                log.debug("model loading", model=self.model, progress=round(progress, 2))
+            case Refused():
+                if steps := self._runs.get(message.sequence_id):
+                    steps.put_nowait(EngineRefused(message.kind, message.reason))
+            case _:
+                for advance in message.sequences:
+                    if steps := self._runs.get(advance.sequence_id):
+                        steps.put_nowait(advance)
+
+    async def _keep_lines(self) -> None:
+        """What the child says on stderr, which native code uses as it likes; a long line comes in parts."""
+        assert self._process.stderr is not None
+        rest = b""
+        while part := await self._process.stderr.read(4096):
+            *lines, rest = (rest + part).split(b"\n")
+            rest = rest[-1000:]
+            for line in lines:
+                self._keep_line(line)
+        self._keep_line(rest)
+
+    def _keep_line(self, line: bytes) -> None:
+        if text := line.decode(errors="replace").strip():
+            self._last_lines.append(text[:500])
+            log.debug("engine says", model=self.model, line=text[:500])
+
+    def _how_it_died(self) -> str:
+        code = self._process.returncode
+        if code is not None and code < 0:
+            how = f"The engine was ended by {_signal_name(-code)}"
+            if -code == signal.SIGKILL:
+                how += ", as the system does when memory runs out"
+        else:
+            how = f"The engine ended with exit code {code}"
+        return f"{how}. {self._last_lines[-1]}" if self._last_lines else f"{how}."
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

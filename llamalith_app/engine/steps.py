@@ -1,0 +1,72 @@
+"""What passes between deciding and doing: a step's plan, what was sampled, and the runner that carries it out.
+
+The scheduler makes plans, a runner evaluates them; the real one is `runner.py`, the tests' one is a fake. Knows
+tokens and slots only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from llamalith_app.engine.messages import ChatMessage, RefusalKind, Sampling
+
+
+class Refusal(Exception):
+    """This sequence cannot run; the reason is a sentence for people."""
+
+    def __init__(self, kind: RefusalKind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind: RefusalKind = kind
+        self.reason = reason
+
+
+class Work(NamedTuple):
+    """Tokens of one sequence that one step evaluates."""
+
+    sequence_id: int
+    slot: int
+    tokens: Sequence[int]
+    position: int
+    """Of the first of them in the slot."""
+    wanted: bool
+    """Sample a token after the last of them."""
+
+
+class Sampled(NamedTuple):
+    sequence_id: int
+    token: int
+
+
+class Runner(Protocol):
+    """One loaded model with its slots. Used by one thread."""
+
+    n_ctx: int
+    """Tokens a slot holds."""
+    n_slots: int
+    extra_stop: Sequence[str]
+    """Stop strings that belong to the chat format."""
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt as the chat template writes it, ready for the reply. Raises whatever the template raises."""
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+    def piece(self, token: int) -> bytes:
+        """What the token adds to the text; may be part of a character, and is empty for control tokens."""
+
+    def is_end(self, token: int) -> bool: ...
+
+    def begin(self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
+        """Makes the sequence's sampler. Raises Refusal for a grammar that cannot be used."""
+
+    def end(self, sequence_id: int) -> None:
+        """Frees its sampler; the slot keeps its tokens."""
+
+    def keep(self, slot: int, n_tokens: int) -> int:
+        """Forgets what the slot holds beyond its first tokens; returns how many it could keep, or 0."""
+
+    def evaluate(self, plan: Sequence[Work]) -> list[Sampled]:
+        """The only call that takes time. One token for each work that wants one."""
+
+    def close(self) -> None: ...

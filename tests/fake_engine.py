@@ -1,0 +1,135 @@
+"""The one fake of the project: a runner that writes what a script says, under the real child, scheduler and frames.
+
+As a library: `FakeRunner(script)`. As a process, in place of the real engine:
+
+    argv = fake_engine.argv(script_path)        # for EngineProcess.start, Pool, Worker
+
+A token is one UTF-8 byte. The script, a JSON file that is read anew for each prompt, is a list of rules; the first
+whose `when` stands in the newest prompt decides, else the reply is the SHA-256 of the whole rendered prompt:
+
+    {"when": "hello", "reply": "Hello to you."}
+    {"when": "bad",   "refuse": "Model exploded"}          # kind `internal`, this very reason
+    {"when": "die",   "signal": 9, "until": "PATH"}        # dies while PATH does not exist, and then makes it
+    {"when": "wait",  "gate": "PATH", "reply": "x"}        # reads the prompt, then waits until PATH exists
+    {"when": "slow",  "step_s": 0.05}                      # each step that it takes part in takes so long
+    {"model": "m",    "cannot_load": "It is broken."}      # at load, by the model's name
+    {"model": "m",    "load_signal": 6}
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llamalith_app.engine.child import CannotLoad, serve
+from llamalith_app.engine.messages import ChatMessage, Load, Sampling
+from llamalith_app.engine.steps import Refusal, Sampled, Work
+
+END = 256
+"""The token that ends a reply."""
+GATE_LOOK_S = 0.005
+
+
+def argv(script: Path) -> list[str]:
+    return [sys.executable, "-m", "tests.fake_engine", "--script", str(script)]
+
+
+class FakeRunner:
+    def __init__(
+        self, rules: Callable[[], list[dict[str, Any]]], *, n_ctx: int = 2048, n_slots: int = 1
+    ) -> None:
+        self.n_ctx = n_ctx
+        self.n_slots = n_slots
+        self.extra_stop: Sequence[str] = ()
+        self._rules = rules
+        self._rule: dict[int, dict[str, Any]] = {}
+        self._left: dict[int, list[int]] = {}
+        self.held: list[list[int]] = [[] for _ in range(n_slots)]
+        """What the KV cache of each slot would hold."""
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        return "".join(f"<{message.role}>{message.content}</{message.role}>" for message in messages)
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token])
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+    def begin(self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
+        text = bytes(prompt).decode(errors="replace")
+        newest = text.rpartition("<user>")[2]
+        rule = next((rule for rule in self._rules() if "when" in rule and rule["when"] in newest), {})
+        if "refuse" in rule:
+            raise Refusal("internal", rule["refuse"])
+        reply = rule.get("reply", hashlib.sha256(text.encode()).hexdigest())
+        self._rule[sequence_id] = rule
+        self._left[sequence_id] = [*reply.encode(), END]
+
+    def end(self, sequence_id: int) -> None:
+        self._rule.pop(sequence_id, None)
+        self._left.pop(sequence_id, None)
+
+    def keep(self, slot: int, n_tokens: int) -> int:
+        del self.held[slot][n_tokens:]
+        return n_tokens
+
+    def evaluate(self, plan: Sequence[Work]) -> list[Sampled]:
+        sampled = []
+        for work in plan:
+            held = self.held[work.slot]
+            if len(held) != work.position:
+                raise AssertionError(f"slot {work.slot} holds {len(held)} tokens, not {work.position}")
+            held.extend(work.tokens)
+            rule = self._rule[work.sequence_id]
+            time.sleep(rule.get("step_s", 0))
+            if work.wanted:
+                self._obey(rule)
+                sampled.append(Sampled(work.sequence_id, self._left[work.sequence_id].pop(0)))
+        return sampled
+
+    def close(self) -> None:
+        return
+
+    def _obey(self, rule: dict[str, Any]) -> None:
+        if "signal" in rule and not Path(rule["until"]).exists():
+            Path(rule["until"]).touch()
+            os.kill(os.getpid(), rule["signal"])
+        while "gate" in rule and not Path(rule["gate"]).exists():
+            time.sleep(GATE_LOOK_S)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--script", type=Path, required=True)
+    parser.add_argument("--fd", type=int, required=True)
+    options = parser.parse_args()
+
+    def rules() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(options.script.read_text())
+        return found
+
+    def open_runner(load: Load, tell: Callable[[float], None]) -> FakeRunner:
+        for rule in rules():
+            if rule.get("model") == load.model:
+                if "load_signal" in rule:
+                    os.kill(os.getpid(), rule["load_signal"])
+                raise CannotLoad(rule["cannot_load"])
+        tell(1.0)
+        return FakeRunner(rules, n_ctx=load.n_ctx, n_slots=load.n_slots)
+
+    serve(options.fd, open_runner)
+
+
+if __name__ == "__main__":
+    main()
