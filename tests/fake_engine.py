@@ -9,7 +9,7 @@ whose `when` stands in the newest prompt decides, else the reply is the SHA-256 
 
     {"when": "hello", "reply": "Hello to you."}
     {"when": "bad",   "refuse": "Model exploded"}          # kind `internal`, this very reason
-    {"when": "die",   "signal": 9, "until": "PATH"}        # dies while PATH does not exist, and then makes it
+    {"when": "die",   "signal": 9, "once": "PATH"}         # dies, but not where PATH exists, which it then makes
     {"when": "wait",  "gate": "PATH", "reply": "x"}        # reads the prompt, then waits until PATH exists
     {"when": "slow",  "step_s": 0.05}                      # each step that it takes part in takes so long
     {"model": "m",    "cannot_load": "It is broken."}      # at load, by the model's name
@@ -102,8 +102,9 @@ class FakeRunner:
         return
 
     def _obey(self, rule: dict[str, Any]) -> None:
-        if "signal" in rule and not Path(rule["until"]).exists():
-            Path(rule["until"]).touch()
+        if "signal" in rule and not ("once" in rule and Path(rule["once"]).exists()):
+            if "once" in rule:
+                Path(rule["once"]).touch()
             os.kill(os.getpid(), rule["signal"])
         while "gate" in rule and not Path(rule["gate"]).exists():
             time.sleep(GATE_LOOK_S)

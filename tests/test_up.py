@@ -1,0 +1,250 @@
+"""Supervision, with real processes, real signals and real locks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from llamalith_app import pidfile, up
+from llamalith_app.config import Config
+from llamalith_app.errors import ConfigError
+
+SUPERVISED = Path(__file__).with_name("supervised.py")
+PATIENCE_S = 20.0
+
+
+class Supervised:
+    """A supervisor in a process of its own, and what its parts say."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.pid = process.pid
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._stdout, self._stderr = process.stdout, process.stderr
+        self.said: list[str] = []
+
+    def signal(self, number: int) -> None:
+        # Not through asyncio's process object: it could reap the child from under its watcher.
+        if is_alive(self.pid):
+            os.kill(self.pid, number)
+
+    async def dies(self) -> None:
+        """Kills the supervisor alone and waits for its death, not for its output, which its parts hold."""
+        self.signal(signal.SIGKILL)
+        while is_alive(self.pid):
+            await asyncio.sleep(0.005)
+
+    async def says(self, name: str, word: str) -> int:
+        """Waits until the part says the word; its pid."""
+        while True:
+            said_by, pid = await self._next(word)
+            if said_by == name:
+                return pid
+
+    async def started(self, *names: str) -> dict[str, int]:
+        """Waits until each of the parts has started; their pids."""
+        pids: dict[str, int] = {}
+        while set(pids) < set(names):
+            name, pid = await self._next("started")
+            pids[name] = pid
+        return pids
+
+    async def all_gone(self) -> list[str]:
+        """Waits until nobody is left who could say anything; all that was said."""
+        async with asyncio.timeout(PATIENCE_S):
+            for line in (await self._stdout.read()).decode().splitlines():
+                self.said.append(" ".join(line.split()[:2]))
+        return self.said
+
+    async def _next(self, word: str) -> tuple[str, int]:
+        async with asyncio.timeout(PATIENCE_S):
+            while line := (await self._stdout.readline()).decode().split():
+                self.said.append(" ".join(line[:2]))
+                if line[1] == word:
+                    return line[0], int(line[2])
+        raise AssertionError(f"nobody says {word}; said: {self.said}; log: {await self.log()}")
+
+    async def log(self) -> str:
+        async with asyncio.timeout(PATIENCE_S):
+            return (await self._stderr.read()).decode()
+
+
+@asynccontextmanager
+async def supervised(run_dir: Path, *pairs: str, grace_s: float = 10.0) -> AsyncIterator[Supervised]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *(str(SUPERVISED), "supervise", str(run_dir), str(grace_s), *pairs),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    running = Supervised(process)
+    try:
+        yield running
+    finally:
+        # A second signal ends every part, also where a test failed half way.
+        running.signal(signal.SIGTERM)
+        running.signal(signal.SIGTERM)
+        await process.communicate()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_a_part_that_is_killed_is_started_again_at_once(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "web=drains", "worker=drains") as running:
+        killed = (await running.started("web", "worker"))["web"]
+        assert pidfile.read_pid(tmp_path / "web.pid") == killed
+        os.kill(killed, signal.SIGKILL)
+        assert await running.says("web", "started") != killed
+        running.signal(signal.SIGTERM)
+        assert "worker refused" not in await running.all_gone()
+        assert '"reason":"signal 9","in_s":0.0' in await running.log()
+
+
+@pytest.mark.parametrize(
+    ("n_short_lives", "seconds"),
+    [(0, 0), (1, 0), (2, 0.5), (3, 1), (4, 2), (5, 4), (6, 8), (7, 10), (99, 10)],
+)
+def test_pauses_between_starts_grow_to_ten_seconds(n_short_lives: int, seconds: float) -> None:
+    assert up.pause_s(n_short_lives) == seconds
+
+
+async def test_sigterm_drains_our_parts_then_ends_the_others_and_exits_0(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "queue=tool", "web=drains", "worker=drains") as running:
+        await running.started("queue", "web", "worker")
+        running.signal(signal.SIGTERM)
+        said = await running.all_gone()
+        assert await running.process.wait() == 0
+    assert sorted(said[3:5]) == ["web told", "worker told"]
+    assert said[5:] == ["queue told"]
+    assert list(tmp_path.glob("*.pid")) == []
+
+
+async def test_a_part_that_does_not_drain_in_time_is_killed(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "worker=stubborn", grace_s=0.1) as running:
+        pid = await running.says("worker", "started")
+        running.signal(signal.SIGTERM)
+        assert (await running.all_gone())[-1] == "worker told"
+        assert await running.process.wait() == 0
+        assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_second_signal_ends_everything_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    async with supervised(tmp_path, "worker=stubborn", "queue=tool", grace_s=600) as running:
+        await running.started("worker", "queue")
+        running.signal(number)
+        await running.says("worker", "told")
+        running.signal(number)
+        assert "queue told" not in await running.all_gone()
+        assert await running.process.wait() == 128 + number
+
+
+async def test_nothing_is_left_running_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+    pairs = ("web=drains", "worker=drains", f"valkey={tmp_path / 'its data'}")
+    async with supervised(tmp_path, *pairs) as running:
+        await running.started("web", "worker")
+        await running.dies()
+        # The end of the output is the end of Valkey as well: it holds it like the others.
+        assert {"web orphaned", "worker orphaned"} <= set(await running.all_gone())
+
+
+async def test_what_a_dead_supervisor_left_is_replaced(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "worker=clings") as first:
+        left = await first.says("worker", "started")
+        await first.dies()
+        async with supervised(tmp_path, "worker=clings") as second:
+            assert await second.says("worker", "started") != left
+            assert (await first.all_gone())[-1] == "worker told"
+            second.signal(signal.SIGTERM)
+            assert "replaced what an earlier start left running" in await second.log()
+
+
+async def test_a_stale_pid_file_ends_no_stranger(tmp_path: Path) -> None:
+    stranger = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
+    try:
+        (tmp_path / "worker.pid").write_text(f"{stranger.pid}\n")
+        async with supervised(tmp_path, "worker=drains") as running:
+            pid = await running.says("worker", "started")
+            assert pidfile.read_pid(tmp_path / "worker.pid") == pid
+            assert stranger.returncode is None
+            assert is_alive(stranger.pid)
+    finally:
+        stranger.kill()
+        await stranger.wait()
+
+
+async def test_a_part_that_refuses_its_configuration_at_first_ends_all_with_exit_code_2(
+    tmp_path: Path,
+) -> None:
+    async with supervised(tmp_path, "web=refuses", "worker=drains") as running:
+        await running.all_gone()
+        assert await running.process.wait() == 2
+
+
+async def test_a_part_that_has_lived_is_started_again_whatever_its_exit_code(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "web=wavers") as running:
+        os.kill(await running.says("web", "started"), signal.SIGKILL)
+        await running.says("web", "refused")
+        await running.says("web", "refused")
+        running.signal(signal.SIGTERM)
+        await running.all_gone()
+        assert await running.process.wait() == 0
+
+
+async def test_a_second_start_on_a_data_directory_names_the_first(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lock = pidfile.try_lock(tmp_path / "run" / "up.lock")
+    assert lock is not None
+    try:
+        pidfile.write_pid(lock, 4711)
+        with pytest.raises(ConfigError, match=r"pid 4711\) runs on "):
+            await up.run(Config(data_dir=tmp_path), host="127.0.0.1", port=1, grace_s=1)
+    finally:
+        os.close(lock)
+
+
+def test_a_port_that_a_stranger_listens_on_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: another program listens there"):
+            up.check_port("127.0.0.1", port)
+    up.check_port("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:8000: Cannot assign"):
+        up.check_port("192.0.2.1", 8000)
+
+
+@pytest.mark.parametrize(("status", "ready"), [("200 OK", True), ("503 Service Unavailable", False)])
+async def test_ready_is_what_readyz_answers(status: str, ready: bool) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readuntil(b"\r\n\r\n")
+        assert asked.startswith(b"GET /readyz HTTP/1.1\r\n")
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        assert await up.serves(*server.sockets[0].getsockname()) is ready
+
+
+async def test_not_listening_is_not_ready() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert await up.serves("127.0.0.1", port) is False

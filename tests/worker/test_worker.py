@@ -1,0 +1,392 @@
+"""The worker over the real record, the real Valkey and a real engine child whose runner is the fake one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+import structlog
+from redis.asyncio import Redis
+
+from llamalith_app.config import Config
+from llamalith_app.jobs.queue import Hints
+from llamalith_app.jobs.sweep import hold_lock
+from llamalith_app.progress import Live
+from llamalith_app.store import conversations, jobs, workers
+from llamalith_app.store.database import Database
+from llamalith_app.store.users import ADMIN_ID
+from tests.settle import eventually
+from tests.store.samples import register_worker
+from tests.worker.conftest import Script, Submit, attempts, ended, slots, working
+
+
+async def test_a_job_is_found_without_any_hint(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "hello", "reply": " <think>hm</think> Hello to you.\n"})
+    async with working(config, script):
+        job = await ended(database, await submit("hello", "c"))
+    assert (job.status, job.result, job.attempt) == ("done", "Hello to you.", 1)
+    assert job.prompt_tokens == len("<user>hello</user>")
+    assert job.finish_reason == "stop"
+    assert job.started_at is not None
+    assert job.processed_at is not None
+    assert job.created_at <= job.started_at <= job.processed_at
+
+
+async def test_a_hint_starts_a_job_long_before_the_worker_looks_by_itself(
+    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 3600)
+    hints = Hints(config.redis_url, ("m", "n"))
+    async with working(config, script):
+        job_id = await submit("hello")
+        hints.send("m", job_id)
+        assert (await ended(database, job_id)).status == "done"
+    await hints.close()
+
+
+async def test_a_prompt_sees_the_turns_before_it_and_none_behind_it(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "one", "reply": "R1"}, {"when": "two", "refuse": "no"})
+    ids = [
+        await submit(content, "c", system_prompt="S", context=context)
+        for content, context in (("one", ""), ("two", "unsent"), ("three", "so far"), ("four", ""))
+    ]
+    async with working(config, script):
+        done = [await ended(database, job_id) for job_id in ids]
+    assert [job.status for job in done] == ["done", "error", "done", "done"]
+    third = "<system>S</system><user>one</user><assistant>R1</assistant><assistant>so far</assistant><user>three</user>"
+    assert done[2].result == hashlib.sha256(third.encode()).hexdigest()
+    told = [m.content for m in await database.read(conversations.messages, ADMIN_ID, "c")]
+    assert told == ["S", "one", "R1", "unsent", "two", "so far", "three", done[2].result, "four", done[3].result]
+
+
+async def test_conversations_run_beside_each_other_and_each_in_order(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script.write({"when": "long", "step_s": 0.01, "reply": "x" * 40})
+    ids = [await submit(f"long {n}", conversation_id) for n in range(3) for conversation_id in "abc"]
+    async with working(slots(config, 3), script):
+        done = [await ended(database, job_id) for job_id in ids]
+    gate.touch()
+    spans = {
+        name: sorted(
+            (job.started_at, job.processed_at)
+            for job in done
+            if job.conversation_id == name and job.started_at and job.processed_at
+        )
+        for name in "abc"
+    }
+    for span in spans.values():
+        assert all(earlier[1] <= later[0] for earlier, later in zip(span, span[1:], strict=False))
+    assert spans["a"][0][1] > spans["b"][0][0]
+    assert spans["b"][0][1] > spans["a"][0][0]
+
+
+async def test_a_refused_prompt_is_an_error_with_its_reason_and_is_not_tried_again(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "bad", "refuse": "Model exploded"})
+    async with working(config, script):
+        job = await ended(database, await submit("bad"))
+    assert (job.status, job.result, job.attempt) == ("error", "Model exploded", 1)
+    assert job.error is not None
+    assert job.error.kind == "internal"
+
+
+async def test_a_job_whose_engine_is_killed_runs_again_at_once(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    script.write({"when": "die", "signal": 9, "once": str(tmp_path / "died"), "reply": "Alive."})
+    async with working(config, script):
+        job = await ended(database, await submit("die"))
+    assert (job.status, job.result, job.attempt) == ("done", "Alive.", 2)
+    (first, second) = await attempts(database, job.id)
+    assert first[:2] == (1, "failed")
+    assert "SIGKILL" in first[2]
+    assert second == (2, "done", None)
+    assert job.started_at is not None
+    assert (job.started_at - job.created_at).total_seconds() < 3
+
+
+async def test_a_job_that_kills_each_engine_ends_as_error_after_three_attempts_and_others_go_on(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "poison", "signal": 11})
+    async with working(config, script):
+        poison = await submit("poison", "p")
+        other = await submit("fine", "q")
+        job = await ended(database, poison)
+        assert (await ended(database, other)).status == "done"
+    assert (job.status, job.attempt) == ("error", 3)
+    assert job.error is not None
+    assert job.error.kind == "engine_died"
+    assert "SIGSEGV" in job.error.reason
+
+
+async def test_a_model_that_cannot_be_loaded_is_told_by_name_and_other_models_go_on(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"model": "m", "cannot_load": "The file of model m (/x.gguf) is damaged."})
+    async with working(config, script):
+        job = await ended(database, await submit("x", model="m"))
+        assert (await ended(database, await submit("x", model="n"))).status == "done"
+    assert (job.status, job.attempt) == ("error", 3)
+    assert job.error == msgspec.convert(
+        {"kind": "model_unavailable", "reason": "The file of model m (/x.gguf) is damaged."}, type(job.error)
+    )
+
+
+async def test_an_engine_that_dies_in_loading_names_the_model_and_the_file(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"model": "m", "load_signal": 6})
+    async with working(config, script):
+        job = await ended(database, await submit("x"))
+    assert job.error is not None
+    assert job.error.kind == "model_unavailable"
+    assert "model m" in job.error.reason
+    assert "m.gguf" in job.error.reason
+    assert "SIGABRT" in job.error.reason
+
+
+async def test_a_job_for_another_model_swaps_it(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with working(config, script):
+            ids = [await submit(f"{n}", model=model) for n, model in enumerate(["m", "m", "n", "m", "n"])]
+            for job_id in ids:
+                assert (await ended(database, job_id)).status == "done"
+    assert [line["model"] for line in lines if line["event"] == "model loaded"] == ["m", "n"]
+
+
+async def test_a_grammar_that_the_worker_does_not_have_is_an_error_of_that_job(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    async with working(config, script):
+        job = await ended(database, await submit("x", grammar_name="gone"))
+    assert job.error is not None
+    assert job.error.kind == "grammar"
+
+
+async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.queue.MIRROR_S", 0.05)
+    monkeypatch.setattr("llamalith_app.jobs.generate.PUBLISH_S", 0)
+    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 3600)
+    gate = tmp_path / "gate"
+    script.write({"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)})
+    hints = Hints(config.redis_url, ("m",))
+    async with Redis.from_url(config.redis_url) as redis, working(config, script):
+        job_id = await submit("long" * 300)
+        hints.send("m", job_id)
+        counts: set[int] = set()
+
+        async def mirrored() -> bool:
+            live = await redis.get(f"llamalith:progress:{job_id}")
+            if live is not None:
+                done = msgspec.json.decode(live, type=Live).progress.prompt_tokens_done
+                counts.add(done or 0)
+            told = await redis.get(f"saq:job:llamalith:m:j{job_id}.a1")
+            if told is None:
+                return False
+            job = msgspec.json.decode(told)
+            return (job.get("meta") or {}).get("job_id") == job_id and job["meta"]["phase"] == "prefill"
+
+        await eventually(mirrored)
+        gate.touch()
+        assert (await ended(database, job_id)).status == "done"
+    await hints.close()
+    assert len(counts) >= 2
+
+
+async def test_redis_may_be_wiped_at_any_moment(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "long", "step_s": 0.01, "reply": "x" * 20})
+    hints = Hints(config.redis_url, ("m",))
+    async with Redis.from_url(config.redis_url) as redis, working(config, script):
+        ids = []
+        for number in range(10):
+            ids.append(await submit(f"long {number}"))
+            hints.send("m", ids[-1])
+            await redis.flushall()
+        wiping = asyncio.create_task(wipe(redis))
+        done = [await ended(database, job_id) for job_id in ids]
+        wiping.cancel()
+    await hints.close()
+    assert {job.status for job in done} == {"done"}
+    assert {job.attempt for job in done} == {1}
+
+
+async def wipe(redis: Redis) -> None:
+    while True:
+        await redis.flushall()
+        await asyncio.sleep(0.05)
+
+
+async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_look(
+    config: Config, script: Script, submit: Submit, database: Database, absent_redis_url: str
+) -> None:
+    async with working(msgspec.structs.replace(config, redis_url=absent_redis_url), script):
+        await ended(database, await submit("warm up"))
+        job = await ended(database, await submit("x"))
+    assert job.started_at is not None
+    assert (job.started_at - job.created_at).total_seconds() < 3
+
+
+async def test_a_drain_lets_a_short_job_end(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "short", "step_s": 0.01, "reply": "x" * 30})
+    async with working(config, script) as worker:
+        job_id = await submit("short")
+        waiting = await submit("later")
+        await eventually(lambda: running(worker))
+    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    assert job is not None
+    assert (job.status, job.attempt) == ("done", 1)
+    left = await database.read(jobs.one, ADMIN_ID, waiting)
+    assert left is not None
+    assert (left.status, left.attempt) == ("queued", 0)
+
+
+async def running(worker: object) -> bool:
+    return bool(worker.generation.running)  # type: ignore[attr-defined]
+
+
+async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_attempt(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
+    async with working(config, script, grace_s=0.1) as worker:
+        job_id = await submit("long", max_attempts=1)
+        await eventually(lambda: running(worker))
+    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    assert job is not None
+    assert job.status == "queued"
+    script.write()
+    async with working(config, script):
+        assert (await ended(database, job_id)).status == "done"
+    assert [attempt[1] for attempt in await attempts(database, job_id)] == ["released", "done"]
+
+
+async def test_a_lease_that_was_lost_stops_the_run_and_writes_nothing(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.worker.BEAT_S", 0.02)
+    script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
+    async with working(config, script) as worker:
+        job_id = await submit("long")
+        await eventually(lambda: running(worker))
+        await database.write(jobs.cancel, ADMIN_ID, job_id, datetime.now(UTC))
+
+        async def stopped() -> bool:
+            return not worker.generation.running
+
+        await eventually(stopped)
+        assert (await ended(database, await submit("next"))).status == "done"
+    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    assert job is not None
+    assert (job.status, job.result) == ("cancelled", None)
+
+
+async def test_the_jobs_of_a_worker_that_is_gone_from_this_machine_run_again_at_once(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    lock_path = tmp_path / "gone.lock"
+    hold_lock(lock_path).close()
+    gone = await database.write(register_worker, str(lock_path))
+    job_id = await submit("left behind")
+    assert await database.write(jobs.claim, "m", gone, datetime.now(UTC))
+    async with working(config, script):
+        job = await ended(database, job_id)
+    assert (job.status, job.attempt) == ("done", 2)
+    assert [sibling.id for sibling in await database.read(workers.not_ended)] == []
+    assert (await attempts(database, job_id))[0][:2] == (1, "lost")
+
+
+async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.sweep.STALE_S", 0.3)
+    frozen = await database.write(register_worker, str(tmp_path / "on another machine"))
+    job_id = await submit("left behind")
+    claim = await database.write(jobs.claim, "m", frozen, datetime.now(UTC))
+    assert claim is not None
+    async with working(config, script):
+        job = await ended(database, job_id)
+    assert (job.status, job.attempt) == ("done", 2)
+    assert await database.write(jobs.beat, [claim.lease_token]) == set()
+
+
+async def test_a_worker_that_beats_keeps_its_lease_however_long_its_job_takes(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.worker.BEAT_S", 0.05)
+    monkeypatch.setattr("llamalith_app.jobs.sweep.STALE_S", 0.4)
+    script.write({"when": "long", "step_s": 0.02, "reply": "x" * 60})
+    async with working(config, script), working(config, script):
+        job = await ended(database, await submit("long"))
+    assert (job.status, job.attempt) == ("done", 1)
+
+
+async def test_an_idle_engine_that_dies_costs_no_job_an_attempt(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    async with working(config, script) as worker:
+        await ended(database, await submit("first"))
+        engine = worker._pool._engine
+        assert engine is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await engine.died.wait()
+        job = await ended(database, await submit("second"))
+    assert (job.status, job.attempt) == ("done", 1)
+
+
+async def test_nothing_that_people_or_models_wrote_is_logged(
+    config: Config, script: Script, submit: Submit, database: Database, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script.write(
+        {"when": "canary-good", "reply": "canary-reply"},
+        {"when": "canary-bad", "refuse": "canary-refusal"},
+        {"when": "canary-die", "signal": 9},
+    )
+    with structlog.testing.capture_logs() as lines:
+        async with working(config, script):
+            for content in ("canary-good", "canary-bad", "canary-die"):
+                await ended(database, await submit(content, f"canary-id-{content}", system_prompt="canary-s"))
+    assert len(lines) > 8
+    assert "canary" not in repr(lines) + "".join(capfd.readouterr())
+    assert {line["request_id"] for line in lines if line["event"] == "attempt started"} == {"r"}
