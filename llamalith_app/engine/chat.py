@@ -1,125 +1,104 @@
-"""From a turn's messages to a prompt that fits the context.
+"""From a conversation to prompt tokens that fit the context, or a refusal that says why not.
 
-Owns the policy of what is left out (oldest turns first; never the system message or the newest prompt) and of how
-messages are put for templates that insist on an order of roles. Pure: rendering and tokenising are passed in.
+Owns the policy of what is left out and of how roles are bent to a template that insists. Knows no llama.cpp: it is
+given a way to render and a way to tokenize.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-
-import msgspec
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from llamalith_app.engine.messages import ChatMessage
-from llamalith_app.engine.steps import Refusal, Rendered
+from llamalith_app.engine.steps import Refusal
 
-MAX_CHARS_A_TOKEN = 16
-"""Turns over the room that is left by this measure are left out without being tokenised."""
-
-Render = Callable[[Sequence[ChatMessage]], Rendered]
+Render = Callable[[Sequence[ChatMessage]], str]
+Tokenize = Callable[[str], list[int]]
 
 
-class Prompt(msgspec.Struct, frozen=True):
+class Prompt(NamedTuple):
     tokens: list[int]
-    stop: tuple[str, ...]
     omitted_messages: int
 
 
 def fit(
-    messages: Sequence[ChatMessage],
-    render: Render,
-    tokenize: Callable[[str], list[int]],
-    *,
-    n_ctx: int,
-    max_tokens: int,
+    messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_ctx: int, max_tokens: int
 ) -> Prompt:
-    """The longest run of newest turns that leaves room for the reply: `max_tokens`, a quarter of the context at most.
+    """Keeps the system message and as many of the newest turns as leave room for the reply.
 
-    Raises Refusal (context_overflow, template).
+    The room is max_tokens, but no more than a quarter of the context. Raises Refusal: `context_overflow` where the
+    newest prompt alone does not fit, `template` where the chat template takes the messages in no form.
     """
-    n_reserved = min(max_tokens, n_ctx // 4)
-    n_room = n_ctx - n_reserved
-    system, turns = _split(messages)
+    reserve = max(1, min(max_tokens, n_ctx // 4))
+    n_fit = n_ctx - reserve
+    system = [message for message in messages[:1] if message.role == "system"]
+    rest = messages[len(system) :]
+    starts = _starts(rest)
 
-    def without(n_turns: int) -> Prompt:
-        kept = [*system, *itertools.chain.from_iterable(turns[n_turns:])]
-        rendered = _render(kept, render)
-        return Prompt(tokenize(rendered.text), rendered.stop, len(messages) - len(kept))
+    def tokens_from(start: int) -> list[int]:
+        return tokenize(_rendered([*system, *rest[start:]], render))
 
-    n_newest = len(turns) - 1
-    n_least = _n_surely_too_old(system, turns, n_room)
-    if _fits(prompt := without(n_least), n_room):
-        return prompt
-    if n_least < n_newest:
-        prompt = without(n_newest)
-    if not _fits(prompt, n_room):
-        together = " together with its system message" if system else ""
+    tokens = tokens_from(starts[0])
+    if len(tokens) <= n_fit:
+        return Prompt(tokens, starts[0])
+    shortest = tokens_from(starts[-1])
+    if len(shortest) > n_fit:
+        with_system = " together with its system message" if system else ""
         raise Refusal(
             "context_overflow",
-            f"The prompt has {len(prompt.tokens)} tokens{together}; {n_room} fit "
-            f"(context of {n_ctx} tokens, {n_reserved} kept for the reply).",
+            f"The prompt has {len(shortest)} tokens{with_system}; {n_fit} fit"
+            f" (context of {n_ctx} tokens, {reserve} kept for the reply).",
         )
-    low, high = n_least + 1, n_newest
+    # Fewer turns never make a longer prompt, so the first start that fits can be searched for.
+    low, high, best = 1, len(starts) - 1, shortest
     while low < high:
         middle = (low + high) // 2
-        if _fits(trial := without(middle), n_room):
-            prompt, high = trial, middle
+        tokens = tokens_from(starts[middle])
+        if len(tokens) <= n_fit:
+            high, best = middle, tokens
         else:
             low = middle + 1
-    return prompt
+    return Prompt(best, starts[high])
 
 
-def _fits(prompt: Prompt, n_room: int) -> bool:
-    return len(prompt.tokens) <= n_room
-
-
-def _split(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[list[ChatMessage]]]:
-    """The leading system messages, and turns: a user's message and what follows it. What stands before the first
-    user's message is a turn too."""
-    n_system = next((at for at, one in enumerate(messages) if one.role != "system"), len(messages))
-    turns: list[list[ChatMessage]] = []
-    for message in messages[n_system:]:
-        if message.role == "user" or not turns:
-            turns.append([])
-        turns[-1].append(message)
-    return list(messages[:n_system]), turns or [[]]
-
-
-def _n_surely_too_old(
-    system: Sequence[ChatMessage], turns: Sequence[Sequence[ChatMessage]], n_room: int
-) -> int:
-    """How many of the oldest turns need no tokenising to be known as too much."""
-    n_chars = sum(len(message.content) for message in system)
-    for n_kept, turn in enumerate(reversed(turns)):
-        n_chars += sum(len(message.content) for message in turn)
-        if n_kept and n_chars > n_room * MAX_CHARS_A_TOKEN:
-            return len(turns) - n_kept
-    return 0
-
-
-def _render(messages: Sequence[ChatMessage], render: Render) -> Rendered:
-    """As they are, else in the shapes that templates with rules about roles take. Raises the first Refusal."""
-    refusal: Refusal | None = None
-    for shaped in (lambda: messages, lambda: _joined(messages), lambda: _folded(messages)):
-        try:
-            return render(shaped())
-        except Refusal as error:
-            refusal = refusal or error
-    assert refusal is not None
-    raise refusal
-
-
-def _joined(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Neighbouring messages of one role as one."""
-    return [
-        ChatMessage(role, "\n\n".join(message.content for message in group))
-        for role, group in itertools.groupby(messages, key=lambda message: message.role)
+def _starts(rest: Sequence[ChatMessage]) -> list[int]:
+    """Where the kept part may begin: at all of it, else at a prompt, or at the context put before the last one."""
+    last = len(rest) - 1
+    own_context = last - 1
+    return [0] + [
+        index
+        for index in range(1, len(rest))
+        if rest[index].role == "user"
+        or (index == own_context and index > 0 and rest[index - 1].role == rest[index].role == "assistant")
     ]
 
 
-def _folded(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """What stands before the first user's message as the head of that message."""
-    n_before = next((at for at, one in enumerate(messages) if one.role == "user"), 0)
-    first = "\n\n".join(message.content for message in messages[: n_before + 1])
-    return _joined([ChatMessage("user", first), *messages[n_before + 1 :]])
+def _rendered(messages: Sequence[ChatMessage], render: Render) -> str:
+    reason = ""
+    for form in _forms(messages):
+        try:
+            return render(form)
+        except Exception as error:  # noqa: BLE001 - a template is a program of the model's maker
+            reason = reason or str(error).strip() or type(error).__name__
+    raise Refusal("template", f"The model's chat template refuses this conversation: {reason[:500]}")
+
+
+def _forms(messages: Sequence[ChatMessage]) -> Iterator[Sequence[ChatMessage]]:
+    """As they are; neighbours of one role joined; all that comes before the first prompt folded into it."""
+    yield messages
+    joined = _joined(messages)
+    yield joined
+    first = next((index for index, message in enumerate(joined) if message.role == "user"), None)
+    if first:
+        folded = "\n\n".join(message.content for message in joined[: first + 1])
+        yield [ChatMessage("user", folded), *joined[first + 1 :]]
+
+
+def _joined(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    joined: list[ChatMessage] = []
+    for message in messages:
+        if joined and joined[-1].role == message.role:
+            joined[-1] = ChatMessage(message.role, f"{joined[-1].content}\n\n{message.content}")
+        else:
+            joined.append(message)
+    return joined

@@ -1,68 +1,74 @@
-"""Frames on the socket between worker and engine: a 4-byte big-endian length, then one msgpack message.
+"""Frames on a stream socket: a 4-byte big-endian length, then that many bytes of msgpack.
 
-Owns reading and writing them, blocking for the child and asyncio for the parent, and telling a broken peer from one
-that is gone. Knows nothing of what the messages mean.
+Blocking for the child, asyncio for the worker. Knows no message's meaning.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
-from typing import BinaryIO
+import socket
+from typing import TypeVar
 
 import msgspec
 
-from llamalith_app.engine.messages import MAX_FRAME_BYTES, FromEngine, ToEngine
-from llamalith_app.errors import LlamalithError
+from llamalith_app.engine.messages import MAX_FRAME_BYTES
 
-_LENGTH = struct.Struct(">I")
-_ENCODER = msgspec.msgpack.Encoder()
-_TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
-_FROM_ENGINE: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+T = TypeVar("T")
+HEAD_BYTES = 4
 
-
-class FrameError(LlamalithError):
-    """The peer sent what is no message: too long, cut off, or of another shape."""
+_encoder = msgspec.msgpack.Encoder()
 
 
-def pack(message: ToEngine | FromEngine) -> bytes:
-    """One frame. Raises FrameError when it is over MAX_FRAME_BYTES."""
-    body = _ENCODER.encode(message)
-    return _LENGTH.pack(_checked(len(body))) + body
+class BrokenFrame(Exception):
+    """The peer sent what no peer of ours sends."""
 
 
-def read_to_engine(stream: BinaryIO) -> ToEngine | None:
-    """Blocks for the next message; None: the peer is gone. Raises FrameError."""
-    header = stream.read(_LENGTH.size)
-    if not header:
+def encode(message: msgspec.Struct) -> bytes:
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise BrokenFrame(f"a message of {len(body)} bytes")
+    return len(body).to_bytes(HEAD_BYTES, "big") + body
+
+
+def read(connection: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
+    """The next message; None at the end of the stream. Raises BrokenFrame."""
+    head = _exactly(connection, HEAD_BYTES)
+    if head is None:
         return None
-    if len(header) < _LENGTH.size:
-        raise FrameError("A frame was cut off in its length.")
-    n_bytes = _checked(_LENGTH.unpack(header)[0])
-    body = stream.read(n_bytes)
-    if len(body) < n_bytes:
-        raise FrameError(f"A frame of {n_bytes} bytes was cut off.")
-    return _decoded(body, _TO_ENGINE)
+    body = _exactly(connection, _length(head))
+    return None if body is None else _decode(body, decoder)
 
 
-async def read_from_engine(stream: asyncio.StreamReader) -> FromEngine | None:
-    """Waits for the next message; None: the peer is gone, at whatever place. Raises FrameError."""
+async def read_async(reader: asyncio.StreamReader, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
+    """As `read`."""
     try:
-        header = await stream.readexactly(_LENGTH.size)
-        body = await stream.readexactly(_checked(_LENGTH.unpack(header)[0]))
+        return _decode(await reader.readexactly(_length(await reader.readexactly(HEAD_BYTES))), decoder)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
-    return _decoded(body, _FROM_ENGINE)
 
 
-def _checked(n_bytes: int) -> int:
-    if n_bytes > MAX_FRAME_BYTES:
-        raise FrameError(f"A frame of {n_bytes} bytes is over the limit of {MAX_FRAME_BYTES}.")
-    return n_bytes
+def _length(head: bytes) -> int:
+    length = int.from_bytes(head, "big")
+    if length > MAX_FRAME_BYTES:
+        raise BrokenFrame(f"a frame of {length} bytes")
+    return length
 
 
-def _decoded[T](body: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+def _decode(body: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
     try:
         return decoder.decode(body)
-    except msgspec.MsgspecError as error:
-        raise FrameError(f"A frame holds no message: {error}") from error
+    except msgspec.DecodeError as error:
+        raise BrokenFrame(str(error)) from None
+
+
+def _exactly(connection: socket.socket, n_bytes: int) -> bytes | None:
+    received = bytearray()
+    while len(received) < n_bytes:
+        try:
+            part = connection.recv(min(n_bytes - len(received), 1 << 20))
+        except ConnectionError:
+            return None
+        if not part:
+            return None
+        received += part
+    return bytes(received)

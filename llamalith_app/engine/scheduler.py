@@ -1,134 +1,156 @@
-"""Decides what each step evaluates, and what its result means: `admit -> plan -> (evaluate) -> apply`.
+"""Decides what each step evaluates and what came of it: plan -> evaluate -> apply. Pure; never touches llama.cpp.
 
-Each step decodes one token for every running sequence and adds prefill up to `n_chunk` prompt tokens, so a long prompt
-never stalls the others. Pure: never touches llama.cpp, frames or a clock. Nothing may come between `plan` and its `apply`.
+A step decodes one token of every running sequence and reads at most `n_chunk` prompt tokens, shared by those that
+are in prefill, so that a long prompt never stalls the others for longer than a chunk takes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence as Items
+from typing import NamedTuple
 
-from llamalith_app.engine.messages import Advance, Refused
+from llamalith_app.engine.messages import Advance, FinishReason
 from llamalith_app.engine.sequence import Sequence
 from llamalith_app.engine.slots import SlotTable
-from llamalith_app.engine.steps import Sampled, SampleFailed, StepPlan, Vocabulary, Work
+from llamalith_app.engine.steps import Sampled, Work
+
+
+class Admission(NamedTuple):
+    sequence: Sequence
+    slot: int
+    n_reused: int
 
 
 class Scheduler:
-    def __init__(self, slots: SlotTable, vocabulary: Vocabulary, *, n_ctx: int, n_chunk: int) -> None:
-        self._slots = slots
-        self._vocabulary = vocabulary
+    def __init__(
+        self,
+        *,
+        n_slots: int,
+        n_ctx: int,
+        n_chunk: int,
+        piece: Callable[[int], bytes],
+        is_end: Callable[[int], bool],
+    ) -> None:
+        self.slots = SlotTable(n_slots)
         self._n_ctx = n_ctx
         self._n_chunk = n_chunk
+        self._piece = piece
+        self._is_end = is_end
         self._waiting: deque[Sequence] = deque()
-        """In order of arrival; none has a slot."""
-        self._prefilling: deque[Sequence] = deque()
-        """The one whose last chunk is longest ago comes first."""
-        self._decoding: dict[int, Sequence] = {}
-        """By slot."""
+        self._running: dict[int, Sequence] = {}
+        self._plan: list[Work] = []
 
     @property
     def is_idle(self) -> bool:
-        return not (self._waiting or self._prefilling or self._decoding)
+        return not self._waiting and not self._running
 
     def submit(self, sequence: Sequence) -> None:
-        """Raises ValueError for a prompt that is empty or does not leave room for one token."""
-        if not 0 < len(sequence.prompt) < self._n_ctx:
-            raise ValueError(f"a prompt of {len(sequence.prompt)} tokens in a context of {self._n_ctx}")
+        """Waits for a slot behind those that came before. Its prompt must be shorter than the context."""
         self._waiting.append(sequence)
 
-    def cancel(self, sequence_id: int) -> Advance | None:
-        """Its last advance; its slot is free at once. None: it had ended."""
-        sequence = next((one for one in self._all() if one.id == sequence_id), None)
-        if sequence is None:
-            return None
-        self.drop(sequence)
-        return sequence.advance("cancelled")
-
-    def drop(self, sequence: Sequence) -> None:
-        """Ends it without a word."""
-        if sequence.slot is None:
-            self._waiting.remove(sequence)
-            return
-        if self._decoding.pop(sequence.slot, None) is None:
-            self._prefilling.remove(sequence)
-        self._slots.free(sequence.slot)
-
-    def admit(self) -> list[Sequence]:
-        """Gives idle slots to those that wait; `n_done` of each says how much of the slot is kept."""
-        admitted = []
+    def admit(self) -> list[Admission]:
+        """Gives idle slots to waiting sequences, in order. The caller has the runner keep the reused tokens and
+        tells by `reused` where that was not possible."""
+        admissions = []
         while self._waiting:
             sequence = self._waiting[0]
-            admission = self._slots.try_admit(sequence.id, sequence.prompt)
-            if admission is None:
+            place = self.slots.try_admit(sequence.id, sequence.prompt)
+            if place is None:
                 break
-            sequence.slot, sequence.n_done = admission.slot, admission.n_kept
-            self._prefilling.append(self._waiting.popleft())
-            admitted.append(sequence)
-        return admitted
+            self._waiting.popleft()
+            sequence.slot, sequence.n_evaluated = place
+            self._running[sequence.id] = sequence
+            admissions.append(Admission(sequence, *place))
+        return admissions
 
-    def plan(self) -> StepPlan:
-        """Empty when nothing runs."""
-        work = [self._work(slot, sequence) for slot, sequence in self._decoding.items()]
-        n_left = self._n_chunk
-        for sequence in list(self._prefilling):
-            one = self._work(sequence.slot, sequence)
-            # Only whole chunks, so that a prompt is cut at the same places whoever runs beside it: other borders
-            # round differently, and the same prompt would not get the same reply.
-            if len(one.tokens) <= n_left:
-                work.append(one)
-                n_left -= len(one.tokens)
-                self._prefilling.remove(sequence)
-                self._prefilling.append(sequence)
-        return StepPlan(work)
+    def reused(self, admission: Admission, n_kept: int) -> None:
+        """The slot could keep only so many of the tokens that were to be reused."""
+        self.slots.keep(admission.slot, n_kept)
+        admission.sequence.n_evaluated = n_kept
 
-    def apply(self, plan: StepPlan, results: Iterable[Sampled | SampleFailed]) -> list[Advance | Refused]:
-        """What the step did for each sequence in it. Who ended has left its slot."""
-        by_slot = {result.slot: result for result in results}
-        prefilled = {sequence.slot: sequence for sequence in self._prefilling}
-        return [
-            self._apply(work, self._decoding.get(work.slot) or prefilled[work.slot], by_slot.get(work.slot))
-            for work in plan.work
-        ]
+    def plan(self) -> list[Work]:
+        """The next step; empty when nothing runs."""
+        prefilling = [sequence for sequence in self._running.values() if sequence.in_prefill]
+        budget = self._n_chunk
+        self._plan = []
+        for n_left, sequence in zip(range(len(prefilling), 0, -1), prefilling, strict=True):
+            share = max(1, budget // n_left)
+            tokens = sequence.prompt[sequence.n_evaluated : sequence.n_evaluated + share]
+            budget -= len(tokens)
+            ends = sequence.n_evaluated + len(tokens) == len(sequence.prompt)
+            self._plan.append(self._work(sequence, tokens, wanted=ends))
+        for sequence in self._running.values():
+            if not sequence.in_prefill:
+                self._plan.append(self._work(sequence, sequence.generated[-1:], wanted=True))
+        return self._plan
 
-    def check_integrity(self) -> None:
-        """Raises AssertionError when slots and sequences disagree."""
-        self._slots.check_integrity()
-        in_slots = [*self._prefilling, *self._decoding.values()]
-        if len({sequence.slot for sequence in in_slots}) != len(in_slots):
-            raise AssertionError("two sequences in one slot")
-        for sequence in in_slots:
-            held = [*sequence.prompt, *sequence.reply][: sequence.n_done]
-            if sequence.slot is None or list(self._slots.holds(sequence.slot)) != held:
-                raise AssertionError(f"slot {sequence.slot} does not hold what sequence {sequence.id} evaluated")
-        if any(sequence.slot is not None for sequence in self._waiting):
-            raise AssertionError("a waiting sequence has a slot")
+    def apply(self, sampled: Items[Sampled]) -> list[Advance]:
+        """Takes in what the runner made of the last plan; frees the slots of what ended by it."""
+        tokens = {one.sequence_id: one.token for one in sampled}
+        advances = []
+        for work in self._plan:
+            sequence = self._running.get(work.sequence_id)
+            if sequence is None:
+                continue
+            self.slots.extend(work.slot, work.tokens)
+            sequence.n_evaluated += len(work.tokens)
+            n_before = len(sequence.generated)
+            text = self._take(sequence, tokens[work.sequence_id]) if work.wanted else ""
+            advances.append(_advance(sequence, text, sequence.generated[n_before:]))
+            if sequence.finish is not None:
+                self._free(sequence)
+        self._plan = []
+        return advances
 
-    def _all(self) -> list[Sequence]:
-        return [*self._waiting, *self._prefilling, *self._decoding.values()]
+    def cancel(self, sequence_id: int) -> Advance | None:
+        """Frees its slot at once. None: it had ended, or never was."""
+        sequence = self._running.get(sequence_id)
+        if sequence is None:
+            sequence = next((one for one in self._waiting if one.id == sequence_id), None)
+            if sequence is None:
+                return None
+            self._waiting.remove(sequence)
+        sequence.finish = "cancelled"
+        if sequence.slot is not None:
+            self._free(sequence)
+        return _advance(sequence, "", [])
 
-    def _work(self, slot: int | None, sequence: Sequence) -> Work:
-        assert slot is not None
-        tokens = list(sequence.next_tokens(self._n_chunk))
-        return Work(slot, tokens, sequence.n_done, wanted=sequence.n_done + len(tokens) >= len(sequence.prompt))
+    def _take(self, sequence: Sequence, token: int) -> str:
+        """The text that one more token makes certain."""
+        if self._is_end(token):
+            sequence.finish = "stop"
+            return sequence.text.end()
+        sequence.generated.append(token)
+        text = sequence.text.feed(self._piece(token))
+        sequence.finish = self._finish(sequence)
+        return text + sequence.text.end() if sequence.finish == "length" else text
 
-    def _apply(
-        self, work: Work, sequence: Sequence, result: Sampled | SampleFailed | None
-    ) -> Advance | Refused:
-        self._slots.extend(work.slot, work.tokens)
-        sequence.n_done += len(work.tokens)
-        if not work.wanted:
-            return sequence.advance()
-        if result is None:
-            raise ValueError(f"nothing was sampled for slot {work.slot}")
-        if isinstance(result, SampleFailed):
-            self.drop(sequence)
-            return Refused(sequence_id=sequence.id, kind="internal", reason=result.reason)
-        if work.slot not in self._decoding:
-            self._prefilling.remove(sequence)
-            self._decoding[work.slot] = sequence
-        advance = sequence.write(result.token, self._vocabulary, self._n_ctx)
-        if advance.finish is not None:
-            self.drop(sequence)
-        return advance
+    def _finish(self, sequence: Sequence) -> FinishReason | None:
+        if sequence.text.stopped:
+            return "stop"
+        full = len(sequence.prompt) + len(sequence.generated) >= self._n_ctx
+        return "length" if full or len(sequence.generated) >= sequence.max_tokens else None
+
+    def _free(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self.slots.free(sequence.slot)
+        del self._running[sequence.id]
+        sequence.slot = None
+
+    def _work(self, sequence: Sequence, tokens: Items[int], *, wanted: bool) -> Work:
+        if sequence.slot is None:
+            raise AssertionError(f"sequence {sequence.id} runs without a slot")
+        return Work(sequence.id, sequence.slot, tokens, sequence.n_evaluated, wanted)
+
+
+def _advance(sequence: Sequence, text: str, tokens: list[int]) -> Advance:
+    return Advance(
+        sequence_id=sequence.id,
+        prompt_tokens=len(sequence.prompt),
+        prompt_done=sequence.prompt_done,
+        tokens=tokens,
+        text=text,
+        omitted_messages=sequence.omitted_messages,
+        finish=sequence.finish,
+    )

@@ -1,98 +1,72 @@
-"""What goes through one step of the engine, and what a runner must be able to do.
+"""What passes between deciding and doing: a step's plan, what was sampled, and the runner that carries it out.
 
-Owns the shapes that scheduler and runner share: `plan -> evaluate -> apply`. Knows neither llama.cpp nor frames.
+The scheduler makes plans, a runner evaluates them; the real one is `runner.py`, the tests' one is a fake. Knows
+tokens and slots only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
-
-import msgspec
+from typing import NamedTuple, Protocol
 
 from llamalith_app.engine.messages import ChatMessage, RefusalKind, Sampling
-from llamalith_app.errors import LlamalithError
 
 
-class CannotLoad(LlamalithError):
-    """The model cannot be loaded; a sentence that names model and file."""
-
-
-class Refusal(LlamalithError):
-    """One sequence cannot run, now or later; nothing else is touched."""
+class Refusal(Exception):
+    """This sequence cannot run; the reason is a sentence for people."""
 
     def __init__(self, kind: RefusalKind, reason: str) -> None:
         super().__init__(reason)
         self.kind: RefusalKind = kind
+        self.reason = reason
 
 
-class Work(msgspec.Struct, frozen=True):
-    """Tokens to evaluate in one slot."""
+class Work(NamedTuple):
+    """Tokens of one sequence that one step evaluates."""
 
+    sequence_id: int
     slot: int
-    tokens: list[int]
+    tokens: Sequence[int]
     position: int
-    """Of the first of them in the slot; all before it stand there already."""
+    """Of the first of them in the slot."""
     wanted: bool
-    """Sample a token after the last one."""
+    """Sample a token after the last of them."""
 
 
-class StepPlan(msgspec.Struct, frozen=True):
-    work: list[Work]
-    """At most one a slot."""
-
-
-class Sampled(msgspec.Struct, frozen=True):
-    slot: int
+class Sampled(NamedTuple):
+    sequence_id: int
     token: int
 
 
-class SampleFailed(msgspec.Struct, frozen=True):
-    """No token could be drawn; ends this slot's sequence and no other."""
+class Runner(Protocol):
+    """One loaded model with its slots. Used by one thread."""
 
-    slot: int
-    reason: str
-
-
-class Rendered(msgspec.Struct, frozen=True):
-    text: str
-    stop: tuple[str, ...] = ()
+    n_ctx: int
+    """Tokens a slot holds."""
+    n_slots: int
+    extra_stop: Sequence[str]
     """Stop strings that belong to the chat format."""
 
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt as the chat template writes it, ready for the reply. Raises whatever the template raises."""
 
-class Vocabulary(Protocol):
+    def tokenize(self, text: str) -> list[int]: ...
+
     def piece(self, token: int) -> bytes:
-        """The token's part of the text, perhaps in the middle of a character; empty for a control token."""
+        """What the token adds to the text; may be part of a character, and is empty for control tokens."""
 
-    def is_end(self, token: int) -> bool:
-        """True for the tokens by which the model ends its reply."""
+    def is_end(self, token: int) -> bool: ...
 
+    def begin(self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
+        """Makes the sequence's sampler. Raises Refusal for a grammar that cannot be used."""
 
-class Runner(Vocabulary, Protocol):
-    """One loaded model. Only the thread that made it may call it."""
+    def end(self, sequence_id: int) -> None:
+        """Frees its sampler; the slot keeps its tokens."""
 
-    @property
-    def n_ctx(self) -> int:
-        """Tokens that one slot can hold, the model's own limit applied."""
+    def keep(self, slot: int, n_tokens: int) -> int:
+        """Forgets what the slot holds beyond its first tokens; returns how many it could keep, or 0."""
 
-    @property
-    def n_slots(self) -> int: ...
+    def evaluate(self, plan: Sequence[Work]) -> list[Sampled]:
+        """The only call that takes time. One token for each work that wants one."""
 
-    @property
-    def can_trim(self) -> bool:
-        """False: a slot's memory can only be kept whole or dropped whole (recurrent models)."""
-
-    def render(self, messages: Sequence[ChatMessage]) -> Rendered:
-        """The prompt as the model's chat template writes it. Raises Refusal (template)."""
-
-    def tokenize(self, text: str) -> list[int]:
-        """Of a rendered prompt: special tokens are parsed, a missing first one is added."""
-
-    def keep(self, slot: int, n: int) -> None:
-        """Drops what the slot holds from position `n` on."""
-
-    def begin(self, slot: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
-        """How the slot draws its tokens from now on, until the next `begin`. Raises Refusal (grammar)."""
-
-    def evaluate(self, plan: StepPlan) -> list[Sampled | SampleFailed]:
-        """The only call that costs time; one result for each work with `wanted`. What it raises ends the engine."""
+    def close(self) -> None: ...

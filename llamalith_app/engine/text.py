@@ -1,7 +1,4 @@
-"""From a sequence's tokens to its text: whole characters, and never a part of a stop string.
-
-One `Detokenizer` belongs to one sequence. Linear in the text's length. Knows bytes and strings, no tokens.
-"""
+"""From tokens' bytes to text that can be shown: whole characters, and nothing that could still be a stop string."""
 
 from __future__ import annotations
 
@@ -9,68 +6,42 @@ import codecs
 from collections.abc import Iterable
 
 
-class Detokenizer:
+class ReplyText:
+    """The text of one reply, piece by piece, in time linear in its length."""
+
     def __init__(self, stop: Iterable[str]) -> None:
+        self._stop = [string for string in stop if string]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stops = [_Matcher(one) for one in dict.fromkeys(stop) if one]
         self._held = ""
-        """Decoded and not given out: may still become a stop string."""
         self.stopped = False
-        """A stop string was found; all that comes after it is dropped."""
+        """A stop string was reached; what it began with and what came after it is gone."""
 
-    def push(self, piece: bytes) -> str:
-        """The text that is certain now."""
-        return self._release(self._decoder.decode(piece))
-
-    def flush(self) -> str:
-        """The rest, when no more will come; the bytes of a character that stayed incomplete become U+FFFD."""
-        text = self._release(self._decoder.decode(b"", final=True))
-        held, self._held = self._held, ""
-        return text + held
-
-    def _release(self, text: str) -> str:
+    def feed(self, piece: bytes) -> str:
+        """The text that is certain by now."""
         if self.stopped:
             return ""
-        start = len(self._held)
-        self._held += text
-        n_partial = 0
-        for at, character in enumerate(text, start + 1):
-            n_partial = 0
-            for stop in self._stops:
-                n_partial = max(n_partial, stop.push(character))
-                if stop.found:
-                    self.stopped = True
-            if self.stopped:
-                n_found = max(len(stop.text) for stop in self._stops if stop.found)
-                before, self._held = self._held[: at - n_found], ""
-                return before
-        if not text:
+        text = self._held + self._decoder.decode(piece)
+        found = [at for at in (text.find(string) for string in self._stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        kept = self._could_begin_a_stop(text)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+    def end(self) -> str:
+        """What was held back, once no more comes; half a character becomes U+FFFD."""
+        if self.stopped:
             return ""
-        n_certain = len(self._held) - n_partial
-        certain, self._held = self._held[:n_certain], self._held[n_certain:]
-        return certain
+        text = self._held + self._decoder.decode(b"", final=True)
+        self._held = ""
+        return text
 
-
-class _Matcher:
-    """Knuth-Morris-Pratt: how many characters at the end of the text so far begin the stop string."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self._n = 0
-        self._fallback = [0] * len(text)
-        n = 0
-        for at in range(1, len(text)):
-            while n and text[at] != text[n]:
-                n = self._fallback[n - 1]
-            n += text[at] == text[n]
-            self._fallback[at] = n
-
-    @property
-    def found(self) -> bool:
-        return self._n == len(self.text)
-
-    def push(self, character: str) -> int:
-        while self._n and self.text[self._n] != character:
-            self._n = self._fallback[self._n - 1]
-        self._n += self.text[self._n] == character
-        return self._n
+    def _could_begin_a_stop(self, text: str) -> int:
+        longest = 0
+        for string in self._stop:
+            for length in range(min(len(string) - 1, len(text)), longest, -1):
+                if text.endswith(string[:length]):
+                    longest = length
+                    break
+        return longest
