@@ -123,10 +123,23 @@ class Generation:
         due = await self._database.read(jobs.due, datetime.now(UTC))
         model = self._best(due)
         n_jobs = sum(one.n_jobs for one in due if one.model == model)
-        for _ in range(min(n_jobs, self._pool.n_free(model)) if model is not None else 0):
-            task = asyncio.create_task(self.run_next(model))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if model is not None:
+            for _ in range(min(n_jobs, self._pool.n_free(model))):
+                self.start(model)
+
+    def start(
+        self, model: str, tell: Callable[[TaskProgress], None] | None = None
+    ) -> asyncio.Task[None]:
+        """`run_next` as a task of its own, which nobody but this object ends."""
+        task = asyncio.create_task(self.run_next(model, tell))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def settled(self) -> None:
+        """Once draining: until everything that was started has come to its end."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def run_next(self, model: str, tell: Callable[[TaskProgress], None] | None = None) -> None:
         """Runs due jobs of the model one after another while there are any and there is a place; then those of

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -142,7 +142,7 @@ class Hints:
 class Wakers:
     """One SAQ worker a model in this process, each with as many tasks as the model has slots.
 
-    `wake(model, tell)` does the work; `tell` takes the progress to show. A task that SAQ cancels leaves its work
+    `wake(model, tell)` starts the work; `tell` takes the progress to show. A task that SAQ cancels leaves its work
     running: what runs is decided by leases, not by SAQ.
     """
 
@@ -151,11 +151,10 @@ class Wakers:
         redis_url: str,
         models: tuple[str, ...],
         n_slots: int,
-        wake: Callable[[str, Callable[[TaskProgress], None]], Awaitable[None]],
+        wake: Callable[[str, Callable[[TaskProgress], None]], asyncio.Task[None]],
     ) -> None:
         self._redis = _patient_redis(redis_url)
         self._wake = wake
-        self._running: set[asyncio.Future[None]] = set()
         self._workers = [self._worker(model, n_slots) for model in models]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -190,9 +189,7 @@ class Wakers:
         def tell(progress: TaskProgress) -> None:
             latest[:] = [progress]
 
-        work = asyncio.ensure_future(self._wake(model, tell))
-        self._running.add(work)
-        work.add_done_callback(self._running.discard)
+        work = self._wake(model, tell)
         while not work.done():
             await asyncio.wait([work], timeout=MIRROR_S)
             if not work.done():

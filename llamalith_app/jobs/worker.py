@@ -7,6 +7,7 @@ that are gone. Imports nothing of the web.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from llamalith_app.config import Config
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs.generate import Generation
 from llamalith_app.jobs.pool import Pool
-from llamalith_app.jobs.queue import TaskProgress, Wakers, impatient_redis
+from llamalith_app.jobs.queue import Wakers, impatient_redis
 from llamalith_app.jobs.sweep import BEAT_S, SWEEP_S, Sweeper, hold_lock
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
@@ -41,6 +42,7 @@ class Worker:
         self._lock_path = config.data_dir / "run" / f"worker-{os.getpid()}-{os.urandom(4).hex()}.lock"
         self.timers: list[asyncio.Task[None]] = []
         self._pauses: set[asyncio.Task[None]] = set()
+        self._stopped = asyncio.Event()
 
     async def start(self) -> None:
         self._lock = hold_lock(self._lock_path)
@@ -64,11 +66,11 @@ class Worker:
             wake_later=self._look_after,
         )
         self._sweeper = Sweeper(self._database, self.id)
-        self._wakers = Wakers(self._config.redis_url, tuple(self._models), self._config.n_slots, self._wake)
+        self._wakers = Wakers(self._config.redis_url, tuple(self._models), self._config.n_slots, self.generation.start)
         self._wakers.start()
         self.timers = [
-            asyncio.create_task(_each(SWEEP_S, self._sweep_and_look)),
-            asyncio.create_task(_each(BEAT_S, self._beat)),
+            asyncio.create_task(self._each(SWEEP_S, self._sweep_and_look)),
+            asyncio.create_task(self._each(BEAT_S, self._beat)),
         ]
         log.info("worker ready", worker_id=self.id, models=list(self._models), n_slots=self._config.n_slots)
 
@@ -84,9 +86,8 @@ class Worker:
                 # An engine that is still loading hears no cancel.
                 await self._pool.close()
                 await self._ended(2.0)
-        for timer in (*self.timers, *self._pauses):
-            timer.cancel()
-        await asyncio.gather(*self.timers, *self._pauses, return_exceptions=True)
+        self._stopped.set()
+        await asyncio.gather(*self.timers, *self._pauses, self.generation.settled())
         await self._pool.close()
         await self._database.write_lightly(workers.end, self.id, datetime.now(UTC))
         await self._database.close()
@@ -94,9 +95,6 @@ class Worker:
         self._lock_path.unlink(missing_ok=True)
         self._lock.close()
         log.info("worker ended", worker_id=self.id)
-
-    async def _wake(self, model: str, tell: Callable[[TaskProgress], None]) -> None:
-        await self.generation.run_next(model, tell)
 
     async def _sweep_and_look(self) -> None:
         await self._sweeper.sweep()
@@ -112,9 +110,24 @@ class Worker:
                 log.warning("lease lost", job_id=mine[lease_token].claim.job_id)
                 self.generation.stop(mine[lease_token], Outcome.LOST)
 
+    async def _each(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+        """Now and then until the drain's end, whatever the database says meanwhile."""
+        while not self._stopped.is_set():
+            try:
+                await act()
+            except StorageUnavailable as error:
+                log.warning("the record cannot be used now", reason=str(error))
+            await self._pause(seconds)
+
+    async def _pause(self, seconds: float) -> None:
+        """Ends early when the worker does; a task that is cancelled in a read would leave its connection behind."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+
     def _look_after(self, pause: timedelta) -> None:
         async def look() -> None:
-            await asyncio.sleep(pause.total_seconds() + 0.01)
+            await self._pause(pause.total_seconds() + 0.01)
             await self.generation.look()
 
         task = asyncio.create_task(look())
@@ -129,16 +142,6 @@ class Worker:
         except TimeoutError:
             return False
         return True
-
-
-async def _each(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
-    """Now and then for ever, whatever the database says meanwhile."""
-    while True:
-        try:
-            await act()
-        except StorageUnavailable as error:
-            log.warning("the record cannot be used now", reason=str(error))
-        await asyncio.sleep(seconds)
 
 
 async def run(
