@@ -127,9 +127,7 @@ class Generation:
             for _ in range(min(n_jobs, self._pool.n_free(model))):
                 self.start(model)
 
-    def start(
-        self, model: str, tell: Callable[[TaskProgress], None] | None = None
-    ) -> asyncio.Task[None]:
+    def start(self, model: str, tell: Callable[[TaskProgress], None] | None = None) -> asyncio.Task[None]:
         """`run_next` as a task of its own, which nobody but this object ends."""
         task = asyncio.create_task(self.run_next(model, tell))
         self._tasks.add(task)

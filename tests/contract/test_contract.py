@@ -34,11 +34,7 @@ def matches(recorded: object, told: object) -> bool:
             name in told and matches(value, told[name]) for name, value in recorded.items()
         )
     if isinstance(recorded, list):
-        return (
-            isinstance(told, list)
-            and len(told) == len(recorded)
-            and all(map(matches, recorded, told))
-        )
+        return isinstance(told, list) and len(told) == len(recorded) and all(map(matches, recorded, told))
     return type(recorded) is type(told) and recorded == told
 
 
@@ -87,7 +83,9 @@ async def ask(api: httpx.AsyncClient, step: dict[str, Any]) -> None:
     headers = dict(request.get("headers", {"Authorization": "Bearer tok"}))
     if "raw_body" in request:
         headers["Content-Type"] = "application/json"
-    body_sent = {name: request[key] for name, key in (("json", "json"), ("content", "raw_body")) if key in request}
+    body_sent = {
+        name: request[key] for name, key in (("json", "json"), ("content", "raw_body")) if key in request
+    }
     answer = await api.request(request["method"], request["path"], headers=headers, **body_sent)
     status, body = expected(step)
     told = answer.json()
@@ -100,9 +98,7 @@ async def ask(api: httpx.AsyncClient, step: dict[str, Any]) -> None:
         assert isinstance(told["detail"], str)
 
 
-async def finish_one(
-    config: Config, script: Script, database: Database, finishes: dict[str, Any]
-) -> None:
+async def finish_one(config: Config, script: Script, database: Database, finishes: dict[str, Any]) -> None:
     """Lets a real worker at this one job: the others rest in a pause for so long."""
 
     def rest(connection: Connection, until: str) -> None:
@@ -125,7 +121,10 @@ async def finish_one(
             {"job_id": 1, "conversation_id": "abc", "created_new": False},
         ),
         ({"user_input": "hi"}, {"job_id": 1, "conversation_id": "<uuid>", "created_new": True}),
-        ({"session_id": "", "user_input": "hi"}, {"job_id": 1, "conversation_id": "<uuid>", "created_new": True}),
+        (
+            {"session_id": "", "user_input": "hi"},
+            {"job_id": 1, "conversation_id": "<uuid>", "created_new": True},
+        ),
     ],
 )
 async def test_the_older_submit_answers_as_it_did(

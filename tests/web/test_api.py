@@ -150,9 +150,7 @@ async def test_a_submit_waits_for_no_redis_that_is_absent(config: Config, absent
     assert [job["id"] for job in listed.json()["jobs"]] == list(range(20, 0, -1))
 
 
-async def test_a_submit_waits_for_no_redis_that_is_frozen(
-    config: Config, tmp_path: Path
-) -> None:
+async def test_a_submit_waits_for_no_redis_that_is_frozen(config: Config, tmp_path: Path) -> None:
     path = tmp_path / "frozen.sock"
     with socket.socket(socket.AF_UNIX) as frozen:
         # The kernel takes connections for it; nobody ever reads.
@@ -288,9 +286,7 @@ async def test_every_other_route_wants_a_token(config: Config, api: httpx.AsyncC
         if method != "OPTIONS" and not handler.opt.get("open")
     ]
     assert len(closed) > 15
-    answers = {
-        (path, method): (await api.request(method, path)).status_code for path, method in closed
-    }
+    answers = {(path, method): (await api.request(method, path)).status_code for path, method in closed}
     assert set(answers.values()) == {401}, answers
 
 
@@ -358,7 +354,11 @@ async def test_a_2xx_is_preceded_by_an_fdatasync_of_its_write(config: Config, tm
     waiting = None
     n_seen = 0
     for line in trace.read_text(errors="replace").splitlines():
-        if "POST /api/jobs" in line and "HTTP/1.1 200" not in line and not re.search(r"(sendto|write)\w*\(", line):
+        if (
+            "POST /api/jobs" in line
+            and "HTTP/1.1 200" not in line
+            and not re.search(r"(sendto|write)\w*\(", line)
+        ):
             waiting = "sync"
         elif waiting == "sync" and re.search(r"f(data)?sync(\(| resumed)", line) and "= 0" in line:
             waiting = "answer"
@@ -369,7 +369,9 @@ async def test_a_2xx_is_preceded_by_an_fdatasync_of_its_write(config: Config, tm
     assert n_seen == 5
 
 
-CANARIES = {name: f"canary-{name}-7f3a" for name in ("prompt", "system", "context", "title", "cookie", "query")}
+CANARIES = {
+    name: f"canary-{name}-7f3a" for name in ("prompt", "system", "context", "title", "cookie", "query")
+}
 
 
 async def test_nothing_that_people_wrote_and_no_secret_is_logged(

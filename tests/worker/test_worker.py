@@ -66,7 +66,18 @@ async def test_a_prompt_sees_the_turns_before_it_and_none_behind_it(
     third = "<system>S</system><user>one</user><assistant>R1</assistant><assistant>so far</assistant><user>three</user>"
     assert done[2].result == hashlib.sha256(third.encode()).hexdigest()
     told = [m.content for m in await database.read(conversations.messages, ADMIN_ID, "c")]
-    assert told == ["S", "one", "R1", "unsent", "two", "so far", "three", done[2].result, "four", done[3].result]
+    assert told == [
+        "S",
+        "one",
+        "R1",
+        "unsent",
+        "two",
+        "so far",
+        "three",
+        done[2].result,
+        "four",
+        done[3].result,
+    ]
 
 
 async def test_conversations_run_beside_each_other_and_each_in_order(
