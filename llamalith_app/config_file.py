@@ -1,7 +1,7 @@
-"""Judges a config.json: every problem in it, each with its path, what was found and what is allowed.
+"""What may stand in `config.json`, and the judging of one: every problem, each by its place.
 
-Owns the file's shape, which is the original's with keys added. Reads no environment and knows no defaults of its
-own: what it returns is what the file says.
+The types below are the whole rule: limits, the words in which they are told, and the JSON Schema come from
+them. Knows nothing of the environment, of defaults outside the file and of what the settings are used for.
 """
 
 from __future__ import annotations
@@ -9,15 +9,27 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta
 
-CHAT_FORMATS = (
+# `$` alone would let one line break follow; this end means the same to Python and to JSON Schema.
+END = r"(?![\s\S])"
+PORT = r":(?:6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3})"
+HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)"
+TELL_LIMITS_BELOW = 1_000_000
+"""Higher ones are there against nonsense: told only to who went beyond them."""
+SHOWN_CHARACTERS = 80
+LONE_TEXT = "lone_text"
+"""Marks a list that may be one text instead."""
+
+ChatFormat = Literal[
+    "auto",
+    "chat_template",
     "llama-2",
     "llama-3",
     "alpaca",
@@ -41,48 +53,131 @@ CHAT_FORMATS = (
     "openchat",
     "saiga",
     "gemma",
-)
-"""llama-cpp-python 0.3.36's plain formats; a test holds this equal to its registry."""
+]
+TEMPLATE_FORMATS = ("auto", "chat_template")
+"""Both: the GGUF's own template; the second is the original's other word for it."""
+CHAT_FORMATS: tuple[str, ...] = get_args(ChatFormat)[len(TEMPLATE_FORMATS) :]
+"""llama-cpp-python's formats that only write a prompt; those that call functions are no use here."""
 
-INT32_MAX = 2**31 - 1
+ModelName = Annotated[
+    str,
+    Meta(
+        title="a name of 1 to 100 characters without comma, control characters and outer spaces",
+        pattern=rf"^(?!\s)[^,\x00-\x1f\x7f-\x9f]{{1,100}}(?<!\s){END}",
+    ),
+]
+PathText = Annotated[str, Meta(title="a path of 1 to 4096 characters", pattern=rf"^[^\x00-\x1f\x7f]{{1,4096}}{END}")]
+Sha256 = Annotated[str, Meta(title="64 hexadecimal digits", pattern=rf"^[0-9A-Fa-f]{{64}}{END}")]
+StopText = Annotated[str, Meta(title="text of 1 to 64 characters", min_length=1, max_length=64)]
+RedisUrl = Annotated[
+    str,
+    Meta(
+        title="redis://HOST[:PORT][/DB], rediss://… or unix:///PATH (for a Valkey too)",
+        pattern=(
+            rf"^(?:rediss?://(?:[^\s/?#@]*@)?{HOST}(?:{PORT})?(?:/\d*)?(?:\?\S*)?"
+            rf"|unix://(?:[^\s/?#@]*@)?/\S+){END}"
+        ),
+    ),
+]
+DatabaseUrl = Annotated[
+    str,
+    Meta(
+        title="sqlite:///PATH, a file (this version speaks SQLite only)",
+        pattern=rf"^sqlite:///(?!:memory:|file:)[^?#\x00-\x1f\x7f]*[^?#\x00-\x1f\x7f/]{END}",
+    ),
+]
+Origin = Annotated[
+    str,
+    Meta(
+        title="an exact origin SCHEME://HOST[:PORT] (never *: answers may carry credentials)",
+        pattern=rf"^https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?:{PORT})?{END}",
+    ),
+]
 Share = Annotated[float, Meta(ge=0, le=1)]
+ShareAboveZero = Annotated[float, Meta(gt=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
-MODEL_SETTINGS: dict[str, Any] = {
-    "n_ctx": Annotated[int, Meta(ge=256, le=INT32_MAX)],
-    "n_chunk": Annotated[int, Meta(ge=1, le=4096)],
-    "n_threads": Annotated[int, Meta(ge=0, le=512)],
-    "n_gpu_layers": Annotated[int, Meta(ge=-1, le=INT32_MAX)],
-    "max_tokens": Annotated[int, Meta(ge=1, le=INT32_MAX)],
-    "temperature": Annotated[float, Meta(ge=0, le=5)],
-    "top_p": Annotated[float, Meta(gt=0, le=1)],
-    "top_k": Annotated[int, Meta(ge=0, le=1_000_000)],
-    "min_p": Share,
-    "typical_p": Annotated[float, Meta(gt=0, le=1)],
-    "repeat_penalty": Annotated[float, Meta(gt=0, le=5)],
-    "presence_penalty": Penalty,
-    "frequency_penalty": Penalty,
-    "seed": Annotated[int, Meta(ge=0, le=2**32 - 1)],
-}
-WORKER_SETTINGS: dict[str, Any] = {"worker_count": Annotated[int, Meta(ge=1, le=64)]}
-PLAIN: dict[str, Any] = {
-    "redis_url": str,
-    "database_url": str,
-    "data_dir": str,
-    "grammar_dir": str,
-    "log_format": str,
-    "log_level": str,
-    "max_attempts": Annotated[int, Meta(ge=1, le=100)],
-}
-"""Ours, with the meaning of the environment variables of these names."""
-LISTS_AND_MAPS = (
-    "available_models",
-    "model_paths",
-    "model_formats",
-    "model_sha256",
-    "model_settings",
-    "worker_settings",
-    "cors_origins",
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one model is loaded and how its replies are drawn, unless a job says otherwise."""
+
+    n_ctx: Annotated[
+        int,
+        Meta(ge=256, le=1_048_576, description="Tokens of prompt and reply together that one turn may hold."),
+    ] = 4096
+    n_chunk: Annotated[int, Meta(ge=1, le=4096, description="Prompt tokens evaluated in one step at most.")] = 128
+    n_threads: Annotated[int, Meta(ge=0, le=512, description="CPU threads; 0: as many as there are cores.")] = 0
+    n_gpu_layers: Annotated[int, Meta(ge=-1, le=1_000_000, description="Layers held by the GPU; -1: all.")] = 0
+    max_tokens: Annotated[int, Meta(ge=1, le=1_048_576, description="Tokens that a reply has at most.")] = 1024
+    temperature: Annotated[float, Meta(ge=0, le=5)] = 0.7
+    top_p: ShareAboveZero = 0.95
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000, description="0: all tokens.")] = 40
+    min_p: Share = 0.05
+    typical_p: ShareAboveZero = 1.0
+    repeat_penalty: Annotated[float, Meta(gt=0, le=5)] = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Unset: another one for each job.")] | None = None
+    stop: Annotated[
+        tuple[StopText, ...],
+        Meta(
+            title="text, or a list of at most 16",
+            description="A reply ends before the first of these.",
+            max_length=16,
+            extra={LONE_TEXT: True},
+        ),
+    ] = ()
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    worker_count: Annotated[int, Meta(ge=1, le=64, description="Jobs that a loaded model runs side by side.")] = 1
+
+
+class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Llamalith's configuration. Relative paths start at this file's folder; null is the same as not set."""
+
+    schema: str | None = msgspec.field(name="$schema", default=None)
+    available_models: (
+        Annotated[
+            tuple[ModelName, ...],
+            Meta(description="Names offered, in order; the first is the default. Unset: those of model_paths."),
+        ]
+        | None
+    ) = None
+    model_paths: Annotated[dict[ModelName, PathText], Meta(description="The GGUF file of each.")] | None = None
+    model_formats: (
+        Annotated[
+            dict[ModelName, ChatFormat],
+            Meta(description="auto: the GGUF's own chat template; else a format of llama-cpp-python."),
+        ]
+        | None
+    ) = None
+    model_sha256: (
+        Annotated[dict[ModelName, Sha256], Meta(description="Checked before the file is loaded. Unset: unchecked.")]
+        | None
+    ) = None
+    model_settings: dict[ModelName, ModelSettings] | None = None
+    worker_settings: WorkerSettings | None = None
+    data_dir: Annotated[PathText, Meta(description="Where all state lives; ./data.")] | None = None
+    database_url: Annotated[DatabaseUrl, Meta(description="Unset: llamalith.db in the data directory.")] | None = None
+    redis_url: Annotated[RedisUrl, Meta(description="Unset: a Valkey of its own.")] | None = None
+    cors_origins: Annotated[tuple[Origin, ...], Meta(description="Origins of browsers that may call.")] | None = None
+    max_attempts: (
+        Annotated[
+            int,
+            Meta(ge=1, le=100, description="Times that a job is tried when its engine or worker dies; 3."),
+        ]
+        | None
+    ) = None
+    grammar_dir: Annotated[PathText, Meta(description="Folder with *.gbnf; unset: the one shipped.")] | None = None
+    log_format: Literal["auto", "json", "text"] | None = None
+    log_level: Literal["debug", "info", "warning", "error"] | None = None
+
+
+# What the original read and nothing here needs. Its own sampling of end tokens is the model's business now.
+MEANINGLESS_KEY = re.compile(
+    r"(?:^|[_-])(?:bias|end_?tokens?|eos_?tokens?|stop_?tokens?)(?:[_-]|$)"
+    r"|^(?:story_settings|max_continues|poll_\w+|n_batch)$"
 )
 SECRETS = {
     "secret_key": "SECRET_KEY",
@@ -90,279 +185,243 @@ SECRETS = {
     "n8n_api_token": "N8N_API_TOKEN",
     "api_token": "N8N_API_TOKEN",
 }
-MEANINGLESS = re.compile(
-    r"story_settings|poll_interval|n_batch|n_ubatch|verbose|(end|eos|stop)_tokens?(_.*)?|.*_?bias(es)?"
-)
-"""Keys of the original that the engine has no use for; its end tokens come from the GGUF."""
-
-MAX_NAME = 100
-MAX_STOPS, MAX_STOP = 16, 64
+PATH_KEYS = ("data_dir", "grammar_dir")
+TYPES: Mapping[str, Any] = {field.encode_name: field.type for field in msgspec.structs.fields(ConfigFile)}
+WORDS = {NoneType: "null", str: "text", int: "int", float: "number", bool: "boolean"}
 
 
-@dataclass
-class FileSettings:
-    """What a config.json says, judged; absent keys are absent here."""
-
-    available_models: list[str] | None = None
-    model_paths: dict[str, Path] = field(default_factory=dict)
-    model_formats: dict[str, str] = field(default_factory=dict)
-    model_sha256: dict[str, str] = field(default_factory=dict)
-    model_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    worker_count: int | None = None
-    cors_origins: list[str] = field(default_factory=list)
-    plain: dict[str, Any] = field(default_factory=dict)
-    meaningless: list[str] = field(default_factory=list)
-    """Paths of keys that were accepted and do nothing."""
+class Judged(NamedTuple):
+    values: dict[str, Any]
+    """What was given and is good, by ConfigFile's keys and of the types there; structs as dicts."""
+    problems: list[str]
+    knows_models: bool
+    """False where model_paths could not be understood: who asks for a model then need not be told so."""
+    ignored: list[str]
+    """Places of what the original knew and means nothing here."""
 
 
-def read(path: Path) -> tuple[FileSettings, list[str]]:
-    """What the file says, and its problems, one a line; with problems the settings are not to be used."""
-    judge = _Judge(path)
+def read(path: Path, label: str) -> Judged:
+    """Reads and judges a file; `label` is how problems name it. Never raises for what stands in it."""
+    problems: list[str] = []
+    tree = _parsed(path, label, problems)
+    if tree is UNSET:
+        return Judged({}, problems, knows_models=False, ignored=[])
+    ignored: list[str] = []
+    values = _Judge(f"{label}: ", problems, ignored).value(tree, ConfigFile, "")
+    if values is UNSET:
+        return Judged({}, problems, knows_models=False, ignored=[])
+    knows_models = not any(problem.startswith(f"{label}: model_paths") for problem in problems)
+    return Judged(located(values, path.parent), problems, knows_models, ignored)
+
+
+def judge_text(key: str, text: str, name: str) -> tuple[Any, list[str]]:
+    """What a variable of that name says in text for a key of ConfigFile, or UNSET; and the problems."""
+    found: Any = text
+    wanted = _without_none(TYPES[key])
+    bare = get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
+    if get_origin(bare) is tuple:
+        found = split(text)
+    elif bare is int and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", text, re.ASCII):
+        found = int(text)
+    problems: list[str] = []
+    value = _Judge("", problems, []).value(found, wanted, name)
+    return value, problems
+
+
+def located(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same with absolute paths (as `Path`), relative ones starting at `folder`."""
+    values = dict(values)
+    for key in PATH_KEYS:
+        if key in values:
+            values[key] = folder / values[key]
+    if "database_url" in values:
+        values["database_path"] = folder / values.pop("database_url").removeprefix("sqlite:///")
+    if "model_paths" in values:
+        values["model_paths"] = {name: folder / path for name, path in values["model_paths"].items()}
+    return values
+
+
+def split(text: str) -> list[str]:
+    """The parts of a comma-separated list, trimmed, without empty ones."""
+    return [part for part in map(str.strip, text.split(",")) if part]
+
+
+def suggestion(found: str, known: Iterable[str]) -> str:
+    """`; did you mean x?` for something close to one of the known, else nothing."""
+    close = difflib.get_close_matches(found[:SHOWN_CHARACTERS], list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def shown(found: Any) -> str:
+    """A value on one line: scalars as JSON, shortened, without the password of a URL; the others by kind."""
+    if isinstance(found, dict):
+        return "an object"
+    if isinstance(found, (list, tuple)):
+        return f"a list of {len(found)}"
+    if isinstance(found, str):
+        return f'"{plain(re.sub(r"(?<=://)[^/@]*@", "…@", found))}"'
+    return plain(json.dumps(found))
+
+
+def plain(text: str) -> str:
+    """Text from outside made fit for one line of a message."""
+    short = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+
+
+def json_schema() -> bytes:
+    """The JSON Schema of `config.json`, indented."""
+    schema = msgspec.json.schema(ConfigFile)
+    # The type of the setting is the list only: that is what everybody else gets to see.
+    schema["$defs"]["ModelSettings"]["properties"]["stop"]["type"] = ["string", "array"]
+    return msgspec.json.format(msgspec.json.encode(schema), indent=2)
+
+
+def _parsed(path: Path, label: str, problems: list[str]) -> Any:
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice.extend(key for key in found if keys.count(key) > 1)
+        return found
+
     try:
-        data = json.loads(
-            path.read_bytes().decode(), object_pairs_hook=judge.object, parse_constant=judge.constant
-        )
+        # -sig: some editors put a byte order mark in front.
+        text = path.read_bytes().decode("utf-8-sig")
+        tree = json.loads(text, object_pairs_hook=once)
+        json.dumps(tree, ensure_ascii=False).encode()
     except OSError as error:
-        judge.problem("", f"cannot be read: {error.strerror}")
+        problems.append(f"{label}: cannot be read: {error.strerror or error}")
     except UnicodeDecodeError as error:
-        judge.problem("", f"is not UTF-8: {error.reason} at byte {error.start}")
+        problems.append(f"{label}: not UTF-8 at byte {error.start + 1}")
+    except UnicodeEncodeError:
+        problems.append(f"{label}: holds half of a character (a \\ud800 to \\udfff without its other half)")
     except json.JSONDecodeError as error:
-        judge.problem("", f"is not JSON: {error.msg} (line {error.lineno}, column {error.colno})")
-    except (RecursionError, ValueError):
-        judge.problem("", "is not JSON that can be read: it is nested too deeply or holds a number too long")
+        problems.append(f"{label}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}")
+    except RecursionError:
+        problems.append(f"{label}: nested too deeply")
+    except ValueError as error:
+        # Of a path with a NUL, or of a number with thousands of digits.
+        problems.append(f"{label}: cannot be read: {plain(str(error))}")
     else:
-        judge.top(data)
-    return judge.found, judge.problems
-
-
-def schema() -> dict[str, Any]:
-    """JSON Schema of the file."""
-
-    def of(kind: Any) -> dict[str, Any]:
-        return msgspec.json.schema(kind)
-
-    def closed(properties: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "object", "properties": properties, "additionalProperties": False}
-
-    def by_model(of_one: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "object", "additionalProperties": of_one}
-
-    stop = {"type": ["string", "array"], "items": {"type": "string"}}
-    settings = {name: of(kind) for name, kind in MODEL_SETTINGS.items()} | {"stop": stop}
-    formats = {"enum": ["auto", *CHAT_FORMATS]}
-    properties = {
-        "available_models": of(list[str]),
-        "model_paths": by_model({"type": "string"}),
-        "model_formats": by_model(formats),
-        "model_sha256": by_model({"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}),
-        "model_settings": by_model(closed(settings)),
-        "worker_settings": closed({name: of(kind) for name, kind in WORKER_SETTINGS.items()}),
-        "cors_origins": of(list[str]),
-    } | {name: of(kind) for name, kind in PLAIN.items()}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Llamalith's config.json"} | closed(
-        properties
-    )
-
-
-def shown(value: object) -> str:
-    """A value as JSON, cut to a length that a line bears."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
-def in_words(kind: Any) -> str:
-    """What a type takes, in words: `int ≥ 256`, `float from 0 to 5`."""
-    base, *metas = get_args(kind) or (kind,)
-    word = {int: "int", float: "number", str: "text"}[base]
-    for meta in metas:
-        low = f"≥ {meta.ge}" if meta.ge is not None else f"> {meta.gt}" if meta.gt is not None else ""
-        if meta.le is None or meta.le == INT32_MAX:
-            return f"{word} {low}".strip()
-        return f"{word} {low} and ≤ {meta.le}"
-    return word
-
-
-def convert(value: object, kind: Any) -> Any:
-    """Raises ValueError with what is allowed and what was found."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError:
-        raise ValueError(f"expected {in_words(kind)}, got {shown(value)}") from None
-
-
-def name_problem(name: object) -> str | None:
-    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
-        return f"expected a name of 1 to {MAX_NAME} characters, got {shown(name)}"
-    if re.search(r"[\x00-\x1f\x7f-\x9f,]", name):
-        return f"expected a name without control characters and commas, got {shown(name)}"
-    return None
-
-
-class _Duplicates(dict[str, Any]):
-    """An object of the file, with the keys that it gives twice."""
-
-    twice: tuple[str, ...] = ()
+        problems.extend(f"{label}: key {shown(key)} stands twice in one object" for key in twice)
+        return tree
+    return UNSET
 
 
 class _Judge:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.found = FileSettings()
-        self.problems: list[str] = []
+    """Walks a value and its type together and collects what does not fit."""
 
-    def problem(self, where: str, what: str) -> None:
-        self.problems.append(f"{self._path.name}: {where}: {what}" if where else f"{self._path.name}: {what}")
+    def __init__(self, prefix: str, problems: list[str], ignored: list[str]) -> None:
+        self._prefix = prefix
+        self._problems = problems
+        self._ignored = ignored
 
-    def object(self, pairs: list[tuple[str, Any]]) -> _Duplicates:
-        found = _Duplicates(pairs)
-        names = [name for name, _ in pairs]
-        found.twice = tuple(dict.fromkeys(name for name in names if names.count(name) > 1)) if len(
-            found
-        ) < len(pairs) else ()
-        return found
-
-    def constant(self, word: str) -> None:
-        raise json.JSONDecodeError(f"{word} is no number", word, 0)
-
-    def top(self, data: object) -> None:
-        if not isinstance(data, _Duplicates):
-            self.problem("", f"expected an object, got {shown(data)}")
-            return
-        for name, value in self._known(data, "", [*LISTS_AND_MAPS, *PLAIN]):
-            if name in PLAIN:
-                self._set(name, lambda value=value, name=name: convert(value, PLAIN[name]), self.found.plain, name)
-            else:
-                getattr(self, f"_{name}")(name, value)
-        self._models_without_path()
-
-    def _available_models(self, where: str, value: object) -> None:
-        names = self._names(where, value)
-        if names is not None:
-            self.found.available_models = names
-
-    def _model_paths(self, where: str, value: object) -> None:
-        for name, path in self._by_model(where, value):
-            if isinstance(path, str) and path and "\0" not in path:
-                self.found.model_paths[name] = self._path.parent.absolute() / Path(path).expanduser()
-            else:
-                self.problem(f"{where}.{name}", f"expected a path, got {shown(path)}")
-
-    def _model_formats(self, where: str, value: object) -> None:
-        for name, chosen in self._by_model(where, value):
-            if isinstance(chosen, str) and chosen in ("auto", *CHAT_FORMATS):
-                self.found.model_formats[name] = chosen
-            else:
-                self.problem(
-                    f"{where}.{name}",
-                    f"expected auto or one of {', '.join(CHAT_FORMATS)}, got {shown(chosen)}",
-                )
-
-    def _model_sha256(self, where: str, value: object) -> None:
-        for name, digest in self._by_model(where, value):
-            if isinstance(digest, str) and re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-                self.found.model_sha256[name] = digest.lower()
-            else:
-                self.problem(f"{where}.{name}", f"expected 64 hexadecimal digits, got {shown(digest)}")
-
-    def _model_settings(self, where: str, value: object) -> None:
-        for model, settings in self._by_model(where, value):
-            if not isinstance(settings, _Duplicates):
-                self.problem(f"{where}.{model}", f"expected an object, got {shown(settings)}")
-                continue
-            found = self.found.model_settings[model] = {}
-            at = f"{where}.{model}"
-            for name, one in self._known(settings, at, [*MODEL_SETTINGS, "stop"]):
-                if name == "stop":
-                    self._set(f"{at}.stop", lambda one=one: _stops(one), found, name)
-                else:
-                    kind = MODEL_SETTINGS[name]
-                    self._set(f"{at}.{name}", lambda one=one, kind=kind: convert(one, kind), found, name)
-
-    def _worker_settings(self, where: str, value: object) -> None:
-        if not isinstance(value, _Duplicates):
-            self.problem(where, f"expected an object, got {shown(value)}")
-            return
-        found: dict[str, Any] = {}
-        for name, one in self._known(value, where, list(WORKER_SETTINGS)):
-            kind = WORKER_SETTINGS[name]
-            self._set(f"{where}.{name}", lambda one=one, kind=kind: convert(one, kind), found, name)
-        self.found.worker_count = found.get("worker_count")
-
-    def _cors_origins(self, where: str, value: object) -> None:
-        if isinstance(value, list) and all(isinstance(one, str) for one in value):
-            self.found.cors_origins = value
-        else:
-            self.problem(where, f"expected a list of origins, got {shown(value)}")
-
-    def _models_without_path(self) -> None:
-        known = set(self.found.available_models or ()) | set(self.found.model_paths)
-        for what in ("model_formats", "model_sha256", "model_settings"):
-            for name in getattr(self.found, what):
-                if known and name not in known:
-                    self.problem(f"{what}.{name}", f"there is no such model{_did_you_mean(name, known)}")
-
-    def _known(self, data: _Duplicates, at: str, allowed: list[str]) -> Iterable[tuple[str, Any]]:
-        """The entries that are to be judged; tells of the others."""
-        for name in data.twice:
-            self.problem(_joined(at, name), "given twice")
-        for name, value in data.items():
-            where = _joined(at, name)
-            if name in allowed:
-                yield name, value
-            elif not at and name.lower() in SECRETS:
-                self.problem(where, f"a secret does not belong here; set {SECRETS[name.lower()]} in .env")
-            elif MEANINGLESS.fullmatch(name):
-                self.found.meaningless.append(where)
-            else:
-                self.problem(where, f"unknown key{_did_you_mean(name, allowed)}")
-
-    def _by_model(self, where: str, value: object) -> Iterable[tuple[str, Any]]:
-        if not isinstance(value, _Duplicates):
-            self.problem(where, f"expected an object with a model's name for each key, got {shown(value)}")
-            return
-        for name in value.twice:
-            self.problem(f"{where}.{name}", "given twice")
-        for name, one in value.items():
-            if (wrong := name_problem(name)) is None:
-                yield name, one
-            else:
-                self.problem(where, wrong)
-
-    def _names(self, where: str, value: object) -> list[str] | None:
-        if not isinstance(value, list) or not value:
-            self.problem(where, f"expected a list of names, got {shown(value)}")
-            return None
-        for index, name in enumerate(value):
-            if (wrong := name_problem(name)) is not None:
-                self.problem(f"{where}[{index}]", wrong)
-                return None
-            if name in value[:index]:
-                self.problem(f"{where}[{index}]", f"{shown(name)} stands here twice")
-        return value
-
-    def _set(self, where: str, judged: Callable[[], Any], into: dict[str, Any], name: str) -> None:
+    def value(self, found: Any, wanted: Any, place: str) -> Any:
+        """What was found as the type wants it, or UNSET after telling why not."""
+        wanted = _without_none(wanted)
+        bare = get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
+        if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
+            return self._fields(found, bare, place)
+        if get_origin(bare) is dict:
+            return self._entries(found, bare, place)
+        if get_origin(bare) is tuple:
+            return self._items(found, wanted, bare, place)
         try:
-            into[name] = judged()
-        except ValueError as error:
-            self.problem(where, str(error))
+            return msgspec.convert(found, wanted)
+        except msgspec.ValidationError:
+            return self._refuse(place, _in_words(wanted, found), found)
+
+    def _fields(self, found: Any, wanted: type[msgspec.Struct], place: str) -> Any:
+        if not isinstance(found, dict):
+            return self._refuse(place, "object", found)
+        types = {field.encode_name: field.type for field in msgspec.structs.fields(wanted)}
+        values = {}
+        for key, value in found.items():
+            at = _joined(place, key)
+            if key in types:
+                if value is not None:
+                    values[key] = self.value(value, types[key], at)
+            elif MEANINGLESS_KEY.search(key):
+                self._ignored.append(at)
+            elif key.lower() in SECRETS:
+                variable = SECRETS[key.lower()]
+                self._problems.append(
+                    f"{self._prefix}{at}: a secret; it belongs in .env or the environment, as {variable}"
+                )
+            else:
+                self._problems.append(f"{self._prefix}{at}: unknown key{suggestion(key, types)}")
+        return {key: value for key, value in values.items() if value is not UNSET}
+
+    def _entries(self, found: Any, wanted: Any, place: str) -> Any:
+        if not isinstance(found, dict):
+            return self._refuse(place, "object", found)
+        key_type, value_type = get_args(wanted)
+        values = {
+            self.value(key, key_type, place): self.value(value, value_type, _joined(place, key))
+            for key, value in found.items()
+            if value is not None
+        }
+        return {key: value for key, value in values.items() if key is not UNSET and value is not UNSET}
+
+    def _items(self, found: Any, wanted: Any, bare: Any, place: str) -> Any:
+        item_type = get_args(bare)[0]
+        if isinstance(found, str) and _takes_lone_text(wanted):
+            found = [found]
+        if not isinstance(found, list):
+            return self._refuse(place, _title(wanted) or "list", found)
+        items = [self.value(item, item_type, f"{place}[{index}]") for index, item in enumerate(found)]
+        if UNSET in items:
+            return UNSET
+        try:
+            return msgspec.convert(items, wanted)
+        except msgspec.ValidationError:
+            return self._refuse(place, _title(wanted), items)
+
+    def _refuse(self, place: str, allowed: str, found: Any) -> Any:
+        at = f"{self._prefix}{place}: " if place else self._prefix
+        self._problems.append(f"{at}expected {allowed}, got {shown(found)}")
+        return UNSET
 
 
-def _stops(value: object) -> tuple[str, ...]:
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, list) or len(strings) > MAX_STOPS or not all(
-        isinstance(one, str) and 1 <= len(one) <= MAX_STOP and "\0" not in one for one in strings
-    ):
-        raise ValueError(
-            f"expected a text or at most {MAX_STOPS} texts of 1 to {MAX_STOP} characters, got {shown(value)}"
-        )
-    return tuple(strings)
+def _joined(place: str, key: str) -> str:
+    return f"{place}.{plain(key)}" if place else plain(key)
 
 
-def _joined(at: str, name: str) -> str:
-    told = name if len(name) <= 60 else name[:59] + "…"
-    return f"{at}.{told}" if at else told
+def _without_none(wanted: Any) -> Any:
+    if get_origin(wanted) in (Union, UnionType):
+        (wanted,) = (member for member in get_args(wanted) if member is not NoneType)
+    return wanted
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def _title(wanted: Any) -> str:
+    """The words that a type brings along, or none."""
+    if get_origin(wanted) is not Annotated:
+        return ""
+    titles = [meta.title for meta in wanted.__metadata__ if meta.title]
+    return titles[-1] if titles else ""
+
+
+def _takes_lone_text(wanted: Any) -> bool:
+    metas = wanted.__metadata__ if get_origin(wanted) is Annotated else ()
+    return any(LONE_TEXT in (meta.extra or {}) for meta in metas)
+
+
+def _in_words(wanted: Any, found: Any) -> str:
+    """What a type allows, for the person who gave `found`."""
+    if title := _title(wanted):
+        return title
+    if get_origin(wanted) is Literal:
+        return f"one of {', '.join(get_args(wanted))}"
+    if get_origin(wanted) is not Annotated:
+        return WORDS[wanted]
+    bare, meta = get_args(wanted)[0], wanted.__metadata__[0]
+    beyond = isinstance(found, (int, float)) and meta.le is not None and found > meta.le
+    limits = [
+        f"{sign} {limit}"
+        for sign, limit in (("≥", meta.ge), (">", meta.gt), ("≤", meta.le))
+        if limit is not None and (limit < TELL_LIMITS_BELOW or (sign == "≤" and beyond))
+    ]
+    return f"{WORDS[bare]} {' and '.join(limits)}".rstrip()

@@ -10,7 +10,10 @@ MAX_GRAMMAR_BYTES = 100_000
 
 
 def load(folder: Path) -> dict[str, str]:
-    """Name (the file's stem) -> text of each `*.gbnf`. Raises ConfigError for one that cannot be read or is too long."""
+    """Name (the file's stem) -> text of each `*.gbnf`.
+
+    Raises ConfigError for one that cannot be read or is too long.
+    """
     grammars, problems = {}, []
     for path in sorted(folder.glob("*.gbnf")):
         try:

@@ -13,11 +13,14 @@ from typing import Any
 import msgspec
 import structlog
 
+from llamalith_app.config import Config
+
 QUIET = ("httpx", "httpcore", "alembic", "asyncio", "aiosqlite", "sqlalchemy", "uvicorn.access")
 
 
-def configure(process: str, *, log_format: str, level: str) -> None:
-    """Called once by a process's composition root. `log_format`: `json`, `text`, or `auto` by the terminal."""
+def start(process: str, config: Config) -> None:
+    """Called once by a process's composition root; tells what of the configuration had no effect."""
+    log_format, level = config.log_format, config.log_level
     text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -55,3 +58,6 @@ def configure(process: str, *, log_format: str, level: str) -> None:
     logging.getLogger("saq").setLevel(logging.ERROR)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    if process != "up":
+        for warning in config.warnings:
+            structlog.get_logger(__name__).warning(warning)

@@ -54,7 +54,7 @@ class ProgressReader:
             return {}
         found = {}
         for (job_id, attempt), value in zip(attempts.items(), values, strict=True):
-            live = None if value is None else _decode(value)
+            live = _decode(value) if isinstance(value, bytes) else None
             if live is not None and live.attempt == attempt:
                 found[job_id] = live.progress
         return found

@@ -193,9 +193,7 @@ async def run(config: Config, *, host: str, port: int, grace_s: float) -> int:
     lock_path = run_dir / "up.lock"
     lock = pidfile.try_lock(lock_path)
     if lock is None:
-        raise ConfigError(
-            [f"another llamalith up (pid {pidfile.read_pid(lock_path)}) runs on {config.data_dir}"]
-        )
+        raise ConfigError([f"another llamalith up (pid {pidfile.read_pid(lock_path)}) runs on {config.data_dir}"])
     pidfile.write_pid(lock, os.getpid())
     supervisor = Supervisor(run_dir, grace_s=grace_s)
     return await supervisor.run(_product(supervisor, config, host, port, grace_s))

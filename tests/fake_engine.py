@@ -42,9 +42,7 @@ def argv(script: Path) -> list[str]:
 
 
 class FakeRunner:
-    def __init__(
-        self, rules: Callable[[], list[dict[str, Any]]], *, n_ctx: int = 2048, n_slots: int = 1
-    ) -> None:
+    def __init__(self, rules: Callable[[], list[dict[str, Any]]], *, n_ctx: int = 2048, n_slots: int = 1) -> None:
         self.n_ctx = n_ctx
         self.n_slots = n_slots
         self.extra_stop: Sequence[str] = ()

@@ -17,9 +17,7 @@ def loaded_by(module: str) -> set[str]:
     code = f"import json, sys, {module}; print(json.dumps(list(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     names = json.loads(run.stdout.splitlines()[-1])
-    return {name for name in names if name.startswith("llamalith_app.")} | {
-        name.split(".")[0] for name in names
-    }
+    return {name for name in names if name.startswith("llamalith_app.")} | {name.split(".")[0] for name in names}
 
 
 def test_every_import_contract_holds() -> None:

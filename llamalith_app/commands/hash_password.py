@@ -1,31 +1,42 @@
-"""`llamalith hash-password`: a bcrypt hash for ADMIN_PASSWORD_HASH."""
+"""`llamalith hash-password`: what ADMIN_PASSWORD_HASH wants, from a password that is never shown."""
 
 from __future__ import annotations
 
+import re
 import sys
 
 import bcrypt
 import click
 
-from llamalith_app.commands.init import BCRYPT_COST
 from llamalith_app.errors import ConfigError
 
+BCRYPT_COST = 12
 MAX_PASSWORD_BYTES = 72
 """bcrypt takes no more."""
 
 
 @click.command("hash-password")
 def command() -> None:
-    """Read a password without echo (from a pipe: its first line) and print its hash."""
+    """Print the bcrypt hash of a password: asked for twice on a terminal, else one line of the input."""
     if sys.stdin.isatty():
-        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+        prompt: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+        # What was no UTF-8 on the terminal comes as surrogates: judged below like any other bytes.
+        password = prompt.encode(errors="surrogateescape")
     else:
-        password = sys.stdin.readline().rstrip("\r\n")
-    n_bytes = len(password.encode(errors="replace"))
-    if n_bytes == 0:
+        password = sys.stdin.buffer.readline().rstrip(b"\r\n")
+    click.echo(hashed(password))
+
+
+def hashed(password: bytes) -> str:
+    """Its bcrypt hash. Raises ConfigError for one that is empty, longer than 72 bytes, or not text."""
+    if not password:
         raise ConfigError(["the password is empty"])
-    if n_bytes > MAX_PASSWORD_BYTES:
-        raise ConfigError([f"the password has {n_bytes} bytes; bcrypt takes at most {MAX_PASSWORD_BYTES}"])
-    if "\0" in password:
-        raise ConfigError(["the password holds a NUL"])
-    click.echo(bcrypt.hashpw(password.encode(), bcrypt.gensalt(BCRYPT_COST)).decode())
+    if len(password) > MAX_PASSWORD_BYTES:
+        raise ConfigError([f"the password has {len(password)} bytes; bcrypt takes at most {MAX_PASSWORD_BYTES}"])
+    try:
+        password.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(["the password is not UTF-8 text"]) from None
+    if re.search(rb"[\x00-\x1f\x7f]", password):
+        raise ConfigError(["the password holds a control character"])
+    return bcrypt.hashpw(password, bcrypt.gensalt(BCRYPT_COST)).decode()

@@ -1,65 +1,78 @@
-"""`llamalith init`: a `.env` with fresh secrets."""
+"""`llamalith init`: a `.env` with fresh secrets, whole or not at all, never over another one by chance."""
 
 from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 from pathlib import Path
 
-import bcrypt
 import click
 import msgspec
 
+from llamalith_app.commands.hash_password import hashed
 from llamalith_app.errors import ConfigError
-
-BCRYPT_COST = 12
 
 
 class Generated(msgspec.Struct, frozen=True):
-    """Shown once; only the password's hash is kept."""
+    """What a person must be shown once: the file holds the password's hash only."""
 
     password: str
     token: str
 
 
-def write_env(path: Path, *, replace: bool = False) -> Generated:
-    """Writes fresh secrets to a file that only its owner reads. Raises ConfigError where it exists already."""
-    generated = Generated(password=secrets.token_urlsafe(12), token=f"llm_{secrets.token_urlsafe(32)}")
-    hashed = bcrypt.hashpw(generated.password.encode(), bcrypt.gensalt(BCRYPT_COST)).decode()
-    lines = (
-        "# Llamalith's secrets, made by `llamalith init`; keep this file to yourself.\n"
+@click.command("init")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the .env there, where it is found when the current folder has none; not here.",
+)
+@click.option("--force", is_flag=True, help="Replace a .env that is there, with all that stands in it.")
+def command(data_dir: Path | None, force: bool) -> None:
+    """Write a .env with a new admin password, API token and secret key."""
+    here = Path.cwd() / ".env"
+    path = here
+    if data_dir is not None:
+        path = data_dir.absolute() / ".env"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    generated = write_env(path, force=force)
+    click.echo(f"wrote {path}; what follows is shown this once")
+    click.echo(f"admin password  {generated.password}")
+    click.echo(f"API token       {generated.token}")
+    if path != here and here.exists():
+        click.echo(f"note: from this folder {here} is read instead", err=True)
+
+
+def write_env(path: Path, *, force: bool = False) -> Generated:
+    """Writes fresh secrets, mode 0600. Raises ConfigError where a file is in the way or none can be made."""
+    generated = Generated(password=secrets.token_urlsafe(18), token=f"llm_{secrets.token_urlsafe(32)}")
+    content = (
+        "# Secrets of this Llamalith; .env.example explains what else may stand here.\n"
         f"SECRET_KEY={secrets.token_urlsafe(48)}\n"
-        f"ADMIN_PASSWORD_HASH='{hashed}'\n"
         f"N8N_API_TOKEN={generated.token}\n"
+        "# Single quotes: a shell that reads this file must leave the $ alone.\n"
+        f"ADMIN_PASSWORD_HASH='{hashed(generated.password.encode())}'\n"
     )
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
-        # Written whole beside it and then named, so that no half of it is ever there.
-        descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".env-")
-        with os.fdopen(descriptor, "w") as file:
-            file.write(lines)
-        if replace:
-            os.replace(draft, path)
-        else:
-            try:
-                os.link(draft, path)
-            finally:
-                os.unlink(draft)
+        try:
+            _write_private(draft, content.encode())
+            if force:
+                draft.replace(path)
+            else:
+                # Unlike a rename, a link never takes the place of what is there.
+                path.hardlink_to(draft)
+        finally:
+            draft.unlink(missing_ok=True)
     except FileExistsError:
-        raise ConfigError([f"{path}: exists already; --force replaces it and its secrets"]) from None
+        raise ConfigError([f"{path}: is there already; --force replaces it"]) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be written: {error.strerror}"]) from None
     return generated
 
 
-@click.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Write it there and not to the current folder.")
-@click.option("--force", is_flag=True, help="Replace a .env that is there.")
-def command(data_dir: Path | None, force: bool) -> None:
-    """Write a .env with fresh secrets, and show the password and the token this once."""
-    folder = data_dir or Path.cwd()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    generated = write_env(folder / ".env", replace=force)
-    click.echo(f"wrote {folder / '.env'}; what follows is shown this once")
-    click.echo(f"admin password  {generated.password}")
-    click.echo(f"API token       {generated.token}")
+def _write_private(path: Path, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(fd)

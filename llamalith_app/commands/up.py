@@ -23,16 +23,14 @@ from llamalith_app.errors import ConfigError
     type=click.Path(path_type=Path, dir_okay=False),
     help="Where secrets are written if there are none: ./.env or DATA_DIR/.env (the default).",
 )
-@click.option(
-    "--grace", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for a drain."
-)
+@click.option("--grace", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for a drain.")
 def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, grace: float) -> None:
     """Run web, worker, engines and queue until Ctrl-C, and start again what dies."""
     config = load(data_dir=data_dir)
     if not (config.secret_key or config.admin_password_hash or config.api_token):
         config = _with_new_secrets(config, env_file)
     require_secrets(config)
-    logs.configure("up", log_format=config.log_format, level=config.log_level)
+    logs.start("up", config)
     sys.exit(asyncio.run(up.run(config, host=host, port=port, grace_s=grace)))
 
 

@@ -25,7 +25,7 @@ from llamalith_app.store.migrate import migrate
 def command(host: str, port: int, data_dir: Path | None, parent_fd: int | None) -> None:
     """Serve the API. Needs a worker beside it for anything to be answered."""
     config = load(data_dir=data_dir)
-    logs.configure("web", log_format=config.log_format, level=config.log_level)
+    logs.start("web", config)
     require_secrets(config)
     asyncio.run(refuse_old_redis(config.redis_url))
     migrate(config.database_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from pathlib import Path
@@ -30,7 +29,7 @@ from llamalith_app.store.migrate import migrate
 def command(data_dir: Path | None, grace: float, parent_fd: int | None) -> None:
     """Run the jobs. As many as wanted, on any machine that sees the database and the models."""
     config = load(data_dir=data_dir)
-    logs.configure("worker", log_format=config.log_format, level=config.log_level)
+    logs.start("worker", config)
     require_secrets(config)
     uvloop.run(refuse_old_redis(config.redis_url))
     migrate(config.database_path)

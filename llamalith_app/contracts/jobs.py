@@ -87,7 +87,8 @@ class Progress(msgspec.Struct, kw_only=True):
 
 class JobError(msgspec.Struct, kw_only=True):
     kind: str
-    """Stable: `context_overflow`, `template`, `grammar`, `model_unavailable`, `engine_died`, `worker_lost`, `internal`."""
+    """Stable: `context_overflow`, `template`, `grammar`, `model_unavailable`, `engine_died`, `worker_lost`,
+    `internal`."""
     reason: str
 
 

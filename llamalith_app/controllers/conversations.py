@@ -30,9 +30,7 @@ class Conversations(Controller):
     tags = ("Conversations",)
 
     @post("/reply", status_code=200, summary="Queue the next prompt")
-    async def reply(
-        self, request: AppRequest, conversation_id: PathId, data: JSONBody[ReplyCreate]
-    ) -> JobAccepted:
+    async def reply(self, request: AppRequest, conversation_id: PathId, data: JSONBody[ReplyCreate]) -> JobAccepted:
         """An unknown conversation is made."""
         if not data.content.strip():
             raise BadInput("content is required")
@@ -51,16 +49,12 @@ class Conversations(Controller):
 
     @get("/messages", summary="Read the messages, in the order of the turns")
     async def messages(self, request: AppRequest, conversation_id: PathId) -> MessageList:
-        found = await request.parts.database.read(
-            conversations.messages, request.principal.user_id, conversation_id
-        )
+        found = await request.parts.database.read(conversations.messages, request.principal.user_id, conversation_id)
         return MessageList(messages=found)
 
     @get("/latest", summary="Read the newest prompt, reply and job")
     async def latest(self, request: AppRequest, conversation_id: PathId) -> Latest:
-        found = await request.parts.database.read(
-            conversations.latest, request.principal.user_id, conversation_id
-        )
+        found = await request.parts.database.read(conversations.latest, request.principal.user_id, conversation_id)
         if found.last_job is not None:
             await request.parts.live.add([found.last_job])
         return found

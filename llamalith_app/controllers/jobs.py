@@ -38,9 +38,7 @@ class Jobs(Controller):
         self,
         request: AppRequest,
         status: Annotated[str | None, QueryParameter(description="Only jobs in this state.")] = None,
-        conversation_id: Annotated[
-            str | None, QueryParameter(description="Only of this conversation.")
-        ] = None,
+        conversation_id: Annotated[str | None, QueryParameter(description="Only of this conversation.")] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=500)] = 100,
         before: Annotated[
             int | None,

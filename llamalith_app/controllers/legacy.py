@@ -38,8 +38,6 @@ class Legacy(Controller):
     @get("/status/{conversation_id:str}", summary="Read the reply to the newest prompt")
     async def status(self, request: AppRequest, conversation_id: PathId) -> LegacyStatus:
         """Null until it is there; where the newest job failed, for ever."""
-        latest = await request.parts.database.read(
-            conversations.latest, request.principal.user_id, conversation_id
-        )
+        latest = await request.parts.database.read(conversations.latest, request.principal.user_id, conversation_id)
         job = latest.last_job
         return LegacyStatus(response=job.result if job is not None and job.status == "done" else None)

@@ -19,5 +19,5 @@ from llamalith_app.guards.principal import OPEN
     opt=OPEN,
     include_in_schema=False,
 )
-async def to_login(conversation_id: FromPath[str] = "") -> Response[dict[str, str]]:
+async def to_login(conversation_id: FromPath[str] = "") -> Response[dict[str, str]]:  # noqa: ARG001 - in the path
     return Response({"detail": "See Other"}, status_code=303, headers={"Location": "/chat/login"})

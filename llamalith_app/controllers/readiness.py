@@ -48,6 +48,4 @@ class Readings:
             await self._redis.ping()
         except (RedisError, OSError, TimeoutError):
             redis = "no answer"
-        return Readiness(
-            ready=database == redis == worker == "ok", database=database, redis=redis, worker=worker
-        )
+        return Readiness(ready=database == redis == worker == "ok", database=database, redis=redis, worker=worker)

@@ -11,6 +11,7 @@ import secrets
 import time
 
 import structlog
+from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 SANE = re.compile(rb"\A[A-Za-z0-9._-]{1,128}\Z")
@@ -23,15 +24,11 @@ class RequestLog:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != ScopeType.HTTP:
             await self.app(scope, receive, send)
             return
         request_id = next(
-            (
-                value.decode()
-                for name, value in scope["headers"]
-                if name == b"x-request-id" and SANE.match(value)
-            ),
+            (value.decode() for name, value in scope["headers"] if name == b"x-request-id" and SANE.match(value)),
             None,
         ) or secrets.token_hex(8)
         scope["request_id"] = request_id  # type: ignore[typeddict-unknown-key]

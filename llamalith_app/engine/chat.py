@@ -21,9 +21,7 @@ class Prompt(NamedTuple):
     omitted_messages: int
 
 
-def fit(
-    messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_ctx: int, max_tokens: int
-) -> Prompt:
+def fit(messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_ctx: int, max_tokens: int) -> Prompt:
     """Keeps the system message and as many of the newest turns as leave room for the reply.
 
     The room is max_tokens, but no more than a quarter of the context. Raises Refusal: `context_overflow` where the

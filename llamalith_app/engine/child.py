@@ -142,9 +142,7 @@ class _Loop:
     def _submit(self, submit: Submit) -> None:
         runner = self._runner
         try:
-            prompt = fit(
-                submit.messages, runner.render, runner.tokenize, runner.n_ctx, submit.sampling.max_tokens
-            )
+            prompt = fit(submit.messages, runner.render, runner.tokenize, runner.n_ctx, submit.sampling.max_tokens)
             runner.begin(submit.sequence_id, submit.sampling, submit.grammar, prompt.tokens)
         except Refusal as refusal:
             self._send(Refused(sequence_id=submit.sequence_id, kind=refusal.kind, reason=refusal.reason))

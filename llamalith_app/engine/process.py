@@ -12,7 +12,6 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Self
 
 import msgspec

@@ -45,9 +45,7 @@ class LlamaRunner:
         self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
         n_train = llama_cpp.llama_model_n_ctx_train(self._model)
         n_batch = load.n_chunk + load.n_slots
-        self._context = self._open_context(
-            load, min(load.n_ctx, n_train) if n_train > 0 else load.n_ctx, n_batch
-        )
+        self._context = self._open_context(load, min(load.n_ctx, n_train) if n_train > 0 else load.n_ctx, n_batch)
         self.n_ctx: int = llama_cpp.llama_n_ctx_seq(self._context)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)

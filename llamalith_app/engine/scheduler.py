@@ -7,7 +7,8 @@ are in prefill, so that a long prompt never stalls the others for longer than a 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence as Items
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from typing import NamedTuple
 
 from llamalith_app.engine.messages import Advance, FinishReason

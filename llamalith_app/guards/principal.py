@@ -46,7 +46,7 @@ class PrincipalGuard:
 
 
 def _tokens(connection: Connection) -> list[bytes]:
-    """Every credential that was sent; all of them must be right, so that no proxy and no reader disagree on which counts."""
+    """Every credential that was sent; all must be right, so that nobody disagrees on which of them counts."""
     tokens = []
     for name, value in connection.scope["headers"]:
         if name == b"x-api-token":

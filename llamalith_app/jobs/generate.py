@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
+import msgspec
 import structlog
 from redis.asyncio import Redis
 
@@ -163,9 +164,7 @@ class Generation:
         ran = False
         with place:
             while not self.draining:
-                claim = await self._database.write_lightly(
-                    jobs.claim, model, self._worker_id, datetime.now(UTC)
-                )
+                claim = await self._database.write_lightly(jobs.claim, model, self._worker_id, datetime.now(UTC))
                 if claim is None:
                     break
                 await self._attempt(Running(claim), place, tell or _tell_nobody)
@@ -179,9 +178,7 @@ class Generation:
     async def _attempt(self, running: Running, place: Place, tell: Callable[[TaskProgress], None]) -> None:
         """One attempt from its claim to the end of its lease; raises nothing."""
         claim = running.claim
-        lines = log.bind(
-            job_id=claim.job_id, attempt=claim.attempt, model=claim.model, request_id=claim.request_id
-        )
+        lines = log.bind(job_id=claim.job_id, attempt=claim.attempt, model=claim.model, request_id=claim.request_id)
         lines.info("attempt started")
         self.running[claim.lease_token] = running
         publisher = _Publisher(self._redis, running, tell)
@@ -210,7 +207,7 @@ class Generation:
         )
         submit = Submit(
             sequence_id=next(self._sequence_ids),
-            messages=[ChatMessage(role=message.role, content=message.content) for message in turn.messages],
+            messages=msgspec.convert(turn.messages, list[ChatMessage], from_attributes=True),
             sampling=Sampling(**{name: getattr(settings, name) for name in Sampling.__struct_fields__}),
             stop=list(settings.stop),
             grammar=self._grammar(claim),
@@ -257,9 +254,7 @@ class Generation:
         outcome = running.ends_as or Outcome.FAILED
         if outcome is Outcome.RELEASED:
             pause = timedelta()
-        status = await self._store(
-            running, partial(jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause)
-        )
+        status = await self._store(running, partial(jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause))
         if status:
             log.warning(
                 "attempt failed" if outcome is Outcome.FAILED else f"attempt {outcome.value}",
@@ -278,16 +273,14 @@ class Generation:
         claim = running.claim
         while running.ends_as is not Outcome.LOST:
             try:
-                return await self._database.write(
-                    transition, claim.job_id, claim.lease_token, datetime.now(UTC)
-                )
+                return await self._database.write(transition, claim.job_id, claim.lease_token, datetime.now(UTC))
             except StorageUnavailable:
                 await asyncio.sleep(STORE_AGAIN_S)
         return None
 
 
 class _Publisher:
-    """Tells the progress of one attempt to Redis and to SAQ's task, at most each PUBLISH_S, without being waited for."""
+    """Tells the progress of one attempt to Redis and to SAQ's task, at most each PUBLISH_S; nobody waits for it."""
 
     def __init__(self, redis: Redis, running: Running, tell: Callable[[TaskProgress], None]) -> None:
         self._redis = redis

@@ -7,7 +7,8 @@ the old. Knows models and slots, nothing of jobs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Self
 
 import structlog
 
@@ -45,7 +46,7 @@ class Pool:
             return None
         self._model = model
         self._n_taken += 1
-        return Place(self, model)
+        return Place(model, self._loaded, self._give_back)
 
     async def close(self) -> None:
         if self._engine is not None:
@@ -86,16 +87,17 @@ class Pool:
 class Place:
     """The right to run one sequence of a model; `with` gives it back."""
 
-    def __init__(self, pool: Pool, model: str) -> None:
-        self._pool = pool
+    def __init__(self, model: str, load: Callable[[str], Awaitable[EngineProcess]], free: Callable[[], None]) -> None:
         self.model = model
+        self._load = load
+        self._free = free
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool._give_back()
+        self._free()
 
     async def engine(self) -> EngineProcess:
         """Loads the model if need be, and again if its engine died. Raises EngineLoadFailed."""
-        return await self._pool._loaded(self.model)
+        return await self._load(self.model)

@@ -170,7 +170,7 @@ class Wakers:
         await self._redis.aclose()
 
     def _worker(self, model: str, n_slots: int) -> Worker[Any]:
-        async def wake(ctx: dict[str, Any], job_id: int) -> None:
+        async def wake(ctx: dict[str, Any], job_id: int) -> None:  # noqa: ARG001 - for people who look at the queue
             await self._run(model, ctx["job"])
 
         worker = Worker[Any](

@@ -1,6 +1,7 @@
 """The only way in: judge a prompt, put it on disk, answer, and let the hint go out beside the answer.
 
-Every door (API, reply, legacy submit, later pages and schedules) comes through `Submissions`. Knows no HTTP and no engine.
+Every door (API, reply, legacy submit, later pages and schedules) comes through `Submissions`. Knows no HTTP and no
+engine.
 """
 
 from __future__ import annotations
@@ -84,9 +85,7 @@ class Submissions:
         if not name:
             return self._models[0]
         if name not in self._models:
-            raise BadInput(
-                f"model: {_quoted(name)} is not offered here; these are: {', '.join(self._models)}"
-            )
+            raise BadInput(f"model: {_quoted(name)} is not offered here; these are: {', '.join(self._models)}")
         return name
 
     def _grammar(self, name: str) -> str | None:

@@ -52,10 +52,12 @@ def is_gone(lock_path: str) -> bool:
     return True
 
 
+def _forget(lock_path: str) -> None:
+    Path(lock_path).unlink(missing_ok=True)
+
+
 class Sweeper:
-    def __init__(
-        self, database: Database, worker_id: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, database: Database, worker_id: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._worker_id = worker_id
         self._clock = clock
@@ -71,7 +73,7 @@ class Sweeper:
                     await self._database.read(jobs.held, sibling.id), f"worker {sibling.id} ended"
                 )
                 await self._database.write_lightly(workers.end, sibling.id, datetime.now(UTC))
-                Path(sibling.lock_path).unlink(missing_ok=True)
+                _forget(sibling.lock_path)
         now = self._clock()
         held = await self._database.read(jobs.held)
         self._seen = {

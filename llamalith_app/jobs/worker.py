@@ -66,9 +66,7 @@ class Worker:
             wake_later=self._look_after,
         )
         self._sweeper = Sweeper(self._database, self.id)
-        self._wakers = Wakers(
-            self._config.redis_url, tuple(self._models), self._config.n_slots, self.generation.start
-        )
+        self._wakers = Wakers(self._config.redis_url, tuple(self._models), self._config.n_slots, self.generation.start)
         self._wakers.start()
         self.timers = [
             asyncio.create_task(self._each(SWEEP_S, self._sweep_and_look)),

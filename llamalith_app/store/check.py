@@ -77,7 +77,7 @@ def broken(connection: Connection) -> list[Broken]:
     """The rules that do not hold, each with its first rows."""
     found = []
     for rule, query in RULES.items():
-        rows = [dict(row._mapping) for row in connection.execute(text(query)).fetchmany(SHOWN)]
+        rows = [dict(row) for row in connection.execute(text(query)).mappings().fetchmany(SHOWN)]
         if rows:
             found.append(Broken(rule, rows))
     return found

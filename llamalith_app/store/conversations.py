@@ -35,15 +35,11 @@ def messages(connection: Connection, owner_id: int, public_id: str) -> list[Mess
 
 def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
     conversation_id = connection.execute(
-        select(ConversationRow.id).where(
-            ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id
-        )
+        select(ConversationRow.id).where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id)
     ).scalar()
     if conversation_id is None:
         return Latest(last_user=None, last_assistant=None, last_job=None)
-    job_id = connection.execute(
-        select(func.max(JobRow.id)).where(JobRow.conversation_id == conversation_id)
-    ).scalar()
+    job_id = connection.execute(select(func.max(JobRow.id)).where(JobRow.conversation_id == conversation_id)).scalar()
     return Latest(
         last_user=_newest(connection, conversation_id, "user"),
         last_assistant=_newest(connection, conversation_id, "assistant"),

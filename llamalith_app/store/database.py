@@ -63,9 +63,7 @@ class Database:
         self._write_engine.dispose()
         await self._reads.get_engine().dispose()
 
-    async def write(
-        self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def write(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs it in a transaction that is on disk before this returns: for what a client is promised.
 
         Raises what the function raises (nothing of it is stored then), or StorageUnavailable.
@@ -78,9 +76,7 @@ class Database:
         """As `write`, but a power cut may undo it: for claims and beats, which the sweep repairs."""
         return await self._submit(function, False, args, kwargs)
 
-    async def read(
-        self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def read(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs it in one snapshot. Raises StorageUnavailable when the file cannot be read."""
         try:
             async with self._reads.get_engine().connect() as connection:
@@ -132,7 +128,7 @@ def _transaction(engine: Engine, batch: list[_Write]) -> list[tuple[Any, Excepti
             connection.exec_driver_sql("SAVEPOINT one_write")
             try:
                 outcomes.append((write.run(connection), None))
-            except Exception as error:  # noqa: BLE001 - belongs to this one write; the others go on
+            except Exception as error:
                 if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
                     raise  # a full disk and its like end the whole transaction, so nobody's write was stored
                 connection.exec_driver_sql("ROLLBACK TO one_write")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import secrets
 import uuid
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
+    RowMapping,
     Select,
+    Table,
     and_,
     bindparam,
     case,
@@ -101,7 +102,7 @@ class Due(NamedTuple):
 
 def _is(*statuses: Status) -> ColumnElement[bool]:
     """Literals, not parameters: SQLite matches a partial index to nothing else."""
-    words = [literal_column(f"'{status.value}'") for status in statuses]
+    words: list[ColumnElement[str]] = [literal_column(f"'{status.value}'") for status in statuses]
     return JobRow.status == words[0] if len(words) == 1 else JobRow.status.in_(words)
 
 
@@ -113,9 +114,11 @@ _nothing_earlier = ~exists().where(
 )
 
 # The statements of every job's way are built once: building them costs SQLAlchemy ten times what running them does.
-_jobs, _messages, _attempts = JobRow.__table__, MessageRow.__table__, AttemptRow.__table__
+_conversations, _jobs, _messages, _attempts = (
+    cast(Table, row.__table__) for row in (ConversationRow, JobRow, MessageRow, AttemptRow)
+)
 _TAKE_TURN = (
-    update(ConversationRow.__table__)
+    update(_conversations)
     .where(
         ConversationRow.owner_id == bindparam("of_owner"),
         ConversationRow.public_id == bindparam("of_public_id"),
@@ -123,7 +126,7 @@ _TAKE_TURN = (
     .values(next_turn=ConversationRow.next_turn + 1)
     .returning(ConversationRow.id, ConversationRow.next_turn)
 )
-_NEW_CONVERSATION = insert(ConversationRow.__table__).returning(ConversationRow.id)
+_NEW_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
 _NEW_JOB = insert(_jobs).returning(JobRow.id)
 _NEW_MESSAGE = insert(_messages)
 _SYSTEM_IN_FORCE = (
@@ -173,9 +176,7 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
     public_id = prompt.conversation_id or str(uuid.uuid4())
     taken = None
     if prompt.conversation_id is not None:
-        taken = connection.execute(
-            _TAKE_TURN, {"of_owner": prompt.owner_id, "of_public_id": public_id}
-        ).first()
+        taken = connection.execute(_TAKE_TURN, {"of_owner": prompt.owner_id, "of_public_id": public_id}).first()
     if taken is None:
         new = {"owner_id": prompt.owner_id, "public_id": public_id, "next_turn": 1, "created_at": now}
         conversation_id, turn = connection.execute(_NEW_CONVERSATION, new).scalar_one(), 0
@@ -231,7 +232,7 @@ def claim(connection: Connection, model: str, worker_id: int, now: datetime) -> 
     ).first()
     if row is None:
         return None
-    claimed = Claim(*row)
+    claimed = Claim._make(row)
     connection.execute(
         _NEW_ATTEMPT,
         {
@@ -372,7 +373,7 @@ def beat(connection: Connection, lease_tokens: list[str]) -> set[str]:
         .values(beat=JobRow.beat + 1)
         .returning(JobRow.lease_token)
     )
-    return {token for (token,) in rows}
+    return {token for (token,) in rows if token is not None}
 
 
 def held(connection: Connection, worker_id: int | None = None) -> list[Held]:
@@ -382,7 +383,7 @@ def held(connection: Connection, worker_id: int | None = None) -> list[Held]:
     )
     if worker_id is not None:
         query = query.where(JobRow.worker_id == worker_id)
-    return [Held(*row) for row in connection.execute(query)]
+    return [Held._make(row) for row in connection.execute(query)]
 
 
 def due(connection: Connection, now: datetime) -> list[Due]:
@@ -393,7 +394,7 @@ def due(connection: Connection, now: datetime) -> list[Due]:
         .group_by(JobRow.model)
         .order_by(func.min(JobRow.id))
     )
-    return [Due(*row) for row in rows]
+    return [Due._make(row) for row in rows]
 
 
 RANKED = 1000
@@ -432,8 +433,8 @@ def position(connection: Connection, job_id: int) -> int | None:
 
 
 def one(connection: Connection, owner_id: int, job_id: int) -> Job | None:
-    row = connection.execute(_as_read(owner_id).where(JobRow.id == job_id)).first()
-    return row and _job(row)
+    row = connection.execute(_as_read(owner_id).where(JobRow.id == job_id)).mappings().first()
+    return None if row is None else _job(row)
 
 
 def newest(
@@ -453,7 +454,7 @@ def newest(
         query = query.where(ConversationRow.public_id == conversation_id)
     if before is not None:
         query = query.where(JobRow.id < before)
-    return [_job(row) for row in connection.execute(query)]
+    return [_job(row) for row in connection.execute(query).mappings()]
 
 
 _prompt = aliased(MessageRow)
@@ -488,7 +489,7 @@ def _as_read(owner_id: int) -> Select[tuple[object, ...]]:
     )
 
 
-def _job(row: Row[tuple[object, ...]]) -> Job:
-    fields = dict(row._mapping)
+def _job(row: RowMapping) -> Job:
+    fields: dict[str, Any] = dict(row)
     kind = fields.pop("error_kind")
     return Job(**fields, error=None if kind is None else JobError(kind=kind, reason=fields["result"]))

@@ -6,7 +6,6 @@ Owns the path to the migrations and the lock around them. Knows nothing of what 
 from __future__ import annotations
 
 import fcntl
-import os
 from pathlib import Path
 
 from advanced_alchemy.alembic.commands import AlembicCommands
@@ -29,7 +28,7 @@ def migrate(path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(path.name + ".migrate-lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.chmod(lock.name, 0o600)
+        Path(lock.name).chmod(0o600)
         engine = write_engine(path)
         try:
             return _upgrade(engine, path)
@@ -42,9 +41,7 @@ def commands(engine: Engine) -> AlembicCommands:
     return AlembicCommands(
         SQLAlchemySyncConfig(
             engine_instance=engine,
-            alembic_config=AlembicSyncConfig(
-                script_location=str(MIGRATIONS), version_table_name="alembic_version"
-            ),
+            alembic_config=AlembicSyncConfig(script_location=str(MIGRATIONS), version_table_name="alembic_version"),
         )
     )
 
@@ -58,9 +55,7 @@ def _upgrade(engine: Engine, path: Path) -> bool:
         return False
     if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
         raise ConfigError(
-            [
-                f"{path}: written by a newer version (schema {current}); this one knows {scripts.get_current_head()}"
-            ]
+            [f"{path}: written by a newer version (schema {current}); this one knows {scripts.get_current_head()}"]
         )
     commands(engine).upgrade()
     return True

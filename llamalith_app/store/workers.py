@@ -46,9 +46,7 @@ def register(
 
 
 def beat(connection: Connection, worker_id: int, now: datetime) -> None:
-    connection.execute(
-        update(WorkerRow).where(WorkerRow.id == worker_id).values(beat=WorkerRow.beat + 1, seen_at=now)
-    )
+    connection.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(beat=WorkerRow.beat + 1, seen_at=now))
 
 
 def end(connection: Connection, worker_id: int, now: datetime) -> None:
@@ -60,9 +58,7 @@ def end(connection: Connection, worker_id: int, now: datetime) -> None:
 def not_ended(connection: Connection) -> list[Sibling]:
     return [
         Sibling(*row)
-        for row in connection.execute(
-            select(WorkerRow.id, WorkerRow.lock_path).where(WorkerRow.ended_at.is_(None))
-        )
+        for row in connection.execute(select(WorkerRow.id, WorkerRow.lock_path).where(WorkerRow.ended_at.is_(None)))
     ]
 
 

@@ -15,7 +15,6 @@ from sqlalchemy import Connection
 
 from llamalith_app.config import Config, ModelConfig
 from llamalith_app.store.database import Database
-from tests.web.conftest import config as config  # noqa: F401 - a fixture
 from tests.web.conftest import serving
 from tests.worker.conftest import Script, ended, working
 
@@ -56,9 +55,7 @@ async def test_the_recorded_steps_hold(
     tmp_path: Path, database: Database, database_path: Path, redis_url: str, absent_redis_url: str
 ) -> None:
     script = Script(tmp_path / "script.json")
-    script.write(
-        {"when": "hello", "reply": "Hello to you."}, {"when": "first words", "refuse": "Model exploded"}
-    )
+    script.write({"when": "hello", "reply": "Hello to you."}, {"when": "first words", "refuse": "Model exploded"})
     config = Config(
         data_dir=tmp_path,
         api_token="tok",
@@ -83,9 +80,7 @@ async def ask(api: httpx.AsyncClient, step: dict[str, Any]) -> None:
     headers = dict(request.get("headers", {"Authorization": "Bearer tok"}))
     if "raw_body" in request:
         headers["Content-Type"] = "application/json"
-    body_sent = {
-        name: request[key] for name, key in (("json", "json"), ("content", "raw_body")) if key in request
-    }
+    body_sent = {name: request[key] for name, key in (("json", "json"), ("content", "raw_body")) if key in request}
     answer = await api.request(request["method"], request["path"], headers=headers, **body_sent)
     status, body = expected(step)
     told = answer.json()
@@ -127,9 +122,7 @@ async def finish_one(config: Config, script: Script, database: Database, finishe
         ),
     ],
 )
-async def test_the_older_submit_answers_as_it_did(
-    config: Config, sent: dict[str, str], told: dict[str, Any]
-) -> None:
+async def test_the_older_submit_answers_as_it_did(config: Config, sent: dict[str, str], told: dict[str, Any]) -> None:
     async with serving(config) as api:
         answer = await api.post("/api/submit", json=sent)
     assert answer.status_code == 200

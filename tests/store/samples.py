@@ -36,9 +36,7 @@ def prompt(
 
 
 def register_worker(connection: Connection, lock_path: str = "") -> int:
-    return workers.register(
-        connection, host="here", pid=1, lock_path=lock_path, models=["m"], n_slots=1, now=NOW
-    )
+    return workers.register(connection, host="here", pid=1, lock_path=lock_path, models=["m"], n_slots=1, now=NOW)
 
 
 def finish(connection: Connection, claim: jobs.Claim, reply: str = "a reply") -> bool:

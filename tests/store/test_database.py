@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 
 from llamalith_app.errors import ConfigError, StorageUnavailable
 from llamalith_app.store import database as database_module
@@ -21,7 +21,8 @@ from tests.store.samples import NOW, prompt
 
 
 def count_jobs(connection: Connection) -> int:
-    return connection.execute(text("SELECT count(*) FROM jobs")).scalar_one()
+    n_jobs: int = connection.execute(text("SELECT count(*) FROM jobs")).scalar_one()
+    return n_jobs
 
 
 async def test_a_write_that_fails_takes_nothing_of_its_neighbours_with_it(database: Database) -> None:
@@ -74,9 +75,7 @@ async def test_a_lock_held_past_the_deadline_is_storage_unavailable(
     assert (await database.write(jobs.submit, prompt(), NOW)).job_id == 1
 
 
-async def test_a_lock_that_is_given_back_in_time_is_waited_for(
-    database: Database, database_path: Path
-) -> None:
+async def test_a_lock_that_is_given_back_in_time_is_waited_for(database: Database, database_path: Path) -> None:
     other = sqlite3.connect(database_path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     waiting = asyncio.create_task(database.write(jobs.submit, prompt(), NOW))
@@ -134,9 +133,7 @@ def test_a_newer_schema_is_refused_by_name(database_path: Path) -> None:
         migrate(database_path)
 
 
-def test_a_migration_that_breaks_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_migration_that_breaks_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "broken.db"
     engine = write_engine(path)
     n_statements = 0
@@ -147,7 +144,7 @@ def test_a_migration_that_breaks_leaves_nothing_behind(
         if "CREATE TABLE messages" in statement:
             raise RuntimeError("the machine went away")
 
-    database_module.event.listen(engine, "before_cursor_execute", break_late)
+    event.listen(engine, "before_cursor_execute", break_late)
     with pytest.raises(RuntimeError, match="went away"):
         commands(engine).upgrade()
     engine.dispose()

@@ -228,8 +228,7 @@ def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
 def test_claiming_reads_no_whole_table(engine: Engine) -> None:
     with engine.connect() as connection:
         plan = connection.exec_driver_sql(
-            "EXPLAIN QUERY PLAN "
-            + str(jobs._BEST_DUE.compile(engine, compile_kwargs={"render_postcompile": True})),
+            "EXPLAIN QUERY PLAN " + str(jobs._BEST_DUE.compile(engine, compile_kwargs={"render_postcompile": True})),
             ("m", "2026", 1, 0),
         ).fetchall()
     steps = [row[3] for row in plan]

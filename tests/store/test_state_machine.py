@@ -107,22 +107,9 @@ class Record(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS), crash_at=crash)
     def claim(self, model: str, crash_at: int | None) -> None:
-        heads = {
-            next(
-                (
-                    job_id
-                    for job_id, job in self.jobs.items()
-                    if job.conversation == name and job.status in OPEN
-                ),
-                None,
-            )
-            for name in CONVERSATIONS
-        }
-        due = sorted(
-            job_id
-            for job_id in heads - {None}
-            if self.jobs[job_id].status is Status.QUEUED and self.jobs[job_id].model == model  # type: ignore[index]
-        )  # type: ignore[type-var]
+        open_jobs = [(job_id, job) for job_id, job in self.jobs.items() if job.status in OPEN]
+        heads = {job.conversation: (job_id, job) for job_id, job in reversed(open_jobs)}
+        due = sorted(job_id for job_id, job in heads.values() if job.status is Status.QUEUED and job.model == model)
         claim = self.run(crash_at, jobs.claim, model, self.worker, NOW)
         if claim is None:
             assert crash_at is not None or not due
@@ -245,11 +232,9 @@ class Record(RuleBasedStateMachine):
 @pytest.mark.parametrize(
     ("examples", "steps"), [(40, 30), pytest.param(300, 60, marks=pytest.mark.slow)], ids=["quick", "long"]
 )
-def test_no_order_of_transitions_and_crashes_breaks_the_record(
-    migrated: Path, examples: int, steps: int
-) -> None:
+def test_no_order_of_transitions_and_crashes_breaks_the_record(migrated: Path, examples: int, steps: int) -> None:
     Record.template = migrated
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Record,
         settings=settings(
             max_examples=examples,

@@ -14,6 +14,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -70,7 +71,8 @@ async def test_a_prompt_of_a_million_characters_is_taken(api: httpx.AsyncClient)
 async def test_lists_are_paged_by_the_last_id_seen(api: httpx.AsyncClient) -> None:
     for number in range(5):
         await api.post("/api/jobs", json={"content": str(number), "conversation_id": f"c{number}"})
-    seen, before = [], {}
+    seen: list[int] = []
+    before: dict[str, int] = {}
     while page := (await api.get("/api/jobs", params={"limit": 2, **before})).json()["jobs"]:
         seen += [job["id"] for job in page]
         before = {"before": page[-1]["id"]}
@@ -130,13 +132,11 @@ async def test_running_jobs_tell_the_progress_that_the_worker_publishes(
     assert await told() == [None, None, None], "of a job that has ended"
 
 
-async def test_an_accepted_job_leaves_one_hint_that_holds_no_prompt(
-    api: httpx.AsyncClient, redis_url: str
-) -> None:
+async def test_an_accepted_job_leaves_one_hint_that_holds_no_prompt(api: httpx.AsyncClient, redis_url: str) -> None:
     await api.post("/api/jobs", json={"content": "a secret prompt"})
     async with Redis.from_url(redis_url) as redis:
-        hint = await redis.blpop(["saq:llamalith:smollm2:queued"], timeout=5)
-        stored = await redis.get(hint[1])
+        hint: Any = await redis.blpop(["saq:llamalith:smollm2:queued"], timeout=5)
+        stored: Any = await redis.get(hint[1])
     assert hint[1].endswith(b":j1.a1")
     assert json.loads(stored)["kwargs"] == {"job_id": 1}
     assert b"secret" not in stored
@@ -188,7 +188,7 @@ async def test_a_sane_request_id_goes_into_the_answer_the_log_and_the_job(
 
 @pytest.mark.parametrize("given", ["", "a b", "a" * 129, "<script>", "é"])
 async def test_any_other_request_id_is_replaced(api: httpx.AsyncClient, given: str) -> None:
-    answer = await api.get("/healthz", headers={"X-Request-ID": given.encode()})
+    answer = await api.get("/healthz", headers=[(b"X-Request-ID", given.encode())])
     assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
 
 
@@ -315,9 +315,7 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
     content = document["components"]["schemas"]["JobCreate"]["properties"]["content"]
     assert content["maxLength"] == 1_000_000
     limit = next(
-        parameter
-        for parameter in operations["/api/jobs", "get"]["parameters"]
-        if parameter["name"] == "limit"
+        parameter for parameter in operations["/api/jobs", "get"]["parameters"] if parameter["name"] == "limit"
     )
     assert (limit["schema"]["minimum"], limit["schema"]["maximum"]) == (1, 500)
 
@@ -354,11 +352,7 @@ async def test_a_2xx_is_preceded_by_an_fdatasync_of_its_write(config: Config, tm
     waiting = None
     n_seen = 0
     for line in trace.read_text(errors="replace").splitlines():
-        if (
-            "POST /api/jobs" in line
-            and "HTTP/1.1 200" not in line
-            and not re.search(r"(sendto|write)\w*\(", line)
-        ):
+        if "POST /api/jobs" in line and "HTTP/1.1 200" not in line and not re.search(r"(sendto|write)\w*\(", line):
             waiting = "sync"
         elif waiting == "sync" and re.search(r"f(data)?sync(\(| resumed)", line) and "= 0" in line:
             waiting = "answer"
@@ -369,9 +363,7 @@ async def test_a_2xx_is_preceded_by_an_fdatasync_of_its_write(config: Config, tm
     assert n_seen == 5
 
 
-CANARIES = {
-    name: f"canary-{name}-7f3a" for name in ("prompt", "system", "context", "title", "cookie", "query")
-}
+CANARIES = {name: f"canary-{name}-7f3a" for name in ("prompt", "system", "context", "title", "cookie", "query")}
 
 
 async def test_nothing_that_people_wrote_and_no_secret_is_logged(

@@ -85,13 +85,9 @@ async def test_a_body_that_is_wrong_is_told_why(api: httpx.AsyncClient, sent: by
     assert problem["request_id"] == answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize(
-    "sent", [b"{}", b'{"content": "  "}', b'{"content": null}', b'{"model": "smollm2"}', b"[]"]
-)
+@pytest.mark.parametrize("sent", [b"{}", b'{"content": "  "}', b'{"content": null}', b'{"model": "smollm2"}', b"[]"])
 async def test_a_reply_without_content_is_refused(api: httpx.AsyncClient, sent: bytes) -> None:
-    answer = await api.post(
-        "/api/conversations/c/reply", content=sent, headers={"Content-Type": "application/json"}
-    )
+    answer = await api.post("/api/conversations/c/reply", content=sent, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert "content" in answer.json()["detail"] or sent == b"[]"
 
@@ -169,9 +165,7 @@ async def test_a_conversation_id_that_none_can_have_is_bad_input(
     assert "conversation_id" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/api", "/api/job", "/api/jobs/1/2/3", "/nope", "/api/jobs/1/", "/../etc"]
-)
+@pytest.mark.parametrize("path", ["/", "/api", "/api/job", "/api/jobs/1/2/3", "/nope", "/api/jobs/1/", "/../etc"])
 async def test_an_unknown_path_is_404(api: httpx.AsyncClient, path: str) -> None:
     answer = await api.get(path)
     assert answer.status_code == 404

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import signal
 from datetime import UTC, datetime
@@ -98,7 +99,7 @@ async def test_conversations_run_beside_each_other_and_each_in_order(
         for name in "abc"
     }
     for span in spans.values():
-        assert all(earlier[1] <= later[0] for earlier, later in zip(span, span[1:], strict=False))
+        assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(span))
     assert spans["a"][0][1] > spans["b"][0][0]
     assert spans["b"][0][1] > spans["a"][0][0]
 
@@ -262,9 +263,7 @@ async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_loo
     assert (job.started_at - job.created_at).total_seconds() < 3
 
 
-async def test_a_drain_lets_a_short_job_end(
-    config: Config, script: Script, submit: Submit, database: Database
-) -> None:
+async def test_a_drain_lets_a_short_job_end(config: Config, script: Script, submit: Submit, database: Database) -> None:
     script.write({"when": "short", "step_s": 0.01, "reply": "x" * 30})
     async with working(config, script) as worker:
         job_id = await submit("short")

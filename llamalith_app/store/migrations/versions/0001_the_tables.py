@@ -152,9 +152,7 @@ def upgrade() -> None:
             "outcome IN ('done','failed','lost','cancelled','released')",
             name=op.f("ck_attempts_outcome_known"),
         ),
-        sa.CheckConstraint(
-            "(outcome IS NULL) = (ended_at IS NULL)", name=op.f("ck_attempts_outcome_when_ended")
-        ),
+        sa.CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name=op.f("ck_attempts_outcome_when_ended")),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_attempts_job_id_jobs")),
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_attempts_worker_id_workers")),
         sa.PrimaryKeyConstraint("job_id", "attempt", name=op.f("pk_attempts")),
@@ -173,9 +171,7 @@ def upgrade() -> None:
             "role = CASE place % 4 WHEN 0 THEN 'system' WHEN 2 THEN 'user' ELSE 'assistant' END",
             name=op.f("ck_messages_role_at_place"),
         ),
-        sa.CheckConstraint(
-            "job_id IS NULL OR place % 4 >= 2", name=op.f("ck_messages_job_at_prompt_and_reply")
-        ),
+        sa.CheckConstraint("job_id IS NULL OR place % 4 >= 2", name=op.f("ck_messages_job_at_prompt_and_reply")),
         sa.ForeignKeyConstraint(
             ["conversation_id", "job_id"],
             ["jobs.conversation_id", "jobs.id"],

@@ -1,0 +1,174 @@
+"""The whole product as its user starts it: `llamalith up` on an empty folder, with the real small model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from dotenv import dotenv_values
+
+from llamalith_app import pidfile
+from tests.settle import eventually
+
+LLAMALITH = Path(sys.executable).parent / "llamalith"
+ENDED = ("done", "error", "cancelled")
+
+
+def clean_environ(**more: str) -> dict[str, str]:
+    """This environment without anything that would configure the product."""
+    ours = ("LLAMALITH_", "LLM_", "REDIS_URL", "DATABASE_URL", "SECRET_KEY", "ADMIN_", "N8N_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Product:
+    def __init__(self, folder: Path, port: int, up: asyncio.subprocess.Process) -> None:
+        self.folder = folder
+        self.data_dir = folder / "data"
+        self.port = port
+        self.up = up
+        self.api = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False)
+
+    async def until_ready(self) -> list[str]:
+        """The lines on standard output up to the ready line."""
+        assert self.up.stdout is not None
+        lines: list[str] = []
+        while not (lines and "ready" in lines[-1]):
+            line = await asyncio.wait_for(self.up.stdout.readline(), 60)
+            assert line, f"up ended before it was ready: {lines} {self.log()[-2000:]}"
+            lines.append(line.decode().rstrip())
+        token = dotenv_values(self.data_dir / ".env", interpolate=False)["N8N_API_TOKEN"]
+        self.api.headers["Authorization"] = f"Bearer {token}"
+        return lines
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def pid(self, part: str) -> int:
+        pid = pidfile.read_pid(self.data_dir / "run" / f"{part}.pid")
+        assert pid is not None
+        return pid
+
+    def engine_pids(self) -> list[int]:
+        """Children of the worker."""
+        worker = self.pid("worker")
+        return [int(pid) for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split()]
+
+    async def submit(self, content: str, conversation_id: str = "c", **fields: Any) -> int:
+        answer = await self.api.post(
+            "/api/jobs", json={"content": content, "conversation_id": conversation_id, **fields}
+        )
+        assert answer.status_code == 200, answer.text
+        job_id: int = answer.json()["job_id"]
+        return job_id
+
+    async def job(self, job_id: int) -> dict[str, Any]:
+        answer = await self.api.get(f"/api/jobs/{job_id}")
+        assert answer.status_code == 200, answer.text
+        job: dict[str, Any] = answer.json()
+        return job
+
+    async def ended(self, job_id: int, *, within_s: float = 60) -> dict[str, Any]:
+        async def look() -> dict[str, Any] | None:
+            job = await self.job(job_id)
+            return job if job["status"] in ENDED else None
+
+        job = await eventually(look, within_s=within_s)
+        assert job is not None
+        return job
+
+    async def in_phase(self, job_id: int, *phases: str) -> dict[str, Any]:
+        async def look() -> dict[str, Any] | None:
+            job = await self.job(job_id)
+            assert job["status"] not in ENDED, job
+            return job if job["progress"] and job["progress"]["phase"] in phases else None
+
+        job = await eventually(look)
+        assert job is not None
+        return job
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        self.up.send_signal(number)
+        return await asyncio.wait_for(self.up.wait(), 60)
+
+    def attempts(self, job_id: int) -> list[tuple[str, float]]:
+        """Each attempt's outcome, and the seconds from its end to the start of the next (0 for the last)."""
+        connection = sqlite3.connect(f"file:{self.data_dir}/llamalith.db?mode=ro", uri=True)
+        rows = connection.execute(
+            "SELECT a.outcome, coalesce(86400.0 * (julianday(b.started_at) - julianday(a.ended_at)), 0)"
+            " FROM attempts a LEFT JOIN attempts b ON b.job_id = a.job_id AND b.attempt = a.attempt + 1"
+            " WHERE a.job_id = ? ORDER BY a.attempt",
+            (job_id,),
+        ).fetchall()
+        connection.close()
+        return rows
+
+
+async def start(folder: Path, port: int | None = None, **environ: str) -> Product:
+    port = port or free_port()
+    config = folder / "config.json"
+    if not config.exists():
+        # Short stories keep the suite short.
+        config.write_text('{"model_settings": {"smollm2": {"max_tokens": 150}}}')
+    with (folder / "log").open("a") as log:
+        up = await asyncio.create_subprocess_exec(
+            *(str(LLAMALITH), "up", "--port", str(port), "--data-dir", str(folder / "data")),
+            cwd=folder,
+            env=clean_environ(LLAMALITH_CONFIG="config.json", **environ),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+        )
+    return Product(folder, port, up)
+
+
+@asynccontextmanager
+async def running(folder: Path, **environ: str) -> AsyncIterator[Product]:
+    product = await start(folder, None, **environ)
+    try:
+        await product.until_ready()
+        yield product
+    finally:
+        if product.up.returncode is None:
+            await product.stop()
+        await product.api.aclose()
+
+
+@pytest.fixture
+async def product(tmp_path: Path) -> AsyncIterator[Product]:
+    """Ends with `llamalith check`: whatever the test did, the record is whole."""
+    async with running(tmp_path) as product:
+        yield product
+    check = await asyncio.create_subprocess_exec(
+        str(LLAMALITH),
+        "check",
+        "--data-dir",
+        str(product.data_dir),
+        cwd=tmp_path,
+        env=clean_environ(),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    told, _ = await check.communicate()
+    assert check.returncode == 0, told.decode()
+    assert b"invariants hold" in told
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False

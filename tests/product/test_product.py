@@ -1,0 +1,271 @@
+"""What a person sees of the product: it starts, answers, outlives the death of each of its parts, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sqlite3
+import stat
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.product.conftest import LLAMALITH, Product, clean_environ, free_port, is_alive, running, start
+from tests.settle import eventually
+
+pytestmark = pytest.mark.slow
+
+STORY = "Write a very long story about a dragon, with every detail of its life."
+LONG_PROMPT = "The quick brown fox jumps over the lazy dog near the river. " * 110
+"""About 1,500 tokens: seconds of prefill."""
+
+
+async def gone(*pids: int) -> None:
+    async def look() -> bool:
+        return not any(map(is_alive, pids))
+
+    await eventually(look)
+
+
+async def restarted(product: Product, part: str, old: int) -> int:
+    async def look() -> int | None:
+        new = product.pid(part)
+        return new if new != old and is_alive(new) else None
+
+    new = await eventually(look)
+    assert new is not None
+    return new
+
+
+async def test_a_prompt_gets_a_real_answer_and_the_next_one_builds_on_it(product: Product) -> None:
+    first = await product.ended(await product.submit("Say hello.", system_prompt="You are kind."))
+    second = await product.ended(await product.submit("Say it again."))
+    assert [first["status"], second["status"]] == ["done", "done"]
+    assert second["prompt_tokens"] > first["prompt_tokens"] + first["completion_tokens"]
+    messages = (await product.api.get("/api/conversations/c/messages")).json()["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+
+
+async def test_three_prompts_at_once_are_told_in_turn_order(product: Product) -> None:
+    ids = [await product.submit(f"Say {word}.") for word in ("one", "two", "three")]
+    for job_id in ids:
+        assert (await product.ended(job_id))["status"] == "done"
+    messages = (await product.api.get("/api/conversations/c/messages")).json()["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 3
+    assert [message["content"] for message in messages[::2]] == ["Say one.", "Say two.", "Say three."]
+
+
+async def test_a_named_grammar_is_enforced_while_decoding(product: Product) -> None:
+    job = await product.ended(
+        await product.submit("Describe a dragon as JSON with the keys name and colour.", grammar_name="json")
+    )
+    assert job["status"] == "done"
+    assert job["result"].startswith("{")
+    assert job["finish_reason"] == "length" or job["result"].endswith("}")
+
+
+async def test_a_long_prompt_shows_rising_counts_to_a_client_that_polls(product: Product) -> None:
+    job_id = await product.submit(LONG_PROMPT)
+    seen: list[int] = []
+    while (job := await product.job(job_id))["status"] not in ("done", "error"):
+        progress = job["progress"] or {}
+        if progress.get("phase") == "prefill":
+            seen.append(progress["prompt_tokens_done"])
+            assert progress["prompt_tokens"] > 1000
+        await asyncio.sleep(0.05)
+    assert seen == sorted(seen)
+    assert len(set(seen)) >= 5, seen
+
+
+async def test_a_prompt_that_does_not_fit_is_told_in_tokens(product: Product) -> None:
+    job = await product.ended(await product.submit("word " * 20_000))
+    assert job["status"] == "error"
+    assert job["error"]["kind"] == "context_overflow"
+    assert re.search(r"has \d{5} tokens; 1536 fit \(context of 2048 tokens", job["result"])
+
+
+async def test_turns_that_do_not_fit_are_left_out_and_told(product: Product) -> None:
+    for number in range(3):
+        await product.ended(await product.submit(f"{number}: " + LONG_PROMPT[:3000] + " Answer in one word."))
+    job = await product.ended(await product.submit("Say hello."))
+    assert job["status"] == "done"
+    assert job["omitted_messages"] >= 2
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+async def test_a_killed_engine_costs_a_job_less_than_two_seconds(product: Product, phase: str) -> None:
+    job_id = await product.submit(LONG_PROMPT if phase == "prefill" else STORY)
+    await product.in_phase(job_id, phase)
+    (engine,) = product.engine_pids()
+    os.kill(engine, signal.SIGKILL)
+    job = await product.ended(job_id)
+    assert (job["status"], job["attempt"]) == ("done", 2)
+    (first, second) = product.attempts(job_id)
+    assert (first[0], second[0]) == ("failed", "done")
+    assert first[1] < 2
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+async def test_a_killed_worker_is_started_again_and_its_job_with_it(product: Product, phase: str) -> None:
+    job_id = await product.submit(LONG_PROMPT if phase == "prefill" else STORY)
+    await product.in_phase(job_id, phase)
+    worker, (engine,) = product.pid("worker"), product.engine_pids()
+    os.kill(worker, signal.SIGKILL)
+    await gone(worker, engine)
+    killed = asyncio.get_running_loop().time()
+
+    async def claimed_again() -> bool:
+        return bool((await product.job(job_id))["attempt"] == 2)
+
+    await eventually(claimed_again)
+    assert asyncio.get_running_loop().time() - killed < 5
+    job = await product.ended(job_id)
+    assert (job["status"], job["attempt"]) == ("done", 2)
+    assert [outcome for outcome, _ in product.attempts(job_id)] == ["lost", "done"]
+
+
+async def test_a_killed_valkey_costs_nothing_and_is_started_again(product: Product) -> None:
+    running_job = await product.submit(STORY)
+    await product.in_phase(running_job, "decode")
+    old = product.pid("valkey")
+    os.kill(old, signal.SIGKILL)
+    during = await product.submit("Say hello.", "other")
+    await restarted(product, "valkey", old)
+    after = await product.submit("Say hello.", "third")
+    for job_id in (running_job, during, after):
+        job = await product.ended(job_id)
+        assert (job["status"], job["attempt"]) == ("done", 1)
+
+
+async def test_a_killed_web_process_is_started_again_with_all_that_it_accepted(product: Product) -> None:
+    ids = [await product.submit("Say hello.", f"c{number}") for number in range(3)]
+    old = product.pid("web")
+    os.kill(old, signal.SIGKILL)
+    await restarted(product, "web", old)
+
+    async def answers() -> bool:
+        try:
+            return (await product.api.get("/healthz")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    await eventually(answers)
+    for job_id in ids:
+        assert (await product.ended(job_id))["status"] == "done"
+
+
+async def test_a_drain_ends_everything_and_gives_long_jobs_back(tmp_path: Path) -> None:
+    async with running(tmp_path) as product:
+        job_id = await product.submit("Say hello.")
+        await product.in_phase(job_id, "loading", "prefill", "decode")
+        pids = [product.pid(part) for part in ("web", "worker", "valkey")] + product.engine_pids()
+        assert await product.stop() == 0
+        assert not any(map(is_alive, pids))
+        connection = sqlite3.connect(product.data_dir / "llamalith.db")
+        statuses = connection.execute("SELECT status, attempt FROM jobs").fetchall()
+        workers = connection.execute("SELECT count(*) FROM workers WHERE ended_at IS NULL").fetchone()
+        connection.close()
+    assert statuses == [("done", 1)]
+    assert workers == (0,)
+
+
+async def test_ctrl_c_twice_ends_everything_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as product:
+        job_id = await product.submit(STORY)
+        await product.in_phase(job_id, "decode")
+        pids = [product.pid(part) for part in ("web", "worker", "valkey")] + product.engine_pids()
+        product.up.send_signal(signal.SIGINT)
+
+        async def stopping() -> bool:
+            return "stopping" in product.log()
+
+        await eventually(stopping)
+        product.up.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(product.up.wait(), 10) == 130
+        await gone(*pids)
+
+
+async def test_after_kill_9_of_up_nothing_is_left_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    product = await start(tmp_path)
+    await product.until_ready()
+    job_id = await product.submit(STORY)
+    await product.in_phase(job_id, "decode")
+    pids = [product.pid(part) for part in ("web", "worker", "valkey")]
+    product.up.kill()
+    await product.up.wait()
+    await product.api.aclose()
+    async with running(tmp_path) as again:
+        assert not any(map(is_alive, pids))
+        assert (await again.ended(job_id))["status"] == "done"
+
+
+async def test_a_second_up_on_the_same_data_is_refused_by_name(product: Product) -> None:
+    second = await start(product.folder)
+    assert await asyncio.wait_for(second.up.wait(), 20) == 2
+    assert f"another llamalith up (pid {product.up.pid})" in product.log()
+    await second.api.aclose()
+
+
+async def test_secrets_are_made_once_shown_once_and_kept_private(tmp_path: Path) -> None:
+    product = await start(tmp_path)
+    lines = await product.until_ready()
+    await product.stop()
+    shown = "\n".join(lines)
+    env = tmp_path / "data" / ".env"
+    assert stat.S_IMODE(env.stat().st_mode) == 0o600
+    token = product.api.headers["Authorization"].removeprefix("Bearer ")
+    assert token in shown
+    assert re.search(r"admin password +\S{16}", shown)
+    assert token not in product.log()
+    again = await start(tmp_path, product.port)
+    assert token not in "\n".join(await again.until_ready())
+    await again.stop()
+    for one in (product, again):
+        await one.api.aclose()
+
+
+async def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
+    port = free_port()
+    stranger = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", port)
+    product = await start(tmp_path, port)
+    assert await asyncio.wait_for(product.up.wait(), 20) == 2
+    assert f"cannot listen on 127.0.0.1:{port}: another program listens there" in product.log()
+    stranger.close()
+    await product.api.aclose()
+
+
+async def test_two_slots_run_two_conversations_side_by_side_on_the_real_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"worker_settings": {"worker_count": 2}, "model_settings": {"smollm2": {"max_tokens": 150}}}'
+    )
+    async with running(tmp_path) as product:
+        ids = [await product.submit(STORY, conversation_id) for conversation_id in "ab"]
+        jobs = [await product.ended(job_id) for job_id in ids]
+    assert [job["status"] for job in jobs] == ["done", "done"]
+    assert jobs[1]["started_at"] < jobs[0]["processed_at"]
+
+
+@pytest.mark.parametrize("command", ["web", "worker"])
+@pytest.mark.parametrize("missing", ["N8N_API_TOKEN", "SECRET_KEY", "ADMIN_PASSWORD_HASH"])
+def test_web_and_worker_refuse_to_start_without_a_secret(tmp_path: Path, command: str, missing: str) -> None:
+    secrets = {
+        "N8N_API_TOKEN": "tok",
+        "SECRET_KEY": "k" * 32,
+        "ADMIN_PASSWORD_HASH": "$2b$12$" + "a" * 53,
+    }
+    del secrets[missing]
+    done = subprocess.run(
+        [LLAMALITH, command, "--data-dir", tmp_path / "d"],
+        cwd=tmp_path,
+        env=clean_environ(**secrets),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"{missing}: missing")

@@ -1,0 +1,165 @@
+"""`llamalith init` and `llamalith hash-password`: secrets that are good, private, whole, and shown once."""
+
+from __future__ import annotations
+
+import os
+import pty
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import bcrypt
+import pytest
+from click.testing import CliRunner
+
+from llamalith_app.commands import hash_password, init
+from llamalith_app.commands.init import Generated, write_env
+from llamalith_app.config import BCRYPT_HASH, load, require_secrets
+from llamalith_app.errors import ConfigError
+
+PASSWORD = "correct horse 🐴"
+
+
+def test_init_writes_an_env_file_that_web_and_worker_start_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(init.command)
+    assert result.exit_code == 0
+    config = load({})
+    require_secrets(config)
+    told, password, token = result.stdout.splitlines()
+    assert told == f"wrote {tmp_path}/.env; what follows is shown this once"
+    assert token == f"API token       {config.api_token}"
+    assert config.api_token.startswith("llm_")
+    assert bcrypt.checkpw(password.split()[-1].encode(), config.admin_password_hash.encode())
+    assert config.admin_password_hash.startswith("$2b$12$")
+    assert password.split()[-1] not in (tmp_path / ".env").read_text()
+
+
+def test_a_shell_reads_the_same_secrets_out_of_the_file(tmp_path: Path) -> None:
+    generated = write_env(tmp_path / ".env")
+    script = 'set -a; . ./.env; printf "%s\\n%s" "$N8N_API_TOKEN" "$ADMIN_PASSWORD_HASH"'
+    run = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    token, password_hash = run.stdout.split("\n")
+    assert token == generated.token
+    assert bcrypt.checkpw(generated.password.encode(), password_hash.encode())
+
+
+def test_the_file_is_the_owner_s_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        write_env(tmp_path / ".env")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+
+
+def test_a_file_that_is_there_stays_without_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("MINE=1\n")
+    result = CliRunner().invoke(init.command)
+    assert isinstance(result.exception, ConfigError)
+    assert result.exception.problems == [f"{tmp_path}/.env: is there already; --force replaces it"]
+    assert (tmp_path / ".env").read_text() == "MINE=1\n"
+    assert CliRunner().invoke(init.command, ["--force"]).exit_code == 0
+    require_secrets(load({}))
+    assert [path.name for path in tmp_path.iterdir()] == [".env"]
+
+
+def test_of_two_at_once_one_writes_and_the_other_is_told(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    together = threading.Barrier(2)
+    won: list[Generated] = []
+    refused: list[ConfigError] = []
+
+    def write() -> None:
+        together.wait()
+        try:
+            won.append(write_env(path))
+        except ConfigError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(refused)) == (1, 1)
+    assert load({}, cwd=tmp_path).api_token == won[0].token
+    assert [left.name for left in tmp_path.iterdir()] == [".env"]
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere/\.env: cannot be written: No such file or directory"):
+        write_env(tmp_path / "nowhere" / ".env")
+
+
+def test_init_with_a_data_directory_writes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(init.command, ["--data-dir", "state"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    require_secrets(load({}, data_dir=Path("state")))
+    (tmp_path / ".env").write_text("MINE=1\n")
+    again = CliRunner().invoke(init.command, ["--data-dir", "state", "--force"])
+    assert again.stderr == f"note: from this folder {tmp_path}/.env is read instead\n"
+
+
+def test_hash_password_reads_one_line_and_prints_the_hash_alone() -> None:
+    result = CliRunner().invoke(hash_password.command, input=f"{PASSWORD}\r\nanother line\n")
+    assert result.stderr == ""
+    printed = result.stdout.removesuffix("\n")
+    assert BCRYPT_HASH.fullmatch(printed)
+    assert bcrypt.checkpw(PASSWORD.encode(), printed.encode())
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (b"", "the password is empty"),
+        (b"\n", "the password is empty"),
+        (b"x" * 73 + b"\n", "the password has 73 bytes; bcrypt takes at most 72"),
+        ("ä".encode() * 37, "the password has 74 bytes; bcrypt takes at most 72"),
+        (b"\xff\n", "the password is not UTF-8 text"),
+        (b"a\0b\n", "the password holds a control character"),
+    ],
+)
+def test_a_password_that_bcrypt_or_a_form_cannot_take_is_refused(given: bytes, told: str) -> None:
+    result = CliRunner().invoke(hash_password.command, input=given)
+    assert isinstance(result.exception, ConfigError)
+    assert result.exception.problems == [told]
+    assert result.output == ""
+
+
+def test_the_longest_password_is_taken() -> None:
+    password = b"x" * 72
+    assert bcrypt.checkpw(password, hash_password.hashed(password).encode())
+
+
+def test_on_a_terminal_the_password_is_asked_for_twice_and_not_shown() -> None:
+    terminal, its_end = pty.openpty()
+    program = [sys.executable, "-m", "llamalith_app.cli", "hash-password"]
+    process = subprocess.Popen(
+        # Makes the terminal the one that the program asks on.
+        ["setsid", "--ctty", "--wait", *program],
+        stdin=its_end,
+        stdout=subprocess.PIPE,
+        stderr=its_end,
+        text=True,
+    )
+    os.close(its_end)
+    shown = b""
+    try:
+        for asked in (b"Password: ", b"confirmation: "):
+            while not shown.endswith(asked):
+                shown += os.read(terminal, 1024)
+            os.write(terminal, f"{PASSWORD}\n".encode())
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        os.close(terminal)
+    assert process.returncode == 0
+    assert bcrypt.checkpw(PASSWORD.encode(), printed.strip().encode())
+    assert PASSWORD.encode() not in shown
