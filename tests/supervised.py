@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from llamalith_app import logs, parent, up, valkey
+from llamalith_app.config import Config
 
 
 def part_of(name: str, mode: str, *, run_dir: Path) -> up.Part:
@@ -78,7 +79,7 @@ def part(name: str, mode: str, run_dir: Path, parent_fd: int | None) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "supervise":
         up.LATE_S = 0.2
-        logs.configure("up", log_format="json", level="info")
+        logs.start("up", Config(data_dir=Path(sys.argv[2]), log_format="json"))
         sys.exit(asyncio.run(supervise(Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])))
     _, _, name, mode, run_dir, *rest = sys.argv
     part(name, mode, Path(run_dir), int(rest[1]) if rest else None)

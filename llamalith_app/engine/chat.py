@@ -1,7 +1,7 @@
 """From a conversation to prompt tokens that fit the context, or a refusal that says why not.
 
-Owns the policy of what is left out and of how roles are bent to a template that insists. Knows no llama.cpp: it is
-given a way to render and a way to tokenize.
+Owns the policy of what is left out and of how roles are bent to a template that insists. Knows no llama.cpp:
+it is given a way to render and a way to tokenize.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from llamalith_app.engine.steps import Refusal
 Render = Callable[[Sequence[ChatMessage]], str]
 Tokenize = Callable[[str], list[int]]
 
+MAX_CHARS_A_TOKEN = 16
+"""Older turns that would not fit if every token were this long are left out without being tokenized."""
+
 
 class Prompt(NamedTuple):
     tokens: list[int]
@@ -24,22 +27,27 @@ class Prompt(NamedTuple):
 def fit(messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_ctx: int, max_tokens: int) -> Prompt:
     """Keeps the system message and as many of the newest turns as leave room for the reply.
 
-    The room is max_tokens, but no more than a quarter of the context. Raises Refusal: `context_overflow` where the
-    newest prompt alone does not fit, `template` where the chat template takes the messages in no form.
+    The room is max_tokens, but no more than a quarter of the context. Raises Refusal: `context_overflow`
+    where the newest prompt alone does not fit, `template` where the chat template takes the messages in no
+    form.
     """
     reserve = max(1, min(max_tokens, n_ctx // 4))
     n_fit = n_ctx - reserve
     system = [message for message in messages[:1] if message.role == "system"]
     rest = messages[len(system) :]
     starts = _starts(rest)
+    starts = starts[_first_thinkable(rest, starts, n_fit * MAX_CHARS_A_TOKEN) :]
 
     def tokens_from(start: int) -> list[int]:
-        return tokenize(_rendered([*system, *rest[start:]], render))
+        tokens = tokenize(_rendered([*system, *rest[start:]], render))
+        if not tokens:
+            raise Refusal("template", "The model's chat template makes nothing of this conversation.")
+        return tokens
 
     tokens = tokens_from(starts[0])
     if len(tokens) <= n_fit:
         return Prompt(tokens, starts[0])
-    shortest = tokens_from(starts[-1])
+    shortest = tokens_from(starts[-1]) if len(starts) > 1 else tokens
     if len(shortest) > n_fit:
         with_system = " together with its system message" if system else ""
         raise Refusal(
@@ -60,7 +68,7 @@ def fit(messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_c
 
 
 def _starts(rest: Sequence[ChatMessage]) -> list[int]:
-    """Where the kept part may begin: at all of it, else at a prompt, or at the context put before the last one."""
+    """Where the kept part may begin: at a prompt, at the context before the last prompt, or at all of it."""
     last = len(rest) - 1
     own_context = last - 1
     return [0] + [
@@ -69,6 +77,17 @@ def _starts(rest: Sequence[ChatMessage]) -> list[int]:
         if rest[index].role == "user"
         or (index == own_context and index > 0 and rest[index - 1].role == rest[index].role == "assistant")
     ]
+
+
+def _first_thinkable(rest: Sequence[ChatMessage], starts: Sequence[int], max_chars: int) -> int:
+    """The first of the starts from which there are no more characters than could fit; else the last one."""
+    n_chars = 0
+    for place in range(len(starts) - 1, -1, -1):
+        end = starts[place + 1] if place + 1 < len(starts) else len(rest)
+        n_chars += sum(len(message.content) for message in rest[starts[place] : end])
+        if n_chars > max_chars:
+            return min(place + 1, len(starts) - 1)
+    return 0
 
 
 def _rendered(messages: Sequence[ChatMessage], render: Render) -> str:

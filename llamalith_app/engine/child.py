@@ -1,7 +1,7 @@
 """The child's loop: reads messages, lets the scheduler decide and the runner do, sends one frame a step.
 
-The main thread alone touches the runner; a reader thread blocks on the socket and ends the process when the worker
-is gone. Knows no llama.cpp: which runner there is, its composition root says.
+The main thread alone touches the runner; a reader thread blocks on the socket and ends the process when the
+worker is gone. Knows no llama.cpp: which runner there is, its composition root says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -75,7 +75,8 @@ def _receive(connection: socket.socket, inbox: queue.SimpleQueue[ToEngine]) -> N
         while (message := frames.read(connection, decoder)) is not None:
             inbox.put(message)
     except frames.BrokenFrame as error:
-        print(f"broken frame from the worker: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"broken frame from the worker: {error}\n")
+        sys.stderr.flush()
         os._exit(1)
     # Nobody is there to read a reply; the main thread may be inside native code for a long time.
     os._exit(0)
@@ -157,8 +158,13 @@ class _Loop:
             )
         )
 
-    def _tell(self, advances: list[Advance]) -> None:
-        for advance in advances:
-            if advance.finish is not None:
-                self._runner.end(advance.sequence_id)
-        self._send(Step(advances))
+    def _tell(self, results: Collection[Advance | Refused]) -> None:
+        for one in results:
+            if isinstance(one, Refused) or one.finish is not None:
+                self._runner.end(one.sequence_id)
+        advances = [one for one in results if isinstance(one, Advance)]
+        if advances:
+            self._send(Step(advances))
+        for one in results:
+            if isinstance(one, Refused):
+                self._send(one)

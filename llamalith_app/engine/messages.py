@@ -70,7 +70,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Frees the sequence's slot within one step; answered by its finish with `cancelled`, or by nothing if it had ended."""
+    """Frees the slot within one step; answered by a finish `cancelled`, or by nothing if it had ended."""
 
     sequence_id: int
 

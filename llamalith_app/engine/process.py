@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Self
 
 import msgspec
@@ -62,15 +62,24 @@ class EngineProcess:
 
     loaded: Loaded
 
-    def __init__(self, model: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self,
+        model: str,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         self.model = model
         self.died = asyncio.Event()
         """Set when the child is gone, whoever ended it."""
         self._process = process
+        self._writer = writer
         self._runs: dict[int, asyncio.Queue[Advance | LlamalithError]] = {}
         self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._loading: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._stopping = False
+        self._reading = asyncio.create_task(self._read(reader))
+        self._lines = asyncio.create_task(self._keep_lines())
 
     @classmethod
     async def start(cls, load: Load, argv: Sequence[str] | None = None) -> Self:
@@ -89,10 +98,7 @@ class EngineProcess:
                 # ggml_abort would start a debugger where there is one, and hold the dying child for seconds.
                 env={**os.environ, "GGML_NO_BACKTRACE": "1"},
             )
-        engine = cls(load.model, process)
-        reader, engine._writer = await asyncio.open_connection(sock=ours)
-        engine._reading = asyncio.create_task(engine._read(reader))
-        engine._lines = asyncio.create_task(engine._keep_lines())
+        engine = cls(load.model, process, *await asyncio.open_connection(sock=ours))
         try:
             engine._send(load)
             engine.loaded = await asyncio.shield(engine._loading)
@@ -105,23 +111,28 @@ class EngineProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    async def run(self, submit: Submit) -> AsyncIterator[Advance]:
-        """Its advances, the last with a `finish`. Raises EngineRefused, and EngineDied at once when the child dies."""
+    async def run(self, submit: Submit) -> AsyncGenerator[Advance, None]:
+        """Its advances, the last with a `finish`; left before that, the sequence is cancelled.
+
+        Raises EngineRefused, and EngineDied at once when the child dies.
+        """
         steps: asyncio.Queue[Advance | LlamalithError] = asyncio.Queue()
         self._runs[submit.sequence_id] = steps
+        ended = False
         try:
             if self.died.is_set():
                 raise EngineDied(self._how_it_died())
             self._send(submit)
-            while True:
+            while not ended:
                 step = await steps.get()
+                ended = isinstance(step, LlamalithError) or step.finish is not None
                 if isinstance(step, LlamalithError):
                     raise step
                 yield step
-                if step.finish is not None:
-                    return
         finally:
             del self._runs[submit.sequence_id]
+            if not ended:
+                self.cancel(submit.sequence_id)
 
     def cancel(self, sequence_id: int) -> None:
         """Ends a run within one step, with finish `cancelled`; nothing happens for one that has ended."""
@@ -155,13 +166,13 @@ class EngineProcess:
         await asyncio.gather(self._lines, return_exceptions=True)
         self.died.set()
         self._writer.close()
-        error = EngineDied(self._how_it_died())
+        reason = self._how_it_died()
         if not self._stopping:
-            log.warning("engine died", model=self.model, pid=self.pid, reason=str(error))
+            log.warning("engine died", model=self.model, pid=self.pid, reason=reason)
         if not self._loading.done():
-            self._loading.set_exception(error)
+            self._loading.set_exception(EngineDied(reason))
         for steps in self._runs.values():
-            steps.put_nowait(error)
+            steps.put_nowait(EngineDied(reason))
 
     def _take(self, message: FromEngine) -> None:
         match message:
@@ -181,9 +192,9 @@ class EngineProcess:
 
     async def _keep_lines(self) -> None:
         """What the child says on stderr, which native code uses as it likes; a long line comes in parts."""
-        assert self._process.stderr is not None
+        stderr = self._process.stderr
         rest = b""
-        while part := await self._process.stderr.read(4096):
+        while stderr is not None and (part := await stderr.read(4096)):
             *lines, rest = (rest + part).split(b"\n")
             rest = rest[-1000:]
             for line in lines:

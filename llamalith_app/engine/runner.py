@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import inspect
+import math
 import os
 import secrets
 import stat
@@ -16,19 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 from llama_cpp import llama_chat_format
 
 from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.messages import ChatMessage, Load, Sampling
-from llamalith_app.engine.steps import Refusal, Sampled, Work
+from llamalith_app.engine.steps import Refusal, Sampled, SampleFailed, Work
 
 PENALTY_LAST_N = 64
 """Tokens that the penalties look back; llama.cpp's own default."""
-LOG_LEVEL_ERROR = 3
-"""GGML_LOG_LEVEL_ERROR of ggml.h."""
+LOG_LEVELS_SHOWN = (3, 4)
+"""Warnings and errors, as ggml.h counts; llama-cpp-python's own names for the levels are one off."""
 HASH_CHUNK_BYTES = 1 << 20
 DEFAULT_FORMAT = "chatml"
 """Of a GGUF that brings no chat template."""
+CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)])
+"""llama_token_data."""
 
 
 class LlamaRunner:
@@ -36,17 +40,17 @@ class LlamaRunner:
 
     def __init__(self, load: Load, tell: Callable[[float], None]) -> None:
         self.n_slots = load.n_slots
-        self._samplers: dict[int, Any] = {}
+        self._model_name = load.model
+        self._samplers: dict[int, Sampler] = {}
         _judge_file(load)
         _quiet_logs()
         llama_cpp.llama_backend_init()
         self._model = _load_model(load, tell)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        n_train = llama_cpp.llama_model_n_ctx_train(self._model)
+        self.n_ctx = min(load.n_ctx, llama_cpp.llama_model_n_ctx_train(self._model) or load.n_ctx)
         n_batch = load.n_chunk + load.n_slots
-        self._context = self._open_context(load, min(load.n_ctx, n_train) if n_train > 0 else load.n_ctx, n_batch)
-        self.n_ctx: int = llama_cpp.llama_n_ctx_seq(self._context)
+        self._context = self._open_context(load, self.n_ctx, n_batch)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
         self._formatter, self.extra_stop = self._chat_format(load.chat_format)
@@ -57,21 +61,22 @@ class LlamaRunner:
         params.n_seq_max = load.n_slots
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads = params.n_threads_batch = load.n_threads or len(os.sched_getaffinity(0))
-        # A stream of its own for each sequence: a little faster in decode, and a full slot takes no other's room.
+        # A stream of its own for each slot: a step does not pay for the tokens that idle slots keep, and a
+        # full slot takes no other's room. A prefix is copied as a whole stream and cut.
         params.kv_unified = False
         # Sliding windows keep all their cells, so that cutting a slot back never finds some gone.
         params.swa_full = True
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise CannotLoad(
-                f"There is not enough memory for model {load.model} ({load.path}) with {load.n_slots} slots of"
-                f" {n_ctx} tokens."
+                f"There is not enough memory for model {load.model} ({load.path}) with {load.n_slots} slots"
+                f" of {n_ctx} tokens."
             )
         return context
 
     def close(self) -> None:
-        for chain, _ in self._samplers.values():
-            llama_cpp.llama_sampler_free(chain)
+        for sampler in self._samplers.values():
+            sampler.free()
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
@@ -99,17 +104,16 @@ class LlamaRunner:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def begin(self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
+        constraint = None
+        if grammar:
+            constraint = llama_cpp.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
+            if not constraint:
+                raise Refusal("grammar", "llama.cpp cannot read this grammar; it needs a rule named root.")
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
 
         def add(sampler: Any) -> None:
             llama_cpp.llama_sampler_chain_add(chain, sampler)
 
-        if grammar:
-            constraint = llama_cpp.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
-            if not constraint:
-                llama_cpp.llama_sampler_free(chain)
-                raise Refusal("grammar", "llama.cpp cannot read this grammar; it needs a rule named root.")
-            add(constraint)
         penalties = llama_cpp.llama_sampler_init_penalties(
             self._n_vocab,
             PENALTY_LAST_N,
@@ -130,12 +134,12 @@ class LlamaRunner:
             add(llama_cpp.llama_sampler_init_temp(sampling.temperature))
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
             add(llama_cpp.llama_sampler_init_dist(seed))
-        self._samplers[sequence_id] = chain
+        self._samplers[sequence_id] = Sampler(chain, constraint, self._n_vocab)
 
     def end(self, sequence_id: int) -> None:
-        chain = self._samplers.pop(sequence_id, None)
-        if chain is not None:
-            llama_cpp.llama_sampler_free(chain)
+        sampler = self._samplers.pop(sequence_id, None)
+        if sampler is not None:
+            sampler.free()
 
     def keep(self, slot: int, n_tokens: int) -> int:
         if llama_cpp.llama_memory_seq_rm(self._memory, slot, n_tokens, -1):
@@ -144,7 +148,7 @@ class LlamaRunner:
         llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return 0
 
-    def evaluate(self, plan: Sequence[Work]) -> list[Sampled]:
+    def evaluate(self, plan: Sequence[Work]) -> list[Sampled | SampleFailed]:
         batch, index = self._batch, 0
         wanted = []
         for work in plan:
@@ -161,13 +165,13 @@ class LlamaRunner:
         batch.n_tokens = index
         if code := llama_cpp.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode answered {code} for {index} tokens")
-        return [
-            Sampled(
-                sequence_id,
-                llama_cpp.llama_sampler_sample(self._samplers[sequence_id], self._context, at),
-            )
-            for sequence_id, at in wanted
-        ]
+        return [self._sample(sequence_id, at) for sequence_id, at in wanted]
+
+    def _sample(self, sequence_id: int, at: int) -> Sampled | SampleFailed:
+        token = self._samplers[sequence_id].sample(self._context, at)
+        if token is None:
+            return SampleFailed(sequence_id, "The grammar leaves the model no token to go on with.")
+        return Sampled(sequence_id, token)
 
     def _piece(self, token: int, *, special: bool) -> bytes:
         size = 64
@@ -198,15 +202,77 @@ class LlamaRunner:
                 return _refuse_always(f"it cannot be compiled: {error}"), ()
             return own, ()
         formatter = named_format(DEFAULT_FORMAT if name == "auto" else name)
+        if formatter is None:
+            raise CannotLoad(f"Model {self._model_name} has the chat format {name!r}, which there is not.")
         stop = formatter(messages=[{"role": "user", "content": ""}]).stop
         return formatter, [stop] if isinstance(stop, str) else stop or ()
 
 
-def named_format(name: str) -> Callable[..., Any]:
+class Sampler:
+    """How one sequence draws its tokens: llama.cpp's chain, and a grammar beside it."""
+
+    def __init__(self, chain: Any, grammar: Any, n_vocab: int) -> None:
+        self._chain = chain
+        self._grammar = grammar
+        self._n_vocab = n_vocab
+
+    def free(self) -> None:
+        llama_cpp.llama_sampler_free(self._chain)
+        if self._grammar:
+            llama_cpp.llama_sampler_free(self._grammar)
+
+    def sample(self, context: Any, at: int) -> int | None:
+        """The token after row `at` of the last batch; None: the grammar allows none."""
+        if not self._grammar:
+            return int(llama_cpp.llama_sampler_sample(self._chain, context, at))
+        # The chain's own choice is most often allowed, and to judge the whole vocabulary takes half as long
+        # as a decode. What the grammar does not allow must never be told to it: llama.cpp ends the process by
+        # that.
+        row = llama_cpp.llama_get_logits_ith(context, at)
+        logits = np.ctypeslib.as_array(row, shape=(self._n_vocab,))
+        token = self._choose(logits, constrained=False)
+        if token is None or not self._allows(token):
+            token = self._choose(logits, constrained=True)
+        if token is not None:
+            llama_cpp.llama_sampler_accept(self._grammar, token)
+            llama_cpp.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _choose(self, logits: Any, *, constrained: bool) -> int | None:
+        candidates = np.zeros(self._n_vocab, dtype=CANDIDATE)
+        candidates["id"] = np.arange(self._n_vocab)
+        candidates["logit"] = logits
+        array = _candidate_array(candidates)
+        if constrained:
+            llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+            if not np.isfinite(candidates["logit"]).any():
+                return None
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        chosen = array.data[array.selected]
+        return int(chosen.id) if math.isfinite(chosen.logit) else None
+
+    def _allows(self, token: int) -> bool:
+        candidate = np.array([(token, 1.0, 0.0)], dtype=CANDIDATE)
+        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(_candidate_array(candidate)))
+        return math.isfinite(candidate["logit"][0])
+
+
+def _candidate_array(candidates: Any) -> Any:
+    return llama_cpp.llama_token_data_array(
+        data=candidates.ctypes.data_as(llama_cpp.llama_token_data_p),
+        size=len(candidates),
+        selected=-1,
+        sorted=False,
+    )
+
+
+def named_format(name: str) -> Callable[..., Any] | None:
     """One of llama-cpp-python's plain formatters, which it keeps inside the handlers that it registers."""
-    registry = llama_chat_format.LlamaChatCompletionHandlerRegistry()
-    handler = registry.get_chat_completion_handler_by_name(name)
-    formatter: Callable[..., Any] = inspect.getclosurevars(handler).nonlocals["chat_formatter"]
+    try:
+        handler = llama_chat_format.get_chat_completion_handler(name)
+    except llama_chat_format.LlamaChatCompletionHandlerNotFoundException:
+        return None
+    formatter: Callable[..., Any] | None = inspect.getclosurevars(handler).nonlocals.get("chat_formatter")
     return formatter
 
 
@@ -243,26 +309,28 @@ def _load_model(load: Load, tell: Callable[[float], None]) -> Any:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = load.n_gpu_layers
 
-    @llama_cpp.llama_progress_callback
     def on_progress(progress: float, _: object) -> bool:
         tell(progress)
         return True
 
-    params.progress_callback = on_progress
+    params.progress_callback = llama_cpp.llama_progress_callback(on_progress)
     model = llama_cpp.llama_model_load_from_file(os.fsencode(load.path), params)
     if not model:
         raise CannotLoad(
-            f"llama.cpp cannot load the file of model {load.model} ({load.path}): it is damaged, or of a kind that"
-            " this version does not know."
+            f"llama.cpp cannot load the file of model {load.model} ({load.path}): it is damaged, or of a kind"
+            " that this version does not know."
         )
     return model
 
 
-@llama_cpp.llama_log_callback
-def _log_errors(level: int, text: bytes, _: object) -> None:
-    if level == LOG_LEVEL_ERROR:
+def _log_problems(level: int, text: bytes, _: object) -> None:
+    if level in LOG_LEVELS_SHOWN:
         os.write(2, text)
 
 
+_native_log = llama_cpp.llama_log_callback(_log_problems)
+"""Held here: llama.cpp keeps only a pointer to it."""
+
+
 def _quiet_logs() -> None:
-    llama_cpp.llama_log_set(_log_errors, None)
+    llama_cpp.llama_log_set(_native_log, ctypes.c_void_p())

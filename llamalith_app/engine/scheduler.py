@@ -1,7 +1,7 @@
-"""Decides what each step evaluates and what came of it: plan -> evaluate -> apply. Pure; never touches llama.cpp.
+"""Decides what each step evaluates and what came of it: plan -> evaluate -> apply. Pure, without a clock.
 
-A step decodes one token of every running sequence and reads at most `n_chunk` prompt tokens, shared by those that
-are in prefill, so that a long prompt never stalls the others for longer than a chunk takes.
+A step decodes one token of every running sequence and reads at most `n_chunk` prompt tokens, shared by those
+that are in prefill, so that a long prompt never stalls the others for longer than a chunk takes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
-from llamalith_app.engine.messages import Advance, FinishReason
+from llamalith_app.engine.messages import Advance, FinishReason, Refused
 from llamalith_app.engine.sequence import Sequence
 from llamalith_app.engine.slots import SlotTable
-from llamalith_app.engine.steps import Sampled, Work
+from llamalith_app.engine.steps import Sampled, SampleFailed, Work
 
 
 class Admission(NamedTuple):
@@ -51,8 +51,10 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def admit(self) -> list[Admission]:
-        """Gives idle slots to waiting sequences, in order. The caller has the runner keep the reused tokens and
-        tells by `reused` where that was not possible."""
+        """Gives idle slots to waiting sequences, in order.
+
+        The caller has the runner keep the reused tokens and tells by `reused` where that was not possible.
+        """
         admissions = []
         while self._waiting:
             sequence = self._waiting[0]
@@ -86,23 +88,44 @@ class Scheduler:
                 self._plan.append(self._work(sequence, sequence.generated[-1:], wanted=True))
         return self._plan
 
-    def apply(self, sampled: Items[Sampled]) -> list[Advance]:
+    def apply(self, results: Items[Sampled | SampleFailed]) -> list[Advance | Refused]:
         """Takes in what the runner made of the last plan; frees the slots of what ended by it."""
-        tokens = {one.sequence_id: one.token for one in sampled}
-        advances = []
+        by_sequence = {one.sequence_id: one for one in results}
+        told: list[Advance | Refused] = []
         for work in self._plan:
             sequence = self._running.get(work.sequence_id)
             if sequence is None:
                 continue
             self.slots.extend(work.slot, work.tokens)
             sequence.n_evaluated += len(work.tokens)
+            if not work.wanted:
+                told.append(_advance(sequence, "", []))
+                continue
+            result = by_sequence[work.sequence_id]
+            if isinstance(result, SampleFailed):
+                self._free(sequence)
+                told.append(Refused(sequence_id=sequence.id, kind="internal", reason=result.reason))
+                continue
             n_before = len(sequence.generated)
-            text = self._take(sequence, tokens[work.sequence_id]) if work.wanted else ""
-            advances.append(_advance(sequence, text, sequence.generated[n_before:]))
+            text = self._take(sequence, result.token)
+            told.append(_advance(sequence, text, sequence.generated[n_before:]))
             if sequence.finish is not None:
                 self._free(sequence)
         self._plan = []
-        return advances
+        return told
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where slots and sequences disagree."""
+        self.slots.check_integrity()
+        for sequence in self._running.values():
+            if sequence.slot is None or self.slots.slots[sequence.slot].sequence_id != sequence.id:
+                raise AssertionError(f"sequence {sequence.id} is not in slot {sequence.slot}")
+            stands = [*sequence.prompt, *sequence.generated][: sequence.n_evaluated]
+            if self.slots.slots[sequence.slot].tokens != stands:
+                raise AssertionError(f"slot {sequence.slot} does not hold what sequence {sequence.id} evaluated")
+        n_taken = sum(slot.sequence_id is not None for slot in self.slots.slots)
+        if n_taken != len(self._running):
+            raise AssertionError(f"{n_taken} slots are taken by {len(self._running)} sequences")
 
     def cancel(self, sequence_id: int) -> Advance | None:
         """Frees its slot at once. None: it had ended, or never was."""

@@ -1,4 +1,7 @@
-"""One prompt on its way to a reply: its tokens, how far it is, and the text so far. No slot table, no llama.cpp."""
+"""One prompt on its way to a reply: its tokens, how far it is, and the text so far.
+
+State only: what is done with it next, the scheduler decides.
+"""
 
 from __future__ import annotations
 

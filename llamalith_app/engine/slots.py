@@ -24,10 +24,10 @@ class SlotTable:
         self._clock = 0
 
     def try_admit(self, sequence_id: int, prompt: Sequence[int]) -> tuple[int, int] | None:
-        """An idle slot for the prompt, and how many of its tokens that slot already holds; None: all are taken.
+        """An idle slot and how many of the prompt's tokens it already holds; None: all are taken.
 
-        The longest common prefix wins, else the slot unused for longest. The last prompt token is never reused:
-        it must be evaluated for there to be something to sample from.
+        The longest common prefix wins, else the slot unused for longest. The last prompt token is never
+        reused: it must be evaluated for there to be something to sample from.
         """
         idle = [index for index, slot in enumerate(self.slots) if slot.sequence_id is None]
         if not idle:

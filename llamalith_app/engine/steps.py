@@ -1,7 +1,7 @@
-"""What passes between deciding and doing: a step's plan, what was sampled, and the runner that carries it out.
+"""What passes between deciding and doing: a step's plan, what was sampled, and the runner that does it.
 
-The scheduler makes plans, a runner evaluates them; the real one is `runner.py`, the tests' one is a fake. Knows
-tokens and slots only.
+The scheduler makes plans, a runner evaluates them; the real one is `runner.py`, the tests' one is a fake.
+Knows tokens and slots only.
 """
 
 from __future__ import annotations
@@ -38,6 +38,13 @@ class Sampled(NamedTuple):
     token: int
 
 
+class SampleFailed(NamedTuple):
+    """No token could be drawn; ends this sequence and no other."""
+
+    sequence_id: int
+    reason: str
+
+
 class Runner(Protocol):
     """One loaded model with its slots. Used by one thread."""
 
@@ -48,7 +55,7 @@ class Runner(Protocol):
     """Stop strings that belong to the chat format."""
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt as the chat template writes it, ready for the reply. Raises whatever the template raises."""
+        """The prompt as the chat template writes it. Raises whatever the template raises."""
 
     def tokenize(self, text: str) -> list[int]: ...
 
@@ -66,7 +73,7 @@ class Runner(Protocol):
     def keep(self, slot: int, n_tokens: int) -> int:
         """Forgets what the slot holds beyond its first tokens; returns how many it could keep, or 0."""
 
-    def evaluate(self, plan: Sequence[Work]) -> list[Sampled]:
-        """The only call that takes time. One token for each work that wants one."""
+    def evaluate(self, plan: Sequence[Work]) -> Sequence[Sampled | SampleFailed]:
+        """The only call that takes time. One result for each work that wants one."""
 
     def close(self) -> None: ...

@@ -1,4 +1,7 @@
-"""From tokens' bytes to text that can be shown: whole characters, and nothing that could still be a stop string."""
+"""From tokens' bytes to text that can be shown: whole characters, and no part of a stop string.
+
+Knows bytes and strings, no tokens.
+"""
 
 from __future__ import annotations
 

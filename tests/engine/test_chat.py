@@ -1,0 +1,148 @@
+"""What of a conversation is sent when it does not fit, and in which form for which template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN, fit
+from llamalith_app.engine.messages import ChatMessage
+from llamalith_app.engine.steps import Refusal
+
+
+def system(content: str) -> ChatMessage:
+    return ChatMessage("system", content)
+
+
+def user(content: str) -> ChatMessage:
+    return ChatMessage("user", content)
+
+
+def assistant(content: str) -> ChatMessage:
+    return ChatMessage("assistant", content)
+
+
+def plain(messages: Sequence[ChatMessage]) -> str:
+    return "".join(f"{message.role[0]}:{message.content};" for message in messages)
+
+
+def tokenize(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def kept(
+    messages: Sequence[ChatMessage],
+    n_ctx: int = 1000,
+    max_tokens: int = 1,
+    render: Callable[[Sequence[ChatMessage]], str] = plain,
+) -> tuple[str, int]:
+    prompt = fit(messages, render, tokenize, n_ctx, max_tokens)
+    return bytes(prompt.tokens).decode(), prompt.omitted_messages
+
+
+HISTORY = [system("S"), user("1"), assistant("r1"), user("2"), assistant("r2"), user("3")]
+
+
+def test_what_fits_is_sent_as_it_is() -> None:
+    assert kept(HISTORY) == (plain(HISTORY), 0)
+
+
+@pytest.mark.parametrize(
+    ("n_room", "expected"),
+    [
+        (len("s:S;u:1;a:r1;u:2;a:r2;u:3;"), ("s:S;u:1;a:r1;u:2;a:r2;u:3;", 0)),
+        (len("s:S;u:1;a:r1;u:2;a:r2;u:3;") - 1, ("s:S;u:2;a:r2;u:3;", 2)),
+        (len("s:S;u:2;a:r2;u:3;"), ("s:S;u:2;a:r2;u:3;", 2)),
+        (len("s:S;u:2;a:r2;u:3;") - 1, ("s:S;u:3;", 4)),
+        (len("s:S;u:3;"), ("s:S;u:3;", 4)),
+    ],
+)
+def test_whole_turns_are_left_out_oldest_first(n_room: int, expected: tuple[str, int]) -> None:
+    assert kept(HISTORY, n_ctx=n_room + 1) == expected
+
+
+def test_room_for_the_reply_is_a_quarter_of_the_context_at_most() -> None:
+    assert kept([user("x" * 72)], n_ctx=100, max_tokens=1000)[1] == 0
+    with pytest.raises(Refusal):
+        kept([user("x" * 73)], n_ctx=100, max_tokens=1000)
+
+
+def test_a_prompt_that_does_not_fit_alone_is_refused_with_both_numbers() -> None:
+    with pytest.raises(Refusal) as refusal:
+        kept([system("S"), user("1"), user("x" * 100)], n_ctx=100, max_tokens=10)
+    assert refusal.value.kind == "context_overflow"
+    assert str(refusal.value) == (
+        "The prompt has 107 tokens together with its system message; 90 fit"
+        " (context of 100 tokens, 10 kept for the reply)."
+    )
+
+
+def test_a_long_history_is_rendered_a_few_times_and_its_far_past_never() -> None:
+    rendered: list[int] = []
+
+    def render(messages: Sequence[ChatMessage]) -> str:
+        rendered.append(sum(len(message.content) for message in messages))
+        return plain(messages)
+
+    history = [one for _ in range(10_000) for one in (user("q" * 50), assistant("r" * 50))]
+    text, omitted = kept([*history, user("now")], n_ctx=2000, render=render)
+    assert text.endswith("u:now;")
+    assert omitted == len(history) + 1 - text.count(";")
+    assert len(text) > 1700
+    assert len(rendered) < 15
+    assert max(rendered) <= 2000 * MAX_CHARS_A_TOKEN
+
+
+def test_a_prompt_without_history_is_tokenized_once() -> None:
+    counted: list[str] = []
+
+    def count(text: str) -> list[int]:
+        counted.append(text)
+        return tokenize(text)
+
+    with pytest.raises(Refusal):
+        fit([user("x" * 10_000)], plain, count, 100, 10)
+    assert len(counted) == 1
+
+
+def alternating(messages: Sequence[ChatMessage]) -> str:
+    """As the templates of several families are: the user's turn first, then by turns."""
+    rest = messages[1:] if messages[0].role == "system" else messages
+    for at, message in enumerate(rest):
+        if message.role != ("user", "assistant")[at % 2]:
+            raise ValueError("Conversation roles must alternate")
+    return plain(messages)
+
+
+def without_system(messages: Sequence[ChatMessage]) -> str:
+    if any(message.role == "system" for message in messages):
+        raise ValueError("System role not supported")
+    return alternating(messages)
+
+
+def test_neighbours_of_one_role_are_joined_for_a_template_that_insists() -> None:
+    messages = [system("S"), user("1"), user("2"), assistant("r"), assistant("c"), user("3")]
+    assert kept(messages, render=alternating)[0] == "s:S;u:1\n\n2;a:r\n\nc;u:3;"
+    assert kept(messages)[0] == plain(messages)
+
+
+def test_what_stands_before_the_first_prompt_is_folded_into_it_where_it_has_no_place() -> None:
+    assert kept([system("S"), assistant("c"), user("1")], render=alternating)[0] == "u:S\n\nc\n\n1;"
+    turns = [system("S"), user("1"), assistant("r"), user("2")]
+    assert kept(turns, render=without_system)[0] == "u:S\n\n1;a:r;u:2;"
+
+
+def test_a_template_that_always_raises_is_refused_in_its_own_words() -> None:
+    def raising(messages: Sequence[ChatMessage]) -> str:
+        raise ValueError("This model only listens")
+
+    with pytest.raises(Refusal, match="This model only listens") as refusal:
+        kept(HISTORY, render=raising)
+    assert refusal.value.kind == "template"
+
+
+def test_a_template_that_writes_nothing_is_refused() -> None:
+    with pytest.raises(Refusal) as refusal:
+        kept(HISTORY, render=lambda _: "")
+    assert refusal.value.kind == "template"

@@ -1,0 +1,172 @@
+"""What every engine does: the same tests on the fake runner's child and on the real one with its model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any, NamedTuple
+
+import pytest
+
+from llamalith_app.engine.messages import ChatMessage, Submit
+from llamalith_app.engine.process import EngineProcess, EngineRefused
+from tests.engine.conftest import LAZY_DOG, Script, run, started, submit
+
+Start = Callable[..., AbstractAsyncContextManager[EngineProcess]]
+
+PROMPTS = [
+    "What is the capital of France?",
+    "Write one sentence about a fox.",
+    "List three fruits.",
+    "How do planes fly? " * 20,
+    "Name a colour.",
+]
+COUNT = "Count for ever."
+FAKE_RULES: list[dict[str, Any]] = [
+    {"when": COUNT, "reply": "0123456789" * 400, "step_s": 0.002},
+    {"when": "lazy dog", "step_s": 0.002},
+]
+
+
+class Kind(NamedTuple):
+    start: Start
+    n_chars_a_token: int
+    """Of LAZY_DOG, about."""
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.slow)])
+def kind(request: pytest.FixtureRequest, script: Script) -> Kind:
+    argv = script(*FAKE_RULES) if request.param == "fake" else None
+
+    def start(**changed: Any) -> AbstractAsyncContextManager[EngineProcess]:
+        return started(argv, **changed)
+
+    return Kind(start, 1 if request.param == "fake" else 4)
+
+
+@pytest.fixture
+def start(kind: Kind) -> Start:
+    return kind.start
+
+
+def counting(max_tokens: int = 100_000) -> Submit:
+    """Does not end by itself: the real model is bound by the grammar, the fake one by its rule."""
+    return submit(COUNT, max_tokens=max_tokens, grammar="root ::= [0-9] root")
+
+
+async def test_a_sequence_gets_the_same_reply_alone_and_beside_others(start: Start) -> None:
+    async with start(n_slots=4) as engine:
+        alone = [(await run(engine, submit(prompt))).text for prompt in PROMPTS]
+    async with start(n_slots=4) as engine:
+        together = await asyncio.gather(*(run(engine, submit(prompt)) for prompt in PROMPTS))
+    assert all(alone)
+    assert [reply.text for reply in together] == alone
+
+
+async def test_what_stands_in_a_slot_is_not_read_again_and_gives_the_same_reply(start: Start) -> None:
+    async with start() as engine:
+        first = await run(engine, submit(PROMPTS[3], max_tokens=1))
+    # The prompt is cut before its last token now, as it is when all before that is reused.
+    n_chunk = first.advances[0].prompt_tokens - 1
+    async with start(n_chunk=n_chunk) as engine:
+        cold = await run(engine, submit(PROMPTS[3]))
+        warm = await run(engine, submit(PROMPTS[3]))
+    assert cold.advances[0].prompt_done == n_chunk
+    assert not cold.advances[0].tokens
+    assert warm.advances[0].tokens
+    assert warm.tokens == cold.tokens
+
+
+async def test_a_cancelled_run_ends_with_that_finish_and_gives_its_slot_to_the_next(start: Start) -> None:
+    async with start() as engine:
+        endless = counting()
+        steps = engine.run(endless)
+        await anext(steps)
+        waiting = asyncio.create_task(run(engine, submit(PROMPTS[0])))
+        engine.cancel(endless.sequence_id)
+        rest = [advance.finish async for advance in steps]
+        assert rest[-1] == "cancelled"
+        assert (await waiting).text
+
+
+async def test_a_cancel_in_prefill_takes_effect_before_the_prompt_is_read(start: Start) -> None:
+    async with start(n_chunk=16) as engine:
+        long = submit(LAZY_DOG * 20)
+        advances = []
+        async for advance in engine.run(long):
+            advances.append(advance)
+            engine.cancel(long.sequence_id)
+        assert advances[-1].finish == "cancelled"
+        assert advances[-1].prompt_done < advances[-1].prompt_tokens
+
+
+async def test_a_cancel_of_what_has_ended_does_nothing(start: Start) -> None:
+    async with start() as engine:
+        ended = submit(PROMPTS[0], max_tokens=1)
+        await run(engine, ended)
+        engine.cancel(ended.sequence_id)
+        engine.cancel(10_000_000)
+        assert (await run(engine, submit(PROMPTS[0]))).text
+
+
+async def test_a_run_that_nobody_reads_any_more_leaves_its_slot(start: Start) -> None:
+    async with start() as engine:
+        async with aclosing(engine.run(counting())) as steps:
+            await anext(steps)
+        assert (await run(engine, submit(PROMPTS[0]))).text
+
+
+async def test_a_stop_string_ends_the_reply_and_is_no_part_of_it(start: Start) -> None:
+    async with start() as engine:
+        whole = (await run(engine, submit(PROMPTS[1]))).text
+        stop = whole[8:14]
+        reply = await run(engine, submit(PROMPTS[1], stop=["never comes", stop]))
+    assert reply.text == whole[: whole.index(stop)]
+    assert reply.finish == "stop"
+
+
+async def test_max_tokens_ends_the_reply(start: Start) -> None:
+    async with start() as engine:
+        reply = await run(engine, counting(max_tokens=7))
+    assert len(reply.tokens) == 7
+    assert reply.finish == "length"
+
+
+async def test_a_full_context_ends_the_reply(start: Start) -> None:
+    async with start(n_ctx=256) as engine:
+        reply = await run(engine, counting())
+        assert reply.finish == "length"
+        assert reply.advances[-1].prompt_tokens + len(reply.tokens) == engine.loaded.n_ctx == 256
+
+
+async def test_the_progress_of_a_long_prompt_is_told_as_it_rises(kind: Kind) -> None:
+    async with kind.start(n_ctx=4096) as engine:
+        long = LAZY_DOG * (2000 * kind.n_chars_a_token // len(LAZY_DOG))
+        reply = await run(engine, submit(long, max_tokens=1))
+    done = [advance.prompt_done for advance in reply.advances]
+    assert reply.advances[0].prompt_tokens > 1500
+    assert len(set(done)) >= 5
+    assert done == sorted(done)
+    assert done[-1] == reply.advances[-1].prompt_tokens
+
+
+async def test_old_turns_that_do_not_fit_are_left_out_and_counted(start: Start) -> None:
+    history = [
+        message
+        for number in range(40)
+        for message in (ChatMessage("user", f"Question {number}?"), ChatMessage("assistant", "Answer."))
+    ]
+    async with start(n_ctx=256) as engine:
+        last = (await run(engine, submit([*history, ChatMessage("user", "Now?")]))).advances[-1]
+    assert 0 < last.omitted_messages < len(history)
+    assert last.omitted_messages % 2 == 0
+    assert last.prompt_tokens <= 256 - 16
+
+
+async def test_a_prompt_that_cannot_fit_is_refused_and_the_engine_goes_on(start: Start) -> None:
+    async with start(n_ctx=256) as engine:
+        with pytest.raises(EngineRefused, match=r"has \d+ tokens; 240 fit \(context of 256") as refused:
+            await run(engine, submit("word " * 5000))
+        assert refused.value.kind == "context_overflow"
+        assert (await run(engine, submit("Hi"))).text

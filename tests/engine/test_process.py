@@ -1,0 +1,170 @@
+"""The child and its parent part: how each notices that the other is gone or talks nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llamalith_app.engine import frames
+from llamalith_app.engine.messages import Cancel, Loading
+from llamalith_app.engine.process import REAL_ENGINE, EngineDied, EngineProcess, EngineRefused
+from tests.engine.conftest import LAZY_DOG, Script, load, run, started, submit
+
+WITHIN_S = 20
+PARENT = """
+import asyncio, sys
+from llamalith_app import logs
+from llamalith_app.engine.process import EngineProcess
+from tests.engine.conftest import load, run, submit
+
+async def main(prompt, *argv):
+    engine = await EngineProcess.start(load(n_ctx=8192, n_chunk=2000), argv or None)
+    print(engine.pid, flush=True)
+    if prompt:
+        await run(engine, submit(prompt))
+    await asyncio.Event().wait()
+
+logs.configure("parent", log_format="json", level="warning")
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def wait_until_gone(pid: int) -> None:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([fd], [], [], WITHIN_S)[0], f"process {pid} is still there"
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("child_is", ["idle", "inside a step", "inside llama_decode"])
+def test_a_child_ends_with_its_parent_that_is_killed(child_is: str, script: Script, tmp_path: Path) -> None:
+    gated = script({"when": "wait", "gate": str(tmp_path / "never")})
+    arguments = {
+        "idle": ["", *gated],
+        "inside a step": ["wait", *gated],
+        "inside llama_decode": [LAZY_DOG * 190],
+    }[child_is]
+    command = [sys.executable, "-c", PARENT, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    wait_until_gone(child)
+
+
+async def test_a_death_is_told_to_every_run_at_once(script: Script) -> None:
+    argv = script(
+        {"when": "die", "signal": signal.SIGSEGV.value},
+        {"when": "other", "step_s": 0.01, "reply": "x" * 9999},
+    )
+    async with started(argv, n_slots=2) as engine:
+        other = asyncio.create_task(run(engine, submit("other", max_tokens=9999)))
+        with pytest.raises(EngineDied, match="SIGSEGV"):
+            await run(engine, submit("die"))
+        with pytest.raises(EngineDied, match="SIGSEGV"):
+            await other
+        with pytest.raises(EngineDied):
+            await run(engine, submit("more"))
+
+
+async def test_a_death_while_idle_is_noticed(script: Script) -> None:
+    async with started(script()) as engine:
+        os.kill(engine.pid, signal.SIGKILL)
+        async with asyncio.timeout(WITHIN_S):
+            await engine.died.wait()
+        with pytest.raises(EngineDied, match="SIGKILL.*memory"):
+            await run(engine, submit("Hi"))
+        engine.cancel(1)
+
+
+async def test_a_refusal_carries_its_reason_and_the_engine_goes_on(script: Script) -> None:
+    async with started(script({"when": "bad", "refuse": "Model exploded"})) as engine:
+        with pytest.raises(EngineRefused, match="^Model exploded$"):
+            await run(engine, submit("bad"))
+        assert (await run(engine, submit("good"))).text
+
+
+@pytest.mark.parametrize("kind", ["fake", "real"])
+async def test_stop_ends_the_child_and_reaps_it(script: Script, kind: str) -> None:
+    engine = await EngineProcess.start(load(), script() if kind == "fake" else None)
+    await engine.stop()
+    assert engine.died.is_set()
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine.pid, 0)
+
+
+async def test_stop_ends_a_child_in_the_middle_of_a_step(script: Script, tmp_path: Path) -> None:
+    engine = await EngineProcess.start(load(), script({"when": "wait", "gate": str(tmp_path / "never")}))
+    waiting = asyncio.create_task(run(engine, submit("wait")))
+    await asyncio.sleep(0)
+    await engine.stop()
+    with pytest.raises(EngineDied):
+        await waiting
+
+
+LOAD = frames.encode(load())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="another protocol"),
+        pytest.param(struct.pack(">I", 5) + b"\xc1\xc1\xc1\xc1\xc1", id="no msgpack"),
+        pytest.param(struct.pack(">I", 0xFFFFFFFF), id="too long"),
+        pytest.param(frames.encode(Loading(1.0)), id="a message of the other direction"),
+        pytest.param(frames.encode(Cancel(1)), id="not a load first"),
+        pytest.param(LOAD + LOAD, id="two loads"),
+        pytest.param(LOAD + frames.encode(submit("Hi"))[:-1] + b"\xc1", id="a broken one later"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["fake", "real"])
+def test_a_child_that_is_told_nonsense_ends_with_an_error(sent: bytes, kind: str, script: Script) -> None:
+    argv = script() if kind == "fake" else REAL_ENGINE
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        theirs,
+        subprocess.Popen(
+            [*argv, "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
+        ) as child,
+    ):
+        ours.sendall(sent)
+        _, said = child.communicate(timeout=WITHIN_S)
+    assert child.returncode == 1
+    assert said.strip()
+
+
+async def test_a_child_that_talks_nonsense_is_ended(tmp_path: Path) -> None:
+    program = tmp_path / "liar.py"
+    program.write_text(
+        "import socket, sys, threading\n"
+        "s = socket.socket(fileno=int(sys.argv[-1]))\n"
+        "s.sendall(b'GET / HTTP/1.1')\n"
+        "threading.Event().wait()\n"
+    )
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises(EngineDied):
+            await EngineProcess.start(load(), [sys.executable, str(program)])
+
+
+async def test_a_flood_on_stderr_neither_stalls_the_child_nor_hides_its_last_words(tmp_path: Path) -> None:
+    program = tmp_path / "loud.py"
+    program.write_text(
+        "import sys\nprint('x' * 5_000_000, file=sys.stderr)\nprint('last words', file=sys.stderr)\nsys.exit(3)\n"
+    )
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises(EngineDied, match="exit code 3. last words"):
+            await EngineProcess.start(load(), [sys.executable, str(program)])

@@ -1,0 +1,154 @@
+"""What only the real runner does: grammars, seeds, chat formats, and templates that mean harm."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+
+from llamalith_app.engine.chat import fit
+from llamalith_app.engine.child import CannotLoad
+from llamalith_app.engine.messages import ChatMessage, Submit
+from llamalith_app.engine.process import EngineRefused
+from llamalith_app.engine.runner import LlamaRunner
+from llamalith_app.engine.steps import Refusal
+from tests.engine.conftest import load, run, started, submit
+
+HELLO = [ChatMessage("system", "S"), ChatMessage("user", "Hello")]
+SMALL_JSON = r"""
+root   ::= "{" ws "\"name\":" ws string "," ws "\"age\":" ws [1-9] [0-9]{0,2} "}"
+string ::= "\"" [a-zA-Z ]{1,20} "\""
+ws     ::= " "?
+"""
+DEAD_END = r"""root ::= "a" [^\x00-\U0010FFFF]"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+async def test_a_grammar_is_enforced(temperature: float) -> None:
+    bound = submit("Tell me about Ada.", grammar=SMALL_JSON, max_tokens=200, temperature=temperature, seed=3)
+    async with started(None) as engine:
+        reply = await run(engine, bound)
+    assert reply.finish == "stop"
+    assert set(json.loads(reply.text)) == {"name", "age"}
+
+
+async def test_a_grammar_of_one_sequence_leaves_the_others_alone() -> None:
+    async with started(None, n_slots=2) as engine:
+        alone = await run(engine, submit("List three fruits."))
+    async with started(None, n_slots=2) as engine:
+        free, bound = await asyncio.gather(
+            run(engine, submit("List three fruits.")),
+            run(engine, submit("List three fruits.", grammar="root ::= [0-9]{10}")),
+        )
+    assert free.text == alone.text
+    assert re.fullmatch("[0-9]{10}", bound.text)
+
+
+@pytest.mark.parametrize("grammar", ["no grammar", 'root ::= root "a"', 'other ::= "a"', "root ::= missing"])
+async def test_a_grammar_that_llama_cpp_refuses_is_refused(grammar: str) -> None:
+    async with started(None) as engine:
+        with pytest.raises(EngineRefused) as refused:
+            await run(engine, submit("Hi", grammar=grammar))
+        assert refused.value.kind == "grammar"
+        assert not engine.died.is_set()
+
+
+async def test_a_grammar_that_leads_nowhere_ends_its_own_sequence_only() -> None:
+    async with started(None, n_slots=2) as engine:
+        other = asyncio.create_task(run(engine, submit("List three fruits.")))
+        with pytest.raises(EngineRefused, match="no token to go on") as refused:
+            await run(engine, submit("Hi", grammar=DEAD_END))
+        assert refused.value.kind == "internal"
+        assert (await other).text
+
+
+@pytest.mark.slow
+async def test_a_seed_makes_a_reply_repeatable() -> None:
+    def warm(seed: int | None) -> Submit:
+        return submit("Invent a name.", temperature=1.5, seed=seed, max_tokens=8)
+
+    async with started(None) as engine:
+        # The first one leaves the prompt in the slot, so that the rest are cut alike.
+        _, one, same = [await run(engine, warm(7)) for _ in range(3)]
+        others = [await run(engine, warm(None)) for _ in range(4)]
+    assert one.tokens == same.tokens
+    assert len({reply.text for reply in others}) > 1
+
+
+@pytest.mark.slow
+async def test_penalties_keep_a_reply_from_repeating_itself() -> None:
+    grammar = 'root ::= ("ha " | "ho "){10}'
+    async with started(None) as engine:
+        plain = await run(engine, submit("Say: ha ha ha ha", grammar=grammar, max_tokens=40))
+        bent = await run(engine, submit("Say: ha ha ha ha", grammar=grammar, max_tokens=40, frequency_penalty=50.0))
+    assert bent.text != plain.text
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, template: bytes | None, **changed: Any) -> LlamaRunner:
+    """The bundled model as if its file held this template."""
+    monkeypatch.setattr("llama_cpp.llama_model_chat_template", lambda *_: template)
+    return LlamaRunner(load(**changed), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (b"{{ raise_exception('Only poems, please') }}", "Only poems, please"),
+        (b"{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        (b"{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe"),
+        (b"{{ messages.append(1) }}", "safe"),
+        (b"{% for message in messages %}", "cannot be compiled"),
+        (b"{{ 1 // 0 }}", "division"),
+        (b"{{ range(10 ** 9) | list }}", "[Rr]ange"),
+    ],
+)
+def test_a_template_that_fails_or_reaches_out_is_refused(
+    monkeypatch: pytest.MonkeyPatch, template: bytes, told: str
+) -> None:
+    runner = opened(monkeypatch, template)
+    with pytest.raises(Refusal, match=told) as refusal:
+        fit(HELLO, runner.render, runner.tokenize, runner.n_ctx, 10)
+    assert refusal.value.kind == "template"
+    runner.close()
+
+
+def test_a_model_without_a_template_gets_a_named_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = opened(monkeypatch, None)
+    assert runner.render(HELLO).startswith("<|im_start|>system\nS<|im_end|>")
+    assert list(runner.extra_stop) == ["<|im_end|>"]
+    runner.close()
+
+
+def test_a_named_format_brings_its_own_stop_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = opened(monkeypatch, None, chat_format="zephyr")
+    assert runner.render(HELLO).startswith("<|system|>\nS</s>")
+    assert list(runner.extra_stop) == ["</s>"]
+    runner.close()
+
+
+@pytest.mark.parametrize("name", ["nonesuch", "functionary"])
+def test_a_format_that_there_is_not_is_told_by_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with pytest.raises(CannotLoad, match=f"smollm2.*{name}"):
+        opened(monkeypatch, None, chat_format=name)
+
+
+def test_special_tokens_of_the_template_are_one_token_each_and_the_first_stands_once() -> None:
+    runner = LlamaRunner(load(), lambda _: None)
+    (start,) = runner.tokenize("<|im_start|>")
+    tokens = runner.tokenize(runner.render(HELLO))
+    assert tokens[0] == start
+    assert tokens.count(start) == 3
+    text = "naïve 🦊 text"
+    assert b"".join(runner.piece(token) for token in runner.tokenize(text)).decode() == text
+    runner.close()
+
+
+@pytest.mark.parametrize(("asked", "given"), [(300, 300), (1_000_000, 8192)])
+def test_the_context_is_as_asked_but_no_longer_than_the_model_was_trained_for(asked: int, given: int) -> None:
+    runner = LlamaRunner(load(n_ctx=asked), lambda _: None)
+    assert runner.n_ctx == given
+    runner.close()

@@ -1,0 +1,207 @@
+"""The scheduler over the fake runner, in one thread: any order of events, and the rules one by one."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from llamalith_app.engine.messages import Advance, Refused
+from llamalith_app.engine.scheduler import Scheduler
+from llamalith_app.engine.sequence import Sequence
+from llamalith_app.engine.steps import SampleFailed
+from llamalith_app.engine.text import ReplyText
+from tests.engine.conftest import sampling
+from tests.fake_engine import FakeRunner
+
+N_CTX, N_CHUNK = 40, 8
+
+
+class Stepping:
+    """A scheduler and a runner, driven as the child drives them."""
+
+    def __init__(self, n_slots: int, rules: list[dict[str, Any]] | None = None) -> None:
+        self.runner = FakeRunner(lambda: rules or [], n_ctx=N_CTX, n_slots=n_slots)
+        self.scheduler = Scheduler(
+            n_slots=n_slots,
+            n_ctx=N_CTX,
+            n_chunk=N_CHUNK,
+            piece=self.runner.piece,
+            is_end=self.runner.is_end,
+        )
+        self.told: list[Advance | Refused] = []
+
+    def submit(self, sequence_id: int, prompt: str, max_tokens: int = 5) -> None:
+        tokens = self.runner.tokenize(prompt)
+        self.runner.begin(sequence_id, sampling(), "", tokens)
+        self.scheduler.submit(Sequence(sequence_id, tokens, max_tokens, ReplyText([])))
+
+    def step(self) -> list[Advance | Refused]:
+        for admission in self.scheduler.admit():
+            self.runner.keep(admission.slot, admission.n_reused)
+        plan = self.scheduler.plan()
+        assert len({work.slot for work in plan}) == len(plan)
+        assert sum(len(work.tokens) for work in plan) <= N_CHUNK + len(plan)
+        told = self.scheduler.apply(self.runner.evaluate(plan))
+        self.told += told
+        return told
+
+    def run(self) -> None:
+        while not self.scheduler.is_idle:
+            self.step()
+
+    def of(self, sequence_id: int) -> list[Advance]:
+        return [one for one in self.told if one.sequence_id == sequence_id and isinstance(one, Advance)]
+
+
+class AnyOrder(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stepping = Stepping(n_slots=3)
+        self.submitted: list[tuple[str, int]] = []
+
+    @rule(prompt=st.text("ab", min_size=1, max_size=N_CTX - 1), max_tokens=st.integers(1, 20))
+    def submit(self, prompt: str, max_tokens: int) -> None:
+        self.stepping.submit(len(self.submitted), prompt, max_tokens)
+        self.submitted.append((prompt, max_tokens))
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if not self.submitted:
+            return
+        sequence_id = data.draw(st.integers(0, len(self.submitted) - 1))
+        had_ended = any(one.finish for one in self.stepping.of(sequence_id))
+        advance = self.stepping.scheduler.cancel(sequence_id)
+        assert (advance is None) == had_ended
+        if advance is not None:
+            self.stepping.told.append(advance)
+
+    @rule()
+    def step(self) -> None:
+        self.stepping.step()
+
+    @invariant()
+    def slots_and_sequences_agree(self) -> None:
+        self.stepping.scheduler.check_integrity()
+
+    @invariant()
+    def the_runner_holds_what_the_slot_table_says(self) -> None:
+        slots = self.stepping.scheduler.slots.slots
+        assert self.stepping.runner.held == [slot.tokens for slot in slots]
+
+    def teardown(self) -> None:
+        self.stepping.run()
+        assert [slot.sequence_id for slot in self.stepping.scheduler.slots.slots] == [None] * 3
+        for sequence_id, (prompt, max_tokens) in enumerate(self.submitted):
+            advances = self.stepping.of(sequence_id)
+            written = bytes(token for one in advances for token in one.tokens).decode()
+            assert hashlib.sha256(prompt.encode()).hexdigest().startswith(written)
+            assert "".join(one.text for one in advances) == written
+            assert [one.finish is not None for one in advances] == [False] * (len(advances) - 1) + [True]
+            if advances[-1].finish == "length":
+                assert len(written) == min(max_tokens, N_CTX - len(prompt))
+            done = [one.prompt_done for one in advances]
+            assert done == sorted(done)
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_long_prompt_does_not_stall_the_tokens_of_others() -> None:
+    stepping = Stepping(n_slots=2)
+    stepping.submit(1, "short")
+    stepping.step()
+    stepping.submit(2, "long" * 8)
+    for n_chunks in (1, 2, 3):
+        told = {one.sequence_id: one for one in stepping.step()}
+        decoded, prefilled = told[1], told[2]
+        assert isinstance(decoded, Advance)
+        assert len(decoded.tokens) == 1
+        assert isinstance(prefilled, Advance)
+        assert prefilled.prompt_done == n_chunks * N_CHUNK
+
+
+def test_prefills_share_a_chunk() -> None:
+    stepping = Stepping(n_slots=2)
+    stepping.submit(1, "a" * 20)
+    stepping.submit(2, "b" * 20)
+    assert [one.prompt_done for one in stepping.step() if isinstance(one, Advance)] == [4, 4]
+
+
+def test_a_cancel_frees_the_slot_for_the_very_next_step() -> None:
+    stepping = Stepping(n_slots=1)
+    stepping.submit(1, "a" * 30)
+    stepping.submit(2, "b")
+    stepping.step()
+    cancelled = stepping.scheduler.cancel(1)
+    assert cancelled is not None
+    assert (cancelled.finish, cancelled.prompt_done) == ("cancelled", N_CHUNK)
+    assert [one.sequence_id for one in stepping.step()] == [2]
+
+
+def test_a_waiting_sequence_can_be_cancelled() -> None:
+    stepping = Stepping(n_slots=1)
+    stepping.submit(1, "a")
+    stepping.submit(2, "b")
+    stepping.step()
+    assert stepping.scheduler.cancel(2) is not None
+    stepping.run()
+    assert stepping.of(2) == []
+    assert stepping.of(1)[-1].finish == "length"
+
+
+def test_a_sequence_that_ends_leaves_its_slot_in_the_same_step() -> None:
+    stepping = Stepping(n_slots=1)
+    stepping.submit(1, "a", max_tokens=1)
+    stepping.submit(2, "b", max_tokens=1)
+    assert [one.sequence_id for one in stepping.step()] == [1]
+    assert [one.sequence_id for one in stepping.step()] == [2]
+    assert stepping.scheduler.is_idle
+
+
+def test_a_full_slot_ends_the_sequence() -> None:
+    stepping = Stepping(n_slots=1)
+    stepping.submit(1, "a" * (N_CTX - 3), max_tokens=100)
+    stepping.run()
+    assert stepping.of(1)[-1].finish == "length"
+    assert sum(len(one.tokens) for one in stepping.of(1)) == 3
+
+
+def test_the_end_token_is_no_part_of_the_reply() -> None:
+    stepping = Stepping(1, [{"when": "hi", "reply": "yo"}])
+    stepping.submit(1, "hi")
+    stepping.run()
+    assert [token for one in stepping.of(1) for token in one.tokens] == list(b"yo")
+    assert stepping.of(1)[-1].finish == "stop"
+
+
+def test_a_failed_draw_ends_its_own_sequence_only() -> None:
+    stepping = Stepping(n_slots=2)
+    stepping.submit(1, "a")
+    stepping.submit(2, "b")
+    scheduler = stepping.scheduler
+    for admission in scheduler.admit():
+        stepping.runner.keep(admission.slot, admission.n_reused)
+    sampled = stepping.runner.evaluate(scheduler.plan())
+    told = scheduler.apply([SampleFailed(1, "no"), *(one for one in sampled if one.sequence_id == 2)])
+    assert told[0] == Refused(sequence_id=1, kind="internal", reason="no")
+    scheduler.check_integrity()
+    stepping.run()
+    assert stepping.of(1) == []
+    assert stepping.of(2)[-1].finish == "length"
+
+
+def test_a_slot_that_could_not_keep_its_tokens_reads_the_whole_prompt_again() -> None:
+    stepping = Stepping(n_slots=1)
+    stepping.submit(1, "abcdef", max_tokens=1)
+    stepping.run()
+    stepping.submit(2, "abcdefgh", max_tokens=1)
+    (admission,) = stepping.scheduler.admit()
+    assert admission.n_reused == len("abcdef")
+    stepping.scheduler.reused(admission, stepping.runner.keep(admission.slot, 0))
+    (work,) = stepping.scheduler.plan()
+    assert (work.position, bytes(work.tokens)) == (0, b"abcdefgh")
