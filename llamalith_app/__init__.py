@@ -1,3 +1,36 @@
-"""Llamalith: a durable queue for local language models."""
+"""Llamalith: a durable queue for local language models.
+
+The map:
+
+    app.py           the web's composition root: create_app(config)
+    cli.py           the `llamalith` command; commands/ has a module for each subcommand
+    commands/        up, web, worker, migrate, check, init, config, hash-password
+    config.py        every setting; the only reader of the environment
+    config_file.py   judges a config.json
+    contracts/       the shapes of everything that crosses a wire
+    controllers/     thin HTTP: jobs, conversations, legacy, health, pages; problems and the request log
+    engine/          the child process that holds a model: plan -> evaluate -> apply
+    errors.py        one error tree, with what HTTP says of each
+    grammar.py       named GBNF grammars, found at start
+    grammars/        those that are shipped
+    guards/          who may come in
+    jobs/            from an accepted prompt to a stored reply: submit, queue, generate, pool, order, sweep, worker
+    logs.py          structured logs
+    parent.py        a child notices that its parent is gone
+    pidfile.py       a pid that proves itself by a lock
+    progress.py      live progress beside the record
+    store/           the record: tables, the writer thread, transitions, invariants, migrations
+    up.py            the whole product on one machine
+    valkey.py        the embedded Valkey
+
+Three routes to keep short:
+
+- A prompt: guards -> controllers -> jobs/submit -> store/jobs.submit -> commit -> hint (jobs/queue), and from there
+  jobs/generate -> jobs/pool -> store/jobs.claim -> engine -> store/jobs.finish.
+- A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/process -> jobs/generate.
+- A setting: config.load() -> create_app, Worker or a command -> the constructor that needs it.
+
+Direction: controllers -> submit -> store <- generate -> engine; contracts, errors and config are leaves.
+"""
 
 __version__ = "0.1.0"
