@@ -53,6 +53,8 @@ VARIABLES = (
     *("SECRET_KEY", "ADMIN_PASSWORD_HASH", "N8N_API_TOKEN", "LLM_MODELS", "LLAMALITH_CONFIG"),
     *SETTING_VARIABLES,
 )
+SECRETS = ("SECRET_KEY", "ADMIN_PASSWORD_HASH", "N8N_API_TOKEN", "REDIS_URL", "DATABASE_URL")
+"""Those that are secret, or may hold a password."""
 TEST_VARIABLES = ("LLAMALITH_REQUIRE_ALL",)
 """Of the tests alone: a missing browser or nginx is a failure and no skip."""
 GRAMMARS = Path(__file__).with_name("grammars")
@@ -152,6 +154,11 @@ def require_secrets(config: Config) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def child_environ(defaults: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that needs none of the secrets, such as one that parses people's model files."""
+    return dict(defaults) | {name: value for name, value in os.environ.items() if name not in SECRETS}
 
 
 def valkey_socket(data_dir: Path) -> Path:

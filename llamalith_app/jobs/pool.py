@@ -77,9 +77,7 @@ class Pool:
             try:
                 self._engine = await EngineProcess.start(load, self._engine_argv)
             except EngineDied as error:
-                raise EngineLoadFailed(
-                    f"The engine died while it loaded model {model} from {chosen.path}: {error}"
-                ) from error
+                raise EngineLoadFailed(f"Model {model} ({chosen.path}) could not be loaded. {error}") from error
             log.info("model loaded", model=model, pid=self._engine.pid, load_s=self._engine.loaded.load_s)
             return self._engine
 

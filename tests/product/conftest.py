@@ -59,8 +59,12 @@ class Product:
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
+    def try_pid(self, part: str) -> int | None:
+        """None: it is just being started."""
+        return pidfile.read_pid(self.data_dir / "run" / f"{part}.pid")
+
     def pid(self, part: str) -> int:
-        pid = pidfile.read_pid(self.data_dir / "run" / f"{part}.pid")
+        pid = self.try_pid(part)
         assert pid is not None
         return pid
 
@@ -167,8 +171,8 @@ async def product(tmp_path: Path) -> AsyncIterator[Product]:
     assert b"invariants hold" in told
 
 
-def is_alive(pid: int) -> bool:
+def is_alive(pid: int | None) -> bool:
     try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        return pid is not None and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False

@@ -33,8 +33,8 @@ async def gone(*pids: int) -> None:
 
 async def restarted(product: Product, part: str, old: int) -> int:
     async def look() -> int | None:
-        new = product.pid(part)
-        return new if new != old and is_alive(new) else None
+        new = product.try_pid(part)
+        return new if new not in (None, old) and is_alive(new) else None
 
     new = await eventually(look)
     assert new is not None
