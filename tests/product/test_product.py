@@ -85,7 +85,7 @@ async def test_a_prompt_that_does_not_fit_is_told_in_tokens(product: Product) ->
     job = await product.ended(await product.submit("word " * 20_000))
     assert job["status"] == "error"
     assert job["error"]["kind"] == "context_overflow"
-    assert re.search(r"has \d{5} tokens; 1536 fit \(context of 2048 tokens", job["result"])
+    assert re.search(r"has \d{5} tokens; 1898 fit \(context of 2048 tokens, 150 kept", job["result"])
 
 
 async def test_turns_that_do_not_fit_are_left_out_and_told(product: Product) -> None:
