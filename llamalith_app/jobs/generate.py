@@ -144,8 +144,11 @@ class Generation:
         """Runs due jobs of the model one after another while there are any and there is a place; then those of
         the next model, which may have waited for just this place."""
         chosen: str | None = model
-        while chosen is not None and await self._serve(chosen, tell):
-            chosen = self._best(await self._database.read(jobs.due, datetime.now(UTC)))
+        try:
+            while chosen is not None and await self._serve(chosen, tell):
+                chosen = self._best(await self._database.read(jobs.due, datetime.now(UTC)))
+        except StorageUnavailable as error:
+            log.warning("nothing can be claimed now", reason=str(error))
 
     def stop(self, running: Running, ends_as: Outcome) -> None:
         """Ends an attempt before its time, within one step of the engine."""

@@ -6,7 +6,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 def clean(text: str) -> str:
-    """Removes each `<think>…</think>`, one that never closes to its end, and a head that only closes one.
+    """Removes each `<think>…</think>`, one that never closes to its end, a head that only closes one, and NULs.
 
     Linear in the text's length.
     """
@@ -23,4 +23,4 @@ def clean(text: str) -> str:
             break
         at = end + len(CLOSE)
     kept.append(text[at:])
-    return "".join(kept).strip()
+    return "".join(kept).replace("\0", "").strip()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -57,9 +57,18 @@ def _forget(lock_path: str) -> None:
 
 
 class Sweeper:
-    def __init__(self, database: Database, worker_id: int, clock: Callable[[], float] = time.monotonic) -> None:
+    """`held_here`: the lease tokens of what this worker is running; their beat is its own affair."""
+
+    def __init__(
+        self,
+        database: Database,
+        worker_id: int,
+        held_here: Callable[[], Container[str]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
         self._worker_id = worker_id
+        self._held_here = held_here
         self._clock = clock
         self._seen: dict[str, tuple[int, float]] = {}
         """Lease token -> its beat, and since when it stands there."""
@@ -82,11 +91,12 @@ class Sweeper:
             else (lease.beat, now)
             for lease in held
         }
+        here = self._held_here()
         stale = [
             lease
             for lease in held
-            # Its own leases are its beat's affair: a process that was frozen must not judge itself.
-            if lease.worker_id != self._worker_id and now - self._seen[lease.lease_token][1] >= STALE_S
+            # A process that was frozen must not judge what it runs; what it claimed and does not run, it must.
+            if lease.lease_token not in here and now - self._seen[lease.lease_token][1] >= STALE_S
         ]
         return n_taken + await self._take(stale, "its beat stood still")
 

@@ -65,7 +65,7 @@ class Worker:
             grammars=grammar.load(self._config.grammar_dir),
             wake_later=self._look_after,
         )
-        self._sweeper = Sweeper(self._database, self.id)
+        self._sweeper = Sweeper(self._database, self.id, lambda: self.generation.running)
         self._wakers = Wakers(self._config.redis_url, tuple(self._models), self._config.n_slots, self.generation.start)
         self._wakers.start()
         self.timers = [
@@ -85,9 +85,12 @@ class Worker:
             if not await self._ended(2.0):
                 # An engine that is still loading hears no cancel.
                 await self._pool.close()
-                await self._ended(2.0)
         self._stopped.set()
-        await asyncio.gather(*self.timers, *self._pauses, self.generation.settled())
+        if await self._ended(2.0):
+            await asyncio.gather(*self.timers, *self._pauses, self.generation.settled())
+        else:
+            # The database takes no writes: the leases stay behind, and the next worker's sweep ends them.
+            log.error("ended before its jobs could be stored", running=len(self.generation.running))
         await self._pool.close()
         await self._database.write_lightly(workers.end, self.id, datetime.now(UTC))
         await self._database.close()

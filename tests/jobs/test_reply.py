@@ -23,6 +23,7 @@ from llamalith_app.jobs.reply import clean
         ("opened by the template</think>Hello.", "Hello."),
         ("<think></think>", ""),
         ("a < b and <thinking> stays", "a < b and <thinking> stays"),
+        ("a\0b", "ab"),
     ],
 )
 def test_thinking_is_cut_out_and_blanks_around_it(text: str, kept: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -16,25 +16,28 @@ from llamalith_app.app import create_app
 from llamalith_app.config import Config, ModelConfig
 
 TOKEN = "a-token-of-the-tests"
-Serve = Callable[[Config], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
-@pytest.fixture
-def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
-    grammars = tmp_path / "grammars"
+def make_config(folder: Path, database_path: Path, redis_url: str) -> Config:
+    grammars = folder / "grammars"
     grammars.mkdir()
     (grammars / "yes_or_no.gbnf").write_text('root ::= "yes" | "no"\n')
     return Config(
-        data_dir=tmp_path,
+        data_dir=folder,
         api_token=TOKEN,
         models=(
-            ModelConfig(name="smollm2", path=tmp_path / "absent.gguf"),
-            ModelConfig(name="other", path=tmp_path / "absent.gguf"),
+            ModelConfig(name="smollm2", path=folder / "absent.gguf"),
+            ModelConfig(name="other", path=folder / "absent.gguf"),
         ),
         redis_url=redis_url,
         database_path=database_path,
         grammar_dir=grammars,
     )
+
+
+@pytest.fixture
+def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
+    return make_config(tmp_path, database_path, redis_url)
 
 
 @asynccontextmanager

@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 import structlog
 
 from llamalith_app.config import Config
-from tests.web.conftest import TOKEN
+from tests.web.conftest import TOKEN, make_config, serving
+
+# Nothing is ever stored here, so one server serves all.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
+    folder = tmp_path_factory.mktemp("web")
+    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(config) as client:
+        yield client
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_stored_and_nothing_is_logged_as_an_error(
-    database_path: Path, caplog: pytest.LogCaptureFixture
+    config: Config, caplog: pytest.LogCaptureFixture
 ) -> Iterator[None]:
     with structlog.testing.capture_logs() as lines:
         yield
-    with sqlite3.connect(database_path) as connection:
+    with sqlite3.connect(config.database_path) as connection:
         for table in ("conversations", "messages", "jobs"):
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     connection.close()

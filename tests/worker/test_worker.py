@@ -166,7 +166,7 @@ async def test_an_engine_that_dies_in_loading_names_the_model_and_the_file(
         job = await ended(database, await submit("x"))
     assert job.error is not None
     assert job.error.kind == "model_unavailable"
-    assert "model m" in job.error.reason
+    assert "Model m (" in job.error.reason
     assert "m.gguf" in job.error.reason
     assert "SIGABRT" in job.error.reason
 
@@ -400,3 +400,21 @@ async def test_nothing_that_people_or_models_wrote_is_logged(
     assert len(lines) > 8
     assert "canary" not in repr(lines) + "".join(capfd.readouterr())
     assert {line["request_id"] for line in lines if line["event"] == "attempt started"} == {"r"}
+
+
+async def test_a_claim_that_nobody_runs_is_given_back_by_the_worker_that_made_it(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.sweep.STALE_S", 0.3)
+    async with working(config, script) as worker:
+        worker.generation.draining = True
+        job_id = await submit("claimed and dropped")
+        assert await database.write(jobs.claim, "m", worker.id, datetime.now(UTC))
+        worker.generation.draining = False
+        job = await ended(database, job_id)
+    assert (job.status, job.attempt) == ("done", 2)

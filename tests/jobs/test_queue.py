@@ -1,0 +1,83 @@
+"""What SAQ's speaker says to servers that it cannot use, and how quiet it is while there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from llamalith_app.errors import ConfigError
+from llamalith_app.jobs.queue import PENDING_HINTS, Hints, Wakers, refuse_old_redis
+from tests.settle import eventually
+
+
+async def server_that_says(version: str, path: Path) -> asyncio.Server:
+    """Answers INFO as a server of that version would; no old one can be installed here."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        info = f"# Server\r\nredis_version:{version}\r\n".encode()
+        while command := await reader.readline():
+            if command.upper().strip() == b"INFO":
+                writer.write(b"$%d\r\n%s\r\n" % (len(info), info))
+            elif command.upper().strip() in (b"CLIENT", b"HELLO"):
+                writer.write(b"+OK\r\n")
+        writer.close()
+
+    return await asyncio.start_unix_server(answer, path)
+
+
+@pytest.mark.parametrize("version", ["2.8.24", "5.0.14", "6.0.16"])
+async def test_an_old_redis_is_refused_by_its_version(tmp_path: Path, version: str) -> None:
+    server = await server_that_says(version, tmp_path / "old")
+    with pytest.raises(ConfigError, match=f"this server is Redis {version}; 6.2 or newer is needed"):
+        await refuse_old_redis(f"unix://{tmp_path}/old?protocol=2")
+    server.close()
+
+
+@pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "10.1"])
+async def test_a_newer_redis_is_taken(tmp_path: Path, version: str) -> None:
+    server = await server_that_says(version, tmp_path / "new")
+    await refuse_old_redis(f"unix://{tmp_path}/new?protocol=2")
+    server.close()
+
+
+async def test_the_embedded_valkey_is_new_enough_and_an_absent_one_no_reason_to_stop(
+    redis_url: str, absent_redis_url: str
+) -> None:
+    await refuse_old_redis(redis_url)
+    await refuse_old_redis(absent_redis_url)
+
+
+async def test_a_crowd_of_hints_is_cut_to_what_says_something_new(redis_url: str) -> None:
+    hints = Hints(redis_url, ("m",))
+    for job_id in range(1000):
+        hints.send("m", job_id)
+    async with Redis.from_url(redis_url) as redis:
+
+        async def last_is_there() -> bool:
+            return bool(await redis.exists("saq:job:llamalith:m:j999.a1"))
+
+        await eventually(last_is_there)
+        assert await redis.llen("saq:llamalith:m:queued") <= PENDING_HINTS + 1  # type: ignore[misc]
+    await hints.close()
+
+
+@pytest.mark.slow
+async def test_waiting_for_an_absent_redis_takes_hardly_any_of_a_core(absent_redis_url: str) -> None:
+    def never(model: str, tell: object) -> asyncio.Task[None]:
+        raise AssertionError("nobody could have woken it")
+
+    wakers = Wakers(absent_redis_url, ("m", "n"), 2, never)
+    wakers.start()
+    before = os.times()
+    seconds = 5.0
+    # What is measured is the work of a span of time: there is no event to wait for.
+    await asyncio.get_running_loop().run_in_executor(
+        None, lambda: os.spawnlp(os.P_WAIT, "sleep", "sleep", str(seconds))
+    )
+    after = os.times()
+    await wakers.stop()
+    assert (after.user + after.system - before.user - before.system) / seconds < 0.05

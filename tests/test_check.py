@@ -1,0 +1,50 @@
+"""`llamalith check` as an operator runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+from sqlalchemy import Engine, text
+
+from llamalith_app.commands.check import command
+from llamalith_app.errors import ConfigError
+from llamalith_app.store import jobs
+from tests.store.samples import NOW, prompt
+
+
+def check(data_dir: Path) -> Result:
+    return CliRunner().invoke(command, ["--data-dir", str(data_dir)])
+
+
+def test_a_whole_record_is_told_by_its_counts(engine: Engine, database_path: Path) -> None:
+    with engine.begin() as connection:
+        jobs.submit(connection, prompt(), NOW)
+    told = check(database_path.parent)
+    assert told.exit_code == 0
+    assert "jobs: 1\n" in told.output
+    assert "jobs queued: 1\n" in told.output
+    assert told.output.endswith("invariants hold\n")
+
+
+def test_a_broken_promise_is_told_with_its_rows(engine: Engine, database_path: Path) -> None:
+    with engine.begin() as connection:
+        jobs.submit(connection, prompt(), NOW)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM messages"))
+    told = check(database_path.parent)
+    assert told.exit_code == 1
+    assert "BROKEN: each job has its prompt, in its own conversation and place" in told.output
+    assert '{"job_id":1,"conversation_id":1,"turn":0}' in told.output
+
+
+def test_checking_takes_no_lock_and_changes_nothing(engine: Engine, database_path: Path) -> None:
+    with engine.connect() as connection, connection.begin():
+        jobs.submit(connection, prompt(), NOW)
+        assert check(database_path.parent).exit_code == 0
+
+
+def test_no_database_is_told_by_its_path(tmp_path: Path) -> None:
+    told = check(tmp_path)
+    assert isinstance(told.exception, ConfigError)
+    assert str(tmp_path / "llamalith.db") in str(told.exception)
