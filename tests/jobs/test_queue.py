@@ -61,7 +61,7 @@ async def test_a_crowd_of_hints_is_cut_to_what_says_something_new(redis_url: str
             return bool(await redis.exists("saq:job:llamalith:m:j999.a1"))
 
         await eventually(last_is_there)
-        assert await redis.llen("saq:llamalith:m:queued") <= PENDING_HINTS + 1  # type: ignore[misc]
+        assert await redis.llen("saq:llamalith:m:queued") <= PENDING_HINTS + 1
     await hints.close()
 
 
