@@ -15,7 +15,8 @@ from redis.exceptions import RedisError
 
 from llamalith_app.contracts.jobs import Progress
 
-EXPIRE_S = 60
+EXPIRE_S = 3600
+"""Longer than any model loads; a key that outlives its attempt is never told."""
 RETRY_READ_S = 1.0
 """After a failed read Redis is left alone for so long, so that a frozen one does not slow every poll."""
 

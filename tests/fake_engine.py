@@ -14,6 +14,7 @@ whose `when` stands in the newest prompt decides, else the reply is the SHA-256 
     {"when": "slow",  "step_s": 0.05}                      # each step that it takes part in takes so long
     {"model": "m",    "cannot_load": "It is broken."}      # at load, by the model's name
     {"model": "m",    "load_signal": 6}
+    {"model": "m",    "load_gate": "PATH"}                 # loads for ever while PATH does not exist
 """
 
 from __future__ import annotations
@@ -121,9 +122,12 @@ def main() -> None:
     def open_runner(load: Load, tell: Callable[[float], None]) -> FakeRunner:
         for rule in rules():
             if rule.get("model") == load.model:
+                while "load_gate" in rule and not Path(rule["load_gate"]).exists():
+                    time.sleep(GATE_LOOK_S)
                 if "load_signal" in rule:
                     os.kill(os.getpid(), rule["load_signal"])
-                raise CannotLoad(rule["cannot_load"])
+                if "cannot_load" in rule:
+                    raise CannotLoad(rule["cannot_load"])
         tell(1.0)
         return FakeRunner(rules, n_ctx=load.n_ctx, n_slots=load.n_slots)
 

@@ -51,7 +51,7 @@ class RequestLog:
                 "request",
                 method=scope["method"],
                 route=scope.get("path_template") or "none",
-                status=status,
+                status=int(status),
                 ms=round((time.perf_counter() - started) * 1000, 2),
                 principal="none" if principal is None else f"{principal.door}:{principal.user_id}",
             )

@@ -160,7 +160,9 @@ class EngineProcess:
         await asyncio.gather(self._reading, self._lines, return_exceptions=True)
 
     def _send(self, message: ToEngine) -> None:
-        self._writer.write(frames.encode(message))
+        # A transport that closes by itself raises at a write; the reader tells of the death anyway.
+        if not self._writer.is_closing():
+            self._writer.write(frames.encode(message))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)

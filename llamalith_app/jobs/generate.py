@@ -55,6 +55,7 @@ class Running:
         """Why it is to stop before its end: its lease was lost, or the worker drains."""
         self.cancel: Callable[[], None] | None = None
         """Tells the engine to stop it; None before it was sent there."""
+        self._first_step: tuple[int, float] | None = None
         self._decode_started = 0.0
         self._completion_tokens = 0
         self._started = time.monotonic()
@@ -72,7 +73,9 @@ class Running:
         if decoding:
             n, since = self._completion_tokens - 1, now - self._decode_started
         else:
-            n, since = step.prompt_done, now - self._started
+            # From the first step on: what was reused and the loading before it are no speed of reading.
+            self._first_step = self._first_step or (step.prompt_done, now)
+            n, since = step.prompt_done - self._first_step[0], now - self._first_step[1]
         self.progress = Progress(
             phase="decode" if decoding else "prefill",
             prompt_tokens=step.prompt_tokens,
@@ -115,11 +118,11 @@ class Generation:
         self._tasks: set[asyncio.Task[None]] = set()
         self.running: dict[str, Running] = {}
         """By lease token."""
-        self.draining = False
+        self.draining = asyncio.Event()
 
     async def look(self) -> None:
         """Starts as much of what is due as there are places for, and returns at once."""
-        if self.draining:
+        if self.draining.is_set():
             return
         due = await self._database.read(jobs.due, datetime.now(UTC))
         model = self._best(due)
@@ -135,16 +138,20 @@ class Generation:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def settled(self) -> None:
-        """Once draining: until everything that was started has come to its end."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    async def settled(self, within_s: float) -> bool:
+        """Once draining: waits for all that was started; False: something still runs."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within_s)
+        return not self._tasks
 
     async def run_next(self, model: str, tell: Callable[[TaskProgress], None] | None = None) -> None:
         """Runs due jobs of the model one after another while there are any and there is a place; then those of
-        the next model, which may have waited for just this place."""
+        the next model, which may have waited for just this place. With several models the order decides which
+        is the first, not the hint."""
         chosen: str | None = model
         try:
+            if len(self._models) > 1:
+                chosen = self._best(await self._database.read(jobs.due, datetime.now(UTC)))
             while chosen is not None and await self._serve(chosen, tell):
                 chosen = self._best(await self._database.read(jobs.due, datetime.now(UTC)))
         except StorageUnavailable as error:
@@ -162,16 +169,22 @@ class Generation:
 
     async def _serve(self, model: str, tell: Callable[[TaskProgress], None] | None) -> bool:
         """True if it ran anything."""
-        if self.draining or (place := self._pool.reserve(model)) is None:
+        if self.draining.is_set() or (place := self._pool.reserve(model)) is None:
             return False
         ran = False
         with place:
-            while not self.draining:
+            while not self.draining.is_set():
                 claim = await self._database.write_lightly(jobs.claim, model, self._worker_id, datetime.now(UTC))
                 if claim is None:
                     break
-                await self._attempt(Running(claim), place, tell or _tell_nobody)
                 ran = True
+                if self.draining.is_set():
+                    # It began to drain while the claim was on its way.
+                    late = Running(claim)
+                    late.ends_as = Outcome.RELEASED
+                    await self._fail(late, "drained", "The worker was ending.")
+                    break
+                await self._attempt(Running(claim), place, tell or _tell_nobody)
                 if len(self._models) > 1:
                     due = await self._database.read(jobs.due, datetime.now(UTC))
                     if self._best(due) not in (model, None):

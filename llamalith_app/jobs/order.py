@@ -29,4 +29,4 @@ def next_model(due: Sequence[Due], loaded: str | None, now: datetime) -> str | N
 
 def pause_before(attempt: int) -> timedelta:
     """Between a failed attempt (1 is the first) and the next: 0.25 s, 1 s, 4 s … at most a minute."""
-    return timedelta(seconds=min(60.0, 0.25 * 4.0 ** (attempt - 1)))
+    return timedelta(seconds=min(60.0, 0.25 * 4.0 ** min(attempt - 1, 10)))

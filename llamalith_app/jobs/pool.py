@@ -29,6 +29,8 @@ class Pool:
         self._model: str | None = None
         self._n_taken = 0
         self._engine: EngineProcess | None = None
+        self._starting: asyncio.Task[EngineProcess] | None = None
+        self._closed = False
         self._loading = asyncio.Lock()
 
     @property
@@ -49,6 +51,13 @@ class Pool:
         return Place(model, self._loaded, self._give_back)
 
     async def close(self) -> None:
+        """Ends the engine, also one that is still loading; what waits for it, or asks again, gets EngineLoadFailed."""
+        self._closed = True
+        if self._starting is not None:
+            self._starting.cancel()
+        await self._end_engine()
+
+    async def _end_engine(self) -> None:
         if self._engine is not None:
             await self._engine.stop()
             self._engine = None
@@ -61,25 +70,37 @@ class Pool:
             engine = self._engine
             if engine is not None and engine.model == model and not engine.died.is_set():
                 return engine
-            await self.close()
-            chosen = self._models[model]
-            load = Load(
-                model=model,
-                path=str(chosen.path),
-                sha256=chosen.sha256,
-                chat_format=chosen.chat_format,
-                n_ctx=chosen.settings.n_ctx,
-                n_slots=self._n_slots,
-                n_chunk=chosen.settings.n_chunk,
-                n_threads=chosen.settings.n_threads,
-                n_gpu_layers=chosen.settings.n_gpu_layers,
-            )
+            await self._end_engine()
+            if self._closed:
+                raise EngineLoadFailed("This worker is ending.")
+            self._starting = asyncio.create_task(EngineProcess.start(self._load(model), self._engine_argv))
             try:
-                self._engine = await EngineProcess.start(load, self._engine_argv)
+                self._engine = await self._starting
             except EngineDied as error:
-                raise EngineLoadFailed(f"Model {model} ({chosen.path}) could not be loaded. {error}") from error
+                path = self._models[model].path
+                raise EngineLoadFailed(f"Model {model} ({path}) could not be loaded. {error}") from error
+            except asyncio.CancelledError:
+                if not self._closed:
+                    raise
+                raise EngineLoadFailed("This worker is ending.") from None
+            finally:
+                self._starting = None
             log.info("model loaded", model=model, pid=self._engine.pid, load_s=self._engine.loaded.load_s)
             return self._engine
+
+    def _load(self, model: str) -> Load:
+        chosen = self._models[model]
+        return Load(
+            model=model,
+            path=str(chosen.path),
+            sha256=chosen.sha256,
+            chat_format=chosen.chat_format,
+            n_ctx=chosen.settings.n_ctx,
+            n_slots=self._n_slots,
+            n_chunk=chosen.settings.n_chunk,
+            n_threads=chosen.settings.n_threads,
+            n_gpu_layers=chosen.settings.n_gpu_layers,
+        )
 
 
 class Place:

@@ -31,6 +31,7 @@ PENDING_HINTS = 16
 MIRROR_S = 5.0
 """How often a task tells SAQ its progress; SAQ cancels what is silent for HEARTBEAT_S."""
 HEARTBEAT_S = 60
+STOP_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -162,11 +163,15 @@ class Wakers:
         self._tasks = [asyncio.create_task(worker.start()) for worker in self._workers]
 
     async def stop(self) -> None:
-        """At once: what the tasks began goes on by itself."""
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
-        for task in self._tasks:
+        """Within some seconds: what the tasks began goes on by itself.
+
+        Bounded, because a stop tells Redis of its unfinished tasks, patiently, and Redis may be away.
+        """
+        stopping = [asyncio.create_task(worker.stop()) for worker in self._workers]
+        await asyncio.wait(stopping, timeout=STOP_S)
+        for task in (*stopping, *self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.wait([*stopping, *self._tasks], timeout=STOP_S)
         await self._redis.aclose()
 
     def _worker(self, model: str, n_slots: int) -> Worker[Any]:

@@ -6,6 +6,7 @@ stood still for STALE_S of this process's own clock; no wall clock decides. Know
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -16,6 +17,7 @@ from typing import IO
 
 import structlog
 
+from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
@@ -24,6 +26,8 @@ from llamalith_app.store.tables import Outcome
 SWEEP_S = 2.0
 BEAT_S = 3.0
 STALE_S = 3 * BEAT_S
+SLOW_WRITE_S = 1.0
+"""A write that waited longer means that others could not write either."""
 LOST = "The worker that ran this job is gone."
 
 log = structlog.get_logger(__name__)
@@ -53,7 +57,8 @@ def is_gone(lock_path: str) -> bool:
 
 
 def _forget(lock_path: str) -> None:
-    Path(lock_path).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # of another user, or read-only: it is only litter
+        Path(lock_path).unlink()
 
 
 class Sweeper:
@@ -75,6 +80,7 @@ class Sweeper:
 
     async def sweep(self) -> int:
         """Number of leases taken away."""
+        await self._see_that_beats_can_be_written()
         n_taken = 0
         for sibling in await self._database.read(workers.not_ended):
             if sibling.id != self._worker_id and is_gone(sibling.lock_path):
@@ -99,6 +105,17 @@ class Sweeper:
             if lease.lease_token not in here and now - self._seen[lease.lease_token][1] >= STALE_S
         ]
         return n_taken + await self._take(stale, "its beat stood still")
+
+    async def _see_that_beats_can_be_written(self) -> None:
+        """While the database takes no writes every beat stands still, and none of them means a death."""
+        started = self._clock()
+        try:
+            await self._database.write_lightly(workers.beat, self._worker_id, datetime.now(UTC))
+        except StorageUnavailable:
+            self._seen.clear()
+            raise
+        if self._clock() - started > SLOW_WRITE_S:
+            self._seen.clear()
 
     async def _take(self, leases: Iterable[jobs.Held], why: str) -> int:
         n_taken = 0

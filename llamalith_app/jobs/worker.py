@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -27,6 +28,9 @@ from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
 
+GIVE_BACK_S = 2.0
+"""How long a drain waits for the jobs that it stopped, and again for those that were loading."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -40,7 +44,7 @@ class Worker:
         self._redis = impatient_redis(config.redis_url)
         self._pool = Pool(self._models, config.n_slots, engine_argv)
         self._lock_path = config.data_dir / "run" / f"worker-{os.getpid()}-{os.urandom(4).hex()}.lock"
-        self.timers: list[asyncio.Task[None]] = []
+        self._timers: list[asyncio.Task[None]] = []
         self._pauses: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
 
@@ -68,7 +72,7 @@ class Worker:
         self._sweeper = Sweeper(self._database, self.id, lambda: self.generation.running)
         self._wakers = Wakers(self._config.redis_url, tuple(self._models), self._config.n_slots, self.generation.start)
         self._wakers.start()
-        self.timers = [
+        self._timers = [
             asyncio.create_task(self._each(SWEEP_S, self._sweep_and_look)),
             asyncio.create_task(self._each(BEAT_S, self._beat)),
         ]
@@ -76,35 +80,40 @@ class Worker:
 
     async def drain(self, grace_s: float) -> None:
         """Claims nothing more, lets running jobs end for `grace_s` seconds, gives the others back, and ends."""
-        self.generation.draining = True
+        self.generation.draining.set()
         await self._wakers.stop()
         log.info("draining", running=len(self.generation.running), grace_s=grace_s)
-        if not await self._ended(grace_s):
+        settled = await self.generation.settled(grace_s)
+        if not settled:
             for running in list(self.generation.running.values()):
                 self.generation.stop(running, Outcome.RELEASED)
-            if not await self._ended(2.0):
-                # An engine that is still loading hears no cancel.
-                await self._pool.close()
-        self._stopped.set()
-        if await self._ended(2.0):
-            await asyncio.gather(*self.timers, *self._pauses, self.generation.settled())
-        else:
-            # The database takes no writes: the leases stay behind, and the next worker's sweep ends them.
-            log.error("ended before its jobs could be stored", running=len(self.generation.running))
+            settled = await self.generation.settled(GIVE_BACK_S)
+        # An engine that is still loading hears no cancel, but its end.
         await self._pool.close()
-        await self._database.write_lightly(workers.end, self.id, datetime.now(UTC))
-        await self._database.close()
+        settled = settled or await self.generation.settled(GIVE_BACK_S)
+        self._stopped.set()
+        await asyncio.gather(*self._timers, *self._pauses)
+        try:
+            if settled:
+                await self._database.write_lightly(workers.end, self.id, datetime.now(UTC))
+                await self._database.close()
+                self._lock_path.unlink(missing_ok=True)
+        except StorageUnavailable:
+            settled = False
         await self._redis.aclose()
-        self._lock_path.unlink(missing_ok=True)
+        # The lock is free from here on: whoever sweeps next takes what could not be given back.
         self._lock.close()
-        log.info("worker ended", worker_id=self.id)
+        log.log(
+            logging.INFO if settled else logging.ERROR,
+            "worker ended" if settled else "worker ended before it could give back its jobs",
+            worker_id=self.id,
+        )
 
     async def _sweep_and_look(self) -> None:
         await self._sweeper.sweep()
         await self.generation.look()
 
     async def _beat(self) -> None:
-        await self._database.write_lightly(workers.beat, self.id, datetime.now(UTC))
         mine = self.generation.running
         asked = list(mine)
         held = await self._database.write_lightly(jobs.beat, asked) if asked else set()
@@ -120,6 +129,8 @@ class Worker:
                 await act()
             except StorageUnavailable as error:
                 log.warning("the record cannot be used now", reason=str(error))
+            except Exception:
+                log.exception("a timer failed unexpectedly")
             await self._pause(seconds)
 
     async def _pause(self, seconds: float) -> None:
@@ -131,20 +142,12 @@ class Worker:
     def _look_after(self, pause: timedelta) -> None:
         async def look() -> None:
             await self._pause(pause.total_seconds() + 0.01)
-            await self.generation.look()
+            with contextlib.suppress(StorageUnavailable):  # the next sweep looks again
+                await self.generation.look()
 
         task = asyncio.create_task(look())
         self._pauses.add(task)
         task.add_done_callback(self._pauses.discard)
-
-    async def _ended(self, within_s: float) -> bool:
-        try:
-            async with asyncio.timeout(within_s):
-                while self.generation.running:
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            return False
-        return True
 
 
 async def run(
@@ -167,11 +170,5 @@ async def run(
         loop.add_signal_handler(number, on_signal, number)
     worker = Worker(config, engine_argv)
     await worker.start()
-    stopping = asyncio.create_task(ended.wait())
-    await asyncio.wait([stopping, *worker.timers], return_when=asyncio.FIRST_COMPLETED)
-    if not ended.is_set():
-        # A timer that ended is a defect; a worker without it would hold leases and keep none.
-        for timer in worker.timers:
-            if timer.done():
-                timer.result()
+    await ended.wait()
     await worker.drain(grace_s)

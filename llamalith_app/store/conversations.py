@@ -75,8 +75,8 @@ def turn(connection: Connection, conversation_id: int, turn: int, max_chars: int
             .order_by(MessageRow.place)
         )
     ]
-    earlier = connection.execute(
-        select(MessageRow.role, MessageRow.content)
+    earlier = (
+        select(MessageRow.place)
         .outerjoin(
             JobRow,
             and_(
@@ -90,16 +90,20 @@ def turn(connection: Connection, conversation_id: int, turn: int, max_chars: int
             MessageRow.role != "system",
             or_(JobRow.id.is_(None), JobRow.status == Status.DONE.value),
         )
-        .order_by(MessageRow.place.desc())
     )
-    kept: list[Message] = []
-    n_too_old = chars = 0
-    for role, content in earlier:
-        chars += len(content)
+    # Lengths first: a long conversation's texts would not fit into memory, and most of them not into the context.
+    first_place, n_too_old, chars = own_place, 0, 0
+    sizes = earlier.add_columns(func.length(MessageRow.content)).order_by(MessageRow.place.desc())
+    for place, length in connection.execute(sizes):
+        chars += length
         if chars > max_chars:
             n_too_old += 1
         else:
-            kept.append(Message(role=role, content=content))
+            first_place = place
+    texts = earlier.with_only_columns(MessageRow.role, MessageRow.content).where(MessageRow.place >= first_place)
+    kept = [
+        Message(role=role, content=content) for role, content in connection.execute(texts.order_by(MessageRow.place))
+    ]
     system = connection.execute(
         select(MessageRow.content)
         .where(
@@ -111,4 +115,4 @@ def turn(connection: Connection, conversation_id: int, turn: int, max_chars: int
         .limit(1)
     ).scalar()
     head = [] if system is None else [Message(role="system", content=system)]
-    return Turn(head + kept[::-1] + own, n_too_old)
+    return Turn(head + kept + own, n_too_old)

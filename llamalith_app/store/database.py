@@ -31,6 +31,8 @@ LOCK_DEADLINE_S = 10.0
 """How long a write waits for another process's transaction before it is a StorageUnavailable."""
 READERS = 4
 """Connections for reads; more would share the same core."""
+READ_WAIT_S = 10
+"""For one of them."""
 MAX_MERGED = 64
 """Writes that share a transaction at most, so that the first of them does not wait for a crowd."""
 
@@ -81,7 +83,7 @@ class Database:
         try:
             async with self._reads.get_engine().connect() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
-        except (exc.DBAPIError, sqlite3.Error) as error:
+        except (exc.DBAPIError, exc.TimeoutError, sqlite3.Error) as error:
             raise _storage_error(error) from error
 
     async def _submit(self, function: Callable[..., T], durable: bool, args: Any, kwargs: Any) -> T:
@@ -141,6 +143,8 @@ def _storage_error(error: Exception) -> Exception:
     """What the driver says of the disk, the lock or the file, in our words; anything else as it is."""
     if isinstance(error, LlamalithError):
         return error
+    if isinstance(error, exc.TimeoutError):
+        return StorageUnavailable(f"The database had no connection free for {READ_WAIT_S} s.")
     cause = error.orig if isinstance(error, exc.DBAPIError) else error
     if isinstance(cause, sqlite3.OperationalError | sqlite3.DatabaseError) and not isinstance(
         cause, sqlite3.IntegrityError | sqlite3.ProgrammingError
@@ -169,7 +173,7 @@ def _read_config(path: Path) -> SQLAlchemyAsyncConfig:
     config = SQLAlchemyAsyncConfig(
         connection_string=f"sqlite+aiosqlite:///{path}",
         # No overflow: SQLAlchemy opens and closes such connections each time, a thread each.
-        engine_config=EngineConfig(hide_parameters=True, pool_size=READERS, max_overflow=0),
+        engine_config=EngineConfig(hide_parameters=True, pool_size=READERS, max_overflow=0, pool_timeout=READ_WAIT_S),
     )
     engine = config.get_engine().sync_engine
     event.listen(engine, "connect", _set_up)

@@ -22,7 +22,9 @@ from tests.engine.conftest import LAZY_DOG, Script, load, run, started, submit
 WITHIN_S = 20
 PARENT = """
 import asyncio, sys
+from pathlib import Path
 from llamalith_app import logs
+from llamalith_app.config import Config
 from llamalith_app.engine.process import EngineProcess
 from tests.engine.conftest import load, run, submit
 
@@ -33,7 +35,7 @@ async def main(prompt, *argv):
         await run(engine, submit(prompt))
     await asyncio.Event().wait()
 
-logs.configure("parent", log_format="json", level="warning")
+logs.start("parent", Config(data_dir=Path("unused"), log_format="json", log_level="warning"))
 asyncio.run(main(*sys.argv[1:]))
 """
 

@@ -35,6 +35,6 @@ def test_no_model_waits_longer_than_its_bound_for_the_loaded_one() -> None:
     assert next_model([due("a", long), due("b", long + 1)], "a", NOW) == "b"
 
 
-@pytest.mark.parametrize(("attempt", "seconds"), [(1, 0.25), (2, 1), (3, 4), (4, 16), (9, 60)])
+@pytest.mark.parametrize(("attempt", "seconds"), [(1, 0.25), (2, 1), (3, 4), (4, 16), (9, 60), (10_000, 60)])
 def test_pauses_grow_to_a_minute(attempt: int, seconds: float) -> None:
     assert pause_before(attempt).total_seconds() == seconds

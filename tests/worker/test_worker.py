@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import signal
+import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
+from llamalith_app import valkey
 from llamalith_app.config import Config
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.sweep import hold_lock
@@ -82,14 +84,12 @@ async def test_a_prompt_sees_the_turns_before_it_and_none_behind_it(
 
 
 async def test_conversations_run_beside_each_other_and_each_in_order(
-    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    gate = tmp_path / "gate"
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 40})
     ids = [await submit(f"long {n}", conversation_id) for n in range(3) for conversation_id in "abc"]
     async with working(slots(config, 3), script):
         done = [await ended(database, job_id) for job_id in ids]
-    gate.touch()
     spans = {
         name: sorted(
             (job.started_at, job.processed_at)
@@ -412,9 +412,76 @@ async def test_a_claim_that_nobody_runs_is_given_back_by_the_worker_that_made_it
     monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
     monkeypatch.setattr("llamalith_app.jobs.sweep.STALE_S", 0.3)
     async with working(config, script) as worker:
-        worker.generation.draining = True
+        worker.generation.draining.set()
         job_id = await submit("claimed and dropped")
         assert await database.write(jobs.claim, "m", worker.id, datetime.now(UTC))
-        worker.generation.draining = False
+        worker.generation.draining.clear()
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
+
+
+async def test_a_drain_ends_also_while_redis_is_away_in_the_middle_of_a_hinted_job(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    folder = tmp_path / "v"
+    folder.mkdir()
+    valkey_process = await asyncio.create_subprocess_exec(
+        *valkey.argv(valkey.find_binary(), folder=folder, socket=folder / "s"), stdout=asyncio.subprocess.DEVNULL
+    )
+    await eventually(lambda: valkey.answers(folder / "s"))
+    script.write({"when": "short", "step_s": 0.02, "reply": "x" * 40})
+    hints = Hints(f"unix://{folder}/s", ("m",))
+    own = msgspec.structs.replace(config, redis_url=f"unix://{folder}/s")
+    async with working(own, script) as worker:
+        job_id = await submit("short")
+        hints.send("m", job_id)
+        await eventually(lambda: running(worker))
+        valkey_process.kill()
+        await valkey_process.wait()
+    await hints.close()
+    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    assert job is not None
+    assert (job.status, job.attempt) == ("done", 1)
+
+
+async def test_a_drain_gives_back_a_job_whose_engine_is_still_loading(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"model": "m", "load_gate": "/nonexistent/never"})
+    async with working(config, script, grace_s=0.1) as worker:
+        job_id = await submit("x", max_attempts=1)
+        await eventually(lambda: running(worker))
+    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    assert job is not None
+    assert job.status == "queued"
+    assert [attempt[1] for attempt in await attempts(database, job_id)] == ["released"]
+    assert await database.read(workers.not_ended) == []
+
+
+async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_worker_goes_on(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    database_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
+    monkeypatch.setattr("llamalith_app.jobs.worker.GIVE_BACK_S", 0.2)
+    script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
+    other = sqlite3.connect(database_path, isolation_level=None)
+    async with working(config, script, grace_s=0.1) as worker:
+        job_id = await submit("long", max_attempts=1)
+        await eventually(lambda: running(worker))
+        other.execute("BEGIN IMMEDIATE")
+    other.execute("ROLLBACK")
+    other.close()
+    monkeypatch.undo()
+    script.write()
+    async with working(config, script):
+
+        async def open_again() -> bool:
+            job = await database.read(jobs.one, ADMIN_ID, job_id)
+            return job is not None and job.status != "processing"
+
+        await eventually(open_again)
