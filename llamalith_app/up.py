@@ -52,8 +52,11 @@ class PartFailed(LlamalithError):
 
 
 def pause_s(n_short_lives: int) -> float:
-    """Seconds before the next start, after so many lives in a row that ended within STEADY_S."""
-    return 0.0 if n_short_lives <= 1 else min(LONGEST_PAUSE_S, 0.5 * 2.0 ** (n_short_lives - 2))
+    """Seconds before the next start, after so many lives in a row that ended within STEADY_S.
+
+    The first deaths may be accidents, and jobs wait for the restart; a part that goes on dying is left to rest.
+    """
+    return 0.0 if n_short_lives <= 3 else min(LONGEST_PAUSE_S, 0.5 * 2.0 ** (n_short_lives - 4))
 
 
 def in_words(returncode: int) -> str:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Container, Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
@@ -62,18 +62,22 @@ def _forget(lock_path: str) -> None:
 
 
 class Sweeper:
-    """`held_here`: the lease tokens of what this worker is running; their beat is its own affair."""
+    """`held_here`: the lease tokens of what this worker is running; their beat is its own affair.
+    `wake_later` is told how long from now a job will be due again.
+    """
 
     def __init__(
         self,
         database: Database,
         worker_id: int,
         held_here: Callable[[], Container[str]],
+        wake_later: Callable[[timedelta], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._worker_id = worker_id
         self._held_here = held_here
+        self._wake_later = wake_later
         self._clock = clock
         self._seen: dict[str, tuple[int, float]] = {}
         """Lease token -> its beat, and since when it stands there."""
@@ -120,6 +124,7 @@ class Sweeper:
     async def _take(self, leases: Iterable[jobs.Held], why: str) -> int:
         n_taken = 0
         for lease in leases:
+            pause = order.pause_before(lease.attempt)
             status = await self._database.write(
                 jobs.fail,
                 lease.job_id,
@@ -128,10 +133,11 @@ class Sweeper:
                 outcome=Outcome.LOST,
                 kind="worker_lost",
                 reason=LOST,
-                pause=order.pause_before(lease.attempt),
+                pause=pause,
                 seen_beat=lease.beat,
             )
             if status is not None:
                 n_taken += 1
+                self._wake_later(pause)
                 log.warning("lease taken away", job_id=lease.job_id, why=why, status=status.value)
         return n_taken

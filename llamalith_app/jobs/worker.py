@@ -69,7 +69,7 @@ class Worker:
             grammars=grammar.load(self._config.grammar_dir),
             wake_later=self._look_after,
         )
-        self._sweeper = Sweeper(self._database, self.id, lambda: self.generation.running)
+        self._sweeper = Sweeper(self._database, self.id, lambda: self.generation.running, self._look_after)
         self._wakers = Wakers(self._config.redis_url, tuple(self._models), self._config.n_slots, self.generation.start)
         self._wakers.start()
         self._timers = [
