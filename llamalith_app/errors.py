@@ -45,18 +45,6 @@ class NotFound(LlamalithError):
     title = "Not found"
 
 
-class Conflict(LlamalithError):
-    status = 409
-    type = "conflict"
-    title = "Conflict"
-
-
-class BodyTooLarge(LlamalithError):
-    status = 413
-    type = "body-too-large"
-    title = "Body too large"
-
-
 class UnsupportedMediaType(LlamalithError):
     status = 415
     type = "unsupported-media-type"

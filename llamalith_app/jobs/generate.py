@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 
 from llamalith_app.config import ModelConfig
 from llamalith_app.contracts.jobs import Progress
+from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN
 from llamalith_app.engine.messages import Advance, ChatMessage, Sampling, Submit
 from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineRefused
 from llamalith_app.errors import StorageUnavailable
@@ -37,8 +38,6 @@ PUBLISH_S = 0.1
 """At most so often is the progress of one job told."""
 STORE_AGAIN_S = 1.0
 """Between tries to store a reply that the database did not take."""
-MAX_CHARS_A_TOKEN = 16
-"""Earlier turns are read back as far as the context could hold if every token were this long."""
 
 log = structlog.get_logger(__name__)
 
