@@ -120,4 +120,4 @@ class Job(msgspec.Struct, kw_only=True):
 
 class JobList(msgspec.Struct, kw_only=True):
     jobs: list[Job]
-    """Newest first."""
+    """Newest first. Ends before `limit` where the texts are very long: `before` the last id goes on."""

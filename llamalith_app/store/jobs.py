@@ -397,6 +397,8 @@ def due(connection: Connection, now: datetime) -> list[Due]:
     return [Due._make(row) for row in rows]
 
 
+MAX_PAGE_CHARS = 10_000_000
+"""Characters of prompts and replies in one list."""
 RANKED = 1000
 """Jobs of a model whose places are told in lists; further back only a single job's place is counted."""
 
@@ -446,7 +448,10 @@ def newest(
     conversation_id: str | None = None,
     before: int | None = None,
 ) -> list[Job]:
-    """An owner's jobs, newest first; `before`: only those with a smaller id."""
+    """An owner's jobs, newest first; `before`: only those with a smaller id.
+
+    Ends early, though never empty, once its texts come to MAX_PAGE_CHARS.
+    """
     query = _as_read(owner_id).order_by(JobRow.id.desc()).limit(limit)
     if status is not None:
         query = query.where(JobRow.status == status)
@@ -454,7 +459,16 @@ def newest(
         query = query.where(ConversationRow.public_id == conversation_id)
     if before is not None:
         query = query.where(JobRow.id < before)
-    return [_job(row) for row in connection.execute(query).mappings()]
+    found: list[Job] = []
+    n_chars = 0
+    # Row by row: a page of long prompts would otherwise stand in memory before it could be cut.
+    with connection.execute(query.execution_options(stream_results=True, max_row_buffer=16)) as rows:
+        for row in rows.mappings():
+            found.append(job := _job(row))
+            n_chars += len(job.user_input) + len(job.system_prompt) + len(job.result or "")
+            if n_chars >= MAX_PAGE_CHARS:
+                break
+    return found
 
 
 _prompt = aliased(MessageRow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -77,6 +78,18 @@ async def test_lists_are_paged_by_the_last_id_seen(api: httpx.AsyncClient) -> No
         seen += [job["id"] for job in page]
         before = {"before": page[-1]["id"]}
     assert seen == [5, 4, 3, 2, 1]
+
+
+async def test_a_page_of_very_long_texts_ends_early_and_the_next_goes_on(api: httpx.AsyncClient) -> None:
+    for _ in range(25):
+        await api.post("/api/jobs", json={"content": "x" * 1_000_000})
+    pages: list[list[int]] = []
+    before: dict[str, int] = {}
+    while page := (await api.get("/api/jobs", params={"limit": 500, **before})).json()["jobs"]:
+        pages.append([job["id"] for job in page])
+        before = {"before": page[-1]["id"]}
+    assert [len(page) for page in pages] == [10, 10, 5]
+    assert list(itertools.chain(*pages)) == list(range(25, 0, -1))
 
 
 async def test_empty_filters_filter_nothing(api: httpx.AsyncClient) -> None:
