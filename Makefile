@@ -31,7 +31,7 @@ test: dev ## Run all tests
 	$(BIN)/pytest
 
 test-fast: dev ## Run the tests that take under a minute together
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses 4
 
 check: dev ## Check format, lint, types and import rules
 	$(BIN)/ruff format --check .

@@ -211,7 +211,7 @@ async def _product(supervisor: Supervisor, config: Config, host: str, port: int,
         async with asyncio.TaskGroup() as parts:
             if config.embedded_redis:
                 await _start_valkey(supervisor, config, parts)
-            await supervisor.once(Part("migrate", command("migrate", *data_dir), ours=False))
+            await supervisor.once(Part("migrate", command("migrate", "--quiet", *data_dir), ours=False))
             web = command("web", "--host", host, "--port", str(port), *data_dir)
             worker = command("worker", *data_dir, "--grace", str(grace_s))
             parts.create_task(supervisor.keep(Part("web", web)))

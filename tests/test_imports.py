@@ -26,6 +26,7 @@ def test_every_import_contract_holds() -> None:
     assert run.returncode == 0, run.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "never"),
     [

@@ -12,8 +12,10 @@ from llamalith_app.store.migrate import migrate
 
 @click.command()
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state lives.")
-def command(data_dir: Path | None) -> None:
+@click.option("--quiet", is_flag=True, help="Say nothing where there was nothing to do.")
+def command(data_dir: Path | None, quiet: bool) -> None:
     """Bring the database to this version's schema; web and worker do it by themselves."""
     config = load(data_dir=data_dir)
     done = migrate(config.database_path)
-    click.echo(f"{config.database_path}: {'migrated' if done else 'nothing to do'}")
+    if done or not quiet:
+        click.echo(f"{config.database_path}: {'migrated' if done else 'nothing to do'}")

@@ -112,6 +112,7 @@ async def test_a_full_disk_is_storage_unavailable_and_nothing_half_written(
     assert await database.read(count_jobs) == 0
 
 
+@pytest.mark.slow
 def test_two_starts_at_once_migrate_once(tmp_path: Path) -> None:
     path = tmp_path / "new" / "llamalith.db"
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:

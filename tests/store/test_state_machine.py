@@ -230,7 +230,7 @@ class Record(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(40, 30), pytest.param(300, 60, marks=pytest.mark.slow)], ids=["quick", "long"]
+    ("examples", "steps"), [(20, 30), pytest.param(300, 60, marks=pytest.mark.slow)], ids=["quick", "long"]
 )
 def test_no_order_of_transitions_and_crashes_breaks_the_record(migrated: Path, examples: int, steps: int) -> None:
     Record.template = migrated

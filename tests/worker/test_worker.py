@@ -385,6 +385,7 @@ async def test_an_idle_engine_that_dies_costs_no_job_an_attempt(
     assert (job.status, job.attempt) == ("done", 1)
 
 
+@pytest.mark.slow
 async def test_nothing_that_people_or_models_wrote_is_logged(
     config: Config, script: Script, submit: Submit, database: Database, capfd: pytest.CaptureFixture[str]
 ) -> None:
