@@ -7,7 +7,6 @@ without an error. Knows nothing of SQL and of engines.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import msgspec
 from redis.asyncio import Redis
@@ -21,7 +20,7 @@ RETRY_READ_S = 1.0
 """After a failed read Redis is left alone for so long, so that a frozen one does not slow every poll."""
 
 
-class Live(msgspec.Struct, frozen=True):
+class Published(msgspec.Struct, frozen=True):
     attempt: int
     progress: Progress
 
@@ -33,25 +32,24 @@ def _key(job_id: int) -> str:
 async def publish(redis: Redis, job_id: int, attempt: int, progress: Progress) -> None:
     """Never raises for a Redis that is away."""
     try:
-        await redis.set(_key(job_id), msgspec.json.encode(Live(attempt, progress)), ex=EXPIRE_S)
+        await redis.set(_key(job_id), msgspec.json.encode(Published(attempt, progress)), ex=EXPIRE_S)
     except (RedisError, OSError, TimeoutError):
         return
 
 
 class ProgressReader:
-    def __init__(self, redis: Redis, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._clock = clock
         self._not_before = 0.0
 
     async def read(self, attempts: dict[int, int]) -> dict[int, Progress]:
         """Of the running jobs given as job id -> attempt; those of which nothing is known are left out."""
-        if not attempts or self._clock() < self._not_before:
+        if not attempts or time.monotonic() < self._not_before:
             return {}
         try:
             values = await self._redis.mget([_key(job_id) for job_id in attempts])
         except (RedisError, OSError, TimeoutError):
-            self._not_before = self._clock() + RETRY_READ_S
+            self._not_before = time.monotonic() + RETRY_READ_S
             return {}
         found = {}
         for (job_id, attempt), value in zip(attempts.items(), values, strict=True):
@@ -61,8 +59,8 @@ class ProgressReader:
         return found
 
 
-def _decode(value: bytes) -> Live | None:
+def _decode(value: bytes) -> Published | None:
     try:
-        return msgspec.json.decode(value, type=Live)
+        return msgspec.json.decode(value, type=Published)
     except msgspec.MsgspecError:
         return None

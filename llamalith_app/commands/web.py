@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 from pathlib import Path
 
 import click
 import uvicorn
 
-from llamalith_app import logs, parent
 from llamalith_app.app import create_app
-from llamalith_app.config import load, require_secrets
-from llamalith_app.jobs.queue import refuse_old_redis
-from llamalith_app.store.migrate import migrate
+from llamalith_app.commands.process import begin
 
 
 @click.command()
@@ -24,13 +18,7 @@ from llamalith_app.store.migrate import migrate
 @click.option("--parent-fd", type=int, default=None, hidden=True)
 def command(host: str, port: int, data_dir: Path | None, parent_fd: int | None) -> None:
     """Serve the API. Needs a worker beside it for anything to be answered."""
-    config = load(data_dir=data_dir)
-    logs.start("web", config)
-    require_secrets(config)
-    asyncio.run(refuse_old_redis(config.redis_url))
-    migrate(config.database_path)
-    if parent_fd is not None:
-        parent.watch(parent_fd, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    config = begin("web", data_dir, parent_fd)
     uvicorn.run(
         create_app(config),
         host=host,

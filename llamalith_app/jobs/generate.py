@@ -56,21 +56,19 @@ class Running:
         """Tells the engine to stop it; None before it was sent there."""
         self._first_step: tuple[int, float] | None = None
         self._decode_started = 0.0
-        self._completion_tokens = 0
+        self.completion_tokens = 0
         self._started = time.monotonic()
 
     def advance(self, step: Advance) -> None:
         now = time.monotonic()
         self.last = step
+        self.text.append(step.text)
         if step.tokens:
             self._decode_started = self._decode_started or now
-            self._completion_tokens += len(step.tokens)
-            self.text.append(step.text)
-        elif step.text:
-            self.text.append(step.text)
-        decoding = self._completion_tokens > 0
+            self.completion_tokens += len(step.tokens)
+        decoding = self.completion_tokens > 0
         if decoding:
-            n, since = self._completion_tokens - 1, now - self._decode_started
+            n, since = self.completion_tokens - 1, now - self._decode_started
         else:
             # From the first step on: what was reused and the loading before it are no speed of reading.
             self._first_step = self._first_step or (step.prompt_done, now)
@@ -79,13 +77,9 @@ class Running:
             phase="decode" if decoding else "prefill",
             prompt_tokens=step.prompt_tokens,
             prompt_tokens_done=step.prompt_done,
-            completion_tokens=self._completion_tokens,
+            completion_tokens=self.completion_tokens,
             tokens_per_s=round(n / since, 2) if n and since > 0 else None,
         )
-
-    @property
-    def completion_tokens(self) -> int:
-        return self._completion_tokens
 
     def seconds(self) -> float:
         """Since the claim."""

@@ -72,28 +72,23 @@ class Sweeper:
         worker_id: int,
         held_here: Callable[[], Container[str]],
         wake_later: Callable[[timedelta], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._worker_id = worker_id
         self._held_here = held_here
         self._wake_later = wake_later
-        self._clock = clock
         self._seen: dict[str, tuple[int, float]] = {}
         """Lease token -> its beat, and since when it stands there."""
 
-    async def sweep(self) -> int:
-        """Number of leases taken away."""
+    async def sweep(self) -> None:
         await self._see_that_beats_can_be_written()
-        n_taken = 0
         for sibling in await self._database.read(workers.not_ended):
             if sibling.id != self._worker_id and is_gone(sibling.lock_path):
-                n_taken += await self._take(
-                    await self._database.read(jobs.held, sibling.id), f"worker {sibling.id} ended"
-                )
+                held = await self._database.read(jobs.held, sibling.id)
+                await self._take(held, f"worker {sibling.id} ended")
                 await self._database.write_lightly(workers.end, sibling.id, datetime.now(UTC))
                 _forget(sibling.lock_path)
-        now = self._clock()
+        now = time.monotonic()
         held = await self._database.read(jobs.held)
         self._seen = {
             lease.lease_token: seen
@@ -108,21 +103,20 @@ class Sweeper:
             # A process that was frozen must not judge what it runs; what it claimed and does not run, it must.
             if lease.lease_token not in here and now - self._seen[lease.lease_token][1] >= STALE_S
         ]
-        return n_taken + await self._take(stale, "its beat stood still")
+        await self._take(stale, "its beat stood still")
 
     async def _see_that_beats_can_be_written(self) -> None:
         """While the database takes no writes every beat stands still, and none of them means a death."""
-        started = self._clock()
+        started = time.monotonic()
         try:
             await self._database.write_lightly(workers.beat, self._worker_id, datetime.now(UTC))
         except StorageUnavailable:
             self._seen.clear()
             raise
-        if self._clock() - started > SLOW_WRITE_S:
+        if time.monotonic() - started > SLOW_WRITE_S:
             self._seen.clear()
 
-    async def _take(self, leases: Iterable[jobs.Held], why: str) -> int:
-        n_taken = 0
+    async def _take(self, leases: Iterable[jobs.Held], why: str) -> None:
         for lease in leases:
             pause = order.pause_before(lease.attempt)
             status = await self._database.write(
@@ -137,7 +131,5 @@ class Sweeper:
                 seen_beat=lease.beat,
             )
             if status is not None:
-                n_taken += 1
                 self._wake_later(pause)
                 log.warning("lease taken away", job_id=lease.job_id, why=why, status=status.value)
-        return n_taken

@@ -150,15 +150,9 @@ class Worker:
         task.add_done_callback(self._pauses.discard)
 
 
-async def run(
-    config: Config,
-    *,
-    grace_s: float,
-    engine_argv: Sequence[str] | None = None,
-    ended: asyncio.Event | None = None,
-) -> None:
-    """Runs until SIGTERM or SIGINT (or `ended`), then drains; a second signal ends the process at once."""
-    ended = ended or asyncio.Event()
+async def run(config: Config, *, grace_s: float) -> None:
+    """Runs until SIGTERM or SIGINT, then drains; a second signal ends the process at once."""
+    ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
@@ -168,7 +162,7 @@ async def run(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    worker = Worker(config, engine_argv)
+    worker = Worker(config)
     await worker.start()
     await ended.wait()
     await worker.drain(grace_s)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection
 
 from llamalith_app.store import jobs, workers
+from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -50,4 +51,27 @@ def finish(connection: Connection, claim: jobs.Claim, reply: str = "a reply") ->
         prompt_tokens=1,
         completion_tokens=1,
         omitted_messages=0,
+    )
+
+
+def fail(
+    connection: Connection,
+    claim: jobs.Claim,
+    *,
+    outcome: Outcome = Outcome.FAILED,
+    kind: str = "engine_died",
+    reason: str = "killed",
+    pause: timedelta | None = timedelta(0),
+    seen_beat: int | None = None,
+) -> Status | None:
+    return jobs.fail(
+        connection,
+        claim.job_id,
+        claim.lease_token,
+        NOW,
+        outcome=outcome,
+        kind=kind,
+        reason=reason,
+        pause=pause,
+        seen_beat=seen_beat,
     )

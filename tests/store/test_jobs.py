@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from llamalith_app.store import check, conversations, jobs
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
-from tests.store.samples import NOW, finish, prompt, register_worker
+from tests.store.samples import NOW, fail, finish, prompt, register_worker
 
 
 def test_ids_are_never_given_twice(engine: Engine) -> None:
@@ -31,14 +31,9 @@ def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> Non
         jobs.submit(connection, prompt(), NOW)
         claim = jobs.claim(connection, "m", worker, NOW)
         assert claim is not None
-        jobs.fail(
+        fail(
             connection,
-            claim.job_id,
-            claim.lease_token,
-            NOW,
-            outcome=Outcome.FAILED,
-            kind="engine_died",
-            reason="killed",
+            claim,
             pause=timedelta(seconds=5),
         )
         assert jobs.claim(connection, "m", worker, NOW + timedelta(seconds=4)) is None
@@ -54,14 +49,9 @@ def test_a_job_that_waits_for_its_pause_holds_its_conversation(engine: Engine) -
         jobs.submit(connection, prompt("second"), NOW)
         claim = jobs.claim(connection, "m", worker, NOW)
         assert claim is not None
-        jobs.fail(
+        fail(
             connection,
-            claim.job_id,
-            claim.lease_token,
-            NOW,
-            outcome=Outcome.FAILED,
-            kind="engine_died",
-            reason="killed",
+            claim,
             pause=timedelta(seconds=5),
         )
         assert jobs.claim(connection, "m", worker, NOW) is None
@@ -75,15 +65,12 @@ def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
         for expected in (Status.QUEUED, Status.ERROR):
             claim = jobs.claim(connection, "m", worker, NOW)
             assert claim is not None
-            status = jobs.fail(
+            status = fail(
                 connection,
-                claim.job_id,
-                claim.lease_token,
-                NOW,
+                claim,
                 outcome=Outcome.LOST,
                 kind="worker_lost",
                 reason="It is gone.",
-                pause=timedelta(0),
             )
             assert status is expected
         job = jobs.one(connection, ADMIN_ID, 1)
@@ -100,15 +87,10 @@ def test_an_attempt_that_was_given_back_is_not_spent(engine: Engine) -> None:
         for _ in range(5):
             claim = jobs.claim(connection, "m", worker, NOW)
             assert claim is not None
-            status = jobs.fail(
+            status = fail(
                 connection,
-                claim.job_id,
-                claim.lease_token,
-                NOW,
+                claim,
                 outcome=Outcome.RELEASED,
-                kind="drained",
-                reason="",
-                pause=timedelta(0),
             )
             assert status is Status.QUEUED
 
@@ -121,15 +103,11 @@ def test_a_sweeper_that_saw_an_old_beat_takes_nothing(engine: Engine) -> None:
         assert claim is not None
         (seen,) = jobs.held(connection)
         jobs.beat(connection, [claim.lease_token])
-        status = jobs.fail(
+        status = fail(
             connection,
-            claim.job_id,
-            claim.lease_token,
-            NOW,
+            claim,
             outcome=Outcome.LOST,
             kind="worker_lost",
-            reason="",
-            pause=timedelta(0),
             seen_beat=seen.beat,
         )
         assert status is None

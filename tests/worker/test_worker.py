@@ -20,7 +20,7 @@ from llamalith_app import valkey
 from llamalith_app.config import Config
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.sweep import hold_lock
-from llamalith_app.progress import Live
+from llamalith_app.progress import Published
 from llamalith_app.store import conversations, jobs, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
@@ -213,7 +213,7 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
         async def mirrored() -> bool:
             live = await redis.get(f"llamalith:progress:{job_id}")
             if live is not None:
-                done = msgspec.json.decode(live, type=Live).progress.prompt_tokens_done
+                done = msgspec.json.decode(live, type=Published).progress.prompt_tokens_done
                 counts.add(done or 0)
             told = await redis.get(f"saq:job:llamalith:m:j{job_id}.a1")
             if told is None:

@@ -1,0 +1,25 @@
+"""How web and worker begin: settings, logs, secrets, Redis, schema, parent; in this order, and the same for both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from llamalith_app import logs, parent
+from llamalith_app.config import Config, load, require_secrets
+from llamalith_app.jobs.queue import refuse_old_redis
+from llamalith_app.store.migrate import migrate
+
+
+def begin(name: str, data_dir: Path | None, parent_fd: int | None) -> Config:
+    """Raises ConfigError where this process must not start. It drains when the parent behind `parent_fd` is gone."""
+    config = load(data_dir=data_dir)
+    logs.start(name, config)
+    require_secrets(config)
+    asyncio.run(refuse_old_redis(config.redis_url))
+    migrate(config.database_path)
+    if parent_fd is not None:
+        parent.watch(parent_fd, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return config
