@@ -10,26 +10,34 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.datastructures import State
+from litestar.datastructures import CacheControlHeader, State
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
+from litestar.static_files import create_static_files_router
 
 from llamalith_app import __version__, grammar
 from llamalith_app.config import Config
-from llamalith_app.controllers import problems
+from llamalith_app.controllers import html, login
 from llamalith_app.controllers.conversations import Conversations
+from llamalith_app.controllers.docs import Docs
+from llamalith_app.controllers.headers import SecurityHeaders
 from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
 from llamalith_app.controllers.live import Live
-from llamalith_app.controllers.pages import to_login
+from llamalith_app.controllers.login import Doors
+from llamalith_app.controllers.monitor import QueueMonitor
+from llamalith_app.controllers.pages import Pages
 from llamalith_app.controllers.readiness import Readings
 from llamalith_app.controllers.request import MAX_BODY_BYTES, AppRequest, Parts
 from llamalith_app.controllers.request_log import RequestLog
-from llamalith_app.errors import LlamalithError
-from llamalith_app.guards.principal import PrincipalGuard
+from llamalith_app.errors import LlamalithError, LoginNeeded, StaleForm
+from llamalith_app.guards.passwords import Passwords
+from llamalith_app.guards.principal import OPEN, PrincipalGuard
+from llamalith_app.guards.sessions import Sessions
+from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.queue import Hints, impatient_redis
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.progress import ProgressReader
@@ -57,6 +65,10 @@ def create_app(config: Config) -> RequestLog:
         submissions=submissions,
         live=Live(database, ProgressReader(redis)),
         readings=Readings(database, redis),
+        sessions=Sessions(database, secret_key=config.secret_key, password_hash=config.admin_password_hash),
+        passwords=Passwords(database, config.admin_password_hash),
+        monitor=Monitor(config.redis_url, models),
+        models=models,
     )
 
     @asynccontextmanager
@@ -65,7 +77,9 @@ def create_app(config: Config) -> RequestLog:
         try:
             yield
         finally:
+            parts.passwords.close()
             await hints.close()
+            await parts.monitor.close()
             await database.close()
             await redis.aclose()
 
@@ -75,16 +89,27 @@ def create_app(config: Config) -> RequestLog:
             Router("/api", route_handlers=api),
             Router("/chat/api", route_handlers=api, include_in_schema=False),
             Probes,
-            to_login,
+            Router("/chat", route_handlers=[Pages, Doors, Docs, QueueMonitor], include_in_schema=False),
+            create_static_files_router(
+                html.STATIC_URL,
+                [html.STATIC],
+                opt=OPEN,
+                # Its address carries the file's digest.
+                cache_control=CacheControlHeader(public=True, max_age=365 * 24 * 3600, immutable=True),
+                include_in_schema=False,
+            ),
         ],
-        guards=[PrincipalGuard(config.api_token)],
+        guards=[PrincipalGuard(config.api_token, parts.sessions)],
+        template_config=html.template_config(),
         state=State({"parts": parts}),
         request_class=AppRequest,
         request_max_body_size=MAX_BODY_BYTES,
         exception_handlers={
-            LlamalithError: problems.of_ours,
-            HTTPException: problems.of_litestar,
-            Exception: problems.of_anything,
+            LoginNeeded: login.of_login_needed,
+            StaleForm: login.of_stale_form,
+            LlamalithError: html.of_ours,
+            HTTPException: html.of_litestar,
+            Exception: html.of_anything,
         },
         cors_config=CORSConfig(
             allow_origins=list(config.cors_origins),
@@ -112,4 +137,4 @@ def create_app(config: Config) -> RequestLog:
         logging_config=None,
         debug=False,
     )
-    return RequestLog(app)
+    return RequestLog(SecurityHeaders(app))

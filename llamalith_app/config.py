@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -43,12 +44,15 @@ SETTING_VARIABLES = {
     "DATABASE_URL": "database_url",
     "REDIS_URL": "redis_url",
     "LLAMALITH_CORS_ORIGINS": "cors_origins",
+    "LLAMALITH_TRUSTED_PROXIES": "trusted_proxies",
     "LLAMALITH_MAX_ATTEMPTS": "max_attempts",
     "LLAMALITH_GRAMMAR_DIR": "grammar_dir",
     "LLAMALITH_LOG_FORMAT": "log_format",
     "LLAMALITH_LOG_LEVEL": "log_level",
 }
 """Variables that say the same as a key of `config.json`."""
+PLAIN_KEYS = ("max_attempts", "cors_origins", "trusted_proxies", "log_format", "log_level")
+"""Keys of `config.json` that are the same in `Config`."""
 VARIABLES = (
     *("SECRET_KEY", "ADMIN_PASSWORD_HASH", "N8N_API_TOKEN", "LLM_MODELS", "LLAMALITH_CONFIG"),
     *SETTING_VARIABLES,
@@ -89,6 +93,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs that one loaded model runs side by side: worker_settings.worker_count."""
     max_attempts: int = 3
     cors_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""
     grammar_dir: Path = GRAMMARS
     """Folder with the GBNF files that `grammar_name` may name; default: the one shipped in the package."""
     log_format: str = "auto"
@@ -265,6 +271,11 @@ def _settled(sources: _Sources, data_dir: Path) -> Config:
     grammar_dir = values.get("grammar_dir")
     if grammar_dir is not None:
         problems += _folder_problems(grammar_dir, "LLAMALITH_GRAMMAR_DIR")
+    problems += [
+        f"LLAMALITH_TRUSTED_PROXIES: {network} is no address and no network"
+        for network in values.get("trusted_proxies", ())
+        if not _is_network(network)
+    ]
     problems += [] if _is_absent(data_dir) else _folder_problems(data_dir, "LLAMALITH_DATA_DIR")
     if problems:
         raise ConfigError(problems)
@@ -280,8 +291,16 @@ def _settled(sources: _Sources, data_dir: Path) -> Config:
         n_slots=values.get("worker_settings", {}).get("worker_count", 1),
         grammar_dir=grammar_dir or GRAMMARS,
         warnings=_warnings(variables.get("LLAMALITH_CONFIG", ""), sources.ignored),
-        **{key: values[key] for key in ("max_attempts", "cors_origins", "log_format", "log_level") if key in values},
+        **{key: values[key] for key in PLAIN_KEYS if key in values},
     )
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_absent(path: Path) -> bool:

@@ -93,6 +93,13 @@ Origin = Annotated[
         pattern=rf"^https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?:{PORT})?{END}",
     ),
 ]
+Network = Annotated[
+    str,
+    Meta(
+        title="an address or a network, such as 127.0.0.1 or 10.0.0.0/8",
+        pattern=rf"^[0-9A-Fa-f:.]{{2,45}}(?:/\d{{1,3}})?{END}",
+    ),
+]
 Share = Annotated[float, Meta(ge=0, le=1)]
 ShareAboveZero = Annotated[float, Meta(gt=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -162,6 +169,13 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     database_url: Annotated[DatabaseUrl, Meta(description="Unset: llamalith.db in the data directory.")] | None = None
     redis_url: Annotated[RedisUrl, Meta(description="Unset: a Valkey of its own.")] | None = None
     cors_origins: Annotated[tuple[Origin, ...], Meta(description="Origins of browsers that may call.")] | None = None
+    trusted_proxies: (
+        Annotated[
+            tuple[Network, ...],
+            Meta(description="Proxies whose X-Forwarded-For and -Proto count; unset: none."),
+        ]
+        | None
+    ) = None
     max_attempts: (
         Annotated[
             int,

@@ -39,6 +39,51 @@ class NotAuthenticated(LlamalithError):
     title = "Not authenticated"
 
 
+class LoginNeeded(LlamalithError):
+    """A page without a session: its visitor goes to the login."""
+
+    status = 303
+    type = "login-needed"
+    title = "See Other"
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        super().__init__("Your session has ended, or never began.")
+        self.fields = fields
+        """What was typed into the form that came without a session."""
+
+
+class CrossSite(LlamalithError):
+    """Sent by another origin than ours, with the cookies of somebody who may not know."""
+
+    status = 403
+    type = "cross-site"
+    title = "Cross-site request"
+
+
+class StaleForm(LlamalithError):
+    """Nothing proves that one of our pages sent it: no origin was told and the CSRF token is missing or another's."""
+
+    status = 403
+    type = "csrf-token"
+    title = "Out of date"
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        super().__init__(
+            "The CSRF token is missing or out of date: send the form's csrf_token, or X-CSRF-Token, of this session."
+        )
+        self.fields = fields
+
+
+class TooManyLogins(LlamalithError):
+    status = 429
+    type = "too-many-logins"
+    title = "Too many attempts"
+
+    def __init__(self, wait_s: int) -> None:
+        super().__init__(f"Too many attempts. Try again in {wait_s} second{'' if wait_s == 1 else 's'}.")
+        self.retry_after_s = wait_s
+
+
 class NotFound(LlamalithError):
     status = 404
     type = "not-found"
@@ -57,4 +102,13 @@ class StorageUnavailable(LlamalithError):
     status = 503
     type = "storage-unavailable"
     title = "Storage unavailable"
+    retry_after_s = 5
+
+
+class RedisUnavailable(LlamalithError):
+    """Only told where Redis itself is what was asked for; everything else does without it."""
+
+    status = 503
+    type = "redis-unavailable"
+    title = "Redis unavailable"
     retry_after_s = 5

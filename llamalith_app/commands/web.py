@@ -9,6 +9,7 @@ import uvicorn
 
 from llamalith_app.app import create_app
 from llamalith_app.commands.process import begin
+from llamalith_app.config import Config
 
 
 @click.command()
@@ -19,10 +20,16 @@ from llamalith_app.commands.process import begin
 def command(host: str, port: int, data_dir: Path | None, parent_fd: int | None) -> None:
     """Serve the API. Needs a worker beside it for anything to be answered."""
     config = begin("web", data_dir, parent_fd)
-    uvicorn.run(
+    uvicorn.Server(server_config(config, host=host, port=port)).run()
+
+
+def server_config(config: Config, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
+    return uvicorn.Config(
         create_app(config),
         host=host,
         port=port,
+        proxy_headers=bool(config.trusted_proxies),
+        forwarded_allow_ips=list(config.trusted_proxies),
         log_config=None,
         access_log=False,
         server_header=False,

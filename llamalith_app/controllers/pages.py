@@ -1,23 +1,179 @@
-"""The pages' addresses. Without a session each sends its visitor to the login page."""
+"""The pages of a session: dashboard, jobs, conversations, and the parts of them that keep themselves fresh.
+
+Thin: what is shown is read from the record and from live progress, a prompt goes the way of every prompt.
+"""
 
 from __future__ import annotations
 
-from litestar import Response, get
-from litestar.params import FromPath
+from typing import Annotated
 
-from llamalith_app.guards.principal import OPEN
+from litestar import Controller, get, post
+from litestar.params import QueryParameter
+from litestar.response import Redirect, Template
+
+from llamalith_app.contracts.forms import JobForm
+from llamalith_app.contracts.jobs import Job
+from llamalith_app.controllers.conversations import PathId
+from llamalith_app.controllers.html import conversation_url, page
+from llamalith_app.controllers.jobs import MAX_ID
+from llamalith_app.controllers.login import as_typed, draft_page, see
+from llamalith_app.controllers.request import AppRequest
+from llamalith_app.errors import BadInput, NotFound
+from llamalith_app.guards.forms import form_fields
+from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
+from llamalith_app.store import conversations, jobs
+from llamalith_app.store.tables import Status
+
+EXCERPT_CHARS = 300
+"""Of a text in a list."""
+NEWEST_ON_DASHBOARD = 10
+JOBS_ON_PAGE = 50
+CONVERSATIONS_ON_PAGE = 50
+TURNS_ON_PAGE = 30
+
+StatusFilter = Annotated[str, QueryParameter(description="Only jobs in this state.")]
+Limit = Annotated[int, QueryParameter(ge=1, le=JOBS_ON_PAGE)]
+Before = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID)]
+Turn = Annotated[int | None, QueryParameter(ge=0, le=MAX_ID)]
+PageNumber = Annotated[int, QueryParameter(ge=1, le=100_000)]
+QueryId = Annotated[str, QueryParameter(name="id", min_length=1, max_length=200)]
 
 
-@get(
-    [
-        "/chat",
-        "/chat/jobs",
-        "/chat/jobs/rows",
-        "/chat/conversations",
-        "/chat/conversations/{conversation_id:str}",
-    ],
-    opt=OPEN,
-    include_in_schema=False,
-)
-async def to_login(conversation_id: FromPath[str] = "") -> Response[dict[str, str]]:  # noqa: ARG001 - in the path
-    return Response({"detail": "See Other"}, status_code=303, headers={"Location": "/chat/login"})
+class Pages(Controller):
+    path = ""
+    include_in_schema = False
+
+    @get("/", opt=PAGE)
+    async def dashboard(self, request: AppRequest) -> Template:
+        return await _dashboard(request, JobForm())
+
+    @get("/jobs", opt=PAGE)
+    async def jobs(self, request: AppRequest, status: StatusFilter = "", before: Before = None) -> Template:
+        found = await _newest(request, status, JOBS_ON_PAGE, before)
+        return page(
+            request, "jobs", jobs=found, statuses=list(Status), status=status, before=before, limit=JOBS_ON_PAGE
+        )
+
+    @get("/jobs/rows", opt=BACKGROUND_PAGE)
+    async def rows(
+        self, request: AppRequest, status: StatusFilter = "", before: Before = None, limit: Limit = JOBS_ON_PAGE
+    ) -> Template:
+        found = await _newest(request, status, limit, before)
+        return page(request, "_rows", jobs=found, status=status, before=before, limit=limit)
+
+    @post("/jobs", opt=PAGE, status_code=303)
+    async def submit(self, request: AppRequest) -> Redirect | Template:
+        """From the dashboard back to it, from a conversation back to that; what is wrong is told beside what was
+        typed."""
+        try:
+            form = await request.form_as(JobForm)
+            if not form.content.strip():
+                return draft_page(request, form, 400, "The message is empty: type one.")
+            accepted = await request.parts.submissions.submit(
+                request.principal.user_id,
+                request.id,
+                content=form.content,
+                conversation_id=form.conversation_id,
+                model=form.model,
+                system_prompt=form.system_prompt,
+            )
+        except BadInput as error:
+            return draft_page(request, as_typed(await form_fields(request)), error.status, str(error))
+        if accepted.created_new:
+            return see(f"/chat/#job-{accepted.job_id}")
+        return see(f"{conversation_url(accepted.conversation_id)}#job-{accepted.job_id}")
+
+    @get("/conversations", opt=PAGE)
+    async def conversations(
+        self, request: AppRequest, number: Annotated[PageNumber, QueryParameter(name="page")] = 1
+    ) -> Template:
+        found = await request.parts.database.read(
+            conversations.newest,
+            request.principal.user_id,
+            limit=CONVERSATIONS_ON_PAGE + 1,
+            offset=(number - 1) * CONVERSATIONS_ON_PAGE,
+            max_text=EXCERPT_CHARS,
+        )
+        shown, more = found[:CONVERSATIONS_ON_PAGE], len(found) > CONVERSATIONS_ON_PAGE
+        return page(request, "conversations", conversations=shown, number=number, more=more)
+
+    @get("/conversations/{conversation_id:str}", opt=PAGE)
+    async def conversation(self, request: AppRequest, conversation_id: PathId, before: Turn = None) -> Template:
+        return await _conversation(request, conversation_id, before)
+
+    @get("/conversation", opt=PAGE)
+    async def conversation_by_query(self, request: AppRequest, public_id: QueryId, before: Turn = None) -> Template:
+        """For ids that cannot stand in a path."""
+        return await _conversation(request, public_id, before)
+
+    @get("/conversation/turns", opt=BACKGROUND_PAGE)
+    async def turns(
+        self, request: AppRequest, public_id: QueryId, first: Annotated[Turn, QueryParameter(name="from")] = None
+    ) -> Template:
+        thread = await _thread(request, public_id, first=first)
+        return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True)
+
+
+async def _dashboard(request: AppRequest, form: JobForm) -> Template:
+    found = await _newest(request, "", NEWEST_ON_DASHBOARD, None)
+    if found and not form.model:
+        form.model = found[0].model
+    return page(
+        request,
+        "dashboard",
+        jobs=found,
+        models=request.parts.models,
+        form=form,
+        status="",
+        before=None,
+        limit=NEWEST_ON_DASHBOARD,
+    )
+
+
+async def _conversation(request: AppRequest, public_id: str, before: int | None) -> Template:
+    thread = await _thread(request, public_id, before=before)
+    newest = next((turn.job for turn in reversed(thread.turns) if turn.job is not None), None)
+    form = JobForm(
+        model=newest.model if newest is not None and newest.model in request.parts.models else "",
+        system_prompt=thread.system_prompt,
+        conversation_id=public_id,
+    )
+    return page(
+        request,
+        "conversation",
+        thread=thread,
+        public_id=public_id,
+        is_newest=before is None,
+        form=form,
+        models=request.parts.models,
+    )
+
+
+async def _newest(request: AppRequest, status: str, limit: int, before: int | None) -> list[Job]:
+    found = await request.parts.database.read(
+        jobs.newest,
+        request.principal.user_id,
+        limit=limit,
+        status=status or None,
+        before=before,
+        max_text=EXCERPT_CHARS,
+    )
+    await request.parts.live.add(found)
+    return found
+
+
+async def _thread(
+    request: AppRequest, public_id: str, *, first: int | None = None, before: int | None = None
+) -> conversations.Thread:
+    thread = await request.parts.database.read(
+        conversations.thread,
+        request.principal.user_id,
+        public_id,
+        limit=TURNS_ON_PAGE,
+        first=first,
+        before=before,
+    )
+    if thread is None:
+        raise NotFound("There is no such conversation.")
+    await request.parts.live.add([turn.job for turn in thread.turns if turn.job is not None])
+    return thread

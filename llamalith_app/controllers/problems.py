@@ -92,11 +92,7 @@ def _what_is_wrong(error: ValidationException) -> str:
     """msgspec's sentence about the first field that is wrong, with the field's name before it."""
     extra = error.extra if isinstance(error.extra, list) else []
     first: dict[str, Any] = extra[0] if extra and isinstance(extra[0], dict) else {}
-    message = re.sub(
-        r"Expected `str` matching regex .*",
-        "has characters that are not allowed here (NUL, or control characters in an id or a name)",
-        str(first.get("message", error.detail)),
-    )
+    message = in_words(str(first.get("message", error.detail)))
     where = str(first.get("key", ""))
     if message == "'data'":
         return "The body is empty: expected a JSON object"
@@ -104,3 +100,12 @@ def _what_is_wrong(error: ValidationException) -> str:
     if where in ("", "data"):
         return f"The body is wrong: {message}" if where else message
     return f"{where}: {message}"
+
+
+def in_words(message: str) -> str:
+    """A sentence of msgspec, for people who have never seen a regular expression."""
+    return re.sub(
+        r"Expected `str` matching regex .*?(?= - at|$)",
+        "has characters that are not allowed here (NUL, or control characters in an id or a name)",
+        message,
+    )

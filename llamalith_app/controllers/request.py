@@ -5,17 +5,24 @@ Owns the reading of JSON bodies: what is not JSON is the sender's error, whateve
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from litestar import Request
 
 from llamalith_app.controllers.live import Live
+from llamalith_app.controllers.problems import in_words
 from llamalith_app.controllers.readiness import Readings
 from llamalith_app.errors import BadInput, UnsupportedMediaType
+from llamalith_app.guards.forms import form_fields
+from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import Principal
+from llamalith_app.guards.sessions import Sessions
+from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.store.database import Database
+
+Form = TypeVar("Form", bound=msgspec.Struct)
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 
@@ -28,6 +35,11 @@ class Parts(NamedTuple):
     submissions: Submissions
     live: Live
     readings: Readings
+    sessions: Sessions
+    passwords: Passwords
+    monitor: Monitor
+    models: tuple[str, ...]
+    """Names offered, in order."""
 
 
 class AppRequest(Request[Any, Any, Any]):
@@ -62,3 +74,11 @@ class AppRequest(Request[Any, Any, Any]):
             raise BadInput("The body is not valid UTF-8.") from None
         except msgspec.DecodeError as error:
             raise BadInput(f"The body is not valid JSON: {error}") from None
+
+    async def form_as(self, form: type[Form]) -> Form:
+        """The form in the body; line ends as people mean them. Raises BadInput, UnsupportedMediaType."""
+        fields = {name: value.replace("\r\n", "\n") for name, value in (await form_fields(self)).items()}
+        try:
+            return msgspec.convert(fields, form)
+        except msgspec.ValidationError as error:
+            raise BadInput(in_words(str(error))) from None

@@ -1,6 +1,7 @@
-"""The one guard of the application: who is asking, or 401.
+"""The one guard of the application: who is asking, or why not.
 
-A route is closed unless it carries `opt=OPEN`. Owns the order of credentials; knows no route and no row.
+A route takes a token or a session, unless its `opt` says otherwise: `OPEN` lets everybody in, `PAGE` only sessions.
+Owns the order of credentials and of the checks on them; knows no route and no row.
 """
 
 from __future__ import annotations
@@ -13,11 +14,19 @@ import msgspec
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from llamalith_app.errors import NotAuthenticated
+from llamalith_app.errors import CrossSite, LoginNeeded, NotAuthenticated, StaleForm
+from llamalith_app.guards.forms import form_fields, has_form
+from llamalith_app.guards.origin import SAFE_METHODS, is_foreign, is_same_origin
+from llamalith_app.guards.sessions import Session, Sessions
 from llamalith_app.store.users import ADMIN_ID
 
 OPEN = {"open": True}
-"""A route's `opt` that lets everybody in."""
+PAGE = {"page": True}
+BACKGROUND_PAGE = {"page": True, "background": True}
+"""Asked for by scripts of a page: keeps no session alive."""
+
+CSRF_FIELD = "csrf_token"
+CSRF_HEADER = "x-csrf-token"
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
@@ -26,23 +35,51 @@ class Principal(msgspec.Struct, frozen=True):
     """Whose rows a request may see and write."""
 
     user_id: int
-    door: Literal["token"]
+    door: Literal["token", "session"]
+    csrf_token: str = ""
+    """What the forms of this session carry; empty behind a token."""
 
 
 class PrincipalGuard:
-    """Puts the principal into the request's state, or raises NotAuthenticated."""
+    """Puts the principal into the request's state. Raises NotAuthenticated, LoginNeeded, CrossSite or StaleForm."""
 
-    def __init__(self, api_token: str) -> None:
+    def __init__(self, api_token: str, sessions: Sessions) -> None:
         # Digests: of one length whatever was sent, and compare_digest takes no text beyond ASCII.
-        self._digest = _digest(api_token.encode())
+        self._token_digest = _digest(api_token.encode())
+        self._sessions = sessions
 
     async def __call__(self, connection: Connection, handler: BaseRouteHandler) -> None:
         if handler.opt.get("open"):
             return
-        tokens = _tokens(connection)
-        if not tokens or not all(hmac.compare_digest(_digest(token), self._digest) for token in tokens):
+        is_page = bool(handler.opt.get("page"))
+        if not is_page and (tokens := _tokens(connection)):
+            connection.state.principal = self._by_token(tokens)
+            return
+        session = await self._sessions.find(connection, keep_alive=not handler.opt.get("background"))
+        if session is None and not is_page:
             raise NotAuthenticated("Invalid or missing token")
-        connection.state.principal = Principal(user_id=ADMIN_ID, door="token")
+        unsafe = connection.scope["method"] not in SAFE_METHODS  # type: ignore[typeddict-item]
+        if unsafe and is_foreign(connection):
+            raise CrossSite("This request was sent by another site, or by another port of this host.")
+        if session is None:
+            raise LoginNeeded(await form_fields(connection) if unsafe and has_form(connection) else {})
+        if unsafe and not is_same_origin(connection):
+            await _require_csrf_token(connection, session, is_page=is_page)
+        connection.state.principal = Principal(session.user_id, "session", session.csrf_token)
+
+    def _by_token(self, tokens: list[bytes]) -> Principal:
+        if not all(hmac.compare_digest(_digest(token), self._token_digest) for token in tokens):
+            raise NotAuthenticated("Invalid or missing token")
+        return Principal(ADMIN_ID, "token")
+
+
+async def _require_csrf_token(connection: Connection, session: Session, *, is_page: bool) -> None:
+    """Of a client that does not tell where it comes from."""
+    fields = await form_fields(connection) if is_page and has_form(connection) else {}
+    given = fields.get(CSRF_FIELD) or connection.headers.get(CSRF_HEADER) or ""
+    if not hmac.compare_digest(given.encode(errors="replace"), session.csrf_token.encode()):
+        connection.state.session = session
+        raise StaleForm(fields)
 
 
 def _tokens(connection: Connection) -> list[bytes]:

@@ -88,7 +88,7 @@ async def refuse_old_redis(url: str) -> None:
         raise ConfigError([f"REDIS_URL: this server is Redis {version}; {needed} or newer is needed"])
 
 
-def _queue(redis: Redis, model: str) -> RedisQueue:
+def saq_queue(redis: Redis, model: str) -> RedisQueue:
     return RedisQueue(redis, name=f"llamalith:{model}", dump=msgspec.json.encode, load=msgspec.json.decode)
 
 
@@ -97,7 +97,7 @@ class Hints:
 
     def __init__(self, redis_url: str, models: tuple[str, ...]) -> None:
         self._redis = impatient_redis(redis_url)
-        self._queues = {model: _queue(self._redis, model) for model in models}
+        self._queues = {model: saq_queue(self._redis, model) for model in models}
         self._pending: dict[str, deque[Hint]] = {model: deque(maxlen=PENDING_HINTS) for model in models}
         self._senders: dict[str, asyncio.Task[None]] = {}
         self._away = False
@@ -179,7 +179,7 @@ class Wakers:
             await self._run(model, ctx["job"])
 
         worker = Worker[Any](
-            _queue(self._redis, model),
+            saq_queue(self._redis, model),
             functions=[("wake", wake)],
             concurrency=n_slots,
             dequeue_timeout=5,

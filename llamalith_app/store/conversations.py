@@ -5,13 +5,26 @@ Reads only; conversations and messages are written by the transitions in `store/
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, and_, func, literal_column, or_, select
+from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Latest, Message
+from llamalith_app.contracts.jobs import Job
 from llamalith_app.store import jobs
-from llamalith_app.store.tables import PROMPT, TURN_PLACES, ConversationRow, JobRow, MessageRow, Status
+from llamalith_app.store.tables import (
+    CONTEXT,
+    PROMPT,
+    REPLY,
+    SYSTEM,
+    TURN_PLACES,
+    ConversationRow,
+    JobRow,
+    MessageRow,
+    Status,
+)
 
 
 class Turn(NamedTuple):
@@ -20,6 +33,133 @@ class Turn(NamedTuple):
     messages: list[Message]
     n_too_old: int
     """Messages left out already here, because no context could hold as much text as comes after them."""
+
+
+class Summary(NamedTuple):
+    """A conversation in a list."""
+
+    public_id: str
+    first_prompt: str | None
+    """Its beginning; None: no prompt yet."""
+    n_turns: int
+    status: str | None
+    """Of its newest job."""
+    n_open: int
+    """Jobs queued or processing."""
+    last_at: datetime
+
+
+class ThreadTurn(NamedTuple):
+    """One turn as people read it; the prompt and the reply are the job's."""
+
+    turn: int
+    system: str | None
+    context: str | None
+    job: Job | None
+    """None: only a system prompt was stored."""
+
+
+class Thread(NamedTuple):
+    """Some turns of a conversation, oldest first."""
+
+    turns: list[ThreadTurn]
+    n_earlier: int
+    """Turns before these."""
+    next_turn: int
+    system_prompt: str
+    """In force for the next turn; empty: none."""
+
+
+def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, max_text: int) -> list[Summary]:
+    """Those with the newest jobs first."""
+    last_job_id = (
+        select(func.max(JobRow.id)).where(JobRow.conversation_id == ConversationRow.id).correlate(ConversationRow)
+    ).scalar_subquery()
+    page = (
+        select(ConversationRow.id, last_job_id.label("last_job_id"))
+        .where(ConversationRow.owner_id == owner_id)
+        .order_by(literal_column("last_job_id").desc().nulls_last(), ConversationRow.id.desc())
+        .limit(limit)
+        .offset(offset)
+    ).subquery()
+    first_prompt = (
+        select(func.substr(MessageRow.content, 1, max_text))
+        .where(MessageRow.conversation_id == ConversationRow.id, MessageRow.role == "user")
+        .order_by(MessageRow.place)
+        .limit(1)
+    ).scalar_subquery()
+    open_jobs = aliased(JobRow)
+    n_open = (
+        select(func.count())
+        .select_from(open_jobs)
+        .where(
+            open_jobs.conversation_id == ConversationRow.id,
+            open_jobs.status.in_([literal_column("'queued'"), literal_column("'processing'")]),
+        )
+    ).scalar_subquery()
+    rows = connection.execute(
+        select(
+            ConversationRow.public_id,
+            first_prompt,
+            ConversationRow.next_turn,
+            JobRow.status,
+            n_open,
+            func.coalesce(JobRow.processed_at, JobRow.created_at, ConversationRow.created_at),
+        )
+        .join(page, page.c.id == ConversationRow.id)
+        .outerjoin(JobRow, JobRow.id == page.c.last_job_id)
+        .order_by(page.c.last_job_id.desc().nulls_last(), ConversationRow.id.desc())
+    )
+    return [Summary._make(row) for row in rows]
+
+
+def thread(
+    connection: Connection,
+    owner_id: int,
+    public_id: str,
+    *,
+    limit: int,
+    first: int | None = None,
+    before: int | None = None,
+) -> Thread | None:
+    """The newest `limit` turns, or those from `first` on, or those before `before`. None: no such conversation."""
+    conversation = connection.execute(
+        select(ConversationRow.id, ConversationRow.next_turn).where(
+            ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id
+        )
+    ).first()
+    if conversation is None:
+        return None
+    last = min(conversation.next_turn if before is None else before, conversation.next_turn) - 1
+    first = max(last - limit + 1, 0) if first is None else min(first, last + 1)
+    found = jobs.of_turns(connection, owner_id, conversation.id, first, last)
+    if sum(map(jobs.n_text_chars, found.values())) >= jobs.MAX_PAGE_CHARS:
+        # Very long texts ended the page early: it is whole from its oldest job on.
+        first = min(found)
+    rows = connection.execute(
+        select(MessageRow.place, MessageRow.content).where(
+            MessageRow.conversation_id == conversation.id,
+            MessageRow.place.between(TURN_PLACES * first, TURN_PLACES * last + REPLY),
+            MessageRow.job_id.is_(None),
+        )
+    )
+    beside = {row.place: row.content for row in rows}
+    in_force = connection.execute(
+        select(MessageRow.content)
+        .where(MessageRow.conversation_id == conversation.id, MessageRow.role == "system")
+        .order_by(MessageRow.place.desc())
+        .limit(1)
+    ).scalar()
+    turns = [
+        ThreadTurn(
+            turn,
+            beside.get(TURN_PLACES * turn + SYSTEM),
+            beside.get(TURN_PLACES * turn + CONTEXT),
+            found.get(turn),
+        )
+        for turn in range(first, last + 1)
+    ]
+    return Thread(turns, first, conversation.next_turn, in_force or "")
 
 
 def messages(connection: Connection, owner_id: int, public_id: str) -> list[Message]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -447,44 +448,67 @@ def newest(
     status: str | None = None,
     conversation_id: str | None = None,
     before: int | None = None,
+    max_text: int | None = None,
 ) -> list[Job]:
-    """An owner's jobs, newest first; `before`: only those with a smaller id.
+    """An owner's jobs, newest first; `before`: only those with a smaller id; `max_text`: of each text so many
+    characters.
 
     Ends early, though never empty, once its texts come to MAX_PAGE_CHARS.
     """
-    query = _as_read(owner_id).order_by(JobRow.id.desc()).limit(limit)
+    query = _as_read(owner_id, max_text).order_by(JobRow.id.desc()).limit(limit)
     if status is not None:
         query = query.where(JobRow.status == status)
     if conversation_id is not None:
         query = query.where(ConversationRow.public_id == conversation_id)
     if before is not None:
         query = query.where(JobRow.id < before)
-    found: list[Job] = []
+    return [job for _, job in _within_a_page(connection, query)]
+
+
+def n_text_chars(job: Job) -> int:
+    return len(job.user_input) + len(job.system_prompt) + len(job.result or "")
+
+
+def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple[RowMapping, Job]]:
     n_chars = 0
     # Row by row: a page of long prompts would otherwise stand in memory before it could be cut.
     with connection.execute(query.execution_options(stream_results=True, max_row_buffer=16)) as rows:
         for row in rows.mappings():
-            found.append(job := _job(row))
-            n_chars += len(job.user_input) + len(job.system_prompt) + len(job.result or "")
+            job = _job(row)
+            yield row, job
+            n_chars += n_text_chars(job)
             if n_chars >= MAX_PAGE_CHARS:
-                break
-    return found
+                return
 
 
 _prompt = aliased(MessageRow)
 _reply = aliased(MessageRow)
 
 
-def _as_read(owner_id: int) -> Select[tuple[object, ...]]:
+def of_turns(connection: Connection, owner_id: int, conversation_id: int, first: int, last: int) -> dict[int, Job]:
+    """The jobs of these turns of one conversation, by turn, newest first; ends early as `newest` does."""
+    query = (
+        _as_read(owner_id)
+        .add_columns(JobRow.turn)
+        .where(JobRow.conversation_id == conversation_id, JobRow.turn.between(first, last))
+        .order_by(JobRow.turn.desc())
+    )
+    return {row["turn"]: job for row, job in _within_a_page(connection, query)}
+
+
+def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
+    def text(column: Any) -> Any:
+        return column if max_text is None else func.substr(column, 1, max_text)
+
     return (
         select(
             JobRow.id,
             ConversationRow.public_id.label("conversation_id"),
-            _prompt.content.label("user_input"),
+            text(_prompt.content).label("user_input"),
             JobRow.model,
-            JobRow.system_prompt,
+            text(JobRow.system_prompt).label("system_prompt"),
             JobRow.status,
-            case((_is(Status.ERROR), JobRow.error), else_=_reply.content).label("result"),
+            text(case((_is(Status.ERROR), JobRow.error), else_=_reply.content)).label("result"),
             JobRow.created_at,
             JobRow.processed_at,
             JobRow.grammar_name,
@@ -505,5 +529,6 @@ def _as_read(owner_id: int) -> Select[tuple[object, ...]]:
 
 def _job(row: RowMapping) -> Job:
     fields: dict[str, Any] = dict(row)
+    fields.pop("turn", None)
     kind = fields.pop("error_kind")
     return Job(**fields, error=None if kind is None else JobError(kind=kind, reason=fields["result"]))

@@ -242,3 +242,27 @@ class WorkerRow(DefaultBase):
     seen_at: Mapped[datetime] = mapped_column(DateTimeUTC)
     """Wall clock of the last beat; for people and /readyz, never for taking a lease away."""
     ended_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+
+
+class SessionRow(DefaultBase):
+    """One logged-in browser. Its end is derived from its two times and from the secrets behind the digest."""
+
+    __tablename__ = "sessions"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Of the token in the browser's cookie, which is stored nowhere."""
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+    seen_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+    """When its person last did something, to some minutes."""
+
+
+class LoginFailuresRow(DefaultBase):
+    """Wrong passwords lately, and those being checked just now: of one address, or of all together."""
+
+    __tablename__ = "login_failures"
+
+    address: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Empty: all addresses together."""
+    n_failures: Mapped[int] = mapped_column(Integer)
+    last_at: Mapped[datetime] = mapped_column(DateTimeUTC)

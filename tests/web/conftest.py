@@ -8,14 +8,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import bcrypt
 import httpx
 import pytest
 import uvicorn
 
-from llamalith_app.app import create_app
+from llamalith_app.commands.web import server_config
 from llamalith_app.config import Config, ModelConfig
 
 TOKEN = "a-token-of-the-tests"
+PASSWORD = "a password of the tests"
+HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
 
 
 def make_config(folder: Path, database_path: Path, redis_url: str) -> Config:
@@ -25,6 +28,8 @@ def make_config(folder: Path, database_path: Path, redis_url: str) -> Config:
     return Config(
         data_dir=folder,
         api_token=TOKEN,
+        secret_key="a secret key of the tests, of 32 bytes",
+        admin_password_hash=HASH,
         models=(
             ModelConfig(name="smollm2", path=folder / "absent.gguf"),
             ModelConfig(name="other", path=folder / "absent.gguf"),
@@ -44,9 +49,7 @@ def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
 async def serving(config: Config) -> AsyncIterator[httpx.AsyncClient]:
     """A client whose base is the running application, with the token."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(config), log_config=None, access_log=False, timeout_graceful_shutdown=5)
-    )
+    server = uvicorn.Server(server_config(config))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     port = listener.getsockname()[1]
     try:

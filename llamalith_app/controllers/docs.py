@@ -1,0 +1,114 @@
+"""The API's reference as a page, made from its OpenAPI document: no script, nothing from elsewhere."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from litestar import Controller, get
+from litestar.response import Template
+
+from llamalith_app.controllers.html import page
+from llamalith_app.controllers.request import AppRequest
+from llamalith_app.guards.principal import PAGE
+
+REF = "#/components/schemas/"
+
+
+class Field(NamedTuple):
+    name: str
+    type: str
+    """In words."""
+    required: bool
+    description: str
+
+
+class Operation(NamedTuple):
+    tag: str
+    method: str
+    path: str
+    summary: str
+    description: str
+    parameters: list[Field]
+    body: list[Field]
+    answer: list[Field]
+    answer_status: str
+
+
+class Docs(Controller):
+    path = "/docs"
+    include_in_schema = False
+
+    @get("/", opt=PAGE)
+    async def reference(self, request: AppRequest) -> Template:
+        document = request.app.openapi_schema.to_schema()
+        found = sorted(operations(document), key=lambda operation: operation.tag)
+        groups = {tag: list(group) for tag, group in groupby(found, key=lambda operation: operation.tag)}
+        return page(request, "docs", groups=groups, version=document["info"]["version"])
+
+    @get("/openapi.json", opt=PAGE)
+    async def document(self, request: AppRequest) -> dict[str, Any]:
+        """The same as /api/openapi.json, for those who see /chat alone."""
+        return request.app.openapi_schema.to_schema() | {"servers": [{"url": "/chat"}]}
+
+
+def operations(document: dict[str, Any]) -> list[Operation]:
+    """Every operation of the document, in its order."""
+    schemas = document["components"]["schemas"]
+    return [
+        _operation(path, method, operation, schemas)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+def _operation(path: str, method: str, operation: dict[str, Any], schemas: dict[str, Any]) -> Operation:
+    status, answer = next(iter(operation["responses"].items()))
+    return Operation(
+        tag=next(iter(operation.get("tags", [])), ""),
+        method=method.upper(),
+        path=path,
+        summary=operation.get("summary", ""),
+        description=operation.get("description", ""),
+        parameters=[
+            Field(
+                parameter["name"],
+                _in_words(parameter["schema"]),
+                parameter.get("required", False),
+                parameter.get("description", ""),
+            )
+            for parameter in operation.get("parameters", [])
+        ],
+        body=_fields(operation.get("requestBody", {}), schemas),
+        answer=_fields(answer, schemas),
+        answer_status=status,
+    )
+
+
+def _fields(content: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
+    schema = content.get("content", {}).get("application/json", {}).get("schema", {})
+    schema = schemas[schema["$ref"].removeprefix(REF)] if "$ref" in schema else schema
+    required = schema.get("required", [])
+    return [
+        Field(name, _in_words(field), name in required, field.get("description", ""))
+        for name, field in schema.get("properties", {}).items()
+    ]
+
+
+def _in_words(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return str(schema["$ref"].removeprefix(REF))
+    for several in ("oneOf", "anyOf"):
+        if several in schema:
+            return " or ".join(_in_words(one) for one in schema[several])
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    kind = str(schema.get("type", "any"))
+    if kind == "array":
+        return f"list of {_in_words(schema.get('items', {}))}"
+    limits = [
+        f"{words} {schema[name]:,}"
+        for name, words in (("minimum", "from"), ("maximum", "to"), ("maxLength", "at most, characters:"))
+        if name in schema
+    ]
+    return " ".join([str(schema.get("format", kind)), *limits])

@@ -1,0 +1,110 @@
+"""How a page is made: the templates, what each of them may use, and errors for people instead of programs.
+
+Owns the Jinja environment. What a page shows comes from its handler; everything is escaped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import jinja2
+from litestar import MediaType, Request, Response
+from litestar.contrib.jinja import JinjaTemplateEngine
+from litestar.exceptions import HTTPException
+from litestar.response import Template
+from litestar.template import TemplateConfig
+
+from llamalith_app.contracts.problems import Problem
+from llamalith_app.controllers import problems
+from llamalith_app.errors import LlamalithError
+
+ROOT = Path(__file__).parents[2]
+TEMPLATES = ROOT / "templates"
+STATIC = ROOT / "static"
+STATIC_URL = "/chat/static"
+
+
+def template_config() -> TemplateConfig[JinjaTemplateEngine]:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    versions = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in STATIC.iterdir()}
+    environment.globals["static"] = lambda name: f"{STATIC_URL}/{name}?v={versions[name]}"
+    environment.filters |= {
+        "conversation_url": conversation_url,
+        "query": _query,
+        "iso": lambda moment: moment.isoformat(timespec="seconds"),
+        "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
+        "seconds_until": _seconds_until,
+    }
+    return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
+
+
+def page(request: Request[Any, Any, Any], name: str, *, status_code: int = 200, **context: Any) -> Template:
+    """`name`: of a template. Each also gets `principal`, None where nobody is logged in."""
+    principal = request.state.get("principal")
+    return Template(
+        f"{name}.html",
+        context={"principal": principal, "csrf_token": principal.csrf_token if principal else ""} | context,
+        status_code=status_code,
+        media_type=MediaType.HTML,
+    )
+
+
+def conversation_url(public_id: str) -> str:
+    """The page of a conversation, whatever its id: one with a slash, or a dot alone, can stand in no path."""
+    if "/" in public_id or public_id in (".", ".."):
+        return f"/chat/conversation?id={quote(public_id, safe='')}"
+    return f"/chat/conversations/{quote(public_id, safe='')}"
+
+
+def wants_html(request: Request[Any, Any, Any]) -> bool:
+    path = request.scope["path"]
+    return (
+        path.startswith("/chat")
+        and not path.startswith("/chat/api")
+        and "text/html" in request.headers.get("accept", "")
+    )
+
+
+def of_ours(request: Request[Any, Any, Any], error: LlamalithError) -> Response[Any]:
+    return _in_words(request, problems.of_ours(request, error))
+
+
+def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    return _in_words(request, problems.of_litestar(request, error))
+
+
+def of_anything(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    return _in_words(request, problems.of_anything(request, error))
+
+
+def _in_words(request: Request[Any, Any, Any], answer: Response[Problem]) -> Response[Any]:
+    """The same problem as a page, for those who asked for one."""
+    if not wants_html(request):
+        return answer
+    problem = answer.content
+    shown = page(
+        request, "error", status_code=problem.status, problem=problem, phrase=HTTPStatus(problem.status).phrase
+    )
+    shown.headers.update({name: value for name, value in answer.headers.items() if name.lower() != "www-authenticate"})
+    return shown
+
+
+def _query(fields: dict[str, object]) -> str:
+    """A query of those fields that say something."""
+    return urlencode({name: value for name, value in fields.items() if value not in (None, "")})
+
+
+def _seconds_until(started: datetime, ended: datetime) -> str:
+    seconds = (ended - started).total_seconds()
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

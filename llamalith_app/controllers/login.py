@@ -1,0 +1,153 @@
+"""Login and logout. Owns where a visitor goes afterwards; passwords and sessions are the guards'."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Annotated, Any
+from urllib.parse import quote, unquote
+
+import structlog
+from litestar import Controller, Request, Response, get, post
+from litestar.datastructures import Cookie
+from litestar.params import QueryParameter
+from litestar.response import Redirect, Template
+
+from llamalith_app.contracts.forms import JobForm, LoginForm
+from llamalith_app.controllers import html
+from llamalith_app.controllers.html import page
+from llamalith_app.controllers.request import AppRequest
+from llamalith_app.errors import CrossSite, LoginNeeded, StaleForm, TooManyLogins
+from llamalith_app.guards.origin import is_foreign
+from llamalith_app.guards.principal import OPEN, PAGE, Principal
+
+HOME = "/chat/"
+LOGIN = "/chat/login"
+NEXT_COOKIE = "llamalith_next"
+NEXT_KEPT_S = 600
+OURS = re.compile(r"/chat(?:/(?!/|api\b|log(?:in|out)\b)[^\\\x00-\x20\x7f]*)?(?:\?[^\\\x00-\x20\x7f]*)?")
+"""A path below /chat that is a page and no door: nothing that a browser could read as another host."""
+
+log = structlog.get_logger(__name__)
+
+
+class Doors(Controller):
+    path = ""
+    include_in_schema = False
+
+    @get("/login", opt=OPEN)
+    async def ask(
+        self,
+        request: AppRequest,
+        going_to: Annotated[str, QueryParameter(name="next")] = "",
+    ) -> Redirect | Template:
+        kept = unquote(request.cookies.get(NEXT_COOKIE, ""))
+        target = _ours(going_to or kept)
+        if await request.parts.sessions.find(request) is not None:
+            return see(target)
+        shown = page(request, "login", going_to=target, draft=None, wrong="")
+        if kept:
+            shown.cookies.append(_next_cookie(request, "", 0))
+        return shown
+
+    @post("/login", opt=OPEN, status_code=200)
+    async def log_in(self, request: AppRequest) -> Redirect | Template:
+        """A wrong password is a 401 with the form again, too many are a 429; what a form kept is kept on."""
+        if is_foreign(request):
+            raise CrossSite("This login was sent by another site, or by another port of this host.")
+        form = await request.form_as(LoginForm)
+        host = request.client.host if request.client else ""
+        draft = form if form.content.strip() else None
+        target = _ours(form.next)
+        try:
+            right = await request.parts.passwords.is_right(form.password, host)
+        except TooManyLogins as error:
+            log.warning("login refused", address=host, wait_s=error.retry_after_s)
+            shown = page(request, "login", status_code=429, going_to=target, draft=draft, wrong=str(error))
+            shown.headers["Retry-After"] = str(error.retry_after_s)
+            return shown
+        if not right:
+            log.warning("login failed", address=host)
+            return page(request, "login", status_code=401, going_to=target, draft=draft, wrong="Wrong password.")
+        cookie, session = await request.parts.sessions.begin(request)
+        log.info("login", address=host)
+        if draft is None:
+            return see(target, cookie)
+        request.state.principal = Principal(session.user_id, "session", session.csrf_token)
+        shown = draft_page(request, draft, HTTPStatus.OK, "You are logged in again. Nothing has been sent yet.")
+        shown.cookies.append(cookie)
+        return shown
+
+    @get("/logout", opt=OPEN)
+    async def leave(self, request: AppRequest) -> Redirect | Template:
+        """As ever by a plain link; a visitor whom another site sent here is asked first."""
+        if is_foreign(request) and (session := await request.parts.sessions.find(request)) is not None:
+            request.state.principal = Principal(session.user_id, "session", session.csrf_token)
+            return page(request, "logout")
+        return await self._out(request)
+
+    @post("/logout", opt=PAGE, status_code=303)
+    async def log_out(self, request: AppRequest) -> Redirect:
+        return await self._out(request)
+
+    async def _out(self, request: AppRequest) -> Redirect:
+        return see(LOGIN, await request.parts.sessions.end(request))
+
+
+def see(path: str, *cookies: Cookie) -> Redirect:
+    return Redirect(path, status_code=303, cookies=list(cookies))
+
+
+def as_typed(fields: dict[str, str]) -> JobForm:
+    """A prompt's form as it came, good or not."""
+    return JobForm(**{name: fields.get(name, "") for name in JobForm.__struct_fields__})
+
+
+def draft_page(request: Request[Any, Any, Any], draft: JobForm, status: int, why: str) -> Template:
+    """What was typed, in a form that can be sent again."""
+    return page(request, "draft", status_code=status, form=draft, why=why, models=request.app.state.parts.models)
+
+
+def of_stale_form(request: Request[Any, Any, Any], error: StaleForm) -> Response[Any]:
+    """A form without a good CSRF token is shown again with one, and with what was typed."""
+    session = request.state.get("session")
+    draft = as_typed(error.fields)
+    if session is None or not draft.content.strip():
+        return html.of_ours(request, error)
+    request.state.principal = Principal(session.user_id, "session", session.csrf_token)
+    return draft_page(request, draft, error.status, "This form was out of date and was not sent. Look it over.")
+
+
+def of_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> Response[dict[str, str]] | Template:
+    """To the login, and back from there; with what was typed, where that was a prompt."""
+    draft = as_typed(error.fields)
+    if draft.content.strip():
+        return page(request, "login", status_code=401, going_to=HOME, draft=draft, wrong=str(error))
+    answer = Response({"detail": "See Other"}, status_code=303, headers={"Location": LOGIN})
+    is_navigation = request.headers.get("sec-fetch-mode", "navigate") == "navigate"
+    if request.scope["method"] == "GET" and is_navigation and not request.route_handler.opt.get("background"):
+        query = request.scope["query_string"].decode("latin-1")
+        path = quote(request.scope["path"], safe="/") + (f"?{query}" if query else "")
+        if _ours(path).rstrip("/") != HOME.rstrip("/"):
+            answer.cookies.append(_next_cookie(request, path, NEXT_KEPT_S))
+    return answer
+
+
+def _ours(path: str) -> str:
+    """`path` where it is a page of ours, as it may stand in a header; else the dashboard."""
+    if len(path) > 4000 or OURS.fullmatch(path) is None:
+        return HOME
+    return quote(path, safe="/?&=%+,:;@!$'()*~-._#")
+
+
+def _next_cookie(request: Request[Any, Any, Any], path: str, max_age: int) -> Cookie:
+    # Not in the address: there it would stay in the history, and the login's address is the same for everybody.
+    return Cookie(
+        key=NEXT_COOKIE,
+        value=quote(path, safe=""),
+        max_age=max_age,
+        path=LOGIN,
+        httponly=True,
+        samesite="lax",
+        secure=request.scope["scheme"] == "https",
+    )

@@ -1,0 +1,86 @@
+"""SAQ's monitor under /chat/queue: its own script, our shell, and nothing that it could change."""
+
+from __future__ import annotations
+
+from litestar import Controller, HttpMethod, Response, get, route
+from litestar.exceptions import MethodNotAllowedException
+from litestar.params import FromPath
+from litestar.response import Redirect, Template
+
+from llamalith_app.controllers.html import page
+from llamalith_app.controllers.login import see
+from llamalith_app.controllers.request import AppRequest
+from llamalith_app.errors import NotFound, RedisUnavailable
+from llamalith_app.guards.principal import BACKGROUND_PAGE, OPEN, PAGE
+
+ROOT = "/chat/queue"
+MEDIA_TYPES = {"js": "text/javascript", "css": "text/css"}
+
+
+class QueueMonitor(Controller):
+    path = "/queue"
+    include_in_schema = False
+
+    @get(["/", "/queues/{queue:str}", "/queues/{queue:str}/jobs/{job:str}"], opt=PAGE)
+    async def shell(
+        self,
+        request: AppRequest,
+        queue: FromPath[str] = "",  # noqa: ARG002 - the script reads them from the address
+        job: FromPath[str] = "",  # noqa: ARG002
+    ) -> Redirect | Template:
+        raw_path = request.scope.get("raw_path") or b""
+        if raw_path.split(b"?")[0].endswith(b"/queue"):
+            # The script knows its home by the slash alone.
+            return see(f"{ROOT}/")
+        return page(request, "monitor", root=ROOT)
+
+    @get("/static/{name:str}", opt=PAGE)
+    async def asset(self, request: AppRequest, name: FromPath[str]) -> Response[bytes]:
+        if name == "root.js":
+            # An inline script in SAQ's own shell, which our content policy forbids.
+            return Response(f'const root_path = "{ROOT}";\n'.encode(), media_type=MEDIA_TYPES["js"])
+        if name not in request.parts.monitor.assets:
+            raise NotFound("The monitor has no such file.")
+        return Response(request.parts.monitor.assets[name], media_type=MEDIA_TYPES[name.rpartition(".")[2]])
+
+    @get("/api/queues", opt=BACKGROUND_PAGE)
+    async def queues(self, request: AppRequest) -> dict[str, object]:
+        try:
+            return {"queues": await request.parts.monitor.queues()}
+        except RedisUnavailable as error:
+            return _unavailable(error)
+
+    @get("/api/queues/{queue:str}", opt=BACKGROUND_PAGE)
+    async def queue(self, request: AppRequest, queue: FromPath[str]) -> dict[str, object]:
+        try:
+            found = await request.parts.monitor.queue(queue)
+        except RedisUnavailable as error:
+            return _unavailable(error)
+        return {"error": "There is no such queue."} if found is None else {"queue": found}
+
+    @get("/api/queues/{queue:str}/jobs/{job:str}", opt=BACKGROUND_PAGE)
+    async def job(self, request: AppRequest, queue: FromPath[str], job: FromPath[str]) -> dict[str, object]:
+        try:
+            found = await request.parts.monitor.job(queue, job)
+        except RedisUnavailable as error:
+            return _unavailable(error)
+        if found is None:
+            return {"error": "This task is over, and SAQ has forgotten it. Its job stands under /chat/jobs."}
+        return {"job": found}
+
+    @route(
+        ["/", "/{path:path}"],
+        http_method=[HttpMethod.POST, HttpMethod.PUT, HttpMethod.PATCH, HttpMethod.DELETE],
+        status_code=405,
+        opt=OPEN,
+    )
+    async def read_only(self, path: FromPath[str] = "") -> None:  # noqa: ARG002 - any
+        raise MethodNotAllowedException(
+            "The monitor only shows: SAQ's Retry would run a running job twice. Jobs stand under /chat/jobs.",
+            headers={"Allow": "GET"},
+        )
+
+
+def _unavailable(error: RedisUnavailable) -> dict[str, object]:
+    """SAQ's script shows `error`; a status it does not look at."""
+    return {"error": f"Redis does not answer ({error}). Jobs are accepted and run without it."}

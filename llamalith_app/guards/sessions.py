@@ -1,0 +1,86 @@
+"""Sessions of browsers: the cookie, its token, and the token that forms carry.
+
+Owns the secrets' use: the record holds only a keyed digest of each token, made with SECRET_KEY and the password's
+hash, so that a change of either ends every session. Knows no route and no password.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from litestar.connection import ASGIConnection
+from litestar.datastructures import Cookie
+
+from llamalith_app.store import sessions
+from llamalith_app.store.database import Database
+from llamalith_app.store.users import ADMIN_ID
+
+COOKIE = "llamalith_session"
+TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
+
+Connection = ASGIConnection[Any, Any, Any, Any]
+
+
+class Session(NamedTuple):
+    user_id: int
+    csrf_token: str
+    """What its forms carry; derived from the token, so it is never stored."""
+
+
+class Sessions:
+    def __init__(self, database: Database, *, secret_key: str, password_hash: str) -> None:
+        self._database = database
+        self._secret_key = secret_key.encode()
+        self._password_hash = password_hash
+
+    async def begin(self, connection: Connection) -> tuple[Cookie, Session]:
+        """A session under a new random token, never under one that the client brought; that one ends."""
+        await self.end(connection)
+        token = secrets.token_urlsafe(32)
+        await self._database.write(sessions.begin, self._digest(token), ADMIN_ID, datetime.now(UTC))
+        cookie = self._cookie(connection, token, int(sessions.ABSOLUTE.total_seconds()))
+        return cookie, Session(ADMIN_ID, self._keyed("csrf", token))
+
+    async def find(self, connection: Connection, *, keep_alive: bool = True) -> Session | None:
+        """`keep_alive` False: asked by a script in the background, which must not hold a session open for ever."""
+        token = connection.cookies.get(COOKIE, "")
+        if TOKEN.fullmatch(token) is None:
+            return None
+        digest, now = self._digest(token), datetime.now(UTC)
+        found = await self._database.read(sessions.find, digest, now)
+        if found is None:
+            return None
+        user_id, seen_at = found
+        if keep_alive and now - seen_at > sessions.TOUCH_EVERY:
+            await self._database.write_lightly(sessions.touch, digest, now)
+        return Session(user_id, self._keyed("csrf", token))
+
+    async def end(self, connection: Connection) -> Cookie:
+        """The session is over for whoever holds its token; the cookie takes it out of this browser."""
+        token = connection.cookies.get(COOKIE, "")
+        if TOKEN.fullmatch(token) is not None:
+            await self._database.write(sessions.end, self._digest(token))
+        return self._cookie(connection, "", 0)
+
+    def _digest(self, token: str) -> str:
+        return self._keyed("session", f"{token}\0{self._password_hash}")
+
+    def _keyed(self, purpose: str, text: str) -> str:
+        return hmac.new(self._secret_key, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()
+
+    @staticmethod
+    def _cookie(connection: Connection, value: str, max_age: int) -> Cookie:
+        return Cookie(
+            key=COOKIE,
+            value=value,
+            max_age=max_age,
+            path="/",
+            httponly=True,
+            samesite="lax",
+            secure=connection.scope["scheme"] == "https",
+        )

@@ -1,0 +1,133 @@
+// What a page does beyond its HTML: lists that keep themselves fresh, times in the reader's zone, forms that are sent
+// once. Everything works without it, and nothing here makes HTML: it only puts in place what the server rendered.
+
+const OPEN_MS = 700
+const IDLE_MS = 4000
+const TROUBLE_MS = 3000
+
+const localTimes = (root) => {
+  for (const time of root.querySelectorAll("time")) {
+    const moment = new Date(time.dateTime)
+    const today = moment.toDateString() === new Date().toDateString()
+    time.textContent = moment.toLocaleString([], today ? { timeStyle: "medium" } : { dateStyle: "medium", timeStyle: "short" })
+    time.title = moment.toString()
+  }
+}
+
+const trouble = document.getElementById("trouble")
+
+const tell = (text, link) => {
+  if (trouble.textContent === text + (link ? " Log in" : "")) return
+  trouble.textContent = text
+  if (link) {
+    const anchor = document.createElement("a")
+    anchor.href = link
+    anchor.textContent = "Log in"
+    trouble.append(" ", anchor)
+  }
+  trouble.hidden = !text
+}
+
+// A list is replaced item by item, so that focus, selection and open details of what did not change survive.
+class LiveList {
+  constructor(list) {
+    this.list = list
+    this.shown = new Map([...list.children].map((item) => [item.id, item.outerHTML]))
+    this.timer = 0
+    localTimes(list)
+    document.addEventListener("visibilitychange", () => this.schedule(0))
+    this.schedule()
+  }
+
+  get pause() {
+    return Number(this.list.dataset.open) > 0 ? OPEN_MS : IDLE_MS
+  }
+
+  schedule(ms = this.pause) {
+    clearTimeout(this.timer)
+    if (!document.hidden) this.timer = setTimeout(() => this.refresh(), ms)
+  }
+
+  async refresh() {
+    let next = this.pause
+    try {
+      const answer = await fetch(this.list.dataset.live, { headers: { Accept: "text/html" } })
+      if (answer.redirected) {
+        tell("Your session has ended. What you typed here is not lost.", "/chat/login")
+        return
+      }
+      if (!answer.ok) throw new Error(String(answer.status))
+      this.take(new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(this.list.id))
+      tell("")
+      next = this.pause
+    } catch {
+      tell("No connection to Llamalith just now. Trying again.")
+      next = TROUBLE_MS
+    }
+    this.schedule(next)
+  }
+
+  take(fresh) {
+    const part = "part" in this.list.dataset
+    const order = [...fresh.children]
+    if (!part) {
+      const ids = new Set(order.map((item) => item.id))
+      for (const item of [...this.list.children]) if (!ids.has(item.id)) this.remove(item)
+    }
+    let place = part ? null : this.list.firstElementChild
+    for (const item of order) {
+      const there = this.list.querySelector(`:scope > [id="${CSS.escape(item.id)}"]`)
+      const html = item.outerHTML
+      let now = there
+      if (!there || this.shown.get(item.id) !== html) {
+        this.announce(there, item)
+        this.shown.set(item.id, html)
+        localTimes(item)
+        now = this.put(there, item, place)
+      }
+      if (!part) place = now.nextElementSibling
+    }
+    Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
+  }
+
+  put(there, item, place) {
+    if (!there) return this.list.insertBefore(item, place)
+    const focused = there.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null
+    const opened = [...there.querySelectorAll("details")].map((details) => details.open)
+    there.replaceWith(item)
+    item.querySelectorAll("details").forEach((details, index) => { details.open = opened[index] ?? details.open })
+    if (focused) [...item.querySelectorAll("a")].find((a) => a.getAttribute("href") === focused)?.focus()
+    return item
+  }
+
+  remove(item) {
+    this.shown.delete(item.id)
+    item.remove()
+  }
+
+  announce(before, after) {
+    if (!after.dataset.said || before?.dataset.said === after.dataset.said) return
+    document.getElementById("announcement").textContent = after.dataset.said
+  }
+}
+
+for (const list of document.querySelectorAll("[data-live]")) new LiveList(list)
+localTimes(document)
+
+for (const form of document.querySelectorAll("form")) {
+  form.addEventListener("submit", () => {
+    // After the browser has gathered the fields.
+    setTimeout(() => form.querySelectorAll("button").forEach((button) => { button.disabled = true }))
+  })
+}
+
+for (const hint of document.querySelectorAll("[data-hint=keys]")) hint.textContent = "Ctrl + Enter sends"
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.form?.matches(".prompt")) {
+    event.target.form.requestSubmit()
+  }
+})
+
+// A page out of the browser's memory may show what only a session may see, and its buttons are still off.
+window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload() })
