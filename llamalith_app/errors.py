@@ -84,6 +84,12 @@ class TooManyLogins(LlamalithError):
         self.retry_after_s = wait_s
 
 
+class ReadOnly(LlamalithError):
+    status = 405
+    type = "method-not-allowed"
+    title = "Method not allowed"
+
+
 class NotFound(LlamalithError):
     status = 404
     type = "not-found"

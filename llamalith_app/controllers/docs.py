@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from llamalith_app.controllers.request import AppRequest
 from llamalith_app.guards.principal import PAGE
 
 REF = "#/components/schemas/"
+TELL_BELOW = 1e12
+"""Limits beyond are there against nonsense."""
 
 
 class Field(NamedTuple):
@@ -44,7 +47,7 @@ class Docs(Controller):
         document = request.app.openapi_schema.to_schema()
         found = sorted(operations(document), key=lambda operation: operation.tag)
         groups = {tag: list(group) for tag, group in groupby(found, key=lambda operation: operation.tag)}
-        return page(request, "docs", groups=groups, version=document["info"]["version"])
+        return page(request, "docs", groups=groups, shapes=shapes(document))
 
     @get("/openapi.json", opt=PAGE)
     async def document(self, request: AppRequest) -> dict[str, Any]:
@@ -53,13 +56,29 @@ class Docs(Controller):
 
 
 def operations(document: dict[str, Any]) -> list[Operation]:
-    """Every operation of the document, in its order."""
+    """Every operation of the document but its HEADs, in its order."""
     schemas = document["components"]["schemas"]
     return [
         _operation(path, method, operation, schemas)
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
+        if method != "head"
     ]
+
+
+def shapes(document: dict[str, Any]) -> dict[str, list[Field]]:
+    """The shapes that fields of others have, by name."""
+    schemas = document["components"]["schemas"]
+    inner = {name for schema in schemas.values() for field in schema["properties"].values() for name in _names(field)}
+    return {name: _schema_fields(schemas[name], schemas) for name in sorted(inner)}
+
+
+def _names(schema: dict[str, Any]) -> Iterator[str]:
+    """Of the schemas that this one refers to."""
+    if "$ref" in schema:
+        yield schema["$ref"].removeprefix(REF)
+    for inner in (*schema.get("oneOf", []), *schema.get("anyOf", []), schema.get("items", {})):
+        yield from _names(inner) if inner else ()
 
 
 def _operation(path: str, method: str, operation: dict[str, Any], schemas: dict[str, Any]) -> Operation:
@@ -86,7 +105,10 @@ def _operation(path: str, method: str, operation: dict[str, Any], schemas: dict[
 
 
 def _fields(content: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
-    schema = content.get("content", {}).get("application/json", {}).get("schema", {})
+    return _schema_fields(content.get("content", {}).get("application/json", {}).get("schema", {}), schemas)
+
+
+def _schema_fields(schema: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
     schema = schemas[schema["$ref"].removeprefix(REF)] if "$ref" in schema else schema
     required = schema.get("required", [])
     return [
@@ -107,8 +129,8 @@ def _in_words(schema: dict[str, Any]) -> str:
     if kind == "array":
         return f"list of {_in_words(schema.get('items', {}))}"
     limits = [
-        f"{words} {schema[name]:,}"
+        f"{words} {int(schema[name]):,}"
         for name, words in (("minimum", "from"), ("maximum", "to"), ("maxLength", "at most, characters:"))
-        if name in schema
+        if name in schema and schema[name] < TELL_BELOW
     ]
     return " ".join([str(schema.get("format", kind)), *limits])

@@ -14,8 +14,8 @@ from urllib.parse import quote, urlencode
 
 import jinja2
 from litestar import MediaType, Request, Response
-from litestar.contrib.jinja import JinjaTemplateEngine
 from litestar.exceptions import HTTPException
+from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Template
 from litestar.template import TemplateConfig
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from litestar import Controller, HttpMethod, Response, get, route
-from litestar.exceptions import MethodNotAllowedException
 from litestar.params import FromPath
 from litestar.response import Redirect, Template
 
 from llamalith_app.controllers.html import page
 from llamalith_app.controllers.login import see
 from llamalith_app.controllers.request import AppRequest
-from llamalith_app.errors import NotFound, RedisUnavailable
+from llamalith_app.errors import NotFound, ReadOnly, RedisUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, OPEN, PAGE
 
 ROOT = "/chat/queue"
+SHELLS = ["/", "/queues/{queue:str}", "/queues/{queue:str}/jobs/{job:str}"]
+QUEUES, QUEUE, TASK = "/api/queues", "/api/queues/{queue:str}", "/api/queues/{queue:str}/jobs/{job:str}"
 MEDIA_TYPES = {"js": "text/javascript", "css": "text/css"}
 
 
@@ -21,7 +22,7 @@ class QueueMonitor(Controller):
     path = "/queue"
     include_in_schema = False
 
-    @get(["/", "/queues/{queue:str}", "/queues/{queue:str}/jobs/{job:str}"], opt=PAGE)
+    @get(SHELLS, opt=PAGE)
     async def shell(
         self,
         request: AppRequest,
@@ -43,14 +44,14 @@ class QueueMonitor(Controller):
             raise NotFound("The monitor has no such file.")
         return Response(request.parts.monitor.assets[name], media_type=MEDIA_TYPES[name.rpartition(".")[2]])
 
-    @get("/api/queues", opt=BACKGROUND_PAGE)
+    @get(QUEUES, opt=BACKGROUND_PAGE)
     async def queues(self, request: AppRequest) -> dict[str, object]:
         try:
             return {"queues": await request.parts.monitor.queues()}
         except RedisUnavailable as error:
             return _unavailable(error)
 
-    @get("/api/queues/{queue:str}", opt=BACKGROUND_PAGE)
+    @get(QUEUE, opt=BACKGROUND_PAGE)
     async def queue(self, request: AppRequest, queue: FromPath[str]) -> dict[str, object]:
         try:
             found = await request.parts.monitor.queue(queue)
@@ -58,7 +59,7 @@ class QueueMonitor(Controller):
             return _unavailable(error)
         return {"error": "There is no such queue."} if found is None else {"queue": found}
 
-    @get("/api/queues/{queue:str}/jobs/{job:str}", opt=BACKGROUND_PAGE)
+    @get(TASK, opt=BACKGROUND_PAGE)
     async def job(self, request: AppRequest, queue: FromPath[str], job: FromPath[str]) -> dict[str, object]:
         try:
             found = await request.parts.monitor.job(queue, job)
@@ -69,15 +70,14 @@ class QueueMonitor(Controller):
         return {"job": found}
 
     @route(
-        ["/", "/{path:path}"],
+        [*SHELLS, QUEUES, QUEUE, TASK, f"{TASK}/{{action:str}}", "/{path:path}"],
         http_method=[HttpMethod.POST, HttpMethod.PUT, HttpMethod.PATCH, HttpMethod.DELETE],
         status_code=405,
         opt=OPEN,
     )
-    async def read_only(self, path: FromPath[str] = "") -> None:  # noqa: ARG002 - any
-        raise MethodNotAllowedException(
-            "The monitor only shows: SAQ's Retry would run a running job twice. Jobs stand under /chat/jobs.",
-            headers={"Allow": "GET"},
+    async def read_only(self) -> None:
+        raise ReadOnly(
+            "The monitor only shows: SAQ's Retry would run a running job twice. Jobs stand under /chat/jobs."
         )
 
 

@@ -5,14 +5,14 @@ Thin: what is shown is read from the record and from live progress, a prompt goe
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from litestar import Controller, get, post
-from litestar.params import QueryParameter
+from litestar.params import FromQuery, QueryParameter
 from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import JobForm
-from llamalith_app.contracts.jobs import Job
+from llamalith_app.contracts.jobs import Job, StatusWord
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.html import conversation_url, page
 from llamalith_app.controllers.jobs import MAX_ID
@@ -31,11 +31,12 @@ JOBS_ON_PAGE = 50
 CONVERSATIONS_ON_PAGE = 50
 TURNS_ON_PAGE = 30
 
-StatusFilter = Annotated[str, QueryParameter(description="Only jobs in this state.")]
+StatusFilter = StatusWord | Literal[""]
 Limit = Annotated[int, QueryParameter(ge=1, le=JOBS_ON_PAGE)]
 Before = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID)]
-Turn = Annotated[int | None, QueryParameter(ge=0, le=MAX_ID)]
-PageNumber = Annotated[int, QueryParameter(ge=1, le=100_000)]
+BeforeTurn = Annotated[int | None, QueryParameter(ge=0, le=MAX_ID)]
+FromTurn = Annotated[int | None, QueryParameter(name="from", ge=0, le=MAX_ID)]
+PageNumber = Annotated[int, QueryParameter(name="page", ge=1, le=100_000)]
 QueryId = Annotated[str, QueryParameter(name="id", min_length=1, max_length=200)]
 
 
@@ -48,7 +49,7 @@ class Pages(Controller):
         return await _dashboard(request, JobForm())
 
     @get("/jobs", opt=PAGE)
-    async def jobs(self, request: AppRequest, status: StatusFilter = "", before: Before = None) -> Template:
+    async def jobs(self, request: AppRequest, status: FromQuery[StatusFilter] = "", before: Before = None) -> Template:
         found = await _newest(request, status, JOBS_ON_PAGE, before)
         return page(
             request, "jobs", jobs=found, statuses=list(Status), status=status, before=before, limit=JOBS_ON_PAGE
@@ -56,7 +57,11 @@ class Pages(Controller):
 
     @get("/jobs/rows", opt=BACKGROUND_PAGE)
     async def rows(
-        self, request: AppRequest, status: StatusFilter = "", before: Before = None, limit: Limit = JOBS_ON_PAGE
+        self,
+        request: AppRequest,
+        status: FromQuery[StatusFilter] = "",
+        before: Before = None,
+        limit: Limit = JOBS_ON_PAGE,
     ) -> Template:
         found = await _newest(request, status, limit, before)
         return page(request, "_rows", jobs=found, status=status, before=before, limit=limit)
@@ -84,9 +89,7 @@ class Pages(Controller):
         return see(f"{conversation_url(accepted.conversation_id)}#job-{accepted.job_id}")
 
     @get("/conversations", opt=PAGE)
-    async def conversations(
-        self, request: AppRequest, number: Annotated[PageNumber, QueryParameter(name="page")] = 1
-    ) -> Template:
+    async def conversations(self, request: AppRequest, number: PageNumber = 1) -> Template:
         found = await request.parts.database.read(
             conversations.newest,
             request.principal.user_id,
@@ -98,18 +101,18 @@ class Pages(Controller):
         return page(request, "conversations", conversations=shown, number=number, more=more)
 
     @get("/conversations/{conversation_id:str}", opt=PAGE)
-    async def conversation(self, request: AppRequest, conversation_id: PathId, before: Turn = None) -> Template:
+    async def conversation(self, request: AppRequest, conversation_id: PathId, before: BeforeTurn = None) -> Template:
         return await _conversation(request, conversation_id, before)
 
     @get("/conversation", opt=PAGE)
-    async def conversation_by_query(self, request: AppRequest, public_id: QueryId, before: Turn = None) -> Template:
+    async def conversation_by_query(
+        self, request: AppRequest, public_id: QueryId, before: BeforeTurn = None
+    ) -> Template:
         """For ids that cannot stand in a path."""
         return await _conversation(request, public_id, before)
 
     @get("/conversation/turns", opt=BACKGROUND_PAGE)
-    async def turns(
-        self, request: AppRequest, public_id: QueryId, first: Annotated[Turn, QueryParameter(name="from")] = None
-    ) -> Template:
+    async def turns(self, request: AppRequest, public_id: QueryId, first: FromTurn = None) -> Template:
         thread = await _thread(request, public_id, first=first)
         return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True)
 
@@ -170,6 +173,7 @@ async def _thread(
         request.principal.user_id,
         public_id,
         limit=TURNS_ON_PAGE,
+        max_text=EXCERPT_CHARS,
         first=first,
         before=before,
     )

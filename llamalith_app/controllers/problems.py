@@ -29,6 +29,8 @@ def of_ours(request: Request[Any, Any, Any], error: LlamalithError) -> Response[
     headers = {}
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = "GET"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     return _answer(request, error.status, error.type, error.title, str(error), headers)

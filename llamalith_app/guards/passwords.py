@@ -37,21 +37,23 @@ class Passwords:
         """`host`: the address that it comes from. Raises TooManyLogins, and then nothing was looked at."""
         if self._n_waiting >= MAX_WAITING:
             raise TooManyLogins(1)
-        address = throttled_address(host)
-        wait = await self._database.write(logins.reserve, address, datetime.now(UTC))
-        if wait:
-            raise TooManyLogins(math.ceil(wait.total_seconds()))
         self._n_waiting += 1
         try:
-            right = await asyncio.get_running_loop().run_in_executor(self._threads, self._check, password)
+            return await self._try(password, throttled_address(host))
         finally:
             self._n_waiting -= 1
-        if right:
-            await self._database.write(logins.succeeded, address)
-        return right
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _try(self, password: str, address: str) -> bool:
+        wait = await self._database.write(logins.reserve, address, datetime.now(UTC))
+        if wait:
+            raise TooManyLogins(math.ceil(wait.total_seconds()))
+        right = await asyncio.get_running_loop().run_in_executor(self._threads, self._check, password)
+        if right:
+            await self._database.write(logins.succeeded, address)
+        return right
 
     def _check(self, password: str) -> bool:
         given = password.encode(errors="replace")

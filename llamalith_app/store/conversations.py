@@ -6,9 +6,9 @@ Reads only; conversations and messages are written by the transitions in `store/
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, func, literal_column, or_, select
+from sqlalchemy import Connection, Select, and_, func, literal_column, or_, select
 from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Latest, Message
@@ -68,6 +68,8 @@ class Thread(NamedTuple):
     next_turn: int
     system_prompt: str
     """In force for the next turn; empty: none."""
+    first_prompt: str | None
+    """Its beginning; None: no prompt yet."""
 
 
 def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, max_text: int) -> list[Summary]:
@@ -82,12 +84,6 @@ def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, ma
         .limit(limit)
         .offset(offset)
     ).subquery()
-    first_prompt = (
-        select(func.substr(MessageRow.content, 1, max_text))
-        .where(MessageRow.conversation_id == ConversationRow.id, MessageRow.role == "user")
-        .order_by(MessageRow.place)
-        .limit(1)
-    ).scalar_subquery()
     open_jobs = aliased(JobRow)
     n_open = (
         select(func.count())
@@ -100,7 +96,7 @@ def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, ma
     rows = connection.execute(
         select(
             ConversationRow.public_id,
-            first_prompt,
+            _first_prompt(ConversationRow.id, max_text).scalar_subquery(),
             ConversationRow.next_turn,
             JobRow.status,
             n_open,
@@ -119,6 +115,7 @@ def thread(
     public_id: str,
     *,
     limit: int,
+    max_text: int,
     first: int | None = None,
     before: int | None = None,
 ) -> Thread | None:
@@ -159,7 +156,17 @@ def thread(
         )
         for turn in range(first, last + 1)
     ]
-    return Thread(turns, first, conversation.next_turn, in_force or "")
+    first_prompt: str | None = connection.execute(_first_prompt(conversation.id, max_text)).scalar()
+    return Thread(turns, first, conversation.next_turn, in_force or "", first_prompt)
+
+
+def _first_prompt(conversation_id: Any, max_text: int) -> Select[str]:
+    return (
+        select(func.substr(MessageRow.content, 1, max_text))
+        .where(MessageRow.conversation_id == conversation_id, MessageRow.role == "user")
+        .order_by(MessageRow.place)
+        .limit(1)
+    )
 
 
 def messages(connection: Connection, owner_id: int, public_id: str) -> list[Message]:

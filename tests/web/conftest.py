@@ -66,6 +66,23 @@ async def serving(config: Config) -> AsyncIterator[httpx.AsyncClient]:
         listener.close()
 
 
+async def log_in(client: httpx.AsyncClient) -> None:
+    """As a browser: the token goes, a session comes."""
+    client.headers.pop("Authorization", None)
+    client.headers["Accept"] = "text/html"
+    client.headers["Origin"] = str(client.base_url).rstrip("/")
+    answer = await client.post("/chat/login", data={"password": PASSWORD})
+    assert answer.status_code == 303, answer.text
+
+
+@pytest.fixture
+async def browser(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that is logged in and says where it comes from, as browsers do."""
+    async with serving(config) as client:
+        await log_in(client)
+        yield client
+
+
 @pytest.fixture
 async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
     async with serving(config) as client:

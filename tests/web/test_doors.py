@@ -1,0 +1,657 @@
+"""Who may come in: token, session, and what a browser that was lured elsewhere may not do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import bcrypt
+import httpx
+import msgspec
+import pytest
+import structlog
+from litestar import Litestar
+from litestar.routes import HTTPRoute
+
+from llamalith_app.app import create_app
+from llamalith_app.config import Config
+from llamalith_app.controllers.headers import SecurityHeaders
+from llamalith_app.guards.passwords import throttled_address
+from llamalith_app.guards.sessions import COOKIE
+from llamalith_app.store import logins, sessions
+from llamalith_app.store.database import Database, write_engine
+from tests.web.conftest import PASSWORD, TOKEN, log_in, serving
+
+FORM = "application/x-www-form-urlencoded"
+
+
+# Which doors there are
+
+
+def handlers(config: Config) -> Iterator[tuple[str, str, dict[str, object]]]:
+    wrapped = create_app(config).app
+    assert isinstance(wrapped, SecurityHeaders)
+    app = wrapped.app
+    assert isinstance(app, Litestar)
+    for route in app.routes:
+        if isinstance(route, HTTPRoute):
+            for handler in route.route_handlers:
+                for method in handler.http_methods:
+                    if method != "OPTIONS":
+                        yield route.path, method, handler.opt
+
+
+def test_these_routes_are_open_and_no_others(config: Config) -> None:
+    open_routes = {(path, method) for path, method, opt in handlers(config) if opt.get("open")}
+    # The monitor says to everybody that it only shows.
+    refusals = {(path, method) for path, method in open_routes if path.startswith("/chat/queue")}
+    assert {method for _, method in refusals} == {"POST", "PUT", "PATCH", "DELETE"}
+    assert open_routes - refusals == {
+        ("/healthz", "GET"),
+        ("/healthz", "HEAD"),
+        ("/readyz", "GET"),
+        ("/readyz", "HEAD"),
+        ("/chat/login", "GET"),
+        ("/chat/login", "POST"),
+        ("/chat/logout", "GET"),
+        ("/chat/static/{file_path:path}", "GET"),
+        ("/chat/static/{file_path:path}", "HEAD"),
+    }
+
+
+def somewhere(path: str) -> str:
+    return re.sub(r"\{(\w+):\w+\}", "1", path)
+
+
+async def test_every_other_route_of_the_api_wants_a_token_or_a_session(config: Config) -> None:
+    closed = [(somewhere(p), m) for p, m, opt in handlers(config) if not opt.get("open") and not opt.get("page")]
+    assert len(closed) > 15
+    async with serving(config) as client:
+        del client.headers["Authorization"]
+        for path, method in closed:
+            answer = await client.request(method, path)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), (path, method)
+        await log_in(client)
+        for path, method in closed:
+            assert (await client.request(method, path)).status_code != 401, (path, method)
+
+
+async def test_every_page_sends_those_without_a_session_to_the_login_even_with_a_token(config: Config) -> None:
+    pages = [(somewhere(path), method) for path, method, opt in handlers(config) if opt.get("page")]
+    assert len(pages) > 12
+    async with serving(config) as client:
+        for path, method in pages:
+            answer = await client.request(method, path)
+            assert (answer.status_code, answer.headers["location"]) == (303, "/chat/login"), (path, method)
+
+
+# Sessions
+
+
+def token_of(answer: httpx.Response) -> str:
+    (cookie,) = [value for value in answer.headers.get_list("set-cookie") if value.startswith(f"{COOKIE}=")]
+    return cookie.removeprefix(f"{COOKIE}=").partition(";")[0]
+
+
+def with_session(token: str) -> dict[str, str]:
+    return {"Cookie": f"{COOKIE}={token}"}
+
+
+@pytest.fixture
+async def client(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    """Nobody yet: no token, no session, and cookies only as a test sends them."""
+    async with serving(config) as client:
+        del client.headers["Authorization"]
+        yield client
+
+
+async def come_in(client: httpx.AsyncClient, **headers: str) -> str:
+    answer = await client.post("/chat/login", data={"password": PASSWORD}, headers=headers)
+    assert answer.status_code == 303, answer.text
+    client.cookies.clear()
+    return token_of(answer)
+
+
+async def opens(client: httpx.AsyncClient, token: str) -> bool:
+    client.cookies.clear()
+    page = await client.get("/chat/", headers=with_session(token))
+    api = await client.get("/api/jobs", headers=with_session(token))
+    assert (page.status_code, api.status_code) in ((200, 200), (303, 401))
+    return api.status_code == 200
+
+
+async def test_a_session_opens_pages_and_api_until_logout(client: httpx.AsyncClient) -> None:
+    token = await come_in(client)
+    assert await opens(client, token)
+    answer = await client.get("/chat/logout", headers=with_session(token))
+    assert (answer.status_code, answer.headers["location"], token_of(answer)) == (303, "/chat/login", '""')
+    assert not await opens(client, token), "not even for somebody who stole the cookie"
+
+
+async def test_a_cookie_is_closed_to_scripts_and_other_sites_and_secure_where_https_came(config: Config) -> None:
+    trusting = msgspec.structs.replace(config, trusted_proxies=("127.0.0.1",))
+    async with serving(trusting) as client:
+        del client.headers["Authorization"]
+        plain = await client.post("/chat/login", data={"password": PASSWORD})
+        secure = await client.post("/chat/login", data={"password": PASSWORD}, headers={"X-Forwarded-Proto": "https"})
+    flags = [set(answer.headers["set-cookie"].split("; ")[1:]) - {"Max-Age=604800"} for answer in (plain, secure)]
+    assert flags == [{"HttpOnly", "Path=/", "SameSite=lax"}, {"HttpOnly", "Path=/", "SameSite=lax", "Secure"}]
+
+
+async def test_an_id_that_the_client_brings_is_never_adopted(client: httpx.AsyncClient) -> None:
+    planted = "A" * 43
+    token = await come_in(client, **with_session(planted))
+    assert token != planted
+    assert not await opens(client, planted)
+    again = await come_in(client, **with_session(token))
+    assert again != token
+    assert not await opens(client, token), "one login ends the session that it came with"
+    assert await opens(client, again)
+
+
+async def test_the_record_holds_no_token_that_opens_anything(client: httpx.AsyncClient, database_path: Path) -> None:
+    token = await come_in(client)
+    for file in (database_path, database_path.with_name(database_path.name + "-wal")):
+        assert token.encode() not in file.read_bytes()
+
+
+@pytest.mark.parametrize("change", ["admin_password_hash", "secret_key"])
+async def test_a_new_password_or_secret_key_ends_every_session(
+    config: Config, client: httpx.AsyncClient, change: str
+) -> None:
+    token = await come_in(client)
+    new = {"admin_password_hash": bcrypt.hashpw(b"new", bcrypt.gensalt(4)).decode(), "secret_key": "another " * 8}
+    async with serving(msgspec.structs.replace(config, **{change: new[change]})) as later:
+        del later.headers["Authorization"]
+        assert not await opens(later, token)
+    assert await opens(client, token)
+
+
+@pytest.mark.parametrize(
+    ("column", "age", "alive"),
+    [
+        ("seen_at", timedelta(hours=11, minutes=59), True),
+        ("seen_at", timedelta(hours=12, minutes=1), False),
+        ("created_at", timedelta(days=6, hours=23), True),
+        ("created_at", timedelta(days=7, minutes=1), False),
+    ],
+)
+async def test_a_session_ends_after_12_hours_without_use_and_after_7_days(
+    client: httpx.AsyncClient, database_path: Path, column: str, age: timedelta, alive: bool
+) -> None:
+    token = await come_in(client)
+    make_older(database_path, column, age)
+    assert await opens(client, token) is alive
+
+
+async def test_what_a_person_does_keeps_a_session_alive_and_what_a_script_asks_does_not(
+    client: httpx.AsyncClient, database_path: Path
+) -> None:
+    token = await come_in(client)
+    make_older(database_path, "seen_at", timedelta(hours=1))
+    before = seen_at(database_path)
+    await client.get("/chat/jobs/rows", headers=with_session(token))
+    assert seen_at(database_path) == before
+    await client.get("/chat/jobs", headers=with_session(token))
+    assert seen_at(database_path) > before
+
+
+def make_older(database_path: Path, column: str, age: timedelta) -> None:
+    with sqlite3.connect(database_path) as connection:
+        connection.execute(f"UPDATE sessions SET {column} = ?", (str(datetime.now(UTC).replace(tzinfo=None) - age),))
+    connection.close()
+
+
+def seen_at(database_path: Path) -> str:
+    with sqlite3.connect(database_path) as connection:
+        found: str = connection.execute("SELECT seen_at FROM sessions").fetchone()[0]
+    connection.close()
+    return found
+
+
+async def test_ended_sessions_are_forgotten_at_the_next_login(client: httpx.AsyncClient, database: Database) -> None:
+    now = datetime.now(UTC)
+    await database.write(sessions.begin, "old", 1, now - timedelta(days=8))
+    await come_in(client)
+    assert await database.read(sessions.find, "old", now - timedelta(days=8)) is None
+
+
+GARBAGE = ["", "x", "A" * 43, "A" * 4000, "\xff\xfe", "a=b; c", '"quoted"', "%00", "é", "../../etc", "' OR 1=1 --"]
+
+
+@pytest.mark.parametrize("value", GARBAGE)
+async def test_garbage_in_a_cookie_is_no_session_and_no_error(client: httpx.AsyncClient, value: str) -> None:
+    headers = [(b"cookie", f"{COOKIE}={value}; llamalith_next={value}".encode())]
+    assert (await client.get("/chat/", headers=headers)).status_code == 303
+    assert (await client.get("/api/jobs", headers=headers)).status_code == 401
+    assert (await client.get("/chat/login", headers=headers)).status_code == 200
+
+
+# Back to where one was going
+
+
+async def test_after_the_login_one_is_where_one_was_going(client: httpx.AsyncClient) -> None:
+    sent_away = await client.get("/chat/jobs?status=done&before=7")
+    assert sent_away.headers["location"] == "/chat/login"
+    form = await client.get("/chat/login")
+    (target,) = re.findall(r'name="next" value="([^"]*)"', form.text)
+    assert target == "/chat/jobs?status=done&amp;before=7"
+    answer = await client.post("/chat/login", data={"password": PASSWORD, "next": target.replace("&amp;", "&")})
+    assert answer.headers["location"] == "/chat/jobs?status=done&before=7"
+    assert (await client.get("/chat/login")).headers["location"] == "/chat/", "the way there was told once"
+
+
+@pytest.mark.parametrize(
+    "path", ["/chat/", "/chat", "/chat/jobs", "/chat/conversations/a%20b?before=3", "/chat/conversation?id=a%2Fb"]
+)
+async def test_pages_of_ours_are_gone_back_to(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.post("/chat/login", data={"password": PASSWORD, "next": path})
+    assert answer.headers["location"] == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("//evil.example", "/\\evil.example", "\\\\evil.example", "https://evil.example/chat/", "/chat//evil.example"),
+        *("javascript:alert(1)", "/chat/\t/evil", "/chat/\r\nSet-Cookie: a=b", "chat/", " /chat/", "/chatter", ""),
+        *("/chat/logout", "/chat/login", "/chat/api/jobs", "/api/jobs", "/chat/\\evil", "/chat/é\x00", "/" * 5000),
+        *("/chat/" + "a" * 5000, "/chat@evil.example", "/chat/jobs\u2028", "%2F%2Fevil.example"),
+    ],
+)
+async def test_nothing_else_is_gone_back_to(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.post("/chat/login", data={"password": PASSWORD, "next": path})
+    assert answer.status_code == 303
+    assert answer.headers["location"] in ("/chat/", "/chat/jobs%E2%80%A8")
+    client.cookies.clear()
+    shown = await client.get("/chat/login", params={"next": path})
+    assert shown.status_code == 200
+    assert "evil" not in shown.text
+
+
+# What a page on another site, or on another port, may not do
+
+OTHER = "http://127.0.0.1:1"
+ORIGINS = {"own": None, "none": "", "another port": OTHER, "null": "null", "another site": "https://evil.example"}
+SITES = {"none told": "", "same-origin": "same-origin", "same-site": "same-site", "cross-site": "cross-site"}
+CREDENTIALS = ("session", "session and csrf token", "bearer", "bearer and session", "wrong bearer and session")
+BODIES = {
+    "application/json": b'{"content": "x"}',
+    "text/plain": b'{"content": "x"}',
+    FORM: b"content=x",
+    "multipart/form-data; boundary=b": b'--b\r\nContent-Disposition: form-data; name="content"\r\n\r\nx\r\n--b--\r\n',
+}
+
+
+async def test_the_matrix_of_unsafe_requests_to_the_api(config: Config) -> None:
+    """Method, content type, Origin, Sec-Fetch-Site and credentials in every combination, answered by the rules."""
+    n_asked = 0
+    async with serving(config) as client:
+        del client.headers["Authorization"]
+        own = str(client.base_url).rstrip("/")
+        session, csrf_token = await session_and_csrf_token(client)
+        for method, media_type, origin, site, credentials in itertools.product(
+            ("POST", "DELETE"), BODIES, ORIGINS, SITES, CREDENTIALS
+        ):
+            headers = {"Content-Type": media_type, "Sec-Fetch-Site": SITES[site]}
+            headers["Origin"] = own if origin == "own" else ORIGINS[origin] or ""
+            headers = {name: value for name, value in headers.items() if value}
+            if "session" in credentials:
+                headers |= with_session(session)
+            if "csrf" in credentials:
+                headers["X-CSRF-Token"] = csrf_token
+            if "bearer" in credentials:
+                headers["Authorization"] = f"Bearer {'wrong' if 'wrong' in credentials else TOKEN}"
+            answer = await client.request(method, "/api/jobs", headers=headers, content=BODIES[media_type])
+            asked = (method, media_type, origin, site, credentials)
+            assert answer.status_code == expected(*asked), asked
+            n_asked += 1
+    assert n_asked == 2 * 4 * 5 * 4 * 5
+
+
+def expected(method: str, media_type: str, origin: str, site: str, credentials: str) -> int:
+    if method == "DELETE":
+        # No such route: nobody is asked who he is.
+        return 405
+    if credentials == "wrong bearer and session":
+        return 401
+    if "bearer" not in credentials:
+        foreign = origin in ("another port", "null", "another site") or site in ("same-site", "cross-site")
+        proven = "csrf" in credentials or origin == "own" or site == "same-origin"
+        if foreign or not proven:
+            return 403
+    return 200 if media_type == "application/json" else 415
+
+
+async def session_and_csrf_token(client: httpx.AsyncClient) -> tuple[str, str]:
+    session = await come_in(client)
+    page = await client.get("/chat/", headers=with_session(session))
+    client.cookies.clear()
+    return session, re.findall(r'name="csrf_token" value="(\w+)"', page.text)[0]
+
+
+async def test_a_form_of_a_client_that_tells_no_origin_needs_its_own_csrf_token(client: httpx.AsyncClient) -> None:
+    session, csrf_token = await session_and_csrf_token(client)
+    _, another = await session_and_csrf_token(client)
+
+    async def send(token: str) -> httpx.Response:
+        fields = {"content": "typed with <care>", "csrf_token": token}
+        return await client.post("/chat/jobs", data=fields, headers=with_session(session))
+
+    for wrong in ("", "x", another, csrf_token[:-1], csrf_token + "0", "é", "\x00"):
+        answer = await send(wrong)
+        assert answer.status_code == 403
+        assert "out of date" in answer.text
+        assert "typed with &lt;care&gt;" in answer.text, "nothing typed is lost"
+        assert csrf_token in answer.text, "and the form can be sent again"
+    assert (await client.get("/api/jobs", headers=with_session(session))).json() == {"jobs": []}
+    assert (await send(csrf_token)).status_code == 303
+
+
+async def test_a_login_that_another_site_sent_is_refused(client: httpx.AsyncClient) -> None:
+    for headers in ({"Origin": OTHER}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = await client.post("/chat/login", data={"password": PASSWORD}, headers=headers)
+        assert answer.status_code == 403
+        assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_another_site_cannot_log_a_person_out(client: httpx.AsyncClient, site: str) -> None:
+    session = await come_in(client)
+    asked = await client.get("/chat/logout", headers={**with_session(session), "Sec-Fetch-Site": site})
+    assert asked.status_code == 200
+    assert "Log out?" in asked.text
+    assert "set-cookie" not in asked.headers
+    assert await opens(client, session)
+    posted = await client.post("/chat/logout", headers={**with_session(session), "Sec-Fetch-Site": site})
+    assert posted.status_code == 403
+    assert await opens(client, session)
+
+
+async def test_a_proxy_that_ends_tls_unannounced_locks_nobody_out(client: httpx.AsyncClient) -> None:
+    """nginx sends the Host on; that https ended there is told only to who trusts it."""
+    headers = {"Host": "chat.example.org", "Origin": "https://chat.example.org"}
+    answer = await client.post("/chat/login", data={"password": PASSWORD}, headers=headers)
+    assert answer.status_code == 303
+
+
+# Passwords
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        *("", "x", PASSWORD + " ", PASSWORD.upper(), "x" * 72, "x" * 73, "x" * 1_000_000, "\x00", f"{PASSWORD}\x00"),
+        *("🐉" * 30, "a\nb", "%", "&password=", "\udc80".encode("utf-8", "surrogatepass").decode("latin-1")),
+    ],
+)
+async def test_any_other_password_is_plainly_wrong(client: httpx.AsyncClient, password: str) -> None:
+    answer = await client.post("/chat/login", data={"password": password})
+    assert answer.status_code == 401
+    assert "Wrong password." in answer.text
+    assert "set-cookie" not in answer.headers
+
+
+async def test_bytes_that_are_no_text_are_a_wrong_password(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/chat/login", content=b"password=%ff%fe", headers={"Content-Type": FORM})
+    assert answer.status_code == 401
+
+
+async def test_a_password_that_begins_with_the_right_72_bytes_is_wrong(config: Config) -> None:
+    password = "p" * 72
+    hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+    async with serving(msgspec.structs.replace(config, admin_password_hash=hashed)) as client:
+        longer = await client.post("/chat/login", data={"password": password + "p"})
+        right = await client.post("/chat/login", data={"password": password})
+    assert (longer.status_code, right.status_code) == (401, 303)
+
+
+async def test_fields_that_nobody_asked_for_change_nothing(client: httpx.AsyncClient) -> None:
+    fields = {"password": PASSWORD, "username": "root", "user_id": "2", "is_admin": "1"}
+    assert (await client.post("/chat/login", data=fields)).status_code == 303
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "text/plain", "multipart/form-data; boundary=b", ""])
+async def test_a_login_is_a_form_and_nothing_else(client: httpx.AsyncClient, media_type: str) -> None:
+    answer = await client.post("/chat/login", content=b"password=x", headers={"Content-Type": media_type})
+    assert answer.status_code == 415
+
+
+async def test_a_form_of_17_mb_is_refused_and_one_of_10_mb_is_only_a_wrong_password(client: httpx.AsyncClient) -> None:
+    big = await client.post("/chat/login", data={"password": "x" * 10_000_000})
+    too_big = await client.post("/chat/login", data={"password": "x" * 17_000_000})
+    assert (big.status_code, too_big.status_code) == (401, 413)
+
+
+async def test_an_answer_comes_while_passwords_are_checked(config: Config) -> None:
+    """bcrypt at its real cost, from many addresses: probes are answered beside it."""
+    dear = bcrypt.hashpw(b"x", bcrypt.gensalt(12)).decode()
+    settings = msgspec.structs.replace(config, admin_password_hash=dear, trusted_proxies=("127.0.0.1",))
+    async with serving(settings) as client:
+
+        async def guess(number: int) -> int:
+            headers = {"X-Forwarded-For": f"192.0.2.{number}"}
+            return (await client.post("/chat/login", data={"password": "wrong"}, headers=headers)).status_code
+
+        guesses = [asyncio.create_task(guess(number)) for number in range(8)]
+        n_answered = 0
+        while not all(task.done() for task in guesses):
+            assert (await client.get("/healthz")).status_code == 200
+            n_answered += 1
+        assert [task.result() for task in guesses] == [401] * 8
+    assert n_answered > 20, "eight checks in a row on the loop would have let through about eight"
+
+
+async def test_more_logins_at_once_than_can_wait_are_sent_away(config: Config) -> None:
+    settings = msgspec.structs.replace(
+        config,
+        admin_password_hash=bcrypt.hashpw(b"x", bcrypt.gensalt(10)).decode(),
+        trusted_proxies=("127.0.0.1",),
+    )
+    async with serving(settings) as client:
+        answers = await asyncio.gather(
+            *(
+                client.post("/chat/login", data={"password": "wrong"}, headers={"X-Forwarded-For": f"192.0.2.{n}"})
+                for n in range(60)
+            )
+        )
+    found = {answer.status_code for answer in answers}
+    assert found <= {401, 429}
+    assert 429 in found
+
+
+# Throttling
+
+
+async def test_guesses_are_slowed_down_ever_more(client: httpx.AsyncClient) -> None:
+    for _ in range(logins.FREE):
+        assert (await client.post("/chat/login", data={"password": "wrong"})).status_code == 401
+    refused = await client.post("/chat/login", data={"password": PASSWORD})
+    assert refused.status_code == 429, "the right password too: nothing is looked at"
+    assert "Too many attempts. Try again in" in refused.text
+    assert refused.headers["retry-after"] == "1"
+
+
+def test_the_delay_of_an_address_doubles_up_to_its_limit(database_path: Path) -> None:
+    with attempting(database_path) as attempt:
+        now = datetime(2026, 1, 1, tzinfo=UTC)
+        delays = []
+        for _ in range(20):
+            while wait := attempt("192.0.2.1", now):
+                delays.append(wait.total_seconds())
+                now += wait
+    assert delays == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900, 900, 900]
+
+
+def test_refused_attempts_make_nothing_worse(database_path: Path) -> None:
+    with attempting(database_path) as attempt:
+        now = datetime(2026, 1, 1, tzinfo=UTC)
+        for _ in range(logins.FREE):
+            assert not attempt("192.0.2.1", now)
+        assert {attempt("192.0.2.1", now) for _ in range(100)} == {timedelta(seconds=1)}
+
+
+def test_a_crowd_slows_down_those_who_failed_and_never_an_address_that_did_not(database_path: Path) -> None:
+    with attempting(database_path) as attempt:
+        now = datetime(2026, 1, 1, tzinfo=UTC)
+        for number in range(500):
+            assert not attempt(f"10.0.{number // 256}.{number % 256}", now)
+        assert attempt("10.0.0.1", now) == logins.LONGEST_OVERALL, "its second guess"
+        assert not attempt("192.0.2.1", now), "the owner, from anywhere else"
+
+
+def test_failures_are_forgotten_after_a_day(database_path: Path) -> None:
+    with attempting(database_path) as attempt:
+        now = datetime(2026, 1, 1, tzinfo=UTC)
+        for _ in range(logins.FREE):
+            attempt("192.0.2.1", now)
+        assert attempt("192.0.2.1", now)
+        later = now + logins.FORGOTTEN_AFTER
+        assert [attempt("192.0.2.1", later) for _ in range(logins.FREE)] == [timedelta()] * logins.FREE
+
+
+@contextmanager
+def attempting(path: Path) -> Iterator[Callable[[str, datetime], timedelta]]:
+    """`attempt(address, now)`, each in a transaction of its own."""
+    engine = write_engine(path)
+
+    def attempt(address: str, now: datetime) -> timedelta:
+        with engine.begin() as connection:
+            return logins.reserve(connection, address, now)
+
+    yield attempt
+    engine.dispose()
+
+
+async def test_four_servers_over_one_record_let_through_no_more_guesses_than_one(config: Config) -> None:
+    """Each with a writer, a throttle and threads of its own, as four web processes have."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(serving(config)) for _ in range(4)]
+        answers = await asyncio.gather(
+            *(client.post("/chat/login", data={"password": f"guess {n}"}) for client in clients for n in range(25))
+        )
+    statuses = [answer.status_code for answer in answers]
+    assert statuses.count(401) == logins.FREE
+    assert statuses.count(429) == 100 - logins.FREE
+
+
+async def test_a_restart_forgets_no_failure(config: Config) -> None:
+    async with serving(config) as client:
+        for _ in range(logins.FREE + 1):
+            last = await client.post("/chat/login", data={"password": "wrong"})
+    assert last.status_code == 429
+    async with serving(config) as client:
+        assert (await client.post("/chat/login", data={"password": PASSWORD})).status_code == 429
+
+
+async def test_the_right_password_forgives_what_came_before(client: httpx.AsyncClient) -> None:
+    for _ in range(3):
+        for _ in range(logins.FREE - 1):
+            assert (await client.post("/chat/login", data={"password": "wrong"})).status_code == 401
+        await come_in(client)
+
+
+async def test_the_owner_comes_in_from_elsewhere_while_one_address_guesses(config: Config) -> None:
+    async with serving(msgspec.structs.replace(config, trusted_proxies=("127.0.0.1",))) as client:
+
+        async def attempt(address: str, password: str) -> int:
+            headers = {"X-Forwarded-For": address}
+            return (await client.post("/chat/login", data={"password": password}, headers=headers)).status_code
+
+        for _ in range(20):
+            last = await attempt("203.0.113.9", "wrong")
+        assert last == 429
+        assert await attempt("203.0.113.9", PASSWORD) == 429
+        assert await attempt("198.51.100.1", PASSWORD) == 303
+
+
+async def test_a_forwarded_address_counts_only_from_a_configured_proxy(
+    config: Config, client: httpx.AsyncClient
+) -> None:
+    for number in range(logins.FREE):
+        headers = {"X-Forwarded-For": f"203.0.113.{number}", "X-Forwarded-Proto": "https"}
+        answer = await client.post("/chat/login", data={"password": "wrong"}, headers=headers)
+        assert answer.status_code == 401
+    spoofed = {"X-Forwarded-For": "198.51.100.1"}
+    assert (await client.post("/chat/login", data={"password": PASSWORD}, headers=spoofed)).status_code == 429
+
+
+async def test_of_several_forwarded_addresses_the_last_that_is_no_proxy_counts(config: Config) -> None:
+    async with serving(msgspec.structs.replace(config, trusted_proxies=("127.0.0.1", "10.0.0.0/8"))) as client:
+        for number in range(logins.FREE + 1):
+            headers = {"X-Forwarded-For": f"198.51.100.{number}, 203.0.113.9, 10.1.2.3"}
+            last = await client.post("/chat/login", data={"password": "wrong"}, headers=headers)
+    assert last.status_code == 429
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("", "unknown"),
+        ("x" * 100, "x" * 64),
+    ],
+)
+def test_an_address_is_what_one_household_has(host: str, address: str) -> None:
+    assert throttled_address(host) == address
+
+
+async def test_logins_are_logged_without_the_password(client: httpx.AsyncClient) -> None:
+    with structlog.testing.capture_logs() as lines:
+        await client.post("/chat/login", data={"password": "a wrong one"})
+        token = await come_in(client)
+    assert [line["event"] for line in lines if "login" in line["event"]] == ["login failed", "login"]
+    assert not any(secret in str(lines) for secret in ("a wrong one", PASSWORD, token))
+
+
+# Headers
+
+
+async def test_every_answer_tells_what_may_run_and_that_it_is_private(config: Config) -> None:
+    async with serving(config) as api:
+        answers = [
+            await api.get(path)
+            for path in ("/healthz", "/api/jobs", "/api/jobs/0", "/nothing", "/chat/", "/chat/login", "/chat/jobs/rows")
+        ]
+        answers.append(await api.post("/api/jobs", content=b"{"))
+        answers.append(await api.request("TRACE", "/chat/"))
+        await log_in(api)
+        answers += [
+            await api.get(path)
+            for path in ("/chat/", "/chat/docs", "/chat/queue/", "/chat/nothing", "/chat/queue/static/app.js")
+        ]
+    for answer in answers:
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy, answer.url
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert "http" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "same-origin"
+        assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_assets_may_be_kept_and_change_their_address_with_their_content(browser: httpx.AsyncClient) -> None:
+    page = (await browser.get("/chat/")).text
+    assets = set(re.findall(r'(?:src|href)="(/chat/static/[^"]+)"', page))
+    assert len(assets) == 3
+    for asset in assets:
+        answer = await browser.get(asset)
+        assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "max-age=31536000, public, immutable"
+        assert answer.headers["content-security-policy"]
+        assert re.search(r"\?v=[0-9a-f]{12}$", asset)
+
+
+@pytest.mark.parametrize(
+    "name", ["../app.py", "..%2f..%2fpyproject.toml", "%2e%2e/templates/base.html", "/etc/passwd", ""]
+)
+async def test_only_assets_lie_among_the_assets(client: httpx.AsyncClient, name: str) -> None:
+    assert (await client.get(f"/chat/static/{name}")).status_code in (303, 404)

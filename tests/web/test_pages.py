@@ -1,0 +1,368 @@
+"""The pages as a browser without JavaScript has them: forms, lists, what is kept, what is told."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from html import unescape
+
+import httpx
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from llamalith_app.config import Config
+from llamalith_app.contracts.jobs import Progress
+from llamalith_app.controllers import pages
+from llamalith_app.progress import publish
+from llamalith_app.store import jobs
+from llamalith_app.store.database import Database
+from llamalith_app.store.tables import Outcome
+from tests.store.samples import register_worker
+from tests.web.conftest import PASSWORD, log_in, serving
+
+
+async def queue(browser: httpx.AsyncClient, **fields: str) -> httpx.Response:
+    return await browser.post("/chat/jobs", data={"content": "Say hello.", "model": "smollm2", **fields})
+
+
+async def claim(database: Database) -> jobs.Claim:
+    worker = await database.write(register_worker)
+    claimed = await database.write(jobs.claim, "smollm2", worker, datetime.now(UTC))
+    assert claimed is not None
+    return claimed
+
+
+async def finish(database: Database, claimed: jobs.Claim) -> None:
+    done = await database.write(
+        jobs.finish,
+        claimed.job_id,
+        claimed.lease_token,
+        datetime.now(UTC),
+        reply="Hello.",
+        finish_reason="stop",
+        prompt_tokens=9,
+        completion_tokens=2,
+        omitted_messages=0,
+    )
+    assert done
+
+
+def text(answer: httpx.Response) -> str:
+    """What a page says, without its tags."""
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", answer.text)))
+
+
+async def test_a_job_made_by_the_form_shows_on_every_page(browser: httpx.AsyncClient) -> None:
+    made = await queue(browser, system_prompt="Be brief.\r\nBe kind.")
+    assert (made.status_code, made.headers["location"]) == (303, "/chat/#job-1")
+    (job,) = (await browser.get("/api/jobs")).json()["jobs"]
+    assert (job["user_input"], job["system_prompt"]) == ("Say hello.", "Be brief.\nBe kind.")
+    for path in ("/chat/", "/chat/jobs", "/chat/jobs?status=queued", "/chat/jobs/rows", "/chat/conversations"):
+        assert "Say hello." in text(await browser.get(path)), path
+    conversation = await browser.get(f"/chat/conversations/{job['conversation_id']}")
+    assert "Say hello." in text(conversation)
+    assert "Next in the queue" in text(conversation)
+
+
+async def test_a_reply_goes_to_its_conversation_and_keeps_model_and_system_prompt(browser: httpx.AsyncClient) -> None:
+    await queue(browser, model="other", system_prompt="Be <brief>.", conversation_id="c")
+    page = await browser.get("/chat/conversations/c")
+    assert "<option selected>other</option>" in page.text
+    assert "\nBe &lt;brief&gt;.</textarea>" in page.text
+    answer = await queue(browser, content="And then?", conversation_id="c", system_prompt="Be <brief>.", model="other")
+    assert answer.headers["location"] == "/chat/conversations/c#job-2"
+    messages = (await browser.get("/api/conversations/c/messages")).json()["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "user"]
+
+
+async def test_the_form_on_the_dashboard_offers_the_last_model_again(browser: httpx.AsyncClient) -> None:
+    await queue(browser, model="other")
+    assert "<option selected>other</option>" in (await browser.get("/chat/")).text
+
+
+async def test_rows_tell_how_far_a_job_is(browser: httpx.AsyncClient, database: Database, redis_url: str) -> None:
+    for _ in range(3):
+        await queue(browser)
+    claimed = await claim(database)
+    said = text(await browser.get("/chat/jobs/rows"))
+    assert "Next in the queue" in said
+    assert "Place 2 in the queue" in said
+    told = {
+        "Loading the model": Progress(phase="loading"),
+        "Reading the prompt: 512 of 2000 tokens": Progress(phase="prefill", prompt_tokens=2000, prompt_tokens_done=512),
+        "Writing: 1 token": Progress(phase="decode", completion_tokens=1),
+        "Writing: 45 tokens, 12.3 a second": Progress(phase="decode", completion_tokens=45, tokens_per_s=12.345),
+    }
+    async with Redis.from_url(redis_url) as redis:
+        for words, progress in told.items():
+            await publish(redis, 1, claimed.attempt, progress)
+            for path in ("/chat/jobs/rows", "/chat/"):
+                assert words in text(await browser.get(path))
+    await finish(database, claimed)
+    done = await browser.get("/chat/jobs?status=done")
+    assert "Done" in text(done)
+    assert re.search(r"\d+ tokens in \d+\.\d s", text(done))
+
+
+async def test_a_failed_job_says_why(browser: httpx.AsyncClient, database: Database) -> None:
+    await queue(browser, conversation_id="c")
+    claimed = await claim(database)
+    await database.write(
+        jobs.fail,
+        claimed.job_id,
+        claimed.lease_token,
+        datetime.now(UTC),
+        outcome=Outcome.FAILED,
+        kind="model_unavailable",
+        reason="There is no file.",
+        pause=None,
+    )
+    for path in ("/chat/jobs?status=error", "/chat/conversations/c"):
+        assert "There is no file." in text(await browser.get(path))
+
+
+async def test_empty_pages_say_what_to_do_next(browser: httpx.AsyncClient) -> None:
+    assert "Type a message and queue it" in text(await browser.get("/chat/"))
+    assert "No job is failed just now." in text(await browser.get("/chat/jobs?status=error"))
+    assert "Queue a job" in text(await browser.get("/chat/conversations"))
+
+
+async def test_older_jobs_and_conversations_are_a_link_away(browser: httpx.AsyncClient) -> None:
+    for number in range(pages.JOBS_ON_PAGE + 5):
+        await browser.post("/api/jobs", json={"content": f"prompt {number}", "conversation_id": f"c{number}"})
+    newest = await browser.get("/chat/jobs")
+    (older,) = re.findall(r'href="([^"]*before=[^"]*)">Older', newest.text)
+    page = await browser.get(unescape(older))
+    assert len(re.findall(r'<li id="job-', newest.text)) == pages.JOBS_ON_PAGE
+    assert re.findall(r'<li id="job-(\d+)', page.text) == ["5", "4", "3", "2", "1"]
+    assert "Older" not in page.text
+    first = await browser.get("/chat/conversations")
+    assert first.text.index("prompt 54") < first.text.index("prompt 53"), "newest first"
+    second = await browser.get("/chat/conversations?page=2")
+    assert [f">prompt {number}<" in second.text for number in (5, 4, 0)] == [False, True, True]
+
+
+async def test_of_a_long_conversation_the_newest_turns_show_and_the_rest_is_a_link_away(
+    browser: httpx.AsyncClient,
+) -> None:
+    n_turns = pages.TURNS_ON_PAGE + 3
+    for number in range(n_turns):
+        await browser.post("/api/jobs", json={"content": f"prompt {number};", "conversation_id": "a/b"})
+    page = await browser.get("/chat/conversation?id=a/b")
+    assert "prompt 2;" not in page.text.partition("<main")[2].partition("<ol")[2]
+    (earlier,) = re.findall(r'href="([^"]*before=[^"]*)"', page.text)
+    before = await browser.get(unescape(earlier))
+    assert [f"prompt {number};" in before.text for number in range(4)] == [True, True, True, False]
+    assert "<textarea" not in before.text
+    part = await browser.get("/chat/conversation/turns", params={"id": "a/b", "from": n_turns - 2})
+    assert len(re.findall(r"<li id=", part.text)) == 2
+
+
+async def test_a_part_asks_for_the_turns_that_may_still_change(browser: httpx.AsyncClient, database: Database) -> None:
+    for _ in range(2):
+        await queue(browser, conversation_id="c")
+    asked = []
+    for _ in range(3):
+        part = await browser.get("/chat/conversation/turns?id=c&from=0")
+        asked.append(re.findall(r'data-live="[^"]*from=(\d+)" data-part data-open="(\d)"', part.text)[0])
+        if len(asked) < 3:
+            await finish(database, await claim(database))
+    assert asked == [("0", "2"), ("1", "1"), ("2", "0")]
+    later = await browser.get("/chat/conversation/turns?id=c&from=2")
+    assert "<li" not in later.text
+    await browser.post("/api/jobs", json={"content": "from n8n", "conversation_id": "c"})
+    assert "from n8n" in (await browser.get("/chat/conversation/turns?id=c&from=2")).text
+
+
+@pytest.mark.parametrize("public_id", ["a/b", ".", "..", "a b", "ä?&=%23#", "'\"<>", "a%2Fb", "\\", "+", "/", "a/"])
+async def test_every_conversation_has_a_page(browser: httpx.AsyncClient, public_id: str) -> None:
+    await browser.post("/api/jobs", json={"content": "find me", "conversation_id": public_id})
+    listed = await browser.get("/chat/conversations")
+    (address,) = {unescape(one) for one in re.findall(r'href="(/chat/conversation[s/?][^"]+)"', listed.text)}
+    page = await browser.get(address)
+    assert page.status_code == 200
+    assert "find me" in page.text
+    (live,) = re.findall(r'data-live="([^"]+)"', page.text)
+    assert "find me" in (await browser.get(unescape(live))).text
+    answer = await queue(browser, conversation_id=public_id)
+    assert answer.headers["location"] == f"{address}#job-2"
+
+
+async def test_a_lone_system_prompt_and_a_context_show(browser: httpx.AsyncClient) -> None:
+    await browser.post("/api/jobs", json={"system_prompt": "Be a pirate.", "conversation_id": "c"})
+    page = text(await browser.get("/chat/conversations/c"))
+    assert "No message yet" in page
+    assert "Be a pirate." in page
+    await browser.post("/api/jobs", json={"content": "x", "assistant_context": "Ahoy!", "conversation_id": "c"})
+    assert "Put before the message Ahoy!" in text(await browser.get("/chat/conversations/c"))
+
+
+# What is wrong is told, and what was typed is kept
+
+
+WRONG = {
+    "nothing": ({"content": ""}, "The message is empty"),
+    "only blanks": ({"content": " \r\n "}, "The message is empty"),
+    "a model that is not there": ({"model": "gpt-5"}, '"gpt-5" is not offered here; these are: smollm2, other'),
+    "too long": ({"content": "x" * 1_000_001}, "1000000"),
+    "NUL": ({"content": "a\x00b"}, "not allowed here"),
+    "a control character in an id": ({"conversation_id": "a\x07b"}, "not allowed here"),
+    "an id that is too long": ({"conversation_id": "x" * 201}, "200"),
+}
+
+
+@pytest.mark.parametrize(("fields", "why"), WRONG.values(), ids=WRONG.keys())
+async def test_a_wrong_form_comes_back_with_the_reason_and_with_what_was_typed(
+    browser: httpx.AsyncClient, fields: dict[str, str], why: str
+) -> None:
+    answer = await queue(browser, **{"system_prompt": "Typed & kept.", **fields})
+    assert answer.status_code == 400
+    assert why in unescape(answer.text)
+    assert "Typed &amp; kept.</textarea>" in answer.text
+    assert (await browser.get("/api/jobs")).json() == {"jobs": []}
+
+
+async def test_a_10_mb_form_is_told_that_it_is_too_long(browser: httpx.AsyncClient) -> None:
+    answer = await queue(browser, content="x" * 10_000_000)
+    assert answer.status_code == 400
+    assert "1000000" in answer.text
+    assert (await queue(browser, content="x" * 17_000_000)).status_code == 413
+
+
+async def test_what_was_typed_survives_the_end_of_the_session(config: Config) -> None:
+    async with serving(config) as client:
+        await log_in(client)
+        await client.get("/chat/logout")
+        fields = {
+            "content": "Typed for <hours>.",
+            "system_prompt": "Kept too.",
+            "model": "other",
+            "conversation_id": "c",
+        }
+        sent = await client.post("/chat/jobs", data=fields)
+        assert sent.status_code == 401
+        assert "Typed for &lt;hours&gt;." in sent.text
+        kept = hidden_fields(sent.text)
+        assert {name: kept[name] for name in fields} == fields
+        wrong = await client.post("/chat/login", data=kept | {"password": "wrong"})
+        assert wrong.status_code == 401
+        again = await client.post("/chat/login", data=hidden_fields(wrong.text) | {"password": PASSWORD})
+        assert again.status_code == 200
+        assert "Nothing has been sent yet." in again.text
+        assert "\nTyped for &lt;hours&gt;.</textarea>" in again.text
+        assert (await client.get("/api/jobs")).json() == {"jobs": []}
+        answer = await client.post("/chat/jobs", data=fields | hidden_fields(again.text))
+        assert answer.headers["location"] == "/chat/conversations/c#job-1"
+
+
+def hidden_fields(page: str) -> dict[str, str]:
+    found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page.partition("<main")[2])
+    return {name: unescape(value) for name, value in found}
+
+
+async def test_two_tabs_share_a_session_and_a_new_login_in_one_leaves_the_other_working(
+    browser: httpx.AsyncClient,
+) -> None:
+    other_tab = hidden_fields((await browser.get("/chat/")).text)
+    await browser.post("/chat/login", data={"password": PASSWORD})
+    answer = await browser.post("/chat/jobs", data=other_tab | {"content": "from the older tab"})
+    assert answer.status_code == 303
+    # A client that tells no origin has only its token, and that is of a session that ended.
+    del browser.headers["Origin"]
+    stale = await browser.post("/chat/jobs", data=other_tab | {"content": "again"})
+    assert stale.status_code == 403
+    assert "out of date" in stale.text
+    fresh = hidden_fields(stale.text) | {"content": "again"}
+    assert (await browser.post("/chat/jobs", data=fresh)).status_code == 303
+
+
+async def test_errors_are_pages_for_people_and_problems_for_programs(browser: httpx.AsyncClient) -> None:
+    for path, status in (
+        ("/chat/nothing", 404),
+        ("/chat/conversations/unknown", 404),
+        ("/chat/conversation", 400),
+        ("/chat/jobs?before=x", 400),
+        ("/chat/jobs?before=0", 400),
+        ("/chat/conversations?page=0", 400),
+        ("/chat/conversations/c?before=-1", 400),
+        ("/chat/conversation/turns?id=unknown", 404),
+    ):
+        page = await browser.get(path)
+        assert (page.status_code, page.headers["content-type"]) == (status, "text/html; charset=utf-8"), path
+        assert "To the start" in page.text
+        problem = await browser.get(path, headers={"Accept": "application/json"})
+        assert (problem.status_code, problem.headers["content-type"]) == (status, "application/problem+json"), path
+    assert (await browser.delete("/chat/jobs")).status_code == 405
+
+
+async def test_an_unknown_status_finds_nothing_and_breaks_nothing(browser: httpx.AsyncClient) -> None:
+    answer = await browser.get("/chat/jobs", params={"status": "<script>"})
+    assert answer.status_code == 400
+    assert "<script>" not in answer.text.replace('<script type="module"', "")
+
+
+# The API's reference and the queue's monitor
+
+
+async def test_the_reference_shows_every_operation_and_the_document_lies_beside_it(browser: httpx.AsyncClient) -> None:
+    page = text(await browser.get("/chat/docs"))
+    document = (await browser.get("/chat/docs/openapi.json")).json()
+    assert document["servers"] == [{"url": "/chat"}]
+    assert len(document["paths"]) == 9
+    for path, methods in document["paths"].items():
+        assert path in page
+        for operation in methods.values():
+            assert operation["summary"] in page
+    for words in ("assistant_context", "Only jobs in this state.", "integer from 1 to 500", "prompt_tokens_done"):
+        assert words in page, words
+
+
+async def test_the_monitor_shows_the_real_queues_and_their_tasks(browser: httpx.AsyncClient) -> None:
+    assert (await browser.get("/chat/queue")).headers["location"] == "/chat/queue/"
+    shell = await browser.get("/chat/queue/")
+    scripts = re.findall(r'(?:src|href)="(/chat/queue/static/[^"]+)"', shell.text)
+    for path in scripts:
+        asset = await browser.get(path, headers={"Accept-Encoding": "identity"})
+        assert asset.status_code == 200, path
+        assert asset.headers["content-type"].startswith(("text/javascript", "text/css"))
+    assert len(scripts) == 4
+    await queue(browser)
+    await queue(browser, model="other")
+    listed = (await browser.get("/chat/queue/api/queues")).json()["queues"]
+    assert [one["name"] for one in listed] == ["llamalith:smollm2", "llamalith:other"]
+    for number, name in enumerate(("llamalith:smollm2", "llamalith:other"), start=1):
+        one = (await browser.get(f"/chat/queue/api/queues/{name}")).json()["queue"]
+        assert one["queued"] == 1
+        (task,) = one["jobs"]
+        assert (task["key"], task["kwargs"]) == (f"j{number}.a1", f"{{'job_id': {number}}}")
+        task = (await browser.get(f"/chat/queue/api/queues/{name}/jobs/j{number}.a1")).json()["job"]
+        assert (task["function"], task["queue"]) == ("wake", name)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("action", ["", "/api/queues/llamalith:smollm2/jobs/j1.a1/retry", "/x/abort"])
+async def test_the_monitor_only_shows(browser: httpx.AsyncClient, method: str, action: str) -> None:
+    answer = await browser.request(method, f"/chat/queue{action}", headers={"Accept": "*/*"})
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert "/chat/jobs" in answer.json()["detail"]
+
+
+async def test_the_monitor_says_what_it_does_not_know(config: Config, absent_redis_url: str) -> None:
+    async with serving(config) as client:
+        await log_in(client)
+        for path in ("queues/nothing", "queues/nothing/jobs/x", "queues/llamalith:smollm2/jobs/x"):
+            assert "error" in (await client.get(f"/chat/queue/api/{path}")).json(), path
+        assert (await client.get("/chat/queue/static/nothing.js")).status_code == 404
+
+
+async def test_without_redis_the_monitor_says_so_and_every_other_page_works(
+    config: Config, absent_redis_url: str
+) -> None:
+    async with serving(msgspec.structs.replace(config, redis_url=absent_redis_url)) as client:
+        await log_in(client)
+        assert (await queue(client, conversation_id="c")).status_code == 303
+        for path in ("/chat/", "/chat/jobs", "/chat/conversations", "/chat/conversations/c", "/chat/queue/"):
+            assert (await client.get(path)).status_code == 200, path
+        for path in ("queues", "queues/llamalith:smollm2", "queues/llamalith:smollm2/jobs/j1.a1"):
+            assert "Redis does not answer" in (await client.get(f"/chat/queue/api/{path}")).json()["error"]
