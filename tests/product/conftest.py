@@ -42,6 +42,8 @@ class Product:
         self.data_dir = folder / "data"
         self.port = port
         self.up = up
+        self.told: list[str] = []
+        """On standard output until it was ready; secrets are there the first time only."""
         self.api = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False)
 
     async def until_ready(self) -> list[str]:
@@ -144,7 +146,7 @@ async def start(folder: Path, port: int | None = None, **environ: str) -> Produc
 async def running(folder: Path, **environ: str) -> AsyncIterator[Product]:
     product = await start(folder, None, **environ)
     try:
-        await product.until_ready()
+        product.told = await product.until_ready()
         yield product
     finally:
         if product.up.returncode is None:

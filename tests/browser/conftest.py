@@ -1,0 +1,133 @@
+"""A real Chromium, and a real nginx with the project's own configuration.
+
+Every page that a test opens is watched: a script error, a dialog, a breach of the content policy or a request to
+another host fails the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, async_playwright
+
+from tests.needs import need
+from tests.product.conftest import free_port
+from tests.settle import eventually
+
+ROOT = Path(__file__).parents[2]
+SCREENSHOTS = ROOT / "screenshots"
+FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+
+
+class Watched:
+    """A browser window and everything in it that should not have happened."""
+
+    def __init__(self, context: BrowserContext, base: str) -> None:
+        self.context = context
+        self.base = base
+        self.bad: list[str] = []
+        self.requests: list[str] = []
+        context.on("page", self._watch)
+        context.on("request", self._on_request)
+        context.on("console", self._on_console)
+        context.on("weberror", lambda error: self.bad.append(f"script error: {error.error}"))
+        context.on("dialog", self._on_dialog)
+
+    async def page(self, path: str | None = None) -> Page:
+        page = await self.context.new_page()
+        if path is not None:
+            await page.goto(self.base + path)
+        return page
+
+    def _watch(self, page: Page) -> None:
+        page.on("crash", lambda _: self.bad.append("the page crashed"))
+
+    def _on_request(self, request: Request) -> None:
+        self.requests.append(request.url)
+        if urlsplit(request.url).netloc != urlsplit(self.base).netloc and not request.url.startswith("data:"):
+            self.bad.append(f"request to another host: {request.url}")
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        # What the server answered is the test's own business; the rest of the errors is ours.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            self.bad.append(f"console: {message.text}")
+
+    async def _on_dialog(self, dialog: Any) -> None:
+        self.bad.append(f"dialog: {dialog.message}")
+        await dialog.dismiss()
+
+
+@pytest.fixture
+async def chromium() -> AsyncIterator[Browser]:
+    path = need("chromium", "chromium")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        await browser.close()
+
+
+@asynccontextmanager
+async def window(chromium: Browser, base: str, **options: Any) -> AsyncIterator[Watched]:
+    context = await chromium.new_context(**options)
+    watched = Watched(context, base)
+    yield watched
+    await context.close()
+    assert watched.bad == []
+
+
+@asynccontextmanager
+async def nginx(folder: Path, app_port: int) -> AsyncIterator[str]:
+    """The origin under which nginx serves what listens on `app_port`, as deploy/nginx.conf says."""
+    program = need("nginx", "nginx-light")
+    port = free_port()
+    ours = (ROOT / "deploy" / "nginx.conf").read_text()
+    for there, here in (("listen 80;", f"listen 127.0.0.1:{port};"), ("127.0.0.1:8000", f"127.0.0.1:{app_port}")):
+        assert ours.count(there) == 1, there
+        ours = ours.replace(there, here)
+    (folder / "llamalith.conf").write_text(ours)
+    temporary = "".join(
+        f"{name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    main = folder / "nginx.conf"
+    main.write_text(
+        f"pid {folder}/nginx.pid;\nerror_log {folder}/nginx.log;\ndaemon off;\nuser root;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{temporary}include {folder}/llamalith.conf;\n}}\n"
+    )
+    process = await asyncio.create_subprocess_exec(program, "-e", str(folder / "nginx.log"), "-c", str(main))
+
+    async def listens() -> bool:
+        assert process.returncode is None, (folder / "nginx.log").read_text()
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    try:
+        await eventually(listens)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def violations(page: Page) -> list[str]:
+    """What axe-core finds wrong on a page, each with its first place."""
+    found = await Axe().run(page)
+    return [
+        f"{page.url}: {one['id']}: {one['help']}: {one['nodes'][0]['html'][:200]}"
+        for one in found.response["violations"]
+    ]
+
+
+async def photograph(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(exist_ok=True)
+    await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)

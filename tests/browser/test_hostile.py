@@ -1,0 +1,277 @@
+"""What others put before a person's browser: texts that would like to run, and pages on other ports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+import structlog
+from playwright.async_api import Browser, expect
+
+from llamalith_app.config import Config
+from tests.browser.conftest import window
+from tests.browser.payloads import payloads
+from tests.settle import eventually
+from tests.web.conftest import PASSWORD, log_in, make_config, serving
+from tests.worker.conftest import Script, working
+
+PAYLOADS = payloads()
+
+
+@pytest.fixture
+def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
+    return make_config(tmp_path, database_path, redis_url)
+
+
+@pytest.fixture
+async def client(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(config) as client:
+        yield client
+
+
+def origin(client: httpx.AsyncClient) -> str:
+    return str(client.base_url).rstrip("/")
+
+
+async def session_cookie(client: httpx.AsyncClient) -> dict[str, str]:
+    await log_in(client)
+    (cookie,) = client.cookies.jar
+    return {"name": cookie.name, "value": cookie.value or "", "url": origin(client)}
+
+
+def test_there_are_two_hundred_different_payloads() -> None:
+    assert len(set(PAYLOADS)) >= 200
+
+
+@pytest.mark.slow
+async def test_no_payload_runs_whether_message_id_prompt_reply_or_error(
+    config: Config, client: httpx.AsyncClient, chromium: Browser, tmp_path: Path
+) -> None:
+    """Each stands as message, title, system prompt and conversation id, and as the reply or as the reason of a
+    failure; first as rows that change under the reader's eyes, then on its conversation's page."""
+    ids = [
+        f"{number:03} {payload}"[:200].replace("\n", " ").replace("\t", " ") for number, payload in enumerate(PAYLOADS)
+    ]
+    script = Script(tmp_path / "script.json")
+    script.write(
+        *(
+            {"when": f"{number:03} ", "refuse" if number % 4 == 3 else "reply": payload}
+            for number, payload in enumerate(PAYLOADS)
+        )
+    )
+    cookie = await session_cookie(client)
+    async with window(chromium, origin(client)) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/")
+        for number, payload in enumerate(PAYLOADS):
+            fields = {"content": f"{number:03} {payload}", "system_prompt": payload, "conversation_id": ids[number]}
+            assert (await client.post("/api/jobs", json=fields)).status_code == 200
+        async with working(config, script):
+
+            async def over() -> bool:
+                listed = (await client.get("/api/jobs?limit=500")).json()["jobs"]
+                return all(job["status"] in ("done", "error") for job in listed)
+
+            await eventually(over, within_s=120)
+        jobs = {job["id"]: job for job in (await client.get("/api/jobs?limit=500")).json()["jobs"]}
+        assert [jobs[number + 1]["result"] for number in range(len(PAYLOADS))] == PAYLOADS
+        await expect(page.locator(f"#job-{len(PAYLOADS)} .badge")).to_have_text("Done", timeout=20_000)
+        await untouched(page)
+        for path in ("/chat/jobs", "/chat/jobs?before=151", "/chat/jobs?before=101", "/chat/jobs?before=51"):
+            await page.goto(origin(client) + path)
+            await untouched(page)
+        for path in ("/chat/conversations", "/chat/conversations?page=2", "/chat/conversations?page=4"):
+            await page.goto(origin(client) + path)
+            await untouched(page)
+        for number, payload in enumerate(PAYLOADS):
+            await page.goto(f"{origin(client)}/chat/conversation?id={quote(ids[number], safe='')}")
+            said = page.locator(".said")
+            assert await said.first.locator(".text").text_content() == f"{number:03} {payload}"
+            failed = f"This job failed: {payload}" if number % 4 == 3 else payload
+            assert await said.last.locator("p").first.text_content() == failed
+            await untouched(page)
+    assert len(browser.requests) > len(PAYLOADS)
+
+
+async def untouched(page: object) -> None:
+    """Nothing ran, and nothing of what stands on the page was made by a payload."""
+    found = await page.evaluate(  # type: ignore[attr-defined]
+        """() => ({
+            ran: window.__ran ?? null,
+            scripts: document.querySelectorAll('script').length,
+            foreign: document.querySelectorAll(
+                'iframe, object, embed, base, style, video, audio, math, template, dialog, marquee, '
+                + 'img:not([src^="/chat/static/"])'
+            ).length,
+            handlers: [...document.querySelectorAll('*')].filter(
+                (one) => [...one.attributes].some((a) => a.name.startsWith('on')
+                    || (a.name !== 'value' && a.value.trim().toLowerCase().startsWith('javascript:')))
+            ).length,
+        })"""
+    )
+    assert found == {"ran": None, "scripts": 1, "foreign": 0, "handlers": 0}
+
+
+async def test_a_payload_in_a_form_that_comes_back_is_text(client: httpx.AsyncClient, chromium: Browser) -> None:
+    cookie = await session_cookie(client)
+    async with window(chromium, origin(client)) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/")
+        for payload in PAYLOADS[::10]:
+            await page.goto(origin(client) + "/chat/")
+            await page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+            await page.get_by_label("System prompt").fill(payload)
+            await page.get_by_label("Message").fill("  ")
+            await page.get_by_role("button", name="Queue it").click()
+            await expect(page.get_by_role("heading", name="Not sent yet")).to_be_visible()
+            assert await page.get_by_label("System prompt").input_value() == payload
+            await untouched(page)
+
+
+ATTACK = """<!doctype html><title>A nice page</title>
+<img src="{target}/chat/logout">
+<form id="form" method="post" action="{target}/chat/jobs" target="frame">
+<input name="content" value="sent by another page"></form>
+<form id="text" method="post" action="{target}/api/jobs" enctype="text/plain" target="frame">
+<input name='{{"content":"sent as text","x":"' value='"}}'></form>
+<form id="login" method="post" action="{target}/chat/login" target="frame">
+<input name="password" value="{password}"></form>
+<iframe name="frame"></iframe>
+<script>
+const results = []
+const ask = async (path, options) => {{
+  try {{
+    const answer = await fetch("{target}" + path, {{ credentials: "include", ...options }})
+    results.push(path + " " + answer.type + " " + answer.status)
+  }} catch {{ results.push(path + " refused") }}
+}}
+const json = JSON.stringify({{ content: "sent by fetch" }})
+const attack = async () => {{
+  for (const mode of ["cors", "no-cors"]) {{
+    await ask("/api/jobs", {{ method: "POST", mode, body: json, headers: {{ "Content-Type": "text/plain" }} }})
+    const form = {{ "Content-Type": "application/x-www-form-urlencoded" }}
+    await ask("/chat/jobs", {{ method: "POST", mode, body: "content=x", headers: form }})
+    await ask("/chat/logout", {{ method: "POST", mode }})
+    await ask("/api/jobs", {{ mode }})
+  }}
+  await ask("/api/jobs", {{ method: "POST", body: json, headers: {{ "Content-Type": "application/json" }} }})
+  return results
+}}
+</script>"""
+
+
+@asynccontextmanager
+async def another_site(html: str) -> AsyncIterator[str]:
+    """A page on another port of this host: for cookies the same site, for everything else another origin."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = html.encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_page_on_another_port_makes_no_job_reads_nothing_and_logs_nobody_out(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    cookie = await session_cookie(client)
+    html = ATTACK.format(target=origin(client), password=PASSWORD)
+    async with another_site(html) as site:
+        context = await chromium.new_context()
+        await context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await context.new_page()
+        with structlog.testing.capture_logs() as lines:
+            await page.goto(site)
+            results = await page.evaluate("attack()")
+        # The session went along with the picture: it was the server that did not obey.
+        assert ("/chat/logout", "session:1", 200) in {
+            (line["route"], line["principal"], line["status"]) for line in lines if line["event"] == "request"
+        }
+        for form in ("form", "text", "login"):
+            async with page.expect_response(lambda answer: answer.request.method == "POST") as answered:
+                await page.evaluate("(id) => document.getElementById(id).submit()", form)
+            assert (await answered.value).status == 403
+        await page.goto(f"{origin(client)}/chat/")
+        await expect(page.get_by_role("heading", name="New job")).to_be_visible()
+        assert await page.locator(".rows li[id^=job]").count() == 0
+        await context.close()
+    assert (await client.get("/api/jobs")).json() == {"jobs": []}
+    assert len(results) == 9
+    assert not any(" 200" in result for result in results), json.dumps(results, indent=1)
+
+
+async def test_a_link_elsewhere_to_the_logout_asks_first(client: httpx.AsyncClient, chromium: Browser) -> None:
+    cookie = await session_cookie(client)
+    async with another_site(f'<a href="{origin(client)}/chat/logout">prizes</a>') as site:
+        context = await chromium.new_context()
+        await context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await context.new_page()
+        await page.goto(site)
+        await page.get_by_role("link", name="prizes").click()
+        await expect(page.get_by_role("heading", name="Log out?")).to_be_visible()
+        await page.get_by_role("link", name="Stay").click()
+        await expect(page.get_by_role("heading", name="New job")).to_be_visible()
+        await page.goto(f"{origin(client)}/chat/logout")
+        await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+        await context.close()
+
+
+async def test_no_page_can_be_framed(client: httpx.AsyncClient, chromium: Browser) -> None:
+    async with another_site(f'<iframe src="{origin(client)}/chat/login"></iframe>') as site:
+        context = await chromium.new_context()
+        page = await context.new_page()
+        told: list[str] = []
+        page.on("console", lambda message: told.append(message.text))
+        await page.goto(site)
+
+        async def refused() -> bool:
+            return any("frame-ancestors" in text or "X-Frame-Options" in text for text in told)
+
+        await eventually(refused)
+        await context.close()
+
+
+async def test_an_open_page_says_that_its_session_has_ended_and_keeps_what_was_typed(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    cookie = await session_cookie(client)
+    async with window(chromium, origin(client)) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/")
+        await page.get_by_label("Message").fill("typed for an hour")
+        await client.get("/chat/logout")
+        await expect(page.locator("#trouble")).to_contain_text("Your session has ended.", timeout=10_000)
+        await page.get_by_role("button", name="Queue it").click()
+        await expect(page.get_by_text("typed for an hour")).to_be_visible()
+        await page.get_by_label("Password").fill(PASSWORD)
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_label("Message")).to_have_value("typed for an hour")
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#job-1")).to_contain_text("typed for an hour")
+
+
+async def test_an_open_page_says_that_the_server_is_away_and_goes_on_when_it_is_back(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    cookie = await session_cookie(client)
+    async with window(chromium, origin(client)) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/")
+        await browser.context.set_offline(True)
+        await expect(page.locator("#trouble")).to_contain_text("No connection", timeout=10_000)
+        await client.post("/api/jobs", json={"content": "queued meanwhile"})
+        await browser.context.set_offline(False)
+        await expect(page.locator("#job-1")).to_contain_text("queued meanwhile", timeout=10_000)
+        await expect(page.locator("#trouble")).to_be_hidden()

@@ -1,0 +1,212 @@
+"""What a person does with the product: the real model, behind the real nginx, in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from tests.browser.conftest import Watched, nginx, photograph, violations, window
+from tests.product.conftest import Product, running
+
+pytestmark = pytest.mark.slow
+
+STORY = "Write a very long story about a dragon, with every detail of its life."
+
+
+class Installation(NamedTuple):
+    product: Product
+    origin: str
+    password: str
+
+
+@pytest.fixture
+async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
+    (tmp_path / "nginx").mkdir()
+    # Read by `up` before it makes its own, whose password it tells once on standard output.
+    async with running(tmp_path, LLAMALITH_TRUSTED_PROXIES="127.0.0.1") as product:
+        (told,) = [line for line in product.told if "admin password" in line]
+        async with nginx(tmp_path / "nginx", product.port) as origin:
+            yield Installation(product, origin, told.split()[-1])
+
+
+async def log_in(window: Watched, password: str, path: str = "/chat/") -> Page:
+    page = await window.page(path)
+    await page.get_by_label("Password").fill(password)
+    await page.get_by_role("button", name="Log in").click()
+    return page
+
+
+async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: Installation, chromium: Browser) -> None:
+    _, origin, password = installation
+    async with window(chromium, origin, viewport={"width": 1280, "height": 800}) as browser:
+        page = await log_in(browser, password, "/chat/jobs?status=done")
+        await expect(page).to_have_url(f"{origin}/chat/jobs?status=done")
+        await page.get_by_role("link", name="New job").click()
+        await expect(page.get_by_text("No jobs yet.")).to_be_visible()
+        await page.get_by_label("Message").fill("Say hello to the <b>dragon</b>.")
+        await page.get_by_text("System prompt").first.click()
+        await page.get_by_label("System prompt").fill("You are brief and kind.")
+        await page.get_by_role("button", name="Queue it").click()
+        job = page.locator("#job-1")
+        await expect(job.get_by_text("Done")).to_be_visible(timeout=60_000)
+        await expect(page.locator("#announcement")).to_have_text("Job 1: Done")
+        await job.get_by_role("link", name="Say hello to the <b>dragon</b>.").click()
+        first = page.locator("#job-1 .said.model .text")
+        await expect(first).not_to_be_empty()
+        assert await page.get_by_label("System prompt").input_value() == "You are brief and kind."
+        await page.get_by_label("Message").fill("Say it again.")
+        await page.keyboard.press("Control+Enter")
+        await expect(page).to_have_url(f"{page.url.partition('#')[0]}#job-2")
+        typed = "typed while the reply is being written"
+        await page.get_by_label("Message").fill(typed)
+        second = page.locator("#job-2")
+        await expect(second.get_by_text("Done")).to_be_visible(timeout=60_000)
+        await expect(second.locator(".said.model .text")).not_to_be_empty()
+        assert await page.get_by_label("Message").input_value() == typed, "the reply came without a reload"
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page).to_have_url(f"{origin}/chat/login")
+        await page.go_back()
+        await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+        await expect(page.get_by_text("dragon")).to_have_count(0)
+
+
+async def test_everything_is_done_by_the_keyboard_alone(installation: Installation, chromium: Browser) -> None:
+    _, origin, password = installation
+    async with window(chromium, origin) as browser:
+        page = await browser.page("/chat/")
+        await page.keyboard.type(password)
+        await page.keyboard.press("Enter")
+        await expect(page).to_have_url(f"{origin}/chat/")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_label("Message")).to_be_focused()
+        outline = await page.get_by_label("Message").evaluate("(field) => getComputedStyle(field).outlineWidth")
+        assert outline == "3px"
+        await page.keyboard.type("Say hi.")
+        await page.keyboard.press("Control+Enter")
+        await expect(page.locator("#job-1 .badge.done")).to_be_visible(timeout=60_000)
+        await page.locator("#job-1 a").focus()
+        await page.keyboard.press("Enter")
+        await expect(page).to_have_url(f"{origin}/chat/conversations/{await conversation_id(page)}#job-1")
+
+
+async def conversation_id(page: Page) -> str:
+    words = await page.get_by_text("Conversation ", exact=False).last.inner_text()
+    return words.removeprefix("Conversation ")
+
+
+async def test_the_forms_work_without_javascript(installation: Installation, chromium: Browser) -> None:
+    product, origin, password = installation
+    async with window(chromium, origin, java_script_enabled=False) as browser:
+        page = await log_in(browser, password)
+        await page.get_by_label("Message").fill("Say hello.")
+        await page.get_by_role("button", name="Queue it").click()
+        assert (await product.ended(1))["status"] == "done"
+        await page.get_by_role("link", name="Refresh").click()
+        await expect(page.locator("#job-1 .badge")).to_have_text("Done")
+        await page.locator("#job-1 a").click()
+        await page.get_by_label("Message").fill("Again.")
+        await page.get_by_role("button", name="Send").click()
+        assert (await product.ended(2))["status"] == "done"
+        await page.get_by_role("link", name="Refresh").click()
+        await expect(page.locator("#job-2 .badge")).to_have_text("Done")
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page).to_have_url(f"{origin}/chat/login")
+
+
+async def test_the_monitor_shows_the_running_task_and_its_progress_and_changes_nothing(
+    installation: Installation, chromium: Browser
+) -> None:
+    product, origin, password = installation
+    async with window(chromium, origin, viewport={"width": 1280, "height": 800}) as browser:
+        page = await log_in(browser, password, "/chat/queue")
+        await expect(page).to_have_url(f"{origin}/chat/queue/")
+        await expect(page.get_by_role("heading", name="Queues")).to_be_visible()
+        for number in range(12):
+            await product.submit(STORY, f"c{number}")
+        await page.get_by_role("link", name="llamalith:smollm2").click()
+        await page.get_by_role("link", name="j1.a1").first.click()
+        # A task tells SAQ its progress every 5 s; one task goes on as long as there is work.
+        bar = page.locator("progress")
+        await expect(bar).not_to_have_js_property("value", 0, timeout=60_000)
+        await expect(page.get_by_text("active")).to_be_visible()
+        await photograph(page, "monitor")
+        await expect(page.get_by_role("button", name="Retry")).to_have_count(0)
+        await page.reload()
+        await expect(page.get_by_role("heading", name="Job")).to_be_visible()
+        status = await page.evaluate("fetch(location.href, {method: 'POST'}).then((answer) => answer.status)")
+        assert status == 405
+
+
+async def test_nginx_hands_on_the_api_under_the_pages_prefix(installation: Installation) -> None:
+    product, origin, _ = installation
+    async with httpx.AsyncClient(base_url=origin, headers=product.api.headers, trust_env=False) as client:
+        assert (await client.get("/chat")).headers["location"] == "/chat/"
+        accepted = await client.post("/chat/api/jobs", json={"content": "Say hi.", "conversation_id": "a/b"})
+        assert accepted.status_code == 200
+        assert (await product.ended(1))["status"] == "done"
+        assert (await client.get("/chat/api/jobs/1")).json()["conversation_id"] == "a/b"
+        too_big = await client.post("/chat/api/jobs", content=b"x" * (16 * 1024 * 1024 + 1))
+        assert too_big.status_code == 413
+        assert (await client.get("/api/jobs")).status_code == 404, "only /chat/ is served"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
+    installation: Installation, chromium: Browser, scheme: str, width: int
+) -> None:
+    product, origin, password = installation
+    story = "Tell me in three sentences how a small dragon learned to share its treasure."
+    await product.ended(await product.submit(story, "dragon", system_prompt="You are a patient storyteller."))
+    await product.ended(await product.submit("And what did its friends say?", "dragon"))
+    await product.ended(await product.submit("word " * 20_000, "too long"))
+    options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    async with window(chromium, origin, **options) as browser:
+        page = await browser.page("/chat/")
+
+        async def judge(name: str) -> None:
+            # Chromium fades between colour schemes; axe must see the end of it.
+            assert await violations(page) == []
+            wider = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wider <= 0, f"{name} scrolls sideways by {wider} px"
+            await photograph(page, f"{name}-{scheme}-{width}")
+
+        await judge("login")
+        await page.get_by_label("Password").fill("wrong")
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_text("Wrong password.")).to_be_visible()
+        await judge("login-wrong")
+        await page.get_by_label("Password").fill(password)
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page).to_have_url(f"{origin}/chat/")
+        await product.submit("Write a long story about the sea.", "dragon")
+        await product.submit("And one about the wind.", "dragon")
+        for name, path in (
+            ("dashboard", "/chat/"),
+            ("jobs", "/chat/jobs"),
+            ("jobs-empty", "/chat/jobs?status=cancelled"),
+            ("conversations", "/chat/conversations"),
+            ("conversation", "/chat/conversations/dragon"),
+            ("api", "/chat/docs"),
+            ("not-found", "/chat/nothing"),
+        ):
+            await page.goto(origin + path)
+            await judge(name)
+        for details in await page.locator("details").all():
+            await details.evaluate("(one) => { one.open = true }")
+        await page.goto(origin + "/chat/docs")
+        await page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+        await judge("api-open")
+        await page.goto(origin + "/chat/")
+        await page.get_by_label("Message").fill("   ")
+        await page.get_by_role("button", name="Queue it").click()
+        await expect(page.get_by_role("heading", name="Not sent yet")).to_be_visible()
+        await judge("not-sent")

@@ -1,0 +1,19 @@
+"""Programs of the system that some tests need; where one is missing they are skipped, or fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def need(program: str, package: str) -> str:
+    """Its path. Skips the test where it is missing, or fails it where LLAMALITH_REQUIRE_ALL=1."""
+    path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if path is not None:
+        return path
+    reason = f"{program} is not here (Debian: apt-get install {package})"
+    if os.environ.get("LLAMALITH_REQUIRE_ALL") == "1":
+        pytest.fail(f"{reason}, and LLAMALITH_REQUIRE_ALL=1 wants every test to run")
+    pytest.skip(reason)
