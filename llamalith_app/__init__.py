@@ -4,7 +4,7 @@ The map:
 
     app.py           the web's composition root: create_app(config)
     cli.py           the `llamalith` command; commands/ has a module for each subcommand
-    commands/        up, web, worker, migrate, check, init, config, hash-password
+    commands/        up, web, worker, migrate, init, check, healthcheck, config, hash-password
     config.py        every setting; the only reader of the environment
     config_file.py   judges a config.json
     contracts/       the shapes of everything that crosses a wire

@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "migrate": Subcommand("llamalith_app.commands.migrate", "Bring the database to this version's schema."),
     "init": Subcommand("llamalith_app.commands.init", "Write a .env with fresh secrets."),
     "check": Subcommand("llamalith_app.commands.check", "Judge the record by its invariants."),
+    "healthcheck": Subcommand("llamalith_app.commands.healthcheck", "Tell whether web or worker is alive here."),
     "config": Subcommand("llamalith_app.commands.config", "Judge a config.json, or print its schema."),
     "hash-password": Subcommand("llamalith_app.commands.hash_password", "Print a password's hash for .env."),
 }
