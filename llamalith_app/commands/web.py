@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 
 import click
@@ -19,6 +21,8 @@ from llamalith_app.config import Config
 @click.option("--parent-fd", type=int, default=None, hidden=True)
 def command(host: str, port: int, data_dir: Path | None, parent_fd: int | None) -> None:
     """Serve the API. Needs a worker beside it for anything to be answered."""
+    # Heard before uvicorn listens to it, also as PID 1, and after it has drained, when it raises the signal once more.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = begin("web", data_dir, parent_fd)
     uvicorn.Server(server_config(config, host=host, port=port)).run()
 
