@@ -8,13 +8,14 @@ The map:
     config.py        every setting; the only reader of the environment
     config_file.py   judges a config.json
     contracts/       the shapes of everything that crosses a wire
-    controllers/     thin HTTP: jobs, conversations, legacy, health, pages; problems and the request log
+    controllers/     thin HTTP: API, pages, login, monitor, docs, probes; problems, headers and the request log
     engine/          the child process that holds a model: plan -> evaluate -> apply
     errors.py        one error tree, with what HTTP says of each
     grammar.py       named GBNF grammars, found at start
     grammars/        those that are shipped
-    guards/          who may come in
-    jobs/            from an accepted prompt to a stored reply: submit, queue, generate, pool, order, sweep, worker
+    guards/          who may come in: token or session, where a browser comes from, passwords
+    jobs/            from an accepted prompt to a stored reply: submit, queue, generate, pool, order,
+                     sweep, worker; and what SAQ's monitor shows
     logs.py          structured logs
     parent.py        a child notices that its parent is gone
     pidfile.py       a pid that proves itself by a lock
@@ -23,11 +24,15 @@ The map:
     up.py            the whole product on one machine
     valkey.py        the embedded Valkey
 
-Three routes to keep short:
+Beside the package: templates/ and static/, the pages as HTML, one stylesheet and one script.
+
+Four routes to keep short:
 
 - A prompt: guards -> controllers -> jobs/submit -> store/jobs.submit -> commit -> hint (jobs/queue), and from there
   jobs/generate -> jobs/pool -> store/jobs.claim -> engine -> store/jobs.finish.
 - A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/process -> jobs/generate.
+- A page: guards (session) -> controllers/pages -> store, controllers/live -> templates; static/app.js asks for its
+  lists again and puts in place what changed.
 - A setting: config.load() -> create_app, Worker or a command -> the constructor that needs it.
 
 Direction: controllers -> submit -> store <- generate -> engine; contracts, errors and config are leaves.

@@ -54,6 +54,30 @@ def test_every_variable_stands_in_the_example() -> None:
     assert [name for name in VARIABLES if f"{name}=" not in example] == []
 
 
+def test_every_picture_and_file_that_the_readme_links_to_is_there() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) >= 4
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_messages_under_troubleshooting_are_the_real_ones() -> None:
+    table = README.partition("## Troubleshooting")[2]
+    messages = re.findall(r"^\| .*?`([^`]+)`", table, re.MULTILINE)
+    assert len(messages) > 10
+    files = [*(ROOT / "llamalith_app").rglob("*.py"), *(ROOT / "templates").iterdir()]
+    source = re.sub(r'"\s*f?"', "", "".join(path.read_text() for path in files))
+    # What stands for a number, a name or a part that is left out may be anything.
+    unknown = [
+        message
+        for message in messages
+        if not all(
+            part.strip(" .") in source
+            for part in re.split(r"…|\d+|N8N_API_TOKEN: |\(pid N\)|\"x\"|\bseconds\.$", message)
+        )
+    ]
+    assert unknown == []
+
+
 def test_every_module_stands_on_the_map() -> None:
     """The map in `llamalith_app/__init__.py` names what is there, and nothing that is not."""
     package = Path(llamalith_app.__file__).parent

@@ -179,7 +179,7 @@ async def test_a_part_asks_for_the_turns_that_may_still_change(browser: httpx.As
 async def test_every_conversation_has_a_page(browser: httpx.AsyncClient, public_id: str) -> None:
     await browser.post("/api/jobs", json={"content": "find me", "conversation_id": public_id})
     listed = await browser.get("/chat/conversations")
-    (address,) = {unescape(one) for one in re.findall(r'href="(/chat/conversation[s/?][^"]+)"', listed.text)}
+    (address,) = {unescape(one) for one in re.findall(r'href="(/chat/conversation[s/?][^"]+)#reply"', listed.text)}
     page = await browser.get(address)
     assert page.status_code == 200
     assert "find me" in page.text
