@@ -38,6 +38,23 @@ def read_pid(path: Path) -> int | None:
     return int(text) if text.isdecimal() and int(text) > 1 else None
 
 
+def is_held(path: str) -> bool | None:
+    """Does a process hold this lock; asked shared, as several may ask at once. None: it cannot be seen from here."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return False
+
+
 async def replace(path: Path, *, term_s: float = 10.0, kill_s: float = 5.0) -> tuple[int, bool]:
     """The locked file, and whether a process had to be ended for it: SIGTERM, after `term_s` seconds SIGKILL.
 

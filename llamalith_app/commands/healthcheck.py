@@ -6,8 +6,6 @@ jobs can be done (that is `/readyz`), and loads neither the web nor the database
 
 from __future__ import annotations
 
-import fcntl
-import os
 import socket
 import sqlite3
 from contextlib import closing
@@ -18,6 +16,7 @@ import click
 
 from llamalith_app.config import load
 from llamalith_app.errors import ConfigError, LlamalithError
+from llamalith_app.pidfile import is_held
 
 PATIENCE_S = 3.0
 
@@ -66,27 +65,10 @@ def worker(data_dir: Path | None) -> None:
     except sqlite3.Error as error:
         raise Unhealthy(f"{path}: {_reason(error)}") from None
     for worker_id, lock_path in found:
-        if _is_held(lock_path):
+        if is_held(lock_path):
             click.echo(f"worker {worker_id} is alive")
             return
     raise Unhealthy("no worker of this machine is alive")
-
-
-def _is_held(lock_path: str) -> bool:
-    """True if a process holds the lock. Shared, as several may ask at once; False where its file is not here."""
-    try:
-        descriptor = os.open(lock_path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import time
 from collections.abc import Callable, Container, Iterable
 from datetime import UTC, datetime, timedelta
@@ -19,6 +18,7 @@ import structlog
 
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order
+from llamalith_app.pidfile import is_held
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
@@ -39,21 +39,6 @@ def hold_lock(path: Path) -> IO[str]:
     lock = open(path, "w")  # noqa: SIM115 - open as long as the process
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return lock
-
-
-def is_gone(lock_path: str) -> bool:
-    """True if the lock's holder has ended. False also where its file cannot be seen from here."""
-    try:
-        descriptor = os.open(lock_path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def _forget(lock_path: str) -> None:
@@ -83,7 +68,7 @@ class Sweeper:
     async def sweep(self) -> None:
         await self._see_that_beats_can_be_written()
         for sibling in await self._database.read(workers.not_ended):
-            if sibling.id != self._worker_id and is_gone(sibling.lock_path):
+            if sibling.id != self._worker_id and is_held(sibling.lock_path) is False:
                 held = await self._database.read(jobs.held, sibling.id)
                 await self._take(held, f"worker {sibling.id} ended")
                 await self._database.write_lightly(workers.end, sibling.id, datetime.now(UTC))

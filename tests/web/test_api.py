@@ -12,7 +12,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -160,7 +159,11 @@ async def test_a_submit_waits_for_no_redis_that_is_absent(config: Config, absent
     assert [job["id"] for job in listed.json()["jobs"]] == list(range(20, 0, -1))
 
 
-async def test_a_submit_waits_for_no_redis_that_is_frozen(config: Config, tmp_path: Path) -> None:
+async def test_a_submit_waits_for_no_redis_that_is_frozen(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So long that an answer that waited for its hint would come too late on any machine.
+    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 60)
     path = tmp_path / "frozen.sock"
     with socket.socket(socket.AF_UNIX) as frozen:
         # The kernel takes connections for it; nobody ever reads.
@@ -168,12 +171,9 @@ async def test_a_submit_waits_for_no_redis_that_is_frozen(config: Config, tmp_pa
         frozen.listen()
         async with serving(msgspec.structs.replace(config, redis_url=f"unix://{path}")) as api:
             await api.get("/healthz")
-            started = time.perf_counter()
-            answer = await api.post("/api/jobs", json={"content": "x"})
-            took = time.perf_counter() - started
+            async with asyncio.timeout(15):
+                answer = await api.post("/api/jobs", json={"content": "x"})
     assert answer.status_code == 200
-    # The hint's own limit is 200 ms: an answer that took as long would have waited for it.
-    assert took < 0.15
 
 
 @pytest.mark.parametrize("given", ["abc-123_X.y", "a" * 128])
