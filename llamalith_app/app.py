@@ -10,19 +10,18 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.datastructures import CacheControlHeader, State
+from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.static_files import create_static_files_router
 
 from llamalith_app import __version__, grammar
 from llamalith_app.config import Config
 from llamalith_app.controllers import html, login
 from llamalith_app.controllers.conversations import Conversations
 from llamalith_app.controllers.docs import Docs
-from llamalith_app.controllers.headers import SecurityHeaders
+from llamalith_app.controllers.envelope import Envelope
 from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
@@ -35,7 +34,7 @@ from llamalith_app.controllers.request import MAX_BODY_BYTES, AppRequest, Parts
 from llamalith_app.controllers.request_log import RequestLog
 from llamalith_app.errors import LlamalithError, LoginNeeded, StaleForm
 from llamalith_app.guards.passwords import Passwords
-from llamalith_app.guards.principal import OPEN, PrincipalGuard
+from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import Sessions
 from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.queue import Hints, impatient_redis
@@ -89,15 +88,7 @@ def create_app(config: Config) -> RequestLog:
             Router("/api", route_handlers=api),
             Router("/chat/api", route_handlers=api, include_in_schema=False),
             Probes,
-            Router("/chat", route_handlers=[Pages, Doors, Docs, QueueMonitor], include_in_schema=False),
-            create_static_files_router(
-                html.STATIC_URL,
-                [html.STATIC],
-                opt=OPEN,
-                # Its address carries the file's digest.
-                cache_control=CacheControlHeader(public=True, max_age=365 * 24 * 3600, immutable=True),
-                include_in_schema=False,
-            ),
+            Router("/chat", route_handlers=[Pages, Doors, Docs, QueueMonitor, html.asset], include_in_schema=False),
         ],
         guards=[PrincipalGuard(config.api_token, parts.sessions)],
         template_config=html.template_config(),
@@ -137,4 +128,4 @@ def create_app(config: Config) -> RequestLog:
         logging_config=None,
         debug=False,
     )
-    return RequestLog(SecurityHeaders(app))
+    return RequestLog(Envelope(app))

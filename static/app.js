@@ -4,6 +4,8 @@
 const OPEN_MS = 700
 const IDLE_MS = 4000
 const TROUBLE_MS = 3000
+const PATIENCE_MS = 10000
+const SENDING_MS = 8000
 
 const localTimes = (root) => {
   for (const time of root.querySelectorAll("time")) {
@@ -17,12 +19,13 @@ const localTimes = (root) => {
 const trouble = document.getElementById("trouble")
 
 const tell = (text, link) => {
-  if (trouble.textContent === text + (link ? " Log in" : "")) return
+  const label = "Log in in a new tab"
+  if (trouble.textContent === text + (link ? ` ${label}` : "")) return
   trouble.textContent = text
   if (link) {
     const anchor = document.createElement("a")
-    anchor.href = link
-    anchor.textContent = "Log in"
+    // Beside this page, which holds what was typed.
+    Object.assign(anchor, { href: link, target: "_blank", rel: "noopener", textContent: label })
     trouble.append(" ", anchor)
   }
   trouble.hidden = !text
@@ -34,6 +37,7 @@ class LiveList {
     this.list = list
     this.shown = new Map([...list.children].map((item) => [item.id, item.outerHTML]))
     this.timer = 0
+    this.asking = false
     localTimes(list)
     document.addEventListener("visibilitychange", () => this.schedule(0))
     this.schedule()
@@ -49,9 +53,15 @@ class LiveList {
   }
 
   async refresh() {
+    // One question at a time: of two, the older answer could come last.
+    if (this.asking) return
+    this.asking = true
     let next = this.pause
     try {
-      const answer = await fetch(this.list.dataset.live, { headers: { Accept: "text/html" } })
+      const answer = await fetch(this.list.dataset.live, {
+        headers: { Accept: "text/html" },
+        signal: AbortSignal.timeout(PATIENCE_MS),
+      })
       if (answer.redirected) {
         tell("Your session has ended. What you typed here is not lost.", "/chat/login")
         return
@@ -63,6 +73,8 @@ class LiveList {
     } catch {
       tell("No connection to Llamalith just now. Trying again.")
       next = TROUBLE_MS
+    } finally {
+      this.asking = false
     }
     this.schedule(next)
   }
@@ -74,20 +86,31 @@ class LiveList {
       const ids = new Set(order.map((item) => item.id))
       for (const item of [...this.list.children]) if (!ids.has(item.id)) this.remove(item)
     }
+    const said = []
     let place = part ? null : this.list.firstElementChild
     for (const item of order) {
       const there = this.list.querySelector(`:scope > [id="${CSS.escape(item.id)}"]`)
       const html = item.outerHTML
       let now = there
       if (!there || this.shown.get(item.id) !== html) {
-        this.announce(there, item)
+        if (item.dataset.said && there?.dataset.said !== item.dataset.said) said.push(item.dataset.said)
         this.shown.set(item.id, html)
         localTimes(item)
-        now = this.put(there, item, place)
+        now = there && "brief" in item.dataset ? this.change(there, item) : this.put(there, item, place)
       }
       if (!part) place = now.nextElementSibling
     }
+    if (said.length) document.getElementById("announcement").textContent = said.join(". ")
     Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
+  }
+
+  // Of a turn that still runs only these parts come again.
+  change(there, item) {
+    for (const part of item.querySelectorAll("[data-part]")) {
+      there.querySelector(`[data-part="${part.dataset.part}"]`)?.replaceChildren(...part.childNodes)
+    }
+    there.dataset.said = item.dataset.said
+    return there
   }
 
   put(there, item, place) {
@@ -104,27 +127,33 @@ class LiveList {
     this.shown.delete(item.id)
     item.remove()
   }
-
-  announce(before, after) {
-    if (!after.dataset.said || before?.dataset.said === after.dataset.said) return
-    document.getElementById("announcement").textContent = after.dataset.said
-  }
 }
 
 for (const list of document.querySelectorAll("[data-live]")) new LiveList(list)
 localTimes(document)
 
 for (const form of document.querySelectorAll("form")) {
-  form.addEventListener("submit", () => {
-    // After the browser has gathered the fields.
-    setTimeout(() => form.querySelectorAll("button").forEach((button) => { button.disabled = true }))
+  let sent = false
+  const lock = (locked) => {
+    sent = locked
+    form.querySelectorAll("button").forEach((button) => { button.disabled = locked })
+  }
+  form.addEventListener("submit", (event) => {
+    if (sent) {
+      event.preventDefault()
+      return
+    }
+    sent = true
+    // After the browser has gathered the fields; and open again, should the person have stopped the sending.
+    setTimeout(() => lock(true))
+    setTimeout(() => lock(false), SENDING_MS)
   })
 }
 
 for (const hint of document.querySelectorAll("[data-hint=keys]")) hint.textContent = "Ctrl + Enter sends"
 
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.form?.matches(".prompt")) {
+  if (event.key === "Enter" && !event.repeat && (event.ctrlKey || event.metaKey) && event.target.form?.matches(".prompt")) {
     event.target.form.requestSubmit()
   }
 })

@@ -17,8 +17,8 @@ class JobForm(msgspec.Struct, kw_only=True):
     """Empty: a new conversation."""
 
 
-class LoginForm(JobForm, kw_only=True):
-    """A password, and what was typed into a form whose session had ended."""
+class LoginForm(msgspec.Struct, kw_only=True):
+    """A password. Beside it may stand a JobForm whose session had ended: kept as it was typed, good or not."""
 
     password: str = ""
     next: str = ""

@@ -46,8 +46,9 @@ class Docs(Controller):
     async def reference(self, request: AppRequest) -> Template:
         document = request.app.openapi_schema.to_schema()
         found = sorted(operations(document), key=lambda operation: operation.tag)
+        origin = f"{request.scope['scheme']}://{request.headers.get('host', '127.0.0.1:8000')}"
         groups = {tag: list(group) for tag, group in groupby(found, key=lambda operation: operation.tag)}
-        return page(request, "docs", groups=groups, shapes=shapes(document))
+        return page(request, "docs", groups=groups, shapes=shapes(document), origin=origin)
 
     @get("/openapi.json", opt=PAGE)
     async def document(self, request: AppRequest) -> dict[str, Any]:
@@ -56,13 +57,12 @@ class Docs(Controller):
 
 
 def operations(document: dict[str, Any]) -> list[Operation]:
-    """Every operation of the document but its HEADs, in its order."""
+    """Every operation of the document, in its order."""
     schemas = document["components"]["schemas"]
     return [
         _operation(path, method, operation, schemas)
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
-        if method != "head"
     ]
 
 

@@ -13,20 +13,23 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import jinja2
-from litestar import MediaType, Request, Response
+from litestar import MediaType, Request, Response, get
 from litestar.exceptions import HTTPException
+from litestar.params import FromPath
 from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Template
 from litestar.template import TemplateConfig
 
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers import problems
-from llamalith_app.errors import LlamalithError
+from llamalith_app.errors import LlamalithError, NotFound
+from llamalith_app.guards.principal import OPEN
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "templates"
-STATIC = ROOT / "static"
-STATIC_URL = "/chat/static"
+ASSETS = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir()}
+"""In memory: a name from outside is looked up, and never becomes a path."""
+MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 def template_config() -> TemplateConfig[JinjaTemplateEngine]:
@@ -37,8 +40,8 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    versions = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in STATIC.iterdir()}
-    environment.globals["static"] = lambda name: f"{STATIC_URL}/{name}?v={versions[name]}"
+    versions = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in ASSETS.items()}
+    environment.globals["static"] = lambda name: f"/chat/static/{name}?v={versions[name]}"
     environment.filters |= {
         "conversation_url": conversation_url,
         "query": _query,
@@ -47,6 +50,18 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "seconds_until": _seconds_until,
     }
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
+
+
+@get("/static/{name:str}", opt=OPEN)
+async def asset(name: FromPath[str]) -> Response[bytes]:
+    if name not in ASSETS:
+        raise NotFound("There is no such file.")
+    return Response(
+        ASSETS[name],
+        media_type=MEDIA_TYPES[name.rpartition(".")[2]],
+        # Its address carries the digest of its content.
+        headers={"Cache-Control": "public, max-age=31536000, immutable"},
+    )
 
 
 def page(request: Request[Any, Any, Any], name: str, *, status_code: int = 200, **context: Any) -> Template:

@@ -18,15 +18,19 @@ from llamalith_app.controllers import html
 from llamalith_app.controllers.html import page
 from llamalith_app.controllers.request import AppRequest
 from llamalith_app.errors import CrossSite, LoginNeeded, StaleForm, TooManyLogins
-from llamalith_app.guards.origin import is_foreign
+from llamalith_app.guards.cookies import cookie
+from llamalith_app.guards.forms import form_fields
+from llamalith_app.guards.origin import is_foreign, was_sent_here
 from llamalith_app.guards.principal import OPEN, PAGE, Principal
 
 HOME = "/chat/"
 LOGIN = "/chat/login"
 NEXT_COOKIE = "llamalith_next"
 NEXT_KEPT_S = 600
-OURS = re.compile(r"/chat(?:/(?!/|api\b|log(?:in|out)\b)[^\\\x00-\x20\x7f]*)?(?:\?[^\\\x00-\x20\x7f]*)?")
-"""A path below /chat that is a page and no door: nothing that a browser could read as another host."""
+MAX_NEXT_CHARS = 2000
+"""It goes through a cookie and a header, of which proxies take some thousand bytes."""
+OURS = re.compile(r"/chat(?:/(?!/)[^\\\x00-\x20\x7f]*)?(?:\?[^\\\x00-\x20\x7f]*)?")
+"""A path below /chat: nothing that a browser could read as another host."""
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +45,7 @@ class Doors(Controller):
         request: AppRequest,
         going_to: Annotated[str, QueryParameter(name="next")] = "",
     ) -> Redirect | Template:
-        kept = unquote(request.cookies.get(NEXT_COOKIE, ""))
+        kept = cookie(request, NEXT_COOKIE)
         target = _ours(going_to or kept)
         if await request.parts.sessions.find(request) is not None:
             return see(target)
@@ -57,7 +61,7 @@ class Doors(Controller):
             raise CrossSite("This login was sent by another site, or by another port of this host.")
         form = await request.form_as(LoginForm)
         host = request.client.host if request.client else ""
-        draft = form if form.content.strip() else None
+        draft = await typed(request)
         target = _ours(form.next)
         try:
             right = await request.parts.passwords.is_right(form.password, host)
@@ -69,19 +73,19 @@ class Doors(Controller):
         if not right:
             log.warning("login failed", address=host)
             return page(request, "login", status_code=401, going_to=target, draft=draft, wrong="Wrong password.")
-        cookie, session = await request.parts.sessions.begin(request)
+        begun, session = await request.parts.sessions.begin(request)
         log.info("login", address=host)
         if draft is None:
-            return see(target, cookie)
+            return see(target, begun)
         request.state.principal = Principal(session.user_id, "session", session.csrf_token)
         shown = draft_page(request, draft, HTTPStatus.OK, "You are logged in again. Nothing has been sent yet.")
-        shown.cookies.append(cookie)
+        shown.cookies.append(begun)
         return shown
 
     @get("/logout", opt=OPEN)
     async def leave(self, request: AppRequest) -> Redirect | Template:
         """As ever by a plain link; a visitor whom another site sent here is asked first."""
-        if is_foreign(request) and (session := await request.parts.sessions.find(request)) is not None:
+        if was_sent_here(request) and (session := await request.parts.sessions.find(request)) is not None:
             request.state.principal = Principal(session.user_id, "session", session.csrf_token)
             return page(request, "logout")
         return await self._out(request)
@@ -98,9 +102,14 @@ def see(path: str, *cookies: Cookie) -> Redirect:
     return Redirect(path, status_code=303, cookies=list(cookies))
 
 
-def as_typed(fields: dict[str, str]) -> JobForm:
-    """A prompt's form as it came, good or not."""
-    return JobForm(**{name: fields.get(name, "") for name in JobForm.__struct_fields__})
+async def typed(request: AppRequest) -> JobForm | None:
+    """The prompt's form in the body as it came, good or not; None: no message is in it."""
+    return _as_typed(await form_fields(request))
+
+
+def _as_typed(fields: dict[str, str]) -> JobForm | None:
+    form = JobForm(**{name: fields.get(name, "").replace("\r\n", "\n") for name in JobForm.__struct_fields__})
+    return form if form.content.strip() else None
 
 
 def draft_page(request: Request[Any, Any, Any], draft: JobForm, status: int, why: str) -> Template:
@@ -111,8 +120,8 @@ def draft_page(request: Request[Any, Any, Any], draft: JobForm, status: int, why
 def of_stale_form(request: Request[Any, Any, Any], error: StaleForm) -> Response[Any]:
     """A form without a good CSRF token is shown again with one, and with what was typed."""
     session = request.state.get("session")
-    draft = as_typed(error.fields)
-    if session is None or not draft.content.strip():
+    draft = _as_typed(error.fields)
+    if session is None or draft is None:
         return html.of_ours(request, error)
     request.state.principal = Principal(session.user_id, "session", session.csrf_token)
     return draft_page(request, draft, error.status, "This form was out of date and was not sent. Look it over.")
@@ -120,31 +129,36 @@ def of_stale_form(request: Request[Any, Any, Any], error: StaleForm) -> Response
 
 def of_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> Response[dict[str, str]] | Template:
     """To the login, and back from there; with what was typed, where that was a prompt."""
-    draft = as_typed(error.fields)
-    if draft.content.strip():
+    draft = _as_typed(error.fields)
+    if draft is not None:
         return page(request, "login", status_code=401, going_to=HOME, draft=draft, wrong=str(error))
     answer = Response({"detail": "See Other"}, status_code=303, headers={"Location": LOGIN})
     is_navigation = request.headers.get("sec-fetch-mode", "navigate") == "navigate"
     if request.scope["method"] == "GET" and is_navigation and not request.route_handler.opt.get("background"):
         query = request.scope["query_string"].decode("latin-1")
-        path = quote(request.scope["path"], safe="/") + (f"?{query}" if query else "")
-        if _ours(path).rstrip("/") != HOME.rstrip("/"):
-            answer.cookies.append(_next_cookie(request, path, NEXT_KEPT_S))
+        path = (request.scope.get("raw_path") or b"").decode("latin-1") + (f"?{query}" if query else "")
+        target = _ours(path)
+        if target.rstrip("/") != HOME.rstrip("/"):
+            answer.cookies.append(_next_cookie(request, target, NEXT_KEPT_S))
     return answer
 
 
 def _ours(path: str) -> str:
     """`path` where it is a page of ours, as it may stand in a header; else the dashboard."""
-    if len(path) > 4000 or OURS.fullmatch(path) is None:
-        return HOME
-    return quote(path, safe="/?&=%+,:;@!$'()*~-._#")
+    # What a cookie cannot hold is quoted; what was quoted stays as it is.
+    quoted = quote(path, safe="/?&=%+:@!$'()*~-._")
+    page, _, _ = quoted.partition("?")
+    parts = unquote(page).split("/")
+    is_ours = OURS.fullmatch(path) is not None and not {".", ".."} & set(parts)
+    is_page = parts[2:3] not in (["api"], ["login"], ["logout"])
+    return quoted if is_ours and is_page and len(quoted) <= MAX_NEXT_CHARS else HOME
 
 
 def _next_cookie(request: Request[Any, Any, Any], path: str, max_age: int) -> Cookie:
     # Not in the address: there it would stay in the history, and the login's address is the same for everybody.
     return Cookie(
         key=NEXT_COOKIE,
-        value=quote(path, safe=""),
+        value=path,
         max_age=max_age,
         path=LOGIN,
         httponly=True,

@@ -83,4 +83,4 @@ class QueueMonitor(Controller):
 
 def _unavailable(error: RedisUnavailable) -> dict[str, object]:
     """SAQ's script shows `error`; a status it does not look at."""
-    return {"error": f"Redis does not answer ({error}). Jobs are accepted and run without it."}
+    return {"error": f"Redis does not answer, or not as it should ({error}). Jobs are accepted and run without it."}

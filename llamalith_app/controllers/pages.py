@@ -16,10 +16,9 @@ from llamalith_app.contracts.jobs import Job, StatusWord
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.html import conversation_url, page
 from llamalith_app.controllers.jobs import MAX_ID
-from llamalith_app.controllers.login import as_typed, draft_page, see
+from llamalith_app.controllers.login import draft_page, see, typed
 from llamalith_app.controllers.request import AppRequest
-from llamalith_app.errors import BadInput, NotFound
-from llamalith_app.guards.forms import form_fields
+from llamalith_app.errors import BadInput, NotFound, StorageUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.store import conversations, jobs
 from llamalith_app.store.tables import Status
@@ -35,6 +34,7 @@ StatusFilter = StatusWord | Literal[""]
 Limit = Annotated[int, QueryParameter(ge=1, le=JOBS_ON_PAGE)]
 Before = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID)]
 BeforeTurn = Annotated[int | None, QueryParameter(ge=0, le=MAX_ID)]
+KnownTurns = Annotated[int, QueryParameter(ge=0, le=MAX_ID, description="The page has the turns before this one.")]
 FromTurn = Annotated[int | None, QueryParameter(name="from", ge=0, le=MAX_ID)]
 PageNumber = Annotated[int, QueryParameter(name="page", ge=1, le=100_000)]
 QueryId = Annotated[str, QueryParameter(name="id", min_length=1, max_length=200)]
@@ -70,10 +70,11 @@ class Pages(Controller):
     async def submit(self, request: AppRequest) -> Redirect | Template:
         """From the dashboard back to it, from a conversation back to that; what is wrong is told beside what was
         typed."""
+        draft = await typed(request)
+        if draft is None:
+            return draft_page(request, await request.form_as(JobForm), 400, "The message is empty: type one.")
         try:
             form = await request.form_as(JobForm)
-            if not form.content.strip():
-                return draft_page(request, form, 400, "The message is empty: type one.")
             accepted = await request.parts.submissions.submit(
                 request.principal.user_id,
                 request.id,
@@ -82,8 +83,8 @@ class Pages(Controller):
                 model=form.model,
                 system_prompt=form.system_prompt,
             )
-        except BadInput as error:
-            return draft_page(request, as_typed(await form_fields(request)), error.status, str(error))
+        except (BadInput, StorageUnavailable) as error:
+            return draft_page(request, draft, error.status, str(error))
         if accepted.created_new:
             return see(f"/chat/#job-{accepted.job_id}")
         return see(f"{conversation_url(accepted.conversation_id)}#job-{accepted.job_id}")
@@ -112,9 +113,11 @@ class Pages(Controller):
         return await _conversation(request, public_id, before)
 
     @get("/conversation/turns", opt=BACKGROUND_PAGE)
-    async def turns(self, request: AppRequest, public_id: QueryId, first: FromTurn = None) -> Template:
+    async def turns(
+        self, request: AppRequest, public_id: QueryId, first: FromTurn = None, known: KnownTurns = 0
+    ) -> Template:
         thread = await _thread(request, public_id, first=first)
-        return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True)
+        return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True, known=known)
 
 
 async def _dashboard(request: AppRequest, form: JobForm) -> Template:
@@ -147,6 +150,7 @@ async def _conversation(request: AppRequest, public_id: str, before: int | None)
         thread=thread,
         public_id=public_id,
         is_newest=before is None,
+        known=0,
         form=form,
         models=request.parts.models,
     )

@@ -47,7 +47,7 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     word = status.phrase.lower().replace(" ", "-")
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     details = {
-        404: f"There is nothing at {request.url.path[:200]}.",
+        404: f"There is nothing at {request.scope['path'][:200]}.",
         405: f"{request.method} is not possible here; {headers.get('allow', 'nothing')} is.",
         413: "The body is too large: at most 16 MiB.",
     }

@@ -34,7 +34,7 @@ class RequestLog:
         scope["request_id"] = request_id  # type: ignore[typeddict-unknown-key]
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started = time.perf_counter()
-        status = 500
+        status, method = 500, scope["method"]
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -49,7 +49,7 @@ class RequestLog:
             principal = scope.get("state", {}).get("principal")
             log.info(
                 "request",
-                method=scope["method"],
+                method=method,
                 route=scope.get("path_template") or "none",
                 status=int(status),
                 ms=round((time.perf_counter() - started) * 1000, 2),

@@ -7,20 +7,21 @@ can forge neither. Another port of this host is another origin although cookies 
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+PORTS = {"http": 80, "https": 443}
 
 
 def is_foreign(connection: Connection) -> bool:
     """Something about it says that another site, or another port, sent it."""
-    site, origin = connection.headers.get("sec-fetch-site"), connection.headers.get("origin")
-    if site is not None and site.lower() not in ("same-origin", "none"):
+    if any(site.lower() not in ("same-origin", "none") for site in connection.headers.getall("sec-fetch-site", [])):
         return True
-    return origin is not None and origin not in _own_origins(connection)
+    return any(not _is_ours(connection, origin) for origin in connection.headers.getall("origin", []))
 
 
 def is_same_origin(connection: Connection) -> bool:
@@ -29,7 +30,29 @@ def is_same_origin(connection: Connection) -> bool:
     return told and not is_foreign(connection)
 
 
-def _own_origins(connection: Connection) -> tuple[str, ...]:
-    host = connection.headers.get("host", "")
-    # https too: a proxy that ends TLS may not be configured as one whose X-Forwarded-Proto counts.
-    return (f"{connection.scope['scheme']}://{host}", f"https://{host}")
+def was_sent_here(connection: Connection) -> bool:
+    """A page elsewhere made the visitor's browser ask for this: also where only `Referer` tells, as in plain HTTP."""
+    referer = connection.headers.get("referer")
+    return is_foreign(connection) or (referer is not None and not _is_ours(connection, referer))
+
+
+def _is_ours(connection: Connection, url: str) -> bool:
+    """Is its origin the one that this request was sent to.
+
+    https passes for http: a proxy that ends TLS may not be configured as one whose X-Forwarded-Proto counts.
+    """
+    scheme = connection.scope["scheme"]
+    sent_to = connection.headers.get("host", "")
+    theirs = _origin(url)
+    return theirs is not None and theirs in (_origin(f"{scheme}://{sent_to}"), _origin(f"https://{sent_to}"))
+
+
+def _origin(url: str) -> tuple[str, str, int] | None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in PORTS or not parts.hostname:
+        return None
+    return parts.scheme, parts.hostname, port or PORTS[parts.scheme]

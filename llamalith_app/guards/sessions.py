@@ -6,6 +6,7 @@ hash, so that a change of either ends every session. Knows no route and no passw
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -13,15 +14,20 @@ import secrets
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import structlog
 from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
 
+from llamalith_app.errors import StorageUnavailable
+from llamalith_app.guards.cookies import cookie
 from llamalith_app.store import sessions
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
 
 COOKIE = "llamalith_session"
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
+
+log = structlog.get_logger(__name__)
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
@@ -37,6 +43,7 @@ class Sessions:
         self._database = database
         self._secret_key = secret_key.encode()
         self._password_hash = password_hash
+        self._touches: set[asyncio.Task[None]] = set()
 
     async def begin(self, connection: Connection) -> tuple[Cookie, Session]:
         """A session under a new random token, never under one that the client brought; that one ends."""
@@ -48,7 +55,7 @@ class Sessions:
 
     async def find(self, connection: Connection, *, keep_alive: bool = True) -> Session | None:
         """`keep_alive` False: asked by a script in the background, which must not hold a session open for ever."""
-        token = connection.cookies.get(COOKIE, "")
+        token = cookie(connection, COOKIE)
         if TOKEN.fullmatch(token) is None:
             return None
         digest, now = self._digest(token), datetime.now(UTC)
@@ -57,15 +64,24 @@ class Sessions:
             return None
         user_id, seen_at = found
         if keep_alive and now - seen_at > sessions.TOUCH_EVERY:
-            await self._database.write_lightly(sessions.touch, digest, now)
+            # Beside the answer: a database that cannot be written now is no reason to refuse to read it.
+            touch = asyncio.create_task(self._touch(digest, now))
+            self._touches.add(touch)
+            touch.add_done_callback(self._touches.discard)
         return Session(user_id, self._keyed("csrf", token))
 
     async def end(self, connection: Connection) -> Cookie:
         """The session is over for whoever holds its token; the cookie takes it out of this browser."""
-        token = connection.cookies.get(COOKIE, "")
+        token = cookie(connection, COOKIE)
         if TOKEN.fullmatch(token) is not None:
             await self._database.write(sessions.end, self._digest(token))
         return self._cookie(connection, "", 0)
+
+    async def _touch(self, digest: str, now: datetime) -> None:
+        try:
+            await self._database.write_lightly(sessions.touch, digest, now)
+        except StorageUnavailable as error:
+            log.warning("a session's use is not noted", reason=str(error))
 
     def _digest(self, token: str) -> str:
         return self._keyed("session", f"{token}\0{self._password_hash}")

@@ -10,12 +10,16 @@ import gzip
 import re
 from typing import Any
 
+from msgspec import MsgspecError
 from redis.exceptions import RedisError
 from saq.queue.redis import RedisQueue
 from saq.web.common import STATIC_PATH, job_dict
 
 from llamalith_app.errors import RedisUnavailable
 from llamalith_app.jobs.queue import impatient_redis, saq_queue
+
+UNREADABLE = (RedisError, OSError, MsgspecError, ValueError, KeyError, TypeError, AttributeError)
+"""An absent Redis, and what SAQ says of an entry that is none of its own."""
 
 
 class Monitor:
@@ -48,8 +52,8 @@ class Monitor:
             return None
         try:
             job = await self._queues[name].job(key)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise RedisUnavailable(str(error)) from error
+        except UNREADABLE as error:
+            raise RedisUnavailable(str(error) or type(error).__name__) from error
         return None if job is None else job_dict(job) | {"queue": name}
 
     async def close(self) -> None:
@@ -58,8 +62,8 @@ class Monitor:
     async def _info(self, name: str, *, jobs: bool) -> dict[str, Any]:
         try:
             info = await self._queues[name].info(jobs=jobs)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise RedisUnavailable(str(error)) from error
+        except UNREADABLE as error:
+            raise RedisUnavailable(str(error) or type(error).__name__) from error
         # The script shows text, no objects.
         shown = [job | {"kwargs": repr(job.get("kwargs"))} for job in info["jobs"]]
         return {**info, "name": name, "jobs": shown}

@@ -65,7 +65,8 @@ class Thread(NamedTuple):
     turns: list[ThreadTurn]
     n_earlier: int
     """Turns before these."""
-    next_turn: int
+    until: int
+    """The turn after these."""
     system_prompt: str
     """In force for the next turn; empty: none."""
     first_prompt: str | None
@@ -119,7 +120,8 @@ def thread(
     first: int | None = None,
     before: int | None = None,
 ) -> Thread | None:
-    """The newest `limit` turns, or those from `first` on, or those before `before`. None: no such conversation."""
+    """`limit` turns at most: the newest, or the first ones from `first` on, or the last ones before `before`. None: no
+    such conversation."""
     conversation = connection.execute(
         select(ConversationRow.id, ConversationRow.next_turn).where(
             ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id
@@ -128,7 +130,11 @@ def thread(
     if conversation is None:
         return None
     last = min(conversation.next_turn if before is None else before, conversation.next_turn) - 1
-    first = max(last - limit + 1, 0) if first is None else min(first, last + 1)
+    if first is None:
+        first = max(last - limit + 1, 0)
+    else:
+        first = min(first, last + 1)
+        last = min(last, first + limit - 1)
     found = jobs.of_turns(connection, owner_id, conversation.id, first, last)
     if sum(map(jobs.n_text_chars, found.values())) >= jobs.MAX_PAGE_CHARS:
         # Very long texts ended the page early: it is whole from its oldest job on.
@@ -157,7 +163,7 @@ def thread(
         for turn in range(first, last + 1)
     ]
     first_prompt: str | None = connection.execute(_first_prompt(conversation.id, max_text)).scalar()
-    return Thread(turns, first, conversation.next_turn, in_force or "", first_prompt)
+    return Thread(turns, first, last + 1, in_force or "", first_prompt)
 
 
 def _first_prompt(conversation_id: Any, max_text: int) -> Select[str]:

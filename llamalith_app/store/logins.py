@@ -14,6 +14,7 @@ from llamalith_app.store.tables import LoginFailuresRow
 
 FREE = 5
 """Failures of one address without a delay; from then on 1, 2, 4, … seconds."""
+WIDER = 4
 LONGEST = timedelta(minutes=15)
 FORGOTTEN_AFTER = timedelta(hours=24)
 
@@ -26,21 +27,28 @@ FORGOTTEN_OVERALL_AFTER = timedelta(minutes=15)
 EVERYBODY = ""
 
 
-def reserve(connection: Connection, address: str, now: datetime) -> timedelta:
+def reserve(connection: Connection, addresses: tuple[str, ...], now: datetime) -> timedelta:
     """Zero: the attempt may be made and is counted as failed. Else how long to wait, and nothing is counted.
 
-    The delay of all addresses together holds for those with failures of their own: somebody far away cannot lock out
-    the owner, who comes from an address that has none.
+    `addresses`: where it comes from, the narrowest first; each wider one has WIDER times as many free failures. The
+    delay of everybody holds from an address's own last failure on: whatever others do, who waits for it may try, and
+    an address without a failure need not wait.
     """
     _forget(connection, now)
-    n_own, own_last = _failures(connection, address, now)
-    n_all, all_last = _failures(connection, EVERYBODY, now)
-    ready_at = own_last + _own_delay(n_own)
-    if n_own:
-        ready_at = max(ready_at, all_last + _overall_delay(n_all))
+    n_all, _ = _failures(connection, EVERYBODY, now)
+    counts = {EVERYBODY: n_all}
+    ready_at = now
+    free = FREE
+    for address in addresses:
+        counts[address], last_at = _failures(connection, address, now)
+        delay = _delay(counts[address] - free, 1, LONGEST)
+        if counts[address] and address == addresses[0]:
+            delay = max(delay, _delay(n_all - FREE_OVERALL, DOUBLED_OVERALL, LONGEST_OVERALL))
+        ready_at = max(ready_at, last_at + delay)
+        free *= WIDER
     if ready_at > now:
         return ready_at - now
-    for key, n_failures in ((address, n_own), (EVERYBODY, n_all)):
+    for key, n_failures in counts.items():
         counted = {"n_failures": n_failures + 1, "last_at": now}
         row = LoginFailuresRow.address == key
         if connection.execute(update(LoginFailuresRow).where(row).values(**counted)).rowcount == 0:
@@ -48,12 +56,12 @@ def reserve(connection: Connection, address: str, now: datetime) -> timedelta:
     return timedelta()
 
 
-def succeeded(connection: Connection, address: str) -> None:
-    """Forgives the address, and takes its attempt out of the count of all."""
-    connection.execute(delete(LoginFailuresRow).where(LoginFailuresRow.address == address))
+def succeeded(connection: Connection, addresses: tuple[str, ...]) -> None:
+    """Forgives the address, and takes its attempt out of the wider counts."""
+    connection.execute(delete(LoginFailuresRow).where(LoginFailuresRow.address == addresses[0]))
     connection.execute(
         update(LoginFailuresRow)
-        .where(LoginFailuresRow.address == EVERYBODY, LoginFailuresRow.n_failures > 0)
+        .where(LoginFailuresRow.address.in_([EVERYBODY, *addresses[1:]]), LoginFailuresRow.n_failures > 0)
         .values(n_failures=LoginFailuresRow.n_failures - 1)
     )
 
@@ -65,16 +73,11 @@ def _failures(connection: Connection, address: str, now: datetime) -> tuple[int,
     return (0, now) if row is None else (row.n_failures, row.last_at)
 
 
-def _own_delay(n_failures: int) -> timedelta:
-    if n_failures < FREE:
+def _delay(n_beyond: int, n_doubled: int, longest: timedelta) -> timedelta:
+    """Nothing below zero failures beyond the free ones, then a second, doubled with every `n_doubled` more."""
+    if n_beyond < 0:
         return timedelta()
-    return min(timedelta(seconds=2 ** min(n_failures - FREE, 30)), LONGEST)
-
-
-def _overall_delay(n_failures: int) -> timedelta:
-    if n_failures < FREE_OVERALL:
-        return timedelta()
-    return min(timedelta(seconds=2 ** min((n_failures - FREE_OVERALL) // DOUBLED_OVERALL, 30)), LONGEST_OVERALL)
+    return min(timedelta(seconds=2 ** min(n_beyond // n_doubled, 30)), longest)
 
 
 def _forget(connection: Connection, now: datetime) -> None:

@@ -261,6 +261,7 @@ class LoginFailuresRow(DefaultBase):
     """Wrong passwords lately, and those being checked just now: of one address, or of all together."""
 
     __tablename__ = "login_failures"
+    __table_args__ = (Index("login_failures_by_age", "last_at"),)
 
     address: Mapped[str] = mapped_column(String(64), primary_key=True)
     """Empty: all addresses together."""

@@ -115,8 +115,9 @@ async def nginx(folder: Path, app_port: int) -> AsyncIterator[str]:
         await eventually(listens)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
-        await process.wait()
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
 
 
 async def violations(page: Page) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,11 +14,17 @@ import httpx
 import pytest
 import structlog
 from playwright.async_api import Browser, expect
+from redis.asyncio import Redis
 
 from llamalith_app.config import Config
+from llamalith_app.contracts.jobs import Progress
+from llamalith_app.progress import publish
+from llamalith_app.store import jobs
+from llamalith_app.store.database import Database
 from tests.browser.conftest import window
 from tests.browser.payloads import payloads
 from tests.settle import eventually
+from tests.store.samples import register_worker
 from tests.web.conftest import PASSWORD, log_in, make_config, serving
 from tests.worker.conftest import Script, working
 
@@ -260,6 +267,65 @@ async def test_an_open_page_says_that_its_session_has_ended_and_keeps_what_was_t
         await expect(page.get_by_label("Message")).to_have_value("typed for an hour")
         await page.get_by_role("button", name="Send").click()
         await expect(page.locator("#job-1")).to_contain_text("typed for an hour")
+
+
+async def test_from_an_open_page_one_logs_in_beside_it_and_goes_on_where_one_was(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    cookie = await session_cookie(client)
+    async with window(chromium, origin(client)) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/")
+        await page.get_by_label("Message").fill("typed for an hour")
+        await client.get("/chat/logout")
+        async with browser.context.expect_page() as opened:
+            await page.get_by_role("link", name="Log in in a new tab").click(timeout=10_000)
+        login = await opened.value
+        await login.get_by_label("Password").fill(PASSWORD)
+        await login.get_by_role("button", name="Log in").click()
+        await expect(login.get_by_role("heading", name="New job")).to_be_visible()
+        await login.close()
+        await page.bring_to_front()
+        await expect(page.get_by_label("Message")).to_have_value("typed for an hour")
+        await page.get_by_role("button", name="Queue it").click()
+        await expect(page.locator("#job-1")).to_contain_text("typed for an hour")
+
+
+async def test_keys_that_are_held_down_send_a_form_once(client: httpx.AsyncClient, chromium: Browser) -> None:
+    cookie = await session_cookie(client)
+    async with window(chromium, origin(client)) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/")
+        await page.get_by_label("Message").fill("once")
+        await page.keyboard.down("Control")
+        for _ in range(5):
+            await page.keyboard.down("Enter")
+        await page.keyboard.up("Enter")
+        await page.keyboard.up("Control")
+        await expect(page.locator("#job-1")).to_contain_text("once")
+    assert len((await client.get("/api/jobs")).json()["jobs"]) == 1
+
+
+async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(
+    config: Config, client: httpx.AsyncClient, chromium: Browser, database: Database, redis_url: str
+) -> None:
+    cookie = await session_cookie(client)
+    fields = {"content": "select me", "system_prompt": "Be kind.", "conversation_id": "c"}
+    await client.post("/api/jobs", json=fields)
+    worker = await database.write(register_worker)
+    claim = await database.write(jobs.claim, "smollm2", worker, datetime.now(UTC))
+    assert claim is not None
+    async with window(chromium, origin(client)) as browser, Redis.from_url(redis_url) as redis:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/conversations/c")
+        summary = page.locator("#job-1 summary")
+        await summary.focus()
+        await page.locator("#job-1 .said.you .text").evaluate("(text) => getSelection().selectAllChildren(text)")
+        for count in (7, 8):
+            await publish(redis, 1, claim.attempt, Progress(phase="decode", completion_tokens=count))
+            await expect(page.locator("#job-1 .state")).to_have_text(f"Writing: {count} tokens")
+        await expect(summary).to_be_focused()
+        assert await page.evaluate("getSelection().toString()") == "select me"
 
 
 async def test_an_open_page_says_that_the_server_is_away_and_goes_on_when_it_is_back(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+import sqlite3
+from datetime import UTC, datetime, timedelta
 from html import unescape
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -18,6 +20,7 @@ from llamalith_app.progress import publish
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
+from tests.settle import eventually
 from tests.store.samples import register_worker
 from tests.web.conftest import PASSWORD, log_in, serving
 
@@ -68,7 +71,7 @@ async def test_a_job_made_by_the_form_shows_on_every_page(browser: httpx.AsyncCl
 async def test_a_reply_goes_to_its_conversation_and_keeps_model_and_system_prompt(browser: httpx.AsyncClient) -> None:
     await queue(browser, model="other", system_prompt="Be <brief>.", conversation_id="c")
     page = await browser.get("/chat/conversations/c")
-    assert "<option selected>other</option>" in page.text
+    assert '<option value="other" selected>other</option>' in page.text
     assert "\nBe &lt;brief&gt;.</textarea>" in page.text
     answer = await queue(browser, content="And then?", conversation_id="c", system_prompt="Be <brief>.", model="other")
     assert answer.headers["location"] == "/chat/conversations/c#job-2"
@@ -78,7 +81,7 @@ async def test_a_reply_goes_to_its_conversation_and_keeps_model_and_system_promp
 
 async def test_the_form_on_the_dashboard_offers_the_last_model_again(browser: httpx.AsyncClient) -> None:
     await queue(browser, model="other")
-    assert "<option selected>other</option>" in (await browser.get("/chat/")).text
+    assert '<option value="other" selected>other</option>' in (await browser.get("/chat/")).text
 
 
 async def test_rows_tell_how_far_a_job_is(browser: httpx.AsyncClient, database: Database, redis_url: str) -> None:
@@ -132,11 +135,13 @@ async def test_older_jobs_and_conversations_are_a_link_away(browser: httpx.Async
     for number in range(pages.JOBS_ON_PAGE + 5):
         await browser.post("/api/jobs", json={"content": f"prompt {number}", "conversation_id": f"c{number}"})
     newest = await browser.get("/chat/jobs")
-    (older,) = re.findall(r'href="([^"]*before=[^"]*)">Older', newest.text)
+    (older,) = re.findall(r'href="([^"]*before=[^"]*)">Older jobs', newest.text)
+    rows = await browser.get("/chat/jobs/rows")
+    assert older in rows.text, "the link moves on with the list"
     page = await browser.get(unescape(older))
     assert len(re.findall(r'<li id="job-', newest.text)) == pages.JOBS_ON_PAGE
     assert re.findall(r'<li id="job-(\d+)', page.text) == ["5", "4", "3", "2", "1"]
-    assert "Older" not in page.text
+    assert "Older jobs" not in page.text
     first = await browser.get("/chat/conversations")
     assert first.text.index("prompt 54") < first.text.index("prompt 53"), "newest first"
     second = await browser.get("/chat/conversations?page=2")
@@ -165,7 +170,7 @@ async def test_a_part_asks_for_the_turns_that_may_still_change(browser: httpx.As
     asked = []
     for _ in range(3):
         part = await browser.get("/chat/conversation/turns?id=c&from=0")
-        asked.append(re.findall(r'data-live="[^"]*from=(\d+)" data-part data-open="(\d)"', part.text)[0])
+        asked.append(re.findall(r'data-live="[^"]*from=(\d+)&amp;known=2" data-part data-open="(\d)"', part.text)[0])
         if len(asked) < 3:
             await finish(database, await claim(database))
     assert asked == [("0", "2"), ("1", "1"), ("2", "0")]
@@ -173,6 +178,27 @@ async def test_a_part_asks_for_the_turns_that_may_still_change(browser: httpx.As
     assert "<li" not in later.text
     await browser.post("/api/jobs", json={"content": "from n8n", "conversation_id": "c"})
     assert "from n8n" in (await browser.get("/chat/conversation/turns?id=c&from=2")).text
+
+
+async def test_of_a_turn_that_the_page_has_only_what_changes_comes_again(
+    browser: httpx.AsyncClient, database: Database
+) -> None:
+    long = "x" * 500_000
+    for _ in range(3):
+        await queue(browser, conversation_id="c", content=long)
+    await finish(database, await claim(database))
+    part = await browser.get("/chat/conversation/turns?id=c&from=0&known=2")
+    assert part.text.count(long) == 2, "of the one that is done, and of the one that is new to the page"
+    assert len(re.findall(r"data-brief", part.text)) == 1
+    assert "Next in the queue" in text(part)
+
+
+async def test_a_part_is_no_longer_than_a_page(browser: httpx.AsyncClient) -> None:
+    n_turns = pages.TURNS_ON_PAGE + 5
+    for _ in range(n_turns):
+        await queue(browser, conversation_id="c", content="x")
+    part = await browser.get("/chat/conversation/turns?id=c&from=0")
+    assert len(re.findall(r"<li id=", part.text)) == pages.TURNS_ON_PAGE
 
 
 @pytest.mark.parametrize("public_id", ["a/b", ".", "..", "a b", "ä?&=%23#", "'\"<>", "a%2Fb", "\\", "+", "/", "a/"])
@@ -184,7 +210,7 @@ async def test_every_conversation_has_a_page(browser: httpx.AsyncClient, public_
     assert page.status_code == 200
     assert "find me" in page.text
     (live,) = re.findall(r'data-live="([^"]+)"', page.text)
-    assert "find me" in (await browser.get(unescape(live))).text
+    assert 'id="job-1"' in (await browser.get(unescape(live))).text
     answer = await queue(browser, conversation_id=public_id)
     assert answer.headers["location"] == f"{address}#job-2"
 
@@ -259,6 +285,46 @@ async def test_what_was_typed_survives_the_end_of_the_session(config: Config) ->
 def hidden_fields(page: str) -> dict[str, str]:
     found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page.partition("<main")[2])
     return {name: unescape(value) for name, value in found}
+
+
+async def test_what_was_typed_survives_a_login_even_if_it_could_not_be_sent(config: Config) -> None:
+    async with serving(config) as client:
+        await log_in(client)
+        await client.get("/chat/logout")
+        long = "x" * 1_000_001
+        sent = await client.post("/chat/jobs", data={"content": long})
+        assert sent.status_code == 401
+        again = await client.post("/chat/login", data=hidden_fields(sent.text) | {"password": PASSWORD})
+        assert again.status_code == 200
+        assert long in again.text
+
+
+async def test_what_was_typed_survives_a_locked_database(
+    browser: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
+    with sqlite3.connect(database_path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = await queue(browser, content="typed before the disk was full")
+        other.execute("ROLLBACK")
+    other.close()
+    assert answer.status_code == 503
+    assert "typed before the disk was full</textarea>" in answer.text
+    assert "The database cannot be used now" in answer.text
+
+
+async def test_pages_are_read_while_the_database_cannot_be_written(
+    browser: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the session would note by now that it is used."""
+    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
+    monkeypatch.setattr("llamalith_app.store.sessions.TOUCH_EVERY", timedelta(0))
+    with sqlite3.connect(database_path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = await browser.get("/chat/jobs")
+        other.execute("ROLLBACK")
+    other.close()
+    assert answer.status_code == 200
 
 
 async def test_two_tabs_share_a_session_and_a_new_login_in_one_leaves_the_other_working(
@@ -346,6 +412,31 @@ async def test_the_monitor_only_shows(browser: httpx.AsyncClient, method: str, a
     answer = await browser.request(method, f"/chat/queue{action}", headers={"Accept": "*/*"})
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
     assert "/chat/jobs" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("entry", [b"", b"garbage", b"[]", b"1", b'{"queue": "other"}', b"null"])
+async def test_a_task_that_saq_cannot_read_is_no_error_of_ours(
+    browser: httpx.AsyncClient, redis_url: str, entry: bytes
+) -> None:
+    await queue(browser)
+    async with Redis.from_url(redis_url) as redis:
+        await eventually(lambda: redis.exists("saq:job:llamalith:smollm2:j1.a1"))
+        await redis.set("saq:job:llamalith:smollm2:j1.a1", entry)
+    for path in ("", "/jobs/j1.a1"):
+        answer = await browser.get(f"/chat/queue/api/queues/llamalith:smollm2{path}")
+        assert answer.status_code == 200
+        assert {"error", "queue"} & set(answer.json())
+
+
+async def test_a_model_keeps_its_name_to_the_letter(config: Config) -> None:
+    model = msgspec.structs.replace(config.models[0], name='a  "b"')
+    async with serving(msgspec.structs.replace(config, models=(model,))) as client:
+        await log_in(client)
+        page = await client.get("/chat/")
+        assert '<option value="a  &#34;b&#34;">' in page.text
+        assert (await queue(client, model='a  "b"')).status_code == 303
+        listed = (await client.get("/chat/queue/api/queues")).json()["queues"]
+        assert [one["name"] for one in listed] == ["llamalith:a___b_"]
 
 
 async def test_the_monitor_says_what_it_does_not_know(config: Config, absent_redis_url: str) -> None:

@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("last_at", DateTimeUTC(), nullable=False),
         sa.PrimaryKeyConstraint("address", name=op.f("pk_login_failures")),
     )
+    op.create_index("login_failures_by_age", "login_failures", ["last_at"])
     op.create_table(
         "sessions",
         sa.Column("digest", sa.String(length=64), nullable=False),
