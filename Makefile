@@ -30,7 +30,7 @@ dev: setup $(STAMPS)/dev ## Set up, and install what tests and checks need
 test: dev ## Run all tests
 	$(BIN)/pytest
 
-test-fast: dev ## Run the tests that take under a minute together
+test-fast: dev ## Run all tests but the slow ones
 	$(BIN)/pytest -m "not slow" --numprocesses 4
 
 check: dev ## Check format, lint, types and import rules

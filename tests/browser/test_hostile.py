@@ -125,6 +125,7 @@ async def untouched(page: object) -> None:
     assert found == {"ran": None, "scripts": 1, "foreign": 0, "handlers": 0}
 
 
+@pytest.mark.slow
 async def test_a_payload_in_a_form_that_comes_back_is_text(client: httpx.AsyncClient, chromium: Browser) -> None:
     cookie = await session_cookie(client)
     async with window(chromium, origin(client)) as browser:
@@ -250,6 +251,7 @@ async def test_no_page_can_be_framed(client: httpx.AsyncClient, chromium: Browse
         await context.close()
 
 
+@pytest.mark.slow
 async def test_an_open_page_says_that_its_session_has_ended_and_keeps_what_was_typed(
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:
@@ -269,6 +271,7 @@ async def test_an_open_page_says_that_its_session_has_ended_and_keeps_what_was_t
         await expect(page.locator("#job-1")).to_contain_text("typed for an hour")
 
 
+@pytest.mark.slow
 async def test_from_an_open_page_one_logs_in_beside_it_and_goes_on_where_one_was(
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:
@@ -328,6 +331,7 @@ async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(
         assert await page.evaluate("getSelection().toString()") == "select me"
 
 
+@pytest.mark.slow
 async def test_an_open_page_says_that_the_server_is_away_and_goes_on_when_it_is_back(
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:

@@ -304,6 +304,7 @@ BODIES = {
 }
 
 
+@pytest.mark.slow
 async def test_the_matrix_of_unsafe_requests_to_the_api(config: Config) -> None:
     """Method, content type, Origin, Sec-Fetch-Site and credentials in every combination, answered by the rules."""
     n_asked = 0

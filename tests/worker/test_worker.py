@@ -20,6 +20,7 @@ from llamalith_app import valkey
 from llamalith_app.config import Config
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.sweep import hold_lock
+from llamalith_app.jobs.worker import Worker
 from llamalith_app.progress import Published
 from llamalith_app.store import conversations, jobs, workers
 from llamalith_app.store.database import Database
@@ -191,6 +192,10 @@ async def test_a_grammar_that_the_worker_does_not_have_is_an_error_of_that_job(
     assert job.error.kind == "grammar"
 
 
+async def nothing(_: Worker) -> None:
+    """In place of the worker's own look: jobs come by hints alone."""
+
+
 async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
     config: Config,
     script: Script,
@@ -203,7 +208,7 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
     # Its task is the only way to this job here, so on a slow machine the hint must not give up.
     monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
     monkeypatch.setattr("llamalith_app.jobs.generate.PUBLISH_S", 0)
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 3600)
+    monkeypatch.setattr(Worker, "_sweep_and_look", nothing)
     gate = tmp_path / "gate"
     script.write({"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)})
     hints = Hints(config.redis_url, ("m",))
