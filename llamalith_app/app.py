@@ -35,7 +35,7 @@ from llamalith_app.controllers.request_log import RequestLog
 from llamalith_app.errors import LlamalithError, LoginNeeded, StaleForm
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
-from llamalith_app.guards.sessions import Sessions
+from llamalith_app.guards.sessions import COOKIE, Sessions
 from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.queue import Hints, impatient_redis
 from llamalith_app.jobs.submit import Submissions
@@ -116,11 +116,12 @@ def create_app(config: Config) -> RequestLog:
             description="A durable queue for local language models. The same API stands under /api and /chat/api.",
             path="/api/openapi.json",
             render_plugins=[JsonRenderPlugin(path="/")],
-            security=[{"bearer": []}, {"token": []}],
+            security=[{"bearer": []}, {"token": []}, {"session": []}],
             components=Components(
                 security_schemes={
                     "bearer": SecurityScheme(type="http", scheme="bearer"),
                     "token": SecurityScheme(type="apiKey", name="X-API-Token", security_scheme_in="header"),
+                    "session": SecurityScheme(type="apiKey", name=COOKIE, security_scheme_in="cookie"),
                 }
             ),
         ),

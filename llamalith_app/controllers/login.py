@@ -17,7 +17,7 @@ from llamalith_app.contracts.forms import JobForm, LoginForm
 from llamalith_app.controllers import html
 from llamalith_app.controllers.html import page
 from llamalith_app.controllers.request import AppRequest
-from llamalith_app.errors import CrossSite, LoginNeeded, StaleForm, TooManyLogins
+from llamalith_app.errors import CrossSite, LoginNeeded, StaleForm, StorageUnavailable, TooManyLogins
 from llamalith_app.guards.cookies import cookie
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.origin import is_foreign, was_sent_here
@@ -64,16 +64,15 @@ class Doors(Controller):
         draft = await typed(request)
         target = _ours(form.next)
         try:
-            right = await request.parts.passwords.is_right(form.password, host)
-        except TooManyLogins as error:
-            log.warning("login refused", address=host, wait_s=error.retry_after_s)
-            shown = page(request, "login", status_code=429, going_to=target, draft=draft, wrong=str(error))
+            if not await request.parts.passwords.is_right(form.password, host):
+                log.warning("login failed", address=host)
+                return page(request, "login", status_code=401, going_to=target, draft=draft, wrong="Wrong password.")
+            begun, session = await request.parts.sessions.begin(request)
+        except (TooManyLogins, StorageUnavailable) as error:
+            log.warning("login refused", address=host, reason=str(error))
+            shown = page(request, "login", status_code=error.status, going_to=target, draft=draft, wrong=str(error))
             shown.headers["Retry-After"] = str(error.retry_after_s)
             return shown
-        if not right:
-            log.warning("login failed", address=host)
-            return page(request, "login", status_code=401, going_to=target, draft=draft, wrong="Wrong password.")
-        begun, session = await request.parts.sessions.begin(request)
         log.info("login", address=host)
         if draft is None:
             return see(target, begun)
@@ -147,8 +146,7 @@ def _ours(path: str) -> str:
     """`path` where it is a page of ours, as it may stand in a header; else the dashboard."""
     # What a cookie cannot hold is quoted; what was quoted stays as it is.
     quoted = quote(path, safe="/?&=%+:@!$'()*~-._")
-    page, _, _ = quoted.partition("?")
-    parts = unquote(page).split("/")
+    parts = unquote(quoted.partition("?")[0]).split("/")
     is_ours = OURS.fullmatch(path) is not None and not {".", ".."} & set(parts)
     is_page = parts[2:3] not in (["api"], ["login"], ["logout"])
     return quoted if is_ours and is_page and len(quoted) <= MAX_NEXT_CHARS else HOME

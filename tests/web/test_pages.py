@@ -313,6 +313,19 @@ async def test_what_was_typed_survives_a_locked_database(
     assert "The database cannot be used now" in answer.text
 
 
+async def test_a_login_that_cannot_be_noted_is_told_so_and_keeps_what_was_typed(
+    browser: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
+    with sqlite3.connect(database_path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = await browser.post("/chat/login", data={"password": PASSWORD, "content": "typed & kept"})
+        other.execute("ROLLBACK")
+    other.close()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert hidden_fields(answer.text)["content"] == "typed & kept"
+
+
 async def test_pages_are_read_while_the_database_cannot_be_written(
     browser: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
