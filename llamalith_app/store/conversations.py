@@ -43,9 +43,7 @@ class Summary(NamedTuple):
     """Its beginning; None: no prompt yet."""
     n_turns: int
     status: str | None
-    """Of its newest job."""
-    n_open: int
-    """Jobs queued or processing."""
+    """Of the job that runs or waits next; where none is open, of its newest."""
     last_at: datetime
 
 
@@ -85,22 +83,22 @@ def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, ma
         .limit(limit)
         .offset(offset)
     ).subquery()
-    open_jobs = aliased(JobRow)
-    n_open = (
-        select(func.count())
-        .select_from(open_jobs)
+    open_job = aliased(JobRow)
+    status_of_first_open = (
+        select(open_job.status)
         .where(
-            open_jobs.conversation_id == ConversationRow.id,
-            open_jobs.status.in_([literal_column("'queued'"), literal_column("'processing'")]),
+            open_job.conversation_id == ConversationRow.id,
+            open_job.status.in_([literal_column("'queued'"), literal_column("'processing'")]),
         )
+        .order_by(open_job.turn)
+        .limit(1)
     ).scalar_subquery()
     rows = connection.execute(
         select(
             ConversationRow.public_id,
             _first_prompt(ConversationRow.id, max_text).scalar_subquery(),
             ConversationRow.next_turn,
-            JobRow.status,
-            n_open,
+            func.coalesce(status_of_first_open, JobRow.status),
             func.coalesce(JobRow.processed_at, JobRow.created_at, ConversationRow.created_at),
         )
         .join(page, page.c.id == ConversationRow.id)

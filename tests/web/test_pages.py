@@ -201,6 +201,22 @@ async def test_a_part_is_no_longer_than_a_page(browser: httpx.AsyncClient) -> No
     assert len(re.findall(r"<li id=", part.text)) == pages.TURNS_ON_PAGE
 
 
+async def test_a_list_of_conversations_tells_what_each_is_busy_with(
+    browser: httpx.AsyncClient, database: Database
+) -> None:
+    for _ in range(2):
+        await queue(browser, conversation_id="c")
+    said = []
+    for _ in range(2):
+        said.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
+        claimed = await claim(database)
+        said.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
+        await finish(database, claimed)
+    said.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
+    found = [re.findall(r"\b(?:Queued|Running|Failed|Done)\b", one) for one in said]
+    assert found == [["Queued"], ["Running"], ["Queued"], ["Running"], []]
+
+
 @pytest.mark.parametrize("public_id", ["a/b", ".", "..", "a b", "ä?&=%23#", "'\"<>", "a%2Fb", "\\", "+", "/", "a/"])
 async def test_every_conversation_has_a_page(browser: httpx.AsyncClient, public_id: str) -> None:
     await browser.post("/api/jobs", json={"content": "find me", "conversation_id": public_id})
