@@ -88,6 +88,7 @@ def create_app(config: Config) -> RequestLog:
             Router("/api", route_handlers=api),
             Router("/chat/api", route_handlers=api, include_in_schema=False),
             Probes,
+            login.front_door,
             Router("/chat", route_handlers=[Pages, Doors, Docs, QueueMonitor, html.asset], include_in_schema=False),
         ],
         guards=[PrincipalGuard(config.api_token, parts.sessions)],

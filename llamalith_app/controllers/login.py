@@ -97,6 +97,12 @@ class Doors(Controller):
         return see(LOGIN, await request.parts.sessions.end(request))
 
 
+@get("/", opt=OPEN, include_in_schema=False)
+async def front_door() -> Redirect:
+    """For people who type the address alone."""
+    return see(HOME)
+
+
 def see(path: str, *cookies: Cookie) -> Redirect:
     return Redirect(path, status_code=303, cookies=list(cookies))
 

@@ -57,6 +57,7 @@ def test_these_routes_are_open_and_no_others(config: Config) -> None:
     assert open_routes - refusals == {
         ("/healthz", "GET"),
         ("/readyz", "GET"),
+        ("/", "GET"),
         ("/chat/login", "GET"),
         ("/chat/login", "POST"),
         ("/chat/logout", "GET"),
@@ -233,6 +234,11 @@ async def test_garbage_in_a_cookie_is_no_session_and_no_error(client: httpx.Asyn
 
 
 # Back to where one was going
+
+
+async def test_the_address_alone_leads_to_the_pages(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/chat/")
 
 
 async def test_after_the_login_one_is_where_one_was_going(client: httpx.AsyncClient) -> None:
