@@ -112,6 +112,8 @@ class _Sources(NamedTuple):
     problems: list[str]
     knows_models: bool
     ignored: list[str]
+    overridden: list[str]
+    """Secrets of which `.env` says something else than the environment."""
 
 
 class _EnvFile(NamedTuple):
@@ -257,7 +259,13 @@ def _sources(environ: Mapping[str, str], env_file: _EnvFile | None, here: Path) 
             if value is not UNSET:
                 said[key] = value
     values = file.values | config_file.located(said, here)
-    return _Sources(variables, values, problems, file.knows_models, file.ignored)
+    overridden = [
+        f"{name}: the environment says something else than .env, and wins"
+        for name in SECRETS
+        if env_file is not None and environ.get(name, "").strip() and env_file.variables.get(name, "").strip()
+        if environ[name] != env_file.variables[name]
+    ]
+    return _Sources(variables, values, problems, file.knows_models, file.ignored, overridden)
 
 
 def _is_text(value: str) -> bool:
@@ -290,7 +298,7 @@ def _settled(sources: _Sources, data_dir: Path) -> Config:
         database_path=values.get("database_path", data_dir / "llamalith.db"),
         n_slots=values.get("worker_settings", {}).get("worker_count", 1),
         grammar_dir=grammar_dir or GRAMMARS,
-        warnings=_warnings(variables.get("LLAMALITH_CONFIG", ""), sources.ignored),
+        warnings=(*sources.overridden, *_warnings(variables.get("LLAMALITH_CONFIG", ""), sources.ignored)),
         **{key: values[key] for key in PLAIN_KEYS if key in values},
     )
 

@@ -19,7 +19,7 @@ const localTimes = (root) => {
 const trouble = document.getElementById("trouble")
 
 const tell = (text, link) => {
-  const label = "Log in in a new tab"
+  const label = "Log in (new tab)"
   if (trouble.textContent === text + (link ? ` ${label}` : "")) return
   trouble.textContent = text
   if (link) {

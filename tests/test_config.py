@@ -814,3 +814,12 @@ def test_every_variable_is_explained_in_the_example_and_in_the_readme() -> None:
     assert sorted(example) == sorted(VARIABLES)
     readme = (ROOT / "README.md").read_text()
     assert [name for name in VARIABLES if f"`{name}`" not in readme] == []
+
+
+def test_a_secret_that_the_environment_says_otherwise_than_the_env_file_is_told(tmp_path: Path) -> None:
+    """Else a new password in `.env` would change nothing, and nobody would know why."""
+    (tmp_path / ".env").write_text("ADMIN_PASSWORD_HASH='new'\nN8N_API_TOKEN=same\nSECRET_KEY=\n")
+    environ = {"ADMIN_PASSWORD_HASH": "old", "N8N_API_TOKEN": "same", "SECRET_KEY": "only here"}
+    config = load(environ, cwd=tmp_path)
+    assert config.admin_password_hash == "old"
+    assert config.warnings == ("ADMIN_PASSWORD_HASH: the environment says something else than .env, and wins",)

@@ -136,7 +136,7 @@ def of_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> Resp
     """To the login, and back from there; with what was typed, where that was a prompt."""
     draft = _as_typed(error.fields)
     if draft is not None:
-        return page(request, "login", status_code=401, going_to=HOME, draft=draft, wrong=str(error))
+        return page(request, "login", status_code=401, going_to=HOME, draft=draft, wrong="")
     answer = Response({"detail": "See Other"}, status_code=303, headers={"Location": LOGIN})
     is_navigation = request.headers.get("sec-fetch-mode", "navigate") == "navigate"
     if request.scope["method"] == "GET" and is_navigation and not request.route_handler.opt.get("background"):

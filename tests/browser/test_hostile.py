@@ -282,7 +282,7 @@ async def test_from_an_open_page_one_logs_in_beside_it_and_goes_on_where_one_was
         await page.get_by_label("Message").fill("typed for an hour")
         await client.get("/chat/logout")
         async with browser.context.expect_page() as opened:
-            await page.get_by_role("link", name="Log in in a new tab").click(timeout=10_000)
+            await page.get_by_role("link", name="Log in (new tab)").click(timeout=10_000)
         login = await opened.value
         await login.get_by_label("Password").fill(PASSWORD)
         await login.get_by_role("button", name="Log in").click()

@@ -26,7 +26,7 @@ async def test_the_recipes_work_in_their_order(tmp_path: Path) -> None:
         told = []
         for recipe in RECIPES:
             # One terminal for all of them: what the first block set stays set.
-            typed = "set -a; . ./.env; set +a\n" + recipe.replace("127.0.0.1:8000", f"127.0.0.1:{product.port}")
+            typed = RECIPES[0].partition("\n")[0] + "\n" + recipe.replace("127.0.0.1:8000", f"127.0.0.1:{product.port}")
             shell = await asyncio.create_subprocess_exec(
                 *("bash", "-eu", "-o", "pipefail", "-c", typed),
                 cwd=tmp_path,

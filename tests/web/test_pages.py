@@ -36,14 +36,14 @@ async def claim(database: Database) -> jobs.Claim:
     return claimed
 
 
-async def finish(database: Database, claimed: jobs.Claim) -> None:
+async def finish(database: Database, claimed: jobs.Claim, finish_reason: str = "stop") -> None:
     done = await database.write(
         jobs.finish,
         claimed.job_id,
         claimed.lease_token,
         datetime.now(UTC),
         reply="Hello.",
-        finish_reason="stop",
+        finish_reason=finish_reason,
         prompt_tokens=9,
         completion_tokens=2,
         omitted_messages=0,
@@ -106,6 +106,16 @@ async def test_rows_tell_how_far_a_job_is(browser: httpx.AsyncClient, database: 
     done = await browser.get("/chat/jobs?status=done")
     assert "Done" in text(done)
     assert re.search(r"\d+ tokens in \d+\.\d s", text(done))
+
+
+async def test_a_reply_that_was_cut_off_says_so_in_lists_as_well(
+    browser: httpx.AsyncClient, database: Database
+) -> None:
+    for reason in ("stop", "length"):
+        await queue(browser, conversation_id=reason)
+        await finish(database, await claim(database), reason)
+    rows = await browser.get("/chat/jobs/rows")
+    assert [("cut off" in row) for row in rows.text.split("<li id=")[1:]] == [True, False]
 
 
 async def test_a_failed_job_says_why(browser: httpx.AsyncClient, database: Database) -> None:
