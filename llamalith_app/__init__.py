@@ -8,7 +8,7 @@ The map:
     config.py        every setting; the only reader of the environment
     config_file.py   judges a config.json
     contracts/       the shapes of everything that crosses a wire
-    controllers/     thin HTTP: API, pages, login, monitor, docs, probes; problems, headers and the request log
+    controllers/     thin HTTP: API, pages, login, monitor, docs, probes; problems, envelope and the request log
     engine/          the child process that holds a model: plan -> evaluate -> apply
     errors.py        one error tree, with what HTTP says of each
     grammar.py       named GBNF grammars, found at start

@@ -112,9 +112,7 @@ class StorageUnavailable(LlamalithError):
 
 
 class RedisUnavailable(LlamalithError):
-    """Only told where Redis itself is what was asked for; everything else does without it."""
+    """Only raised where Redis itself is what was asked for; everything else does without it."""
 
-    status = 503
     type = "redis-unavailable"
     title = "Redis unavailable"
-    retry_after_s = 5

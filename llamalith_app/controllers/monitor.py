@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from litestar import Controller, HttpMethod, Response, get, route
+from typing import Any
+
+from litestar import Controller, HttpMethod, Request, Response, get, route
 from litestar.params import FromPath
 from litestar.response import Redirect, Template
 
@@ -18,9 +20,17 @@ QUEUES, QUEUE, TASK = "/api/queues", "/api/queues/{queue:str}", "/api/queues/{qu
 MEDIA_TYPES = {"js": "text/javascript", "css": "text/css"}
 
 
+def in_its_words(_: Request[Any, Any, Any], error: RedisUnavailable) -> Response[dict[str, str]]:
+    """SAQ's script shows `error`; a status it does not look at."""
+    return Response(
+        {"error": f"Redis does not answer, or not as it should ({error}). Jobs are accepted and run without it."}
+    )
+
+
 class QueueMonitor(Controller):
     path = "/queue"
     include_in_schema = False
+    exception_handlers = {RedisUnavailable: in_its_words}  # noqa: RUF012 - Litestar's own way to say it
 
     @get(SHELLS, opt=PAGE)
     async def shell(
@@ -46,25 +56,16 @@ class QueueMonitor(Controller):
 
     @get(QUEUES, opt=BACKGROUND_PAGE)
     async def queues(self, request: AppRequest) -> dict[str, object]:
-        try:
-            return {"queues": await request.parts.monitor.queues()}
-        except RedisUnavailable as error:
-            return _unavailable(error)
+        return {"queues": await request.parts.monitor.queues()}
 
     @get(QUEUE, opt=BACKGROUND_PAGE)
     async def queue(self, request: AppRequest, queue: FromPath[str]) -> dict[str, object]:
-        try:
-            found = await request.parts.monitor.queue(queue)
-        except RedisUnavailable as error:
-            return _unavailable(error)
+        found = await request.parts.monitor.queue(queue)
         return {"error": "There is no such queue."} if found is None else {"queue": found}
 
     @get(TASK, opt=BACKGROUND_PAGE)
     async def job(self, request: AppRequest, queue: FromPath[str], job: FromPath[str]) -> dict[str, object]:
-        try:
-            found = await request.parts.monitor.job(queue, job)
-        except RedisUnavailable as error:
-            return _unavailable(error)
+        found = await request.parts.monitor.job(queue, job)
         if found is None:
             return {"error": "This task is over, and SAQ has forgotten it. Its job stands under /chat/jobs."}
         return {"job": found}
@@ -79,8 +80,3 @@ class QueueMonitor(Controller):
         raise ReadOnly(
             "The monitor only shows: SAQ's Retry would run a running job twice. Jobs stand under /chat/jobs."
         )
-
-
-def _unavailable(error: RedisUnavailable) -> dict[str, object]:
-    """SAQ's script shows `error`; a status it does not look at."""
-    return {"error": f"Redis does not answer, or not as it should ({error}). Jobs are accepted and run without it."}

@@ -46,7 +46,17 @@ class Pages(Controller):
 
     @get("/", opt=PAGE)
     async def dashboard(self, request: AppRequest) -> Template:
-        return await _dashboard(request, JobForm())
+        found = await _newest(request, "", NEWEST_ON_DASHBOARD, None)
+        return page(
+            request,
+            "dashboard",
+            jobs=found,
+            models=request.parts.models,
+            form=JobForm(model=found[0].model if found else ""),
+            status="",
+            before=None,
+            limit=NEWEST_ON_DASHBOARD,
+        )
 
     @get("/jobs", opt=PAGE)
     async def jobs(self, request: AppRequest, status: FromQuery[StatusFilter] = "", before: Before = None) -> Template:
@@ -118,22 +128,6 @@ class Pages(Controller):
     ) -> Template:
         thread = await _thread(request, public_id, first=first)
         return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True, known=known)
-
-
-async def _dashboard(request: AppRequest, form: JobForm) -> Template:
-    found = await _newest(request, "", NEWEST_ON_DASHBOARD, None)
-    if found and not form.model:
-        form.model = found[0].model
-    return page(
-        request,
-        "dashboard",
-        jobs=found,
-        models=request.parts.models,
-        form=form,
-        status="",
-        before=None,
-        limit=NEWEST_ON_DASHBOARD,
-    )
 
 
 async def _conversation(request: AppRequest, public_id: str, before: int | None) -> Template:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from msgspec import MsgspecError
@@ -18,8 +20,14 @@ from saq.web.common import STATIC_PATH, job_dict
 from llamalith_app.errors import RedisUnavailable
 from llamalith_app.jobs.queue import impatient_redis, saq_queue
 
-UNREADABLE = (RedisError, OSError, MsgspecError, ValueError, KeyError, TypeError, AttributeError)
-"""An absent Redis, and what SAQ says of an entry that is none of its own."""
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """An absent Redis, and what SAQ says of an entry that is none of its own, as RedisUnavailable."""
+    try:
+        yield
+    except (RedisError, OSError, MsgspecError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RedisUnavailable(str(error) or type(error).__name__) from error
 
 
 class Monitor:
@@ -50,20 +58,16 @@ class Monitor:
     async def job(self, name: str, key: str) -> dict[str, Any] | None:
         if name not in self._queues:
             return None
-        try:
+        with _readable():
             job = await self._queues[name].job(key)
-        except UNREADABLE as error:
-            raise RedisUnavailable(str(error) or type(error).__name__) from error
         return None if job is None else job_dict(job) | {"queue": name}
 
     async def close(self) -> None:
         await self._redis.aclose()
 
     async def _info(self, name: str, *, jobs: bool) -> dict[str, Any]:
-        try:
+        with _readable():
             info = await self._queues[name].info(jobs=jobs)
-        except UNREADABLE as error:
-            raise RedisUnavailable(str(error) or type(error).__name__) from error
         # The script shows text, no objects.
         shown = [job | {"kwargs": repr(job.get("kwargs"))} for job in info["jobs"]]
         return {**info, "name": name, "jobs": shown}

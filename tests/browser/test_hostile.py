@@ -21,7 +21,7 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.progress import publish
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
-from tests.browser.conftest import window
+from tests.browser.conftest import Watched, window
 from tests.browser.payloads import payloads
 from tests.settle import eventually
 from tests.store.samples import register_worker
@@ -52,6 +52,15 @@ async def session_cookie(client: httpx.AsyncClient) -> dict[str, str]:
     return {"name": cookie.name, "value": cookie.value or "", "url": origin(client)}
 
 
+@asynccontextmanager
+async def at_home(client: httpx.AsyncClient, chromium: Browser) -> AsyncIterator[Watched]:
+    """A watched window in the session of `client`, which is logged in by this."""
+    cookie = await session_cookie(client)
+    async with window(chromium, origin(client)) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        yield browser
+
+
 def test_there_are_two_hundred_different_payloads() -> None:
     assert len(set(PAYLOADS)) >= 200
 
@@ -72,9 +81,7 @@ async def test_no_payload_runs_whether_message_id_prompt_reply_or_error(
             for number, payload in enumerate(PAYLOADS)
         )
     )
-    cookie = await session_cookie(client)
-    async with window(chromium, origin(client)) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(client, chromium) as browser:
         page = await browser.page("/chat/")
         for number, payload in enumerate(PAYLOADS):
             fields = {"content": f"{number:03} {payload}", "system_prompt": payload, "conversation_id": ids[number]}
@@ -127,9 +134,7 @@ async def untouched(page: object) -> None:
 
 @pytest.mark.slow
 async def test_a_payload_in_a_form_that_comes_back_is_text(client: httpx.AsyncClient, chromium: Browser) -> None:
-    cookie = await session_cookie(client)
-    async with window(chromium, origin(client)) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(client, chromium) as browser:
         page = await browser.page("/chat/")
         for payload in PAYLOADS[::10]:
             await page.goto(origin(client) + "/chat/")
@@ -255,9 +260,7 @@ async def test_no_page_can_be_framed(client: httpx.AsyncClient, chromium: Browse
 async def test_an_open_page_says_that_its_session_has_ended_and_keeps_what_was_typed(
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:
-    cookie = await session_cookie(client)
-    async with window(chromium, origin(client)) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(client, chromium) as browser:
         page = await browser.page("/chat/")
         await page.get_by_label("Message").fill("typed for an hour")
         await client.get("/chat/logout")
@@ -275,9 +278,7 @@ async def test_an_open_page_says_that_its_session_has_ended_and_keeps_what_was_t
 async def test_from_an_open_page_one_logs_in_beside_it_and_goes_on_where_one_was(
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:
-    cookie = await session_cookie(client)
-    async with window(chromium, origin(client)) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(client, chromium) as browser:
         page = await browser.page("/chat/")
         await page.get_by_label("Message").fill("typed for an hour")
         await client.get("/chat/logout")
@@ -295,9 +296,7 @@ async def test_from_an_open_page_one_logs_in_beside_it_and_goes_on_where_one_was
 
 
 async def test_keys_that_are_held_down_send_a_form_once(client: httpx.AsyncClient, chromium: Browser) -> None:
-    cookie = await session_cookie(client)
-    async with window(chromium, origin(client)) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(client, chromium) as browser:
         page = await browser.page("/chat/")
         await page.get_by_label("Message").fill("once")
         await page.keyboard.down("Control")
@@ -312,14 +311,12 @@ async def test_keys_that_are_held_down_send_a_form_once(client: httpx.AsyncClien
 async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(
     config: Config, client: httpx.AsyncClient, chromium: Browser, database: Database, redis_url: str
 ) -> None:
-    cookie = await session_cookie(client)
     fields = {"content": "select me", "system_prompt": "Be kind.", "conversation_id": "c"}
     await client.post("/api/jobs", json=fields)
     worker = await database.write(register_worker)
     claim = await database.write(jobs.claim, "smollm2", worker, datetime.now(UTC))
     assert claim is not None
-    async with window(chromium, origin(client)) as browser, Redis.from_url(redis_url) as redis:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(client, chromium) as browser, Redis.from_url(redis_url) as redis:
         page = await browser.page("/chat/conversations/c")
         summary = page.locator("#job-1 summary")
         await summary.focus()
@@ -335,9 +332,7 @@ async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(
 async def test_an_open_page_says_that_the_server_is_away_and_goes_on_when_it_is_back(
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:
-    cookie = await session_cookie(client)
-    async with window(chromium, origin(client)) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(client, chromium) as browser:
         page = await browser.page("/chat/")
         await browser.context.set_offline(True)
         await expect(page.locator("#trouble")).to_contain_text("No connection", timeout=10_000)

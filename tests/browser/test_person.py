@@ -137,7 +137,8 @@ async def test_the_monitor_shows_the_running_task_and_its_progress_and_changes_n
         bar = page.locator("progress")
         await expect(bar).not_to_have_js_property("value", 0, timeout=60_000)
         await expect(page.get_by_text("active")).to_be_visible()
-        await photograph(page, "monitor")
+        assert await violations(page) == []
+        await photograph(page, "monitor-task")
         await expect(page.get_by_role("button", name="Retry")).to_have_count(0)
         await page.reload()
         await expect(page.get_by_role("heading", name="Job")).to_be_visible()
@@ -173,7 +174,6 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
         page = await browser.page("/chat/")
 
         async def judge(name: str) -> None:
-            # Chromium fades between colour schemes; axe must see the end of it.
             assert await violations(page) == []
             wider = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert wider <= 0, f"{name} scrolls sideways by {wider} px"
@@ -200,8 +200,13 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
         ):
             await page.goto(origin + path)
             await judge(name)
-        for details in await page.locator("details").all():
-            await details.evaluate("(one) => { one.open = true }")
+        for name, path, heading in (
+            ("monitor", "/chat/queue/", "Queues"),
+            ("monitor-queue", "/chat/queue/queues/llamalith:smollm2", "Workers"),
+        ):
+            await page.goto(origin + path)
+            await expect(page.get_by_role("heading", name=heading)).to_be_visible()
+            await judge(name)
         await page.goto(origin + "/chat/docs")
         await page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
         await judge("api-open")
@@ -210,3 +215,12 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
         await page.get_by_role("button", name="Queue it").click()
         await expect(page.get_by_role("heading", name="Not sent yet")).to_be_visible()
         await judge("not-sent")
+        await page.goto(origin + "/chat/logout", referer="https://elsewhere.example/")
+        await expect(page.get_by_role("heading", name="Log out?")).to_be_visible()
+        await judge("logout-asked")
+        await page.goto(origin + "/chat/")
+        await browser.context.clear_cookies()
+        await page.get_by_label("Message").fill("Typed before the session ended.")
+        await page.get_by_role("button", name="Queue it").click()
+        await expect(page.get_by_text("Typed before the session ended.")).to_be_visible()
+        await judge("login-with-draft")
