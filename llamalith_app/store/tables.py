@@ -17,6 +17,7 @@ from advanced_alchemy.base import DefaultBase
 from advanced_alchemy.types import BigIntIdentity, DateTimeUTC
 from sqlalchemy import (
     CheckConstraint,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -124,6 +125,12 @@ class JobRow(DefaultBase):
         Index("jobs_of_owner", "owner_id", "id"),
         Index("jobs_of_owner_by_status", "owner_id", "status", "id"),
         Index(
+            "given_up_in_the_queue",
+            "not_after",
+            sqlite_where=text("status = 'queued' AND not_after IS NOT NULL"),
+            postgresql_where=text("status = 'queued' AND not_after IS NOT NULL"),
+        ),
+        Index(
             "held_by_worker",
             "worker_id",
             sqlite_where=text("status = 'processing'"),
@@ -142,6 +149,12 @@ class JobRow(DefaultBase):
     system_prompt: Mapped[str] = mapped_column(Text)
     """As sent with this job; the system message in force may come from an earlier turn."""
     grammar_name: Mapped[str | None] = mapped_column(String(100))
+    parameters: Mapped[str | None] = mapped_column(Text)
+    """What this job says itself of how its reply is drawn, as JSON; null: nothing."""
+    timeout_s: Mapped[float | None] = mapped_column(Float)
+    """Seconds that one attempt may run; null: as long as it takes."""
+    not_after: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    """Wall clock; if it was not started by then, it ends as an error. Null: it waits as long as it takes."""
     priority: Mapped[int] = mapped_column(Integer)
     """Lower goes first; 1 for all until classes exist."""
     request_id: Mapped[str] = mapped_column(String(128))
@@ -163,8 +176,12 @@ class JobRow(DefaultBase):
     finish_reason: Mapped[str | None] = mapped_column(String(20))
     prompt_tokens: Mapped[int | None] = mapped_column(Integer)
     completion_tokens: Mapped[int | None] = mapped_column(Integer)
+    prompt_tokens_reused: Mapped[int | None] = mapped_column(Integer)
+    """Of the prompt's tokens, those that stood in the engine already and were not computed again."""
     omitted_messages: Mapped[int] = mapped_column(Integer)
     """Earlier messages that did not fit the context when the reply was made."""
+    partial: Mapped[str | None] = mapped_column(Text)
+    """What was written of the reply of a job that was cancelled or ran out of time."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
     started_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
     """Of the last claim."""
@@ -237,6 +254,8 @@ class WorkerRow(DefaultBase):
     models: Mapped[str] = mapped_column(Text)
     """Names it serves, as a JSON list."""
     n_slots: Mapped[int] = mapped_column(Integer)
+    engines: Mapped[str | None] = mapped_column(Text)
+    """What it told of its engines with its last beat, as JSON; null: nothing yet."""
     beat: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[datetime] = mapped_column(DateTimeUTC)
     seen_at: Mapped[datetime] = mapped_column(DateTimeUTC)
