@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from sqlalchemy import Engine
 from llamalith_app import valkey
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.migrate import migrate
+from tests import tiny_models
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +74,21 @@ def redis_url(valkey_url: str) -> str:
 @pytest.fixture
 def absent_redis_url(tmp_path: Path) -> str:
     return f"unix://{tmp_path / 'nobody.sock'}"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(pytestconfig: pytest.Config) -> Callable[[tiny_models.Kind], Path]:
+    """The file of a small model with random weights, written once for this version of its script."""
+    assert pytestconfig.cache is not None
+    script = Path(tiny_models.__file__).read_bytes()
+    folder = pytestconfig.cache.mkdir("tiny_models-" + hashlib.sha256(script).hexdigest()[:16])
+
+    def written(kind: tiny_models.Kind) -> Path:
+        path = folder / f"{kind}.gguf"
+        if not path.exists():
+            # Processes that meet here each write their own; the last one stays, and all are the same.
+            part = folder / f"{kind}.{os.getpid()}.part"
+            tiny_models.write(part, kind).rename(path)
+        return path
+
+    return written
