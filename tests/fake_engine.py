@@ -43,7 +43,17 @@ def argv(script: Path) -> list[str]:
 
 
 class FakeRunner:
-    def __init__(self, rules: Callable[[], list[dict[str, Any]]], *, n_ctx: int = 2048, n_slots: int = 1) -> None:
+    fingerprint = "fake"
+
+    def __init__(
+        self,
+        rules: Callable[[], list[dict[str, Any]]],
+        *,
+        n_ctx: int = 2048,
+        n_slots: int = 1,
+        can_share: bool = True,
+    ) -> None:
+        self.can_share = can_share
         self.n_ctx = n_ctx
         self.n_slots = n_slots
         self.extra_stop: Sequence[str] = ()
@@ -79,9 +89,24 @@ class FakeRunner:
         self._rule.pop(sequence_id, None)
         self._left.pop(sequence_id, None)
 
+    def can_cut(self, slot: int, n_tokens: int) -> bool:
+        return self.can_share or n_tokens == 0
+
     def keep(self, slot: int, n_tokens: int) -> int:
+        if not self.can_share and n_tokens != len(self.held[slot]):
+            n_tokens = 0
         del self.held[slot][n_tokens:]
         return n_tokens
+
+    def copy(self, source: int, target: int) -> None:
+        self.held[target] = list(self.held[source])
+
+    def save(self, slot: int) -> bytes:
+        return json.dumps(self.held[slot]).encode()
+
+    def restore(self, slot: int, data: bytes) -> bool:
+        self.held[slot] = json.loads(data)
+        return True
 
     def evaluate(self, plan: Sequence[Work]) -> list[Sampled]:
         sampled = []

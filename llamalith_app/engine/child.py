@@ -1,7 +1,8 @@
-"""The child's loop: reads messages, lets the scheduler decide and the runner do, sends one frame a step.
+"""The child's loop: takes in messages, lets the scheduler decide and the runner do, sends one frame a step.
 
-The main thread alone touches the runner; a reader thread blocks on the socket and ends the process when the
-worker is gone. Knows no llama.cpp: which runner there is, its composition root says.
+The main thread alone decodes. Beside it one thread blocks on the socket and ends the process when the worker is
+gone; one makes prompts of turns, since a long text takes a second to tokenize; one reads and writes states. They
+hand over by one inbox. Knows no llama.cpp: which runner there is, its composition root says.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,6 +25,7 @@ from llamalith_app.engine.chat import fit
 from llamalith_app.engine.messages import (
     Advance,
     Cancel,
+    End,
     FromEngine,
     Load,
     Loaded,
@@ -31,12 +36,22 @@ from llamalith_app.engine.messages import (
     Submit,
     ToEngine,
 )
-from llamalith_app.engine.scheduler import Scheduler
-from llamalith_app.engine.sequence import Sequence
+from llamalith_app.engine.pace import Pace
+from llamalith_app.engine.scheduler import Admission, Scheduler
+from llamalith_app.engine.sequence import Sequence, State
+from llamalith_app.engine.states import Saved, States
 from llamalith_app.engine.steps import Refusal, Runner
 from llamalith_app.engine.text import ReplyText
 
 TELL_LOADING_S = 0.1
+WORTH_READING_S = 0.1
+"""Of computing that a state on disk spares, to be worth the reading."""
+WORTH_WRITING_S = 1.0
+"""Of computing that would be lost with a slot's tokens, to be worth the writing."""
+WORTH_TOKENS = 64
+"""The same for both while the speed of reading is not known."""
+MAX_WRITING = 2
+"""States on their way to disk; each stands in memory until it is written."""
 
 
 class CannotLoad(Exception):
@@ -47,16 +62,25 @@ OpenRunner = Callable[[Load, Callable[[float], None]], Runner]
 """Opens what `Load` names, telling its progress from 0 to 1; raises CannotLoad."""
 
 
+class StateRead(NamedTuple):
+    sequence_id: int
+    state: State | None
+
+
+Inbox = queue.SimpleQueue[Sequence | Refused | Cancel | StateRead | End]
+"""What the main thread hears."""
+
+
 def serve(fd: int, open_runner: OpenRunner) -> None:
-    """Serves the worker at the other end of the socket until that is gone."""
+    """Serves the worker at the other end of the socket until that is gone or says `End`."""
     connection = socket.socket(fileno=fd)
-    inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    received: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, received), daemon=True).start()
 
     def send(message: FromEngine) -> None:
         connection.sendall(frames.encode(message))
 
-    load = inbox.get()
+    load = received.get()
     if not isinstance(load, Load):
         raise frames.BrokenFrame("the first message must load a model")
     started = time.monotonic()
@@ -66,14 +90,18 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
         send(LoadFailed(str(error)))
         return
     send(Loaded(n_ctx=runner.n_ctx, n_slots=runner.n_slots, load_s=time.monotonic() - started))
-    _Loop(runner, load.n_chunk, inbox, send).run()
+    inbox: Inbox = queue.SimpleQueue()
+    threading.Thread(target=_prepare, args=(runner, received, inbox), daemon=True).start()
+    _Loop(runner, load, inbox, send).run()
+    # The other threads hold nothing that is worth waiting for.
+    os._exit(0)
 
 
-def _receive(connection: socket.socket, inbox: queue.SimpleQueue[ToEngine]) -> None:
+def _receive(connection: socket.socket, received: queue.SimpleQueue[ToEngine]) -> None:
     decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
     try:
         while (message := frames.read(connection, decoder)) is not None:
-            inbox.put(message)
+            received.put(message)
     except frames.BrokenFrame as error:
         sys.stderr.write(f"broken frame from the worker: {error}\n")
         sys.stderr.flush()
@@ -94,69 +122,142 @@ def _teller(send: Callable[[FromEngine], None]) -> Callable[[float], None]:
     return tell
 
 
+def _prepare(runner: Runner, received: queue.SimpleQueue[ToEngine], inbox: Inbox) -> None:
+    """Makes a sequence of each turn, and hands on what else is said, in order."""
+    while True:
+        message = received.get()
+        if isinstance(message, Submit):
+            inbox.put(_sequence(runner, message))
+        elif isinstance(message, (Cancel, End)):
+            inbox.put(message)
+        else:
+            sys.stderr.write("broken frame from the worker: a model is loaded already\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+
+def _sequence(runner: Runner, submit: Submit) -> Sequence | Refused:
+    try:
+        prompt = fit(submit.messages, runner.render, runner.tokenize, runner.n_ctx, submit.sampling.max_tokens)
+        runner.begin(submit.sequence_id, submit.sampling, submit.grammar, prompt.tokens)
+    except Refusal as refusal:
+        return Refused(sequence_id=submit.sequence_id, kind=refusal.kind, reason=refusal.reason)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is this turn's and nobody else's
+        return Refused(sequence_id=submit.sequence_id, kind="internal", reason=f"{type(error).__name__}: {error}"[:500])
+    return Sequence(
+        id=submit.sequence_id,
+        prompt=prompt.tokens,
+        max_tokens=submit.sampling.max_tokens,
+        text=ReplyText([*submit.stop, *runner.extra_stop]),
+        omitted_messages=prompt.omitted_messages,
+    )
+
+
 class _Loop:
-    def __init__(
-        self,
-        runner: Runner,
-        n_chunk: int,
-        inbox: queue.SimpleQueue[ToEngine],
-        send: Callable[[FromEngine], None],
-    ) -> None:
+    def __init__(self, runner: Runner, load: Load, inbox: Inbox, send: Callable[[FromEngine], None]) -> None:
         self._runner = runner
         self._inbox = inbox
         self._send = send
+        self._pace = Pace(load.n_chunk)
         self._scheduler = Scheduler(
             n_slots=runner.n_slots,
             n_ctx=runner.n_ctx,
-            n_chunk=n_chunk,
             piece=runner.piece,
             is_end=runner.is_end,
+            can_cut=runner.can_cut,
+            can_share=runner.can_share,
         )
+        self._states = None
+        if load.state_dir:
+            self._states = States(Path(load.state_dir), runner.fingerprint, load.state_max_bytes)
+        self._disk = ThreadPoolExecutor(1)
+        self._writing: list[Future[None]] = []
+        self._ends = False
 
     def run(self) -> None:
-        while True:
+        while not self._ends:
             self._hear()
             for admission in self._scheduler.admit():
-                n_kept = self._runner.keep(admission.slot, admission.n_reused)
-                if n_kept != admission.n_reused:
-                    self._scheduler.reused(admission, n_kept)
-            plan = self._scheduler.plan()
+                self._place(admission)
+            n_decoding = self._scheduler.n_decoding
+            plan = self._scheduler.plan(self._pace.chunk(n_decoding))
             if plan:
-                self._tell(self._scheduler.apply(self._runner.evaluate(plan)))
+                started = time.monotonic()
+                results = self._runner.evaluate(plan)
+                n_read = sum(len(work.tokens) for work in plan) - n_decoding
+                self._pace.took(n_read, n_decoding, time.monotonic() - started)
+                self._tell(self._scheduler.apply(results))
+        self._save_all()
 
     def _hear(self) -> None:
         """Takes in every message that is there; waits for one when there is nothing else to do."""
-        while True:
+        while not self._ends:
             try:
                 message = self._inbox.get(block=self._scheduler.is_idle)
             except queue.Empty:
                 return
-            if isinstance(message, Submit):
-                self._submit(message)
-            elif isinstance(message, Cancel):
-                ended = self._scheduler.cancel(message.sequence_id)
-                if ended is not None:
-                    self._tell([ended])
-            else:
-                raise frames.BrokenFrame("a model is loaded already")
+            match message:
+                case Sequence():
+                    self._submit(message)
+                case Refused():
+                    self._send(message)
+                case Cancel():
+                    ended = self._scheduler.cancel(message.sequence_id)
+                    if ended is not None:
+                        self._tell([ended])
+                case StateRead():
+                    self._scheduler.state_read(message.sequence_id, message.state)
+                case End():
+                    self._ends = True
 
-    def _submit(self, submit: Submit) -> None:
-        runner = self._runner
-        try:
-            prompt = fit(submit.messages, runner.render, runner.tokenize, runner.n_ctx, submit.sampling.max_tokens)
-            runner.begin(submit.sequence_id, submit.sampling, submit.grammar, prompt.tokens)
-        except Refusal as refusal:
-            self._send(Refused(sequence_id=submit.sequence_id, kind=refusal.kind, reason=refusal.reason))
+    def _submit(self, sequence: Sequence) -> None:
+        if self._states is not None:
+            n_here = self._scheduler.slots.longest_prefix(sequence.prompt).n_tokens
+            saved = self._states.best(sequence.prompt)
+            if saved is not None and self._is_worth(saved.n_common - n_here, WORTH_READING_S):
+                sequence.is_reading = True
+                self._disk.submit(self._read, self._states, saved, sequence.id)
+        self._scheduler.submit(sequence)
+
+    def _place(self, admission: Admission) -> None:
+        slot, source, n_reused, evicted = admission.place
+        if evicted:
+            n_stays = self._scheduler.slots.longest_prefix([*evicted, 0]).n_tokens
+            self._save(slot, evicted, n_stays)
+        if admission.state is not None:
+            restored = self._runner.restore(slot, admission.state.data)
+            n_reused = n_reused if restored else 0
+        elif source != slot:
+            self._runner.copy(source, slot)
+        n_kept = self._runner.keep(slot, n_reused)
+        if n_kept != admission.place.n_reused:
+            self._scheduler.reused(admission, n_kept)
+
+    def _save(self, slot: int, tokens: list[int], n_stays: int) -> None:
+        self._writing = [one for one in self._writing if not one.done()]
+        if self._states is None or len(self._writing) >= MAX_WRITING:
             return
-        self._scheduler.submit(
-            Sequence(
-                id=submit.sequence_id,
-                prompt=prompt.tokens,
-                max_tokens=submit.sampling.max_tokens,
-                text=ReplyText([*submit.stop, *runner.extra_stop]),
-                omitted_messages=prompt.omitted_messages,
-            )
-        )
+        n_lost = len(tokens) - max(n_stays, self._states.n_held(tokens))
+        if self._is_worth(n_lost, WORTH_WRITING_S) and (data := self._runner.save(slot)):
+            self._writing.append(self._disk.submit(self._states.write, list(tokens), data))
+
+    def _save_all(self) -> None:
+        slots = self._scheduler.slots.slots
+        for index in sorted(range(len(slots)), key=lambda index: -slots[index].used_at):
+            self._save(index, slots[index].tokens, 0)
+            wait(self._writing)
+
+    def _is_worth(self, n_tokens: int, seconds: float) -> bool:
+        if self._pace.token_s is None:
+            return n_tokens >= WORTH_TOKENS
+        return n_tokens * self._pace.token_s >= seconds
+
+    def _read(self, states: States, saved: Saved, sequence_id: int) -> None:
+        state = None
+        try:
+            state = states.read(saved)
+        finally:
+            self._inbox.put(StateRead(sequence_id, state))
 
     def _tell(self, results: Collection[Advance | Refused]) -> None:
         for one in results:

@@ -1,7 +1,7 @@
 """What worker and engine say to each other: one msgpack frame a message, 4-byte big-endian length first.
 
 Owns the wire shapes and their framing limit only. The worker sends `Load` once, then `Submit` and `Cancel`
-at any time; the child answers with one `Step` frame a step, whatever number of sequences took part in it.
+at any time, and `End` last; the child answers with one `Step` frame a step, whatever number of sequences took part.
 """
 
 from __future__ import annotations
@@ -51,11 +51,15 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     n_slots: int
     """Sequences that can run side by side."""
     n_chunk: int
-    """Prompt tokens evaluated in one step at most."""
+    """Prompt tokens evaluated in one step at most; measured speed sets how many it is."""
     n_threads: int
     """0: as many as there are cores for this process."""
     n_gpu_layers: int = 0
     """-1: all."""
+    state_dir: str = ""
+    """Folder for what slots hold when their room is needed, or at the end; empty: nothing is kept."""
+    state_max_bytes: int = 0
+    """Of all files in that folder together."""
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
@@ -73,6 +77,10 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Frees the slot within one step; answered by a finish `cancelled`, or by nothing if it had ended."""
 
     sequence_id: int
+
+
+class End(msgspec.Struct, frozen=True, tag="end"):
+    """The child saves what its slots hold and ends."""
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
@@ -109,6 +117,8 @@ class Advance(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     prompt_done: int
     """Prompt tokens that stand in the slot, reused ones included."""
+    prompt_reused: int
+    """Of them, those that were not computed for it: they stood there, were copied, or came from disk."""
     tokens: list[int] = []
     text: str = ""
     """Whole characters only; what could still become a stop string is held back."""
@@ -121,5 +131,5 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     sequences: list[Advance]
 
 
-ToEngine = Load | Submit | Cancel
+ToEngine = Load | Submit | Cancel | End
 FromEngine = Loading | Loaded | LoadFailed | Refused | Step

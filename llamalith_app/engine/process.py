@@ -21,6 +21,7 @@ from llamalith_app.engine import frames
 from llamalith_app.engine.messages import (
     Advance,
     Cancel,
+    End,
     FromEngine,
     Load,
     Loaded,
@@ -34,8 +35,10 @@ from llamalith_app.engine.messages import (
 from llamalith_app.errors import LlamalithError
 
 REAL_ENGINE = (sys.executable, "-P", "-m", "llamalith_app.engine")
+SAVE_S = 10.0
+"""Seconds that a child gets at its end to save what its slots hold."""
 END_S = 5.0
-"""Seconds that a child gets to end by itself before it is killed."""
+"""Seconds more until it is killed."""
 KEPT_LINES = 20
 
 CHILD_SETTINGS = {
@@ -148,16 +151,24 @@ class EngineProcess:
             self._send(Cancel(sequence_id))
 
     async def stop(self) -> None:
-        """Ends the child and waits until it is gone."""
+        """Ends the child and waits until it is gone. One that has loaded its model saves its states first."""
         self._stopping = True
+        if self._loading.done() and not self._loading.cancelled() and self._loading.exception() is None:
+            self._send(End())
+            await self._gone(SAVE_S)
         self._writer.close()
-        try:
-            async with asyncio.timeout(END_S):
-                await self._process.wait()
-        except TimeoutError:
+        if not await self._gone(END_S):
             self._process.kill()
             await self._process.wait()
         await asyncio.gather(self._reading, self._lines, return_exceptions=True)
+
+    async def _gone(self, within_s: float) -> bool:
+        try:
+            async with asyncio.timeout(within_s):
+                await self._process.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _send(self, message: ToEngine) -> None:
         # A transport that closes by itself raises at a write; the reader tells of the death anyway.

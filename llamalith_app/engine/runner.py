@@ -52,6 +52,11 @@ class LlamaRunner:
         n_batch = load.n_chunk + load.n_slots
         self._context = self._open_context(load, self.n_ctx, n_batch)
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self._n_swa = llama_cpp.llama_model_n_swa(self._model)
+        self.fingerprint = f"{llama_cpp.__version__} {_digest(load)} swa_full=False kv_unified=False f16"
+        self.can_share = not (
+            llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
+        )
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
         self._formatter, self.extra_stop = self._chat_format(load.chat_format)
 
@@ -64,8 +69,9 @@ class LlamaRunner:
         # A stream of its own for each slot: a step does not pay for the tokens that idle slots keep, and a
         # full slot takes no other's room. A prefix is copied as a whole stream and cut.
         params.kv_unified = False
-        # Sliding windows keep all their cells, so that cutting a slot back never finds some gone.
-        params.swa_full = True
+        # A sliding window keeps what it can still see: a fraction of the memory, and a cut far back means to compute
+        # again.
+        params.swa_full = False
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise CannotLoad(
@@ -141,12 +147,40 @@ class LlamaRunner:
         if sampler is not None:
             sampler.free()
 
+    def can_cut(self, slot: int, n_tokens: int) -> bool:
+        if n_tokens == 0:
+            return True
+        # A recurrent state is the sum of all it has read: it cannot be cut, only dropped.
+        seen_from = max(0, n_tokens - self._n_swa) if self._n_swa else 0
+        return self.can_share and llama_cpp.llama_memory_seq_pos_min(self._memory, slot) <= seen_from
+
     def keep(self, slot: int, n_tokens: int) -> int:
-        if llama_cpp.llama_memory_seq_rm(self._memory, slot, n_tokens, -1):
+        last = llama_cpp.llama_memory_seq_pos_max(self._memory, slot)
+        if n_tokens and last == n_tokens - 1:
             return n_tokens
-        # A recurrent model's state cannot be cut, only dropped.
+        cut = n_tokens and last >= n_tokens and self.can_cut(slot, n_tokens)
+        if cut and llama_cpp.llama_memory_seq_rm(self._memory, slot, n_tokens, -1):
+            return n_tokens
         llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return 0
+
+    def copy(self, source: int, target: int) -> None:
+        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def save(self, slot: int) -> bytes:
+        size = llama_cpp.llama_state_seq_get_size_ext(self._context, slot, 0)
+        data = (ctypes.c_uint8 * size)()
+        n_bytes = llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, slot, 0)
+        return bytes(data) if n_bytes == size else b""
+
+    def restore(self, slot: int, data: bytes) -> bool:
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        if llama_cpp.llama_state_seq_set_data_ext(self._context, buffer, len(data), slot, 0) == len(data):
+            return True
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        return False
 
     def evaluate(self, plan: Sequence[Work]) -> list[Sampled | SampleFailed]:
         batch, index = self._batch, 0
@@ -303,6 +337,19 @@ def _judge_file(load: Load) -> None:
         raise CannotLoad(f"{named} cannot be read: {error.strerror}.") from None
     if digest.hexdigest() != load.sha256:
         raise CannotLoad(f"{named} is not the one that was pinned: its SHA-256 is {digest.hexdigest()}.")
+
+
+def _digest(load: Load) -> str:
+    """Of the file: its pinned hash, else what tells it from another one without reading gigabytes."""
+    if load.sha256 is not None:
+        return load.sha256
+    path = Path(load.path)
+    status = path.stat()
+    with path.open("rb") as file:
+        head = file.read(HASH_CHUNK_BYTES)
+        file.seek(max(0, status.st_size - HASH_CHUNK_BYTES))
+        ends = hashlib.sha256(head + file.read(HASH_CHUNK_BYTES)).hexdigest()
+    return f"{status.st_size} {status.st_mtime_ns} {ends}"
 
 
 def _load_model(load: Load, tell: Callable[[float], None]) -> Any:

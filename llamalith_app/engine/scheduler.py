@@ -1,7 +1,8 @@
 """Decides what each step evaluates and what came of it: plan -> evaluate -> apply. Pure, without a clock.
 
-A step decodes one token of every running sequence and reads at most `n_chunk` prompt tokens, shared by those
-that are in prefill, so that a long prompt never stalls the others for longer than a chunk takes.
+A step decodes one token of every running sequence and reads as many prompt tokens as it is told, shared by those
+that are in prefill, so that a long prompt never stalls the others for longer than a chunk takes. A prefix that
+another sequence is reading just now is waited for and copied.
 """
 
 from __future__ import annotations
@@ -12,80 +13,110 @@ from collections.abc import Sequence as Items
 from typing import NamedTuple
 
 from llamalith_app.engine.messages import Advance, FinishReason, Refused
-from llamalith_app.engine.sequence import Sequence
-from llamalith_app.engine.slots import SlotTable
+from llamalith_app.engine.sequence import Sequence, State, Wait
+from llamalith_app.engine.slots import MIN_COPIED, Place, SlotTable, common_prefix
 from llamalith_app.engine.steps import Sampled, SampleFailed, Work
 
 
 class Admission(NamedTuple):
+    """What the runner has to do for a sequence before its next step: fill its slot from the place's source, or from
+    the state, and cut it to what is reused."""
+
     sequence: Sequence
-    slot: int
-    n_reused: int
+    place: Place
+    state: State | None
 
 
 class Scheduler:
+    """`can_cut`: as the slot table takes it. `can_share`: whether a prefix can be taken from a slot that went on
+    beyond it."""
+
     def __init__(
         self,
         *,
         n_slots: int,
         n_ctx: int,
-        n_chunk: int,
         piece: Callable[[int], bytes],
         is_end: Callable[[int], bool],
+        can_cut: Callable[[int, int], bool],
+        can_share: bool,
     ) -> None:
-        self.slots = SlotTable(n_slots)
+        self.slots = SlotTable(n_slots, can_cut)
         self._n_ctx = n_ctx
-        self._n_chunk = n_chunk
         self._piece = piece
         self._is_end = is_end
+        self._can_share = can_share
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self._plan: list[Work] = []
 
     @property
     def is_idle(self) -> bool:
-        return not self._waiting and not self._running
+        """Nothing to do until something is told: what waits, if anything, waits for its state."""
+        return not self._running and all(sequence.is_reading for sequence in self._waiting)
+
+    @property
+    def n_decoding(self) -> int:
+        return sum(not sequence.in_prefill for sequence in self._running.values())
 
     def submit(self, sequence: Sequence) -> None:
         """Waits for a slot behind those that came before. Its prompt must be shorter than the context."""
         self._waiting.append(sequence)
 
-    def admit(self) -> list[Admission]:
-        """Gives idle slots to waiting sequences, in order.
+    def state_read(self, sequence_id: int, state: State | None) -> None:
+        """What a waiting sequence was held back for has come, or could not be had."""
+        for sequence in self._waiting:
+            if sequence.id == sequence_id:
+                sequence.state, sequence.is_reading = state, False
 
-        The caller has the runner keep the reused tokens and tells by `reused` where that was not possible.
+    def admit(self) -> list[Admission]:
+        """Gives idle slots to waiting sequences, in order, and prefixes to those that waited for one.
+
+        The caller has the runner do each, in order, and tells by `reused` where that was not possible.
         """
-        admissions = []
-        while self._waiting:
-            sequence = self._waiting[0]
-            place = self.slots.try_admit(sequence.id, sequence.prompt)
+        admissions: list[Admission] = []
+        while (sequence := next((one for one in self._waiting if not one.is_reading), None)) is not None:
+            if sequence.state is not None and any(one.place.source != one.place.slot for one in admissions):
+                # llama.cpp copies with the next step only, and would copy what is restored over it before.
+                break
+            place = self._place(sequence)
             if place is None:
                 break
-            self._waiting.popleft()
-            sequence.slot, sequence.n_evaluated = place
+            self._waiting.remove(sequence)
+            admissions.append(Admission(sequence, place, sequence.state))
+            sequence.state = None
+            sequence.slot, sequence.n_evaluated = place.slot, place.n_reused
+            sequence.n_reused = place.n_reused
+            sequence.wait = self._prefix_in_the_making(sequence)
             self._running[sequence.id] = sequence
-            admissions.append(Admission(sequence, *place))
-        return admissions
+        return admissions + self._shared()
 
     def reused(self, admission: Admission, n_kept: int) -> None:
         """The slot could keep only so many of the tokens that were to be reused."""
-        self.slots.keep(admission.slot, n_kept)
-        admission.sequence.n_evaluated = n_kept
+        sequence = admission.sequence
+        self.slots.keep(admission.place.slot, n_kept)
+        sequence.n_evaluated = sequence.n_reused = n_kept
 
-    def plan(self) -> list[Work]:
-        """The next step; empty when nothing runs."""
-        prefilling = [sequence for sequence in self._running.values() if sequence.in_prefill]
-        budget = self._n_chunk
-        self._plan = []
-        for n_left, sequence in zip(range(len(prefilling), 0, -1), prefilling, strict=True):
-            share = max(1, budget // n_left)
+    def plan(self, n_chunk: int) -> list[Work]:
+        """The next step, with at most `n_chunk` prompt tokens but one at least of each that reads; empty when
+        nothing runs.
+
+        In the order of the slots: llama.cpp evaluates neighbours together, and others one after another.
+        """
+        reading = [one for one in self._running.values() if one.in_prefill and one.wait is None]
+        works = []
+        for n_left, sequence in zip(range(len(reading), 0, -1), reading, strict=True):
+            share = max(1, n_chunk // n_left)
             tokens = sequence.prompt[sequence.n_evaluated : sequence.n_evaluated + share]
-            budget -= len(tokens)
+            n_chunk -= len(tokens)
             ends = sequence.n_evaluated + len(tokens) == len(sequence.prompt)
-            self._plan.append(self._work(sequence, tokens, wanted=ends))
-        for sequence in self._running.values():
-            if not sequence.in_prefill:
-                self._plan.append(self._work(sequence, sequence.generated[-1:], wanted=True))
+            works.append(self._work(sequence, tokens, wanted=ends))
+        works += [
+            self._work(sequence, sequence.generated[-1:], wanted=True)
+            for sequence in self._running.values()
+            if not sequence.in_prefill
+        ]
+        self._plan = sorted(works, key=lambda work: work.slot)
         return self._plan
 
     def apply(self, results: Items[Sampled | SampleFailed]) -> list[Advance | Refused]:
@@ -140,6 +171,47 @@ class Scheduler:
             self._free(sequence)
         return _advance(sequence, "", [])
 
+    def _place(self, sequence: Sequence) -> Place | None:
+        if sequence.state is not None:
+            n_restored = common_prefix(sequence.state.tokens, sequence.prompt[:-1])
+            if n_restored - self.slots.longest_prefix(sequence.prompt).n_tokens >= MIN_COPIED:
+                return self.slots.try_take_oldest(sequence.id, sequence.state.tokens[:n_restored])
+            sequence.state = None
+        return self.slots.try_admit(sequence.id, sequence.prompt)
+
+    def _prefix_in_the_making(self, sequence: Sequence) -> Wait | None:
+        """(1) None where the model cannot share; (2) the sequence that is going to read the most of its prompt;
+        (3) None where it stands behind what this one has already, or has not much more to give."""
+        if not self._can_share:  # (1)
+            return None
+        waits = [
+            Wait(other.id, other.slot, common_prefix(other.prompt, sequence.prompt[:-1]))
+            for other in self._running.values()
+            if other.in_prefill and other.slot is not None and other.n_evaluated >= sequence.n_evaluated
+        ]
+        best = max(waits, key=lambda one: one.n_tokens, default=None)  # (2)
+        if best is None or best.n_tokens - sequence.n_evaluated < MIN_COPIED:  # (3)
+            return None
+        return best
+
+    def _shared(self) -> list[Admission]:
+        """Ends the waiting of those whose prefix stands by now, or comes no more."""
+        found = []
+        for sequence in self._running.values():
+            wait = sequence.wait
+            if wait is None or sequence.slot is None:
+                continue
+            other = self._running.get(wait.sequence_id)
+            if other is not None and other.n_evaluated < wait.n_tokens:
+                continue
+            sequence.wait = None
+            n_usable = self.slots.usable(wait.slot, sequence.prompt)
+            if n_usable > sequence.n_evaluated:
+                self.slots.copy(wait.slot, sequence.slot, n_usable)
+                sequence.n_evaluated = sequence.n_reused = n_usable
+                found.append(Admission(sequence, Place(sequence.slot, wait.slot, n_usable, []), None))
+        return found
+
     def _take(self, sequence: Sequence, token: int) -> str:
         """The text that one more token makes certain."""
         if self._is_end(token):
@@ -173,6 +245,7 @@ def _advance(sequence: Sequence, text: str, tokens: list[int]) -> Advance:
         sequence_id=sequence.id,
         prompt_tokens=len(sequence.prompt),
         prompt_done=sequence.prompt_done,
+        prompt_reused=sequence.n_reused,
         tokens=tokens,
         text=text,
         omitted_messages=sequence.omitted_messages,

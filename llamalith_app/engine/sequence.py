@@ -7,9 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from llamalith_app.engine.messages import FinishReason
 from llamalith_app.engine.text import ReplyText
+
+
+class State(NamedTuple):
+    """What a slot held once, read back from disk."""
+
+    tokens: list[int]
+    data: bytes
+    """As llama.cpp wrote it."""
+
+
+class Wait(NamedTuple):
+    """For a prefix that another sequence is reading now."""
+
+    sequence_id: int
+    slot: int
+    n_tokens: int
 
 
 @dataclass
@@ -19,8 +36,16 @@ class Sequence:
     max_tokens: int
     text: ReplyText
     omitted_messages: int = 0
+    state: State | None = None
+    """Brought along from disk, for the slot that it will get."""
+    is_reading: bool = False
+    """Its state is on its way from disk: it cannot be admitted yet."""
     slot: int | None = None
     """Set when it is admitted, None again when it ends."""
+    wait: Wait | None = None
+    """Set at admission where sharing beats computing; None again as soon as the prefix stands."""
+    n_reused: int = 0
+    """Of its prompt, what it did not have to compute."""
     n_evaluated: int = 0
     """Of its tokens, those that stand in the slot: reused, prefilled, then decoded."""
     generated: list[int] = field(default_factory=list)

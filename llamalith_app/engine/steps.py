@@ -70,8 +70,25 @@ class Runner(Protocol):
     def end(self, sequence_id: int) -> None:
         """Frees its sampler; the slot keeps its tokens."""
 
+    fingerprint: str
+    """Model, context and llama.cpp: what must be equal for a saved state to fit."""
+    can_share: bool
+    """Whether a prefix can be taken from a slot that holds more than that."""
+
+    def can_cut(self, slot: int, n_tokens: int) -> bool:
+        """Whether the slot could forget all that it holds beyond so many tokens, and go on from there."""
+
     def keep(self, slot: int, n_tokens: int) -> int:
-        """Forgets what the slot holds beyond its first tokens; returns how many it could keep, or 0."""
+        """Forgets what the slot holds beyond its first tokens; returns how many it could keep: all, or 0."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Makes the target hold what the source holds, and nothing else."""
+
+    def save(self, slot: int) -> bytes:
+        """What `restore` takes; empty: it could not be had."""
+
+    def restore(self, slot: int, data: bytes) -> bool:
+        """Makes the slot hold what it held once; False: it is empty now. Not between a copy and the next step."""
 
     def evaluate(self, plan: Sequence[Work]) -> Sequence[Sampled | SampleFailed]:
         """The only call that takes time. One result for each work that wants one."""

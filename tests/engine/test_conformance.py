@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, aclosing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,10 +23,12 @@ PROMPTS = [
     "How do planes fly? " * 20,
     "Name a colour.",
 ]
+DROWSY_DOG = "The slow brown fox walks around the drowsy dog. "
 COUNT = "Count for ever."
 FAKE_RULES: list[dict[str, Any]] = [
     {"when": COUNT, "reply": "0123456789" * 400, "step_s": 0.002},
     {"when": "lazy dog", "step_s": 0.002},
+    {"when": "drowsy dog", "step_s": 0.05},
 ]
 
 
@@ -50,6 +53,10 @@ def start(kind: Kind) -> Start:
     return kind.start
 
 
+def turn(prompt: str, reply: str) -> list[ChatMessage]:
+    return [ChatMessage("user", prompt), ChatMessage("assistant", reply)]
+
+
 def counting(max_tokens: int = 100_000) -> Submit:
     """Does not end by itself: the real model is bound by the grammar, the fake one by its rule."""
     return submit(COUNT, max_tokens=max_tokens, grammar="root ::= [0-9] root")
@@ -64,18 +71,44 @@ async def test_a_sequence_gets_the_same_reply_alone_and_beside_others(start: Sta
     assert [reply.text for reply in together] == alone
 
 
-async def test_what_stands_in_a_slot_is_not_read_again_and_gives_the_same_reply(start: Start) -> None:
+async def test_what_stands_in_a_slot_is_not_read_again(start: Start) -> None:
     async with start() as engine:
-        first = await run(engine, submit(PROMPTS[3], max_tokens=1))
-    # The prompt is cut before its last token now, as it is when all before that is reused.
-    n_chunk = first.advances[0].prompt_tokens - 1
-    async with start(n_chunk=n_chunk) as engine:
         cold = await run(engine, submit(PROMPTS[3]))
         warm = await run(engine, submit(PROMPTS[3]))
-    assert cold.advances[0].prompt_done == n_chunk
-    assert not cold.advances[0].tokens
-    assert warm.advances[0].tokens
-    assert warm.tokens == cold.tokens
+    n_prompt = cold.advances[-1].prompt_tokens
+    assert {advance.prompt_reused for advance in cold.advances} == {0}
+    assert {advance.prompt_reused for advance in warm.advances} == {n_prompt - 1}
+    assert warm.advances[0].prompt_done == n_prompt
+
+
+async def test_a_prefix_that_another_sequence_reads_just_now_is_read_once(start: Start) -> None:
+    head = LAZY_DOG * 20
+    async with start(n_slots=4) as engine:
+        replies = await asyncio.gather(*(run(engine, submit(f"{head}{number}")) for number in range(4)))
+    first, *others = (reply.advances[-1] for reply in replies)
+    assert first.prompt_reused == 0
+    assert all(one.prompt_tokens - one.prompt_reused < first.prompt_tokens / 4 for one in others)
+
+
+async def test_a_state_comes_back_from_disk_after_the_engine_was_ended(start: Start, tmp_path: Path) -> None:
+    kept = {"state_dir": str(tmp_path / "states"), "state_max_bytes": 1 << 30, "n_ctx": 8192}
+    prompt = DROWSY_DOG * 80
+    async with start(**kept) as engine:
+        first = await run(engine, submit(prompt))
+    async with start(**kept) as engine:
+        second = await run(engine, submit([*turn(prompt, first.text), ChatMessage("user", "And now?")]))
+    assert second.text
+    assert second.advances[-1].prompt_reused > 0.9 * first.advances[-1].prompt_tokens
+
+
+async def test_a_state_is_kept_when_another_conversation_takes_the_slot(start: Start, tmp_path: Path) -> None:
+    kept = {"state_dir": str(tmp_path / "states"), "state_max_bytes": 1 << 30, "n_ctx": 8192}
+    prompt, other = DROWSY_DOG * 80, "Something else. " * 60
+    async with start(**kept) as engine:
+        first = await run(engine, submit(prompt, max_tokens=1))
+        await run(engine, submit(other, max_tokens=1))
+        again = await run(engine, submit([*turn(prompt, first.text), ChatMessage("user", "And now?")], max_tokens=1))
+    assert again.advances[-1].prompt_reused > 0.9 * first.advances[-1].prompt_tokens
 
 
 async def test_a_cancelled_run_ends_with_that_finish_and_gives_its_slot_to_the_next(start: Start) -> None:

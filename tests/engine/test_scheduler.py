@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 from hypothesis import settings
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llamalith_app.engine.messages import Advance, Refused
-from llamalith_app.engine.scheduler import Scheduler
-from llamalith_app.engine.sequence import Sequence
+from llamalith_app.engine.scheduler import Admission, Scheduler
+from llamalith_app.engine.sequence import Sequence, State
 from llamalith_app.engine.steps import SampleFailed
 from llamalith_app.engine.text import ReplyText
 from tests.engine.conftest import sampling
@@ -23,26 +24,38 @@ N_CTX, N_CHUNK = 40, 8
 class Stepping:
     """A scheduler and a runner, driven as the child drives them."""
 
-    def __init__(self, n_slots: int, rules: list[dict[str, Any]] | None = None) -> None:
-        self.runner = FakeRunner(lambda: rules or [], n_ctx=N_CTX, n_slots=n_slots)
+    def __init__(self, n_slots: int, rules: list[dict[str, Any]] | None = None, *, can_share: bool = True) -> None:
+        self.runner = FakeRunner(lambda: rules or [], n_ctx=N_CTX, n_slots=n_slots, can_share=can_share)
         self.scheduler = Scheduler(
             n_slots=n_slots,
             n_ctx=N_CTX,
-            n_chunk=N_CHUNK,
             piece=self.runner.piece,
             is_end=self.runner.is_end,
+            can_cut=self.runner.can_cut,
+            can_share=can_share,
         )
         self.told: list[Advance | Refused] = []
 
-    def submit(self, sequence_id: int, prompt: str, max_tokens: int = 5) -> None:
+    def submit(self, sequence_id: int, prompt: str, max_tokens: int = 5, state: State | None = None) -> None:
         tokens = self.runner.tokenize(prompt)
         self.runner.begin(sequence_id, sampling(), "", tokens)
-        self.scheduler.submit(Sequence(sequence_id, tokens, max_tokens, ReplyText([])))
+        self.scheduler.submit(Sequence(sequence_id, tokens, max_tokens, ReplyText([]), state=state))
+
+    def admit(self) -> list[Admission]:
+        admissions = self.scheduler.admit()
+        for admission in admissions:
+            slot, source, n_reused, _ = admission.place
+            if admission.state is not None:
+                self.runner.restore(slot, admission.state.data)
+            elif source != slot:
+                self.runner.copy(source, slot)
+            if (n_kept := self.runner.keep(slot, n_reused)) != n_reused:
+                self.scheduler.reused(admission, n_kept)
+        return admissions
 
     def step(self) -> list[Advance | Refused]:
-        for admission in self.scheduler.admit():
-            self.runner.keep(admission.slot, admission.n_reused)
-        plan = self.scheduler.plan()
+        self.admit()
+        plan = self.scheduler.plan(N_CHUNK)
         assert len({work.slot for work in plan}) == len(plan)
         assert sum(len(work.tokens) for work in plan) <= N_CHUNK + len(plan)
         told = self.scheduler.apply(self.runner.evaluate(plan))
@@ -57,16 +70,30 @@ class Stepping:
         return [one for one in self.told if one.sequence_id == sequence_id and isinstance(one, Advance)]
 
 
+heads = st.sampled_from(["", "a" * 20, "b" * 20, "a" * 30])
+prompts = st.builds(lambda head, rest: (head + rest)[: N_CTX - 1], heads, st.text("ab", min_size=1, max_size=N_CTX))
+"""Of which many begin alike."""
+
+
 class AnyOrder(RuleBasedStateMachine):
+    can_share = True
+
     def __init__(self) -> None:
         super().__init__()
-        self.stepping = Stepping(n_slots=3)
+        self.stepping = Stepping(n_slots=3, can_share=self.can_share)
         self.submitted: list[tuple[str, int]] = []
 
-    @rule(prompt=st.text("ab", min_size=1, max_size=N_CTX - 1), max_tokens=st.integers(1, 20))
+    @rule(prompt=prompts, max_tokens=st.integers(1, 20))
     def submit(self, prompt: str, max_tokens: int) -> None:
         self.stepping.submit(len(self.submitted), prompt, max_tokens)
         self.submitted.append((prompt, max_tokens))
+
+    @rule(prompt=prompts, n_saved=st.integers(1, N_CTX))
+    def submit_with_a_state(self, prompt: str, n_saved: int) -> None:
+        held = list(prompt.encode())[:n_saved]
+        state = State(held, json.dumps(held).encode())
+        self.stepping.submit(len(self.submitted), prompt, 5, state)
+        self.submitted.append((prompt, 5))
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -107,8 +134,15 @@ class AnyOrder(RuleBasedStateMachine):
             assert done == sorted(done)
 
 
+class AnyOrderOfARecurrentModel(AnyOrder):
+    can_share = False
+
+
+ANY_ORDER = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = ANY_ORDER
+TestAnyOrderOfARecurrentModel = AnyOrderOfARecurrentModel.TestCase
+TestAnyOrderOfARecurrentModel.settings = ANY_ORDER
 
 
 def test_a_long_prompt_does_not_stall_the_tokens_of_others() -> None:
@@ -130,6 +164,64 @@ def test_prefills_share_a_chunk() -> None:
     stepping.submit(1, "a" * 20)
     stepping.submit(2, "b" * 20)
     assert [one.prompt_done for one in stepping.step() if isinstance(one, Advance)] == [4, 4]
+
+
+def test_four_prefills_have_each_at_least_half_of_an_equal_share() -> None:
+    stepping = Stepping(n_slots=4)
+    for number, length in enumerate((30, 3, 30, 30)):
+        stepping.submit(number, "abcd"[number] * length)
+    done = [one.prompt_done for one in stepping.step() if isinstance(one, Advance)]
+    assert done == [2, 2, 2, 2]
+    done = [one.prompt_done for one in stepping.step() if isinstance(one, Advance)]
+    assert sum(done) == 2 * N_CHUNK
+    assert min(done[0], *done[2:]) >= 2 + N_CHUNK / 4 / 2
+
+
+def test_a_prefix_in_the_making_is_waited_for_and_copied() -> None:
+    stepping = Stepping(n_slots=3)
+    head = "a" * 20
+    stepping.submit(1, head + "b")
+    stepping.submit(2, head + "c")
+    stepping.run()
+    assert stepping.of(1)[-1].prompt_reused == 0
+    assert stepping.of(2)[-1].prompt_reused == len(head)
+    assert stepping.of(2)[-1].finish == "length"
+
+
+def test_whoever_waits_for_a_prefix_goes_on_alone_when_that_is_cancelled() -> None:
+    stepping = Stepping(n_slots=3)
+    head = "a" * 20
+    stepping.submit(1, head + "b")
+    stepping.submit(2, head + "c")
+    stepping.step()
+    stepping.scheduler.cancel(1)
+    stepping.run()
+    assert stepping.of(2)[-1].prompt_reused == N_CHUNK
+    assert stepping.of(2)[-1].finish == "length"
+
+
+def test_what_is_restored_never_comes_between_a_copy_and_its_step() -> None:
+    stepping = Stepping(n_slots=4)
+    head, saved = "a" * 20, list(b"b" * 20)
+    stepping.submit(1, head + "x", max_tokens=20)
+    for _ in range(4):
+        stepping.step()
+    stepping.submit(2, head + "y")
+    stepping.submit(3, "b" * 20 + "z", state=State(saved, json.dumps(saved).encode()))
+    assert [one.sequence.id for one in stepping.admit()] == [2]
+    stepping.runner.evaluate(stepping.scheduler.plan(N_CHUNK))
+    assert [one.sequence.id for one in stepping.admit()] == [3]
+
+
+def test_a_step_goes_through_the_slots_in_their_order() -> None:
+    stepping = Stepping(n_slots=3)
+    for number in range(3):
+        stepping.submit(number, "abc"[number], max_tokens=3 - number)
+    stepping.step()
+    stepping.submit(3, "d")
+    stepping.admit()
+    slots = [work.slot for work in stepping.scheduler.plan(N_CHUNK)]
+    assert slots == sorted(slots)
 
 
 def test_a_cancel_frees_the_slot_for_the_very_next_step() -> None:
@@ -184,9 +276,8 @@ def test_a_failed_draw_ends_its_own_sequence_only() -> None:
     stepping.submit(1, "a")
     stepping.submit(2, "b")
     scheduler = stepping.scheduler
-    for admission in scheduler.admit():
-        stepping.runner.keep(admission.slot, admission.n_reused)
-    sampled = stepping.runner.evaluate(scheduler.plan())
+    stepping.admit()
+    sampled = stepping.runner.evaluate(scheduler.plan(N_CHUNK))
     told = scheduler.apply([SampleFailed(1, "no"), *(one for one in sampled if one.sequence_id == 2)])
     assert told[0] == Refused(sequence_id=1, kind="internal", reason="no")
     scheduler.check_integrity()
@@ -201,7 +292,7 @@ def test_a_slot_that_could_not_keep_its_tokens_reads_the_whole_prompt_again() ->
     stepping.run()
     stepping.submit(2, "abcdefgh", max_tokens=1)
     (admission,) = stepping.scheduler.admit()
-    assert admission.n_reused == len("abcdef")
-    stepping.scheduler.reused(admission, stepping.runner.keep(admission.slot, 0))
-    (work,) = stepping.scheduler.plan()
+    assert admission.place.n_reused == len("abcdef")
+    stepping.scheduler.reused(admission, stepping.runner.keep(admission.place.slot, 0))
+    (work,) = stepping.scheduler.plan(N_CHUNK)
     assert (work.position, bytes(work.tokens)) == (0, b"abcdefgh")

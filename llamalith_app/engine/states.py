@@ -1,0 +1,172 @@
+"""What slots held, kept in files: written when a slot's room is needed, read when the same prompt goes on.
+
+A cache: any file may be missing, cut off, foreign or flipped at any time, and is then not used. llama.cpp ends the
+process at a truncated state and takes a changed one for good, so all is checked before. One folder for all models
+and workers of a machine. One thread looks, another one reads and writes. Knows no llama.cpp and no slots.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import msgspec
+
+from llamalith_app.engine.sequence import State
+from llamalith_app.engine.slots import common_prefix
+
+MAGIC = b"llamalith state 1\n"
+SUFFIX = ".state"
+TOKEN_BYTES = 4
+LITTER_S = 600
+"""So old an unfinished file is one whose writer died."""
+MAX_HEAD_BYTES = 64 * 1024 * 1024
+
+
+class Head(msgspec.Struct, frozen=True):
+    """After the magic: its own length and CRC-32 (4 bytes each, big-endian), then this as msgpack, then the data."""
+
+    model: str
+    """The fingerprint of model, context and llama.cpp, without which the data mean nothing."""
+    tokens: bytes
+    """Four bytes each, as this machine orders them."""
+    data_bytes: int
+    data_crc: int
+
+
+class Saved(NamedTuple):
+    path: Path
+    tokens: list[int]
+    n_common: int = 0
+    """With the prompt that it was found for."""
+
+
+class States:
+    """The states of one model. `fingerprint`: what must be equal for a state to fit."""
+
+    def __init__(self, folder: Path, fingerprint: str, max_bytes: int) -> None:
+        self._folder = folder
+        self._model = hashlib.sha256(fingerprint.encode()).hexdigest()
+        self._max_bytes = max_bytes
+        self._known: dict[str, Saved] = {}
+        """By file name."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in folder.glob("*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > LITTER_S:
+                    path.unlink()
+
+    def best(self, prompt: Sequence[int]) -> Saved | None:
+        """The state that holds the most of the prompt's beginning; None: none holds any."""
+        self._look()
+        found = [saved._replace(n_common=common_prefix(saved.tokens, prompt[:-1])) for saved in self._known.values()]
+        best = max(found, key=lambda saved: saved.n_common, default=None)
+        return best if best is not None and best.n_common else None
+
+    def n_held(self, tokens: Sequence[int]) -> int:
+        """How many leading tokens of these some state holds."""
+        return max((common_prefix(saved.tokens, tokens) for saved in list(self._known.values())), default=0)
+
+    def read(self, saved: Saved) -> State | None:
+        """None: the file is gone or is not what it was written as; it is deleted then."""
+        try:
+            with saved.path.open("rb") as file:
+                head = _read_head(file)
+                data = file.read() if head is not None else b""
+        except OSError:
+            return None
+        if head is None or len(data) != head.data_bytes or zlib.crc32(data) != head.data_crc:
+            _delete(saved.path)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(saved.path)
+        return State(saved.tokens, data)
+
+    def write(self, tokens: list[int], data: bytes) -> None:
+        """Replaces states of which this one is a continuation; deletes those unused for longest above the limit."""
+        if len(data) > self._max_bytes:
+            return
+        packed = array("i", tokens).tobytes()
+        head = msgspec.msgpack.encode(Head(self._model, packed, len(data), zlib.crc32(data)))
+        path = self._folder / f"{self._prefix}{hashlib.sha256(packed).hexdigest()[:24]}{SUFFIX}"
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with open(unfinished, "wb", opener=_private) as file:
+                file.writelines((MAGIC, len(head).to_bytes(4, "big"), zlib.crc32(head).to_bytes(4, "big"), head, data))
+            unfinished.replace(path)
+        except OSError:
+            # A full disk costs the next turn some seconds, and nothing else.
+            _delete(unfinished)
+            return
+        for saved in list(self._known.values()):
+            if saved.path != path and saved.tokens == tokens[: len(saved.tokens)]:
+                _delete(saved.path)
+        self._make_room()
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self._model[:16]}-"
+
+    def _look(self) -> None:
+        """Other workers write and delete here as well."""
+        names = {entry.name for entry in self._entries() if entry.name.startswith(self._prefix)}
+        for name in self._known.keys() - names:
+            del self._known[name]
+        for name in names - self._known.keys():
+            path = self._folder / name
+            try:
+                with path.open("rb") as file:
+                    head = _read_head(file)
+            except OSError:
+                continue
+            if head is None or head.model != self._model or len(head.tokens) % TOKEN_BYTES:
+                _delete(path)
+                continue
+            self._known[name] = Saved(path, list(memoryview(head.tokens).cast("i")))
+
+    def _make_room(self) -> None:
+        found = []
+        for entry in self._entries():
+            with contextlib.suppress(OSError):
+                status = entry.stat()
+                found.append((status.st_mtime_ns, status.st_size, entry.path))
+        n_bytes = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if n_bytes <= self._max_bytes:
+                return
+            _delete(Path(path))
+            n_bytes -= size
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            yield from [entry for entry in entries if entry.name.endswith(SUFFIX)]
+
+
+def _read_head(file: IO[bytes]) -> Head | None:
+    start = file.read(len(MAGIC) + 8)
+    length, crc = int.from_bytes(start[-8:-4], "big"), int.from_bytes(start[-4:], "big")
+    if not start.startswith(MAGIC) or len(start) != len(MAGIC) + 8 or length > MAX_HEAD_BYTES:
+        return None
+    body = file.read(length)
+    if len(body) != length or zlib.crc32(body) != crc:
+        return None
+    try:
+        return msgspec.msgpack.decode(body, type=Head)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

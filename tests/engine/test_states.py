@@ -1,0 +1,135 @@
+"""States on disk: what comes back is what was written, or nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamalith_app.engine.states import SUFFIX, Saved, States
+
+TOKENS = list(range(1000, 1100))
+DATA = bytes(range(256)) * 40
+ENOUGH = 1 << 20
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def found(states: States, prompt: list[int]) -> Saved:
+    saved = states.best(prompt)
+    assert saved is not None
+    return saved
+
+
+def test_a_state_comes_back_for_a_prompt_that_goes_on_from_it(tmp_path: Path) -> None:
+    States(tmp_path, "model", ENOUGH).write(TOKENS, DATA)
+    states = States(tmp_path, "model", ENOUGH)
+    saved = found(states, [*TOKENS, 1, 2])
+    assert saved.n_common == len(TOKENS)
+    assert states.read(saved) == (TOKENS, DATA)
+
+
+def test_the_state_that_holds_most_of_the_prompt_is_the_best(tmp_path: Path) -> None:
+    states = States(tmp_path, "model", ENOUGH)
+    states.write([*TOKENS[:50], 1], b"short")
+    states.write([*TOKENS, 2], b"long")
+    assert found(states, [*TOKENS, 9]).tokens == [*TOKENS, 2]
+    assert found(states, [*TOKENS[:60], 9]).n_common == 60
+    assert states.best([7, 8]) is None
+    assert states.n_held([*TOKENS[:50], 1, 5]) == 51
+
+
+def test_a_continuation_replaces_what_it_goes_on_from(tmp_path: Path) -> None:
+    states = States(tmp_path, "model", ENOUGH)
+    states.write(TOKENS, b"turn 1")
+    states.write([5, 6], b"other")
+    assert states.best([*TOKENS, 0]) is not None
+    states.write([*TOKENS, 1, 2], b"turn 2")
+    assert len(files(tmp_path)) == 2
+    assert found(states, [*TOKENS, 1, 2, 3]).n_common == len(TOKENS) + 2
+
+
+def test_another_model_s_state_is_never_taken(tmp_path: Path) -> None:
+    States(tmp_path, "model a", ENOUGH).write(TOKENS, DATA)
+    other = States(tmp_path, "model b", ENOUGH)
+    assert other.best([*TOKENS, 1]) is None
+    (path,) = files(tmp_path)
+    path.rename(path.with_name(f"{other._model[:16]}-renamed{SUFFIX}"))
+    assert other.best([*TOKENS, 1]) is None
+
+
+def test_states_of_all_models_together_stay_below_the_limit_and_the_least_used_goes_first(tmp_path: Path) -> None:
+    limit = 4 * (len(DATA) + 1000)
+    for age, model in enumerate(("a", "b", "a", "b")):
+        States(tmp_path, model, limit).write([age, *TOKENS], DATA)
+        newest = max(files(tmp_path), key=lambda path: path.stat().st_mtime_ns)
+        os.utime(newest, (age, age))
+    states = States(tmp_path, "a", limit)
+    states.read(found(states, [0, *TOKENS, 1]))
+    states.write([9, *TOKENS], DATA)
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= limit
+    assert states.best([0, *TOKENS, 1]) is not None
+    assert States(tmp_path, "b", limit).best([1, *TOKENS, 1]) is None
+
+
+def test_a_state_above_the_limit_is_not_written(tmp_path: Path) -> None:
+    States(tmp_path, "model", 10).write(TOKENS, DATA)
+    assert files(tmp_path) == []
+
+
+def test_only_the_owner_can_read_a_state(tmp_path: Path) -> None:
+    folder = tmp_path / "states"
+    States(folder, "model", ENOUGH).write(TOKENS, DATA)
+    assert folder.stat().st_mode & 0o077 == 0
+    assert files(folder)[0].stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_loses_a_state_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = States(tmp_path, "model", ENOUGH)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    states.write(TOKENS, DATA)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / "a.1.tmp", tmp_path / "b.2.tmp"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    States(tmp_path, "model", ENOUGH)
+    assert list(tmp_path.iterdir()) == [new]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_never_taken_for_a_state(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("states")
+    states = States(folder, "model", ENOUGH)
+    states.write(TOKENS, DATA)
+    (path,) = files(folder)
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    damaged = data.draw(
+        st.one_of(
+            st.just(whole[:at]),
+            st.integers(1, 255).map(lambda flip: whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :]),
+            st.binary(min_size=1, max_size=50).map(lambda more: whole + more),
+        )
+    )
+    before = data.draw(st.booleans())
+    saved = found(states, [*TOKENS, 1]) if before else None
+    path.write_bytes(damaged)
+    saved = saved or States(folder, "model", ENOUGH).best([*TOKENS, 1])
+    assert saved is None or states.read(saved) is None
+    assert files(folder) == []
