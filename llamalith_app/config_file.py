@@ -112,7 +112,10 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         int,
         Meta(ge=256, le=1_048_576, description="Tokens of prompt and reply together that one turn may hold."),
     ] = 4096
-    n_chunk: Annotated[int, Meta(ge=1, le=4096, description="Prompt tokens evaluated in one step at most.")] = 128
+    n_chunk: Annotated[
+        int,
+        Meta(ge=1, le=4096, description="Prompt tokens that one step reads at most; measured speed sets how many."),
+    ] = 512
     n_threads: Annotated[int, Meta(ge=0, le=512, description="CPU threads; 0: as many as there are cores.")] = 0
     n_gpu_layers: Annotated[int, Meta(ge=-1, le=1_000_000, description="Layers held by the GPU; -1: all.")] = 0
     max_tokens: Annotated[int, Meta(ge=1, le=1_048_576, description="Tokens that a reply has at most.")] = 1024
