@@ -56,8 +56,6 @@ class _Part(NamedTuple):
 def judge(schema: Any) -> Iterator[Verdict]:
     """The verdict, then a better one where that takes more time."""
     try:
-        if _depth(schema) > MAX_DEPTH:
-            raise Flaw("#", f"is nested more than {MAX_DEPTH} deep")
         parts = _parts(schema)
         _must_end(parts)
     except Flaw as flaw:
@@ -90,6 +88,8 @@ def _depth(value: Any) -> int:
 
 def _parts(schema: Any) -> dict[str, Any]:
     """Every schema in the schema, by its place, deeper ones first; also those that only a reference leads to."""
+    if _depth(schema) > MAX_DEPTH:
+        raise Flaw("#", f"is nested more than {MAX_DEPTH} deep")
     found: dict[str, Any] = {}
     waiting = [_Part("#", schema)]
     while waiting:

@@ -10,6 +10,7 @@ import structlog
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
+from llamalith_app.contracts import parameters
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import BadInput, LlamalithError
 
@@ -19,6 +20,7 @@ ALLOWED = {
     "limit": "expected a whole number from 1 to 500",
     "before": "expected a job's id, a whole number of at least 1",
     "job_id": "expected a job's id, a whole number of at least 1",
+    **parameters.allowed(),
 }
 """What would be right, for parameters of which msgspec tells half."""
 

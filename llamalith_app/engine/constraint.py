@@ -1,6 +1,7 @@
 """What one sequence is held to: llguidance follows its tokens and says which may come next.
 
-Owns the bounds of time; those of work are `grammar.LIMITS`. Knows tokens and no llama.cpp. Used by the engine child's main thread alone.
+Owns the bounds of time; those of work are `grammar.LIMITS`. Knows tokens and no llama.cpp. Used by the engine
+child's main thread alone.
 """
 
 from __future__ import annotations

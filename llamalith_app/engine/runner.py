@@ -156,7 +156,7 @@ class LlamaRunner:
         tokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
             tokens=pieces,
             vocab_ptr=self._vocab,
-            tokenize_fptr=ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
+            tokenize_fptr=ctypes.cast(llama_cpp.llama_tokenize, ctypes.c_void_p).value,
             eos_token=ends or [self._n_vocab - 1],
             # They would speed up the masks of few grammars, and cost memory.
             slices=[],
