@@ -76,4 +76,8 @@ def allowed() -> dict[str, str]:
         for field in msgspec.structs.fields(Parameters)
         if field.name not in ("stop", "response_format")
     }
-    return told | {"stop": f"expected {ranges.title(ranges.StopText)}, or a list of at most 16 such texts"}
+    return told | {
+        "stop": f"expected {ranges.title(ranges.StopText)}, or a list of at most 16 such texts",
+        "response_format.type": "expected one of text, json_object, json_schema",
+        "response_format.json_schema.name": "expected 1 to 64 letters, digits, _ or -",
+    }

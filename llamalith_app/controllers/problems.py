@@ -100,7 +100,8 @@ def _what_is_wrong(error: ValidationException) -> str:
     where = str(first.get("key", ""))
     if message == "'data'":
         return "The body is empty: expected a JSON object"
-    message = ALLOWED.get(where, message)
+    # A place in a list is told by what the list may hold.
+    message = ALLOWED.get(where.partition("[")[0], message)
     if where in ("", "data"):
         return f"The body is wrong: {message}" if where else message
     return f"{where}: {message}"
