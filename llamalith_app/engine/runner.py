@@ -273,6 +273,8 @@ class Sampler:
         self._chain = chain
         self._constraint = constraint
         self._n_vocab = n_vocab
+        self._candidates = np.zeros(n_vocab if constraint else 0, dtype=CANDIDATE)
+        self._candidates["id"] = np.arange(len(self._candidates))
 
     def free(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)
@@ -296,8 +298,7 @@ class Sampler:
         """What the chain draws; None: there is nothing to draw from."""
         if not np.isfinite(logits).any():
             return None
-        candidates = np.zeros(self._n_vocab, dtype=CANDIDATE)
-        candidates["id"] = np.arange(self._n_vocab)
+        candidates = self._candidates.copy()
         candidates["logit"] = logits
         array = llama_cpp.llama_token_data_array(
             data=candidates.ctypes.data_as(llama_cpp.llama_token_data_p),
