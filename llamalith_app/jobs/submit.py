@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from llamalith_app.contracts.jobs import JobAccepted
+from llamalith_app.contracts.parameters import AnyText, JsonSchema, Parameters
 from llamalith_app.errors import BadInput
 from llamalith_app.jobs.queue import Hints
+from llamalith_app.jobs.schemas import SchemaJudge
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 
@@ -34,6 +36,7 @@ class Submissions:
         self._models = models
         self._grammars = grammars
         self._max_attempts = max_attempts
+        self._schemas = SchemaJudge()
 
     async def submit(
         self,
@@ -46,14 +49,17 @@ class Submissions:
         system_prompt: str | None = None,
         assistant_context: str | None = None,
         grammar_name: str | None = None,
+        parameters: Parameters | None = None,
     ) -> JobAccepted:
-        """Accepted means on disk. Raises BadInput, or StorageUnavailable with nothing stored."""
+        """Accepted means on disk. Raises BadInput, JudgeBusy or StorageUnavailable with nothing stored."""
         content = content.strip()
         system_prompt = (system_prompt or "").strip()
         if not content and not system_prompt:
             raise BadInput("content or system_prompt is required")
         given_id = (conversation_id or "").strip() or None
         chosen_model = self._model((model or "").strip())
+        chosen_grammar = self._grammar((grammar_name or "").strip())
+        await self._judge(parameters, chosen_grammar)
         accepted = await self._database.write(
             jobs.submit,
             jobs.Prompt(
@@ -63,7 +69,8 @@ class Submissions:
                 system_prompt=system_prompt,
                 context=assistant_context if assistant_context and assistant_context.strip() else "",
                 model=chosen_model,
-                grammar_name=self._grammar((grammar_name or "").strip()),
+                grammar_name=chosen_grammar,
+                parameters=parameters,
                 request_id=request_id,
                 priority=NORMAL,
                 max_attempts=self._max_attempts,
@@ -95,6 +102,15 @@ class Submissions:
             known = ", ".join(sorted(self._grammars)) or "none is configured"
             raise BadInput(f"grammar_name: there is no grammar {_quoted(name)}; these exist: {known}")
         return name
+
+    async def _judge(self, parameters: Parameters | None, grammar: str | None) -> None:
+        wanted = None if parameters is None else parameters.response_format
+        if wanted is None or isinstance(wanted, AnyText):
+            return
+        if grammar is not None:
+            raise BadInput("response_format: a reply can be held to it or to grammar_name, not to both")
+        if isinstance(wanted, JsonSchema):
+            await self._schemas.judge(wanted.json_schema.schema)
 
 
 def _quoted(name: str) -> str:
