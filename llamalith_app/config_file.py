@@ -24,6 +24,7 @@ HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)"
 TELL_LIMITS_BELOW = 1_000_000
 """Higher ones are there against nonsense: told only to who went beyond them."""
 SHOWN_CHARACTERS = 80
+NUMBER = re.compile(r"\s*[+-]?\d{1,18}(?:\.\d{1,18})?\s*", re.ASCII)
 LONE_TEXT = "lone_text"
 """Marks a list that may be one text instead."""
 
@@ -102,6 +103,7 @@ Network = Annotated[
 ]
 Share = Annotated[float, Meta(ge=0, le=1)]
 ShareAboveZero = Annotated[float, Meta(gt=0, le=1)]
+Seconds = Annotated[float, Meta(gt=0, le=604_800)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 
@@ -183,6 +185,19 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ]
         | None
     ) = None
+    timeout_s: (
+        Annotated[
+            Seconds, Meta(description="Seconds that a job may run, loading included; unset: as long as it takes.")
+        ]
+        | None
+    ) = None
+    queue_timeout_s: (
+        Annotated[
+            Seconds,
+            Meta(description="Seconds that a job may wait for its first start; unset: as long as it takes."),
+        ]
+        | None
+    ) = None
     grammar_dir: Annotated[PathText, Meta(description="Folder with *.gbnf; unset: the one shipped.")] | None = None
     log_format: Literal["auto", "json", "text"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] | None = None
@@ -237,6 +252,8 @@ def judge_text(key: str, text: str, name: str) -> tuple[Any, list[str]]:
         found = split(text)
     elif bare is int and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", text, re.ASCII):
         found = int(text)
+    elif bare is float and NUMBER.fullmatch(text):
+        found = float(text)
     problems: list[str] = []
     value = _Judge("", problems, []).value(found, wanted, name)
     return value, problems

@@ -28,12 +28,16 @@ class Submissions:
         models: tuple[str, ...],
         grammars: Mapping[str, str],
         max_attempts: int,
+        timeout_s: float | None = None,
+        queue_timeout_s: float | None = None,
     ) -> None:
         self._database = database
         self._hints = hints
         self._models = models
         self._grammars = grammars
         self._max_attempts = max_attempts
+        self._timeout_s = timeout_s
+        self._queue_timeout_s = queue_timeout_s
 
     async def submit(
         self,
@@ -46,6 +50,8 @@ class Submissions:
         system_prompt: str | None = None,
         assistant_context: str | None = None,
         grammar_name: str | None = None,
+        timeout_s: float | None = None,
+        queue_timeout_s: float | None = None,
     ) -> JobAccepted:
         """Accepted means on disk. Raises BadInput, or StorageUnavailable with nothing stored."""
         content = content.strip()
@@ -67,6 +73,8 @@ class Submissions:
                 request_id=request_id,
                 priority=NORMAL,
                 max_attempts=self._max_attempts,
+                timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+                queue_timeout_s=self._queue_timeout_s if queue_timeout_s is None else queue_timeout_s,
             ),
             datetime.now(UTC),
         )

@@ -207,7 +207,7 @@ def test_claiming_reads_no_whole_table(engine: Engine) -> None:
     with engine.connect() as connection:
         plan = connection.exec_driver_sql(
             "EXPLAIN QUERY PLAN " + str(jobs._BEST_DUE.compile(engine, compile_kwargs={"render_postcompile": True})),
-            ("m", "2026", 1, 0),
+            ("m", "2026", "2026", 1, 0),
         ).fetchall()
     steps = [row[3] for row in plan]
     assert any("USING INDEX due" in step for step in steps)

@@ -176,7 +176,8 @@ class Record(RuleBasedStateMachine):
     @rule()
     def beat(self) -> None:
         tokens = [claim.lease_token for claim in self.claims]
-        held = self.run(None, jobs.beat, tokens)
+        self.run(None, jobs.beat, tokens)
+        held = {lease.lease_token for lease in self.run(None, jobs.held, self.worker)}
         assert held == {claim.lease_token for claim in self.claims if self.holds(claim)}
 
     @invariant()

@@ -311,7 +311,7 @@ async def test_a_lease_that_was_lost_stops_the_run_and_writes_nothing(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.BEAT_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.worker.WATCH_S", 0.02)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
     async with working(config, script) as worker:
         job_id = await submit("long")
@@ -360,7 +360,7 @@ async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
     async with working(config, script):
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
-    assert await database.write(jobs.beat, [claim.lease_token]) == set()
+    assert claim.lease_token not in {lease.lease_token for lease in await database.read(jobs.held)}
 
 
 async def test_a_worker_that_beats_keeps_its_lease_however_long_its_job_takes(
