@@ -513,6 +513,7 @@ def freed(connection: Connection, ended: Collection[int], now: datetime) -> list
     conversations = select(JobRow.conversation_id).where(JobRow.id.in_(ended))
     rows = connection.execute(
         select(JobRow.id, JobRow.model, JobRow.attempt).where(
+            _is(Status.QUEUED, Status.PROCESSING),  # only for the index of the open ones
             _is(Status.QUEUED),
             JobRow.conversation_id.in_(conversations),
             JobRow.not_before <= now,
