@@ -75,6 +75,14 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         await expect(page.get_by_text("dragon")).to_have_count(0)
 
 
+@pytest.fixture
+def unhurried(tmp_path: Path) -> None:
+    """Stories long and slow enough for a person to change their mind; before the product reads it."""
+    settings = '{"model_settings": {"smollm2": {"max_tokens": 1900, "n_threads": 1}}}'
+    (tmp_path / "config.json").write_text(settings)
+
+
+@pytest.mark.usefixtures("unhurried")
 async def test_a_person_cancels_what_runs_and_what_waits(installation: Installation, chromium: Browser) -> None:
     _, origin, password = installation
     async with window(chromium, origin, viewport={"width": 1280, "height": 800}) as browser:
@@ -104,6 +112,7 @@ async def test_a_person_cancels_what_runs_and_what_waits(installation: Installat
         await photograph_everywhere(browser, "cancelled", page.url.removeprefix(origin))
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_all_that_waits_is_cancelled_at_once_without_javascript(
     installation: Installation, chromium: Browser
 ) -> None:
