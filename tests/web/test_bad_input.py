@@ -89,10 +89,11 @@ BODIES = {
     "no time at all": (body(content="a", timeout_s=0), "timeout_s: "),
     "less time than none": (body(content="a", queue_timeout_s=-1), "queue_timeout_s: "),
     "more time than a week": (body(content="a", timeout_s=604_801), "604800"),
-    "time without an end": (b'{"content": "a", "timeout_s": 1e999}', "timeout_s"),
+    "time without an end": (b'{"content": "a", "timeout_s": 1e999}', "out of range"),
     "a time that is NaN": (b'{"content": "a", "timeout_s": NaN}', "not valid JSON"),
-    "a time that is text": (body(content="a", timeout_s="30"), "timeout_s: Expected `float`, got `str`"),
-    "a time that is a boolean": (body(content="a", queue_timeout_s=True), "queue_timeout_s: Expected `float`"),
+    "a time that is NaN in text": (body(content="a", timeout_s="nan"), "timeout_s: Expected `float` > 0"),
+    "a time that is text": (body(content="a", timeout_s="soon"), "timeout_s: Expected `float | null`, got `str`"),
+    "a time that is a boolean": (body(content="a", queue_timeout_s=True), "queue_timeout_s: Expected `float | null`, got `bool`"),
     "nothing to do": (body(content="  ", system_prompt=" "), "content or system_prompt is required"),
 }
 
