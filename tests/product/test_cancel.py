@@ -41,7 +41,7 @@ async def product(config: Config) -> AsyncIterator[tuple[httpx.AsyncClient, Work
 
 @pytest.fixture
 def config(tmp_path: Path, database_path: Path, absent_redis_url: str) -> Config:
-    settings = ModelSettings(n_ctx=8192, n_chunk=16, max_tokens=4096, temperature=1.0)
+    settings = ModelSettings(n_ctx=8192, max_tokens=4096, temperature=1.0)
     model = ModelConfig(name="smollm2", path=bundled_model(), settings=settings)
     return msgspec.structs.replace(make_config(tmp_path, database_path, absent_redis_url), models=(model,))
 

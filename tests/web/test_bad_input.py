@@ -93,7 +93,10 @@ BODIES = {
     "a time that is NaN": (b'{"content": "a", "timeout_s": NaN}', "not valid JSON"),
     "a time that is NaN in text": (body(content="a", timeout_s="nan"), "timeout_s: Expected `float` > 0"),
     "a time that is text": (body(content="a", timeout_s="soon"), "timeout_s: Expected `float | null`, got `str`"),
-    "a time that is a boolean": (body(content="a", queue_timeout_s=True), "queue_timeout_s: Expected `float | null`, got `bool`"),
+    "a time that is a boolean": (
+        body(content="a", queue_timeout_s=True),
+        "queue_timeout_s: Expected `float | null`, got `bool`",
+    ),
     "nothing to do": (body(content="  ", system_prompt=" "), "content or system_prompt is required"),
 }
 
