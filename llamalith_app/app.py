@@ -36,6 +36,7 @@ from llamalith_app.errors import LlamalithError, LoginNeeded, StaleForm
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
+from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.queue import Hints, impatient_redis
 from llamalith_app.jobs.submit import Submissions
@@ -58,10 +59,13 @@ def create_app(config: Config) -> RequestLog:
         models=models,
         grammars=grammar.load(config.grammar_dir),
         max_attempts=config.max_attempts,
+        timeout_s=config.timeout_s,
+        queue_timeout_s=config.queue_timeout_s,
     )
     parts = Parts(
         database=database,
         submissions=submissions,
+        cancellations=Cancellations(database, hints, models),
         live=Live(database, ProgressReader(redis)),
         readings=Readings(database, redis),
         sessions=Sessions(database, secret_key=config.secret_key, password_hash=config.admin_password_hash),

@@ -46,12 +46,22 @@ SETTING_VARIABLES = {
     "LLAMALITH_CORS_ORIGINS": "cors_origins",
     "LLAMALITH_TRUSTED_PROXIES": "trusted_proxies",
     "LLAMALITH_MAX_ATTEMPTS": "max_attempts",
+    "LLAMALITH_TIMEOUT_S": "timeout_s",
+    "LLAMALITH_QUEUE_TIMEOUT_S": "queue_timeout_s",
     "LLAMALITH_GRAMMAR_DIR": "grammar_dir",
     "LLAMALITH_LOG_FORMAT": "log_format",
     "LLAMALITH_LOG_LEVEL": "log_level",
 }
 """Variables that say the same as a key of `config.json`."""
-PLAIN_KEYS = ("max_attempts", "cors_origins", "trusted_proxies", "log_format", "log_level")
+PLAIN_KEYS = (
+    "max_attempts",
+    "timeout_s",
+    "queue_timeout_s",
+    "cors_origins",
+    "trusted_proxies",
+    "log_format",
+    "log_level",
+)
 """Keys of `config.json` that are the same in `Config`."""
 VARIABLES = (
     *("SECRET_KEY", "ADMIN_PASSWORD_HASH", "N8N_API_TOKEN", "LLM_MODELS", "LLAMALITH_CONFIG"),
@@ -92,6 +102,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     n_slots: int = 1
     """Jobs that one loaded model runs side by side: worker_settings.worker_count."""
     max_attempts: int = 3
+    timeout_s: float | None = None
+    """Seconds that an attempt may run where its job says nothing itself; None: as long as it takes."""
+    queue_timeout_s: float | None = None
+    """Seconds that a job may wait for its first start where it says nothing itself; None: as long as it takes."""
     cors_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""

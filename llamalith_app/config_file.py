@@ -24,6 +24,7 @@ END = r"(?![\s\S])"
 PORT = r":(?:6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3})"
 HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)"
 SHOWN_CHARACTERS = 80
+NUMBER = re.compile(r"\s*[+-]?\d{1,18}(?:\.\d{1,18})?\s*", re.ASCII)
 
 ChatFormat = Literal[
     "auto",
@@ -97,6 +98,7 @@ Network = Annotated[
         pattern=rf"^[0-9A-Fa-f:.]{{2,45}}(?:/\d{{1,3}})?{END}",
     ),
 ]
+Seconds = Annotated[float, Meta(gt=0, le=604_800)]
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -172,6 +174,19 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ]
         | None
     ) = None
+    timeout_s: (
+        Annotated[
+            Seconds, Meta(description="Seconds that a job may run, loading included; unset: as long as it takes.")
+        ]
+        | None
+    ) = None
+    queue_timeout_s: (
+        Annotated[
+            Seconds,
+            Meta(description="Seconds that a job may wait for its first start; unset: as long as it takes."),
+        ]
+        | None
+    ) = None
     grammar_dir: Annotated[PathText, Meta(description="Folder with *.gbnf; unset: the one shipped.")] | None = None
     log_format: Literal["auto", "json", "text"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] | None = None
@@ -225,6 +240,8 @@ def judge_text(key: str, text: str, name: str) -> tuple[Any, list[str]]:
         found = split(text)
     elif bare is int and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", text, re.ASCII):
         found = int(text)
+    elif bare is float and NUMBER.fullmatch(text):
+        found = float(text)
     problems: list[str] = []
     value = _Judge("", problems, []).value(found, wanted, name)
     return value, problems

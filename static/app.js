@@ -104,7 +104,7 @@ class LiveList {
     Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
   }
 
-  // Of a turn that still runs only these parts come again.
+  // Of what still runs only these parts come again: a button that is replaced between press and release is not pressed.
   change(there, item) {
     for (const part of item.querySelectorAll("[data-part]")) {
       there.querySelector(`[data-part="${part.dataset.part}"]`)?.replaceChildren(...part.childNodes)
@@ -115,11 +115,16 @@ class LiveList {
 
   put(there, item, place) {
     if (!there) return this.list.insertBefore(item, place)
-    const focused = there.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null
+    const focused = there.contains(document.activeElement) ? document.activeElement : null
     const opened = [...there.querySelectorAll("details")].map((details) => details.open)
     there.replaceWith(item)
     item.querySelectorAll("details").forEach((details, index) => { details.open = opened[index] ?? details.open })
-    if (focused) [...item.querySelectorAll("a")].find((a) => a.getAttribute("href") === focused)?.focus()
+    if (focused) {
+      const links = [...item.querySelectorAll("a")]
+      const same = links.find((a) => a.getAttribute("href") === focused.getAttribute("href"))
+      // The focus of a button that is gone stays beside it.
+      ;(same ?? links[0])?.focus()
+    }
     return item
   }
 

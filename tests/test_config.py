@@ -104,6 +104,14 @@ def test_an_empty_variable_is_the_same_as_none(place: Place) -> None:
     assert (config.max_attempts, config.api_token, config.embedded_redis) == (7, "tok", True)
 
 
+def test_limits_of_time_are_numbers_wherever_they_stand(place: Place) -> None:
+    config = place.load_file({"timeout_s": 30, "queue_timeout_s": 2.5})
+    assert (config.timeout_s, config.queue_timeout_s) == (30.0, 2.5)
+    config = place.load({"LLAMALITH_TIMEOUT_S": "0.25", "LLAMALITH_QUEUE_TIMEOUT_S": " 600 "})
+    assert (config.timeout_s, config.queue_timeout_s) == (0.25, 600.0)
+    assert (place.load({}).timeout_s, place.load({}).queue_timeout_s) == (None, None)
+
+
 def test_null_in_config_json_is_the_same_as_not_set(place: Place) -> None:
     config = place.load_file({"max_attempts": None, "model_paths": None, "redis_url": None})
     assert config == place.load()
@@ -603,6 +611,10 @@ def test_any_value_of_any_variable_is_taken_or_refused(name: str, value: str) ->
         ),
         ("LLAMALITH_MAX_ATTEMPTS", "many", 'expected int ≥ 1 and ≤ 100, got "many"'),
         ("LLAMALITH_MAX_ATTEMPTS", "101", "expected int ≥ 1 and ≤ 100, got 101"),
+        ("LLAMALITH_TIMEOUT_S", "0", "expected number > 0 and ≤ 604800, got 0.0"),
+        ("LLAMALITH_TIMEOUT_S", "604800.5", "expected number > 0 and ≤ 604800, got 604800.5"),
+        ("LLAMALITH_TIMEOUT_S", "nan", 'expected number > 0 and ≤ 604800, got "nan"'),
+        ("LLAMALITH_QUEUE_TIMEOUT_S", "1e3", 'expected number > 0 and ≤ 604800, got "1e3"'),
         ("LLAMALITH_LOG_LEVEL", "loud", 'expected one of debug, info, warning, error, got "loud"'),
         ("LLAMALITH_LOG_FORMAT", "xml", 'expected one of auto, json, text, got "xml"'),
         ("LLAMALITH_LOGLEVEL", "info", "unknown variable; did you mean LLAMALITH_LOG_LEVEL?"),

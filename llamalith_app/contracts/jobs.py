@@ -16,7 +16,14 @@ from llamalith_app.contracts.text import ConversationId, Name, Text
 
 JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
+OpenWord = Literal["queued", "processing"]
 Phase = Literal["queued", "loading", "prefill", "decode"]
+Seconds = Annotated[
+    float,
+    Meta(
+        gt=0, le=604_800, description="More than 0 and at most 604,800 (a week); absent: the configured limit, or none."
+    ),
+]
 
 
 class JobCreate(Parameters, kw_only=True):
@@ -33,6 +40,10 @@ class JobCreate(Parameters, kw_only=True):
     """Stands before the prompt as something the model said."""
     grammar_name: Name | None = None
     """One of the GBNF grammars of the server's folder; enforced while decoding."""
+    timeout_s: Seconds | None = None
+    """Seconds that it may run, loading of the model included; then it ends as an error of kind `timeout`."""
+    queue_timeout_s: Seconds | None = None
+    """Seconds that it may wait for its first start; then it ends as an error of kind `timeout`."""
 
 
 class ReplyCreate(Parameters, kw_only=True):
@@ -43,6 +54,8 @@ class ReplyCreate(Parameters, kw_only=True):
     system_prompt: Text | None = None
     assistant_context: Text | None = None
     grammar_name: Name | None = None
+    timeout_s: Seconds | None = None
+    queue_timeout_s: Seconds | None = None
 
 
 class LegacySubmit(msgspec.Struct, kw_only=True):
@@ -89,7 +102,7 @@ class Progress(msgspec.Struct, kw_only=True):
 class JobError(msgspec.Struct, kw_only=True):
     kind: str
     """Stable: `context_overflow`, `template`, `grammar`, `model_unavailable`, `engine_died`, `worker_lost`,
-    `internal`."""
+    `timeout`, `internal`."""
     reason: str
 
 
@@ -117,6 +130,13 @@ class Job(msgspec.Struct, kw_only=True):
     completion_tokens: int | None
     omitted_messages: int
     """Earlier messages that the reply was made without, since they did not fit the model's context."""
+    partial: str | None = None
+    """What was written of the reply when the job was cancelled or ran out of time, some tenths of a second after that;
+    null: nothing."""
+    timeout_s: float | None = None
+    """Seconds that one attempt may run; null: as long as it takes."""
+    queue_timeout_s: float | None = None
+    """Seconds that it may wait for its first start; null: as long as it takes."""
     progress: Progress | None = None
     """Null once it has ended."""
 
@@ -124,3 +144,9 @@ class Job(msgspec.Struct, kw_only=True):
 class JobList(msgspec.Struct, kw_only=True):
     jobs: list[Job]
     """Newest first. Ends before `limit` where the texts are very long: `before` the last id goes on."""
+
+
+class Cancelled(msgspec.Struct, kw_only=True):
+    ok: bool
+    cancelled: int
+    """Jobs that were open and are not any more."""

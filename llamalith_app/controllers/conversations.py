@@ -1,4 +1,4 @@
-"""Conversations over HTTP: reply, read the messages, read the newest state."""
+"""Conversations over HTTP: reply, read the messages, read the newest state, cancel what is open."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from litestar.params import JSONBody, PathParameter
 
 from llamalith_app.contracts import parameters
 from llamalith_app.contracts.conversations import Latest, MessageList
-from llamalith_app.contracts.jobs import JobAccepted, ReplyCreate
+from llamalith_app.contracts.jobs import Cancelled, JobAccepted, ReplyCreate
 from llamalith_app.contracts.text import CONTROL_FREE
 from llamalith_app.controllers.request import AppRequest
-from llamalith_app.errors import BadInput
+from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversations
 
 PathId = Annotated[
@@ -47,7 +47,17 @@ class Conversations(Controller):
             assistant_context=data.assistant_context,
             grammar_name=data.grammar_name,
             parameters=parameters.said(data),
+            timeout_s=data.timeout_s,
+            queue_timeout_s=data.queue_timeout_s,
         )
+
+    @post("/cancel", status_code=200, summary="Cancel all its open jobs")
+    async def cancel(self, request: AppRequest, conversation_id: PathId) -> Cancelled:
+        owner_id = request.principal.user_id
+        if not await request.parts.database.read(conversations.exists, owner_id, conversation_id):
+            raise NotFound("Conversation not found")
+        n_cancelled = await request.parts.cancellations.matching(owner_id, conversation_id=conversation_id)
+        return Cancelled(ok=True, cancelled=n_cancelled)
 
     @get("/messages", summary="Read the messages, in the order of the turns")
     async def messages(self, request: AppRequest, conversation_id: PathId) -> MessageList:

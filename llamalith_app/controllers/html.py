@@ -6,7 +6,7 @@ Owns the Jinja environment. What a page shows comes from its handler; everything
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Template
 from litestar.template import TemplateConfig
 
+from llamalith_app.contracts.jobs import Job
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers import problems
 from llamalith_app.errors import LlamalithError, NotFound
 from llamalith_app.guards.principal import OPEN
 
 ROOT = Path(__file__).parents[2]
+SETTLE = timedelta(seconds=10)
+"""Longer than a step of any engine takes."""
 TEMPLATES = ROOT / "templates"
 ASSETS = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir()}
 """In memory: a name from outside is looked up, and never becomes a path."""
@@ -49,6 +52,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
         "seconds_until": _seconds_until,
     }
+    environment.tests["changing"] = _is_changing
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
 
 
@@ -113,6 +117,15 @@ def _in_words(request: Request[Any, Any, Any], answer: Response[Problem]) -> Res
     )
     shown.headers.update({name: value for name, value in answer.headers.items() if name.lower() != "www-authenticate"})
     return shown
+
+
+def _is_changing(job: Job) -> bool:
+    """It is open, or was cancelled just now, so that its worker may still add what was written of the reply."""
+    if job.status in ("queued", "processing"):
+        return True
+    if job.status != "cancelled" or job.started_at is None or job.completion_tokens is not None:
+        return False
+    return job.processed_at is not None and datetime.now(UTC) - job.processed_at < SETTLE
 
 
 def _query(fields: dict[str, object]) -> str:

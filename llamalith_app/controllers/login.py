@@ -1,11 +1,11 @@
-"""Login and logout. Owns where a visitor goes afterwards; passwords and sessions are the guards'."""
+"""Login and logout. Owns where a visitor goes after these and other forms; passwords and sessions are the guards'."""
 
 from __future__ import annotations
 
 import re
 from http import HTTPStatus
 from typing import Annotated, Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 import structlog
 from litestar import Controller, Request, Response, get, post
@@ -146,6 +146,16 @@ def of_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> Resp
         if target.rstrip("/") != HOME.rstrip("/"):
             answer.cookies.append(_next_cookie(request, target, NEXT_KEPT_S))
     return answer
+
+
+def came_from(request: AppRequest) -> str:
+    """The page of ours whose form was sent, as far as its browser tells; else the dashboard. A path alone, whatever
+    host it names."""
+    try:
+        referer = urlsplit(request.headers.get("referer", ""))
+    except ValueError:
+        return HOME
+    return _ours(referer.path + (f"?{referer.query}" if referer.query else ""))
 
 
 def _ours(path: str) -> str:

@@ -15,8 +15,8 @@ from llamalith_app.contracts.forms import JobForm
 from llamalith_app.contracts.jobs import Job, StatusWord
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.html import conversation_url, page
-from llamalith_app.controllers.jobs import MAX_ID
-from llamalith_app.controllers.login import draft_page, see, typed
+from llamalith_app.controllers.jobs import MAX_ID, JobIdInPath
+from llamalith_app.controllers.login import came_from, draft_page, see, typed
 from llamalith_app.controllers.request import AppRequest
 from llamalith_app.errors import BadInput, NotFound, StorageUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
@@ -98,6 +98,17 @@ class Pages(Controller):
         if accepted.created_new:
             return see(f"/chat/#job-{accepted.job_id}")
         return see(f"{conversation_url(accepted.conversation_id)}#job-{accepted.job_id}")
+
+    @post("/jobs/{job_id:str}/cancel", opt=PAGE, status_code=303)
+    async def cancel(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
+        if await request.parts.cancellations.one(request.principal.user_id, job_id) is None:
+            raise NotFound("There is no such job.")
+        return see(f"{came_from(request)}#job-{job_id}")
+
+    @post("/jobs/cancel", opt=PAGE, status_code=303)
+    async def cancel_queued(self, request: AppRequest) -> Redirect:
+        await request.parts.cancellations.matching(request.principal.user_id, {Status.QUEUED})
+        return see("/chat/jobs?status=queued")
 
     @get("/conversations", opt=PAGE)
     async def conversations(self, request: AppRequest, number: PageNumber = 1) -> Template:

@@ -18,6 +18,7 @@ from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import Principal
 from llamalith_app.guards.sessions import Sessions
+from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.store.database import Database
@@ -33,6 +34,7 @@ class Parts(NamedTuple):
 
     database: Database
     submissions: Submissions
+    cancellations: Cancellations
     live: Live
     readings: Readings
     sessions: Sessions

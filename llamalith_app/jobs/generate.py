@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -22,7 +23,7 @@ from llamalith_app.config import ModelConfig
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN
 from llamalith_app.engine.messages import Advance, ChatMessage, Submit
-from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineRefused
+from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineProcess, EngineRefused
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order, reply, shape
 from llamalith_app.jobs.pool import Place, Pool
@@ -38,6 +39,8 @@ PUBLISH_S = 0.1
 """At most so often is the progress of one job told."""
 STORE_AGAIN_S = 1.0
 """Between tries to store a reply that the database did not take."""
+TICK_S = 1.0
+"""The steps in which an attempt's time is counted."""
 
 log = structlog.get_logger(__name__)
 
@@ -51,9 +54,10 @@ class Running:
         self.text: list[str] = []
         self.last: Advance | None = None
         self.ends_as: Outcome | None = None
-        """Why it is to stop before its end: its lease was lost, or the worker drains."""
-        self.cancel: Callable[[], None] | None = None
-        """Tells the engine to stop it; None before it was sent there."""
+        """Why it is to stop before its end: its lease is gone (`lost`), the worker drains (`released`), or its time is
+        over (`failed`)."""
+        self.cancel: Callable[[], object] | None = None
+        """Ends what it waits for: the model, or the engine's next step."""
         self._first_step: tuple[int, float] | None = None
         self._decode_started = 0.0
         self.completion_tokens = 0
@@ -85,6 +89,11 @@ class Running:
         """Since the claim."""
         return time.monotonic() - self._started
 
+    def written(self) -> jobs.Written:
+        """What there is of the reply, as it would be kept."""
+        prompt_tokens = None if self.last is None else self.last.prompt_tokens
+        return jobs.Written(reply.clean("".join(self.text)), prompt_tokens, self.completion_tokens)
+
 
 class Generation:
     """All that runs in this worker. `wake_later` is told how long from now a job will be due again."""
@@ -108,7 +117,7 @@ class Generation:
         self._grammars = grammars
         self._wake_later = wake_later
         self._sequence_ids = itertools.count(1)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.running: dict[str, Running] = {}
         """By lease token."""
         self.draining = asyncio.Event()
@@ -151,7 +160,9 @@ class Generation:
             log.warning("nothing can be claimed now", reason=str(error))
 
     def stop(self, running: Running, ends_as: Outcome) -> None:
-        """Ends an attempt before its time, within one step of the engine."""
+        """Ends an attempt before its reply is whole, within one step of the engine. The first reason counts."""
+        if running.ends_as is not None:
+            return
         running.ends_as = ends_as
         if running.cancel is not None:
             running.cancel()
@@ -191,6 +202,7 @@ class Generation:
         lines.info("attempt started")
         self.running[claim.lease_token] = running
         publisher = _Publisher(self._redis, running, tell)
+        timer = None if claim.timeout_s is None else asyncio.create_task(self._end_in_time(running, claim.timeout_s))
         try:
             await self._run(running, place, publisher)
         except EngineRefused as error:
@@ -203,13 +215,41 @@ class Generation:
             lines.exception("attempt failed unexpectedly")
             await self._fail(running, "internal", "Something went wrong in the worker; its log tells more.")
         finally:
+            if timer is not None:
+                timer.cancel()
             publisher.close()
             del self.running[claim.lease_token]
+
+    async def _end_in_time(self, running: Running, timeout_s: float) -> None:
+        """Counts only while this process runs: one that was frozen must not find its attempts over at once."""
+        left = timeout_s
+        while left > 0:
+            before = time.monotonic()
+            await asyncio.sleep(min(left, TICK_S))
+            left -= min(time.monotonic() - before, 2 * TICK_S)
+        self.stop(running, Outcome.FAILED)
+
+    async def _engine(self, running: Running, place: Place) -> EngineProcess | None:
+        """None: the attempt is to stop before its model is loaded. The load goes on, for whoever comes next."""
+        loading = asyncio.create_task(place.engine())
+        self._tasks.add(loading)
+        loading.add_done_callback(self._tasks.discard)
+        waiting = asyncio.shield(loading)
+        running.cancel = waiting.cancel
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if running.ends_as is None:
+                raise
+            return None
 
     async def _run(self, running: Running, place: Place, publisher: _Publisher) -> None:
         claim = running.claim
         publisher.tell()
-        engine = await place.engine()
+        engine = await self._engine(running, place)
+        if engine is None:
+            await self._fail(running, "interrupted", "The attempt was interrupted.")
+            return
         settings = self._models[claim.model].settings
         turn = await self._database.read(
             conversations.turn, claim.conversation_id, claim.turn, engine.loaded.n_ctx * MAX_CHARS_A_TOKEN
@@ -227,12 +267,13 @@ class Generation:
                 running.advance(step)
                 publisher.tell()
         last = running.last
-        if running.ends_as is not None or last is None or last.finish in (None, "cancelled"):
+        # Whole before it was stopped: the time it took is spent, and only a lease that is gone stands against it.
+        if running.ends_as is Outcome.LOST or last is None or last.finish in (None, "cancelled"):
             await self._fail(running, "interrupted", "The attempt was interrupted.")
             return
         finish = partial(
             jobs.finish,
-            reply=reply.clean("".join(running.text)),
+            reply=running.written().text,
             finish_reason=last.finish,
             prompt_tokens=last.prompt_tokens,
             completion_tokens=running.completion_tokens,
@@ -249,36 +290,60 @@ class Generation:
                 completion_tokens=running.completion_tokens,
                 seconds=round(running.seconds(), 3),
             )
+        else:
+            await self._keep(running)
 
     async def _fail(self, running: Running, kind: str, reason: str, *, final: bool = False) -> None:
         claim = running.claim
-        pause = None if final else order.pause_before(claim.attempt)
         outcome = running.ends_as or Outcome.FAILED
+        if outcome is Outcome.LOST:
+            await self._keep(running)
+            return
+        written = None
+        if running.ends_as is Outcome.FAILED:
+            kind, final, written = jobs.TIMEOUT, True, running.written()
+            reason = f"It ran for {running.seconds():.1f} s; timeout_s allowed {claim.timeout_s:g}."
+        pause = None if final else order.pause_before(claim.attempt)
         if outcome is Outcome.RELEASED:
             pause = timedelta()
-        status = await self._store(running, partial(jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause))
-        if status:
-            log.warning(
-                "attempt failed" if outcome is Outcome.FAILED else f"attempt {outcome.value}",
-                job_id=claim.job_id,
-                attempt=claim.attempt,
-                request_id=claim.request_id,
-                model=claim.model,
-                kind=kind,
-                status=status.value,
-            )
+        fail = partial(jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause, written=written)
+        status = await self._store(running, fail)
+        if status is None:
+            await self._keep(running)
+            return
+        log.warning(
+            "attempt failed" if outcome is Outcome.FAILED else f"attempt {outcome.value}",
+            job_id=claim.job_id,
+            attempt=claim.attempt,
+            request_id=claim.request_id,
+            model=claim.model,
+            kind=kind,
+            status=status.value,
+        )
         if status is Status.QUEUED and pause is not None:
             self._wake_later(pause)
 
-    async def _store(self, running: Running, transition: Callable[..., T]) -> T | None:
-        """The end of an attempt, held and tried again while the database takes no writes and the lease is ours."""
+    async def _keep(self, running: Running) -> None:
+        """After the lease was gone: where a cancel took it, what was written stays readable."""
         claim = running.claim
-        while running.ends_as is not Outcome.LOST:
+        cancelled = await self._store(running, partial(jobs.keep_written, written=running.written()))
+        log.log(
+            logging.INFO if cancelled else logging.WARNING,
+            "attempt cancelled" if cancelled else "lease lost",
+            job_id=claim.job_id,
+            attempt=claim.attempt,
+            request_id=claim.request_id,
+            model=claim.model,
+        )
+
+    async def _store(self, running: Running, transition: Callable[..., T]) -> T:
+        """The end of an attempt, held and tried again while the database takes no writes."""
+        claim = running.claim
+        while True:
             try:
                 return await self._database.write(transition, claim.job_id, claim.lease_token, datetime.now(UTC))
             except StorageUnavailable:
                 await asyncio.sleep(STORE_AGAIN_S)
-        return None
 
 
 class _Publisher:

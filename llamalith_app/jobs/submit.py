@@ -30,6 +30,8 @@ class Submissions:
         models: tuple[str, ...],
         grammars: Mapping[str, str],
         max_attempts: int,
+        timeout_s: float | None = None,
+        queue_timeout_s: float | None = None,
     ) -> None:
         self._database = database
         self._hints = hints
@@ -37,6 +39,8 @@ class Submissions:
         self._grammars = grammars
         self._max_attempts = max_attempts
         self._schemas = SchemaJudge()
+        self._timeout_s = timeout_s
+        self._queue_timeout_s = queue_timeout_s
 
     async def submit(
         self,
@@ -50,6 +54,8 @@ class Submissions:
         assistant_context: str | None = None,
         grammar_name: str | None = None,
         parameters: Parameters | None = None,
+        timeout_s: float | None = None,
+        queue_timeout_s: float | None = None,
     ) -> JobAccepted:
         """Accepted means on disk. Raises BadInput, JudgeBusy or StorageUnavailable with nothing stored."""
         content = content.strip()
@@ -74,6 +80,8 @@ class Submissions:
                 request_id=request_id,
                 priority=NORMAL,
                 max_attempts=self._max_attempts,
+                timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+                queue_timeout_s=self._queue_timeout_s if queue_timeout_s is None else queue_timeout_s,
             ),
             datetime.now(UTC),
         )

@@ -1,4 +1,4 @@
-"""Takes leases away from attempts that nobody makes any more, and says that this worker's own are alive.
+"""Takes leases away from attempts that nobody makes any more, and gives up what waited longer than it may.
 
 A lease is dead when the worker that holds it is gone from this machine (its lock file is free), or when its beat
 stood still for STALE_S of this process's own clock; no wall clock decides. Knows no engine and no Redis.
@@ -28,6 +28,8 @@ BEAT_S = 3.0
 STALE_S = 3 * BEAT_S
 SLOW_WRITE_S = 1.0
 """A write that waited longer means that others could not write either."""
+GIVE_UP_JOBS = 1000
+"""Jobs given up in one transaction at most, so that others can write between them."""
 LOST = "The worker that ran this job is gone."
 
 log = structlog.get_logger(__name__)
@@ -89,6 +91,15 @@ class Sweeper:
             if lease.lease_token not in here and now - self._seen[lease.lease_token][1] >= STALE_S
         ]
         await self._take(stale, "its beat stood still")
+        await self._give_up()
+
+    async def _give_up(self) -> None:
+        n_given_up = GIVE_UP_JOBS
+        while n_given_up == GIVE_UP_JOBS:
+            given_up = await self._database.write(jobs.give_up, datetime.now(UTC), GIVE_UP_JOBS)
+            n_given_up = len(given_up)
+            if given_up:
+                log.warning("jobs waited longer than they may", n_jobs=n_given_up, first=given_up[0])
 
     async def _see_that_beats_can_be_written(self) -> None:
         """While the database takes no writes every beat stands still, and none of them means a death."""

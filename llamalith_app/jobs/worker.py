@@ -1,7 +1,7 @@
 """The worker process: its composition root, its timers, its drain.
 
-Hints wake it, its own look finds what no hint told, its beat keeps its leases, its sweep ends those of others
-that are gone. Imports nothing of the web.
+Hints wake it, its own look finds what no hint told, its beat keeps its leases, its watch stops what lost its lease
+(a cancel is nothing else), its sweep ends those of others that are gone. Imports nothing of the web.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
 
+WATCH_S = 0.1
+"""Between two looks at which leases still hold, while anything runs: so long a cancel waits to be heard."""
+TROUBLE_S = 1.0
+"""The least pause after a timer that failed."""
 GIVE_BACK_S = 2.0
 """How long a drain waits for the jobs that it stopped, and again for those that were loading."""
 
@@ -75,6 +79,7 @@ class Worker:
         self._timers = [
             asyncio.create_task(self._each(SWEEP_S, self._sweep_and_look)),
             asyncio.create_task(self._each(BEAT_S, self._beat)),
+            asyncio.create_task(self._each(WATCH_S, self._watch)),
         ]
         log.info("worker ready", worker_id=self.id, models=list(self._models), n_slots=self._config.n_slots)
 
@@ -114,24 +119,32 @@ class Worker:
         await self.generation.look()
 
     async def _beat(self) -> None:
+        if mine := list(self.generation.running):
+            await self._database.write_lightly(jobs.beat, mine)
+
+    async def _watch(self) -> None:
+        """Stops what holds its lease no more: it was cancelled, or another worker took it away."""
         mine = self.generation.running
-        asked = list(mine)
-        held = await self._database.write_lightly(jobs.beat, asked) if asked else set()
+        asked = [lease_token for lease_token, running in mine.items() if running.ends_as is None]
+        if not asked:
+            return
+        held = {lease.lease_token for lease in await self._database.read(jobs.held, self.id)}
         for lease_token in asked:
-            if lease_token not in held and lease_token in mine and mine[lease_token].ends_as is None:
-                log.warning("lease lost", job_id=mine[lease_token].claim.job_id)
+            if lease_token not in held and lease_token in mine:
                 self.generation.stop(mine[lease_token], Outcome.LOST)
 
     async def _each(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
         """Now and then until the drain's end, whatever the database says meanwhile."""
         while not self._stopped.is_set():
+            pause = max(seconds, TROUBLE_S)
             try:
                 await act()
+                pause = seconds
             except StorageUnavailable as error:
                 log.warning("the record cannot be used now", reason=str(error))
             except Exception:
                 log.exception("a timer failed unexpectedly")
-            await self._pause(seconds)
+            await self._pause(pause)
 
     async def _pause(self, seconds: float) -> None:
         """Ends early when the worker does; a task that is cancelled in a read would leave its connection behind."""

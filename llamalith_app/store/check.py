@@ -27,6 +27,12 @@ RULES = {
     "a job that is not done has no reply": """
         SELECT j.id AS job_id, j.status, m.id AS message_id FROM jobs j
         JOIN messages m ON m.job_id = j.id AND m.role = 'assistant' WHERE j.status <> 'done'""",
+    "only what was cancelled or ran out of time keeps a part of a reply": """
+        SELECT id AS job_id, status, error_kind FROM jobs WHERE partial IS NOT NULL
+        AND status <> 'cancelled' AND NOT (status = 'error' AND error_kind = 'timeout')""",
+    "an attempt was cancelled only where its job was": """
+        SELECT a.job_id, a.attempt, j.status FROM attempts a JOIN jobs j ON j.id = a.job_id
+        WHERE a.outcome = 'cancelled' AND (j.status <> 'cancelled' OR a.attempt <> j.attempt)""",
     "each job has its prompt, in its own conversation and place": """
         SELECT j.id AS job_id, j.conversation_id, j.turn FROM jobs j
         LEFT JOIN messages m ON m.job_id = j.id AND m.role = 'user'

@@ -173,6 +173,13 @@ def _first_prompt(conversation_id: Any, max_text: int) -> Select[str]:
     )
 
 
+def exists(connection: Connection, owner_id: int, public_id: str) -> bool:
+    found = select(ConversationRow.id).where(
+        ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id
+    )
+    return connection.execute(found).first() is not None
+
+
 def messages(connection: Connection, owner_id: int, public_id: str) -> list[Message]:
     """In the order of the turns; empty for an unknown conversation."""
     rows = connection.execute(

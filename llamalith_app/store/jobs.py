@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -28,6 +28,7 @@ from sqlalchemy import (
     insert,
     literal_column,
     null,
+    or_,
     select,
     tuple_,
     update,
@@ -50,6 +51,9 @@ from llamalith_app.store.tables import (
     Status,
 )
 
+TIMEOUT = "timeout"
+"""The kind of the error of a job that waited or ran too long."""
+
 
 class Prompt(NamedTuple):
     """What a client asks for, trimmed and judged."""
@@ -67,6 +71,8 @@ class Prompt(NamedTuple):
     request_id: str
     priority: int
     max_attempts: int
+    timeout_s: float | None = None
+    queue_timeout_s: float | None = None
 
 
 class Accepted(NamedTuple):
@@ -86,6 +92,25 @@ class Claim(NamedTuple):
     grammar_name: str | None
     request_id: str
     parameters: Parameters | None
+    timeout_s: float | None
+
+
+class Written(NamedTuple):
+    """What an attempt had made of its reply when it was stopped."""
+
+    text: str
+    """Empty: nothing yet."""
+    prompt_tokens: int | None
+    completion_tokens: int
+
+
+class Waiting(NamedTuple):
+    """A queued job that nothing holds back."""
+
+    job_id: int
+    model: str
+    attempt: int
+    """Claims so far."""
 
 
 class Held(NamedTuple):
@@ -119,6 +144,10 @@ _nothing_earlier = ~exists().where(
     _earlier.turn < JobRow.turn,
 )
 
+# Who was started once is not given up in the queue any more, whatever became of that attempt.
+_waits_too_long = and_(_is(Status.QUEUED), JobRow.not_after <= bindparam("until"), JobRow.attempt == 0)
+_may_still_wait = or_(JobRow.not_after.is_(None), JobRow.not_after > bindparam("until"), JobRow.attempt > 0)
+
 # The statements of every job's way are built once: building them costs SQLAlchemy ten times what running them does.
 _conversations, _jobs, _messages, _attempts = (
     cast(Table, row.__table__) for row in (ConversationRow, JobRow, MessageRow, AttemptRow)
@@ -147,6 +176,7 @@ _BEST_DUE = (
         _is(Status.QUEUED),
         JobRow.model == bindparam("of_model"),
         JobRow.not_before <= bindparam("until"),
+        _may_still_wait,
         _nothing_earlier,
     )
     .order_by(JobRow.priority, JobRow.id)
@@ -173,9 +203,24 @@ _CLAIM = (
         JobRow.grammar_name,
         JobRow.request_id,
         JobRow.parameters,
+        JobRow.timeout_s,
     )
 )
 _NEW_ATTEMPT = insert(_attempts)
+_HELD = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.beat, JobRow.worker_id).where(
+    _is(Status.PROCESSING)
+)
+_HELD_BY = _HELD.where(JobRow.worker_id == bindparam("by_worker"))
+_GIVE_UP = (
+    update(_jobs)
+    .where(JobRow.id == bindparam("of_job"), _is(Status.QUEUED))
+    .values(
+        status=Status.ERROR.value,
+        processed_at=bindparam("at"),
+        error_kind=TIMEOUT,
+        error=bindparam("why"),
+    )
+)
 
 
 def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
@@ -209,6 +254,8 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
         "priority": prompt.priority,
         "request_id": prompt.request_id,
         "max_attempts": prompt.max_attempts,
+        "timeout_s": prompt.timeout_s,
+        "not_after": None if prompt.queue_timeout_s is None else now + timedelta(seconds=prompt.queue_timeout_s),
         "status": Status.QUEUED.value,
         "attempt": 0,
         "beat": 0,
@@ -308,11 +355,13 @@ def fail(
     reason: str,
     pause: timedelta | None,
     seen_beat: int | None = None,
+    written: Written | None = None,
 ) -> Status | None:
     """Ends an attempt without a reply: back to the queue after `pause`, or `error` when that is None or
     the job has spent its attempts. `released` spends none.
 
-    `seen_beat`: a sweeper's guard, the beat that must not have moved. None: the lease is somebody else's.
+    `seen_beat`: a sweeper's guard, the beat that must not have moved. `written`: kept with an error.
+    None: the lease is somebody else's.
     """
     holds = [JobRow.id == job_id, JobRow.lease_token == lease_token, _is(Status.PROCESSING)]
     if seen_beat is not None:
@@ -339,7 +388,14 @@ def fail(
     connection.execute(
         update(JobRow)
         .where(*holds)
-        .values(status=Status.ERROR.value, lease_token=None, processed_at=now, error_kind=kind, error=reason)
+        .values(
+            status=Status.ERROR.value,
+            lease_token=None,
+            processed_at=now,
+            error_kind=kind,
+            error=reason,
+            **({} if written is None else _as_columns(written)),
+        )
     )
     return Status.ERROR
 
@@ -363,6 +419,117 @@ def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) ->
     return Status.CANCELLED
 
 
+def cancel_open(
+    connection: Connection,
+    owner_id: int,
+    now: datetime,
+    *,
+    statuses: Collection[Status],
+    limit: int,
+    conversation_id: str | None = None,
+    model: str | None = None,
+) -> list[int]:
+    """Cancels an owner's jobs in these open states, those of one conversation or model only where these are given:
+    all that run and the newest `limit` that wait. Their ids; where fewer than `limit` waited, none is left.
+
+    The newest first: what stands behind a cancelled job of its conversation is not started in between.
+    """
+    mine = [JobRow.owner_id == owner_id]
+    if model is not None:
+        mine.append(JobRow.model == model)
+    if conversation_id is not None:
+        mine.append(
+            JobRow.conversation_id
+            == select(ConversationRow.id)
+            .where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == conversation_id)
+            .scalar_subquery()
+        )
+    found: list[Any] = []
+    if Status.PROCESSING in statuses:
+        found += connection.execute(select(JobRow.id, JobRow.lease_token).where(_is(Status.PROCESSING), *mine))
+    if Status.QUEUED in statuses:
+        waiting = select(JobRow.id, JobRow.lease_token).where(_is(Status.QUEUED), *mine)
+        found += connection.execute(waiting.order_by(JobRow.id.desc()).limit(limit))
+    ids = [job_id for job_id, _ in found]
+    connection.execute(
+        update(JobRow)
+        .where(JobRow.id.in_(ids), _is(Status.QUEUED, Status.PROCESSING))
+        .values(status=Status.CANCELLED.value, lease_token=None, processed_at=now)
+    )
+    for _, lease_token in found:
+        if lease_token is not None:
+            _close_attempt(connection, lease_token, Outcome.CANCELLED, None, now)
+    return ids
+
+
+def keep_written(connection: Connection, job_id: int, lease_token: str, _now: datetime, *, written: Written) -> bool:
+    """Stores what the attempt of a job that was cancelled had written by then. False: this attempt was not ended by
+    a cancel."""
+    kept = connection.execute(
+        update(JobRow)
+        .where(
+            JobRow.id == job_id,
+            _is(Status.CANCELLED),
+            JobRow.partial.is_(None),
+            exists().where(
+                AttemptRow.job_id == job_id,
+                AttemptRow.lease_token == lease_token,
+                AttemptRow.outcome == Outcome.CANCELLED.value,
+            ),
+        )
+        .values(**_as_columns(written))
+    )
+    return kept.rowcount > 0
+
+
+def _as_columns(written: Written) -> dict[str, Any]:
+    return {
+        "partial": written.text or None,
+        "prompt_tokens": written.prompt_tokens,
+        "completion_tokens": written.completion_tokens,
+    }
+
+
+def give_up(connection: Connection, now: datetime, limit: int) -> list[int]:
+    """Ends the jobs that waited longer for their first start than they may, `limit` of them at most. Their ids."""
+    late = connection.execute(
+        select(JobRow.id, JobRow.created_at, JobRow.not_after).where(_waits_too_long).limit(limit), {"until": now}
+    ).all()
+    if late:
+        connection.execute(
+            _GIVE_UP,
+            [
+                {
+                    "of_job": job.id,
+                    "at": now,
+                    "why": f"It waited {(now - job.created_at).total_seconds():.1f} s in the queue;"
+                    f" queue_timeout_s allowed {_seconds_between(job.created_at, job.not_after):g}.",
+                }
+                for job in late
+            ],
+        )
+    return [job.id for job in late]
+
+
+def _seconds_between(start: datetime, end: datetime) -> float:
+    return round((end - start).total_seconds(), 6)
+
+
+def freed(connection: Connection, ended: Collection[int], now: datetime) -> list[Waiting]:
+    """Of the conversations of these jobs, which have ended, the jobs that may start now."""
+    conversations = select(JobRow.conversation_id).where(JobRow.id.in_(ended))
+    rows = connection.execute(
+        select(JobRow.id, JobRow.model, JobRow.attempt).where(
+            _is(Status.QUEUED, Status.PROCESSING),  # only for the index of the open ones
+            _is(Status.QUEUED),
+            JobRow.conversation_id.in_(conversations),
+            JobRow.not_before <= now,
+            _nothing_earlier,
+        )
+    )
+    return [Waiting._make(row) for row in rows]
+
+
 def _close_attempt(
     connection: Connection, lease_token: str, outcome: Outcome, reason: str | None, now: datetime
 ) -> None:
@@ -373,34 +540,27 @@ def _close_attempt(
     )
 
 
-def beat(connection: Connection, lease_tokens: list[str]) -> set[str]:
-    """Says that these attempts are alive; returns those whose lease still holds."""
-    rows = connection.execute(
-        update(JobRow)
-        .where(JobRow.lease_token.in_(lease_tokens), _is(Status.PROCESSING))
-        .values(beat=JobRow.beat + 1)
-        .returning(JobRow.lease_token)
+def beat(connection: Connection, lease_tokens: list[str]) -> None:
+    """Says that these attempts are alive; nothing happens for those whose lease holds no more."""
+    connection.execute(
+        update(JobRow).where(JobRow.lease_token.in_(lease_tokens), _is(Status.PROCESSING)).values(beat=JobRow.beat + 1)
     )
-    return {token for (token,) in rows if token is not None}
 
 
 def held(connection: Connection, worker_id: int | None = None) -> list[Held]:
     """Every lease that is out, or those of one worker."""
-    query = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.beat, JobRow.worker_id).where(
-        _is(Status.PROCESSING)
-    )
-    if worker_id is not None:
-        query = query.where(JobRow.worker_id == worker_id)
-    return [Held._make(row) for row in connection.execute(query)]
+    rows = connection.execute(_HELD) if worker_id is None else connection.execute(_HELD_BY, {"by_worker": worker_id})
+    return [Held._make(row) for row in rows]
 
 
 def due(connection: Connection, now: datetime) -> list[Due]:
     """For each model what could be claimed now, oldest first."""
     rows = connection.execute(
         select(JobRow.model, func.count(), func.min(JobRow.created_at))
-        .where(_is(Status.QUEUED), JobRow.not_before <= now, _nothing_earlier)
+        .where(_is(Status.QUEUED), JobRow.not_before <= now, _may_still_wait, _nothing_earlier)
         .group_by(JobRow.model)
-        .order_by(func.min(JobRow.id))
+        .order_by(func.min(JobRow.id)),
+        {"until": now},
     )
     return [Due._make(row) for row in rows]
 
@@ -473,7 +633,7 @@ def newest(
 
 
 def n_text_chars(job: Job) -> int:
-    return len(job.user_input) + len(job.system_prompt) + len(job.result or "")
+    return len(job.user_input) + len(job.system_prompt) + len(job.result or "") + len(job.partial or "")
 
 
 def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple[RowMapping, Job]]:
@@ -528,6 +688,9 @@ def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
             JobRow.prompt_tokens,
             JobRow.completion_tokens,
             JobRow.omitted_messages,
+            text(JobRow.partial).label("partial"),
+            JobRow.timeout_s,
+            JobRow.not_after,
         )
         .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
         .join(_prompt, and_(_prompt.job_id == JobRow.id, _prompt.role == "user"))
@@ -540,8 +703,12 @@ def _job(row: RowMapping) -> Job:
     fields: dict[str, Any] = dict(row)
     fields.pop("turn", None)
     fields["parameters"] = _parameters(fields["parameters"])
-    kind = fields.pop("error_kind")
-    return Job(**fields, error=None if kind is None else JobError(kind=kind, reason=fields["result"]))
+    kind, not_after = fields.pop("error_kind"), fields.pop("not_after")
+    return Job(
+        **fields,
+        error=None if kind is None else JobError(kind=kind, reason=fields["result"]),
+        queue_timeout_s=None if not_after is None else _seconds_between(fields["created_at"], not_after),
+    )
 
 
 def _parameters(stored: str | None) -> Parameters | None:

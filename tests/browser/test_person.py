@@ -75,6 +75,80 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         await expect(page.get_by_text("dragon")).to_have_count(0)
 
 
+@pytest.fixture
+def unhurried(tmp_path: Path) -> None:
+    """Stories long and slow enough for a person to change their mind; before the product reads it."""
+    settings = '{"model_settings": {"smollm2": {"max_tokens": 1900, "n_threads": 1}}}'
+    (tmp_path / "config.json").write_text(settings)
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_a_person_cancels_what_runs_and_what_waits(installation: Installation, chromium: Browser) -> None:
+    _, origin, password = installation
+    async with window(chromium, origin, viewport={"width": 1280, "height": 800}) as browser:
+        page = await log_in(browser, password)
+        for _ in range(3):
+            await page.get_by_label("Message").fill(STORY)
+            await page.get_by_role("button", name="Queue it").click()
+        running, waiting = page.locator("#job-1"), page.locator("#job-2")
+        await expect(running.get_by_text("Writing")).to_be_visible(timeout=60_000)
+        # Its words change all the time; the button under the pointer stays the same.
+        button = running.get_by_role("button", name="Cancel job 1")
+        await button.evaluate("(there) => { window.there = there }")
+        before = await running.locator(".state").inner_text()
+        await expect(running.locator(".state")).not_to_have_text(before)
+        assert await button.evaluate("(there) => there === window.there")
+        await photograph(page, "cancel-running")
+        await button.focus()
+        await page.keyboard.press("Enter")
+        await expect(page).to_have_url(f"{origin}/chat/#job-1")
+        await expect(running.get_by_text("Cancelled")).to_be_visible()
+        await expect(running.get_by_text("stopped before its end")).to_be_visible()
+        await expect(waiting.get_by_text("Writing")).to_be_visible(timeout=60_000)
+        await waiting.get_by_role("link", name=STORY).click()
+        await page.get_by_role("button", name="Cancel job 2").click()
+        await expect(page.locator("#job-2")).to_contain_text("This job was cancelled. Until then it had written this")
+        await expect(page.locator("#job-2 .unfinished")).not_to_be_empty()
+        await photograph_everywhere(browser, "cancelled", page.url.removeprefix(origin))
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_all_that_waits_is_cancelled_at_once_without_javascript(
+    installation: Installation, chromium: Browser
+) -> None:
+    _, origin, password = installation
+    async with window(chromium, origin, java_script_enabled=False) as browser:
+        page = await log_in(browser, password)
+        for _ in range(3):
+            await page.get_by_label("Message").fill(STORY)
+            await page.get_by_role("button", name="Queue it").click()
+        await page.goto(f"{origin}/chat/jobs?status=queued")
+        await page.get_by_text("Cancel all queued jobs").click()
+        await photograph(page, "cancel-all")
+        await page.get_by_role("button", name="Yes, cancel all of them").click()
+        await expect(page).to_have_url(f"{origin}/chat/jobs?status=queued")
+        await expect(page.get_by_text("No job is queued just now.")).to_be_visible()
+        await page.goto(f"{origin}/chat/jobs?status=processing")
+        await page.get_by_role("button", name="Cancel job 1").click()
+        await expect(page).to_have_url(f"{origin}/chat/jobs?status=processing#job-1")
+        await page.goto(f"{origin}/chat/jobs?status=cancelled")
+        await expect(page.locator(".badge.cancelled")).to_have_count(3)
+
+
+async def photograph_everywhere(browser: Watched, name: str, path: str) -> None:
+    """In light and dark, wide and narrow; and axe finds nothing."""
+    for scheme in ("light", "dark"):
+        for width in (1280, 360):
+            page = await browser.page()
+            await page.emulate_media(color_scheme=scheme)
+            await page.set_viewport_size({"width": width, "height": 800})
+            await page.goto(browser.base + path)
+            assert await violations(page) == []
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width
+            await photograph(page, f"{name}-{scheme}-{width}")
+            await page.close()
+
+
 async def test_everything_is_done_by_the_keyboard_alone(installation: Installation, chromium: Browser) -> None:
     _, origin, password = installation
     async with window(chromium, origin) as browser:

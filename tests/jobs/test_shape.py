@@ -17,7 +17,7 @@ SETTINGS = ModelSettings(temperature=0.9, top_k=7, seed=3, stop=("a",))
 
 def claim(grammar_name: str | None, response_format: ResponseFormat | None = None) -> Claim:
     said = None if response_format is None else Parameters(response_format=response_format)
-    return Claim(1, 1, "lease", 1, 0, "m", grammar_name, "r", said)
+    return Claim(1, 1, "lease", 1, 0, "m", grammar_name, "r", said, None)
 
 
 def test_what_a_job_says_stands_over_its_models_settings_and_those_over_the_defaults() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import IntegrityError
 
 from llamalith_app.store import check, conversations, jobs
-from llamalith_app.store.tables import Outcome, Status
+from llamalith_app.store.tables import JobRow, Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
 
@@ -207,9 +207,109 @@ def test_claiming_reads_no_whole_table(engine: Engine) -> None:
     with engine.connect() as connection:
         plan = connection.exec_driver_sql(
             "EXPLAIN QUERY PLAN " + str(jobs._BEST_DUE.compile(engine, compile_kwargs={"render_postcompile": True})),
-            ("m", "2026", 1, 0),
+            ("m", "2026", "2026", 0, 1, 0),
         ).fetchall()
     steps = [row[3] for row in plan]
     assert any("USING INDEX due" in step for step in steps)
     assert any("open_by_conversation" in step for step in steps)
     assert not any(step.startswith("SCAN") for step in steps)
+
+
+def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        for content in ("1", "2", "3"):
+            jobs.submit(connection, prompt(content, context=f"before {content}"), NOW)
+        claims = []
+        for number in range(3):
+            claim = jobs.claim(connection, "m", worker, NOW)
+            assert claim is not None
+            claims.append(claim)
+            if number == 0:
+                finish(connection, claim, "r1")
+            if number == 1:
+                assert jobs.cancel(connection, ADMIN_ID, claim.job_id, NOW) is Status.CANCELLED
+                written = jobs.Written("half of r2", 1, 1)
+                assert jobs.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
+        turn = conversations.turn(connection, claims[2].conversation_id, claims[2].turn, 1000)
+    assert [message.content for message in turn.messages] == ["before 1", "1", "r1", "before 3", "3"]
+
+
+def test_only_the_attempt_that_a_cancel_ended_tells_what_it_had_written(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        jobs.submit(connection, prompt(), NOW)
+        first = jobs.claim(connection, "m", worker, NOW)
+        assert first is not None
+        fail(connection, first)
+        second = jobs.claim(connection, "m", worker, NOW)
+        assert second is not None
+        written = jobs.Written("half", 3, 2)
+
+        def keep(claim: jobs.Claim) -> bool:
+            return jobs.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
+
+        assert not keep(second), "not yet cancelled"
+        jobs.cancel(connection, ADMIN_ID, second.job_id, NOW)
+        assert [keep(first), keep(second), keep(second)] == [False, True, False]
+        job = jobs.one(connection, ADMIN_ID, second.job_id)
+        assert check.broken(connection) == []
+    assert job is not None
+    assert (job.status, job.partial, job.result) == ("cancelled", "half", None)
+
+
+def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(engine: Engine) -> None:
+    late = NOW + timedelta(seconds=60)
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        bounded = prompt(conversation_id="a")._replace(queue_timeout_s=59.5)
+        jobs.submit(connection, bounded, NOW)
+        jobs.submit(connection, bounded, NOW)
+        claim = jobs.claim(connection, "m", worker, NOW)
+        assert claim is not None
+        fail(connection, claim)
+        again = jobs.claim(connection, "m", worker, late)
+        assert again is not None, "it was started in time, so a failed attempt does not end its patience"
+        finish(connection, again)
+        assert jobs.due(connection, late) == []
+        assert jobs.claim(connection, "m", worker, late) is None
+        assert jobs.give_up(connection, NOW + timedelta(seconds=59), 10) == []
+        assert jobs.give_up(connection, late, 10) == [2]
+        assert jobs.give_up(connection, late, 10) == []
+        job = jobs.one(connection, ADMIN_ID, 2)
+        assert check.broken(connection) == []
+    assert job is not None
+    assert job.error is not None
+    assert (job.status, job.error.kind, job.queue_timeout_s) == ("error", "timeout", 59.5)
+    assert job.error.reason == "It waited 60.0 s in the queue; queue_timeout_s allowed 59.5."
+
+
+def test_the_looks_that_repeat_all_the_time_read_no_whole_table(engine: Engine) -> None:
+    waits = select(JobRow.id, JobRow.created_at, JobRow.not_after).where(jobs._waits_too_long).limit(10)
+    with engine.connect() as connection:
+        for statement, index in ((jobs._HELD_BY, "held_by_worker"), (waits, "given_up_in_the_queue")):
+            compiled = statement.compile(engine)
+            values = tuple("1" for _ in compiled.positiontup or ())
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", values).fetchall()
+            assert [f"USING INDEX {index}" in row[3] for row in plan] == [True]
+
+
+@pytest.mark.parametrize(
+    ("statement", "rule"),
+    [
+        (
+            "UPDATE jobs SET partial = 'x' WHERE id = 1",
+            "only what was cancelled or ran out of time keeps a part of a reply",
+        ),
+        ("UPDATE attempts SET outcome = 'cancelled'", "an attempt was cancelled only where its job was"),
+    ],
+)
+def test_check_finds_what_no_cancel_can_have_left(engine: Engine, statement: str, rule: str) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        jobs.submit(connection, prompt(), NOW)
+        claim = jobs.claim(connection, "m", worker, NOW)
+        assert claim is not None
+        finish(connection, claim)
+        connection.execute(text(statement))
+        assert rule in [broken.rule for broken in check.broken(connection)]

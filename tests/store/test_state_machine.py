@@ -41,6 +41,8 @@ class Known(NamedTuple):
     model: str
     content: str
     status: Status
+    may_be_given_up: bool
+    """It bounds its wait, and was never claimed."""
 
 
 class Record(RuleBasedStateMachine):
@@ -57,6 +59,8 @@ class Record(RuleBasedStateMachine):
         self.jobs: dict[int, Known] = {}
         self.claims: list[jobs.Claim] = []
         self.replies: dict[int, str] = {}
+        self.to_keep: set[str] = set()
+        """Leases that a cancel ended and whose attempt has not told yet what it had written."""
         self.n_submitted = 0
         self.worker = self.run(None, register_worker)
 
@@ -90,20 +94,31 @@ class Record(RuleBasedStateMachine):
         model=st.sampled_from(MODELS),
         system=st.sampled_from(["", "be terse", "be kind"]),
         context=st.sampled_from(["", "so far"]),
+        queue_timeout_s=st.sampled_from([None, 60.0]),
         crash_at=crash,
     )
-    def submit(self, conversation: str, model: str, system: str, context: str, crash_at: int | None) -> None:
+    def submit(
+        self,
+        conversation: str,
+        model: str,
+        system: str,
+        context: str,
+        queue_timeout_s: float | None,
+        crash_at: int | None,
+    ) -> None:
         self.n_submitted += 1
         content = f"prompt {self.n_submitted}"
         accepted = self.run(
             crash_at,
             jobs.submit,
-            prompt(content, conversation, system_prompt=system, context=context, model=model, max_attempts=2),
+            prompt(content, conversation, system_prompt=system, context=context, model=model, max_attempts=2)._replace(
+                queue_timeout_s=queue_timeout_s
+            ),
             NOW,
         )
         if accepted is not None:
             assert accepted.job_id not in self.jobs
-            self.jobs[accepted.job_id] = Known(conversation, model, content, Status.QUEUED)
+            self.jobs[accepted.job_id] = Known(conversation, model, content, Status.QUEUED, queue_timeout_s is not None)
 
     @rule(model=st.sampled_from(MODELS), crash_at=crash)
     def claim(self, model: str, crash_at: int | None) -> None:
@@ -116,6 +131,7 @@ class Record(RuleBasedStateMachine):
             return
         assert claim.job_id == due[0]
         self.set(claim.job_id, Status.PROCESSING)
+        self.jobs[claim.job_id] = self.jobs[claim.job_id]._replace(may_be_given_up=False)
         self.claims.append(claim)
 
     @rule(data=st.data(), crash_at=crash)
@@ -171,12 +187,47 @@ class Record(RuleBasedStateMachine):
             assert crash_at is not None
             return
         assert status is (Status.CANCELLED if before in OPEN else before)
-        self.set(job_id, status)
+        self.set_cancelled([job_id] if before in OPEN else [])
+
+    @rule(
+        statuses=st.sets(st.sampled_from(OPEN), min_size=1), model=st.none() | st.sampled_from(MODELS), crash_at=crash
+    )
+    def cancel_open(self, statuses: set[Status], model: str | None, crash_at: int | None) -> None:
+        ids = self.run(crash_at, jobs.cancel_open, ADMIN_ID, NOW, statuses=statuses, limit=1000, model=model)
+        if ids is None:
+            assert crash_at is not None
+            return
+        wanted = {n for n, job in self.jobs.items() if job.status in statuses and model in (None, job.model)}
+        assert set(ids) == wanted
+        self.set_cancelled(ids)
+
+    @rule(data=st.data(), crash_at=crash)
+    def keep_written(self, data: st.DataObject, crash_at: int | None) -> None:
+        claim = self.any_claim(data)
+        if claim is None:
+            return
+        written = jobs.Written("so far", 1, 1)
+        kept = self.run(crash_at, jobs.keep_written, claim.job_id, claim.lease_token, NOW, written=written)
+        assert kept is (claim.lease_token in self.to_keep) or crash_at is not None
+        if kept:
+            self.to_keep.remove(claim.lease_token)
+
+    @rule(crash_at=crash)
+    def give_up(self, crash_at: int | None) -> None:
+        given_up = self.run(crash_at, jobs.give_up, NOW + timedelta(seconds=60), 1000)
+        if given_up is None:
+            assert crash_at is not None
+            return
+        late = {n for n, job in self.jobs.items() if job.status is Status.QUEUED and job.may_be_given_up}
+        assert set(given_up) == late
+        for job_id in given_up:
+            self.set(job_id, Status.ERROR)
 
     @rule()
     def beat(self) -> None:
         tokens = [claim.lease_token for claim in self.claims]
-        held = self.run(None, jobs.beat, tokens)
+        self.run(None, jobs.beat, tokens)
+        held = {lease.lease_token for lease in self.run(None, jobs.held, self.worker)}
         assert held == {claim.lease_token for claim in self.claims if self.holds(claim)}
 
     @invariant()
@@ -224,6 +275,11 @@ class Record(RuleBasedStateMachine):
         """The newest claim of a job that is still processing."""
         newest = max((other.attempt for other in self.claims if other.job_id == claim.job_id), default=0)
         return self.jobs[claim.job_id].status is Status.PROCESSING and claim.attempt == newest
+
+    def set_cancelled(self, ids: list[int]) -> None:
+        self.to_keep |= {claim.lease_token for claim in self.claims if claim.job_id in ids and self.holds(claim)}
+        for job_id in ids:
+            self.set(job_id, Status.CANCELLED)
 
     def set(self, job_id: int, status: Status) -> None:
         self.jobs[job_id] = self.jobs[job_id]._replace(status=status)

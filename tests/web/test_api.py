@@ -266,7 +266,10 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
     assert {path for path, _ in operations} == {
         "/api/jobs",
         "/api/jobs/{job_id}",
+        "/api/jobs/{job_id}/cancel",
+        "/api/jobs/cancel",
         "/api/conversations/{conversation_id}/reply",
+        "/api/conversations/{conversation_id}/cancel",
         "/api/conversations/{conversation_id}/messages",
         "/api/conversations/{conversation_id}/latest",
         "/api/submit",

@@ -86,6 +86,17 @@ BODIES = {
     "an unknown model": (body(content="a", model="gpt-4"), "these are: smollm2, other"),
     "an unknown grammar": (body(content="a", grammar_name="xml"), "these exist: yes_or_no"),
     "a path for a grammar": (body(content="a", grammar_name="../yes_or_no"), "these exist: yes_or_no"),
+    "no time at all": (body(content="a", timeout_s=0), "timeout_s: "),
+    "less time than none": (body(content="a", queue_timeout_s=-1), "queue_timeout_s: "),
+    "more time than a week": (body(content="a", timeout_s=604_801), "604800"),
+    "time without an end": (b'{"content": "a", "timeout_s": 1e999}', "out of range"),
+    "a time that is NaN": (b'{"content": "a", "timeout_s": NaN}', "not valid JSON"),
+    "a time that is NaN in text": (body(content="a", timeout_s="nan"), "timeout_s: Expected `float` > 0"),
+    "a time that is text": (body(content="a", timeout_s="soon"), "timeout_s: Expected `float | null`, got `str`"),
+    "a time that is a boolean": (
+        body(content="a", queue_timeout_s=True),
+        "queue_timeout_s: Expected `float | null`, got `bool`",
+    ),
     "nothing to do": (body(content="  ", system_prompt=" "), "content or system_prompt is required"),
 }
 

@@ -68,7 +68,7 @@ def submit(database: Database) -> Submit:
     """Puts a prompt into the record, as a web process whose hint got lost."""
 
     async def submit(content: str, conversation_id: str | None = None, **fields: Any) -> int:
-        known = {"grammar_name": fields.pop("grammar_name", None)}
+        known = {name: fields.pop(name, None) for name in ("grammar_name", "timeout_s", "queue_timeout_s")}
         asked = prompt(content, conversation_id, **fields)._replace(**known)
         accepted = await database.write(jobs.submit, asked, datetime.now(UTC))
         assert accepted.job_id is not None

@@ -24,6 +24,7 @@ from llamalith_app.jobs.worker import Worker
 from llamalith_app.progress import Published
 from llamalith_app.store import conversations, jobs, workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
 from tests.settle import eventually
 from tests.store.samples import register_worker
@@ -304,19 +305,29 @@ async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_at
     assert [attempt[1] for attempt in await attempts(database, job_id)] == ["released", "done"]
 
 
-async def test_a_lease_that_was_lost_stops_the_run_and_writes_nothing(
+async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
     config: Config,
     script: Script,
     submit: Submit,
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.BEAT_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.worker.WATCH_S", 0.02)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
     async with working(config, script) as worker:
         job_id = await submit("long")
         await eventually(lambda: running(worker))
-        await database.write(jobs.cancel, ADMIN_ID, job_id, datetime.now(UTC))
+        (lease,) = await database.read(jobs.held)
+        await database.write(
+            jobs.fail,
+            job_id,
+            lease.lease_token,
+            datetime.now(UTC),
+            outcome=Outcome.LOST,
+            kind="worker_lost",
+            reason="Taken away.",
+            pause=None,
+        )
 
         async def stopped() -> bool:
             return not worker.generation.running
@@ -325,7 +336,7 @@ async def test_a_lease_that_was_lost_stops_the_run_and_writes_nothing(
         assert (await ended(database, await submit("next"))).status == "done"
     job = await database.read(jobs.one, ADMIN_ID, job_id)
     assert job is not None
-    assert (job.status, job.result) == ("cancelled", None)
+    assert (job.status, job.result, job.partial) == ("error", "Taken away.", None)
 
 
 async def test_the_jobs_of_a_worker_that_is_gone_from_this_machine_run_again_at_once(
@@ -360,7 +371,7 @@ async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
     async with working(config, script):
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
-    assert await database.write(jobs.beat, [claim.lease_token]) == set()
+    assert claim.lease_token not in {lease.lease_token for lease in await database.read(jobs.held)}
 
 
 async def test_a_worker_that_beats_keeps_its_lease_however_long_its_job_takes(

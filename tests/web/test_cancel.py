@@ -1,0 +1,280 @@
+"""Cancel by API and page, and the limits of time that a job may carry."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import Connection, insert
+
+from llamalith_app.config import Config
+from llamalith_app.jobs.cancel import CHUNK_JOBS
+from llamalith_app.store import check, jobs
+from llamalith_app.store.database import Database
+from llamalith_app.store.tables import UserRow
+from tests.store.samples import finish, prompt, register_worker
+from tests.web.conftest import log_in, serving
+
+
+async def queue(client: httpx.AsyncClient, conversation_id: str = "c", **fields: Any) -> int:
+    answer = await client.post("/api/jobs", json={"content": "x", "conversation_id": conversation_id, **fields})
+    assert answer.status_code == 200, answer.text
+    job_id: int = answer.json()["job_id"]
+    return job_id
+
+
+async def claim(database: Database, model: str = "smollm2") -> jobs.Claim:
+    worker = await database.write(register_worker)
+    claimed = await database.write(jobs.claim, model, worker, datetime.now(UTC))
+    assert claimed is not None
+    return claimed
+
+
+async def states(client: httpx.AsyncClient) -> list[str]:
+    return [job["status"] for job in reversed((await client.get("/api/jobs")).json()["jobs"])]
+
+
+@pytest.mark.parametrize("door", ["/api", "/chat/api"])
+@pytest.mark.parametrize(("method", "tail"), [("POST", "/cancel"), ("DELETE", "")])
+async def test_a_cancel_is_final_and_is_answered_with_the_state_that_won(
+    api: httpx.AsyncClient, database: Database, door: str, method: str, tail: str
+) -> None:
+    for _ in range(3):
+        await queue(api)
+    done = await claim(database)
+    await database.write(finish, done)
+    running = await claim(database)
+    answers = []
+    for job_id in (1, 2, 3, 1, 2, 3):
+        answer = await api.request(method, f"{door}/jobs/{job_id}{tail}")
+        assert answer.status_code == 200
+        answers.append((answer.json()["id"], answer.json()["status"], answer.json()["progress"]))
+    assert answers == [(1, "done", None), (2, "cancelled", None), (3, "cancelled", None)] * 2
+    assert not await database.write(finish, running)
+    assert (await api.get("/api/jobs/2")).json()["result"] is None
+    assert await states(api) == ["done", "cancelled", "cancelled"]
+    assert await database.read(check.broken) == []
+
+
+def another_owners_job(connection: Connection) -> int:
+    owner = insert(UserRow).values(name="other", role="user", created_at=datetime.now(UTC)).returning(UserRow.id)
+    owner_id = connection.execute(owner).scalar_one()
+    accepted = jobs.submit(connection, prompt()._replace(owner_id=owner_id, model="smollm2"), datetime.now(UTC))
+    assert accepted.job_id is not None
+    return accepted.job_id
+
+
+async def test_nobody_cancels_what_is_not_theirs(api: httpx.AsyncClient, database: Database) -> None:
+    job_id = await database.write(another_owners_job)
+    for method, path in (
+        ("POST", f"/api/jobs/{job_id}/cancel"),
+        ("DELETE", f"/api/jobs/{job_id}"),
+        ("POST", "/api/jobs/99/cancel"),
+        ("POST", "/api/conversations/c/cancel"),
+    ):
+        answer = await api.request(method, path)
+        assert (answer.status_code, answer.json()["type"]) == (404, "about:llamalith/not-found"), path
+    assert (await api.post("/api/jobs/cancel?status=queued")).json() == {"ok": True, "cancelled": 0}
+    assert await database.read(jobs.position, job_id) == 1
+
+
+async def test_a_conversation_is_cancelled_as_a_whole(api: httpx.AsyncClient, database: Database) -> None:
+    for conversation_id in ("c", "c", "other", "c"):
+        await queue(api, conversation_id)
+    running = await claim(database)
+    assert (await api.post("/api/conversations/c/cancel")).json() == {"ok": True, "cancelled": 3}
+    assert await states(api) == ["cancelled", "cancelled", "queued", "cancelled"]
+    assert not await database.write(finish, running)
+    assert (await api.post("/api/conversations/c/cancel")).json() == {"ok": True, "cancelled": 0}
+    assert await database.read(check.broken) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "left"),
+    [
+        ("status=queued", [1]),
+        ("status=processing", [2, 3, 4]),
+        ("status=queued&status=processing", []),
+        ("status=queued&model=other", [1, 2, 4]),
+        ("status=queued&conversation_id=a/b", [1, 2, 3]),
+        ("status=queued&conversation_id=a/b&model=other", [1, 2, 3, 4]),
+        ("status=queued&model=unknown", [1, 2, 3, 4]),
+    ],
+)
+async def test_a_filter_cancels_what_it_finds_and_no_more(
+    api: httpx.AsyncClient, database: Database, query: str, left: list[int]
+) -> None:
+    for conversation_id, model in (("c", "smollm2"), ("c", "smollm2"), ("d", "other"), ("a/b", "smollm2")):
+        await queue(api, conversation_id, model=model)
+    await claim(database)
+    answer = await api.post(f"/api/jobs/cancel?{query}")
+    assert answer.json() == {"ok": True, "cancelled": 4 - len(left)}
+    assert [number for number, state in enumerate(await states(api), start=1) if state != "cancelled"] == left
+    assert await database.read(check.broken) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("", "status"),
+        ("status=", "status"),
+        ("status=done", "status"),
+        ("status=queued&conversation_id=", "conversation_id"),
+        ("status=queued&model=", "model"),
+        ("status=queued&conversation=c", "conversation: unknown filter; these exist: status, conversation_id, model"),
+    ],
+)
+async def test_a_filter_that_says_too_little_or_is_not_known_cancels_nothing(
+    api: httpx.AsyncClient, query: str, words: str
+) -> None:
+    await queue(api)
+    answer = await api.post(f"/api/jobs/cancel?{query}")
+    assert answer.status_code == 400
+    assert words in answer.json()["detail"]
+    assert await states(api) == ["queued"]
+
+
+async def test_more_than_one_transaction_holds_are_cancelled_as_well(
+    api: httpx.AsyncClient, database: Database
+) -> None:
+    def fill(connection: Connection) -> None:
+        for number in range(CHUNK_JOBS + 1):
+            jobs.submit(connection, prompt(conversation_id=f"c{number % 7}", model="smollm2"), datetime.now(UTC))
+
+    await database.write(fill)
+    await claim(database)
+    answer = await api.post("/api/jobs/cancel?status=queued&status=processing")
+    assert answer.json() == {"ok": True, "cancelled": CHUNK_JOBS + 1}
+    assert await database.read(jobs.due, datetime.now(UTC)) == []
+    assert await database.read(check.broken) == []
+
+
+async def test_a_hint_goes_out_for_what_a_cancel_freed(
+    api: httpx.AsyncClient, database: Database, redis_url: str
+) -> None:
+    for _ in range(2):
+        await queue(api)
+    await claim(database)
+    async with Redis.from_url(redis_url) as redis:
+        for _ in range(2):
+            assert await redis.blpop(["saq:llamalith:smollm2:queued"], timeout=20)
+        await redis.flushall()
+        await api.post("/api/jobs/1/cancel")
+        hint: Any = await redis.blpop(["saq:llamalith:smollm2:queued"], timeout=20)
+    assert hint[1].endswith(b":j2.a1")
+
+
+async def test_a_cancel_waits_for_no_redis(config: Config, absent_redis_url: str) -> None:
+    async with serving(msgspec.structs.replace(config, redis_url=absent_redis_url)) as api:
+        for _ in range(2):
+            await queue(api)
+        assert (await api.post("/api/jobs/1/cancel")).json()["status"] == "cancelled"
+        assert (await api.delete("/api/jobs/2")).json()["status"] == "cancelled"
+
+
+# Limits of time
+
+
+async def test_limits_are_kept_with_the_job_and_come_from_the_configuration_where_it_says_none(
+    config: Config,
+) -> None:
+    async with serving(msgspec.structs.replace(config, timeout_s=7.5, queue_timeout_s=3600)) as api:
+        own = await queue(api, timeout_s=30, queue_timeout_s=0.5)
+        answer = await api.post("/api/conversations/c/reply", json={"content": "x", "timeout_s": 604_800})
+        await api.post("/api/submit", json={"user_input": "x"})
+        told = [(await api.get(f"/api/jobs/{job_id}")).json() for job_id in (own, answer.json()["job_id"], 3)]
+    assert [(job["timeout_s"], job["queue_timeout_s"]) for job in told] == [(30, 0.5), (604_800, 3600), (7.5, 3600)]
+
+
+async def test_without_any_limit_a_job_takes_as_long_as_it_takes(api: httpx.AsyncClient) -> None:
+    job = (await api.get(f"/api/jobs/{await queue(api, timeout_s=None)}")).json()
+    assert (job["timeout_s"], job["queue_timeout_s"], job["partial"]) == (None, None, None)
+
+
+# The page
+
+
+async def token_of(browser: httpx.AsyncClient, path: str) -> str:
+    found = re.search(r'name="csrf_token" value="([^"]+)"', (await browser.get(path)).text)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+async def plain(config: Config) -> Any:
+    """A session whose client does not tell where it comes from: what counts is what is in the form."""
+    async with serving(config) as client:
+        await log_in(client)
+        del client.headers["Origin"]
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/chat/", "/chat/jobs", "/chat/jobs?status=queued", "/chat/conversations/c"])
+async def test_every_list_has_a_form_that_cancels_and_leads_back(plain: httpx.AsyncClient, path: str) -> None:
+    plain.headers["X-CSRF-Token"] = await token_of(plain, "/chat/")
+    await queue(plain)
+    del plain.headers["X-CSRF-Token"]
+    page = await plain.get(path)
+    assert '<form class="cancel" method="post" action="/chat/jobs/1/cancel">' in page.text
+    fields = {"csrf_token": await token_of(plain, path)}
+    refused = await plain.post("/chat/jobs/1/cancel", data={"csrf_token": "x"})
+    assert (refused.status_code, await states(plain)) == (403, ["queued"])
+    answer = await plain.post(
+        "/chat/jobs/1/cancel", data=fields, headers={"Referer": str(plain.base_url).rstrip("/") + path}
+    )
+    assert (answer.status_code, answer.headers["location"]) == (303, f"{path}#job-1")
+    after = await plain.get(path)
+    assert "/chat/jobs/1/cancel" not in after.text
+    assert await states(plain) == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    "referer", ["", "http://[", "https://evil.example//evil.example/x", "javascript:alert(1)", "/chat/logout", "//x/y"]
+)
+async def test_a_cancel_leads_to_no_other_host(browser: httpx.AsyncClient, referer: str) -> None:
+    answer = await browser.post("/chat/jobs", data={"content": "x"}, headers={"Referer": referer})
+    answer = await browser.post("/chat/jobs/1/cancel", headers={"Referer": referer})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/chat/#job-1")
+
+
+async def test_all_that_waits_is_cancelled_from_the_list_of_what_waits(
+    browser: httpx.AsyncClient, database: Database
+) -> None:
+    for _ in range(3):
+        await browser.post("/chat/jobs", data={"content": "x", "conversation_id": "c"})
+    await claim(database)
+    assert "/chat/jobs/cancel" not in (await browser.get("/chat/jobs")).text
+    assert '<form method="post" action="/chat/jobs/cancel">' in (await browser.get("/chat/jobs?status=queued")).text
+    answer = await browser.post("/chat/jobs/cancel")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/chat/jobs?status=queued")
+    assert await states(browser) == ["processing", "cancelled", "cancelled"]
+    assert "No job is queued just now." in (await browser.get("/chat/jobs?status=queued")).text
+
+
+async def test_what_was_written_is_shown_as_what_it_is(browser: httpx.AsyncClient, database: Database) -> None:
+    await browser.post("/chat/jobs", data={"content": "x", "conversation_id": "c"})
+    claimed = await claim(database)
+    await browser.post("/chat/jobs/1/cancel")
+    still = await browser.get("/chat/conversations/c")
+    assert 'data-open="1"' in still.text, "its worker may add what was written"
+    written = jobs.Written("Once <b>upon</b> a", 9, 4)
+    assert await database.write(jobs.keep_written, 1, claimed.lease_token, datetime.now(UTC), written=written)
+    page = await browser.get("/chat/conversations/c")
+    assert 'data-open="0"' in page.text
+    assert "This job was cancelled. Until then it had written this" in page.text
+    assert '<p class="text unfinished" dir="auto">Once &lt;b&gt;upon&lt;/b&gt; a</p>' in page.text
+    assert "Once &lt;b&gt;upon&lt;/b&gt; a" in (await browser.get("/chat/jobs")).text
+    job = (await browser.get("/api/jobs/1")).json()
+    assert (job["partial"], job["result"], job["prompt_tokens"], job["completion_tokens"]) == (
+        "Once <b>upon</b> a",
+        None,
+        9,
+        4,
+    )
+    messages = (await browser.get("/api/conversations/c/messages")).json()["messages"]
+    assert [message["role"] for message in messages] == ["user"]

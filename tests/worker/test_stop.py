@@ -1,0 +1,298 @@
+"""Attempts that end before their reply is whole: cancelled, or out of time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import structlog
+
+from llamalith_app.config import Config
+from llamalith_app.contracts.jobs import Job
+from llamalith_app.engine.messages import Advance
+from llamalith_app.jobs import generate
+from llamalith_app.jobs.worker import Worker
+from llamalith_app.store import check, jobs
+from llamalith_app.store.database import Database
+from llamalith_app.store.tables import Status
+from llamalith_app.store.users import ADMIN_ID
+from tests.settle import eventually
+from tests.worker.conftest import Script, Submit, attempts, ended, slots, working
+
+
+async def cancel(database: Database, job_id: int) -> Status | None:
+    return await database.write(jobs.cancel, ADMIN_ID, job_id, datetime.now(UTC))
+
+
+async def at_phase(worker: Worker, phase: str) -> generate.Running:
+    """What runs, once it is there."""
+
+    async def look() -> generate.Running | None:
+        return next((one for one in worker.generation.running.values() if one.progress.phase == phase), None)
+
+    found = await eventually(look)
+    assert found is not None
+    return found
+
+
+async def idle(worker: Worker) -> None:
+    async def look() -> bool:
+        return not worker.generation.running
+
+    await eventually(look)
+
+
+async def read(database: Database, job_id: int) -> Job:
+    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    assert job is not None
+    return job
+
+
+async def test_a_cancelled_job_keeps_what_was_written_and_the_next_of_its_conversation_runs_without_it(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "long", "step_s": 0.01, "reply": "<think>hm</think> " + "x" * 1900})
+    with structlog.testing.capture_logs() as lines:
+        async with working(config, script) as worker:
+            job_id, next_id = await submit("long", "c"), await submit("next", "c")
+            running = await at_phase(worker, "decode")
+
+            async def written() -> bool:
+                return "x" in running.written().text
+
+            await eventually(written)
+            assert await cancel(database, job_id) is Status.CANCELLED
+            following = await ended(database, next_id)
+    job = await ended(database, job_id)
+    assert following.result == hashlib.sha256(b"<user>next</user>").hexdigest()
+    assert (job.status, job.result, job.error) == ("cancelled", None, None)
+    assert job.partial is not None
+    assert set(job.partial) == {"x"}
+    assert len(job.partial) < 1900
+    assert job.prompt_tokens == len("<user>long</user>")
+    assert job.completion_tokens is not None
+    assert job.completion_tokens > len(job.partial)
+    assert await attempts(database, job_id) == [(1, "cancelled", None)]
+    assert "attempt cancelled" in [line["event"] for line in lines]
+    assert "lease lost" not in [line["event"] for line in lines]
+
+
+async def test_a_prompt_that_is_being_read_is_cancelled_as_well(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "long", "step_s": 0.05})
+    async with working(config, script) as worker:
+        job_id = await submit("long " * 400)
+        await at_phase(worker, "prefill")
+        assert await cancel(database, job_id) is Status.CANCELLED
+        await idle(worker)
+        assert (await ended(database, await submit("other"))).status == "done"
+    job = await read(database, job_id)
+    assert (job.status, job.partial, job.completion_tokens) == ("cancelled", None, 0)
+
+
+async def test_a_cancel_is_heard_without_redis(
+    config: Config, script: Script, submit: Submit, database: Database, absent_redis_url: str
+) -> None:
+    script.write({"when": "long", "step_s": 0.01, "reply": "x" * 1900})
+    async with working(msgspec.structs.replace(config, redis_url=absent_redis_url), script) as worker:
+        job_id = await submit("long")
+        await at_phase(worker, "decode")
+        await cancel(database, job_id)
+        await idle(worker)
+    assert (await read(database, job_id)).status == "cancelled"
+
+
+async def test_a_job_is_cancelled_while_its_model_loads_and_the_load_serves_the_next(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script.write({"model": "m", "load_gate": str(gate)})
+    with structlog.testing.capture_logs() as lines:
+        async with working(config, script) as worker:
+            job_id, next_id = await submit("x"), await submit("y")
+            await at_phase(worker, "loading")
+            await cancel(database, job_id)
+
+            async def next_runs() -> bool:
+                return (await read(database, next_id)).status == "processing"
+
+            await eventually(next_runs)
+            gate.touch()
+            assert (await ended(database, next_id)).status == "done"
+    assert (await read(database, job_id)).status == "cancelled"
+    assert len([line for line in lines if line["event"] == "model loaded"]) == 1
+
+
+async def test_nothing_is_read_while_nothing_runs(
+    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.worker.WATCH_S", 0.001)
+    # The sweeper reads by itself, of all workers.
+    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 3600)
+    looks: list[tuple[Any, ...]] = []
+    held = jobs.held
+
+    def counted(*args: Any) -> list[jobs.Held]:
+        looks.append(args[1:])
+        return held(*args)
+
+    monkeypatch.setattr("llamalith_app.store.jobs.held", counted)
+    async with working(config, script) as worker:
+        ticks = 0
+        pause = worker._pause
+
+        async def tick(seconds: float) -> None:
+            nonlocal ticks
+            ticks += 1
+            await pause(seconds)
+
+        monkeypatch.setattr(worker, "_pause", tick)
+
+        async def some_ticks() -> bool:
+            return ticks > 20
+
+        await eventually(some_ticks)
+    assert [look for look in looks if look] == []
+
+
+# Out of time
+
+
+async def test_a_job_that_runs_too_long_ends_as_timeout_keeps_what_was_written_and_is_not_tried_again(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "long", "step_s": 0.01, "reply": "x" * 2000})
+    async with working(config, script) as worker:
+        await ended(database, await submit("warm up"))
+        job = await ended(database, await submit("long", timeout_s=1.5))
+        await idle(worker)
+        assert (await ended(database, await submit("other", timeout_s=600))).status == "done"
+    assert job.error is not None
+    assert (job.status, job.error.kind, job.attempt, job.timeout_s) == ("error", "timeout", 1, 1.5)
+    assert job.error.reason.startswith("It ran for ")
+    assert job.error.reason.endswith(" s; timeout_s allowed 1.5.")
+    assert job.partial is not None
+    assert set(job.partial) == {"x"}
+    assert [attempt[:2] for attempt in await attempts(database, job.id)] == [(1, "failed")]
+
+
+async def test_the_time_of_loading_counts(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script.write({"model": "m", "load_gate": str(gate)})
+    async with working(config, script):
+        job = await ended(database, await submit("x", timeout_s=0.2))
+        gate.touch()
+    assert job.error is not None
+    assert (job.error.kind, job.partial) == ("timeout", None)
+
+
+async def test_a_worker_that_was_frozen_does_not_find_the_time_of_its_jobs_over(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.generate.TICK_S", 0.05)
+    gate = tmp_path / "gate"
+    script.write({"when": "wait", "gate": str(gate), "reply": "x"})
+    async with working(config, script) as worker:
+        job_id = await submit("wait", timeout_s=3)
+        await at_phase(worker, "loading")
+        time.sleep(3.5)  # noqa: ASYNC251 - the loop stands still, as that of a stopped process does
+        gate.touch()
+        job = await ended(database, job_id)
+    assert (job.status, job.result) == ("done", "x")
+
+
+async def test_a_job_that_waits_too_long_ends_as_timeout_and_tells_it_apart(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.05)
+    gate = tmp_path / "gate"
+    script.write({"when": "wait", "gate": str(gate), "reply": "x"})
+    async with working(config, script) as worker:
+        first = await submit("wait", "c")
+        await at_phase(worker, "loading")
+        late, last = await submit("late", "c", queue_timeout_s=0.1), await submit("last", "c")
+        job = await ended(database, late)
+        assert len(worker.generation.running) == 1
+        gate.touch()
+        for job_id in (first, last):
+            assert (await ended(database, job_id)).status == "done"
+    assert job.error is not None
+    assert (job.error.kind, job.attempt) == ("timeout", 0)
+    assert job.error.reason.startswith("It waited ")
+    assert job.error.reason.endswith(" s in the queue; queue_timeout_s allowed 0.1.")
+
+
+# Races
+
+
+@pytest.mark.parametrize("n_jobs", [200, pytest.param(1000, marks=pytest.mark.slow)])
+async def test_a_cancel_that_races_with_the_end_is_answered_with_what_the_record_says_for_ever(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    n_jobs: int,
+) -> None:
+    script.write({"when": "race", "reply": "abc"})
+    answers: dict[int, Status | None] = {}
+    cancels: list[asyncio.Task[None]] = []
+
+    async def cancel_it(job_id: int) -> None:
+        # A quarter each: in the first step, at the last one, some turns of the loop later, when it is over.
+        if job_id % 4 == 2:
+            for _ in range(job_id % 23):
+                await asyncio.sleep(0)
+        if job_id % 4 == 3:
+            await ended_somehow(database, job_id)
+        answers[job_id] = await cancel(database, job_id)
+
+    advance = generate.Running.advance
+
+    def advance_and_race(running: generate.Running, step: Advance) -> None:
+        is_first = running.last is None
+        advance(running, step)
+        job_id = running.claim.job_id
+        if step.finish is not None if job_id % 4 else is_first:
+            cancels.append(asyncio.create_task(cancel_it(job_id)))
+
+    monkeypatch.setattr(generate.Running, "advance", advance_and_race)
+    script.write({"when": "race", "reply": "abc" * 3})
+    ids = [await submit("race " + "x" * 200, f"c{number % 50}") for number in range(n_jobs)]
+    async with working(slots(config, 4), script):
+        for job_id in ids:
+            await ended_somehow(database, job_id)
+        await asyncio.gather(*cancels)
+    assert await database.read(check.broken) == []
+    final = {job_id: await read(database, job_id) for job_id in ids}
+    for job_id, answer in answers.items():
+        assert final[job_id].status == answer
+        assert (final[job_id].result is None) is (answer is Status.CANCELLED)
+    assert set(answers.values()) == {Status.CANCELLED, Status.DONE}
+    assert len(answers) == n_jobs
+
+
+async def ended_somehow(database: Database, job_id: int) -> None:
+    async def look() -> bool:
+        return (await read(database, job_id)).status in ("done", "cancelled")
+
+    await eventually(look, within_s=120)
