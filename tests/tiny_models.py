@@ -38,6 +38,8 @@ LOGIT_SCALE = 20.0
 N_LAYERS: dict[Kind, int] = {"llama": 2, "sliding": 12, "recurrent": 4, "hybrid": 4}
 ATTENTION_EVERY = 4
 """In `hybrid`, counted from layer 1; the others are recurrent."""
+LOOPING_TEMPLATE = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+"""Of a chat: ten thousand million turns."""
 ARCHITECTURE: dict[Kind, str] = {"llama": "llama", "sliding": "gemma3", "recurrent": "mamba", "hybrid": "jamba"}
 
 

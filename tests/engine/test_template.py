@@ -19,6 +19,7 @@ from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.steps import Refusal
 from llamalith_app.engine.template import Template, TemplateFailed
 from tests.engine.test_process import wait_until_gone
+from tests.tiny_models import LOOPING_TEMPLATE
 
 HELLO = [ChatMessage("system", "S <é>"), ChatMessage("user", "Hello\n"), ChatMessage("assistant", "")]
 
@@ -49,13 +50,10 @@ def test_a_template_renders_as_in_llama_cpp_python(source: str) -> None:
         assert made.render(HELLO) == expected
 
 
-LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-
-
 @pytest.mark.parametrize(
     "source",
     [
-        LOOP,
+        LOOPING_TEMPLATE,
         # One operation of the interpreter, in which no thread and no handler of a signal gets its turn.
         "{% set n = 7 %}{{ (n ** 9999999) ** 99 }}",
         # The same, worked out while the template is compiled.
@@ -132,7 +130,9 @@ def test_a_template_that_reaches_for_python_gets_nothing(source: str) -> None:
 
 
 def test_a_conversation_after_a_refused_one_is_rendered() -> None:
-    with template("{% if 'loop' in messages[0].content %}" + LOOP + "{% endif %}{{ messages[0].content }}") as made:
+    with template(
+        "{% if 'loop' in messages[0].content %}" + LOOPING_TEMPLATE + "{% endif %}{{ messages[0].content }}"
+    ) as made:
         assert made.render([ChatMessage("user", "one")]) == "one"
         with pytest.raises(Refusal):
             made.render([ChatMessage("user", "loop")])
@@ -188,14 +188,14 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("source", ["x", LOOP])
+@pytest.mark.parametrize("source", ["x", LOOPING_TEMPLATE])
 def test_the_process_ends_with_its_owner_that_is_killed(source: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout is not None
         pid = int(owner.stdout.readline())
-        if source != LOOP:
+        if source != LOOPING_TEMPLATE:
             owner.stdout.readline()
         owner.kill()
     wait_until_gone(pid)
