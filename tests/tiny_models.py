@@ -43,6 +43,11 @@ LOOPING_TEMPLATE = "{% for a in range(99999) %}{% for b in range(99999) %}{% end
 ARCHITECTURE: dict[Kind, str] = {"llama": "llama", "sliding": "gemma3", "recurrent": "mamba", "hybrid": "jamba"}
 
 
+def template_that_loops_on(word: str) -> str:
+    """In the newest message; any other message is the prompt as it is."""
+    return f"{{% if '{word}' in messages[-1].content %}}{LOOPING_TEMPLATE}{{% endif %}}{{{{ messages[-1].content }}}}"
+
+
 def write(path: Path, kind: Kind, *, n_layers: int | None = None, template: str | None = None, seed: int = 1) -> Path:
     """The same bytes for the same arguments; template None: SmolLM2's own."""
     n_layers = n_layers or N_LAYERS[kind]

@@ -156,12 +156,7 @@ async def test_a_template_that_means_harm_refuses_every_conversation(template: s
 
 
 async def test_a_conversation_that_makes_the_template_loop_leaves_the_others_alone(tmp_path: Path) -> None:
-    template = (
-        "{% if 'loop' in messages[-1].content %}"
-        + tiny_models.LOOPING_TEMPLATE
-        + "{% endif %}{{ messages[-1].content }}"
-    )
-    path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", template=tiny_models.template_that_loops_on("loop"))
     async with asyncio.timeout(WITHIN_S), started(None, path=str(path), n_slots=2, n_ctx=8192) as engine:
         endless = submit("count", max_tokens=100_000)
         steps = engine.run(endless)

@@ -19,7 +19,7 @@ from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.steps import Refusal
 from llamalith_app.engine.template import Template, TemplateFailed
 from tests.engine.test_process import wait_until_gone
-from tests.tiny_models import LOOPING_TEMPLATE
+from tests.tiny_models import LOOPING_TEMPLATE, template_that_loops_on
 
 HELLO = [ChatMessage("system", "S <é>"), ChatMessage("user", "Hello\n"), ChatMessage("assistant", "")]
 
@@ -130,9 +130,7 @@ def test_a_template_that_reaches_for_python_gets_nothing(source: str) -> None:
 
 
 def test_a_conversation_after_a_refused_one_is_rendered() -> None:
-    with template(
-        "{% if 'loop' in messages[0].content %}" + LOOPING_TEMPLATE + "{% endif %}{{ messages[0].content }}"
-    ) as made:
+    with template(template_that_loops_on("loop")) as made:
         assert made.render([ChatMessage("user", "one")]) == "one"
         with pytest.raises(Refusal):
             made.render([ChatMessage("user", "loop")])
