@@ -38,7 +38,14 @@ LOGIT_SCALE = 20.0
 N_LAYERS: dict[Kind, int] = {"llama": 2, "sliding": 12, "recurrent": 4, "hybrid": 4}
 ATTENTION_EVERY = 4
 """In `hybrid`, counted from layer 1; the others are recurrent."""
+LOOPING_TEMPLATE = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+"""Of a chat: ten thousand million turns."""
 ARCHITECTURE: dict[Kind, str] = {"llama": "llama", "sliding": "gemma3", "recurrent": "mamba", "hybrid": "jamba"}
+
+
+def template_that_loops_on(word: str) -> str:
+    """In the newest message; any other message is the prompt as it is."""
+    return f"{{% if '{word}' in messages[-1].content %}}{LOOPING_TEMPLATE}{{% endif %}}{{{{ messages[-1].content }}}}"
 
 
 def write(path: Path, kind: Kind, *, n_layers: int | None = None, template: str | None = None, seed: int = 1) -> Path:

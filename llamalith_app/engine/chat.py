@@ -95,6 +95,8 @@ def _rendered(messages: Sequence[ChatMessage], render: Render) -> str:
     for form in _forms(messages):
         try:
             return render(form)
+        except Refusal:
+            raise
         except Exception as error:  # noqa: BLE001 - a template is a program of the model's maker
             reason = reason or str(error).strip() or type(error).__name__
     raise Refusal("template", f"The model's chat template refuses this conversation: {reason[:500]}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import msgspec
 import numpy as np
 from llama_cpp import llama_chat_format
 from llguidance import LLTokenizer
@@ -25,6 +26,7 @@ from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
 from llamalith_app.engine.messages import ChatMessage, Load, Sampling
 from llamalith_app.engine.steps import Sampled, SampleFailed, Work
+from llamalith_app.engine.template import Template
 
 PENALTY_LAST_N = 64
 """Tokens that the penalties look back; llama.cpp's own default."""
@@ -41,6 +43,8 @@ CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)])
 
 class LlamaRunner:
     """Opens the model that `load` names. Raises CannotLoad; a damaged file may end the process instead."""
+
+    _template: Template | None = None
 
     def __init__(self, load: Load, tell: Callable[[float], None]) -> None:
         self.n_slots = load.n_slots
@@ -86,6 +90,8 @@ class LlamaRunner:
         return context
 
     def close(self) -> None:
+        if self._template is not None:
+            self._template.close()
         for sampler in self._samplers.values():
             sampler.free()
         llama_cpp.llama_batch_free(self._batch)
@@ -93,9 +99,7 @@ class LlamaRunner:
         llama_cpp.llama_model_free(self._model)
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
-        told = [{"role": message.role, "content": message.content} for message in messages]
-        prompt: str = self._formatter(messages=told).prompt
-        return prompt
+        return self._formatter(messages)
 
     def tokenize(self, text: str) -> list[int]:
         data = text.encode()
@@ -240,7 +244,7 @@ class LlamaRunner:
                 return buffer.raw[:n_bytes]
             size = -n_bytes
 
-    def _chat_format(self, name: str) -> tuple[Callable[..., Any], Sequence[str]]:
+    def _chat_format(self, name: str) -> tuple[Callable[[Sequence[ChatMessage]], str], Sequence[str]]:
         """How messages are written for this model, and the stop strings that come with it."""
         bos, eos = (
             "" if token < 0 else self._piece(token, special=True).decode(errors="replace")
@@ -250,20 +254,20 @@ class LlamaRunner:
             )
         )
         self._bos = bos
-        template = llama_cpp.llama_model_chat_template(self._model, None) if name == "auto" else None
-        if template:
-            try:
-                own = llama_chat_format.Jinja2ChatFormatter(
-                    template.decode(errors="replace"), eos_token=eos, bos_token=bos
-                )
-            except Exception as error:  # noqa: BLE001 - Jinja's compiler meets a program of the model's maker
-                return _refuse_always(f"it cannot be compiled: {error}"), ()
-            return own, ()
+        source = llama_cpp.llama_model_chat_template(self._model, None) if name == "auto" else None
+        if source:
+            self._template = Template(source.decode(errors="replace"), bos=bos, eos=eos)
+            return self._template.render, ()
         formatter = named_format(DEFAULT_FORMAT if name == "auto" else name)
         if formatter is None:
             raise CannotLoad(f"Model {self._model_name} has the chat format {name!r}, which there is not.")
+
+        def render(messages: Sequence[ChatMessage]) -> str:
+            prompt: str = formatter(messages=[msgspec.structs.asdict(message) for message in messages]).prompt
+            return prompt
+
         stop = formatter(messages=[{"role": "user", "content": ""}]).stop
-        return formatter, [stop] if isinstance(stop, str) else stop or ()
+        return render, [stop] if isinstance(stop, str) else stop or ()
 
 
 class Sampler:
@@ -319,13 +323,6 @@ def named_format(name: str) -> Callable[..., Any] | None:
         return None
     formatter: Callable[..., Any] | None = inspect.getclosurevars(handler).nonlocals.get("chat_formatter")
     return formatter
-
-
-def _refuse_always(reason: str) -> Callable[..., Any]:
-    def refuse(**_: object) -> Any:
-        raise ValueError(reason)
-
-    return refuse
 
 
 def _judge_file(load: Load) -> None:

@@ -1,0 +1,180 @@
+"""Model files that are damaged or mean harm: each answers or ends in a typed error, none hangs, the next one loads."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llamalith_app.engine.process import REAL_ENGINE, EngineDied, EngineLoadFailed, EngineProcess, EngineRefused
+from tests import tiny_models
+from tests.engine.conftest import load, run, started, submit
+
+TinyModel = Callable[[tiny_models.Kind], Path]
+
+WITHIN_S = 60
+MEMORY_KB = 4_000_000
+BOUND = ("sh", "-c", f'ulimit -v {MEMORY_KB}; exec "$0" "$@"', *REAL_ENGINE)
+"""What a changed byte asks for is not to be taken from the machine that the tests run on."""
+
+
+async def outcome(path: Path) -> str:
+    """How the engine takes the file: `answers`, or the kind of its error."""
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            engine = await EngineProcess.start(load(path=str(path)), BOUND)
+    except (EngineLoadFailed, EngineDied) as error:
+        return type(error).__name__
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            await run(engine, submit("Hi", max_tokens=4))
+    except (EngineRefused, EngineDied) as error:
+        return type(error).__name__
+    finally:
+        async with asyncio.timeout(WITHIN_S):
+            await engine.stop()
+    return "answers"
+
+
+async def is_well(path: Path) -> None:
+    assert await outcome(path) == "answers"
+
+
+def header_end(whole: bytes) -> int:
+    """About where the list of tensors ends: behind it stand megabytes of weights."""
+    return whole.rindex(b".weight") + 40
+
+
+def damaged(whole: bytes, seed: int) -> bytes:
+    """With one to three bytes of the header changed: of sizes, where the parser sees nothing wrong; of the list of
+    tensors; or of any part of it."""
+    dice = random.Random(seed)
+    tensors = range(whole.index(b"token_embd.weight") - 8, header_end(whole))
+    sizes = [
+        match.end() + 4 + offset
+        for match in re.finditer(rb"(llama|gemma3|mamba|jamba)\.[a-z_.]+", whole[: whole.index(b"tokenizer.ggml")])
+        for offset in range(4)
+    ]
+    places = dice.choice([sizes, sizes, tensors, range(4, header_end(whole))])
+    data = bytearray(whole)
+    for place in dice.sample(places, dice.choice([1, 1, 3])):
+        data[place] ^= dice.randrange(1, 256)
+    return bytes(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 100, 10))
+async def test_changed_bytes_in_the_header_end_in_a_typed_error_or_an_answer(
+    first: int, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.gguf"
+    for seed in range(first, first + 10):
+        whole = tiny_model(tiny_models.KINDS[seed % len(tiny_models.KINDS)]).read_bytes()
+        path.write_bytes(damaged(whole, seed))
+        assert path.read_bytes() != whole
+        await outcome(path)
+    await is_well(tiny_model("llama"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["header", "weights"])
+async def test_a_file_cut_at_any_of_ten_places_is_refused(part: str, tiny_model: TinyModel, tmp_path: Path) -> None:
+    whole = tiny_model("sliding").read_bytes()
+    first, last = (0, header_end(whole)) if part == "header" else (header_end(whole), len(whole))
+    path = tmp_path / "cut.gguf"
+    for place in range(10):
+        path.write_bytes(whole[: first + (last - first) * place // 10])
+        assert await outcome(path) in ("EngineLoadFailed", "EngineDied")
+    await is_well(tiny_model("sliding"))
+
+
+def patched(whole: bytes, old: bytes, new: bytes) -> bytes:
+    assert len(old) == len(new)
+    assert whole.count(old) >= 1
+    return whole.replace(old, new)
+
+
+def with_length(whole: bytes, key: bytes, length: int) -> bytes:
+    """The array or string of that key says this length; what it holds stays as it is."""
+    at = whole.index(key) + len(key)
+    value_type = int.from_bytes(whole[at : at + 4], "little")
+    at += 8 if value_type == 9 else 4  # an array says the type of its items first
+    return whole[:at] + length.to_bytes(8, "little") + whole[at + 8 :]
+
+
+def with_number(whole: bytes, key: bytes, number: int) -> bytes:
+    at = whole.index(key) + len(key) + 4
+    return whole[:at] + number.to_bytes(4, "little") + whole[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda whole: patched(whole, b"llama", b"lhama"), id="an unknown architecture"),
+        pytest.param(lambda whole: whole[:8] + b"\xff" * 16 + whole[24:], id="absurd counts of tensors and settings"),
+        pytest.param(lambda whole: with_length(whole, b"tokenizer.ggml.tokens", 2**63), id="an absurd array"),
+        pytest.param(lambda whole: with_length(whole, b"tokenizer.chat_template", 2**40), id="an absurd string"),
+        pytest.param(lambda whole: with_number(whole, b"llama.block_count", 2**31), id="an absurd number of layers"),
+        pytest.param(lambda whole: with_number(whole, b"llama.embedding_length", 0), id="no embedding"),
+        pytest.param(lambda whole: with_number(whole, b"llama.attention.head_count", 0), id="no heads"),
+        pytest.param(lambda whole: whole[:4] + bytes(len(whole) - 4), id="zeros"),
+        pytest.param(lambda whole: whole[:4] + b"\x63\0\0\0" + whole[8:], id="a version to come"),
+    ],
+)
+async def test_a_header_that_cannot_be_true_is_refused(
+    damage: Callable[[bytes], bytes], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(damage(tiny_model("llama").read_bytes()))
+    assert await outcome(path) in ("EngineLoadFailed", "EngineDied", "EngineRefused")
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('Only poems, please') }}", "Only poems, please"),
+        ("{% for message in messages %}", "cannot be compiled"),
+        (tiny_models.LOOPING_TEMPLATE, "computes for more than"),
+        ("{{ 'a' * 9999999999 }}", "memory"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ (''|attr('__class__')).__mro__ }}", "unsafe|undefined"),
+        ("{{ '{0.__class__.__mro__}'.format(messages) }}", "unsafe"),
+        ("{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe|undefined"),
+    ],
+)
+async def test_a_template_that_means_harm_refuses_every_conversation(template: str, told: str, tmp_path: Path) -> None:
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
+    async with asyncio.timeout(WITHIN_S), started(None, path=str(path)) as engine:
+        with pytest.raises(EngineRefused, match=told) as refused:
+            await run(engine, submit("Hi"))
+        assert refused.value.kind == "template"
+        assert not engine.died.is_set()
+
+
+async def test_a_conversation_that_makes_the_template_loop_leaves_the_others_alone(tmp_path: Path) -> None:
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", template=tiny_models.template_that_loops_on("loop"))
+    async with asyncio.timeout(WITHIN_S), started(None, path=str(path), n_slots=2, n_ctx=8192) as engine:
+        endless = submit("count", max_tokens=100_000)
+        steps = engine.run(endless)
+        await anext(steps)
+        with pytest.raises(EngineRefused, match="computes for more than"):
+            await run(engine, submit("loop"))
+        assert (await run(engine, submit("Hi", max_tokens=4))).tokens
+        assert (await anext(steps)).finish is None
+        engine.cancel(endless.sequence_id)
+        assert [step.finish async for step in steps][-1] == "cancelled"
+
+
+async def test_a_model_that_needs_more_memory_than_there_is_says_so_and_loads_when_it_asks_for_less(
+    tmp_path: Path,
+) -> None:
+    # 8192 tokens in each of 255 slots are 8.6 GB of keys and values here; the process may have 4.
+    path = tiny_models.write(tmp_path / "deep.gguf", "llama", n_layers=32)
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises(EngineLoadFailed, match="not enough memory.*255 slots of 8192 tokens"):
+            await EngineProcess.start(load(path=str(path), n_ctx=8192, n_slots=255), BOUND)
+    await is_well(path)

@@ -1,0 +1,113 @@
+"""A worker with the real engine and tiny models: what a bad file or a killed child costs, and what it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from llamalith_app.config import Config, ModelConfig
+from llamalith_app.config_file import ModelSettings
+from llamalith_app.engine.messages import Loading, Step
+from llamalith_app.engine.process import EngineProcess
+from llamalith_app.jobs.worker import Worker
+from llamalith_app.store.database import Database
+from tests import tiny_models
+from tests.worker.conftest import Submit, attempts, ended
+
+TinyModel = Callable[[tiny_models.Kind], Path]
+
+SETTINGS = ModelSettings(n_ctx=4096, n_chunk=32, max_tokens=300, temperature=0.0)
+LONG = "The quick brown fox jumps over the lazy dog. " * 60
+WITHIN_S = 120
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def models(config: Config, tiny_model: TinyModel, tmp_path: Path) -> Config:
+    """`m` answers, `n` does too and is of another kind, `damaged` cannot be loaded, `looping` renders nothing."""
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(tiny_model("llama").read_bytes()[:100_000])
+    looping = tiny_models.write(tmp_path / "looping.gguf", "llama", template=tiny_models.LOOPING_TEMPLATE)
+    paths = {"m": tiny_model("llama"), "n": tiny_model("recurrent"), "damaged": damaged, "looping": looping}
+    return msgspec.structs.replace(
+        config, models=tuple(ModelConfig(name=name, path=path, settings=SETTINGS) for name, path in paths.items())
+    )
+
+
+@asynccontextmanager
+async def working(config: Config) -> AsyncIterator[Worker]:
+    worker = Worker(config)
+    await worker.start()
+    try:
+        yield worker
+    finally:
+        await worker.drain(5)
+
+
+async def test_a_damaged_model_and_one_whose_template_loops_end_as_typed_errors_and_the_good_one_goes_on(
+    models: Config, submit: Submit, database: Database
+) -> None:
+    async with asyncio.timeout(WITHIN_S), working(models):
+        asked = [(model, await submit("Hi", None, model=model)) for model in ("damaged", "m", "looping", "n", "m")]
+        jobs = [(model, await ended(database, job_id)) for model, job_id in asked]
+    told = {(model, job.status, job.error.kind if job.error else None) for model, job in jobs}
+    assert told == {
+        ("m", "done", None),
+        ("n", "done", None),
+        ("damaged", "error", "model_unavailable"),
+        ("looping", "error", "template"),
+    }
+    for model, job in jobs:
+        reason = job.error.reason if job.error else ""
+        assert ("damaged.gguf" in reason) == (model == "damaged")
+        assert ("computes for more than" in reason) == (model == "looping")
+
+
+def in_load(message: object) -> bool:
+    return isinstance(message, Loading)
+
+
+def in_prefill(message: object) -> bool:
+    return isinstance(message, Step) and any(0 < one.prompt_done < one.prompt_tokens for one in message.sequences)
+
+
+def in_decode(message: object) -> bool:
+    return isinstance(message, Step) and any(one.tokens and one.finish is None for one in message.sequences)
+
+
+@pytest.mark.parametrize("moment", [in_load, in_prefill, in_decode])
+async def test_a_job_whose_engine_is_killed_runs_again_and_the_other_model_goes_on(
+    moment: Callable[[object], bool],
+    models: Config,
+    submit: Submit,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[str] = []
+    take = EngineProcess._take
+
+    def take_and_kill(engine: EngineProcess, message: Any) -> None:
+        if engine.model == "m" and not killed and moment(message):
+            killed.append(engine.model)
+            os.kill(engine.pid, signal.SIGKILL)
+        take(engine, message)
+
+    monkeypatch.setattr(EngineProcess, "_take", take_and_kill)
+    async with asyncio.timeout(WITHIN_S), working(models):
+        hit, other = await submit(LONG, "c", model="m"), await submit("Hi", "d", model="n")
+        job, beside = await ended(database, hit), await ended(database, other)
+    assert killed == ["m"]
+    assert (job.status, job.attempt, job.finish_reason) == ("done", 2, "length")
+    first, second = await attempts(database, hit)
+    assert first[:2] == (1, "failed")
+    assert "SIGKILL" in first[2]
+    assert second == (2, "done", None)
+    assert (beside.status, beside.attempt) == ("done", 1)
