@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -76,8 +77,10 @@ async def test_an_exponential_grammar_ends_its_own_sequence_only() -> None:
 
 
 @pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return LlamaRunner(load(), lambda _: None)._vocabulary
+def vocabulary() -> Iterator[Vocabulary]:
+    runner = LlamaRunner(load(), lambda _: None)
+    yield runner._vocabulary
+    runner.close()
 
 
 def test_a_grammar_that_takes_too_long_to_compile_is_refused(
