@@ -15,6 +15,7 @@ from llamalith_app.contracts.text import ConversationId, Name, Text
 
 JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
+PriorityWord = Literal["interactive", "normal", "batch"]
 Phase = Literal["queued", "loading", "prefill", "decode"]
 
 
@@ -32,6 +33,8 @@ class JobCreate(msgspec.Struct, kw_only=True):
     """Stands before the prompt as something the model said."""
     grammar_name: Name | None = None
     """One of the GBNF grammars of the server's folder; enforced while decoding."""
+    priority: PriorityWord = "normal"
+    """`interactive`: somebody waits for it; `batch`: nobody does."""
 
 
 class ReplyCreate(msgspec.Struct, kw_only=True):
@@ -42,6 +45,7 @@ class ReplyCreate(msgspec.Struct, kw_only=True):
     system_prompt: Text | None = None
     assistant_context: Text | None = None
     grammar_name: Name | None = None
+    priority: PriorityWord = "normal"
 
 
 class LegacySubmit(msgspec.Struct, kw_only=True):
@@ -104,6 +108,7 @@ class Job(msgspec.Struct, kw_only=True):
     created_at: datetime
     processed_at: datetime | None
     grammar_name: str | None
+    priority: PriorityWord
     attempt: int
     """Times it was started so far."""
     started_at: datetime | None

@@ -45,6 +45,7 @@ class Conversations(Controller):
             system_prompt=data.system_prompt,
             assistant_context=data.assistant_context,
             grammar_name=data.grammar_name,
+            priority=data.priority,
         )
 
     @get("/messages", summary="Read the messages, in the order of the turns")

@@ -31,6 +31,7 @@ class Jobs(Controller):
             system_prompt=data.system_prompt,
             assistant_context=data.assistant_context,
             grammar_name=data.grammar_name,
+            priority=data.priority,
         )
 
     @get(summary="List jobs, newest first")

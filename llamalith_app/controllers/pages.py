@@ -92,6 +92,7 @@ class Pages(Controller):
                 conversation_id=form.conversation_id,
                 model=form.model,
                 system_prompt=form.system_prompt,
+                priority="interactive",
             )
         except (BadInput, StorageUnavailable) as error:
             return draft_page(request, draft, error.status, str(error))

@@ -1,6 +1,6 @@
 """Runs jobs: a place in the pool, a claim in the record, the engine, the finish; and again until nothing is left.
 
-Called with a model's name by SAQ's task, by the worker's own look and by itself. It decides nothing by Redis, and
+Woken by SAQ's task, by the worker's own look and by itself. It decides nothing by Redis, and
 holds what this worker runs now. Knows no SAQ and no HTTP.
 """
 
@@ -9,23 +9,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import structlog
 from redis.asyncio import Redis
 
 from llamalith_app.config import ModelConfig
+from llamalith_app.config_file import MaxWait
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN
 from llamalith_app.engine.messages import Advance, ChatMessage, Sampling, Submit
 from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineRefused
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order, reply
-from llamalith_app.jobs.pool import Place, Pool
+from llamalith_app.jobs.pool import ModelTooLarge, Place, Pool
 from llamalith_app.jobs.queue import TaskProgress
 from llamalith_app.progress import publish
 from llamalith_app.store import conversations, jobs
@@ -86,6 +87,11 @@ class Running:
         return time.monotonic() - self._started
 
 
+class _Start(NamedTuple):
+    place: Place
+    priority: int
+
+
 class Generation:
     """All that runs in this worker. `wake_later` is told how long from now a job will be due again."""
 
@@ -98,6 +104,7 @@ class Generation:
         worker_id: int,
         models: Mapping[str, ModelConfig],
         grammars: Mapping[str, str],
+        max_wait: MaxWait,
         wake_later: Callable[[timedelta], None],
     ) -> None:
         self._database = database
@@ -106,6 +113,8 @@ class Generation:
         self._worker_id = worker_id
         self._models = models
         self._grammars = grammars
+        self._max_wait = order.bounds(max_wait)
+        self._n_started = 0
         self._wake_later = wake_later
         self._sequence_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,18 +124,15 @@ class Generation:
 
     async def look(self) -> None:
         """Starts as much of what is due as there are places for, and returns at once."""
-        if self.draining.is_set():
-            return
-        due = await self._database.read(jobs.due, datetime.now(UTC))
-        model = self._best(due)
-        n_jobs = sum(one.n_jobs for one in due if one.model == model)
-        if model is not None:
-            for _ in range(min(n_jobs, self._pool.n_free(model))):
-                self.start(model)
+        for start in await self._starts():
+            self._spawn(self._go_on(start, _tell_nobody))
 
-    def start(self, model: str, tell: Callable[[TaskProgress], None] | None = None) -> asyncio.Task[None]:
+    def start(self, tell: Callable[[TaskProgress], None]) -> asyncio.Task[None]:
         """`run_next` as a task of its own, which nobody but this object ends."""
-        task = asyncio.create_task(self.run_next(model, tell))
+        return self._spawn(self.run_next(tell))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -137,18 +143,15 @@ class Generation:
             await asyncio.wait(self._tasks, timeout=within_s)
         return not self._tasks
 
-    async def run_next(self, model: str, tell: Callable[[TaskProgress], None] | None = None) -> None:
-        """Runs due jobs of the model one after another while there are any and there is a place; then those of
-        the next model, which may have waited for just this place. With several models the order decides which
-        is the first, not the hint."""
-        chosen: str | None = model
+    async def run_next(self, tell: Callable[[TaskProgress], None]) -> None:
+        """Runs due jobs one after another while there are any and there is a place for them: which, the order
+        decides, not the hint that woke this. Places beyond the one that this takes get tasks of their own."""
         try:
-            if len(self._models) > 1:
-                chosen = self._best(await self._database.read(jobs.due, datetime.now(UTC)))
-            while chosen is not None and await self._serve(chosen, tell):
-                chosen = self._best(await self._database.read(jobs.due, datetime.now(UTC)))
+            start = self._first(await self._starts())
         except StorageUnavailable as error:
             log.warning("nothing can be claimed now", reason=str(error))
+        else:
+            await self._go_on(start, tell)
 
     def stop(self, running: Running, ends_as: Outcome) -> None:
         """Ends an attempt before its time, within one step of the engine."""
@@ -156,33 +159,55 @@ class Generation:
         if running.cancel is not None:
             running.cancel()
 
-    def _best(self, due: Sequence[jobs.Due]) -> str | None:
-        mine = [one for one in due if one.model in self._models]
-        return order.next_model(mine, self._pool.model, datetime.now(UTC))
+    async def _starts(self) -> list[_Start]:
+        """Places for as much of what is due as can start now, best first."""
+        starts: list[_Start] = []
+        if self.draining.is_set():
+            return starts
+        now = datetime.now(UTC)
+        due = await self._database.read(jobs.due, self._models, now)
+        # Without a pause from here on: what has room now gets its place.
+        while not self.draining.is_set():
+            rooms = {one.model: self._pool.room(one.model) for one in due}
+            best = order.next_start(due, rooms, self._max_wait, self._n_started + len(starts), now)
+            place = self._pool.reserve(best.model) if best is not None else None
+            if best is None or place is None:
+                break
+            starts.append(_Start(place, best.priority))
+            due = order.without_one(due, best)
+        return starts
 
-    async def _serve(self, model: str, tell: Callable[[TaskProgress], None] | None) -> bool:
-        """True if it ran anything."""
-        if self.draining.is_set() or (place := self._pool.reserve(model)) is None:
-            return False
-        ran = False
-        with place:
-            while not self.draining.is_set():
-                claim = await self._database.write_lightly(jobs.claim, model, self._worker_id, datetime.now(UTC))
-                if claim is None:
-                    break
-                ran = True
-                if self.draining.is_set():
-                    # It began to drain while the claim was on its way.
-                    late = Running(claim)
-                    late.ends_as = Outcome.RELEASED
-                    await self._fail(late, "drained", "The worker was ending.")
-                    break
-                await self._attempt(Running(claim), place, tell or _tell_nobody)
-                if len(self._models) > 1:
-                    due = await self._database.read(jobs.due, datetime.now(UTC))
-                    if self._best(due) not in (model, None):
-                        break
-        return ran
+    def _first(self, starts: list[_Start]) -> _Start | None:
+        """The first of them, for the caller; the others are begun."""
+        for start in starts[1:]:
+            self._spawn(self._go_on(start, _tell_nobody))
+        return starts[0] if starts else None
+
+    async def _go_on(self, start: _Start | None, tell: Callable[[TaskProgress], None]) -> None:
+        """Runs a job in the place, gives it back, and so on with whatever is next then."""
+        try:
+            while start is not None and await self._serve(start, tell):
+                start = self._first(await self._starts())
+        except StorageUnavailable as error:
+            log.warning("nothing can be claimed now", reason=str(error))
+
+    async def _serve(self, start: _Start, tell: Callable[[TaskProgress], None]) -> bool:
+        """True if it ran a job; somebody else may have been faster."""
+        with start.place as place:
+            claim = await self._database.write_lightly(
+                jobs.claim, place.model, start.priority, self._worker_id, datetime.now(UTC)
+            )
+            if claim is None:
+                return False
+            self._n_started += 1
+            running = Running(claim)
+            if self.draining.is_set():
+                # It began to drain while the claim was on its way.
+                running.ends_as = Outcome.RELEASED
+                await self._fail(running, "drained", "The worker was ending.")
+                return False
+            await self._attempt(running, place, tell)
+            return True
 
     async def _attempt(self, running: Running, place: Place, tell: Callable[[TaskProgress], None]) -> None:
         """One attempt from its claim to the end of its lease; raises nothing."""
@@ -195,6 +220,8 @@ class Generation:
             await self._run(running, place, publisher)
         except EngineRefused as error:
             await self._fail(running, error.kind, str(error), final=True)
+        except ModelTooLarge as error:
+            await self._fail(running, "model_unavailable", str(error), final=True)
         except EngineLoadFailed as error:
             await self._fail(running, "model_unavailable", str(error))
         except EngineDied as error:

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from llamalith_app.contracts.jobs import JobAccepted
+from llamalith_app.contracts.jobs import JobAccepted, PriorityWord
 from llamalith_app.errors import BadInput
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
-
-NORMAL = 1
-"""The priority of every job until classes exist."""
+from llamalith_app.store.tables import Priority
 
 
 class Submissions:
@@ -46,6 +44,7 @@ class Submissions:
         system_prompt: str | None = None,
         assistant_context: str | None = None,
         grammar_name: str | None = None,
+        priority: PriorityWord = "normal",
     ) -> JobAccepted:
         """Accepted means on disk. Raises BadInput, or StorageUnavailable with nothing stored."""
         content = content.strip()
@@ -65,7 +64,7 @@ class Submissions:
                 model=chosen_model,
                 grammar_name=self._grammar((grammar_name or "").strip()),
                 request_id=request_id,
-                priority=NORMAL,
+                priority=Priority[priority.upper()],
                 max_attempts=self._max_attempts,
             ),
             datetime.now(UTC),

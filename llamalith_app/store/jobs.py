@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -44,6 +44,7 @@ from llamalith_app.store.tables import (
     JobRow,
     MessageRow,
     Outcome,
+    Priority,
     Status,
 )
 
@@ -94,11 +95,14 @@ class Held(NamedTuple):
 
 
 class Due(NamedTuple):
-    """What waits for one model and may start now."""
+    """What waits for one model in one class and may start now."""
 
     model: str
+    priority: int
     n_jobs: int
+    """At most MOST_DUE."""
     oldest: datetime
+    """When the first of them was accepted."""
 
 
 def _is(*statuses: Status) -> ColumnElement[bool]:
@@ -137,15 +141,16 @@ _SYSTEM_IN_FORCE = (
     .limit(1)
 )
 _BEST_DUE = (
-    select(JobRow.id)
+    select(JobRow.id, JobRow.created_at)
     .where(
         _is(Status.QUEUED),
         JobRow.model == bindparam("of_model"),
+        JobRow.priority == bindparam("of_priority"),
         JobRow.not_before <= bindparam("until"),
         _nothing_earlier,
     )
-    .order_by(JobRow.priority, JobRow.id)
-    .limit(1)
+    .order_by(JobRow.id)
+    .limit(bindparam("most"))
 )
 _CLAIM = (
     update(_jobs)
@@ -222,9 +227,11 @@ def _system_in_force(connection: Connection, conversation_id: int, turn: int) ->
     return connection.execute(_SYSTEM_IN_FORCE, {"of_conversation": conversation_id}).scalar()
 
 
-def claim(connection: Connection, model: str, worker_id: int, now: datetime) -> Claim | None:
-    """The best due job of the model whose conversation has nothing earlier open; None: nothing to do."""
-    job_id = connection.execute(_BEST_DUE, {"of_model": model, "until": now}).scalar()
+def claim(connection: Connection, model: str, priority: int, worker_id: int, now: datetime) -> Claim | None:
+    """The oldest due job of the model and class whose conversation has nothing earlier open; None: nothing to do."""
+    job_id = connection.execute(
+        _BEST_DUE, {"of_model": model, "of_priority": priority, "until": now, "most": 1}
+    ).scalar()
     if job_id is None:
         return None
     lease_token = secrets.token_hex(16)
@@ -387,15 +394,19 @@ def held(connection: Connection, worker_id: int | None = None) -> list[Held]:
     return [Held._make(row) for row in connection.execute(query)]
 
 
-def due(connection: Connection, now: datetime) -> list[Due]:
-    """For each model what could be claimed now, oldest first."""
-    rows = connection.execute(
-        select(JobRow.model, func.count(), func.min(JobRow.created_at))
-        .where(_is(Status.QUEUED), JobRow.not_before <= now, _nothing_earlier)
-        .group_by(JobRow.model)
-        .order_by(func.min(JobRow.id))
-    )
-    return [Due._make(row) for row in rows]
+MOST_DUE = 64
+"""Jobs of a model and class that `due` looks at; more would not find a place at once."""
+
+
+def due(connection: Connection, models: Iterable[str], now: datetime) -> list[Due]:
+    """For each of the models and each class what could be claimed now."""
+    found = []
+    for model in models:
+        for priority in Priority:
+            of = {"of_model": model, "of_priority": priority.value, "until": now, "most": MOST_DUE}
+            if rows := connection.execute(_BEST_DUE, of).all():
+                found.append(Due(model, priority, len(rows), rows[0].created_at))
+    return found
 
 
 MAX_PAGE_CHARS = 10_000_000
@@ -512,6 +523,7 @@ def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
             JobRow.created_at,
             JobRow.processed_at,
             JobRow.grammar_name,
+            JobRow.priority,
             JobRow.attempt,
             JobRow.started_at,
             JobRow.error_kind,
@@ -531,4 +543,5 @@ def _job(row: RowMapping) -> Job:
     fields: dict[str, Any] = dict(row)
     fields.pop("turn", None)
     kind = fields.pop("error_kind")
+    fields["priority"] = Priority(fields["priority"]).name.lower()
     return Job(**fields, error=None if kind is None else JobError(kind=kind, reason=fields["result"]))

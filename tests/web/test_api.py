@@ -111,7 +111,7 @@ async def test_queued_jobs_tell_their_place_in_the_queue_of_their_model(api: htt
 
 async def claimed(database: Database) -> jobs.Claim:
     worker = await database.write(register_worker)
-    claim = await database.write(jobs.claim, "smollm2", worker, datetime.now(UTC))
+    claim = await database.write(jobs.claim, "smollm2", 1, worker, datetime.now(UTC))
     assert claim is not None
     return claim
 
