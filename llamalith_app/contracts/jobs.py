@@ -82,6 +82,10 @@ class Progress(msgspec.Struct, kw_only=True):
     phase: Phase
     position: int | None = None
     """Of a queued job: 1 is the next of its model."""
+    start_eta_s: float | None = None
+    """Of a queued job: seconds until it starts, by what was measured lately; null until something was."""
+    eta_s: float | None = None
+    """Seconds until it ends, likewise."""
     prompt_tokens: int | None = None
     prompt_tokens_done: int | None = None
     completion_tokens: int | None = None

@@ -28,6 +28,7 @@ from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order, reply
 from llamalith_app.jobs.pool import ModelTooLarge, Place, Pool
 from llamalith_app.jobs.queue import TaskProgress
+from llamalith_app.jobs.speeds import Measure, Speeds
 from llamalith_app.progress import publish
 from llamalith_app.store import conversations, jobs
 from llamalith_app.store.database import Database
@@ -57,6 +58,7 @@ class Running:
         """Tells the engine to stop it; None before it was sent there."""
         self._first_step: tuple[int, float] | None = None
         self._decode_started = 0.0
+        self._sent = 0.0
         self.completion_tokens = 0
         self._started = time.monotonic()
 
@@ -81,6 +83,26 @@ class Running:
             completion_tokens=self.completion_tokens,
             tokens_per_s=round(n / since, 2) if n and since > 0 else None,
         )
+
+    def sent(self) -> None:
+        """To the engine, just now."""
+        self._sent = time.monotonic()
+
+    def measure(self, learn: Callable[[Measure, float], None]) -> None:
+        """What a whole reply says of its model's speed."""
+        now = time.monotonic()
+        learn("job_s", now - self._sent)
+        if not self.completion_tokens:
+            return
+        learn("completion_tokens", self.completion_tokens)
+        if self.completion_tokens > 1:
+            learn("tokens_per_s", (self.completion_tokens - 1) / max(now - self._decode_started, 1e-6))
+        n_prompt, since = (self.last.prompt_tokens if self.last else 0), self._sent
+        if self._first_step is not None:
+            # What was reused before it is no speed of reading.
+            n_prompt, since = n_prompt - self._first_step[0], self._first_step[1]
+        if n_prompt > 0:
+            learn("prompt_tokens_per_s", n_prompt / max(self._decode_started - since, 1e-6))
 
     def seconds(self) -> float:
         """Since the claim."""
@@ -115,6 +137,7 @@ class Generation:
         self._grammars = grammars
         self._max_wait = order.bounds(max_wait)
         self._n_started = 0
+        self.speeds = Speeds()
         self._wake_later = wake_later
         self._sequence_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -249,6 +272,7 @@ class Generation:
             grammar=self._grammar(claim),
         )
         running.cancel = partial(engine.cancel, submit.sequence_id)
+        running.sent()
         if running.ends_as is None:
             async for step in engine.run(submit):
                 running.advance(step)
@@ -266,6 +290,8 @@ class Generation:
             omitted_messages=last.omitted_messages + turn.n_too_old,
         )
         if await self._store(running, finish):
+            self.speeds.learn(claim.model, "load_s", engine.loaded.load_s)
+            running.measure(partial(self.speeds.learn, claim.model))
             log.info(
                 "job done",
                 job_id=claim.job_id,

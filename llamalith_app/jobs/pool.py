@@ -16,12 +16,14 @@ from typing import NamedTuple, Self
 import structlog
 
 from llamalith_app.config import ModelConfig
+from llamalith_app.contracts.models import EngineTold, ModelState
 from llamalith_app.engine.gguf import BadGguf
 from llamalith_app.engine.messages import Load
 from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineProcess
 from llamalith_app.jobs import memory
 from llamalith_app.jobs.memory import MIB, Plan
 from llamalith_app.jobs.order import Room
+from llamalith_app.jobs.speeds import Speeds
 
 RETRY_PRELOAD_S = 60.0
 """Between tries to load a model that nobody asked for."""
@@ -43,9 +45,14 @@ class Held:
         self.n_taken = 0
         self.used_at = time.monotonic()
         self.preloading = False
+        self.progress = 0.0
+        """Of a load, from 0 to 1."""
         self.engine: EngineProcess | None = None
         self.starting: asyncio.Task[EngineProcess] | None = None
         self.loading = asyncio.Lock()
+
+    def tell(self, progress: float) -> None:
+        self.progress = progress
 
     @property
     def is_busy(self) -> bool:
@@ -138,6 +145,26 @@ class Pool:
                 and self.plans[model].need_bytes <= self._free(model)
             ):
                 self._preload(model)
+
+    def told(self, speeds: Speeds) -> list[EngineTold]:
+        """How each model stands, for those who ask."""
+        return [self._told(model, speeds) for model in self._models]
+
+    def _told(self, model: str, speeds: Speeds) -> EngineTold:
+        held, failure = self._held(model), self.failures.get(model)
+        state: ModelState = "absent" if failure is None else "failed"
+        if held is not None:
+            state = "loading" if held.live is None else "loaded"
+        return EngineTold(
+            model=model,
+            state=state,
+            progress=round(held.progress, 2) if held is not None and state == "loading" else None,
+            reason=failure.reason if failure is not None and state == "failed" else None,
+            n_slots=(held.plan if held is not None else self.plans[model]).n_slots,
+            n_used=held.n_taken if held is not None else 0,
+            fits=held is not None or self.plans[model].need_bytes <= self._free(model),
+            **speeds.of(model),
+        )
 
     async def close(self) -> None:
         """Ends all engines, also those still loading; who waits for one, or asks again, gets EngineLoadFailed."""
@@ -267,7 +294,7 @@ class Pool:
         # What gave way must be gone: its memory is what this one takes.
         await asyncio.gather(*self._ending, return_exceptions=True)
         self._see_that_it_is_open()
-        held.starting = asyncio.create_task(EngineProcess.start(self._load(model, plan), self._engine_argv))
+        held.starting = asyncio.create_task(EngineProcess.start(self._load(model, plan), self._engine_argv, held.tell))
         try:
             engine = await held.starting
         except EngineDied as error:

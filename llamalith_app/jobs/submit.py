@@ -6,11 +6,13 @@ engine.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from llamalith_app.contracts.jobs import JobAccepted, PriorityWord
-from llamalith_app.errors import BadInput
+from llamalith_app.errors import BadInput, QueueFull
+from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
@@ -26,12 +28,19 @@ class Submissions:
         models: tuple[str, ...],
         grammars: Mapping[str, str],
         max_attempts: int,
+        max_queued: int,
+        forecasts: Forecasts,
     ) -> None:
         self._database = database
         self._hints = hints
         self._models = models
         self._grammars = grammars
         self._max_attempts = max_attempts
+        self._max_queued = max_queued
+        self._forecasts = forecasts
+        self._uncounted: dict[int, int] = {}
+        """By owner: jobs that can be taken before those that wait are counted again."""
+        self._counting = asyncio.Lock()
 
     async def submit(
         self,
@@ -46,15 +55,14 @@ class Submissions:
         grammar_name: str | None = None,
         priority: PriorityWord = "normal",
     ) -> JobAccepted:
-        """Accepted means on disk. Raises BadInput, or StorageUnavailable with nothing stored."""
+        """Accepted means on disk. Raises BadInput, QueueFull or StorageUnavailable with nothing stored."""
         content = content.strip()
         system_prompt = (system_prompt or "").strip()
         if not content and not system_prompt:
             raise BadInput("content or system_prompt is required")
         given_id = (conversation_id or "").strip() or None
         chosen_model = self._model((model or "").strip())
-        accepted = await self._database.write(
-            jobs.submit,
+        accepted = await self._store(
             jobs.Prompt(
                 owner_id=owner_id,
                 conversation_id=given_id,
@@ -66,8 +74,7 @@ class Submissions:
                 request_id=request_id,
                 priority=Priority[priority.upper()],
                 max_attempts=self._max_attempts,
-            ),
-            datetime.now(UTC),
+            )
         )
         if accepted.job_id is not None:
             self._hints.send(chosen_model, accepted.job_id)
@@ -79,6 +86,26 @@ class Submissions:
             created_new=given_id is None,
             model=chosen_model,
         )
+
+    async def _store(self, prompt: jobs.Prompt) -> jobs.Accepted:
+        """Counting a long queue costs more than an accept, so each count is good for half of the room that it found."""
+        if not prompt.content or self._take_uncounted(prompt.owner_id):
+            return await self._database.write(jobs.submit, prompt, datetime.now(UTC))
+        async with self._counting:
+            if self._take_uncounted(prompt.owner_id):
+                return await self._database.write(jobs.submit, prompt, datetime.now(UTC))
+            accepted, n_queued = await self._database.write(
+                jobs.submit_if_room, prompt, datetime.now(UTC), self._max_queued
+            )
+            self._uncounted[prompt.owner_id] = max(0, self._max_queued - n_queued) // 2
+        if accepted is None:
+            raise QueueFull(self._max_queued, await self._forecasts.retry_after_s())
+        return accepted
+
+    def _take_uncounted(self, owner_id: int) -> bool:
+        left = self._uncounted.get(owner_id, 0)
+        self._uncounted[owner_id] = max(0, left - 1)
+        return left > 0
 
     def _model(self, name: str) -> str:
         if not name:

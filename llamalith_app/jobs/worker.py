@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import structlog
 
 from llamalith_app import grammar
@@ -83,7 +84,9 @@ class Worker:
             max_wait=self._config.max_wait_s,
             wake_later=self._look_after,
         )
-        self._sweeper = Sweeper(self._database, self.id, lambda: self.generation.running, self._look_after)
+        self._sweeper = Sweeper(
+            self._database, self.id, lambda: self.generation.running, self._look_after, self._tell_engines
+        )
         self._wakers = Wakers(self._config.redis_url, n_slots, self.generation.start)
         self._wakers.start()
         self._timers = [
@@ -127,6 +130,9 @@ class Worker:
     async def _sweep_and_look(self) -> None:
         await self._sweeper.sweep()
         await self.generation.look()
+
+    def _tell_engines(self) -> str:
+        return msgspec.json.encode(self._pool.told(self.generation.speeds)).decode()
 
     async def _tend(self) -> None:
         self._pool.tend(time.monotonic())

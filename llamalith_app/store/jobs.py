@@ -105,6 +105,16 @@ class Due(NamedTuple):
     """When the first of them was accepted."""
 
 
+class Load(NamedTuple):
+    """What is to be done and what is being done."""
+
+    queued: dict[str, int]
+    """Jobs that wait, by model."""
+    running: list[tuple[str, datetime]]
+    """Model and start of each job that is processing."""
+    due: list[Due]
+
+
 def _is(*statuses: Status) -> ColumnElement[bool]:
     """Literals, not parameters: SQLite matches a partial index to nothing else."""
     words: list[ColumnElement[str]] = [literal_column(f"'{status.value}'") for status in statuses]
@@ -219,6 +229,16 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
         say(CONTEXT, "assistant", prompt.context)
     say(PROMPT, "user", prompt.content, job_id)
     return Accepted(job_id, public_id)
+
+
+def submit_if_room(
+    connection: Connection, prompt: Prompt, now: datetime, max_queued: int
+) -> tuple[Accepted | None, int]:
+    """As `submit`, unless so many jobs of its owner wait already; with how many there were."""
+    n_queued = connection.execute(
+        select(func.count()).where(JobRow.owner_id == prompt.owner_id, JobRow.status == Status.QUEUED.value)
+    ).scalar_one()
+    return (submit(connection, prompt, now) if n_queued < max_queued else None), n_queued
 
 
 def _system_in_force(connection: Connection, conversation_id: int, turn: int) -> str | None:
@@ -407,6 +427,18 @@ def due(connection: Connection, models: Iterable[str], now: datetime) -> list[Du
             if rows := connection.execute(_BEST_DUE, of).all():
                 found.append(Due(model, priority, len(rows), rows[0].created_at))
     return found
+
+
+def load(connection: Connection, models: Iterable[str], now: datetime) -> Load:
+    queued = connection.execute(
+        select(JobRow.model, func.count()).where(_is(Status.QUEUED)).group_by(JobRow.model)
+    ).tuples()
+    running = connection.execute(select(JobRow.model, JobRow.started_at).where(_is(Status.PROCESSING)))
+    return Load(
+        dict(queued.all()),
+        [(model, started_at) for model, started_at in running if started_at is not None],
+        due(connection, models, now),
+    )
 
 
 MAX_PAGE_CHARS = 10_000_000

@@ -106,6 +106,8 @@ async def test_queued_jobs_tell_their_place_in_the_queue_of_their_model(api: htt
         "prompt_tokens_done": None,
         "completion_tokens": None,
         "tokens_per_s": None,
+        "start_eta_s": None,
+        "eta_s": None,
     }
 
 
@@ -269,6 +271,7 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/api/conversations/{conversation_id}/reply",
         "/api/conversations/{conversation_id}/messages",
         "/api/conversations/{conversation_id}/latest",
+        "/api/models",
         "/api/submit",
         "/api/status/{conversation_id}",
         "/healthz",

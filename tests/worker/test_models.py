@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,9 @@ import structlog
 
 from llamalith_app.config import Config
 from llamalith_app.config_file import MaxWait
+from llamalith_app.contracts.models import EngineTold
 from llamalith_app.jobs.memory import MIB
+from llamalith_app.store import workers
 from llamalith_app.store.database import Database
 from tests.gguf import write
 from tests.settle import eventually
@@ -89,6 +92,26 @@ async def test_a_model_that_can_never_fit_ends_its_jobs_at_once_and_the_others_g
         assert (job.status, job.attempt, job.error.kind) == ("error", 1, "model_unavailable")
         assert "needs about 627 MiB of memory with 1 slot of 4096 tokens" in job.error.reason
         assert "300 MiB are allowed" in job.error.reason
+
+
+async def test_a_worker_tells_its_engines_with_its_beat(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "x", "reply": "y" * 20}, {"model": "n", "cannot_load": "It is broken."})
+    async with working(config, script):
+        await ended(database, await submit("x", "a", model="m"))
+        await ended(database, await submit("x", "b", model="n", max_attempts=1))
+
+        async def told() -> dict[str, EngineTold]:
+            texts = await database.read(workers.told, datetime.now(UTC))
+            found = {one.model: one for text in texts for one in msgspec.json.decode(text, type=list[EngineTold])}
+            return found if found and found["n"].state == "failed" and found["m"].job_s else {}
+
+        engines = await eventually(told)
+    assert (engines["m"].state, engines["m"].n_slots, engines["m"].n_used) == ("loaded", 1, 0)
+    assert engines["m"].completion_tokens == 20
+    assert min(engines["m"].tokens_per_s or 0, engines["m"].prompt_tokens_per_s or 0, engines["m"].job_s or 0) > 0
+    assert "It is broken." in (engines["n"].reason or "")
 
 
 async def test_an_idle_model_is_unloaded_by_the_worker_itself(
