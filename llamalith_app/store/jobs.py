@@ -430,12 +430,15 @@ def due(connection: Connection, models: Iterable[str], now: datetime) -> list[Du
 
 
 def load(connection: Connection, models: Iterable[str], now: datetime) -> Load:
-    queued = connection.execute(
-        select(JobRow.model, func.count()).where(_is(Status.QUEUED)).group_by(JobRow.model)
-    ).tuples()
+    queued = {
+        row.model: row.n
+        for row in connection.execute(
+            select(JobRow.model, func.count().label("n")).where(_is(Status.QUEUED)).group_by(JobRow.model)
+        )
+    }
     running = connection.execute(select(JobRow.model, JobRow.started_at).where(_is(Status.PROCESSING)))
     return Load(
-        dict(queued.all()),
+        queued,
         [(model, started_at) for model, started_at in running if started_at is not None],
         due(connection, models, now),
     )
