@@ -67,7 +67,7 @@ class Header(NamedTuple):
     """With the other parts where the model is split over several files."""
 
     def sequence_bytes(self, n_ctx: int) -> int:
-        """What one sequence of `n_ctx` tokens holds; as the engine has it, windows of attention save nothing."""
+        """What one sequence of `n_ctx` tokens holds at most: what a sliding window saves is not counted."""
         n_tokens = min(n_ctx, self.n_ctx_train or n_ctx)
         return -(-n_tokens // CELLS) * CELLS * self.kv_bytes + self.state_bytes
 

@@ -101,21 +101,28 @@ class EngineProcess:
     ) -> Self:
         """`tell` hears how far it is, from 0 to 1.
 
-        Raises EngineLoadFailed, or EngineDied where the child died before it had loaded the model."""
+        Raises EngineLoadFailed, or EngineDied where the child died before it had loaded the model.
+        """
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(argv or REAL_ENGINE),
-                *("--fd", str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
-                # Ctrl-C in a terminal is not for it: it ends when its worker does.
-                start_new_session=True,
-                env=child_environ(CHILD_SETTINGS),
-            )
-        engine = cls(load.model, process, *await asyncio.open_connection(sock=ours), tell=tell)
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *(argv or REAL_ENGINE),
+                    *("--fd", str(theirs.fileno())),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                    pass_fds=(theirs.fileno(),),
+                    # Ctrl-C in a terminal is not for it: it ends when its worker does.
+                    start_new_session=True,
+                    env=child_environ(CHILD_SETTINGS),
+                )
+            streams = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            # A child that was started meanwhile ends when it sees this.
+            ours.close()
+            raise
+        engine = cls(load.model, process, *streams, tell=tell)
         try:
             engine._send(load)
             engine.loaded = await asyncio.shield(engine._loading)

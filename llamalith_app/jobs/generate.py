@@ -97,10 +97,10 @@ class Running:
         learn("completion_tokens", self.completion_tokens)
         if self.completion_tokens > 1:
             learn("tokens_per_s", (self.completion_tokens - 1) / max(now - self._decode_started, 1e-6))
-        n_prompt, since = (self.last.prompt_tokens if self.last else 0), self._sent
+        n_prompt, since = (self.last.prompt_tokens - self.last.prompt_reused if self.last else 0), self._sent
         if self._first_step is not None:
             # What was reused before it is no speed of reading.
-            n_prompt, since = n_prompt - self._first_step[0], self._first_step[1]
+            n_prompt, since = (self.last.prompt_tokens if self.last else 0) - self._first_step[0], self._first_step[1]
         if n_prompt > 0:
             learn("prompt_tokens_per_s", n_prompt / max(self._decode_started - since, 1e-6))
 
