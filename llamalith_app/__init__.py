@@ -11,7 +11,8 @@ The map:
     controllers/     thin HTTP: API, pages, login, monitor, docs, probes; problems, envelope and the request log
     engine/          the child process that holds a model: plan -> evaluate -> apply
     errors.py        one error tree, with what HTTP says of each
-    grammar.py       named GBNF grammars, found at start
+    gbnf.py          GBNF, written anew for llguidance
+    grammar.py       what a reply may be held to: named grammars, found at start, and JSON Schemas; with which bounds
     grammars/        those that are shipped
     guards/          who may come in: token or session, where a browser comes from, passwords
     jobs/            from an accepted prompt to a stored reply: submit, queue, generate, pool, memory, order,
@@ -20,6 +21,8 @@ The map:
     parent.py        a child notices that its parent is gone
     pidfile.py       a pid that proves itself by a lock
     progress.py      live progress beside the record
+    ranges.py        what sampling may be set to, and how people are told
+    schema.py        judges a JSON Schema, as a program of its own
     store/           the record: tables, the writer thread, transitions, invariants, migrations
     up.py            the whole product on one machine
     valkey.py        the embedded Valkey

@@ -11,23 +11,21 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Meta
+
+from llamalith_app import ranges
+from llamalith_app.ranges import in_words, takes_lone_text, title, without_none
 
 # `$` alone would let one line break follow; this end means the same to Python and to JSON Schema.
 END = r"(?![\s\S])"
 PORT = r":(?:6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3})"
 HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)"
-TELL_LIMITS_BELOW = 1_000_000
-"""Higher ones are there against nonsense: told only to who went beyond them."""
 MAX_SECONDS = 31_536_000
 """A year."""
 SHOWN_CHARACTERS = 80
-LONE_TEXT = "lone_text"
-"""Marks a list that may be one text instead."""
 
 ChatFormat = Literal[
     "auto",
@@ -70,7 +68,6 @@ ModelName = Annotated[
 ]
 PathText = Annotated[str, Meta(title="a path of 1 to 4096 characters", pattern=rf"^[^\x00-\x1f\x7f]{{1,4096}}{END}")]
 Sha256 = Annotated[str, Meta(title="64 hexadecimal digits", pattern=rf"^[0-9A-Fa-f]{{64}}{END}")]
-StopText = Annotated[str, Meta(title="text of 1 to 64 characters", min_length=1, max_length=64)]
 RedisUrl = Annotated[
     str,
     Meta(
@@ -102,9 +99,6 @@ Network = Annotated[
         pattern=rf"^[0-9A-Fa-f:.]{{2,45}}(?:/\d{{1,3}})?{END}",
     ),
 ]
-Share = Annotated[float, Meta(ge=0, le=1)]
-ShareAboveZero = Annotated[float, Meta(gt=0, le=1)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,7 +108,10 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         int,
         Meta(ge=256, le=1_048_576, description="Tokens of prompt and reply together that one turn may hold."),
     ] = 4096
-    n_chunk: Annotated[int, Meta(ge=1, le=4096, description="Prompt tokens evaluated in one step at most.")] = 128
+    n_chunk: Annotated[
+        int,
+        Meta(ge=1, le=4096, description="Prompt tokens that one step reads at most; measured speed sets how many."),
+    ] = 512
     n_threads: Annotated[int, Meta(ge=0, le=512, description="CPU threads; 0: as many as there are cores.")] = 0
     n_gpu_layers: Annotated[int, Meta(ge=-1, le=1_000_000, description="Layers held by the GPU; -1: all.")] = 0
     n_slots: (
@@ -126,25 +123,17 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ) = None
     pinned: Annotated[bool, Meta(description="Once loaded it is never unloaded.")] = False
     preload: Annotated[bool, Meta(description="Loaded before a job asks for it, whenever there is room.")] = False
-    max_tokens: Annotated[int, Meta(ge=1, le=1_048_576, description="Tokens that a reply has at most.")] = 1024
-    temperature: Annotated[float, Meta(ge=0, le=5)] = 0.7
-    top_p: ShareAboveZero = 0.95
-    top_k: Annotated[int, Meta(ge=0, le=1_000_000, description="0: all tokens.")] = 40
-    min_p: Share = 0.05
-    typical_p: ShareAboveZero = 1.0
-    repeat_penalty: Annotated[float, Meta(gt=0, le=5)] = 1.0
-    presence_penalty: Penalty = 0.0
-    frequency_penalty: Penalty = 0.0
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Unset: another one for each job.")] | None = None
-    stop: Annotated[
-        tuple[StopText, ...],
-        Meta(
-            title="text, or a list of at most 16",
-            description="A reply ends before the first of these.",
-            max_length=16,
-            extra={LONE_TEXT: True},
-        ),
-    ] = ()
+    max_tokens: ranges.MaxTokens = 1024
+    temperature: ranges.Temperature = 0.7
+    top_p: ranges.ShareAboveZero = 0.95
+    top_k: ranges.TopK = 40
+    min_p: ranges.Share = 0.05
+    typical_p: ranges.ShareAboveZero = 1.0
+    repeat_penalty: ranges.RepeatPenalty = 1.0
+    presence_penalty: ranges.Penalty = 0.0
+    frequency_penalty: ranges.Penalty = 0.0
+    seed: ranges.Seed | None = None
+    stop: ranges.Stops = ()
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -248,7 +237,6 @@ SECRETS = {
 }
 PATH_KEYS = ("data_dir", "grammar_dir")
 TYPES: Mapping[str, Any] = {field.encode_name: field.type for field in msgspec.structs.fields(ConfigFile)}
-WORDS = {NoneType: "null", str: "text", int: "int", float: "number", bool: "boolean"}
 
 
 class Judged(NamedTuple):
@@ -278,7 +266,7 @@ def read(path: Path, label: str) -> Judged:
 def judge_text(key: str, text: str, name: str) -> tuple[Any, list[str]]:
     """What a variable of that name says in text for a key of ConfigFile, or UNSET; and the problems."""
     found: Any = text
-    wanted = _without_none(TYPES[key])
+    wanted = without_none(TYPES[key])
     bare = get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
     if get_origin(bare) is tuple:
         found = split(text)
@@ -382,7 +370,7 @@ class _Judge:
 
     def value(self, found: Any, wanted: Any, place: str) -> Any:
         """What was found as the type wants it, or UNSET after telling why not."""
-        wanted = _without_none(wanted)
+        wanted = without_none(wanted)
         bare = get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
         if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
             return self._fields(found, bare, place)
@@ -393,7 +381,7 @@ class _Judge:
         try:
             return msgspec.convert(found, wanted)
         except msgspec.ValidationError:
-            return self._refuse(place, _in_words(wanted, found), found)
+            return self._refuse(place, in_words(wanted, found), found)
 
     def _fields(self, found: Any, wanted: type[msgspec.Struct], place: str) -> Any:
         if not isinstance(found, dict):
@@ -429,17 +417,17 @@ class _Judge:
 
     def _items(self, found: Any, wanted: Any, bare: Any, place: str) -> Any:
         item_type = get_args(bare)[0]
-        if isinstance(found, str) and _takes_lone_text(wanted):
+        if isinstance(found, str) and takes_lone_text(wanted):
             found = [found]
         if not isinstance(found, list):
-            return self._refuse(place, _title(wanted) or "list", found)
+            return self._refuse(place, title(wanted) or "list", found)
         items = [self.value(item, item_type, f"{place}[{index}]") for index, item in enumerate(found)]
         if UNSET in items:
             return UNSET
         try:
             return msgspec.convert(items, wanted)
         except msgspec.ValidationError:
-            return self._refuse(place, _title(wanted), items)
+            return self._refuse(place, title(wanted), items)
 
     def _refuse(self, place: str, allowed: str, found: Any) -> Any:
         at = f"{self._prefix}{place}: " if place else self._prefix
@@ -449,40 +437,3 @@ class _Judge:
 
 def _joined(place: str, key: str) -> str:
     return f"{place}.{plain(key)}" if place else plain(key)
-
-
-def _without_none(wanted: Any) -> Any:
-    if get_origin(wanted) in (Union, UnionType):
-        (wanted,) = (member for member in get_args(wanted) if member is not NoneType)
-    return wanted
-
-
-def _title(wanted: Any) -> str:
-    """The words that a type brings along, or none."""
-    if get_origin(wanted) is not Annotated:
-        return ""
-    titles = [meta.title for meta in wanted.__metadata__ if meta.title]
-    return titles[-1] if titles else ""
-
-
-def _takes_lone_text(wanted: Any) -> bool:
-    metas = wanted.__metadata__ if get_origin(wanted) is Annotated else ()
-    return any(LONE_TEXT in (meta.extra or {}) for meta in metas)
-
-
-def _in_words(wanted: Any, found: Any) -> str:
-    """What a type allows, for the person who gave `found`."""
-    if title := _title(wanted):
-        return title
-    if get_origin(wanted) is Literal:
-        return f"one of {', '.join(get_args(wanted))}"
-    if get_origin(wanted) is not Annotated:
-        return WORDS[wanted]
-    bare, meta = get_args(wanted)[0], wanted.__metadata__[0]
-    beyond = isinstance(found, (int, float)) and meta.le is not None and found > meta.le
-    limits = [
-        f"{sign} {limit}"
-        for sign, limit in (("≥", meta.ge), (">", meta.gt), ("≤", meta.le))
-        if limit is not None and (limit < TELL_LIMITS_BELOW or (sign == "≤" and beyond))
-    ]
-    return f"{WORDS[bare]} {' and '.join(limits)}".rstrip()

@@ -126,6 +126,15 @@ class StorageUnavailable(LlamalithError):
     retry_after_s = 5
 
 
+class JudgeBusy(LlamalithError):
+    """Schemas of others are judged, and this one's turn did not come in time."""
+
+    status = 503
+    type = "schema-judge-busy"
+    title = "Busy"
+    retry_after_s = 5
+
+
 class RedisUnavailable(LlamalithError):
     """Only raised where Redis itself is what was asked for; everything else does without it."""
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.contracts.text import ConversationId, Name, Text
 
 JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -19,7 +20,7 @@ PriorityWord = Literal["interactive", "normal", "batch"]
 Phase = Literal["queued", "loading", "prefill", "decode"]
 
 
-class JobCreate(msgspec.Struct, kw_only=True):
+class JobCreate(Parameters, kw_only=True):
     """A prompt for a new or an existing conversation; texts are trimmed, unknown fields ignored."""
 
     content: Text = ""
@@ -37,7 +38,7 @@ class JobCreate(msgspec.Struct, kw_only=True):
     """`interactive`: somebody waits for it; `batch`: nobody does."""
 
 
-class ReplyCreate(msgspec.Struct, kw_only=True):
+class ReplyCreate(Parameters, kw_only=True):
     """The next prompt of a conversation; an unknown conversation is made."""
 
     content: Text
@@ -113,6 +114,8 @@ class Job(msgspec.Struct, kw_only=True):
     processed_at: datetime | None
     grammar_name: str | None
     priority: PriorityWord
+    parameters: Parameters | None
+    """What the job said of its sampling and of the reply's form; null: nothing."""
     attempt: int
     """Times it was started so far."""
     started_at: datetime | None

@@ -7,6 +7,7 @@ from typing import Annotated
 from litestar import Controller, get, post
 from litestar.params import JSONBody, PathParameter
 
+from llamalith_app.contracts import parameters
 from llamalith_app.contracts.conversations import Latest, MessageList
 from llamalith_app.contracts.jobs import JobAccepted, ReplyCreate
 from llamalith_app.contracts.text import CONTROL_FREE
@@ -46,6 +47,7 @@ class Conversations(Controller):
             assistant_context=data.assistant_context,
             grammar_name=data.grammar_name,
             priority=data.priority,
+            parameters=parameters.said(data),
         )
 
     @get("/messages", summary="Read the messages, in the order of the turns")

@@ -7,6 +7,7 @@ from typing import Annotated
 from litestar import Controller, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
+from llamalith_app.contracts import parameters
 from llamalith_app.contracts.jobs import Job, JobAccepted, JobCreate, JobList
 from llamalith_app.controllers.request import AppRequest
 from llamalith_app.errors import NotFound
@@ -32,6 +33,7 @@ class Jobs(Controller):
             assistant_context=data.assistant_context,
             grammar_name=data.grammar_name,
             priority=data.priority,
+            parameters=parameters.said(data),
         )
 
     @get(summary="List jobs, newest first")

@@ -10,6 +10,7 @@ import structlog
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
+from llamalith_app.contracts import parameters
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import BadInput, LlamalithError
 
@@ -19,6 +20,7 @@ ALLOWED = {
     "limit": "expected a whole number from 1 to 500",
     "before": "expected a job's id, a whole number of at least 1",
     "job_id": "expected a job's id, a whole number of at least 1",
+    **parameters.allowed(),
 }
 """What would be right, for parameters of which msgspec tells half."""
 
@@ -98,7 +100,8 @@ def _what_is_wrong(error: ValidationException) -> str:
     where = str(first.get("key", ""))
     if message == "'data'":
         return "The body is empty: expected a JSON object"
-    message = ALLOWED.get(where, message)
+    # A place in a list is told by what the list may hold.
+    message = ALLOWED.get(where.partition("[")[0], message)
     if where in ("", "data"):
         return f"The body is wrong: {message}" if where else message
     return f"{where}: {message}"

@@ -58,7 +58,6 @@ class Header(NamedTuple):
     n_layers: int
     n_ctx_train: int
     """Tokens that the model was made for; 0: it does not say."""
-    n_vocab: int
     kv_bytes: int
     """Of the KV cache, for each token; 0 for a model that is recurrent throughout."""
     state_bytes: int
@@ -209,12 +208,10 @@ def _header(values: Mapping[str, Value], reader: _Reader, size: int) -> Header:
     else:
         n_kv_heads = n_layers * number("attention.head_count_kv", n_heads)
         n_recurrent = 0 if n_kv_heads else n_layers
-    n_tokens = values.get("tokenizer.ggml.tokens", 0)
     return Header(
         architecture=architecture,
         n_layers=n_layers,
         n_ctx_train=number("context_length", 0),
-        n_vocab=number("vocab_size", n_tokens if isinstance(n_tokens, int) else 0),
         kv_bytes=n_kv_heads * (k + v) * KV_BYTES,
         # Some have attention and a state in every layer, and say so by no list.
         state_bytes=(n_recurrent or n_layers) * _state_numbers(number) * STATE_BYTES,

@@ -70,7 +70,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     sampling: Sampling
     stop: list[str]
     grammar: str = ""
-    """GBNF text with a rule `root`; empty: none."""
+    """As llguidance takes it (`llamalith_app/grammar.py` makes them); empty: none."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -19,10 +19,12 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from llama_cpp import llama_chat_format
+from llguidance import LLTokenizer
 
 from llamalith_app.engine.child import CannotLoad
+from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
 from llamalith_app.engine.messages import ChatMessage, Load, Sampling
-from llamalith_app.engine.steps import Refusal, Sampled, SampleFailed, Work
+from llamalith_app.engine.steps import Sampled, SampleFailed, Work
 
 PENALTY_LAST_N = 64
 """Tokens that the penalties look back; llama.cpp's own default."""
@@ -31,6 +33,8 @@ LOG_LEVELS_SHOWN = (3, 4)
 HASH_CHUNK_BYTES = 1 << 20
 DEFAULT_FORMAT = "chatml"
 """Of a GGUF that brings no chat template."""
+SPECIAL = b"\xff"
+"""To llguidance, what follows is a control token's name: no grammar allows it."""
 CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)])
 """llama_token_data."""
 
@@ -59,6 +63,7 @@ class LlamaRunner:
         )
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
         self._formatter, self.extra_stop = self._chat_format(load.chat_format)
+        self._vocabulary = self._read_vocabulary()
 
     def _open_context(self, load: Load, n_ctx: int, n_batch: int) -> Any:
         params = llama_cpp.llama_context_default_params()
@@ -110,11 +115,7 @@ class LlamaRunner:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def begin(self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
-        constraint = None
-        if grammar:
-            constraint = llama_cpp.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
-            if not constraint:
-                raise Refusal("grammar", "llama.cpp cannot read this grammar; it needs a rule named root.")
+        constraint = Constraint(self._vocabulary, grammar) if grammar else None
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
 
         def add(sampler: Any) -> None:
@@ -141,6 +142,26 @@ class LlamaRunner:
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
             add(llama_cpp.llama_sampler_init_dist(seed))
         self._samplers[sequence_id] = Sampler(chain, constraint, self._n_vocab)
+
+    def _read_vocabulary(self) -> Vocabulary:
+        """Takes a few microseconds a token, and some 200 bytes of memory."""
+        pieces, ends = [], []
+        for token in range(self._n_vocab):
+            piece = self._piece(token, special=True)
+            if llama_cpp.llama_vocab_get_attr(self._vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL:
+                piece = SPECIAL + piece
+            if self.is_end(token):
+                ends.append(token)
+            pieces.append(piece)
+        tokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
+            tokens=pieces,
+            vocab_ptr=self._vocab,
+            tokenize_fptr=ctypes.cast(llama_cpp.llama_tokenize, ctypes.c_void_p).value,
+            eos_token=ends or [self._n_vocab - 1],
+            # They would speed up the masks of few grammars, and cost memory.
+            slices=[],
+        )
+        return Vocabulary(tokenizer, frozenset(ends), self._n_vocab)
 
     def end(self, sequence_id: int) -> None:
         sampler = self._samplers.pop(sequence_id, None)
@@ -202,7 +223,10 @@ class LlamaRunner:
         return [self._sample(sequence_id, at) for sequence_id, at in wanted]
 
     def _sample(self, sequence_id: int, at: int) -> Sampled | SampleFailed:
-        token = self._samplers[sequence_id].sample(self._context, at)
+        try:
+            token = self._samplers[sequence_id].sample(self._context, at)
+        except TooSlow as error:
+            return SampleFailed(sequence_id, str(error))
         if token is None:
             return SampleFailed(sequence_id, "The grammar leaves the model no token to go on with.")
         return Sampled(sequence_id, token)
@@ -243,61 +267,48 @@ class LlamaRunner:
 
 
 class Sampler:
-    """How one sequence draws its tokens: llama.cpp's chain, and a grammar beside it."""
+    """How one sequence draws its tokens: llama.cpp's chain, and what holds it to a grammar."""
 
-    def __init__(self, chain: Any, grammar: Any, n_vocab: int) -> None:
+    def __init__(self, chain: Any, constraint: Constraint | None, n_vocab: int) -> None:
         self._chain = chain
-        self._grammar = grammar
+        self._constraint = constraint
         self._n_vocab = n_vocab
+        self._candidates = np.zeros(n_vocab if constraint else 0, dtype=CANDIDATE)
+        self._candidates["id"] = np.arange(len(self._candidates))
 
     def free(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)
-        if self._grammar:
-            llama_cpp.llama_sampler_free(self._grammar)
 
     def sample(self, context: Any, at: int) -> int | None:
-        """The token after row `at` of the last batch; None: the grammar allows none."""
-        if not self._grammar:
+        """The token after row `at` of the last batch; None: the grammar allows none. Raises TooSlow."""
+        if self._constraint is None:
             return int(llama_cpp.llama_sampler_sample(self._chain, context, at))
-        # The chain's own choice is most often allowed, and to judge the whole vocabulary takes half as long
-        # as a decode. What the grammar does not allow must never be told to it: llama.cpp ends the process by
-        # that.
         row = llama_cpp.llama_get_logits_ith(context, at)
         logits = np.ctypeslib.as_array(row, shape=(self._n_vocab,))
-        token = self._choose(logits, constrained=False)
-        if token is None or not self._allows(token):
-            token = self._choose(logits, constrained=True)
+        # The chain's own choice is most often allowed, and to judge one token costs a hundredth of judging all.
+        token = self._choose(logits)
+        if token is None or not self._constraint.allows(token):
+            token = self._choose(np.where(self._constraint.allowed(), logits, -np.inf))
         if token is not None:
-            llama_cpp.llama_sampler_accept(self._grammar, token)
+            self._constraint.accept(token)
             llama_cpp.llama_sampler_accept(self._chain, token)
         return token
 
-    def _choose(self, logits: Any, *, constrained: bool) -> int | None:
-        candidates = np.zeros(self._n_vocab, dtype=CANDIDATE)
-        candidates["id"] = np.arange(self._n_vocab)
+    def _choose(self, logits: Any) -> int | None:
+        """What the chain draws; None: there is nothing to draw from."""
+        if not np.isfinite(logits).any():
+            return None
+        candidates = self._candidates.copy()
         candidates["logit"] = logits
-        array = _candidate_array(candidates)
-        if constrained:
-            llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
-            if not np.isfinite(candidates["logit"]).any():
-                return None
+        array = llama_cpp.llama_token_data_array(
+            data=candidates.ctypes.data_as(llama_cpp.llama_token_data_p),
+            size=len(candidates),
+            selected=-1,
+            sorted=False,
+        )
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         chosen = array.data[array.selected]
         return int(chosen.id) if math.isfinite(chosen.logit) else None
-
-    def _allows(self, token: int) -> bool:
-        candidate = np.array([(token, 1.0, 0.0)], dtype=CANDIDATE)
-        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(_candidate_array(candidate)))
-        return math.isfinite(candidate["logit"][0])
-
-
-def _candidate_array(candidates: Any) -> Any:
-    return llama_cpp.llama_token_data_array(
-        data=candidates.ctypes.data_as(llama_cpp.llama_token_data_p),
-        size=len(candidates),
-        selected=-1,
-        sorted=False,
-    )
 
 
 def named_format(name: str) -> Callable[..., Any] | None:

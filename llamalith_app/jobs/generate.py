@@ -22,10 +22,10 @@ from llamalith_app.config import ModelConfig
 from llamalith_app.config_file import MaxWait
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN
-from llamalith_app.engine.messages import Advance, ChatMessage, Sampling, Submit
+from llamalith_app.engine.messages import Advance, ChatMessage, Submit
 from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineRefused
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.jobs import order, reply
+from llamalith_app.jobs import order, reply, shape
 from llamalith_app.jobs.pool import ModelTooLarge, Place, Pool
 from llamalith_app.jobs.queue import TaskProgress
 from llamalith_app.jobs.speeds import Measure, Speeds
@@ -267,9 +267,9 @@ class Generation:
         submit = Submit(
             sequence_id=next(self._sequence_ids),
             messages=msgspec.convert(turn.messages, list[ChatMessage], from_attributes=True),
-            sampling=Sampling(**{name: getattr(settings, name) for name in Sampling.__struct_fields__}),
-            stop=list(settings.stop),
-            grammar=self._grammar(claim),
+            sampling=shape.sampling(settings, claim.parameters),
+            stop=shape.stops(settings, claim.parameters),
+            grammar=shape.grammar(claim, self._grammars),
         )
         running.cancel = partial(engine.cancel, submit.sequence_id)
         running.sent()
@@ -302,13 +302,6 @@ class Generation:
                 completion_tokens=running.completion_tokens,
                 seconds=round(running.seconds(), 3),
             )
-
-    def _grammar(self, claim: jobs.Claim) -> str:
-        if claim.grammar_name is None:
-            return ""
-        if claim.grammar_name not in self._grammars:
-            raise EngineRefused("grammar", f"This worker has no grammar named {claim.grammar_name!r}.")
-        return self._grammars[claim.grammar_name]
 
     async def _fail(self, running: Running, kind: str, reason: str, *, final: bool = False) -> None:
         claim = running.claim

@@ -15,9 +15,8 @@ from llamalith_app.engine import gguf
 
 SHARE = 0.8
 """Of the machine's memory, for models; the rest is for web, worker, database and the system."""
-OVERHEAD_BYTES = 125 * 1024**2
-"""An engine's own: Python, libraries and buffers. 50 MiB of it with SmolLM2-135M; wider models have wider buffers."""
-LOGIT_BYTES = 4
+OVERHEAD_BYTES = 150 * 1024**2
+"""An engine's own: Python, libraries and buffers. SmolLM2-135M takes 80 MiB of it; wider models have wider buffers."""
 MIN_SLOTS, MAX_SLOTS = 2, 8
 """Bounds of the default, before memory is looked at."""
 MIB = 1024**2
@@ -29,7 +28,6 @@ class Plan(NamedTuple):
     n_slots: int
     need_bytes: int
     """0: its file cannot be read, so that nothing is known."""
-    file_bytes: int = 0
 
 
 def machine_bytes(root: Path = Path("/")) -> int:
@@ -82,5 +80,4 @@ def plan(model: ModelConfig, worker_count: int | None, budget_bytes: int) -> Pla
         return Plan(wanted or most, 0)
     each = header.sequence_bytes(settings.n_ctx)
     n_slots = wanted or max(1, min(most, budget_bytes // 2 // max(1, each)))
-    logits = header.n_vocab * LOGIT_BYTES * (settings.n_chunk + n_slots)
-    return Plan(n_slots, header.file_bytes + n_slots * each + OVERHEAD_BYTES + logits, header.file_bytes)
+    return Plan(n_slots, header.file_bytes + n_slots * each + OVERHEAD_BYTES)

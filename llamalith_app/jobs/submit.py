@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from llamalith_app.contracts.jobs import JobAccepted, PriorityWord
+from llamalith_app.contracts.parameters import AnyText, JsonSchema, Parameters
 from llamalith_app.errors import BadInput, QueueFull
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
+from llamalith_app.jobs.schemas import SchemaJudge
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Priority
@@ -41,6 +43,7 @@ class Submissions:
         self._uncounted: dict[int, int] = {}
         """By owner: jobs that can be taken before those that wait are counted again."""
         self._counting = asyncio.Lock()
+        self._schemas = SchemaJudge()
 
     async def submit(
         self,
@@ -54,14 +57,17 @@ class Submissions:
         assistant_context: str | None = None,
         grammar_name: str | None = None,
         priority: PriorityWord = "normal",
+        parameters: Parameters | None = None,
     ) -> JobAccepted:
-        """Accepted means on disk. Raises BadInput, QueueFull or StorageUnavailable with nothing stored."""
+        """Accepted means on disk. Raises BadInput, JudgeBusy, QueueFull or StorageUnavailable with nothing stored."""
         content = content.strip()
         system_prompt = (system_prompt or "").strip()
         if not content and not system_prompt:
             raise BadInput("content or system_prompt is required")
         given_id = (conversation_id or "").strip() or None
         chosen_model = self._model((model or "").strip())
+        chosen_grammar = self._grammar((grammar_name or "").strip())
+        await self._judge(parameters, chosen_grammar)
         accepted = await self._store(
             jobs.Prompt(
                 owner_id=owner_id,
@@ -70,7 +76,8 @@ class Submissions:
                 system_prompt=system_prompt,
                 context=assistant_context if assistant_context and assistant_context.strip() else "",
                 model=chosen_model,
-                grammar_name=self._grammar((grammar_name or "").strip()),
+                grammar_name=chosen_grammar,
+                parameters=parameters,
                 request_id=request_id,
                 priority=Priority[priority.upper()],
                 max_attempts=self._max_attempts,
@@ -121,6 +128,15 @@ class Submissions:
             known = ", ".join(sorted(self._grammars)) or "none is configured"
             raise BadInput(f"grammar_name: there is no grammar {_quoted(name)}; these exist: {known}")
         return name
+
+    async def _judge(self, parameters: Parameters | None, grammar: str | None) -> None:
+        wanted = None if parameters is None else parameters.response_format
+        if wanted is None or isinstance(wanted, AnyText):
+            return
+        if grammar is not None:
+            raise BadInput("response_format: a reply can be held to it or to grammar_name, not to both")
+        if isinstance(wanted, JsonSchema):
+            await self._schemas.judge(wanted.json_schema.schema)
 
 
 def _quoted(name: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
+import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    null,
     select,
     tuple_,
     update,
@@ -33,6 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.jobs import Job, JobError
+from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.store.tables import (
     CONTEXT,
     PROMPT,
@@ -61,6 +64,7 @@ class Prompt(NamedTuple):
     context: str
     model: str
     grammar_name: str | None
+    parameters: Parameters | None
     request_id: str
     priority: int
     max_attempts: int
@@ -82,6 +86,7 @@ class Claim(NamedTuple):
     model: str
     grammar_name: str | None
     request_id: str
+    parameters: Parameters | None
 
 
 class Held(NamedTuple):
@@ -182,6 +187,7 @@ _CLAIM = (
         JobRow.model,
         JobRow.grammar_name,
         JobRow.request_id,
+        JobRow.parameters,
     )
 )
 _NEW_ATTEMPT = insert(_attempts)
@@ -214,6 +220,7 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
         "model": prompt.model,
         "system_prompt": prompt.system_prompt,
         "grammar_name": prompt.grammar_name,
+        "parameters": None if prompt.parameters is None else msgspec.json.encode(prompt.parameters).decode(),
         "priority": prompt.priority,
         "request_id": prompt.request_id,
         "max_attempts": prompt.max_attempts,
@@ -260,7 +267,7 @@ def claim(connection: Connection, model: str, priority: int, worker_id: int, now
     ).first()
     if row is None:
         return None
-    claimed = Claim._make(row)
+    claimed = Claim._make(row)._replace(parameters=_parameters(row.parameters))
     connection.execute(
         _NEW_ATTEMPT,
         {
@@ -522,7 +529,7 @@ def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple
         for row in rows.mappings():
             job = _job(row)
             yield row, job
-            n_chars += n_text_chars(job)
+            n_chars += n_text_chars(job) + len(row["parameters"] or "")
             if n_chars >= MAX_PAGE_CHARS:
                 return
 
@@ -559,6 +566,8 @@ def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
             JobRow.processed_at,
             JobRow.grammar_name,
             JobRow.priority,
+            # Whole or not at all: where texts are cut, nobody reads it.
+            (JobRow.parameters if max_text is None else null()).label("parameters"),
             JobRow.attempt,
             JobRow.started_at,
             JobRow.error_kind,
@@ -577,6 +586,11 @@ def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
 def _job(row: RowMapping) -> Job:
     fields: dict[str, Any] = dict(row)
     fields.pop("turn", None)
+    fields["parameters"] = _parameters(fields["parameters"])
     kind = fields.pop("error_kind")
     fields["priority"] = Priority(fields["priority"]).name.lower()
     return Job(**fields, error=None if kind is None else JobError(kind=kind, reason=fields["result"]))
+
+
+def _parameters(stored: str | None) -> Parameters | None:
+    return None if stored is None else msgspec.json.decode(stored, type=Parameters)

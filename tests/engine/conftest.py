@@ -14,6 +14,7 @@ import pytest
 
 from llamalith_app.engine.messages import Advance, ChatMessage, FinishReason, Load, Sampling, Submit
 from llamalith_app.engine.process import EngineProcess
+from llamalith_app.grammar import of_gbnf
 from tests import fake_engine
 
 Script = Callable[..., list[str]]
@@ -68,7 +69,7 @@ def submit(
         messages=[ChatMessage("user", prompt)] if isinstance(prompt, str) else prompt,
         sampling=sampling(**changed),
         stop=stop or [],
-        grammar=grammar,
+        grammar=of_gbnf(grammar) if grammar else "",
     )
 
 

@@ -22,7 +22,7 @@ def written(path: Path, data: bytes) -> Path:
 def test_a_header_tells_the_cache_that_a_token_takes(tmp_path: Path) -> None:
     found = gguf.read(write(tmp_path / "m.gguf", file_bytes=10_000))
     # 2 layers of 2 heads, keys and values of 16 numbers, 2 bytes each
-    assert found == gguf.Header("llama", 2, 4096, 3, 2 * 2 * (16 + 16) * 2, 0, 10_000)
+    assert found == gguf.Header("llama", 2, 4096, 2 * 2 * (16 + 16) * 2, 0, 10_000)
     assert found.sequence_bytes(1000) == 1024 * 256
     assert found.sequence_bytes(1_000_000) == 4096 * 256
 

@@ -30,6 +30,7 @@ def prompt(
         context=context,
         model=model,
         grammar_name=None,
+        parameters=None,
         request_id="r",
         priority=1,
         max_attempts=max_attempts,

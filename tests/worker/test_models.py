@@ -90,7 +90,7 @@ async def test_a_model_that_can_never_fit_ends_its_jobs_at_once_and_the_others_g
     for job in failed:
         assert job.error is not None
         assert (job.status, job.attempt, job.error.kind) == ("error", 1, "model_unavailable")
-        assert "needs about 627 MiB of memory with 1 slot of 4096 tokens" in job.error.reason
+        assert "needs about 651 MiB of memory with 1 slot of 4096 tokens" in job.error.reason
         assert "300 MiB are allowed" in job.error.reason
 
 

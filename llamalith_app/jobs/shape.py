@@ -1,0 +1,43 @@
+"""What the engine is told of one job's reply: its parameters over its model's settings, and its grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llamalith_app import grammar as grammars_of
+from llamalith_app.config_file import ModelSettings
+from llamalith_app.contracts.parameters import JsonObject, JsonSchema, Parameters
+from llamalith_app.engine.messages import Sampling
+from llamalith_app.engine.process import EngineRefused
+from llamalith_app.store.jobs import Claim
+
+ANY_OBJECT = {"type": "object"}
+
+
+def sampling(settings: ModelSettings, said: Parameters | None) -> Sampling:
+    over = {} if said is None else {name: getattr(said, name) for name in Sampling.__struct_fields__}
+    return Sampling(
+        **{
+            name: getattr(settings, name) if over.get(name) is None else over[name]
+            for name in Sampling.__struct_fields__
+        }
+    )
+
+
+def stops(settings: ModelSettings, said: Parameters | None) -> list[str]:
+    stop = settings.stop if said is None or said.stop is None else said.stop
+    return [stop] if isinstance(stop, str) else list(stop)
+
+
+def grammar(claim: Claim, named: Mapping[str, str]) -> str:
+    """As the engine takes it; empty: none. Raises EngineRefused for a name that this worker does not know."""
+    wanted = None if claim.parameters is None else claim.parameters.response_format
+    if isinstance(wanted, JsonObject):
+        return grammars_of.of_schema(ANY_OBJECT)
+    if isinstance(wanted, JsonSchema):
+        return grammars_of.of_schema(wanted.json_schema.schema)
+    if claim.grammar_name is None:
+        return ""
+    if claim.grammar_name not in named:
+        raise EngineRefused("grammar", f"This worker has no grammar named {claim.grammar_name!r}.")
+    return named[claim.grammar_name]

@@ -1,0 +1,128 @@
+"""Replies of the real model that are held to a form, and grammars that mean harm."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from jsonschema import validate
+
+from llamalith_app import grammar
+from llamalith_app.engine import constraint
+from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
+from llamalith_app.engine.messages import Submit
+from llamalith_app.engine.process import EngineRefused
+from llamalith_app.engine.runner import LlamaRunner
+from llamalith_app.engine.steps import Refusal
+from tests.engine.conftest import load, run, started, submit
+
+DRAGON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "colour": {"enum": ["red", "green"]},
+        "age": {"type": "integer", "minimum": 1, "maximum": 999},
+        "friends": {"type": "array", "items": {"$ref": "#/$defs/friend"}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["name", "colour", "age", "friends"],
+    "additionalProperties": False,
+    "$defs": {
+        "friend": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "pattern": "^[A-Z][a-z]{1,9}$"}},
+            "required": ["name"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+
+def bound(prompt: str, schema: Any, **changed: Any) -> Submit:
+    return msgspec.structs.replace(submit(prompt, **changed), grammar=grammar.of_schema(schema))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+async def test_a_reply_fits_the_schema_that_it_is_held_to(temperature: float) -> None:
+    async with started(None) as engine:
+        reply = await run(engine, bound("Describe a dragon.", DRAGON, temperature=temperature, seed=5, max_tokens=300))
+    assert reply.finish == "stop"
+    validate(json.loads(reply.text), DRAGON)
+
+
+async def test_a_reply_that_max_tokens_cut_before_its_json_closed_says_so() -> None:
+    async with started(None) as engine:
+        reply = await run(engine, bound("Describe a dragon.", DRAGON, max_tokens=6))
+    assert reply.finish == "length"
+    assert reply.text.startswith("{")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(reply.text)
+
+
+EXPONENTIAL = 'root ::= s\ns ::= s s | s s s | [a-z ] | ""'
+
+
+async def test_an_exponential_grammar_ends_its_own_sequence_only() -> None:
+    async with started(None, n_slots=2) as engine:
+        other = asyncio.create_task(run(engine, submit("List three fruits.", max_tokens=60)))
+        with pytest.raises(EngineRefused, match="The grammar takes") as refused:
+            await run(engine, submit("Write a story.", grammar=EXPONENTIAL, max_tokens=600))
+        assert refused.value.kind == "internal"
+        assert (await other).text
+        assert not engine.died.is_set()
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return LlamaRunner(load(), lambda _: None)._vocabulary
+
+
+def test_a_grammar_that_takes_too_long_to_compile_is_refused(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constraint, "COMPILE_S", 0.05)
+    # Takes seconds, and no longer than that: nothing interrupts it.
+    slow = {"type": "array", "prefixItems": [{"type": "integer", "multipleOf": 997 + number} for number in range(150)]}
+    with pytest.raises(Refusal, match="to compile") as refusal:
+        Constraint(vocabulary, grammar.of_schema(slow))
+    assert refusal.value.kind == "grammar"
+
+
+def test_a_token_that_takes_too_long_to_judge_is_the_last(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounded = Constraint(vocabulary, grammar.of_schema({"type": "object"}))
+    monkeypatch.setattr(constraint, "STEP_S", 0.0)
+    with pytest.raises(TooSlow, match="a token"):
+        bounded.allowed()
+
+
+def test_only_what_a_grammar_allows_may_come_next_and_the_end_only_at_its_end(vocabulary: Vocabulary) -> None:
+    bounded = Constraint(vocabulary, grammar.of_gbnf('root ::= "a"'))
+    (a,) = vocabulary.tokenizer.tokenize_str("a")
+    assert bounded.allowed().nonzero()[0].tolist() == [a]
+    assert bounded.allows(a)
+    assert not any(bounded.allows(end) for end in vocabulary.ends)
+    bounded.accept(a)
+    assert set(bounded.allowed().nonzero()[0].tolist()) == vocabulary.ends
+    assert not bounded.allows(a)
+    assert all(bounded.allows(end) for end in vocabulary.ends)
+
+
+def test_no_grammar_allows_a_control_token_by_its_name(vocabulary: Vocabulary) -> None:
+    bounded = Constraint(vocabulary, grammar.of_gbnf('root ::= "<|im_start|>" .*'))
+    (start,) = vocabulary.tokenizer.tokenize_str("<|im_start|>", parse_special=True)
+    assert not bounded.allows(start)
+
+
+@pytest.mark.slow
+async def test_a_stop_string_ends_a_reply_before_it() -> None:
+    async with started(None) as engine:
+        whole = await run(engine, submit("Count from one to ten.", max_tokens=40))
+        middle = whole.text[10:14]
+        cut = await run(engine, submit("Count from one to ten.", max_tokens=40, stop=[middle]))
+    assert cut.finish == "stop"
+    assert cut.text == whole.text[: whole.text.index(middle)]

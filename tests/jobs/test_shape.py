@@ -1,0 +1,58 @@
+"""A job's parameters over its model's settings, as the engine is told."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from llamalith_app import grammar
+from llamalith_app.config_file import ModelSettings
+from llamalith_app.contracts.parameters import AnyText, JsonObject, JsonSchema, NamedSchema, Parameters, ResponseFormat
+from llamalith_app.engine.messages import Sampling
+from llamalith_app.jobs import shape
+from llamalith_app.store.jobs import Claim
+
+SETTINGS = ModelSettings(temperature=0.9, top_k=7, seed=3, stop=("a",))
+
+
+def claim(grammar_name: str | None, response_format: ResponseFormat | None = None) -> Claim:
+    said = None if response_format is None else Parameters(response_format=response_format)
+    return Claim(1, 1, "lease", 1, 0, "m", grammar_name, "r", said)
+
+
+def test_what_a_job_says_stands_over_its_models_settings_and_those_over_the_defaults() -> None:
+    said = shape.sampling(SETTINGS, Parameters(temperature=0.0, max_tokens=5, seed=0))
+    assert (said.temperature, said.max_tokens, said.seed) == (0.0, 5, 0)
+    assert (said.top_k, said.top_p) == (7, ModelSettings().top_p)
+    assert shape.sampling(SETTINGS, None) == shape.sampling(SETTINGS, Parameters())
+
+
+def test_every_setting_of_the_sampling_can_be_said_by_a_job() -> None:
+    said = msgspec.convert(dict.fromkeys(Sampling.__struct_fields__, 1), Parameters)
+    told = shape.sampling(SETTINGS, said)
+    assert [getattr(told, name) for name in Sampling.__struct_fields__] == [1] * len(Sampling.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("said", "stops"),
+    [
+        (None, ["a"]),
+        (Parameters(), ["a"]),
+        (Parameters(stop="b"), ["b"]),
+        (Parameters(stop=("b", "c")), ["b", "c"]),
+        (Parameters(stop=()), []),
+    ],
+)
+def test_the_jobs_stop_strings_are_in_place_of_the_models(said: Parameters | None, stops: list[str]) -> None:
+    assert shape.stops(SETTINGS, said) == stops
+
+
+def test_a_reply_is_held_to_what_its_job_names() -> None:
+    named = {"g": "text of g"}
+    schema = {"type": "integer"}
+    assert shape.grammar(claim(None), named) == ""
+    assert shape.grammar(claim("g"), named) == "text of g"
+    assert shape.grammar(claim("g", AnyText()), named) == "text of g"
+    assert shape.grammar(claim(None, JsonObject()), named) == grammar.of_schema({"type": "object"})
+    form = JsonSchema(json_schema=NamedSchema(name="n", schema=schema))
+    assert shape.grammar(claim(None, form), named) == grammar.of_schema(schema)

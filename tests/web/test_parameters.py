@@ -1,0 +1,254 @@
+"""What a job may say of its sampling and of the reply's form: taken and echoed, or refused with what would be right."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from llamalith_app.config import Config
+from llamalith_app.contracts.parameters import NAMES
+from tests.web.conftest import make_config, serving
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(autouse=True)
+def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine answers 503 to what it cannot judge in time: only one test is about that time."""
+    if request.node.name != "test_evil_schemas_end_in_time_and_hold_up_nobody":
+        monkeypatch.setattr("llamalith_app.jobs.schemas.WITHIN_S", 600)
+
+
+@pytest.fixture(scope="module")
+def config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
+    folder = tmp_path_factory.mktemp("web")
+    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(config) as client:
+        yield client
+
+
+def n_jobs(config: Config) -> int:
+    connection = sqlite3.connect(config.database_path)
+    (found,) = connection.execute("SELECT count(*) FROM jobs").fetchone()
+    connection.close()
+    return int(found)
+
+
+def form(schema: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, **more}}
+
+
+SMALL = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+ALL = {
+    "max_tokens": 7,
+    "temperature": 0.0,
+    "top_p": 0.5,
+    "top_k": 0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repeat_penalty": 1.5,
+    "presence_penalty": -2.0,
+    "frequency_penalty": 2.0,
+    "seed": 0,
+    "stop": ["a", "b"],
+    "response_format": form(SMALL, strict=True),
+}
+
+
+@pytest.mark.parametrize("path", ["/api/jobs", "/api/conversations/c/reply"])
+async def test_what_a_job_says_is_stored_and_told_again(api: httpx.AsyncClient, path: str) -> None:
+    assert set(ALL) == set(NAMES)
+    answer = await api.post(path, json={"content": "x", **ALL})
+    assert answer.status_code == 200, answer.text
+    job = (await api.get(f"/api/jobs/{answer.json()['job_id']}")).json()
+    assert job["parameters"] == ALL
+    (listed, *_) = (await api.get("/api/jobs?limit=1")).json()["jobs"]
+    assert listed["parameters"] == ALL
+
+
+TAKEN: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
+    ({}, None),
+    ({"max_tokens": None, "stop": None, "response_format": None}, None),
+    ({"max_tokens": 1_048_576}, {"max_tokens": 1_048_576}),
+    ({"stop": "END"}, {"stop": "END"}),
+    ({"stop": []}, {"stop": []}),
+    ({"temperature": 1}, {"temperature": 1.0}),
+    ({"seed": 2**32 - 1}, {"seed": 2**32 - 1}),
+    ({"response_format": {"type": "text"}}, {"response_format": {"type": "text"}}),
+    ({"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_object"}}),
+    ({"response_format": {"type": "text"}, "grammar_name": "yes_or_no"}, {"response_format": {"type": "text"}}),
+]
+
+
+@pytest.mark.parametrize(("sent", "told"), TAKEN, ids=[json.dumps(sent)[:40] for sent, _ in TAKEN])
+async def test_only_what_was_said_is_told(
+    api: httpx.AsyncClient, sent: dict[str, Any], told: dict[str, Any] | None
+) -> None:
+    answer = await api.post("/api/jobs", json={"content": "x", **sent})
+    assert answer.status_code == 200, answer.text
+    assert (await api.get(f"/api/jobs/{answer.json()['job_id']}")).json()["parameters"] == told
+
+
+WRONG = [
+    *(("max_tokens", value, "int ≥ 1 and ≤ 1048576") for value in ("0", "-1", "1048577", "1.5", '"x"', "true", "1e30")),
+    *(("temperature", value, "number ≥ 0 and ≤ 5") for value in ("-0.1", "5.1", '"hot"', "[]")),
+    *(("top_p", value, "number > 0 and ≤ 1") for value in ("0", "1.01", "-1")),
+    *(("top_k", value, "int ≥ 0 and ≤ 1000000") for value in ("-1", "1000001", "0.5")),
+    *(("min_p", value, "number ≥ 0 and ≤ 1") for value in ("-0.01", "2")),
+    *(("typical_p", value, "number > 0 and ≤ 1") for value in ("0", "2")),
+    *(("repeat_penalty", value, "number > 0 and ≤ 5") for value in ("0", "6")),
+    *(("presence_penalty", value, "number ≥ -2 and ≤ 2") for value in ("-3", "2.5")),
+    *(("frequency_penalty", value, "number ≥ -2 and ≤ 2") for value in ("-3", "2.5")),
+    *(("seed", value, "int ≥ 0 and ≤ 4294967295") for value in ("-1", "4294967296", '"x"')),
+    *(
+        ("stop", value, "text of 1 to 64 characters, or a list of at most 16 such texts")
+        for value in ('""', '[""]', json.dumps("x" * 10_000), json.dumps(["x" * 65]), json.dumps(["x"] * 17), "5", "{}")
+    ),
+    *(("temperature", value, "not valid JSON") for value in ("NaN", "Infinity", "-Infinity")),
+    *(("temperature", value, "number ≥ 0 and ≤ 5") for value in ('"NaN"', '"nan"', '"Infinity"', '"inf"')),
+    *(("top_p", value, "number > 0 and ≤ 1") for value in ('"NaN"', '"-inf"')),
+    ("temperature", "1e999", ""),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "told"), WRONG, ids=[f"{name}={value[:20]}" for name, value, _ in WRONG])
+async def test_what_is_out_of_range_is_told_with_the_range(
+    api: httpx.AsyncClient, config: Config, name: str, value: str, told: str
+) -> None:
+    before = n_jobs(config)
+    body = f'{{"content": "x", "{name}": {value}}}'
+    answer = await api.post("/api/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert told in answer.json()["detail"]
+    if told != "not valid JSON" and told:
+        assert re.fullmatch(rf"{name}(\[\d\])?: expected {re.escape(told)}", answer.json()["detail"])
+    assert n_jobs(config) == before
+
+
+FORMS: dict[str, tuple[Any, str]] = {
+    "no type": ({}, "missing required field `type`"),
+    "an unknown type": ({"type": "xml"}, "response_format.type: expected one of text, json_object, json_schema"),
+    "text for it": ("json_object", "response_format: Expected `object | null`, got `str`"),
+    "no schema": ({"type": "json_schema"}, "missing required field `json_schema`"),
+    "a schema without a name": (
+        {"type": "json_schema", "json_schema": {"schema": {}}},
+        "missing required field `name`",
+    ),
+    "a list for a schema": (form([]), "response_format.json_schema.schema: Expected `object`, got `array`"),
+    "a cycle": (form({"$ref": "#"}), "goes round in a circle"),
+    "a bad reference": (form({"$ref": "#/$defs/x"}), "at #/$ref: leads to nothing"),
+    "a contradiction": (
+        form(
+            {
+                "type": "object",
+                "properties": {"a": {"type": "string", "minLength": 3, "maxLength": 1}},
+                "required": ["a"],
+            }
+        ),
+        "at #/properties/a: Unsatisfiable schema: minLength (3) is greater than maxLength (1)",
+    ),
+    "an unsupported keyword": (
+        form({"type": "object", "properties": {"a": {"not": {}}}}),
+        "at #/properties/a: not supported: not",
+    ),
+    "1 MB": (form({"enum": ["x" * 1_000_000]}), "a schema has at most 65536"),
+    "deep nesting": (form(json.loads('{"items":' * 200 + "{}" + "}" * 200)), "nested more than 100 deep"),
+}
+
+
+@pytest.mark.parametrize(("sent", "told"), FORMS.values(), ids=FORMS.keys())
+async def test_a_form_that_no_reply_can_have_is_refused_with_the_part_that_is_why(
+    api: httpx.AsyncClient, config: Config, sent: Any, told: str
+) -> None:
+    before = n_jobs(config)
+    answer = await api.post("/api/jobs", json={"content": "x", "response_format": sent})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["detail"].startswith("response_format")
+    assert told in answer.json()["detail"]
+    assert len(answer.json()["detail"]) < 500
+    assert n_jobs(config) == before
+
+
+async def test_a_reply_is_held_to_one_thing(api: httpx.AsyncClient) -> None:
+    sent = {"content": "x", "grammar_name": "yes_or_no", "response_format": {"type": "json_object"}}
+    answer = await api.post("/api/jobs", json=sent)
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("response_format: ")
+    assert "grammar_name" in answer.json()["detail"]
+
+
+async def test_an_exponential_schema_is_refused_by_the_processor_time_that_it_takes(
+    api: httpx.AsyncClient, config: Config
+) -> None:
+    before = n_jobs(config)
+    evil = form({"allOf": [{"type": "string", "pattern": f"(a|b)*{i}(a|b){{{i}}}"} for i in range(30)]})
+    answer = await api.post("/api/jobs", json={"content": "x", "response_format": evil}, timeout=60)
+    assert answer.status_code == 400
+    assert "to compile" in answer.json()["detail"]
+    assert n_jobs(config) == before
+
+
+async def test_a_schema_whose_turn_does_not_come_is_one_to_send_again(
+    api: httpx.AsyncClient, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.schemas.WITHIN_S", 0)
+    before = n_jobs(config)
+    sent = {"content": "x", "response_format": form({"const": "not in time"})}
+    answer = await api.post("/api/jobs", json=sent)
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "about:llamalith/schema-judge-busy"
+    assert answer.headers["retry-after"] == "5"
+    assert n_jobs(config) == before
+    monkeypatch.setattr("llamalith_app.jobs.schemas.WITHIN_S", 600)
+    assert (await api.post("/api/jobs", json=sent)).status_code == 200
+
+
+async def test_evil_schemas_end_in_time_and_hold_up_nobody(api: httpx.AsyncClient) -> None:
+    def evil(number: int) -> dict[str, Any]:
+        return form({"patternProperties": {f"^(a|b)*{i}{number}$": {"type": "string"} for i in range(600)}})
+
+    started = time.monotonic()
+    asked = [
+        asyncio.create_task(api.post("/api/jobs", json={"content": "x", "response_format": evil(number)}))
+        for number in range(6)
+    ]
+    n_answered = 0
+    while not any(task.done() for task in asked):
+        assert (await api.get("/healthz")).status_code == 200
+        n_answered += 1
+    answers = await asyncio.gather(*asked)
+    # Judged to the end of its time, or told to come back since others were before it.
+    assert {answer.status_code for answer in answers} <= {400, 503}
+    assert time.monotonic() - started < 20
+    assert n_answered > 3
+
+
+async def test_a_schema_is_judged_once(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = {"content": "x", "response_format": form({"const": "judged once"})}
+    assert (await api.post("/api/jobs", json=sent)).status_code == 200
+    monkeypatch.setattr("llamalith_app.jobs.schemas._run", None)
+    assert (await api.post("/api/jobs", json=sent)).status_code == 200
+
+
+async def test_the_openapi_document_tells_the_ranges(api: httpx.AsyncClient) -> None:
+    schemas = (await api.get("/api/openapi.json")).json()["components"]["schemas"]
+    for shape in ("JobCreate", "ReplyCreate", "Parameters"):
+        assert set(NAMES) <= set(schemas[shape]["properties"]), shape
+    told = json.dumps(schemas["JobCreate"]["properties"]["max_tokens"])
+    assert "1048576" in told
+    assert "parameters" in schemas["Job"]["properties"]
