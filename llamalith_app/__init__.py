@@ -15,8 +15,8 @@ The map:
     grammar.py       what a reply may be held to: named grammars, found at start, and JSON Schemas; with which bounds
     grammars/        those that are shipped
     guards/          who may come in: token or session, where a browser comes from, passwords
-    jobs/            from an accepted prompt to a stored reply: submit, queue, generate, pool, order,
-                     sweep, worker; and what SAQ's monitor shows
+    jobs/            from an accepted prompt to a stored reply: submit, queue, generate, pool, memory, order,
+                     forecast, speeds, sweep, worker; and what SAQ's monitor shows
     logs.py          structured logs
     parent.py        a child notices that its parent is gone
     pidfile.py       a pid that proves itself by a lock

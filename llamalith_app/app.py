@@ -27,6 +27,7 @@ from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
 from llamalith_app.controllers.live import Live
 from llamalith_app.controllers.login import Doors
+from llamalith_app.controllers.models import Models
 from llamalith_app.controllers.monitor import QueueMonitor
 from llamalith_app.controllers.pages import Pages
 from llamalith_app.controllers.readiness import Readings
@@ -36,7 +37,9 @@ from llamalith_app.errors import LlamalithError, LoginNeeded, StaleForm
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
+from llamalith_app.jobs import order
 from llamalith_app.jobs.cancel import Cancellations
+from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.queue import Hints, impatient_redis
 from llamalith_app.jobs.submit import Submissions
@@ -53,6 +56,7 @@ def create_app(config: Config) -> RequestLog:
     database = Database(config.database_path)
     redis = impatient_redis(config.redis_url)
     hints = Hints(config.redis_url, models)
+    forecasts = Forecasts(database, models, order.bounds(config.max_wait_s))
     submissions = Submissions(
         database,
         hints,
@@ -61,17 +65,21 @@ def create_app(config: Config) -> RequestLog:
         max_attempts=config.max_attempts,
         timeout_s=config.timeout_s,
         queue_timeout_s=config.queue_timeout_s,
+        max_queued=config.max_queued,
+        forecasts=forecasts,
     )
     parts = Parts(
         database=database,
         submissions=submissions,
         cancellations=Cancellations(database, hints, models),
-        live=Live(database, ProgressReader(redis)),
+        live=Live(database, ProgressReader(redis), forecasts),
         readings=Readings(database, redis),
         sessions=Sessions(database, secret_key=config.secret_key, password_hash=config.admin_password_hash),
         passwords=Passwords(database, config.admin_password_hash),
         monitor=Monitor(config.redis_url, models),
         models=models,
+        model_configs=config.models,
+        forecasts=forecasts,
     )
 
     @asynccontextmanager
@@ -86,7 +94,7 @@ def create_app(config: Config) -> RequestLog:
             await database.close()
             await redis.aclose()
 
-    api = [Jobs, Conversations, Legacy]
+    api = [Jobs, Conversations, Models, Legacy]
     app = Litestar(
         route_handlers=[
             Router("/api", route_handlers=api),

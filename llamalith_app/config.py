@@ -23,7 +23,7 @@ from dotenv.parser import parse_stream
 from msgspec import UNSET
 
 from llamalith_app import config_file
-from llamalith_app.config_file import ModelSettings
+from llamalith_app.config_file import MaxWait, ModelSettings
 from llamalith_app.errors import ConfigError
 
 BUNDLED_MODEL = "smollm2"
@@ -48,19 +48,15 @@ SETTING_VARIABLES = {
     "LLAMALITH_MAX_ATTEMPTS": "max_attempts",
     "LLAMALITH_TIMEOUT_S": "timeout_s",
     "LLAMALITH_QUEUE_TIMEOUT_S": "queue_timeout_s",
+    "LLAMALITH_MEMORY_BUDGET_MB": "memory_budget_mb",
     "LLAMALITH_GRAMMAR_DIR": "grammar_dir",
     "LLAMALITH_LOG_FORMAT": "log_format",
     "LLAMALITH_LOG_LEVEL": "log_level",
 }
 """Variables that say the same as a key of `config.json`."""
 PLAIN_KEYS = (
-    "max_attempts",
-    "timeout_s",
-    "queue_timeout_s",
-    "cors_origins",
-    "trusted_proxies",
-    "log_format",
-    "log_level",
+    *("max_attempts", "max_queued", "timeout_s", "queue_timeout_s", "memory_budget_mb", "idle_unload_s"),
+    *("cors_origins", "trusted_proxies", "log_format", "log_level"),
 )
 """Keys of `config.json` that are the same in `Config`."""
 VARIABLES = (
@@ -99,13 +95,21 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """True where no REDIS_URL was given."""
     database_path: Path = Path()
     """The SQLite file: DATABASE_URL (`sqlite:///…`), else `data_dir/llamalith.db`."""
-    n_slots: int = 1
-    """Jobs that one loaded model runs side by side: worker_settings.worker_count."""
+    n_slots: int | None = None
+    """Jobs that a loaded model runs side by side where its own settings say nothing: worker_settings.worker_count.
+    None: as many as cores and memory are good for."""
+    memory_budget_mb: int | None = None
+    """MiB that all loaded models may take together; None: a share of the machine's."""
+    idle_unload_s: float = 600.0
+    """Without work for so long, a model that is not pinned is unloaded; 0: never."""
+    max_wait_s: MaxWait = MaxWait()
     max_attempts: int = 3
     timeout_s: float | None = None
     """Seconds that an attempt may run where its job says nothing itself; None: as long as it takes."""
     queue_timeout_s: float | None = None
     """Seconds that a job may wait for its first start where it says nothing itself; None: as long as it takes."""
+    max_queued: int = 100_000
+    """Jobs of one owner that may wait at once."""
     cors_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""
@@ -310,7 +314,8 @@ def _settled(sources: _Sources, data_dir: Path) -> Config:
         redis_url=values.get("redis_url") or f"unix://{quote(os.fsencode(valkey_socket(data_dir)))}",
         embedded_redis="redis_url" not in values,
         database_path=values.get("database_path", data_dir / "llamalith.db"),
-        n_slots=values.get("worker_settings", {}).get("worker_count", 1),
+        n_slots=values.get("worker_settings", {}).get("worker_count"),
+        max_wait_s=MaxWait(**values.get("max_wait_s", {})),
         grammar_dir=grammar_dir or GRAMMARS,
         warnings=(*sources.overridden, *_warnings(variables.get("LLAMALITH_CONFIG", ""), sources.ignored)),
         **{key: values[key] for key in PLAIN_KEYS if key in values},

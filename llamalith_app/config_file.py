@@ -23,6 +23,8 @@ from llamalith_app.ranges import in_words, takes_lone_text, title, without_none
 END = r"(?![\s\S])"
 PORT = r":(?:6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3})"
 HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)"
+MAX_SECONDS = 31_536_000
+"""A year."""
 SHOWN_CHARACTERS = 80
 NUMBER = re.compile(r"\s*[+-]?\d{1,18}(?:\.\d{1,18})?\s*", re.ASCII)
 
@@ -114,6 +116,15 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = 512
     n_threads: Annotated[int, Meta(ge=0, le=512, description="CPU threads; 0: as many as there are cores.")] = 0
     n_gpu_layers: Annotated[int, Meta(ge=-1, le=1_000_000, description="Layers held by the GPU; -1: all.")] = 0
+    n_slots: (
+        Annotated[
+            int,
+            Meta(ge=1, le=64, description="Jobs that this model runs side by side; unset: worker_count, or by itself."),
+        ]
+        | None
+    ) = None
+    pinned: Annotated[bool, Meta(description="Once loaded it is never unloaded.")] = False
+    preload: Annotated[bool, Meta(description="Loaded before a job asks for it, whenever there is room.")] = False
     max_tokens: ranges.MaxTokens = 1024
     temperature: ranges.Temperature = 0.7
     top_p: ranges.ShareAboveZero = 0.95
@@ -128,7 +139,28 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    worker_count: Annotated[int, Meta(ge=1, le=64, description="Jobs that a loaded model runs side by side.")] = 1
+    worker_count: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=64,
+                description="Jobs that a loaded model runs side by side; unset: by the machine's cores and memory.",
+            ),
+        ]
+        | None
+    ) = None
+
+
+Wait = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
+
+
+class MaxWait(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds that a job of each class waits at most for another model's jobs, or those of a class before its own."""
+
+    interactive: Wait = 30.0
+    normal: Wait = 120.0
+    batch: Wait = 900.0
 
 
 class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -186,6 +218,21 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             Meta(description="Seconds that a job may wait for its first start; unset: as long as it takes."),
         ]
         | None
+    ) = None
+    memory_budget_mb: (
+        Annotated[
+            int,
+            Meta(ge=1, le=2**30, description="MiB that loaded models may take together; unset: 80 % of the machine's."),
+        ]
+        | None
+    ) = None
+    idle_unload_s: (
+        Annotated[float, Meta(ge=0, le=MAX_SECONDS, description="Without work for so long, a model goes; 0: never.")]
+        | None
+    ) = None
+    max_wait_s: MaxWait | None = None
+    max_queued: (
+        Annotated[int, Meta(ge=1, le=10**9, description="Jobs of one owner that may wait at once; 100000.")] | None
     ) = None
     grammar_dir: Annotated[PathText, Meta(description="Folder with *.gbnf; unset: the one shipped.")] | None = None
     log_format: Literal["auto", "json", "text"] | None = None

@@ -84,6 +84,21 @@ class TooManyLogins(LlamalithError):
         self.retry_after_s = wait_s
 
 
+class QueueFull(LlamalithError):
+    """Its owner has as many jobs waiting as are allowed."""
+
+    status = 429
+    type = "queue-full"
+    title = "Queue full"
+
+    def __init__(self, max_queued: int, wait_s: int) -> None:
+        super().__init__(
+            f"{max_queued} jobs are waiting already, and no more are taken (max_queued)."
+            f" Try again in {wait_s} second{'' if wait_s == 1 else 's'}; nothing was stored."
+        )
+        self.retry_after_s = wait_s
+
+
 class ReadOnly(LlamalithError):
     status = 405
     type = "method-not-allowed"

@@ -17,6 +17,7 @@ from llamalith_app.contracts.text import ConversationId, Name, Text
 JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
 OpenWord = Literal["queued", "processing"]
+PriorityWord = Literal["interactive", "normal", "batch"]
 Phase = Literal["queued", "loading", "prefill", "decode"]
 Seconds = Annotated[
     float,
@@ -44,6 +45,8 @@ class JobCreate(Parameters, kw_only=True):
     """Seconds that it may run, loading of the model included; then it ends as an error of kind `timeout`."""
     queue_timeout_s: Seconds | None = None
     """Seconds that it may wait for its first start; then it ends as an error of kind `timeout`."""
+    priority: PriorityWord = "normal"
+    """`interactive`: somebody waits for it; `batch`: nobody does."""
 
 
 class ReplyCreate(Parameters, kw_only=True):
@@ -56,6 +59,7 @@ class ReplyCreate(Parameters, kw_only=True):
     grammar_name: Name | None = None
     timeout_s: Seconds | None = None
     queue_timeout_s: Seconds | None = None
+    priority: PriorityWord = "normal"
 
 
 class LegacySubmit(msgspec.Struct, kw_only=True):
@@ -92,6 +96,10 @@ class Progress(msgspec.Struct, kw_only=True):
     phase: Phase
     position: int | None = None
     """Of a queued job: 1 is the next of its model."""
+    start_eta_s: float | None = None
+    """Of a queued job: seconds until it starts, by what was measured lately; null until something was."""
+    eta_s: float | None = None
+    """Seconds until it ends, likewise."""
     prompt_tokens: int | None = None
     prompt_tokens_done: int | None = None
     completion_tokens: int | None = None
@@ -118,6 +126,7 @@ class Job(msgspec.Struct, kw_only=True):
     created_at: datetime
     processed_at: datetime | None
     grammar_name: str | None
+    priority: PriorityWord
     parameters: Parameters | None
     """What the job said of its sampling and of the reply's form; null: nothing."""
     attempt: int

@@ -17,8 +17,9 @@ from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.html import conversation_url, page
 from llamalith_app.controllers.jobs import MAX_ID, JobIdInPath
 from llamalith_app.controllers.login import came_from, draft_page, see, typed
+from llamalith_app.controllers.models import engines
 from llamalith_app.controllers.request import AppRequest
-from llamalith_app.errors import BadInput, NotFound, StorageUnavailable
+from llamalith_app.errors import BadInput, NotFound, QueueFull, StorageUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.store import conversations, jobs
 from llamalith_app.store.tables import Status
@@ -52,6 +53,7 @@ class Pages(Controller):
             "dashboard",
             jobs=found,
             models=request.parts.models,
+            engines=await engines(request.parts),
             form=JobForm(model=found[0].model if found else ""),
             status="",
             before=None,
@@ -74,7 +76,8 @@ class Pages(Controller):
         limit: Limit = JOBS_ON_PAGE,
     ) -> Template:
         found = await _newest(request, status, limit, before)
-        return page(request, "_rows", jobs=found, status=status, before=before, limit=limit)
+        shown = await engines(request.parts) if limit == NEWEST_ON_DASHBOARD else []
+        return page(request, "_rows", jobs=found, engines=shown, status=status, before=before, limit=limit)
 
     @post("/jobs", opt=PAGE, status_code=303)
     async def submit(self, request: AppRequest) -> Redirect | Template:
@@ -92,8 +95,9 @@ class Pages(Controller):
                 conversation_id=form.conversation_id,
                 model=form.model,
                 system_prompt=form.system_prompt,
+                priority="interactive",
             )
-        except (BadInput, StorageUnavailable) as error:
+        except (BadInput, QueueFull, StorageUnavailable) as error:
             return draft_page(request, draft, error.status, str(error))
         if accepted.created_new:
             return see(f"/chat/#job-{accepted.job_id}")

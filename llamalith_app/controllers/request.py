@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from litestar import Request
 
+from llamalith_app.config import ModelConfig
 from llamalith_app.controllers.live import Live
 from llamalith_app.controllers.problems import in_words
 from llamalith_app.controllers.readiness import Readings
@@ -19,6 +20,7 @@ from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import Principal
 from llamalith_app.guards.sessions import Sessions
 from llamalith_app.jobs.cancel import Cancellations
+from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.store.database import Database
@@ -42,6 +44,9 @@ class Parts(NamedTuple):
     monitor: Monitor
     models: tuple[str, ...]
     """Names offered, in order."""
+    model_configs: tuple[ModelConfig, ...]
+    """The same in whole."""
+    forecasts: Forecasts
 
 
 class AppRequest(Request[Any, Any, Any]):

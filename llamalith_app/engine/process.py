@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Self
 
 import msgspec
@@ -80,7 +80,9 @@ class EngineProcess:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        tell: Callable[[float], None] | None = None,
     ) -> None:
+        self._tell_loading = tell
         self.model = model
         self.died = asyncio.Event()
         """Set when the child is gone, whoever ended it."""
@@ -94,22 +96,33 @@ class EngineProcess:
         self._lines = asyncio.create_task(self._keep_lines())
 
     @classmethod
-    async def start(cls, load: Load, argv: Sequence[str] | None = None) -> Self:
-        """Raises EngineLoadFailed, or EngineDied where the child died before it had loaded the model."""
+    async def start(
+        cls, load: Load, argv: Sequence[str] | None = None, tell: Callable[[float], None] | None = None
+    ) -> Self:
+        """`tell` hears how far it is, from 0 to 1.
+
+        Raises EngineLoadFailed, or EngineDied where the child died before it had loaded the model.
+        """
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(argv or REAL_ENGINE),
-                *("--fd", str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
-                # Ctrl-C in a terminal is not for it: it ends when its worker does.
-                start_new_session=True,
-                env=child_environ(CHILD_SETTINGS),
-            )
-        engine = cls(load.model, process, *await asyncio.open_connection(sock=ours))
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *(argv or REAL_ENGINE),
+                    *("--fd", str(theirs.fileno())),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                    pass_fds=(theirs.fileno(),),
+                    # Ctrl-C in a terminal is not for it: it ends when its worker does.
+                    start_new_session=True,
+                    env=child_environ(CHILD_SETTINGS),
+                )
+            streams = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            # A child that was started meanwhile ends when it sees this.
+            ours.close()
+            raise
+        engine = cls(load.model, process, *streams, tell=tell)
         try:
             engine._send(load)
             engine.loaded = await asyncio.shield(engine._loading)
@@ -203,6 +216,8 @@ class EngineProcess:
                 self._loading.set_exception(EngineLoadFailed(reason))
             case Loading(progress):
                 log.debug("model loading", model=self.model, progress=round(progress, 2))
+                if self._tell_loading is not None:
+                    self._tell_loading(progress)
             case Refused():
                 if steps := self._runs.get(message.sequence_id):
                     steps.put_nowait(EngineRefused(message.kind, message.reason))

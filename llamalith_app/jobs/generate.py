@@ -1,6 +1,6 @@
 """Runs jobs: a place in the pool, a claim in the record, the engine, the finish; and again until nothing is left.
 
-Called with a model's name by SAQ's task, by the worker's own look and by itself. It decides nothing by Redis, and
+Woken by SAQ's task, by the worker's own look and by itself. It decides nothing by Redis, and
 holds what this worker runs now. Knows no SAQ and no HTTP.
 """
 
@@ -10,24 +10,26 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import structlog
 from redis.asyncio import Redis
 
 from llamalith_app.config import ModelConfig
+from llamalith_app.config_file import MaxWait
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN
 from llamalith_app.engine.messages import Advance, ChatMessage, Submit
 from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineProcess, EngineRefused
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order, reply, shape
-from llamalith_app.jobs.pool import Place, Pool
+from llamalith_app.jobs.pool import ModelTooLarge, Place, Pool
 from llamalith_app.jobs.queue import TaskProgress
+from llamalith_app.jobs.speeds import Measure, Speeds
 from llamalith_app.progress import publish
 from llamalith_app.store import conversations, jobs
 from llamalith_app.store.database import Database
@@ -60,6 +62,7 @@ class Running:
         """Ends what it waits for: the model, or the engine's next step."""
         self._first_step: tuple[int, float] | None = None
         self._decode_started = 0.0
+        self._sent = 0.0
         self.completion_tokens = 0
         self._started = time.monotonic()
 
@@ -85,6 +88,26 @@ class Running:
             tokens_per_s=round(n / since, 2) if n and since > 0 else None,
         )
 
+    def sent(self) -> None:
+        """To the engine, just now."""
+        self._sent = time.monotonic()
+
+    def measure(self, learn: Callable[[Measure, float], None]) -> None:
+        """What a whole reply says of its model's speed."""
+        now = time.monotonic()
+        learn("job_s", now - self._sent)
+        if not self.completion_tokens:
+            return
+        learn("completion_tokens", self.completion_tokens)
+        if self.completion_tokens > 1:
+            learn("tokens_per_s", (self.completion_tokens - 1) / max(now - self._decode_started, 1e-6))
+        n_prompt, since = (self.last.prompt_tokens - self.last.prompt_reused if self.last else 0), self._sent
+        if self._first_step is not None:
+            # What was reused before it is no speed of reading.
+            n_prompt, since = (self.last.prompt_tokens if self.last else 0) - self._first_step[0], self._first_step[1]
+        if n_prompt > 0:
+            learn("prompt_tokens_per_s", n_prompt / max(self._decode_started - since, 1e-6))
+
     def seconds(self) -> float:
         """Since the claim."""
         return time.monotonic() - self._started
@@ -93,6 +116,11 @@ class Running:
         """What there is of the reply, as it would be kept."""
         prompt_tokens = None if self.last is None else self.last.prompt_tokens
         return jobs.Written(reply.clean("".join(self.text)), prompt_tokens, self.completion_tokens)
+
+
+class _Start(NamedTuple):
+    place: Place
+    priority: int
 
 
 class Generation:
@@ -107,6 +135,7 @@ class Generation:
         worker_id: int,
         models: Mapping[str, ModelConfig],
         grammars: Mapping[str, str],
+        max_wait: MaxWait,
         wake_later: Callable[[timedelta], None],
     ) -> None:
         self._database = database
@@ -115,6 +144,9 @@ class Generation:
         self._worker_id = worker_id
         self._models = models
         self._grammars = grammars
+        self._max_wait = order.bounds(max_wait)
+        self._n_started = 0
+        self.speeds = Speeds()
         self._wake_later = wake_later
         self._sequence_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -124,18 +156,15 @@ class Generation:
 
     async def look(self) -> None:
         """Starts as much of what is due as there are places for, and returns at once."""
-        if self.draining.is_set():
-            return
-        due = await self._database.read(jobs.due, datetime.now(UTC))
-        model = self._best(due)
-        n_jobs = sum(one.n_jobs for one in due if one.model == model)
-        if model is not None:
-            for _ in range(min(n_jobs, self._pool.n_free(model))):
-                self.start(model)
+        for start in await self._starts():
+            self._spawn(self._go_on(start, _tell_nobody))
 
-    def start(self, model: str, tell: Callable[[TaskProgress], None] | None = None) -> asyncio.Task[None]:
+    def start(self, tell: Callable[[TaskProgress], None]) -> asyncio.Task[None]:
         """`run_next` as a task of its own, which nobody but this object ends."""
-        task = asyncio.create_task(self.run_next(model, tell))
+        return self._spawn(self.run_next(tell))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -146,18 +175,15 @@ class Generation:
             await asyncio.wait(self._tasks, timeout=within_s)
         return not self._tasks
 
-    async def run_next(self, model: str, tell: Callable[[TaskProgress], None] | None = None) -> None:
-        """Runs due jobs of the model one after another while there are any and there is a place; then those of
-        the next model, which may have waited for just this place. With several models the order decides which
-        is the first, not the hint."""
-        chosen: str | None = model
+    async def run_next(self, tell: Callable[[TaskProgress], None]) -> None:
+        """Runs due jobs one after another while there are any and there is a place for them: which, the order
+        decides, not the hint that woke this. Places beyond the one that this takes get tasks of their own."""
         try:
-            if len(self._models) > 1:
-                chosen = self._best(await self._database.read(jobs.due, datetime.now(UTC)))
-            while chosen is not None and await self._serve(chosen, tell):
-                chosen = self._best(await self._database.read(jobs.due, datetime.now(UTC)))
+            start = self._first(await self._starts())
         except StorageUnavailable as error:
             log.warning("nothing can be claimed now", reason=str(error))
+        else:
+            await self._go_on(start, tell)
 
     def stop(self, running: Running, ends_as: Outcome) -> None:
         """Ends an attempt before its reply is whole, within one step of the engine. The first reason counts."""
@@ -167,33 +193,55 @@ class Generation:
         if running.cancel is not None:
             running.cancel()
 
-    def _best(self, due: Sequence[jobs.Due]) -> str | None:
-        mine = [one for one in due if one.model in self._models]
-        return order.next_model(mine, self._pool.model, datetime.now(UTC))
+    async def _starts(self) -> list[_Start]:
+        """Places for as much of what is due as can start now, best first."""
+        starts: list[_Start] = []
+        if self.draining.is_set():
+            return starts
+        now = datetime.now(UTC)
+        due = await self._database.read(jobs.due, self._models, now)
+        # Without a pause from here on: what has room now gets its place.
+        while not self.draining.is_set():
+            rooms = {one.model: self._pool.room(one.model) for one in due}
+            best = order.next_start(due, rooms, self._max_wait, self._n_started + len(starts), now)
+            place = self._pool.reserve(best.model) if best is not None else None
+            if best is None or place is None:
+                break
+            starts.append(_Start(place, best.priority))
+            due = order.without_one(due, best)
+        return starts
 
-    async def _serve(self, model: str, tell: Callable[[TaskProgress], None] | None) -> bool:
-        """True if it ran anything."""
-        if self.draining.is_set() or (place := self._pool.reserve(model)) is None:
-            return False
-        ran = False
-        with place:
-            while not self.draining.is_set():
-                claim = await self._database.write_lightly(jobs.claim, model, self._worker_id, datetime.now(UTC))
-                if claim is None:
-                    break
-                ran = True
-                if self.draining.is_set():
-                    # It began to drain while the claim was on its way.
-                    late = Running(claim)
-                    late.ends_as = Outcome.RELEASED
-                    await self._fail(late, "drained", "The worker was ending.")
-                    break
-                await self._attempt(Running(claim), place, tell or _tell_nobody)
-                if len(self._models) > 1:
-                    due = await self._database.read(jobs.due, datetime.now(UTC))
-                    if self._best(due) not in (model, None):
-                        break
-        return ran
+    def _first(self, starts: list[_Start]) -> _Start | None:
+        """The first of them, for the caller; the others are begun."""
+        for start in starts[1:]:
+            self._spawn(self._go_on(start, _tell_nobody))
+        return starts[0] if starts else None
+
+    async def _go_on(self, start: _Start | None, tell: Callable[[TaskProgress], None]) -> None:
+        """Runs a job in the place, gives it back, and so on with whatever is next then."""
+        try:
+            while start is not None and await self._serve(start, tell):
+                start = self._first(await self._starts())
+        except StorageUnavailable as error:
+            log.warning("nothing can be claimed now", reason=str(error))
+
+    async def _serve(self, start: _Start, tell: Callable[[TaskProgress], None]) -> bool:
+        """True if it ran a job; somebody else may have been faster."""
+        with start.place as place:
+            claim = await self._database.write_lightly(
+                jobs.claim, place.model, start.priority, self._worker_id, datetime.now(UTC)
+            )
+            if claim is None:
+                return False
+            self._n_started += 1
+            running = Running(claim)
+            if self.draining.is_set():
+                # It began to drain while the claim was on its way.
+                running.ends_as = Outcome.RELEASED
+                await self._fail(running, "drained", "The worker was ending.")
+                return False
+            await self._attempt(running, place, tell)
+            return True
 
     async def _attempt(self, running: Running, place: Place, tell: Callable[[TaskProgress], None]) -> None:
         """One attempt from its claim to the end of its lease; raises nothing."""
@@ -207,6 +255,8 @@ class Generation:
             await self._run(running, place, publisher)
         except EngineRefused as error:
             await self._fail(running, error.kind, str(error), final=True)
+        except ModelTooLarge as error:
+            await self._fail(running, "model_unavailable", str(error), final=True)
         except EngineLoadFailed as error:
             await self._fail(running, "model_unavailable", str(error))
         except EngineDied as error:
@@ -262,6 +312,7 @@ class Generation:
             grammar=shape.grammar(claim, self._grammars),
         )
         running.cancel = partial(engine.cancel, submit.sequence_id)
+        running.sent()
         if running.ends_as is None:
             async for step in engine.run(submit):
                 running.advance(step)
@@ -280,6 +331,8 @@ class Generation:
             omitted_messages=last.omitted_messages + turn.n_too_old,
         )
         if await self._store(running, finish):
+            self.speeds.learn(claim.model, "load_s", engine.loaded.load_s)
+            running.measure(partial(self.speeds.learn, claim.model))
             log.info(
                 "job done",
                 job_id=claim.job_id,

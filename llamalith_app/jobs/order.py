@@ -1,32 +1,179 @@
-"""Who is next: pure functions over summaries of what is due. No SQL, no clock, no engine."""
+"""Who is next, and when: pure functions over summaries of what is due and of what engines tell. No SQL, no clock."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-from llamalith_app.store.jobs import Due
+import msgspec
 
-MAX_WAIT_FOR_SWAP = timedelta(seconds=60)
-"""How long the loaded model may keep jobs of another one waiting."""
+from llamalith_app.config_file import MaxWait
+from llamalith_app.contracts.jobs import Progress
+from llamalith_app.contracts.models import EngineTold
+from llamalith_app.store.jobs import Due, Load
+from llamalith_app.store.tables import Priority
+
+RELIEF = 8
+"""Of so many places one goes to late jobs of other classes than the most urgent."""
+
+STATES = ("loaded", "loading", "failed", "absent")
+"""Best first: what one worker of several says of a model."""
+MEASURES = ("tokens_per_s", "prompt_tokens_per_s", "load_s", "job_s", "completion_tokens")
 
 
-def next_model(due: Sequence[Due], loaded: str | None, now: datetime) -> str | None:
-    """Which model a free engine should work for; None: nothing is due.
+class Room(NamedTuple):
+    """How a model stands in the pool."""
 
-    (1) The model whose oldest job has waited longer than MAX_WAIT_FOR_SWAP, the longest first;
-    (2) else the loaded one while it has jobs; (3) else the one with the oldest job.
+    n_free: int
+    """Places that would be given now, also by loading it."""
+    since: datetime | None = None
+    """When it was loaded, or began to be; None: it is not."""
+    waits_for: frozenset[str] = frozenset()
+    """Models at work that must end before it can be loaded."""
+
+
+def next_start(
+    due: Iterable[Due], rooms: Mapping[str, Room], max_wait: Mapping[int, timedelta], n_started: int, now: datetime
+) -> Due | None:
+    """Whose job a place is given to next; None: nothing that is due can start now. `max_wait` is by priority;
+    `n_started` counts the places given so far.
+
+    What is due is ranked:
+    (1) A job that has waited longer than the bound of its class is late, and late ones go before all others:
+        (1.1) the most urgent class first, but last for each RELIEF-th place, so that a flood of it starves no other;
+        (1.2) in a class a loaded model with jobs from before it was loaded, so that one load serves all that had
+              gathered, and two models that are always late do not take turns job by job;
+        (1.3) then the model with the oldest job.
+    (2) Then loaded models: the most urgent class first, the oldest job in it.
+    (3) Then the others, likewise.
+    The place goes to the first in this rank whose model has one, but
+    (4) a late job whose model waits for others to end holds these back: they get no new place, and nothing else is
+        loaded before it.
     """
-    if not due:
-        return None
-    oldest = min(due, key=lambda one: one.oldest)
-    if now - oldest.oldest > MAX_WAIT_FOR_SWAP:  # (1)
-        return oldest.model
-    if any(one.model == loaded for one in due):  # (2)
-        return loaded
-    return oldest.model  # (3)
+
+    def is_late(one: Due) -> bool:
+        return now - one.oldest > max_wait[one.priority]
+
+    groups = list(due)
+    late = {one.priority for one in groups if is_late(one)}
+    last = min(late) if len(late) > 1 and n_started % RELIEF == RELIEF - 1 else None
+
+    def rank(one: Due) -> tuple[int, bool, int, bool, datetime]:
+        since = rooms[one.model].since
+        if is_late(one):  # (1)
+            gathered = since is not None and one.oldest <= since
+            return 1, one.priority == last, one.priority, not gathered, one.oldest  # (1.1), (1.2), (1.3)
+        return 2 if since else 3, False, one.priority, False, one.oldest  # (2), (3)
+
+    held_back: frozenset[str] = frozenset()
+    for one in sorted(groups, key=rank):
+        room = rooms[one.model]
+        if room.n_free > 0 and one.model not in held_back and not (held_back and room.since is None):
+            return one
+        if is_late(one) and room.waits_for and not held_back:  # (4)
+            held_back = room.waits_for
+    return None
+
+
+def without_one(due: Sequence[Due], started: Due) -> list[Due]:
+    """The same after one job of a group has been given a place."""
+    return [
+        one._replace(n_jobs=one.n_jobs - 1) if one is started else one
+        for one in due
+        if one is not started or one.n_jobs > 1
+    ]
+
+
+def bounds(max_wait: MaxWait) -> dict[int, timedelta]:
+    """By priority, as `next_start` takes them."""
+    return {one: timedelta(seconds=getattr(max_wait, one.name.lower())) for one in Priority}
 
 
 def pause_before(attempt: int) -> timedelta:
     """Between a failed attempt (1 is the first) and the next: 0.25 s, 1 s, 4 s … at most a minute."""
     return timedelta(seconds=min(60.0, 0.25 * 4.0 ** min(attempt - 1, 10)))
+
+
+class Lane(NamedTuple):
+    """The queue of one model, as far as it can be foreseen."""
+
+    free_s: tuple[float, ...]
+    """For each slot, seconds until it takes the next job; ascending."""
+    job_s: float | None
+    """Of one job; None: nothing was measured yet."""
+
+    def start_s(self, position: int) -> float | None:
+        """Until the job at this place of the queue starts; 1 is the next."""
+        if self.job_s is None:
+            return None
+        wave, slot = divmod(position - 1, len(self.free_s))
+        return self.free_s[slot] + wave * self.job_s
+
+    def end_s(self, position: int) -> float | None:
+        start = self.start_s(position)
+        return None if start is None or self.job_s is None else start + self.job_s
+
+
+def merged(told: Iterable[EngineTold]) -> dict[str, EngineTold]:
+    """What several workers tell, by model: the best state of all, the slots of all, the speeds of who has some."""
+    found: dict[str, EngineTold] = {}
+    for one in told:
+        best = found.get(one.model)
+        if best is None:
+            found[one.model] = one
+            continue
+        first, other = sorted((best, one), key=lambda engine: STATES.index(engine.state))
+        measured = {name: value for name in MEASURES if (value := getattr(first, name) or getattr(other, name))}
+        slots = {"n_slots": first.n_slots + other.n_slots, "n_used": first.n_used + other.n_used}
+        found[one.model] = msgspec.structs.replace(first, fits=first.fits or other.fits, **slots, **measured)
+    return found
+
+
+def lanes(
+    engines: Mapping[str, EngineTold], load: Load, max_wait: Mapping[int, timedelta], now: datetime
+) -> dict[str, Lane]:
+    """The queues by model. A model that is not there waits for its load; and where others have to go first, until
+    their queues end or its own oldest job is late, whichever comes sooner."""
+    found = {}
+    for model, engine in engines.items():
+        job_s = engine.job_s
+        ages = [(now - started).total_seconds() for of, started in load.running if of == model]
+        # A job that takes longer than most has some time to go still.
+        left = sorted(max(job_s - age, job_s / 10) for age in ages) if job_s is not None else []
+        free = [0.0] * max(0, engine.n_slots - len(left))
+        found[model] = Lane(tuple((free + left)[: max(1, engine.n_slots)]), job_s)
+    here = {model for model, engine in engines.items() if engine.state in ("loaded", "loading")}
+    for model in engines.keys() - here:
+        engine = engines[model]
+        wait_s = engine.load_s or 0.0
+        if not engine.fits:
+            late_s = min(
+                ((one.oldest + max_wait[one.priority] - now).total_seconds() for one in load.due if one.model == model),
+                default=0.0,
+            )
+            queue_s = max((_drained_s(found[other], load.queued.get(other, 0)) for other in here), default=0.0)
+            running_s = max((found[other].free_s[-1] for other in here), default=0.0)
+            wait_s += min(queue_s, max(0.0, late_s) + running_s)
+        found[model] = Lane(tuple(wait_s + free for free in found[model].free_s), engine.job_s)
+    return found
+
+
+def _drained_s(lane: Lane, n_queued: int) -> float:
+    return (lane.end_s(n_queued) or 0.0) if n_queued else lane.free_s[-1]
+
+
+def left_s(progress: Progress, engine: EngineTold | None) -> float | None:
+    """Until a running job ends; None: not known. Its reply is taken to be as long as others lately."""
+    if engine is None or engine.completion_tokens is None or engine.tokens_per_s is None:
+        return None
+    speed = progress.tokens_per_s if progress.phase == "decode" and progress.tokens_per_s else engine.tokens_per_s
+    # One that is longer than most has some way to go still.
+    n_tokens = max(engine.completion_tokens - (progress.completion_tokens or 0), engine.completion_tokens / 10)
+    seconds = n_tokens / speed
+    if progress.phase != "decode" and engine.prompt_tokens_per_s:
+        n_prompt = (progress.prompt_tokens or 0) - (progress.prompt_tokens_done or 0)
+        seconds += n_prompt / engine.prompt_tokens_per_s
+    if progress.phase == "loading" and engine.state != "loaded":
+        seconds += (engine.load_s or 0.0) * (1 - (engine.progress or 0.0))
+    return seconds

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -141,22 +141,21 @@ class Hints:
 
 
 class Wakers:
-    """One SAQ worker a model in this process, each with as many tasks as the model has slots.
+    """One SAQ worker a model in this process, each with as many tasks as the model has slots (`n_slots`, by model).
 
-    `wake(model, tell)` starts the work; `tell` takes the progress to show. A task that SAQ cancels leaves its work
+    `wake(tell)` starts the work; `tell` takes the progress to show. A task that SAQ cancels leaves its work
     running: what runs is decided by leases, not by SAQ.
     """
 
     def __init__(
         self,
         redis_url: str,
-        models: tuple[str, ...],
-        n_slots: int,
-        wake: Callable[[str, Callable[[TaskProgress], None]], asyncio.Task[None]],
+        n_slots: Mapping[str, int],
+        wake: Callable[[Callable[[TaskProgress], None]], asyncio.Task[None]],
     ) -> None:
         self._redis = _patient_redis(redis_url)
         self._wake = wake
-        self._workers = [self._worker(model, n_slots) for model in models]
+        self._workers = [self._worker(model, n) for model, n in n_slots.items()]
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -176,7 +175,7 @@ class Wakers:
 
     def _worker(self, model: str, n_slots: int) -> Worker[Any]:
         async def wake(ctx: dict[str, Any], job_id: int) -> None:  # noqa: ARG001 - for people who look at the queue
-            await self._run(model, ctx["job"])
+            await self._run(ctx["job"])
 
         worker = Worker[Any](
             saq_queue(self._redis, model),
@@ -188,13 +187,13 @@ class Wakers:
         worker.SIGNALS = []
         return worker
 
-    async def _run(self, model: str, job: Job) -> None:
+    async def _run(self, job: Job) -> None:
         latest: list[TaskProgress] = []
 
         def tell(progress: TaskProgress) -> None:
             latest[:] = [progress]
 
-        work = self._wake(model, tell)
+        work = self._wake(tell)
         while not work.done():
             await asyncio.wait([work], timeout=MIRROR_S)
             if not work.done():

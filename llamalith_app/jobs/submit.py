@@ -6,19 +6,19 @@ engine.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from llamalith_app.contracts.jobs import JobAccepted
+from llamalith_app.contracts.jobs import JobAccepted, PriorityWord
 from llamalith_app.contracts.parameters import AnyText, JsonSchema, Parameters
-from llamalith_app.errors import BadInput
+from llamalith_app.errors import BadInput, QueueFull
+from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import SchemaJudge
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
-
-NORMAL = 1
-"""The priority of every job until classes exist."""
+from llamalith_app.store.tables import Priority
 
 
 class Submissions:
@@ -30,14 +30,21 @@ class Submissions:
         models: tuple[str, ...],
         grammars: Mapping[str, str],
         max_attempts: int,
-        timeout_s: float | None = None,
-        queue_timeout_s: float | None = None,
+        timeout_s: float | None,
+        queue_timeout_s: float | None,
+        max_queued: int,
+        forecasts: Forecasts,
     ) -> None:
         self._database = database
         self._hints = hints
         self._models = models
         self._grammars = grammars
         self._max_attempts = max_attempts
+        self._max_queued = max_queued
+        self._forecasts = forecasts
+        self._uncounted: dict[int, int] = {}
+        """By owner: jobs that can be taken before those that wait are counted again."""
+        self._counting = asyncio.Lock()
         self._schemas = SchemaJudge()
         self._timeout_s = timeout_s
         self._queue_timeout_s = queue_timeout_s
@@ -53,11 +60,12 @@ class Submissions:
         system_prompt: str | None = None,
         assistant_context: str | None = None,
         grammar_name: str | None = None,
+        priority: PriorityWord = "normal",
         parameters: Parameters | None = None,
         timeout_s: float | None = None,
         queue_timeout_s: float | None = None,
     ) -> JobAccepted:
-        """Accepted means on disk. Raises BadInput, JudgeBusy or StorageUnavailable with nothing stored."""
+        """Accepted means on disk. Raises BadInput, JudgeBusy, QueueFull or StorageUnavailable with nothing stored."""
         content = content.strip()
         system_prompt = (system_prompt or "").strip()
         if not content and not system_prompt:
@@ -66,8 +74,7 @@ class Submissions:
         chosen_model = self._model((model or "").strip())
         chosen_grammar = self._grammar((grammar_name or "").strip())
         await self._judge(parameters, chosen_grammar)
-        accepted = await self._database.write(
-            jobs.submit,
+        accepted = await self._store(
             jobs.Prompt(
                 owner_id=owner_id,
                 conversation_id=given_id,
@@ -78,12 +85,11 @@ class Submissions:
                 grammar_name=chosen_grammar,
                 parameters=parameters,
                 request_id=request_id,
-                priority=NORMAL,
+                priority=Priority[priority.upper()],
                 max_attempts=self._max_attempts,
                 timeout_s=self._timeout_s if timeout_s is None else timeout_s,
                 queue_timeout_s=self._queue_timeout_s if queue_timeout_s is None else queue_timeout_s,
-            ),
-            datetime.now(UTC),
+            )
         )
         if accepted.job_id is not None:
             self._hints.send(chosen_model, accepted.job_id)
@@ -95,6 +101,26 @@ class Submissions:
             created_new=given_id is None,
             model=chosen_model,
         )
+
+    async def _store(self, prompt: jobs.Prompt) -> jobs.Accepted:
+        """Counting a long queue costs more than an accept, so each count is good for half of the room that it found."""
+        if not prompt.content or self._take_uncounted(prompt.owner_id):
+            return await self._database.write(jobs.submit, prompt, datetime.now(UTC))
+        async with self._counting:
+            if self._take_uncounted(prompt.owner_id):
+                return await self._database.write(jobs.submit, prompt, datetime.now(UTC))
+            accepted, n_queued = await self._database.write(
+                jobs.submit_if_room, prompt, datetime.now(UTC), self._max_queued
+            )
+            self._uncounted[prompt.owner_id] = max(0, self._max_queued - n_queued) // 2
+        if accepted is None:
+            raise QueueFull(self._max_queued, await self._forecasts.retry_after_s())
+        return accepted
+
+    def _take_uncounted(self, owner_id: int) -> bool:
+        left = self._uncounted.get(owner_id, 0)
+        self._uncounted[owner_id] = max(0, left - 1)
+        return left > 0
 
     def _model(self, name: str) -> str:
         if not name:

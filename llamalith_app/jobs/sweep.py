@@ -50,7 +50,7 @@ def _forget(lock_path: str) -> None:
 
 class Sweeper:
     """`held_here`: the lease tokens of what this worker is running; their beat is its own affair.
-    `wake_later` is told how long from now a job will be due again.
+    `wake_later` is told how long from now a job will be due again; `tell_engines` says what is told of them.
     """
 
     def __init__(
@@ -59,11 +59,13 @@ class Sweeper:
         worker_id: int,
         held_here: Callable[[], Container[str]],
         wake_later: Callable[[timedelta], None],
+        tell_engines: Callable[[], str],
     ) -> None:
         self._database = database
         self._worker_id = worker_id
         self._held_here = held_here
         self._wake_later = wake_later
+        self._tell_engines = tell_engines
         self._seen: dict[str, tuple[int, float]] = {}
         """Lease token -> its beat, and since when it stands there."""
 
@@ -105,7 +107,7 @@ class Sweeper:
         """While the database takes no writes every beat stands still, and none of them means a death."""
         started = time.monotonic()
         try:
-            await self._database.write_lightly(workers.beat, self._worker_id, datetime.now(UTC))
+            await self._database.write_lightly(workers.beat, self._worker_id, datetime.now(UTC), self._tell_engines())
         except StorageUnavailable:
             self._seen.clear()
             raise

@@ -12,14 +12,17 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import structlog
 
 from llamalith_app import grammar
 from llamalith_app.config import Config
 from llamalith_app.errors import StorageUnavailable
+from llamalith_app.jobs import memory
 from llamalith_app.jobs.generate import Generation
 from llamalith_app.jobs.pool import Pool
 from llamalith_app.jobs.queue import Wakers, impatient_redis
@@ -32,6 +35,8 @@ WATCH_S = 0.1
 """Between two looks at which leases still hold, while anything runs: so long a cancel waits to be heard."""
 TROUBLE_S = 1.0
 """The least pause after a timer that failed."""
+TEND_S = 1.0
+"""Between two looks for models that were idle for long, or are missing."""
 GIVE_BACK_S = 2.0
 """How long a drain waits for the jobs that it stopped, and again for those that were loading."""
 
@@ -46,7 +51,14 @@ class Worker:
         self._models = {model.name: model for model in config.models}
         self._database = Database(config.database_path)
         self._redis = impatient_redis(config.redis_url)
-        self._pool = Pool(self._models, config.n_slots, engine_argv)
+        budget_mb = config.memory_budget_mb
+        self._pool = Pool(
+            self._models,
+            budget_bytes=memory.machine_bytes() if budget_mb is None else budget_mb * memory.MIB,
+            worker_count=config.n_slots,
+            idle_unload_s=config.idle_unload_s,
+            engine_argv=engine_argv,
+        )
         self._lock_path = config.data_dir / "run" / f"worker-{os.getpid()}-{os.urandom(4).hex()}.lock"
         self._timers: list[asyncio.Task[None]] = []
         self._pauses: set[asyncio.Task[None]] = set()
@@ -54,6 +66,8 @@ class Worker:
 
     async def start(self) -> None:
         self._lock = hold_lock(self._lock_path)
+        await self._pool.survey()
+        n_slots = {model: plan.n_slots for model, plan in self._pool.plans.items()}
         self._database.open()
         self.id = await self._database.write(
             workers.register,
@@ -61,7 +75,7 @@ class Worker:
             pid=os.getpid(),
             lock_path=str(self._lock_path),
             models=list(self._models),
-            n_slots=self._config.n_slots,
+            n_slots=sum(n_slots.values()),
             now=datetime.now(UTC),
         )
         self.generation = Generation(
@@ -71,17 +85,21 @@ class Worker:
             worker_id=self.id,
             models=self._models,
             grammars=grammar.load(self._config.grammar_dir),
+            max_wait=self._config.max_wait_s,
             wake_later=self._look_after,
         )
-        self._sweeper = Sweeper(self._database, self.id, lambda: self.generation.running, self._look_after)
-        self._wakers = Wakers(self._config.redis_url, tuple(self._models), self._config.n_slots, self.generation.start)
+        self._sweeper = Sweeper(
+            self._database, self.id, lambda: self.generation.running, self._look_after, self._tell_engines
+        )
+        self._wakers = Wakers(self._config.redis_url, n_slots, self.generation.start)
         self._wakers.start()
         self._timers = [
             asyncio.create_task(self._each(SWEEP_S, self._sweep_and_look)),
             asyncio.create_task(self._each(BEAT_S, self._beat)),
             asyncio.create_task(self._each(WATCH_S, self._watch)),
+            asyncio.create_task(self._each(TEND_S, self._tend)),
         ]
-        log.info("worker ready", worker_id=self.id, models=list(self._models), n_slots=self._config.n_slots)
+        log.info("worker ready", worker_id=self.id, n_slots=n_slots, memory_mib=self._pool.budget_bytes // memory.MIB)
 
     async def drain(self, grace_s: float) -> None:
         """Claims nothing more, lets running jobs end for `grace_s` seconds, gives the others back, and ends."""
@@ -117,6 +135,12 @@ class Worker:
     async def _sweep_and_look(self) -> None:
         await self._sweeper.sweep()
         await self.generation.look()
+
+    def _tell_engines(self) -> str:
+        return msgspec.json.encode(self._pool.told(self.generation.speeds)).decode()
+
+    async def _tend(self) -> None:
+        self._pool.tend(time.monotonic())
 
     async def _beat(self) -> None:
         if mine := list(self.generation.running):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -48,6 +48,7 @@ from llamalith_app.store.tables import (
     JobRow,
     MessageRow,
     Outcome,
+    Priority,
     Status,
 )
 
@@ -124,11 +125,24 @@ class Held(NamedTuple):
 
 
 class Due(NamedTuple):
-    """What waits for one model and may start now."""
+    """What waits for one model in one class and may start now."""
 
     model: str
+    priority: int
     n_jobs: int
+    """At most MOST_DUE."""
     oldest: datetime
+    """When the first of them was accepted."""
+
+
+class Load(NamedTuple):
+    """What is to be done and what is being done."""
+
+    queued: dict[str, int]
+    """Jobs that wait, by model."""
+    running: list[tuple[str, datetime]]
+    """Model and start of each job that is processing."""
+    due: list[Due]
 
 
 def _is(*statuses: Status) -> ColumnElement[bool]:
@@ -171,16 +185,17 @@ _SYSTEM_IN_FORCE = (
     .limit(1)
 )
 _BEST_DUE = (
-    select(JobRow.id)
+    select(JobRow.id, JobRow.created_at)
     .where(
         _is(Status.QUEUED),
         JobRow.model == bindparam("of_model"),
+        JobRow.priority == bindparam("of_priority"),
         JobRow.not_before <= bindparam("until"),
         _may_still_wait,
         _nothing_earlier,
     )
-    .order_by(JobRow.priority, JobRow.id)
-    .limit(1)
+    .order_by(JobRow.id)
+    .limit(bindparam("most"))
 )
 _CLAIM = (
     update(_jobs)
@@ -270,15 +285,27 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
     return Accepted(job_id, public_id)
 
 
+def submit_if_room(
+    connection: Connection, prompt: Prompt, now: datetime, max_queued: int
+) -> tuple[Accepted | None, int]:
+    """As `submit`, unless so many jobs of its owner wait already; with how many there were."""
+    n_queued = connection.execute(
+        select(func.count()).where(JobRow.owner_id == prompt.owner_id, JobRow.status == Status.QUEUED.value)
+    ).scalar_one()
+    return (submit(connection, prompt, now) if n_queued < max_queued else None), n_queued
+
+
 def _system_in_force(connection: Connection, conversation_id: int, turn: int) -> str | None:
     if turn == 0:
         return None
     return connection.execute(_SYSTEM_IN_FORCE, {"of_conversation": conversation_id}).scalar()
 
 
-def claim(connection: Connection, model: str, worker_id: int, now: datetime) -> Claim | None:
-    """The best due job of the model whose conversation has nothing earlier open; None: nothing to do."""
-    job_id = connection.execute(_BEST_DUE, {"of_model": model, "until": now}).scalar()
+def claim(connection: Connection, model: str, priority: int, worker_id: int, now: datetime) -> Claim | None:
+    """The oldest due job of the model and class whose conversation has nothing earlier open; None: nothing to do."""
+    job_id = connection.execute(
+        _BEST_DUE, {"of_model": model, "of_priority": priority, "until": now, "most": 1}
+    ).scalar()
     if job_id is None:
         return None
     lease_token = secrets.token_hex(16)
@@ -553,16 +580,34 @@ def held(connection: Connection, worker_id: int | None = None) -> list[Held]:
     return [Held._make(row) for row in rows]
 
 
-def due(connection: Connection, now: datetime) -> list[Due]:
-    """For each model what could be claimed now, oldest first."""
-    rows = connection.execute(
-        select(JobRow.model, func.count(), func.min(JobRow.created_at))
-        .where(_is(Status.QUEUED), JobRow.not_before <= now, _may_still_wait, _nothing_earlier)
-        .group_by(JobRow.model)
-        .order_by(func.min(JobRow.id)),
-        {"until": now},
+MOST_DUE = 64
+"""Jobs of a model and class that `due` looks at; more would not find a place at once."""
+
+
+def due(connection: Connection, models: Iterable[str], now: datetime) -> list[Due]:
+    """For each of the models and each class what could be claimed now."""
+    found = []
+    for model in models:
+        for priority in Priority:
+            of = {"of_model": model, "of_priority": priority.value, "until": now, "most": MOST_DUE}
+            if rows := connection.execute(_BEST_DUE, of).all():
+                found.append(Due(model, priority, len(rows), rows[0].created_at))
+    return found
+
+
+def load(connection: Connection, models: Iterable[str], now: datetime) -> Load:
+    queued = {
+        row.model: row.n
+        for row in connection.execute(
+            select(JobRow.model, func.count().label("n")).where(_is(Status.QUEUED)).group_by(JobRow.model)
+        )
+    }
+    running = connection.execute(select(JobRow.model, JobRow.started_at).where(_is(Status.PROCESSING)))
+    return Load(
+        queued,
+        [(model, started_at) for model, started_at in running if started_at is not None],
+        due(connection, models, now),
     )
-    return [Due._make(row) for row in rows]
 
 
 MAX_PAGE_CHARS = 10_000_000
@@ -679,6 +724,7 @@ def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
             JobRow.created_at,
             JobRow.processed_at,
             JobRow.grammar_name,
+            JobRow.priority,
             # Whole or not at all: where texts are cut, nobody reads it.
             (JobRow.parameters if max_text is None else null()).label("parameters"),
             JobRow.attempt,
@@ -704,6 +750,7 @@ def _job(row: RowMapping) -> Job:
     fields.pop("turn", None)
     fields["parameters"] = _parameters(fields["parameters"])
     kind, not_after = fields.pop("error_kind"), fields.pop("not_after")
+    fields["priority"] = Priority(fields["priority"]).name.lower()
     return Job(
         **fields,
         error=None if kind is None else JobError(kind=kind, reason=fields["result"]),

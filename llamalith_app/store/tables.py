@@ -11,7 +11,7 @@ prompt, 4t + 3 the reply to it.
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from advanced_alchemy.base import DefaultBase
 from advanced_alchemy.types import BigIntIdentity, DateTimeUTC
@@ -42,6 +42,14 @@ class Status(StrEnum):
     DONE = "done"
     ERROR = "error"
     CANCELLED = "cancelled"
+
+
+class Priority(IntEnum):
+    """The classes of jobs; their names in lower case are the words on the wire. Lower goes first."""
+
+    INTERACTIVE = 0
+    NORMAL = 1
+    BATCH = 2
 
 
 class Outcome(StrEnum):
@@ -156,7 +164,7 @@ class JobRow(DefaultBase):
     not_after: Mapped[datetime | None] = mapped_column(DateTimeUTC)
     """Wall clock; if it was not started by then, it ends as an error. Null: it waits as long as it takes."""
     priority: Mapped[int] = mapped_column(Integer)
-    """Lower goes first; 1 for all until classes exist."""
+    """A Priority."""
     request_id: Mapped[str] = mapped_column(String(128))
     max_attempts: Mapped[int] = mapped_column(Integer)
     status: Mapped[str] = mapped_column(String(20))

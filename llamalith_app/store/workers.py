@@ -6,7 +6,7 @@ import json
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from llamalith_app.store.tables import WorkerRow
 
@@ -45,8 +45,20 @@ def register(
     ).scalar_one()
 
 
-def beat(connection: Connection, worker_id: int, now: datetime) -> None:
-    connection.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(beat=WorkerRow.beat + 1, seen_at=now))
+def beat(connection: Connection, worker_id: int, now: datetime, engines: str | None = None) -> None:
+    """`engines`: what the worker tells of them, as JSON."""
+    connection.execute(
+        update(WorkerRow).where(WorkerRow.id == worker_id).values(beat=WorkerRow.beat + 1, seen_at=now, engines=engines)
+    )
+
+
+def told(connection: Connection, now: datetime) -> list[str]:
+    """What each worker that is alive told of its engines."""
+    return [text for text in connection.execute(select(WorkerRow.engines).where(*_alive(now))).scalars() if text]
+
+
+def _alive(now: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return WorkerRow.ended_at.is_(None), WorkerRow.seen_at > now - timedelta(seconds=ALIVE_S)
 
 
 def end(connection: Connection, worker_id: int, now: datetime) -> None:
@@ -63,8 +75,4 @@ def not_ended(connection: Connection) -> list[Sibling]:
 
 
 def n_alive(connection: Connection, now: datetime) -> int:
-    return connection.execute(
-        select(func.count())
-        .select_from(WorkerRow)
-        .where(WorkerRow.ended_at.is_(None), WorkerRow.seen_at > now - timedelta(seconds=ALIVE_S))
-    ).scalar_one()
+    return connection.execute(select(func.count()).select_from(WorkerRow).where(*_alive(now))).scalar_one()

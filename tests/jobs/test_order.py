@@ -1,40 +1,195 @@
-"""Which model comes next, and how long a failed job rests."""
+"""Who comes next, and how long a failed job rests. Time is an argument."""
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from llamalith_app.jobs.order import MAX_WAIT_FOR_SWAP, next_model, pause_before
+from llamalith_app.config_file import MaxWait
+from llamalith_app.jobs.order import RELIEF, Room, bounds, next_start, pause_before, without_one
 from llamalith_app.store.jobs import Due
+from llamalith_app.store.tables import Priority
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+INTERACTIVE, NORMAL, BATCH = Priority
+MAX_WAIT = bounds(MaxWait(interactive=30, normal=120, batch=900))
+ABSENT = Room(1)
+FULL = Room(0, NOW)
 
 
-def due(model: str, waited_s: float) -> Due:
-    return Due(model, 1, NOW - timedelta(seconds=waited_s))
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
 
 
-def test_nothing_due_is_no_model() -> None:
-    assert next_model([], "a", NOW) is None
+def due(model: str, waited_s: float, priority: int = NORMAL) -> Due:
+    return Due(model, priority, 1, ago(waited_s))
 
 
-def test_the_loaded_model_goes_on_while_it_has_jobs() -> None:
-    assert next_model([due("a", 30), due("b", 1)], "b", NOW) == "b"
+def loaded(since_s: float = 10_000, n_free: int = 1) -> Room:
+    return Room(n_free, ago(since_s))
 
 
-def test_the_oldest_job_decides_when_nothing_fitting_is_loaded() -> None:
-    assert next_model([due("a", 1), due("b", 30)], None, NOW) == "b"
-    assert next_model([due("a", 1), due("b", 30)], "c", NOW) == "b"
+def chosen(*groups: Due, rooms: dict[str, Room], n_started: int = 0) -> tuple[str, int] | None:
+    found = next_start(groups, rooms, MAX_WAIT, n_started, NOW)
+    return None if found is None else (found.model, found.priority)
 
 
-def test_no_model_waits_longer_than_its_bound_for_the_loaded_one() -> None:
-    long = MAX_WAIT_FOR_SWAP.total_seconds() + 1
-    assert next_model([due("a", long), due("b", 1)], "b", NOW) == "a"
-    assert next_model([due("a", long), due("b", long + 1)], "a", NOW) == "b"
+def test_nothing_due_is_nothing_to_start() -> None:
+    assert chosen(rooms={}) is None
+
+
+def test_a_loaded_model_goes_on_while_it_has_jobs_even_of_a_class_behind() -> None:
+    assert chosen(due("a", 100), due("b", 1), rooms={"a": ABSENT, "b": loaded()}) == ("b", NORMAL)
+    assert chosen(due("a", 29, INTERACTIVE), due("b", 1, BATCH), rooms={"a": ABSENT, "b": loaded()}) == ("b", BATCH)
+
+
+def test_in_loaded_models_the_class_goes_before_age() -> None:
+    rooms = {"a": loaded(), "b": loaded()}
+    assert chosen(due("a", 100, NORMAL), due("b", 1, INTERACTIVE), rooms=rooms) == ("b", INTERACTIVE)
+    assert chosen(due("a", 100, BATCH), due("a", 1, NORMAL), rooms=rooms) == ("a", NORMAL)
+    assert chosen(due("a", 1), due("b", 2), rooms=rooms) == ("b", NORMAL)
+
+
+def test_of_models_that_are_not_loaded_class_and_age_decide() -> None:
+    assert chosen(due("a", 1), due("b", 30), rooms={"a": ABSENT, "b": ABSENT}) == ("b", NORMAL)
+    assert chosen(due("a", 1), due("b", 100, BATCH), rooms={"a": ABSENT, "b": ABSENT}) == ("a", NORMAL)
+
+
+@pytest.mark.parametrize(("priority", "bound_s"), [(INTERACTIVE, 30), (NORMAL, 120), (BATCH, 900)])
+def test_a_job_beyond_the_bound_of_its_class_goes_before_the_loaded_model(priority: int, bound_s: float) -> None:
+    rooms = {"a": ABSENT, "b": loaded()}
+    assert chosen(due("a", bound_s - 1, priority), due("b", 1, INTERACTIVE), rooms=rooms) == ("b", INTERACTIVE)
+    assert chosen(due("a", bound_s + 1, priority), due("b", 1, INTERACTIVE), rooms=rooms) == ("a", priority)
+
+
+def test_of_late_jobs_the_most_urgent_class_goes_first_but_not_for_ever() -> None:
+    groups = due("a", 5000, BATCH), due("a", 31, INTERACTIVE), due("a", 121)
+    firsts = [chosen(*groups, n_started=n, rooms={"a": loaded()}) for n in range(2 * RELIEF)]
+    assert Counter(firsts) == {("a", INTERACTIVE): 2 * RELIEF - 2, ("a", NORMAL): 2}
+
+
+def test_a_model_serves_all_late_jobs_that_had_gathered_before_it_was_loaded_and_then_the_oldest_goes_first() -> None:
+    groups = due("a", 500), due("b", 400)
+    assert chosen(*groups, rooms={"a": ABSENT, "b": loaded(since_s=300)}) == ("b", NORMAL)
+    assert chosen(*groups, rooms={"a": ABSENT, "b": loaded(since_s=450)}) == ("a", NORMAL)
+
+
+def test_a_late_job_whose_model_must_wait_holds_back_only_those_that_are_in_its_way() -> None:
+    groups = due("late", 200), due("busy", 1), due("other", 1), due("absent", 1)
+    waits = Room(0, None, frozenset({"busy"}))
+    rooms = {"late": waits, "busy": loaded(), "other": loaded(), "absent": ABSENT}
+    assert chosen(*groups, rooms=rooms) == ("other", NORMAL)
+    assert chosen(*groups, rooms=rooms | {"other": FULL}) is None
+    early = due("late", 1), *groups[1:]
+    assert chosen(*early, rooms=rooms | {"other": FULL}) == ("busy", NORMAL)
+
+
+def test_a_full_model_holds_nobody_back() -> None:
+    assert chosen(due("a", 500), due("b", 1), rooms={"a": FULL, "b": ABSENT}) == ("b", NORMAL)
+    assert chosen(due("a", 500), rooms={"a": FULL}) is None
+
+
+def test_one_job_less_is_told_of_its_own_group_only() -> None:
+    one, two = due("a", 1), due("b", 1)._replace(n_jobs=2)
+    assert without_one([one, two], one) == [two]
+    assert without_one([one, two], two) == [one, two._replace(n_jobs=1)]
 
 
 @pytest.mark.parametrize(("attempt", "seconds"), [(1, 0.25), (2, 1), (3, 4), (4, 16), (9, 60), (10_000, 60)])
 def test_pauses_grow_to_a_minute(attempt: int, seconds: float) -> None:
     assert pause_before(attempt).total_seconds() == seconds
+
+
+class Queued(NamedTuple):
+    at: float
+    model: str
+    priority: int
+    number: int = 0
+
+
+class Run(NamedTuple):
+    waits: dict[Queued, float]
+    """Seconds until its start."""
+    n_loads: int
+
+
+def simulate(jobs: list[Queued], *, job_s: float, load_s: float, models: tuple[str, ...] = ("a", "b")) -> Run:
+    """One place, one model loaded at a time; seconds are counted, none passes."""
+    waiting = sorted(jobs)
+    now, model, since, n_loads, n_started = 0.0, "", 0.0, 0, 0
+    waits: dict[Queued, float] = {}
+    while waiting:
+        here = [job for job in waiting if job.at <= now]
+        if not here:
+            now = waiting[0].at
+            continue
+        firsts: dict[tuple[str, int], Queued] = {}
+        for job in here:
+            firsts.setdefault((job.model, job.priority), job)
+        groups = [Due(m, p, 1, NOW + timedelta(seconds=job.at)) for (m, p), job in firsts.items()]
+        rooms = {m: Room(1, NOW + timedelta(seconds=since)) if m == model else ABSENT for m in models}
+        best = next_start(groups, rooms, MAX_WAIT, n_started, NOW + timedelta(seconds=now))
+        assert best is not None
+        job = firsts[best.model, best.priority]
+        if job.model != model:
+            model, since, n_loads = job.model, now, n_loads + 1
+            now += load_s
+        waits[job] = now - job.at
+        waiting.remove(job)
+        n_started += 1
+        now += job_s
+    return Run(waits, n_loads)
+
+
+@pytest.mark.parametrize(
+    ("every_s", "job_s"), [(0.0, 0.2), (0.0, 3.0), (0.0, 30.0), (0.1, 0.2), (0.1, 30.0), (1.0, 3.0), (1.0, 30.0)]
+)
+def test_a_hundred_jobs_alternating_between_two_models_that_do_not_fit_together_need_few_loads(
+    every_s: float, job_s: float
+) -> None:
+    run = simulate([Queued(n * every_s, "ab"[n % 2], NORMAL, n) for n in range(100)], job_s=job_s, load_s=5)
+    assert len(run.waits) == 100
+    assert run.n_loads <= 6
+
+
+def some_jobs(*priorities: int) -> st.SearchStrategy[list[Queued]]:
+    job = st.tuples(st.integers(0, 3000), st.sampled_from("abc"), st.sampled_from(priorities))
+    return st.lists(job, max_size=60).map(
+        lambda found: [Queued(float(at), model, priority, n) for n, (at, model, priority) in enumerate(found, start=1)]
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(jobs=some_jobs(NORMAL, BATCH), job_s=st.floats(0.1, 60))
+def test_no_job_starves_behind_a_flood_of_a_class_before_its_own(jobs: list[Queued], job_s: float) -> None:
+    # Four times of what can be done.
+    flood = [Queued(n * job_s / 4, "a", INTERACTIVE) for n in range(600)]
+    run = simulate(flood + jobs, job_s=job_s, load_s=1, models=("a", "b", "c"))
+    # Each is late at its bound; from then on each RELIEF-th place is for one of them.
+    within_s = 900 + (len(jobs) + 2) * (RELIEF + 1) * (job_s + 1)
+    assert all(run.waits[job] <= within_s for job in jobs)
+
+
+@settings(deadline=None, max_examples=50)
+@given(job_s=st.floats(1, 60), load_s=st.floats(0, 60), n_b=st.integers(1, 50))
+def test_of_two_models_that_are_always_late_none_starves(job_s: float, load_s: float, n_b: int) -> None:
+    flood = [Queued(n * job_s / 2, "a", NORMAL, n) for n in range(600)]
+    others = [Queued(n * job_s, "b", NORMAL, n) for n in range(n_b)]
+    run = simulate(flood + others, job_s=job_s, load_s=load_s)
+    for job in others:
+        # It waits for those that came before it, and for what had gathered when the other model was loaded.
+        assert run.waits[job] <= 120 + 3 * (job.at + 120 + n_b * job_s + load_s) + 4 * load_s
+    assert run.n_loads <= 4 + n_b
+
+
+@settings(deadline=None, max_examples=50)
+@given(jobs=some_jobs(*Priority))
+def test_while_there_is_time_enough_every_job_starts_within_its_bound(jobs: list[Queued]) -> None:
+    run = simulate(jobs, job_s=0.05, load_s=0.2, models=("a", "b", "c"))
+    for job, waited in run.waits.items():
+        assert waited <= MAX_WAIT[job.priority].total_seconds() + len(jobs) * 0.25

@@ -67,10 +67,10 @@ async def test_a_crowd_of_hints_is_cut_to_what_says_something_new(redis_url: str
 
 @pytest.mark.slow
 async def test_waiting_for_an_absent_redis_takes_hardly_any_of_a_core(absent_redis_url: str) -> None:
-    def never(model: str, tell: object) -> asyncio.Task[None]:
+    def never(tell: object) -> asyncio.Task[None]:
         raise AssertionError("nobody could have woken it")
 
-    wakers = Wakers(absent_redis_url, ("m", "n"), 2, never)
+    wakers = Wakers(absent_redis_url, {"m": 2, "n": 2}, never)
     wakers.start()
     before = os.times()
     seconds = 5.0

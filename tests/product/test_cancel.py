@@ -87,7 +87,7 @@ async def test_the_engine_is_idle_half_a_second_after_a_cancel(
     async with product(config) as (api, worker):
         job_id = (await api.post("/api/jobs", json={"content": content})).json()["job_id"]
         longest_step_s = await steps(worker, phase, 8)
-        engine = worker._pool._engine
+        engine = worker._pool.held["smollm2"].live
         assert engine is not None
         before = cpu_ticks(engine.pid)
 
@@ -111,4 +111,4 @@ async def test_the_engine_is_idle_half_a_second_after_a_cancel(
             return (await api.get(f"/api/jobs/{brief.json()['job_id']}")).json()["status"] in ("done", "error")
 
         await eventually(ended)
-        assert worker._pool._engine is engine
+        assert worker._pool.held["smollm2"].live is engine

@@ -29,15 +29,15 @@ def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> Non
     with engine.begin() as connection:
         worker = register_worker(connection)
         jobs.submit(connection, prompt(), NOW)
-        claim = jobs.claim(connection, "m", worker, NOW)
+        claim = jobs.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         fail(
             connection,
             claim,
             pause=timedelta(seconds=5),
         )
-        assert jobs.claim(connection, "m", worker, NOW + timedelta(seconds=4)) is None
-        again = jobs.claim(connection, "m", worker, NOW + timedelta(seconds=5))
+        assert jobs.claim(connection, "m", 1, worker, NOW + timedelta(seconds=4)) is None
+        again = jobs.claim(connection, "m", 1, worker, NOW + timedelta(seconds=5))
     assert again is not None
     assert again.attempt == 2
 
@@ -47,15 +47,15 @@ def test_a_job_that_waits_for_its_pause_holds_its_conversation(engine: Engine) -
         worker = register_worker(connection)
         jobs.submit(connection, prompt("first"), NOW)
         jobs.submit(connection, prompt("second"), NOW)
-        claim = jobs.claim(connection, "m", worker, NOW)
+        claim = jobs.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         fail(
             connection,
             claim,
             pause=timedelta(seconds=5),
         )
-        assert jobs.claim(connection, "m", worker, NOW) is None
-        assert jobs.due(connection, NOW) == []
+        assert jobs.claim(connection, "m", 1, worker, NOW) is None
+        assert jobs.due(connection, ["m"], NOW) == []
 
 
 def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
@@ -63,7 +63,7 @@ def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
         worker = register_worker(connection)
         jobs.submit(connection, prompt(max_attempts=2), NOW)
         for expected in (Status.QUEUED, Status.ERROR):
-            claim = jobs.claim(connection, "m", worker, NOW)
+            claim = jobs.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             status = fail(
                 connection,
@@ -85,7 +85,7 @@ def test_an_attempt_that_was_given_back_is_not_spent(engine: Engine) -> None:
         worker = register_worker(connection)
         jobs.submit(connection, prompt(max_attempts=1), NOW)
         for _ in range(5):
-            claim = jobs.claim(connection, "m", worker, NOW)
+            claim = jobs.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             status = fail(
                 connection,
@@ -99,7 +99,7 @@ def test_a_sweeper_that_saw_an_old_beat_takes_nothing(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         jobs.submit(connection, prompt(), NOW)
-        claim = jobs.claim(connection, "m", worker, NOW)
+        claim = jobs.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         (seen,) = jobs.held(connection)
         jobs.beat(connection, [claim.lease_token])
@@ -145,7 +145,7 @@ def test_the_database_itself_refuses(engine: Engine, statement: str, why: str) -
         jobs.submit(connection, prompt(), NOW)
         jobs.submit(connection, prompt(), NOW)
         jobs.submit(connection, prompt(conversation_id="other"), NOW)
-        claim = jobs.claim(connection, "m", worker, NOW)
+        claim = jobs.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         finish(connection, claim)
     with engine.connect() as connection, pytest.raises(IntegrityError, match=why):
@@ -159,7 +159,7 @@ def test_the_system_message_of_an_earlier_turn_stays_in_force_until_another_come
             jobs.submit(connection, prompt(content, system_prompt=system), NOW)
         told = []
         for _ in range(4):
-            claim = jobs.claim(connection, "m", worker, NOW)
+            claim = jobs.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             turn = conversations.turn(connection, claim.conversation_id, claim.turn, 1000)
             told.append([message.content for message in turn.messages])
@@ -179,11 +179,11 @@ def test_a_turn_goes_back_no_further_than_it_is_told_to(engine: Engine) -> None:
         worker = register_worker(connection)
         for _ in range(3):
             jobs.submit(connection, prompt("x" * 10), NOW)
-            claim = jobs.claim(connection, "m", worker, NOW)
+            claim = jobs.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             finish(connection, claim, "y" * 10)
         jobs.submit(connection, prompt("now"), NOW)
-        claim = jobs.claim(connection, "m", worker, NOW)
+        claim = jobs.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         turn = conversations.turn(connection, claim.conversation_id, claim.turn, 40)
     assert [message.content[0] for message in turn.messages] == ["x", "y", "x", "y", "n"]
@@ -194,7 +194,7 @@ def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         jobs.submit(connection, prompt(), NOW)
-        claim = jobs.claim(connection, "m", worker, NOW)
+        claim = jobs.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         finish(connection, claim)
         connection.execute(text("DELETE FROM messages WHERE role = 'assistant'"))
@@ -207,10 +207,10 @@ def test_claiming_reads_no_whole_table(engine: Engine) -> None:
     with engine.connect() as connection:
         plan = connection.exec_driver_sql(
             "EXPLAIN QUERY PLAN " + str(jobs._BEST_DUE.compile(engine, compile_kwargs={"render_postcompile": True})),
-            ("m", "2026", "2026", 0, 1, 0),
+            ("m", 1, "2026", "2026", 0, 1, 0),
         ).fetchall()
     steps = [row[3] for row in plan]
-    assert any("USING INDEX due" in step for step in steps)
+    assert any("USING INDEX due (model=? AND priority=?)" in step for step in steps)
     assert any("open_by_conversation" in step for step in steps)
     assert not any(step.startswith("SCAN") for step in steps)
 
@@ -222,7 +222,7 @@ def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> N
             jobs.submit(connection, prompt(content, context=f"before {content}"), NOW)
         claims = []
         for number in range(3):
-            claim = jobs.claim(connection, "m", worker, NOW)
+            claim = jobs.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             claims.append(claim)
             if number == 0:
@@ -239,10 +239,10 @@ def test_only_the_attempt_that_a_cancel_ended_tells_what_it_had_written(engine: 
     with engine.begin() as connection:
         worker = register_worker(connection)
         jobs.submit(connection, prompt(), NOW)
-        first = jobs.claim(connection, "m", worker, NOW)
+        first = jobs.claim(connection, "m", 1, worker, NOW)
         assert first is not None
         fail(connection, first)
-        second = jobs.claim(connection, "m", worker, NOW)
+        second = jobs.claim(connection, "m", 1, worker, NOW)
         assert second is not None
         written = jobs.Written("half", 3, 2)
 
@@ -265,14 +265,14 @@ def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(
         bounded = prompt(conversation_id="a")._replace(queue_timeout_s=59.5)
         jobs.submit(connection, bounded, NOW)
         jobs.submit(connection, bounded, NOW)
-        claim = jobs.claim(connection, "m", worker, NOW)
+        claim = jobs.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         fail(connection, claim)
-        again = jobs.claim(connection, "m", worker, late)
+        again = jobs.claim(connection, "m", 1, worker, late)
         assert again is not None, "it was started in time, so a failed attempt does not end its patience"
         finish(connection, again)
-        assert jobs.due(connection, late) == []
-        assert jobs.claim(connection, "m", worker, late) is None
+        assert jobs.due(connection, ["m"], late) == []
+        assert jobs.claim(connection, "m", 1, worker, late) is None
         assert jobs.give_up(connection, NOW + timedelta(seconds=59), 10) == []
         assert jobs.give_up(connection, late, 10) == [2]
         assert jobs.give_up(connection, late, 10) == []
@@ -308,7 +308,7 @@ def test_check_finds_what_no_cancel_can_have_left(engine: Engine, statement: str
     with engine.begin() as connection:
         worker = register_worker(connection)
         jobs.submit(connection, prompt(), NOW)
-        claim = jobs.claim(connection, "m", worker, NOW)
+        claim = jobs.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         finish(connection, claim)
         connection.execute(text(statement))

@@ -125,7 +125,7 @@ class Record(RuleBasedStateMachine):
         open_jobs = [(job_id, job) for job_id, job in self.jobs.items() if job.status in OPEN]
         heads = {job.conversation: (job_id, job) for job_id, job in reversed(open_jobs)}
         due = sorted(job_id for job_id, job in heads.values() if job.status is Status.QUEUED and job.model == model)
-        claim = self.run(crash_at, jobs.claim, model, self.worker, NOW)
+        claim = self.run(crash_at, jobs.claim, model, 1, self.worker, NOW)
         if claim is None:
             assert crash_at is not None or not due
             return

@@ -106,12 +106,14 @@ async def test_queued_jobs_tell_their_place_in_the_queue_of_their_model(api: htt
         "prompt_tokens_done": None,
         "completion_tokens": None,
         "tokens_per_s": None,
+        "start_eta_s": None,
+        "eta_s": None,
     }
 
 
 async def claimed(database: Database) -> jobs.Claim:
     worker = await database.write(register_worker)
-    claim = await database.write(jobs.claim, "smollm2", worker, datetime.now(UTC))
+    claim = await database.write(jobs.claim, "smollm2", 1, worker, datetime.now(UTC))
     assert claim is not None
     return claim
 
@@ -272,6 +274,7 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/api/conversations/{conversation_id}/cancel",
         "/api/conversations/{conversation_id}/messages",
         "/api/conversations/{conversation_id}/latest",
+        "/api/models",
         "/api/submit",
         "/api/status/{conversation_id}",
         "/healthz",
@@ -280,7 +283,7 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
     for (path, _), operation in operations.items():
         assert operation["summary"], path
         assert operation["responses"]["200"]["content"]["application/json"]["schema"], path
-        assert "400" in operation["responses"] or path.endswith("z") or path == "/api/jobs", path
+        assert "400" in operation["responses"] or path.endswith("z") or path in ("/api/jobs", "/api/models"), path
     content = document["components"]["schemas"]["JobCreate"]["properties"]["content"]
     assert content["maxLength"] == 1_000_000
     limit = next(

@@ -30,7 +30,7 @@ async def queue(client: httpx.AsyncClient, conversation_id: str = "c", **fields:
 
 async def claim(database: Database, model: str = "smollm2") -> jobs.Claim:
     worker = await database.write(register_worker)
-    claimed = await database.write(jobs.claim, model, worker, datetime.now(UTC))
+    claimed = await database.write(jobs.claim, model, 1, worker, datetime.now(UTC))
     assert claimed is not None
     return claimed
 
@@ -150,7 +150,7 @@ async def test_more_than_one_transaction_holds_are_cancelled_as_well(
     await claim(database)
     answer = await api.post("/api/jobs/cancel?status=queued&status=processing")
     assert answer.json() == {"ok": True, "cancelled": CHUNK_JOBS + 1}
-    assert await database.read(jobs.due, datetime.now(UTC)) == []
+    assert await database.read(jobs.due, ["smollm2"], datetime.now(UTC)) == []
     assert await database.read(check.broken) == []
 
 

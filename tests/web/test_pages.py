@@ -31,7 +31,7 @@ async def queue(browser: httpx.AsyncClient, **fields: str) -> httpx.Response:
 
 async def claim(database: Database) -> jobs.Claim:
     worker = await database.write(register_worker)
-    claimed = await database.write(jobs.claim, "smollm2", worker, datetime.now(UTC))
+    claimed = await database.write(jobs.claim, "smollm2", 1, worker, datetime.now(UTC))
     assert claimed is not None
     return claimed
 

@@ -50,6 +50,7 @@ def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
         redis_url=redis_url,
         database_path=database_path,
         grammar_dir=tmp_path,
+        n_slots=1,
     )
 
 
@@ -69,6 +70,7 @@ def submit(database: Database) -> Submit:
 
     async def submit(content: str, conversation_id: str | None = None, **fields: Any) -> int:
         known = {name: fields.pop(name, None) for name in ("grammar_name", "timeout_s", "queue_timeout_s")}
+        known["priority"] = fields.pop("priority", 1)
         asked = prompt(content, conversation_id, **fields)._replace(**known)
         accepted = await database.write(jobs.submit, asked, datetime.now(UTC))
         assert accepted.job_id is not None

@@ -346,7 +346,7 @@ async def test_the_jobs_of_a_worker_that_is_gone_from_this_machine_run_again_at_
     hold_lock(lock_path).close()
     gone = await database.write(register_worker, str(lock_path))
     job_id = await submit("left behind")
-    assert await database.write(jobs.claim, "m", gone, datetime.now(UTC))
+    assert await database.write(jobs.claim, "m", 1, gone, datetime.now(UTC))
     async with working(config, script):
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
@@ -366,7 +366,7 @@ async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
     monkeypatch.setattr("llamalith_app.jobs.sweep.STALE_S", 0.3)
     frozen = await database.write(register_worker, str(tmp_path / "on another machine"))
     job_id = await submit("left behind")
-    claim = await database.write(jobs.claim, "m", frozen, datetime.now(UTC))
+    claim = await database.write(jobs.claim, "m", 1, frozen, datetime.now(UTC))
     assert claim is not None
     async with working(config, script):
         job = await ended(database, job_id)
@@ -395,7 +395,7 @@ async def test_an_idle_engine_that_dies_costs_no_job_an_attempt(
 ) -> None:
     async with working(config, script) as worker:
         await ended(database, await submit("first"))
-        engine = worker._pool._engine
+        engine = worker._pool.held["m"].engine
         assert engine is not None
         os.kill(engine.pid, signal.SIGKILL)
         await engine.died.wait()
@@ -433,7 +433,7 @@ async def test_a_claim_that_nobody_runs_is_given_back_by_the_worker_that_made_it
     async with working(config, script) as worker:
         worker.generation.draining.set()
         job_id = await submit("claimed and dropped")
-        assert await database.write(jobs.claim, "m", worker.id, datetime.now(UTC))
+        assert await database.write(jobs.claim, "m", 1, worker.id, datetime.now(UTC))
         worker.generation.draining.clear()
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)

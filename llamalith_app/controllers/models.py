@@ -1,0 +1,55 @@
+"""The models offered: which there are, and how they stand in the workers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from litestar import Controller, get
+
+from llamalith_app.config import ModelConfig
+from llamalith_app.contracts.models import EngineTold, Model, ModelList
+from llamalith_app.controllers.request import AppRequest, Parts
+
+
+class Models(Controller):
+    path = "/models"
+    tags = ("Models",)
+
+    @get(summary="List the models, and how they stand")
+    async def all(self, request: AppRequest) -> ModelList:
+        return ModelList(models=await engines(request.parts))
+
+
+async def engines(parts: Parts) -> list[Model]:
+    board = await parts.forecasts.board()
+    sizes = await asyncio.to_thread(lambda: [_size(model) for model in parts.model_configs])
+    return [
+        _model(chosen, size, board.engines.get(chosen.name), board.queued.get(chosen.name, 0))
+        for chosen, size in zip(parts.model_configs, sizes, strict=True)
+    ]
+
+
+def _size(model: ModelConfig) -> int | None:
+    try:
+        return model.path.stat().st_size
+    except OSError:
+        return None
+
+
+def _model(chosen: ModelConfig, size_bytes: int | None, told: EngineTold | None, queued: int) -> Model:
+    told = told or EngineTold(model=chosen.name, state="absent", n_slots=0)
+    return Model(
+        name=chosen.name,
+        file=str(chosen.path),
+        size_bytes=size_bytes,
+        n_ctx=chosen.settings.n_ctx,
+        format=chosen.chat_format,
+        state=told.state,
+        progress=told.progress,
+        reason=told.reason,
+        slots=told.n_slots,
+        slots_used=told.n_used,
+        tokens_per_s=told.tokens_per_s,
+        prompt_tokens_per_s=told.prompt_tokens_per_s,
+        queued=queued,
+    )

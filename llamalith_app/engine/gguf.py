@@ -1,0 +1,236 @@
+"""What a GGUF file says of itself before its data, and how much memory a sequence of its model takes.
+
+Reads the key-value part of the header only, trusts none of its lengths, and runs no native code: the worker does
+this itself, before it lets a child near the file. Knows nothing of budgets.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from llamalith_app.errors import LlamalithError
+
+MAX_HEADER_BYTES = 64 * 1024 * 1024
+"""A vocabulary of 260,000 tokens with its merges takes 15 MB."""
+MAX_KEYS = 10_000
+MAX_KEY_BYTES = 65_535
+MAX_ITEMS = 4_000_000
+"""Texts in one list."""
+MAX_LAYERS = 4096
+KEPT_BYTES = 256
+"""Longer texts are passed over."""
+VERSIONS = (2, 3)
+KV_BYTES = 2
+"""Of one number in the KV cache: f16."""
+STATE_BYTES = 4
+"""Of one number in a recurrent state: f32."""
+CELLS = 256
+"""llama.cpp rounds a sequence's context up to a multiple of this."""
+
+SCALARS = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    7: struct.Struct("<?"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
+TEXT, LIST = 8, 9
+
+Value = int | float | bool | str | list[int | float | bool]
+
+
+class BadGguf(LlamalithError):
+    """The file is not one, or its header is damaged; a sentence that names it."""
+
+
+class Header(NamedTuple):
+    architecture: str
+    n_layers: int
+    n_ctx_train: int
+    """Tokens that the model was made for; 0: it does not say."""
+    kv_bytes: int
+    """Of the KV cache, for each token; 0 for a model that is recurrent throughout."""
+    state_bytes: int
+    """Of the recurrent state, for each sequence."""
+    file_bytes: int
+    """With the other parts where the model is split over several files."""
+
+    def sequence_bytes(self, n_ctx: int) -> int:
+        """What one sequence of `n_ctx` tokens holds at most: what a sliding window saves is not counted."""
+        n_tokens = min(n_ctx, self.n_ctx_train or n_ctx)
+        return -(-n_tokens // CELLS) * CELLS * self.kv_bytes + self.state_bytes
+
+
+def read(path: Path) -> Header:
+    """Raises BadGguf, and OSError where the file cannot be read."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        reader = _Reader(file, size, path)
+        values = _values(reader)
+    return _header(values, reader, size)
+
+
+def _values(reader: _Reader) -> dict[str, Value]:
+    if reader.take(4) != b"GGUF":
+        raise reader.bad("is no GGUF: it does not start with that word")
+    version = int.from_bytes(reader.take(4), "little")
+    if version not in VERSIONS:
+        order = " in big-endian order" if version.to_bytes(4, "little")[3] in VERSIONS and not version % 2**24 else ""
+        raise reader.bad(f"is a GGUF of version {version}{order}; {VERSIONS[0]} and {VERSIONS[-1]} can be read")
+    reader.number()  # tensors: the engine's business
+    n_keys = reader.number()
+    if n_keys > MAX_KEYS:
+        raise reader.bad(f"says that its header has {n_keys} keys; at most {MAX_KEYS} are read")
+    values: dict[str, Value] = {}
+    for _ in range(n_keys):
+        length = reader.number()
+        if length > MAX_KEY_BYTES:
+            raise reader.bad(f"has a key of {length} bytes; at most {MAX_KEY_BYTES} are allowed")
+        key = reader.take(length).decode(errors="replace")
+        value = reader.value()
+        if value is not None:
+            values[key] = value
+    return values
+
+
+class _Reader:
+    """Walks the header; every length is judged against the file and MAX_HEADER_BYTES before it is believed."""
+
+    def __init__(self, file: IO[bytes], size: int, path: Path) -> None:
+        self._file = file
+        self._size = size
+        self.path = path
+        self._position = 0
+
+    def bad(self, what: str) -> BadGguf:
+        return BadGguf(f"The model file {self.path} {what}.")
+
+    def take(self, n_bytes: int) -> bytes:
+        self._advance(n_bytes)
+        found = self._file.read(n_bytes)
+        if len(found) < n_bytes:
+            raise self.bad("became shorter while it was read")
+        return found
+
+    def skip(self, n_bytes: int) -> None:
+        self._advance(n_bytes)
+        self._file.seek(n_bytes, 1)
+
+    def number(self) -> int:
+        return int.from_bytes(self.take(8), "little")
+
+    def value(self) -> Value | None:
+        """None: of no interest here."""
+        kind = self._kind()
+        if kind == TEXT:
+            return self._text()
+        if kind == LIST:
+            return self._list()
+        return self._scalar(kind)
+
+    def _advance(self, n_bytes: int) -> None:
+        self._position += n_bytes
+        if self._position > self._size:
+            raise self.bad("is truncated or damaged: its header goes on beyond its end")
+        if self._position > MAX_HEADER_BYTES:
+            raise self.bad(f"has a header of more than {MAX_HEADER_BYTES // 1024**2} MiB; no more is read")
+
+    def _kind(self) -> int:
+        kind = int.from_bytes(self.take(4), "little")
+        if kind not in SCALARS and kind not in (TEXT, LIST):
+            raise self.bad(f"is damaged: its header has a value of the unknown type {kind}")
+        return kind
+
+    def _scalar(self, kind: int) -> int | float | bool:
+        shape = SCALARS[kind]
+        found: int | float | bool = shape.unpack(self.take(shape.size))[0]
+        return found
+
+    def _text(self) -> str | None:
+        length = self.number()
+        if length > KEPT_BYTES:
+            self.skip(length)
+            return None
+        return self.take(length).decode(errors="replace")
+
+    def _list(self) -> Value | None:
+        """The numbers of a short list, or how many items a long one or one of texts has."""
+        kind, n_items = self._kind(), self.number()
+        if kind == LIST:
+            raise self.bad("is damaged: its header has a list of lists")
+        if kind == TEXT:
+            if n_items > MAX_ITEMS:
+                raise self.bad(f"says that a list of its header has {n_items} texts; at most {MAX_ITEMS} are read")
+            for _ in range(n_items):
+                self.skip(self.number())
+            return n_items
+        if n_items > MAX_LAYERS:
+            self.skip(n_items * SCALARS[kind].size)
+            return n_items
+        return [self._scalar(kind) for _ in range(n_items)]
+
+
+def _header(values: Mapping[str, Value], reader: _Reader, size: int) -> Header:
+    architecture = values.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        raise reader.bad("does not say its architecture")
+
+    def number(key: str, default: int | None = None) -> int:
+        found = values.get(f"{architecture}.{key}", default)
+        # Where layers differ, some of these are a list; what is wanted of such a one is its largest.
+        if isinstance(found, list):
+            found = max((item for item in found if isinstance(item, int)), default=None)
+        if not isinstance(found, int) or found < 0:
+            raise reader.bad(f"does not say its {key}" if found is None else f"has a {key} that is no number")
+        return found
+
+    n_layers = number("block_count")
+    if n_layers > MAX_LAYERS:
+        raise reader.bad(f"says that it has {n_layers} layers; at most {MAX_LAYERS} are believed")
+    n_heads = number("attention.head_count", 0)
+    width = number("embedding_length", 0) // n_heads if n_heads else 0
+    k, v = number("attention.key_length", width), number("attention.value_length", width)
+    heads = values.get(f"{architecture}.attention.head_count_kv", n_heads)
+    if isinstance(heads, list):
+        by_layer = [item if isinstance(item, int) and item > 0 else 0 for item in heads]
+        n_kv_heads, n_recurrent = sum(by_layer), by_layer.count(0)
+    else:
+        n_kv_heads = n_layers * number("attention.head_count_kv", n_heads)
+        n_recurrent = 0 if n_kv_heads else n_layers
+    return Header(
+        architecture=architecture,
+        n_layers=n_layers,
+        n_ctx_train=number("context_length", 0),
+        kv_bytes=n_kv_heads * (k + v) * KV_BYTES,
+        # Some have attention and a state in every layer, and say so by no list.
+        state_bytes=(n_recurrent or n_layers) * _state_numbers(number) * STATE_BYTES,
+        file_bytes=_all_parts(reader.path, size, values.get("split.count", 1)),
+    )
+
+
+def _state_numbers(number: Callable[[str, int], int]) -> int:
+    """Numbers that one layer of one sequence holds of a recurrent state."""
+    inner, n_state = number("ssm.inner_size", 0), number("ssm.state_size", 0)
+    n_convolved = inner + 2 * number("ssm.group_count", 0) * n_state
+    head, width = number("wkv.head_size", 0), number("embedding_length", 0)
+    return inner * n_state + max(0, number("ssm.conv_kernel", 0) - 1) * n_convolved + (head + 2) * width * bool(head)
+
+
+def _all_parts(path: Path, size: int, n_parts: Value) -> int:
+    named = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", path.name)
+    if named is None or not isinstance(n_parts, int) or n_parts < 2:
+        return size
+    first, _, last, end = named.groups()
+    parts = (path.with_name(f"{first}-{part:05}-of-{last}{end}") for part in range(1, int(last) + 1))
+    return sum(part.stat().st_size for part in parts if part.is_file())

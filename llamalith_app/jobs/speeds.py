@@ -1,0 +1,24 @@
+"""How fast a model lately was in this worker: moving averages over attempts that ended well. Knows no engine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Literal
+
+WEIGHT = 0.2
+"""Of the newest in an average."""
+
+Measure = Literal["tokens_per_s", "prompt_tokens_per_s", "load_s", "job_s", "completion_tokens"]
+
+
+class Speeds:
+    def __init__(self) -> None:
+        self._found: defaultdict[str, dict[Measure, float]] = defaultdict(dict)
+
+    def learn(self, model: str, measure: Measure, value: float) -> None:
+        before = self._found[model].get(measure, value)
+        self._found[model][measure] = before + WEIGHT * (value - before)
+
+    def of(self, model: str) -> dict[Measure, float]:
+        """What is known so far."""
+        return {measure: round(value, 3) for measure, value in self._found[model].items()}

@@ -1,0 +1,97 @@
+"""When a job starts and ends, from what was measured. Time is an argument."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from llamalith_app.config_file import MaxWait
+from llamalith_app.contracts.jobs import Progress
+from llamalith_app.contracts.models import EngineTold
+from llamalith_app.jobs.order import Lane, bounds, lanes, left_s, merged
+from llamalith_app.jobs.speeds import Speeds
+from llamalith_app.store.jobs import Due, Load
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+MAX_WAIT = bounds(MaxWait(normal=120))
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+def engine(model: str = "a", **told: Any) -> EngineTold:
+    fields = {"state": "loaded", "n_slots": 2, "job_s": 10.0, "load_s": 3.0, **told}
+    return EngineTold(model=model, **fields)
+
+
+def foreseen(*engines: EngineTold, **load: Any) -> dict[str, Lane]:
+    fields = {"queued": {}, "running": [], "due": [], **load}
+    return lanes({one.model: one for one in engines}, Load(**fields), MAX_WAIT, NOW)
+
+
+def test_jobs_start_as_slots_become_free() -> None:
+    lane = foreseen(engine(), running=[("a", ago(4))])["a"]
+    assert [lane.start_s(n) for n in (1, 2, 3, 4)] == [0, 6, 10, 16]
+    assert lane.end_s(4) == 26
+
+
+def test_a_job_that_takes_longer_than_most_is_not_expected_to_end_at_once() -> None:
+    assert foreseen(engine(n_slots=1), running=[("a", ago(50))])["a"].start_s(1) == 1
+
+
+def test_before_anything_was_measured_nothing_is_foreseen() -> None:
+    lane = foreseen(engine(job_s=None), running=[("a", ago(4))])["a"]
+    assert (lane.start_s(1), lane.end_s(1)) == (None, None)
+
+
+def test_a_model_that_fits_is_waited_for_as_long_as_it_loads() -> None:
+    found = foreseen(engine("a"), engine("b", state="absent"), queued={"a": 100})
+    assert found["b"].start_s(1) == 3
+
+
+@pytest.mark.parametrize(("n_queued", "waited_s", "expected"), [(4, 10, 3 + 20), (1000, 10, 3 + 110), (1000, 500, 3)])
+def test_a_model_that_does_not_fit_waits_for_the_other_s_queue_but_not_beyond_its_bound(
+    n_queued: int, waited_s: float, expected: float
+) -> None:
+    found = foreseen(
+        engine("a"),
+        engine("b", state="absent", fits=False),
+        queued={"a": n_queued, "b": 1},
+        due=[Due("b", 1, 1, ago(waited_s))],
+    )
+    assert found["b"].start_s(1) == expected
+
+
+def test_what_several_workers_tell_comes_together() -> None:
+    found = merged(
+        [
+            engine(state="failed", reason="broken", job_s=None, n_slots=1, fits=False),
+            engine(state="loading", progress=0.5, job_s=None, n_slots=2, n_used=1),
+            engine(state="absent", n_slots=4),
+        ]
+    )["a"]
+    assert (found.state, found.progress, found.n_slots, found.n_used, found.job_s) == ("loading", 0.5, 7, 1, 10.0)
+
+
+def test_a_running_job_is_expected_to_write_as_much_as_others_did() -> None:
+    told = engine(completion_tokens=100.0, tokens_per_s=10.0, prompt_tokens_per_s=50.0)
+    reading = Progress(phase="prefill", prompt_tokens=600, prompt_tokens_done=100)
+    writing = Progress(phase="decode", completion_tokens=60, tokens_per_s=5.0)
+    assert left_s(reading, told) == 10 + 10
+    assert left_s(writing, told) == 8
+    assert left_s(Progress(phase="decode", completion_tokens=500), told) == 1
+    assert left_s(writing, engine()) is None
+    assert left_s(writing, None) is None
+
+
+def test_an_average_follows_what_was_measured_lately() -> None:
+    speeds = Speeds()
+    assert speeds.of("a") == {}
+    speeds.learn("a", "job_s", 10)
+    assert speeds.of("a") == {"job_s": 10}
+    for _ in range(50):
+        speeds.learn("a", "job_s", 20)
+    assert 19.9 < speeds.of("a")["job_s"] <= 20

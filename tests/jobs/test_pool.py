@@ -1,0 +1,245 @@
+"""Which engines are up within the budget. Real children with the fake runner; time is an argument."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from llamalith_app.config import ModelConfig
+from llamalith_app.config_file import ModelSettings
+from llamalith_app.engine.process import EngineLoadFailed, EngineProcess
+from llamalith_app.jobs.memory import MIB, OVERHEAD_BYTES
+from llamalith_app.jobs.pool import RETRY_PRELOAD_S, ModelTooLarge, Place, Pool
+from tests import fake_engine
+from tests.gguf import write
+from tests.settle import eventually
+
+NEED = 500 * MIB + OVERHEAD_BYTES
+"""Of one model, without its 2 MiB of caches."""
+Make = Callable[..., Awaitable[Pool]]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    """A pool of the models a, b, c of equal size; `rules` are the fake engine's, `said` is settings by model."""
+    async with AsyncExitStack() as stack:
+
+        async def make(
+            *rules: dict[str, Any], n_fit: float = 2.1, idle_unload_s: float = 600, **said: dict[str, Any]
+        ) -> Pool:
+            script = tmp_path / "script.json"
+            script.write_bytes(msgspec.json.encode(rules))
+            models = {
+                name: ModelConfig(
+                    name=name,
+                    path=write(tmp_path / f"{name}.gguf", file_bytes=500 * MIB),
+                    settings=ModelSettings(**said.get(name, {})),
+                )
+                for name in "abc"
+            }
+            pool = Pool(
+                models,
+                budget_bytes=int(n_fit * NEED),
+                worker_count=2,
+                idle_unload_s=idle_unload_s,
+                engine_argv=fake_engine.argv(script),
+            )
+            stack.push_async_callback(pool.close)
+            await pool.survey()
+            return pool
+
+        yield make
+
+
+def taken(pool: Pool, model: str) -> Place:
+    place = pool.reserve(model)
+    assert place is not None
+    return place
+
+
+async def used(pool: Pool, model: str) -> EngineProcess:
+    """The model's engine after a job that has ended."""
+    with taken(pool, model) as place:
+        return await place.engine()
+
+
+def is_there(engine: EngineProcess) -> bool:
+    return not engine.died.is_set()
+
+
+async def test_models_that_fit_are_loaded_side_by_side_each_with_its_slots(make: Make) -> None:
+    pool = await make(b={"n_slots": 1})
+    engines = [await used(pool, "a"), await used(pool, "b")]
+    assert all(map(is_there, engines))
+    assert [engine.loaded.n_slots for engine in engines] == [2, 1]
+    assert [pool.room(model).n_free for model in "ab"] == [2, 1]
+    with taken(pool, "b"):
+        assert pool.reserve("b") is None
+        assert pool.room("a").n_free == 2
+    assert pool.room("b").n_free == 1
+
+
+async def test_the_least_recently_used_idle_model_gives_way_and_is_gone_before_the_next_is_there(make: Make) -> None:
+    pool = await make()
+    a, b = await used(pool, "a"), await used(pool, "b")
+    assert await used(pool, "a") is a
+    c = await used(pool, "c")
+    assert (is_there(a), is_there(b), is_there(c)) == (True, False, True)
+    assert b._process.returncode is not None
+    assert pool.room("b").since is None
+
+
+async def test_a_model_at_work_is_never_stopped_and_is_told_as_the_one_to_wait_for(make: Make) -> None:
+    pool = await make()
+    with taken(pool, "a") as place:
+        a = await place.engine()
+        b = await used(pool, "b")
+        with taken(pool, "b"):
+            room = pool.room("c")
+            assert (room.n_free, len(room.waits_for)) == (0, 1)
+            assert pool.reserve("c") is None
+        await used(pool, "c")
+        assert (is_there(a), is_there(b)) == (True, False)
+
+
+async def test_loads_of_one_model_are_one_and_those_of_two_do_not_wait_for_each_other(
+    make: Make, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    pool = await make({"model": "a", "load_gate": str(gate)})
+    places = [taken(pool, "a") for _ in range(2)]
+    waiting = asyncio.gather(*(place.engine() for place in places))
+    await used(pool, "b")
+    assert not waiting.done()
+    gate.touch()
+    first, second = await waiting
+    assert first is second
+
+
+async def test_what_can_never_fit_says_what_it_needs_and_what_is_allowed(make: Make) -> None:
+    pool = await make(n_fit=0.5)
+    assert pool.room("a").n_free == 1
+    with pytest.raises(
+        ModelTooLarge, match=r"Model a \(.*a.gguf\) needs about 652 MiB .* with 2 slots of 4096 tokens; 325 MiB are"
+    ):
+        await used(pool, "a")
+    assert pool.held == {}
+
+
+async def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_is_told_so(make: Make) -> None:
+    pool = await make(n_fit=1.5, a={"pinned": True})
+    a = await used(pool, "a")
+    with pytest.raises(ModelTooLarge, match="beside the 652 MiB of pinned models"):
+        await used(pool, "b")
+    pool.tend(time.monotonic() + 10_000)
+    assert is_there(a)
+    assert pool.room("a").since is not None
+
+
+@pytest.mark.parametrize(("idle_unload_s", "seconds", "stays"), [(600, 599, True), (600, 610, False), (0, 1e9, True)])
+async def test_a_model_without_work_is_unloaded_after_its_time(
+    make: Make, idle_unload_s: float, seconds: float, stays: bool
+) -> None:
+    pool = await make(idle_unload_s=idle_unload_s)
+    a, b = await used(pool, "a"), await used(pool, "b")
+    with taken(pool, "b"):
+        pool.tend(time.monotonic() + seconds)
+        assert (pool.room("a").since is not None) is stays
+        assert pool.room("b").since is not None
+    if not stays:
+        await a.died.wait()
+    assert is_there(b)
+
+
+async def test_a_model_to_be_there_is_loaded_without_work_and_again_after_its_death_or_another_s_turn(
+    make: Make,
+) -> None:
+    pool = await make(n_fit=1.5, a={"preload": True})
+
+    async def there() -> EngineProcess | None:
+        pool.tend(time.monotonic())
+        return pool.held["a"].live if "a" in pool.held else None
+
+    first = await eventually(there)
+    assert first is not None
+    assert await used(pool, "a") is first
+    os.kill(first.pid, signal.SIGKILL)
+    await first.died.wait()
+    second = await eventually(there)
+    assert second is not None
+    assert second is not first
+    with taken(pool, "b") as place:
+        await place.engine()
+        assert not is_there(second)
+        assert await there() is None
+    pool.tend(time.monotonic() + 601)
+    assert await eventually(there)
+
+
+async def test_a_preload_that_fails_is_tried_again_later_and_stands_in_nobody_s_way(make: Make, tmp_path: Path) -> None:
+    pool = await make({"model": "a", "cannot_load": "It is broken."}, n_fit=1.5, a={"preload": True})
+    pool.tend(time.monotonic())
+
+    async def failed() -> bool:
+        return "a" in pool.failures
+
+    await eventually(failed)
+    assert "It is broken." in pool.failures["a"].reason
+    (tmp_path / "script.json").write_bytes(b"[]")
+    pool.tend(time.monotonic())
+    assert pool.held == {}
+    await used(pool, "b")
+    await pool.held["b"].engine.stop()  # type: ignore[union-attr]
+    pool.tend(time.monotonic() + RETRY_PRELOAD_S + 1)
+
+    async def loaded() -> bool:
+        return pool.held["a"].live is not None
+
+    await eventually(loaded)
+    assert pool.failures == {}
+
+
+async def test_a_damaged_file_is_refused_before_a_child_sees_it(make: Make, tmp_path: Path) -> None:
+    pool = await make()
+    (tmp_path / "a.gguf").write_bytes(b"GGUF damaged")
+    await pool.survey()
+    with pytest.raises(EngineLoadFailed, match=r"The model file .*a.gguf is a GGUF of version 1835099168"):
+        await used(pool, "a")
+    assert "a" in pool.failures
+    assert pool.held == {}
+
+
+async def test_a_file_that_grew_is_judged_again_when_it_is_loaded(make: Make, tmp_path: Path) -> None:
+    pool = await make()
+    write(tmp_path / "a.gguf", file_bytes=5000 * MIB)
+    with pytest.raises(ModelTooLarge):
+        await used(pool, "a")
+    write(tmp_path / "b.gguf", file_bytes=900 * MIB)
+    with taken(pool, "c") as place:
+        await place.engine()
+        with pytest.raises(EngineLoadFailed, match="others are at work"):
+            await used(pool, "b")
+    await used(pool, "b")
+    assert set(pool.held) == {"b"}
+
+
+async def test_an_end_while_a_model_loads_ends_its_child_and_tells_who_waits(make: Make) -> None:
+    pool = await make({"model": "a", "load_gate": "/nonexistent/never"})
+    waiting = asyncio.create_task(used(pool, "a"))
+
+    async def loading() -> bool:
+        return bool(pool.held and pool.held["a"].starting)
+
+    await eventually(loading)
+    await pool.close()
+    with pytest.raises(EngineLoadFailed, match="This worker is ending"):
+        await waiting

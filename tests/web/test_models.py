@@ -1,0 +1,116 @@
+"""What people and programs are told of the models, of when a job will be done, and of a queue that is full."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from llamalith_app.config import Config
+from llamalith_app.contracts.models import EngineTold
+from llamalith_app.store import workers
+from llamalith_app.store.database import Database
+from tests.store.samples import register_worker
+from tests.web.conftest import log_in, serving
+
+
+async def tell(database: Database, *engines: EngineTold) -> None:
+    """As a worker's beat does."""
+    worker = await database.write(register_worker)
+    await database.write(workers.beat, worker, datetime.now(UTC), msgspec.json.encode(engines).decode())
+
+
+LOADED = EngineTold(
+    model="smollm2",
+    state="loaded",
+    n_slots=2,
+    n_used=1,
+    tokens_per_s=20.0,
+    prompt_tokens_per_s=300.0,
+    load_s=2.0,
+    job_s=10.0,
+    completion_tokens=100.0,
+)
+
+
+async def test_models_are_listed_with_what_the_workers_tell_of_them(
+    config: Config, api: httpx.AsyncClient, database: Database
+) -> None:
+    await tell(database, LOADED, EngineTold(model="other", state="failed", reason="It is broken.", n_slots=4))
+    await tell(database, EngineTold(model="smollm2", state="loading", progress=0.5, n_slots=3, n_used=2))
+    await api.post("/api/jobs", json={"content": "x", "model": "other"})
+    first, second = (await api.get("/api/models")).json()["models"]
+    assert first == {
+        "name": "smollm2",
+        "file": str(config.models[0].path),
+        "size_bytes": None,
+        "n_ctx": 4096,
+        "format": "auto",
+        "state": "loaded",
+        "progress": None,
+        "reason": None,
+        "slots": 5,
+        "slots_used": 3,
+        "tokens_per_s": 20.0,
+        "prompt_tokens_per_s": 300.0,
+        "queued": 0,
+    }
+    assert (second["state"], second["reason"], second["queued"]) == ("failed", "It is broken.", 1)
+
+
+async def test_without_a_worker_models_are_absent_and_their_files_are_measured(
+    config: Config, api: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    config.models[0].path.write_bytes(b"12345")
+    for model in (await api.get("/api/models")).json()["models"]:
+        assert (model["state"], model["slots"], model["size_bytes"]) == ("absent", 0, 5)
+
+
+async def test_queued_jobs_tell_when_they_will_start_and_end_once_something_was_measured(
+    config: Config, database: Database
+) -> None:
+    await tell(database, LOADED)
+    async with serving(config) as api:
+        for _ in range(5):
+            await api.post("/api/jobs", json={"content": "x"})
+        listed = (await api.get("/api/jobs")).json()["jobs"]
+        single = (await api.get("/api/jobs/5")).json()
+    told = [(job["progress"]["start_eta_s"], job["progress"]["eta_s"]) for job in reversed(listed)]
+    assert told == [(0.0, 10.0), (0.0, 10.0), (10.0, 20.0), (10.0, 20.0), (20.0, 30.0)]
+    assert (single["progress"]["start_eta_s"], single["progress"]["eta_s"]) == (20.0, 30.0)
+
+
+async def test_the_page_tells_how_the_models_stand_and_when_a_job_starts(config: Config, database: Database) -> None:
+    await tell(database, LOADED)
+    async with serving(config) as browser:
+        for _ in range(3):
+            await browser.post("/api/jobs", json={"content": "x"})
+        await log_in(browser)
+        for path in ("/chat/", "/chat/jobs/rows?limit=10"):
+            shown = (await browser.get(path)).text
+            assert "smollm2: loaded, 1 of 2 slots used, 3 queued" in shown
+            assert "Place 3 in the queue, starts in about 10 s" in shown
+
+
+async def test_a_full_queue_takes_exactly_so_many_and_says_when_to_come_again(
+    config: Config, database: Database
+) -> None:
+    await tell(database, LOADED)
+    async with serving(msgspec.structs.replace(config, max_queued=5)) as api:
+        answers = await asyncio.gather(*(api.post("/api/jobs", json={"content": "x"}) for _ in range(12)))
+        assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 7
+        refused = await api.post("/api/conversations/c/reply", json={"content": "x"})
+        assert (await api.post("/api/jobs", json={"system_prompt": "no job"})).status_code == 200
+        assert len((await api.get("/api/jobs")).json()["jobs"]) == 5
+        await log_in(api)
+        page = await api.post("/chat/jobs", data={"content": "kept text"})
+    assert refused.status_code == 429
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["type"] == "about:llamalith/queue-full"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert page.status_code == 429
+    assert "kept text" in page.text
+    assert "5 jobs are waiting already" in page.text

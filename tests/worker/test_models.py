@@ -1,0 +1,127 @@
+"""Several models in one worker: which are loaded, whose job is next, and what cannot be."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from llamalith_app.config import Config
+from llamalith_app.config_file import MaxWait
+from llamalith_app.contracts.models import EngineTold
+from llamalith_app.jobs.memory import MIB
+from llamalith_app.store import workers
+from llamalith_app.store.database import Database
+from tests.gguf import write
+from tests.settle import eventually
+from tests.worker.conftest import Script, Submit, ended, slots, working
+
+
+def only_one_fits(config: Config) -> Config:
+    for model in config.models:
+        write(model.path, file_bytes=500 * MIB)
+    return msgspec.structs.replace(config, memory_budget_mb=900)
+
+
+async def test_a_hundred_jobs_alternating_between_two_models_that_do_not_fit_together_need_few_loads(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "x", "reply": "y"})
+    ids = [await submit("x", f"c{n}", model="mn"[n % 2]) for n in range(100)]
+    with structlog.testing.capture_logs() as lines:
+        async with working(slots(only_one_fits(config), 2), script):
+            done = [await ended(database, job_id) for job_id in ids]
+    assert {job.status for job in done} == {"done"}
+    assert sum(line["event"] == "model loaded" for line in lines) <= 6
+
+
+async def test_models_that_fit_work_at_the_same_time(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script.write({"when": "wait", "gate": str(gate), "reply": "waited"})
+    async with working(config, script):
+        waiting = await submit("wait", "a", model="m")
+        assert (await ended(database, await submit("x", "b", model="n"))).status == "done"
+        gate.touch()
+        assert (await ended(database, waiting)).status == "done"
+
+
+async def test_a_job_that_waited_for_its_bound_is_run_before_the_loaded_model_s_queue_ends(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "x", "reply": "y", "step_s": 0.005})
+    own = only_one_fits(msgspec.structs.replace(config, max_wait_s=MaxWait(interactive=0, normal=900)))
+    async with working(own, script) as worker:
+        await ended(database, await submit("x", "first", model="m"))
+        crowd = [await submit("x", f"c{n}", model="m") for n in range(40)]
+        await worker.generation.look()
+        urgent = await ended(database, await submit("x", "urgent", model="n", priority=0))
+        done = [await ended(database, job_id) for job_id in crowd]
+    assert urgent.priority == "interactive"
+    last = max(job.processed_at for job in done if job.processed_at)
+    assert urgent.processed_at is not None
+    assert urgent.processed_at < last
+
+
+async def test_a_batch_waits_for_what_is_more_urgent(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "x", "reply": "y"})
+    batch, normal, urgent = [await submit("x", f"c{priority}", priority=priority) for priority in (2, 1, 0)]
+    async with working(config, script):
+        started = {
+            name: (await ended(database, job_id)).started_at
+            for name, job_id in (("batch", batch), ("normal", normal), ("urgent", urgent))
+        }
+    assert sorted(started, key=lambda name: str(started[name])) == ["urgent", "normal", "batch"]
+
+
+async def test_a_model_that_can_never_fit_ends_its_jobs_at_once_and_the_others_go_on(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    own = msgspec.structs.replace(config, memory_budget_mb=300)
+    write(own.models[0].path, file_bytes=500 * MIB)
+    async with working(own, script):
+        failed = [await ended(database, await submit("x", f"c{n}")) for n in range(3)]
+        assert (await ended(database, await submit("x", "other", model="n"))).status == "done"
+    for job in failed:
+        assert job.error is not None
+        assert (job.status, job.attempt, job.error.kind) == ("error", 1, "model_unavailable")
+        assert "needs about 651 MiB of memory with 1 slot of 4096 tokens" in job.error.reason
+        assert "300 MiB are allowed" in job.error.reason
+
+
+async def test_a_worker_tells_its_engines_with_its_beat(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "x", "reply": "y" * 20}, {"model": "n", "cannot_load": "It is broken."})
+    async with working(config, script):
+        await ended(database, await submit("x", "a", model="m"))
+        await ended(database, await submit("x", "b", model="n", max_attempts=1))
+
+        async def told() -> dict[str, EngineTold]:
+            texts = await database.read(workers.told, datetime.now(UTC))
+            found = {one.model: one for text in texts for one in msgspec.json.decode(text, type=list[EngineTold])}
+            return found if found and found["n"].state == "failed" and found["m"].job_s else {}
+
+        engines = await eventually(told)
+    assert (engines["m"].state, engines["m"].n_slots, engines["m"].n_used) == ("loaded", 1, 0)
+    assert engines["m"].completion_tokens == 20
+    assert min(engines["m"].tokens_per_s or 0, engines["m"].prompt_tokens_per_s or 0, engines["m"].job_s or 0) > 0
+    assert "It is broken." in (engines["n"].reason or "")
+
+
+async def test_an_idle_model_is_unloaded_by_the_worker_itself(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    async with working(msgspec.structs.replace(config, idle_unload_s=0.01), script) as worker:
+        await ended(database, await submit("x"))
+
+        async def unloaded() -> bool:
+            return not worker._pool.held
+
+        await eventually(unloaded)
+        assert (await ended(database, await submit("x"))).status == "done"
