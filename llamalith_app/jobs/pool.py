@@ -56,7 +56,7 @@ class Held:
 
     @property
     def is_busy(self) -> bool:
-        return self.n_taken > 0 or self.preloading
+        return self.n_taken > 0 or self.preloading or self.loading.locked()
 
     @property
     def live(self) -> EngineProcess | None:
@@ -263,6 +263,15 @@ class Pool:
         return await asyncio.to_thread(memory.plan, self._models[model], self._worker_count, self.budget_bytes)
 
     async def _loaded(self, model: str, held: Held) -> EngineProcess:
+        # Who asked may be gone by now, and what was held for it with it.
+        if (there := self.held.setdefault(model, held)) is not held:
+            return await self._loaded(model, there)
+        try:
+            return await self._loaded_once(model, held)
+        finally:
+            self._forget_unloaded(model, held)
+
+    async def _loaded_once(self, model: str, held: Held) -> EngineProcess:
         async with held.loading:
             if held.live is not None:
                 return held.live

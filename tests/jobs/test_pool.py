@@ -125,6 +125,34 @@ async def test_loads_of_one_model_are_one_and_those_of_two_do_not_wait_for_each_
     assert first is second
 
 
+async def test_a_load_whose_place_was_given_back_goes_on_and_is_kept_in_mind(make: Make, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    pool = await make({"model": "a", "load_gate": str(gate)}, n_fit=1.5)
+    for load_begins_first in (False, True):
+        with taken(pool, "a") as place:
+            loading = asyncio.create_task(place.engine())
+            if load_begins_first:
+
+                async def begun() -> bool:
+                    return bool(pool.held["a"].starting)
+
+                await eventually(begun)
+                with taken(pool, "a") as other:
+                    waiting = asyncio.create_task(other.engine())
+        if load_begins_first:
+            assert pool.room("b").waits_for == {"a"}
+            gate.touch()
+            assert await loading is await waiting
+            assert pool.held["a"].live is await loading
+        else:
+            gate.touch()
+            first = await loading
+            assert pool.held["a"].live is first
+            gate.unlink()
+            await used(pool, "b")
+            assert not is_there(first)
+
+
 async def test_what_can_never_fit_says_what_it_needs_and_what_is_allowed(make: Make) -> None:
     pool = await make(n_fit=0.5)
     assert pool.room("a").n_free == 1
