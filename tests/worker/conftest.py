@@ -79,7 +79,7 @@ def submit(database: Database) -> Submit:
     return submit
 
 
-async def ended(database: Database, job_id: int) -> Job:
+async def ended(database: Database, job_id: int, *, within_s: float = 20) -> Job:
     """The job once it has ended; the record must be whole then."""
 
     async def look() -> Job | None:
@@ -87,7 +87,7 @@ async def ended(database: Database, job_id: int) -> Job:
         assert job is not None
         return job if job.status in ENDED else None
 
-    job = await eventually(look)
+    job = await eventually(look, within_s=within_s)
     assert job is not None
     assert await database.read(check.broken) == []
     return job

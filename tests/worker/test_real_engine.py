@@ -56,8 +56,11 @@ async def test_a_damaged_model_and_one_whose_template_loops_end_as_typed_errors_
     models: Config, submit: Submit, database: Database
 ) -> None:
     async with asyncio.timeout(WITHIN_S), working(models):
-        asked = [(model, await submit("Hi", None, model=model)) for model in ("damaged", "m", "looping", "n", "m")]
-        jobs = [(model, await ended(database, job_id)) for model, job_id in asked]
+        asked = [
+            (model, await submit("Hi", None, model=model, max_attempts=1))
+            for model in ("damaged", "m", "looping", "n", "m")
+        ]
+        jobs = [(model, await ended(database, job_id, within_s=WITHIN_S)) for model, job_id in asked]
     told = {(model, job.status, job.error.kind if job.error else None) for model, job in jobs}
     assert told == {
         ("m", "done", None),
@@ -103,7 +106,8 @@ async def test_a_job_whose_engine_is_killed_runs_again_and_the_other_model_goes_
     monkeypatch.setattr(EngineProcess, "_take", take_and_kill)
     async with asyncio.timeout(WITHIN_S), working(models):
         hit, other = await submit(LONG, "c", model="m"), await submit("Hi", "d", model="n")
-        job, beside = await ended(database, hit), await ended(database, other)
+        job = await ended(database, hit, within_s=WITHIN_S)
+        beside = await ended(database, other, within_s=WITHIN_S)
     assert killed == ["m"]
     assert (job.status, job.attempt, job.finish_reason) == ("done", 2, "length")
     first, second = await attempts(database, hit)
