@@ -22,6 +22,8 @@ from llamalith_app.controllers import html, login
 from llamalith_app.controllers.conversations import Conversations
 from llamalith_app.controllers.docs import Docs
 from llamalith_app.controllers.envelope import Envelope
+from llamalith_app.controllers.events import Events
+from llamalith_app.controllers.follow import Followers
 from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
@@ -44,7 +46,16 @@ from llamalith_app.progress import ProgressReader
 from llamalith_app.store.database import Database
 
 
-def create_app(config: Config) -> RequestLog:
+class WebApp(RequestLog):
+    """The application as a server runs it."""
+
+    def __init__(self, app: Litestar, followers: Followers) -> None:
+        super().__init__(Envelope(app))
+        self.end_streams = followers.end
+        """Before the server waits for open connections: streams would never end by themselves."""
+
+
+def create_app(config: Config) -> WebApp:
     """The whole web application; opens its database when its lifespan starts.
 
     Raises ConfigError for a grammar that cannot be read. The schema must be current (`store/migrate.py`).
@@ -62,11 +73,14 @@ def create_app(config: Config) -> RequestLog:
         timeout_s=config.timeout_s,
         queue_timeout_s=config.queue_timeout_s,
     )
+    live = Live(database, ProgressReader(redis))
+    followers = Followers(database, live, redis)
     parts = Parts(
         database=database,
         submissions=submissions,
-        cancellations=Cancellations(database, hints, models),
-        live=Live(database, ProgressReader(redis)),
+        cancellations=Cancellations(database, hints, models, followers.tell_ended),
+        live=live,
+        followers=followers,
         readings=Readings(database, redis),
         sessions=Sessions(database, secret_key=config.secret_key, password_hash=config.admin_password_hash),
         passwords=Passwords(database, config.admin_password_hash),
@@ -80,13 +94,14 @@ def create_app(config: Config) -> RequestLog:
         try:
             yield
         finally:
+            await parts.followers.close()
             parts.passwords.close()
             await hints.close()
             await parts.monitor.close()
             await database.close()
             await redis.aclose()
 
-    api = [Jobs, Conversations, Legacy]
+    api = [Jobs, Conversations, Events, Legacy]
     app = Litestar(
         route_handlers=[
             Router("/api", route_handlers=api),
@@ -110,7 +125,7 @@ def create_app(config: Config) -> RequestLog:
         cors_config=CORSConfig(
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Token", "X-Request-ID"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Token", "X-Request-ID", "Last-Event-ID"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
         if config.cors_origins
@@ -134,4 +149,4 @@ def create_app(config: Config) -> RequestLog:
         logging_config=None,
         debug=False,
     )
-    return RequestLog(Envelope(app))
+    return WebApp(app, parts.followers)

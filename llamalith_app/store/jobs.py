@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -607,6 +607,12 @@ def one(connection: Connection, owner_id: int, job_id: int) -> Job | None:
     return None if row is None else _job(row)
 
 
+def some(connection: Connection, job_ids: Iterable[int], max_text: int) -> list[Job]:
+    """Whoever owns them: for what a stream asks about jobs that it was let follow."""
+    query = _as_read(None, max_text).where(JobRow.id.in_(list(job_ids)))
+    return [_job(row) for row in connection.execute(query).mappings()]
+
+
 def newest(
     connection: Connection,
     owner_id: int,
@@ -663,11 +669,11 @@ def of_turns(connection: Connection, owner_id: int, conversation_id: int, first:
     return {row["turn"]: job for row, job in _within_a_page(connection, query)}
 
 
-def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
+def _as_read(owner_id: int | None, max_text: int | None = None) -> Select[Any]:
     def text(column: Any) -> Any:
         return column if max_text is None else func.substr(column, 1, max_text)
 
-    return (
+    query = (
         select(
             JobRow.id,
             ConversationRow.public_id.label("conversation_id"),
@@ -695,8 +701,8 @@ def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
         .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
         .join(_prompt, and_(_prompt.job_id == JobRow.id, _prompt.role == "user"))
         .outerjoin(_reply, and_(_reply.job_id == JobRow.id, _reply.role == "assistant"))
-        .where(JobRow.owner_id == owner_id)
     )
+    return query if owner_id is None else query.where(JobRow.owner_id == owner_id)
 
 
 def _job(row: RowMapping) -> Job:
