@@ -22,6 +22,8 @@ from llamalith_app.controllers import html, login
 from llamalith_app.controllers.conversations import Conversations
 from llamalith_app.controllers.docs import Docs
 from llamalith_app.controllers.envelope import Envelope
+from llamalith_app.controllers.events import Events
+from llamalith_app.controllers.follow import Followers
 from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
@@ -47,7 +49,16 @@ from llamalith_app.progress import ProgressReader
 from llamalith_app.store.database import Database
 
 
-def create_app(config: Config) -> RequestLog:
+class WebApp(RequestLog):
+    """The application as a server runs it."""
+
+    def __init__(self, app: Litestar, followers: Followers) -> None:
+        super().__init__(Envelope(app))
+        self.end_streams = followers.end
+        """Before the server waits for open connections: streams would never end by themselves."""
+
+
+def create_app(config: Config) -> WebApp:
     """The whole web application; opens its database when its lifespan starts.
 
     Raises ConfigError for a grammar that cannot be read. The schema must be current (`store/migrate.py`).
@@ -68,11 +79,14 @@ def create_app(config: Config) -> RequestLog:
         max_queued=config.max_queued,
         forecasts=forecasts,
     )
+    live = Live(database, ProgressReader(redis), forecasts)
+    followers = Followers(database, live, redis)
     parts = Parts(
         database=database,
         submissions=submissions,
-        cancellations=Cancellations(database, hints, models),
-        live=Live(database, ProgressReader(redis), forecasts),
+        cancellations=Cancellations(database, hints, models, followers.tell_ended),
+        live=live,
+        followers=followers,
         readings=Readings(database, redis),
         sessions=Sessions(database, secret_key=config.secret_key, password_hash=config.admin_password_hash),
         passwords=Passwords(database, config.admin_password_hash),
@@ -88,13 +102,14 @@ def create_app(config: Config) -> RequestLog:
         try:
             yield
         finally:
+            await parts.followers.close()
             parts.passwords.close()
             await hints.close()
             await parts.monitor.close()
             await database.close()
             await redis.aclose()
 
-    api = [Jobs, Conversations, Models, Legacy]
+    api = [Jobs, Conversations, Events, Models, Legacy]
     app = Litestar(
         route_handlers=[
             Router("/api", route_handlers=api),
@@ -118,7 +133,7 @@ def create_app(config: Config) -> RequestLog:
         cors_config=CORSConfig(
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Token", "X-Request-ID"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Token", "X-Request-ID", "Last-Event-ID"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
         if config.cors_origins
@@ -142,4 +157,4 @@ def create_app(config: Config) -> RequestLog:
         logging_config=None,
         debug=False,
     )
-    return RequestLog(Envelope(app))
+    return WebApp(app, parts.followers)

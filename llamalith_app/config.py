@@ -55,7 +55,15 @@ SETTING_VARIABLES = {
 }
 """Variables that say the same as a key of `config.json`."""
 PLAIN_KEYS = (
-    *("max_attempts", "max_queued", "timeout_s", "queue_timeout_s", "memory_budget_mb", "idle_unload_s"),
+    *(
+        "max_attempts",
+        "max_queued",
+        "timeout_s",
+        "queue_timeout_s",
+        "memory_budget_mb",
+        "idle_unload_s",
+        "state_cache_mb",
+    ),
     *("cors_origins", "trusted_proxies", "log_format", "log_level"),
 )
 """Keys of `config.json` that are the same in `Config`."""
@@ -100,6 +108,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     None: as many as cores and memory are good for."""
     memory_budget_mb: int | None = None
     """MiB that all loaded models may take together; None: a share of the machine's."""
+    state_cache_mb: int = 2048
+    """MiB on disk for what engines had computed of conversations; 0: nothing is kept."""
     idle_unload_s: float = 600.0
     """Without work for so long, a model that is not pinned is unloaded; 0: never."""
     max_wait_s: MaxWait = MaxWait()

@@ -230,6 +230,10 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Annotated[float, Meta(ge=0, le=MAX_SECONDS, description="Without work for so long, a model goes; 0: never.")]
         | None
     ) = None
+    state_cache_mb: (
+        Annotated[int, Meta(ge=0, le=2**30, description="MiB on disk for computed prompts, 2048; 0: none are kept.")]
+        | None
+    ) = None
     max_wait_s: MaxWait | None = None
     max_queued: (
         Annotated[int, Meta(ge=1, le=10**9, description="Jobs of one owner that may wait at once; 100000.")] | None

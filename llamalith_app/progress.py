@@ -1,12 +1,13 @@
 """Live progress of running jobs, beside the record: a short-lived Redis key a job.
 
-The worker publishes, the web reads. All of it may be lost at any moment: a reader gets nothing then, soon and
-without an error. Knows nothing of SQL and of engines.
+The worker puts it beside what it tells by `streams.py`; the web reads it for lists and single jobs. All of it may be
+lost at any moment: a reader gets nothing then, soon and without an error. Knows nothing of SQL and of engines.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -29,12 +30,9 @@ def _key(job_id: int) -> str:
     return f"llamalith:progress:{job_id}"
 
 
-async def publish(redis: Redis, job_id: int, attempt: int, progress: Progress) -> None:
-    """Never raises for a Redis that is away."""
-    try:
-        await redis.set(_key(job_id), msgspec.json.encode(Published(attempt, progress)), ex=EXPIRE_S)
-    except (RedisError, OSError, TimeoutError):
-        return
+def put(pipeline: Any, job_id: int, attempt: int, progress: Progress) -> None:
+    """Adds it to a pipeline of Redis commands."""
+    pipeline.set(_key(job_id), msgspec.json.encode(Published(attempt, progress)), ex=EXPIRE_S)
 
 
 class ProgressReader:

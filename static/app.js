@@ -38,6 +38,8 @@ class LiveList {
     this.shown = new Map([...list.children].map((item) => [item.id, item.outerHTML]))
     this.timer = 0
     this.asking = false
+    this.again = false
+    this.onTaken = () => {}
     localTimes(list)
     document.addEventListener("visibilitychange", () => this.schedule(0))
     this.schedule()
@@ -54,6 +56,7 @@ class LiveList {
 
   async refresh() {
     // One question at a time: of two, the older answer could come last.
+    this.again = this.asking
     if (this.asking) return
     this.asking = true
     let next = this.pause
@@ -69,7 +72,8 @@ class LiveList {
       if (!answer.ok) throw new Error(String(answer.status))
       this.take(new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(this.list.id))
       tell("")
-      next = this.pause
+      this.onTaken()
+      next = this.again ? 0 : this.pause
     } catch {
       tell("No connection to Llamalith just now. Trying again.")
       next = TROUBLE_MS
@@ -134,7 +138,81 @@ class LiveList {
   }
 }
 
-for (const list of document.querySelectorAll("[data-live]")) new LiveList(list)
+// The replies of a conversation as they are written. What is shown so is only a foretaste: once a job has ended, the list
+// is asked again and brings what was stored. Without a stream the list alone does it, a little later.
+class LiveReplies {
+  constructor(live) {
+    this.live = live
+    this.source = null
+    document.addEventListener("visibilitychange", () => this.follow())
+    this.follow()
+  }
+
+  // Only while somebody looks and something is open: a browser has few connections for all its tabs together.
+  follow() {
+    const wanted = !document.hidden && Number(this.live.list.dataset.open) > 0
+    if (!wanted) {
+      this.source?.close()
+      this.source = null
+    } else if (!this.source || this.source.readyState === EventSource.CLOSED) {
+      this.open()
+    }
+  }
+
+  open() {
+    const begun = new Set()
+    this.source = new EventSource(this.live.list.dataset.events)
+    for (const kind of ["delta", "thinking", "restart"]) {
+      this.source.addEventListener(kind, (event) => {
+        const told = JSON.parse(event.data)
+        // A new stream tells all from the beginning.
+        if (kind === "restart" || !begun.has(told.job_id)) this.empty(told.job_id)
+        begun.add(told.job_id)
+        if (kind !== "restart") this.add(told.job_id, kind, told.text)
+      })
+    }
+    for (const kind of ["done", "error", "cancelled"]) {
+      // A stream's own troubles are events named error too; those have no data.
+      this.source.addEventListener(kind, (event) => { if (event.data) this.live.refresh() })
+    }
+  }
+
+  places(jobId) {
+    return document.querySelectorAll(`#job-${Number(jobId)} [data-told]`)
+  }
+
+  show(place, shown) {
+    place.hidden = !shown
+    if (place.parentElement.matches("details")) place.parentElement.hidden = !shown
+  }
+
+  empty(jobId) {
+    for (const place of this.places(jobId)) {
+      place.textContent = ""
+      this.show(place, false)
+    }
+  }
+
+  add(jobId, kind, text) {
+    const place = [...this.places(jobId)].find((one) => one.dataset.told === kind)
+    if (!place || !text) return
+    const page = document.documentElement
+    const atEnd = page.scrollHeight - page.clientHeight - page.scrollTop < 40
+    place.append(text)
+    place.normalize()
+    this.show(place, true)
+    // Who reads or types at the end stays there.
+    if (atEnd) page.scrollTop = page.scrollHeight
+  }
+}
+
+for (const list of document.querySelectorAll("[data-live]")) {
+  const live = new LiveList(list)
+  if ("events" in list.dataset) {
+    const replies = new LiveReplies(live)
+    live.onTaken = () => replies.follow()
+  }
+}
 localTimes(document)
 
 for (const form of document.querySelectorAll("form")) {

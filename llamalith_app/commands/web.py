@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import click
 import uvicorn
 
-from llamalith_app.app import create_app
+from llamalith_app.app import WebApp, create_app
 from llamalith_app.commands.process import begin
 from llamalith_app.config import Config
 
@@ -24,12 +25,25 @@ def command(host: str, port: int, data_dir: Path | None, parent_fd: int | None) 
     # Heard before uvicorn listens to it, also as PID 1, and after it has drained, when it raises the signal once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = begin("web", data_dir, parent_fd)
-    uvicorn.Server(server_config(config, host=host, port=port)).run()
+    server(config, host=host, port=port).run()
 
 
-def server_config(config: Config, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
-    return uvicorn.Config(
-        create_app(config),
+class Server(uvicorn.Server):
+    """Ends open streams before it waits for connections to end."""
+
+    def __init__(self, app: WebApp, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.end_streams()
+        await super().shutdown(sockets)
+
+
+def server(config: Config, *, host: str = "127.0.0.1", port: int = 0) -> Server:
+    app = create_app(config)
+    settings = uvicorn.Config(
+        app,
         host=host,
         port=port,
         proxy_headers=bool(config.trusted_proxies),
@@ -40,3 +54,4 @@ def server_config(config: Config, *, host: str = "127.0.0.1", port: int = 0) -> 
         # An open connection would otherwise hold the process for ever.
         timeout_graceful_shutdown=5,
     )
+    return Server(app, settings)

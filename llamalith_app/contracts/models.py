@@ -27,6 +27,8 @@ class EngineTold(msgspec.Struct, kw_only=True, omit_defaults=True):
     """From its start in the engine to its end."""
     completion_tokens: float | None = None
     """Of a reply."""
+    prompt_tokens_computed: int = 0
+    prompt_tokens_reused: int = 0
 
 
 class Model(msgspec.Struct, kw_only=True):
@@ -51,6 +53,10 @@ class Model(msgspec.Struct, kw_only=True):
     tokens_per_s: float | None
     """Of one reply, lately."""
     prompt_tokens_per_s: float | None
+    prompt_tokens_computed: int
+    """Of all replies since the workers that are there began."""
+    prompt_tokens_reused: int
+    """The same: what engines had from earlier prompts and did not compute again."""
     queued: int
 
 

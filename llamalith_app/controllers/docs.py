@@ -14,6 +14,7 @@ from llamalith_app.controllers.request import AppRequest
 from llamalith_app.guards.principal import PAGE
 
 REF = "#/components/schemas/"
+EVENT = "an event's data"
 TELL_BELOW = 1e12
 """Limits beyond are there against nonsense."""
 
@@ -67,9 +68,11 @@ def operations(document: dict[str, Any]) -> list[Operation]:
 
 
 def shapes(document: dict[str, Any]) -> dict[str, list[Field]]:
-    """The shapes that fields of others have, by name."""
+    """The shapes that fields of others and events have, by name."""
     schemas = document["components"]["schemas"]
     inner = {name for schema in schemas.values() for field in schema["properties"].values() for name in _names(field)}
+    for operation in operations(document):
+        inner.update(field.name for field in operation.answer if field.type == EVENT)
     return {name: _schema_fields(schemas[name], schemas) for name in sorted(inner)}
 
 
@@ -105,7 +108,15 @@ def _operation(path: str, method: str, operation: dict[str, Any], schemas: dict[
 
 
 def _fields(content: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
-    return _schema_fields(content.get("content", {}).get("application/json", {}).get("schema", {}), schemas)
+    by_type = content.get("content", {})
+    if "text/event-stream" in by_type:
+        return _events(by_type["text/event-stream"]["schema"], schemas)
+    return _schema_fields(by_type.get("application/json", {}).get("schema", {}), schemas)
+
+
+def _events(schema: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
+    """What may come, as a field each: the shape of its data, and what that says."""
+    return [Field(name, EVENT, False, schemas[name].get("description", "")) for name in _names(schema)]
 
 
 def _schema_fields(schema: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:

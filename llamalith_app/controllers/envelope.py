@@ -43,17 +43,25 @@ class Envelope:
         if scope["type"] != ScopeType.HTTP:
             await self.app(scope, receive, send)
             return
-        without_body = scope["method"] == "HEAD"
+        method = scope["method"]
+        without_body = method == "HEAD"
+        ended = False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal ended
+            if ended:
+                return
             if message["type"] == "http.response.start":
+                # The server ends a HEAD's answer otherwise than a GET's.
+                scope["method"] = method
                 there = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
                     *((name, value) for name, value in HEADERS.items() if name not in there),
                 ]
             elif without_body and message["type"] == "http.response.body":
-                message["body"] = b""
+                # What would go on for ever, a stream, ends here.
+                message["body"], message["more_body"], ended = b"", False, True
             await send(message)
 
         if problem := _refusal(scope):

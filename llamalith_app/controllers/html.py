@@ -47,6 +47,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
     environment.globals["static"] = lambda name: f"/chat/static/{name}?v={versions[name]}"
     environment.filters |= {
         "conversation_url": conversation_url,
+        "events_url": _events_url,
         "query": _query,
         "iso": lambda moment: moment.isoformat(timespec="seconds"),
         "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
@@ -84,6 +85,12 @@ def conversation_url(public_id: str) -> str:
     if "/" in public_id or public_id in (".", ".."):
         return f"/chat/conversation?id={quote(public_id, safe='')}"
     return f"/chat/conversations/{quote(public_id, safe='')}"
+
+
+def _events_url(public_id: str) -> str | None:
+    """The conversation's stream; None: its id can stand in no path, and its page asks now and then instead."""
+    url = conversation_url(public_id)
+    return None if "?" in url else url.replace("/chat/", "/chat/api/", 1) + "/events"
 
 
 def wants_html(request: Request[Any, Any, Any]) -> bool:

@@ -51,5 +51,7 @@ def _model(chosen: ModelConfig, size_bytes: int | None, told: EngineTold | None,
         slots_used=told.n_used,
         tokens_per_s=told.tokens_per_s,
         prompt_tokens_per_s=told.prompt_tokens_per_s,
+        prompt_tokens_computed=told.prompt_tokens_computed,
+        prompt_tokens_reused=told.prompt_tokens_reused,
         queued=queued,
     )

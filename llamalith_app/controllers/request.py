@@ -11,6 +11,7 @@ import msgspec
 from litestar import Request
 
 from llamalith_app.config import ModelConfig
+from llamalith_app.controllers.follow import Followers
 from llamalith_app.controllers.live import Live
 from llamalith_app.controllers.problems import in_words
 from llamalith_app.controllers.readiness import Readings
@@ -38,6 +39,7 @@ class Parts(NamedTuple):
     submissions: Submissions
     cancellations: Cancellations
     live: Live
+    followers: Followers
     readings: Readings
     sessions: Sessions
     passwords: Passwords

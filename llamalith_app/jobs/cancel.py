@@ -5,7 +5,7 @@ A worker learns of it from the record: the lease that it runs under is gone. Kno
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 from llamalith_app.jobs.queue import Hints
@@ -19,10 +19,18 @@ OPEN = (Status.QUEUED, Status.PROCESSING)
 
 
 class Cancellations:
-    def __init__(self, database: Database, hints: Hints, models: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        hints: Hints,
+        models: tuple[str, ...],
+        tell_ended: Callable[[Collection[int]], None],
+    ) -> None:
+        """`tell_ended` tells those who follow these jobs, without waiting."""
         self._database = database
         self._hints = hints
         self._models = models
+        self._tell_ended = tell_ended
 
     async def one(self, owner_id: int, job_id: int) -> Status | None:
         """The state that won, cancelled or an end that came before; None: no such job of this owner. Raises
@@ -60,6 +68,7 @@ class Cancellations:
     async def _ended(self, cancelled: list[int]) -> None:
         """After the commit, for each job that a cancel ended: whoever follows it hears of it from here, and what
         waited behind it is woken."""
+        self._tell_ended(cancelled)
         for waiting in await self._database.read(jobs.freed, cancelled, datetime.now(UTC)):
             if waiting.model in self._models:
                 self._hints.send(waiting.model, waiting.job_id, waiting.attempt + 1)

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -26,14 +26,15 @@ from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN
 from llamalith_app.engine.messages import Advance, ChatMessage, Submit
 from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineProcess, EngineRefused
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.jobs import order, reply, shape
+from llamalith_app.jobs import order, shape
 from llamalith_app.jobs.pool import ModelTooLarge, Place, Pool
 from llamalith_app.jobs.queue import TaskProgress
+from llamalith_app.jobs.reply import Piece, Reply
 from llamalith_app.jobs.speeds import Measure, Speeds
-from llamalith_app.progress import publish
 from llamalith_app.store import conversations, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome, Status
+from llamalith_app.streams import Writer
 
 T = TypeVar("T")
 
@@ -53,7 +54,8 @@ class Running:
     def __init__(self, claim: jobs.Claim) -> None:
         self.claim = claim
         self.progress = Progress(phase="loading")
-        self.text: list[str] = []
+        self.reply = Reply()
+        """What it wrote so far."""
         self.last: Advance | None = None
         self.ends_as: Outcome | None = None
         """Why it is to stop before its end: its lease is gone (`lost`), the worker drains (`released`), or its time is
@@ -66,10 +68,10 @@ class Running:
         self.completion_tokens = 0
         self._started = time.monotonic()
 
-    def advance(self, step: Advance) -> None:
+    def advance(self, step: Advance) -> list[Piece]:
+        """What of its text is certain now."""
         now = time.monotonic()
         self.last = step
-        self.text.append(step.text)
         if step.tokens:
             self._decode_started = self._decode_started or now
             self.completion_tokens += len(step.tokens)
@@ -87,6 +89,7 @@ class Running:
             completion_tokens=self.completion_tokens,
             tokens_per_s=round(n / since, 2) if n and since > 0 else None,
         )
+        return self.reply.feed(step.text)
 
     def sent(self) -> None:
         """To the engine, just now."""
@@ -115,7 +118,7 @@ class Running:
     def written(self) -> jobs.Written:
         """What there is of the reply, as it would be kept."""
         prompt_tokens = None if self.last is None else self.last.prompt_tokens
-        return jobs.Written(reply.clean("".join(self.text)), prompt_tokens, self.completion_tokens)
+        return jobs.Written(str(self.reply), prompt_tokens, self.completion_tokens)
 
 
 class _Start(NamedTuple):
@@ -165,9 +168,12 @@ class Generation:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
+        self._hold(task)
+        return task
+
+    def _hold(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     async def settled(self, within_s: float) -> bool:
         """Once draining: waits for all that was started; False: something still runs."""
@@ -267,7 +273,7 @@ class Generation:
         finally:
             if timer is not None:
                 timer.cancel()
-            publisher.close()
+            self._hold(asyncio.create_task(publisher.close()))
             del self.running[claim.lease_token]
 
     async def _end_in_time(self, running: Running, timeout_s: float) -> None:
@@ -282,8 +288,7 @@ class Generation:
     async def _engine(self, running: Running, place: Place) -> EngineProcess | None:
         """None: the attempt is to stop before its model is loaded. The load goes on, for whoever comes next."""
         loading = asyncio.create_task(place.engine())
-        self._tasks.add(loading)
-        loading.add_done_callback(self._tasks.discard)
+        self._hold(loading)
         waiting = asyncio.shield(loading)
         running.cancel = waiting.cancel
         try:
@@ -315,8 +320,9 @@ class Generation:
         running.sent()
         if running.ends_as is None:
             async for step in engine.run(submit):
-                running.advance(step)
+                publisher.write(running.advance(step), step.tokens)
                 publisher.tell()
+        publisher.write(running.reply.end())
         last = running.last
         # Whole before it was stopped: the time it took is spent, and only a lease that is gone stands against it.
         if running.ends_as is Outcome.LOST or last is None or last.finish in (None, "cancelled"):
@@ -327,12 +333,15 @@ class Generation:
             reply=running.written().text,
             finish_reason=last.finish,
             prompt_tokens=last.prompt_tokens,
+            prompt_tokens_reused=last.prompt_reused,
             completion_tokens=running.completion_tokens,
             omitted_messages=last.omitted_messages + turn.n_too_old,
         )
         if await self._store(running, finish):
             self.speeds.learn(claim.model, "load_s", engine.loaded.load_s)
             running.measure(partial(self.speeds.learn, claim.model))
+            n_reused = last.prompt_reused
+            self.speeds.count(claim.model, computed=last.prompt_tokens - n_reused, reused=n_reused)
             log.info(
                 "job done",
                 job_id=claim.job_id,
@@ -340,6 +349,7 @@ class Generation:
                 model=claim.model,
                 finish_reason=last.finish,
                 prompt_tokens=last.prompt_tokens,
+                prompt_tokens_reused=last.prompt_reused,
                 completion_tokens=running.completion_tokens,
                 seconds=round(running.seconds(), 3),
             )
@@ -400,18 +410,23 @@ class Generation:
 
 
 class _Publisher:
-    """Tells the progress of one attempt to Redis and to SAQ's task, at most each PUBLISH_S; nobody waits for it."""
+    """Tells what one attempt does to those who follow it, and its progress, at most each PUBLISH_S, to Redis and to
+    SAQ's task; nobody waits for it."""
 
     def __init__(self, redis: Redis, running: Running, tell: Callable[[TaskProgress], None]) -> None:
-        self._redis = redis
+        self._writer = Writer(redis, running.claim.job_id, running.claim.attempt)
         self._running = running
         self._tell = tell
         self._next = 0.0
-        self._task: asyncio.Task[None] | None = None
+
+    def write(self, pieces: Iterable[Piece], tokens: Iterable[int] = ()) -> None:
+        self._writer.tokens(tokens)
+        for piece in pieces:
+            self._writer.write(piece.kind, piece.text)
 
     def tell(self) -> None:
         now = time.monotonic()
-        if now < self._next or (self._task is not None and not self._task.done()):
+        if now < self._next:
             return
         self._next = now + PUBLISH_S
         claim, progress = self._running.claim, self._running.progress
@@ -428,11 +443,10 @@ class _Publisher:
                 },
             )
         )
-        self._task = asyncio.create_task(publish(self._redis, claim.job_id, claim.attempt, progress))
+        self._writer.progress(progress)
 
-    def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+    async def close(self) -> None:
+        await self._writer.close()
 
 
 def _fraction(progress: Progress) -> float:

@@ -19,6 +19,7 @@ RELIEF = 8
 
 STATES = ("loaded", "loading", "failed", "absent")
 """Best first: what one worker of several says of a model."""
+SUMS = ("n_slots", "n_used", "prompt_tokens_computed", "prompt_tokens_reused")
 MEASURES = ("tokens_per_s", "prompt_tokens_per_s", "load_s", "job_s", "completion_tokens")
 
 
@@ -125,8 +126,8 @@ def merged(told: Iterable[EngineTold]) -> dict[str, EngineTold]:
             continue
         first, other = sorted((best, one), key=lambda engine: STATES.index(engine.state))
         measured = {name: value for name in MEASURES if (value := getattr(first, name) or getattr(other, name))}
-        slots = {"n_slots": first.n_slots + other.n_slots, "n_used": first.n_used + other.n_used}
-        found[one.model] = msgspec.structs.replace(first, fits=first.fits or other.fits, **slots, **measured)
+        sums = {name: getattr(first, name) + getattr(other, name) for name in SUMS}
+        found[one.model] = msgspec.structs.replace(first, fits=first.fits or other.fits, **sums, **measured)
     return found
 
 

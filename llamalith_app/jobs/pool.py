@@ -80,12 +80,16 @@ class Pool:
         budget_bytes: int,
         worker_count: int | None = None,
         idle_unload_s: float = 0.0,
+        state_dir: str = "",
+        state_max_bytes: int = 0,
         engine_argv: Sequence[str] | None = None,
     ) -> None:
         self._models = models
         self.budget_bytes = budget_bytes
         self._worker_count = worker_count
         self._idle_unload_s = idle_unload_s
+        self._state_dir = state_dir
+        self._state_max_bytes = state_max_bytes
         self._engine_argv = engine_argv
         self.held: dict[str, Held] = {}
         self.plans: dict[str, Plan] = {}
@@ -163,6 +167,8 @@ class Pool:
             n_slots=(held.plan if held is not None else self.plans[model]).n_slots,
             n_used=held.n_taken if held is not None else 0,
             fits=held is not None or self.plans[model].need_bytes <= self._free(model),
+            prompt_tokens_computed=speeds.prompt_tokens(model).computed,
+            prompt_tokens_reused=speeds.prompt_tokens(model).reused,
             **speeds.of(model),
         )
 
@@ -336,6 +342,8 @@ class Pool:
             n_chunk=chosen.settings.n_chunk,
             n_threads=chosen.settings.n_threads,
             n_gpu_layers=chosen.settings.n_gpu_layers,
+            state_dir=self._state_dir,
+            state_max_bytes=self._state_max_bytes,
         )
 
 

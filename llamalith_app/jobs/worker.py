@@ -57,6 +57,8 @@ class Worker:
             budget_bytes=memory.machine_bytes() if budget_mb is None else budget_mb * memory.MIB,
             worker_count=config.n_slots,
             idle_unload_s=config.idle_unload_s,
+            state_dir=str(config.data_dir / "states") if config.state_cache_mb else "",
+            state_max_bytes=config.state_cache_mb * memory.MIB,
             engine_argv=engine_argv,
         )
         self._lock_path = config.data_dir / "run" / f"worker-{os.getpid()}-{os.urandom(4).hex()}.lock"

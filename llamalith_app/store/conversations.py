@@ -5,6 +5,7 @@ Reads only; conversations and messages are written by the transitions in `store/
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -69,6 +70,16 @@ class Thread(NamedTuple):
     """In force for the next turn; empty: none."""
     first_prompt: str | None
     """Its beginning; None: no prompt yet."""
+
+
+class Lane(NamedTuple):
+    """The jobs of a conversation that a stream of its events goes through, one after another."""
+
+    conversation_id: int
+    job_ids: list[int]
+    """In order."""
+    newest_job: int
+    """0: it has none."""
 
 
 def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, max_text: int) -> list[Summary]:
@@ -203,6 +214,39 @@ def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
         last_assistant=_newest(connection, conversation_id, "assistant"),
         last_job=None if job_id is None else jobs.one(connection, owner_id, job_id),
     )
+
+
+def lane(connection: Connection, owner_id: int, public_id: str, from_job: int | None = None) -> Lane | None:
+    """Its open jobs; or all from `from_job` on, ended or not. None: no such conversation."""
+    conversation_id = connection.execute(
+        select(ConversationRow.id).where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id)
+    ).scalar()
+    if conversation_id is None:
+        return None
+    newest_job = newest_jobs(connection, [conversation_id]).get(conversation_id, 0)
+    if from_job is not None:
+        return Lane(conversation_id, jobs_after(connection, conversation_id, from_job - 1), newest_job)
+    still_open = select(JobRow.id).where(
+        JobRow.conversation_id == conversation_id,
+        JobRow.status.in_([literal_column("'queued'"), literal_column("'processing'")]),
+    )
+    return Lane(conversation_id, list(connection.execute(still_open.order_by(JobRow.id)).scalars()), newest_job)
+
+
+def newest_jobs(connection: Connection, conversation_ids: Iterable[int]) -> dict[int, int]:
+    """Conversation -> the id of its newest job; those without a job are left out."""
+    rows = connection.execute(
+        select(JobRow.conversation_id, func.max(JobRow.id))
+        .where(JobRow.conversation_id.in_(list(conversation_ids)))
+        .group_by(JobRow.conversation_id)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def jobs_after(connection: Connection, conversation_id: int, job_id: int) -> list[int]:
+    """The ids of its later jobs, in order."""
+    query = select(JobRow.id).where(JobRow.conversation_id == conversation_id, JobRow.id > job_id).order_by(JobRow.id)
+    return list(connection.execute(query).scalars())
 
 
 def _newest(connection: Connection, conversation_id: int, role: str) -> Message | None:

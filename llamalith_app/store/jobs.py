@@ -337,6 +337,7 @@ def finish(
     reply: str,
     finish_reason: str,
     prompt_tokens: int,
+    prompt_tokens_reused: int,
     completion_tokens: int,
     omitted_messages: int,
 ) -> bool:
@@ -350,6 +351,7 @@ def finish(
             processed_at=now,
             finish_reason=finish_reason,
             prompt_tokens=prompt_tokens,
+            prompt_tokens_reused=prompt_tokens_reused,
             completion_tokens=completion_tokens,
             omitted_messages=omitted_messages,
         )
@@ -652,6 +654,12 @@ def one(connection: Connection, owner_id: int, job_id: int) -> Job | None:
     return None if row is None else _job(row)
 
 
+def some(connection: Connection, job_ids: Iterable[int], max_text: int) -> list[Job]:
+    """Whoever owns them: for what a stream asks about jobs that it was let follow."""
+    query = _as_read(None, max_text).where(JobRow.id.in_(list(job_ids)))
+    return [_job(row) for row in connection.execute(query).mappings()]
+
+
 def newest(
     connection: Connection,
     owner_id: int,
@@ -708,11 +716,11 @@ def of_turns(connection: Connection, owner_id: int, conversation_id: int, first:
     return {row["turn"]: job for row, job in _within_a_page(connection, query)}
 
 
-def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
+def _as_read(owner_id: int | None, max_text: int | None = None) -> Select[Any]:
     def text(column: Any) -> Any:
         return column if max_text is None else func.substr(column, 1, max_text)
 
-    return (
+    query = (
         select(
             JobRow.id,
             ConversationRow.public_id.label("conversation_id"),
@@ -732,6 +740,7 @@ def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
             JobRow.error_kind,
             JobRow.finish_reason,
             JobRow.prompt_tokens,
+            JobRow.prompt_tokens_reused,
             JobRow.completion_tokens,
             JobRow.omitted_messages,
             text(JobRow.partial).label("partial"),
@@ -741,8 +750,8 @@ def _as_read(owner_id: int, max_text: int | None = None) -> Select[Any]:
         .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
         .join(_prompt, and_(_prompt.job_id == JobRow.id, _prompt.role == "user"))
         .outerjoin(_reply, and_(_reply.job_id == JobRow.id, _reply.role == "assistant"))
-        .where(JobRow.owner_id == owner_id)
     )
+    return query if owner_id is None else query.where(JobRow.owner_id == owner_id)
 
 
 def _job(row: RowMapping) -> Job:

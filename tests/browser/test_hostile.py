@@ -18,11 +18,11 @@ from redis.asyncio import Redis
 
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
-from llamalith_app.progress import publish
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from tests.browser.conftest import Watched, window
 from tests.browser.payloads import payloads
+from tests.live import publish
 from tests.settle import eventually
 from tests.store.samples import register_worker
 from tests.web.conftest import PASSWORD, log_in, make_config, serving

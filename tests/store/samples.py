@@ -50,6 +50,7 @@ def finish(connection: Connection, claim: jobs.Claim, reply: str = "a reply") ->
         reply=reply,
         finish_reason="stop",
         prompt_tokens=1,
+        prompt_tokens_reused=0,
         completion_tokens=1,
         omitted_messages=0,
     )

@@ -11,9 +11,8 @@ from pathlib import Path
 import bcrypt
 import httpx
 import pytest
-import uvicorn
 
-from llamalith_app.commands.web import server_config
+from llamalith_app.commands import web
 from llamalith_app.config import Config, ModelConfig
 
 TOKEN = "a-token-of-the-tests"
@@ -49,7 +48,7 @@ def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
 async def serving(config: Config) -> AsyncIterator[httpx.AsyncClient]:
     """A client whose base is the running application, with the token."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(server_config(config))
+    server = web.server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     port = listener.getsockname()[1]
     try:

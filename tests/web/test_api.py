@@ -24,9 +24,9 @@ from redis.asyncio import Redis
 
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
-from llamalith_app.progress import publish
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
+from tests.live import publish
 from tests.store.samples import finish, register_worker
 from tests.web.conftest import TOKEN, serving
 
@@ -270,6 +270,8 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/api/jobs/{job_id}",
         "/api/jobs/{job_id}/cancel",
         "/api/jobs/cancel",
+        "/api/jobs/{job_id}/events",
+        "/api/conversations/{conversation_id}/events",
         "/api/conversations/{conversation_id}/reply",
         "/api/conversations/{conversation_id}/cancel",
         "/api/conversations/{conversation_id}/messages",
@@ -282,7 +284,8 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
     }
     for (path, _), operation in operations.items():
         assert operation["summary"], path
-        assert operation["responses"]["200"]["content"]["application/json"]["schema"], path
+        media_type = "text/event-stream" if path.endswith("/events") else "application/json"
+        assert operation["responses"]["200"]["content"][media_type]["schema"], path
         assert "400" in operation["responses"] or path.endswith("z") or path in ("/api/jobs", "/api/models"), path
     content = document["components"]["schemas"]["JobCreate"]["properties"]["content"]
     assert content["maxLength"] == 1_000_000

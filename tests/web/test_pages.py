@@ -16,10 +16,10 @@ from redis.asyncio import Redis
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.controllers import pages
-from llamalith_app.progress import publish
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
+from tests.live import publish
 from tests.settle import eventually
 from tests.store.samples import register_worker
 from tests.web.conftest import PASSWORD, log_in, serving
@@ -414,7 +414,7 @@ async def test_the_reference_shows_every_operation_and_the_document_lies_beside_
     page = text(await browser.get("/chat/docs"))
     document = (await browser.get("/chat/docs/openapi.json")).json()
     assert document["servers"] == [{"url": "/chat"}]
-    assert len(document["paths"]) == 13
+    assert len(document["paths"]) == 15
     for path, methods in document["paths"].items():
         assert path in page
         for operation in methods.values():

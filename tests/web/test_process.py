@@ -4,37 +4,75 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 
 from tests.product.conftest import LLAMALITH, clean_environ, free_port
 from tests.settle import eventually
+from tests.streams.sse import reading
 from tests.web.conftest import HASH, TOKEN
 
 
-async def test_sigterm_ends_it_with_exit_code_0(tmp_path: Path, absent_redis_url: str) -> None:
+@asynccontextmanager
+async def web(folder: Path, redis_url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
+    """Once it answers."""
     port = free_port()
-    web = await asyncio.create_subprocess_exec(
-        *(str(LLAMALITH), "web", "--port", str(port), "--data-dir", str(tmp_path)),
-        cwd=tmp_path,
-        env=clean_environ(
-            SECRET_KEY="a secret key of the tests, of 32 bytes",
-            ADMIN_PASSWORD_HASH=HASH,
-            N8N_API_TOKEN=TOKEN,
-            REDIS_URL=absent_redis_url,
-        ),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+    with (folder / "log").open("w") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(str(LLAMALITH), "web", "--port", str(port), "--data-dir", str(folder)),
+            cwd=folder,
+            env=clean_environ(
+                SECRET_KEY="a secret key of the tests, of 32 bytes",
+                ADMIN_PASSWORD_HASH=HASH,
+                N8N_API_TOKEN=TOKEN,
+                REDIS_URL=redis_url,
+            ),
+            stderr=log,
+        )
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False) as client:
 
-        async def answers() -> bool:
-            assert web.returncode is None
-            try:
-                return (await client.get("/healthz")).status_code == 200
-            except httpx.TransportError:
-                return False
+            async def answers() -> bool:
+                assert process.returncode is None
+                try:
+                    return (await client.get("/healthz")).status_code == 200
+                except httpx.TransportError:
+                    return False
 
-        await eventually(answers)
-    web.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(web.wait(), 20) == 0
+            await eventually(answers)
+            yield process, client
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_sigterm_ends_it_with_exit_code_0(tmp_path: Path, absent_redis_url: str) -> None:
+    async with web(tmp_path, absent_redis_url) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_open_streams_are_told_to_come_again_and_hold_up_no_end(tmp_path: Path, absent_redis_url: str) -> None:
+    async with web(tmp_path, absent_redis_url) as (process, client):
+        await client.post("/api/jobs", json={"content": "x", "conversation_id": "c"})
+        async with (
+            reading(client, "/api/jobs/1/events") as of_job,
+            reading(client, "/api/conversations/c/events") as of_conversation,
+        ):
+            streams = [(reader, reader.events()) for reader in (of_job, of_conversation)]
+            for _, source in streams:
+                assert (await anext(source)).kind == "progress"
+            process.send_signal(signal.SIGTERM)
+            for reader, source in streams:
+                assert [event async for event in source] == []
+                assert reader.comments == [": the server ends; come again"]
+                assert reader.retry == "1000"
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+    log = (tmp_path / "log").read_text()
+    assert "graceful shutdown exceeded" not in log
+    assert "Traceback" not in log

@@ -1,0 +1,160 @@
+"""What this process knows of one job's events, in order; and from where on a reader needs them. Pure.
+
+Readers share it: each is only a cursor, the id of the last event that it got. One rule for everything irregular
+(another attempt, entries that are missing, a stream that has expired, a cursor of neither): a `restart`, and the whole
+from its beginning. Knows no Redis, no SQL and no HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from llamalith_app.contracts.events import Delta, Restart
+from llamalith_app.contracts.jobs import Job
+from llamalith_app.streams import Entry
+
+STORED = 1_000_000_000
+"""The n of a delta that the record gave: who has it has the whole reply. Beyond what any attempt writes."""
+FINAL = STORED + 1
+"""The n of `done`, `error` or `cancelled`."""
+MAX_FRAMES = 256
+"""Events in one write, so that a late and slow reader holds no long text in memory."""
+
+
+class Cursor(NamedTuple):
+    attempt: int
+    n: int
+
+
+class Frame(NamedTuple):
+    """An event as readers get it, but for what stands before its id."""
+
+    n: int
+    text: bytes
+    is_restart: bool = False
+
+    def sent(self, prefix: bytes) -> bytes:
+        return b"id: " + prefix + self.text
+
+
+def _frame(attempt: int, n: int, kind: str, data: bytes) -> Frame:
+    return Frame(n, b"%d-%d\nevent: %s\ndata: %s\n\n" % (attempt, n, kind.encode(), data), kind == "restart")
+
+
+class Transcript:
+    def __init__(self, job_id: int) -> None:
+        self.job_id = job_id
+        self._attempt = 0
+        """Whose events these are; 0: none has told anything."""
+        self._first = 1
+        """The n of the first frame, present or to come."""
+        self._next = 1
+        """The n of the next entry."""
+        self._frames: list[Frame] = []
+        self._reply: list[str] = []
+        """What the deltas come to."""
+        self._hopeless = 0
+        """The attempt of which entries are missing; 0: none."""
+        self._final: Frame | None = None
+        self._is_done = False
+        self._progress = b""
+        self.n_progress = 0
+        """Changes of the progress so far."""
+
+    @property
+    def ended(self) -> bool:
+        return self._final is not None
+
+    @property
+    def last(self) -> Cursor:
+        return Cursor(self._attempt, self._next - 1)
+
+    def take(self, entry: Entry) -> bool:
+        """False: entries before this one are missing here. What is known or stale already changes nothing."""
+        begins = entry.n == 1 or entry.kind == "restart"
+        if (entry.attempt, entry.n) < (self._attempt, self._next) or self.ended:
+            return True
+        if begins and (entry.attempt > self._attempt or entry.kind == "restart"):
+            self._begin(entry.attempt, entry.n)
+        elif entry.attempt == self._hopeless:
+            return True
+        elif entry.attempt != self._attempt or entry.n != self._next:
+            return False
+        self._frames.append(_frame(*entry))
+        self._next += 1
+        if entry.kind == "delta":
+            self._reply.append(msgspec.json.decode(entry.data, type=Delta).text)
+        return True
+
+    def give_up(self, attempt: int) -> None:
+        """Entries of this attempt are lost: it is asked for no more, since only a restart or the record helps."""
+        self._hopeless = attempt
+
+    def tell_progress(self, data: bytes) -> None:
+        text = b"event: progress\ndata: " + data + b"\n\n"
+        if text != self._progress:
+            self._progress = text
+            self.n_progress += 1
+
+    def finish(self, job: Job) -> None:
+        """What the readers have becomes what the record has, and nothing follows."""
+        if self.ended:
+            return
+        if job.status == "done":
+            self._is_done = True
+            self._complete(job.attempt, job.result or "")
+        self._final = _frame(job.attempt, FINAL, job.status, msgspec.json.encode(job))
+
+    def _complete(self, attempt: int, reply: str) -> None:
+        told = "".join(self._reply)
+        if attempt != self._attempt or not reply.startswith(told):
+            told = ""
+            self._begin(attempt, STORED)
+        if len(told) < len(reply):
+            delta = Delta(job_id=self.job_id, text=reply[len(told) :], offset=len(told), tokens=[])
+            self._frames.append(_frame(attempt, STORED, "delta", msgspec.json.encode(delta)))
+
+    def _begin(self, attempt: int, n: int) -> None:
+        self._attempt, self._first, self._next, self._hopeless = attempt, n, n, 0
+        self._frames, self._reply = [], []
+
+    def read(self, cursor: Cursor | None, prefix: bytes) -> tuple[list[bytes], Cursor | None]:
+        """What comes next for a reader, MAX_FRAMES at most, and its cursor after that. `cursor` None: it has nothing;
+        beyond that of the final event: it has all."""
+        if not self._frames and not self.ended:
+            return [], cursor
+        sent: list[bytes] = []
+        at = self._place(cursor)
+        if at is None:
+            at = 0
+            cursor = Cursor(self._attempt, self._first - 1)
+            if not (self._frames and self._frames[0].is_restart):
+                data = msgspec.json.encode(Restart(job_id=self.job_id, attempt=self._attempt))
+                sent.append(_frame(*cursor, "restart", data).sent(prefix))
+        frames = self._frames[at : at + MAX_FRAMES]
+        sent += [frame.sent(prefix) for frame in frames]
+        if frames:
+            cursor = Cursor(self._attempt, frames[-1].n)
+        if self._final is not None and at + len(frames) == len(self._frames):
+            sent.append(self._final.sent(prefix))
+            cursor = Cursor(self._attempt, FINAL)
+        return sent, cursor
+
+    def _place(self, cursor: Cursor | None) -> int | None:
+        """The first frame that the reader lacks; None: it must start again."""
+        if not self._frames and not self._is_done:
+            return 0
+        if cursor is None:
+            return 1 if self._frames and self._frames[0].is_restart else 0
+        if cursor.attempt == self._attempt:
+            if self.ended and cursor.n >= STORED:
+                return len(self._frames)
+            if self._first - 1 <= cursor.n < self._next:
+                return cursor.n - self._first + 1
+        return None
+
+    def progress_after(self, n_progress: int) -> bytes:
+        """The newest progress, where it changed since."""
+        return self._progress if self.n_progress != n_progress and not self.ended else b""

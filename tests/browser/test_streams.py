@@ -1,0 +1,138 @@
+"""A reply grows on its page while it is written; and nothing on the way holds it back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from llamalith_app.config import Config
+from tests.browser.conftest import nginx, photograph, violations, window
+from tests.browser.test_hostile import origin, session_cookie
+from tests.streams.sse import reading
+from tests.web.conftest import TOKEN, make_config, serving
+from tests.worker.conftest import Script, working
+
+THOUGHT = "The dragon should be kind. <b>Not</b> too long."
+STORY = "Once there was a dragon 🐉 who <i>helped</i> everybody. He lived on a hill above the village and kept it warm."
+
+
+@pytest.fixture
+def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
+    return make_config(tmp_path, database_path, redis_url)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """The engine writes while this exists."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+async def api(config: Config, gate: Path, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    script = Script(tmp_path / "script.json")
+    reply = f"<think>{THOUGHT}</think>{STORY}"
+    script.write({"when": "story", "reply": reply, "gate": str(gate), "step_s": 0.01}, {"when": "", "reply": "Short."})
+    async with serving(config) as api, working(config, script):
+        yield api
+        gate.touch()
+
+
+async def submit(api: httpx.AsyncClient, content: str) -> None:
+    answer = await api.post("/api/jobs", json={"content": content, "conversation_id": "c"})
+    assert answer.status_code == 200, answer.text
+
+
+async def half_written(page: Page, gate: Path) -> None:
+    gate.touch()
+    await page.wait_for_function(
+        """() => document.querySelector('#job-1 [data-told="delta"]')?.textContent.length > 20"""
+    )
+    gate.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+async def test_a_reply_grows_on_its_page_and_thinking_is_folded(
+    api: httpx.AsyncClient, chromium: Browser, gate: Path, scheme: str, width: int
+) -> None:
+    await submit(api, "Tell me a story.")
+    cookie = await session_cookie(api)
+    viewport = {"width": width, "height": 800}
+    async with window(chromium, origin(api), viewport=viewport, color_scheme=scheme) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/conversations/c")
+        await half_written(page, gate)
+        written = page.locator('#job-1 [data-told="delta"]')
+        await expect(page.locator("#job-1 .badge")).to_have_text("Running")
+        assert STORY.startswith(await written.text_content() or "?")
+        thinking = page.locator("#job-1 details.thinking")
+        await expect(thinking.locator("p")).to_be_hidden()
+        await thinking.locator("summary").click()
+        await expect(thinking.locator("p")).to_have_text(THOUGHT)
+        assert await violations(page) == []
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await photograph(page, f"stream-{width}-{scheme}")
+        gate.touch()
+        await expect(page.locator("#job-1 .said.model > .text")).to_have_text(STORY)
+        await expect(page.locator("#job-1 .badge")).to_have_text("Done")
+
+
+@pytest.mark.slow
+async def test_a_page_that_is_hidden_and_shown_again_has_the_text_once(
+    api: httpx.AsyncClient, chromium: Browser, gate: Path
+) -> None:
+    await submit(api, "Tell me a story.")
+    cookie = await session_cookie(api)
+    async with window(chromium, origin(api)) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/conversations/c")
+        await half_written(page, gate)
+        await hide(page, hidden=True)
+        await hide(page, hidden=False)
+        gate.touch()
+        await page.wait_for_function(
+            """() => document.querySelector('#job-1 [data-told="delta"]')?.textContent.length > 40
+                     || document.querySelector('#job-1 .badge.done')"""
+        )
+        assert STORY.startswith(await page.locator("#job-1 .said.model > .text").text_content() or "?")
+        await expect(page.locator("#job-1 .said.model > .text")).to_have_text(STORY)
+
+
+async def hide(page: Page, *, hidden: bool) -> None:
+    await page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden })
+            document.dispatchEvent(new Event("visibilitychange"))
+        }""",
+        hidden,
+    )
+
+
+@pytest.mark.slow
+async def test_nginx_holds_no_event_back(api: httpx.AsyncClient, gate: Path, tmp_path: Path) -> None:
+    await submit(api, "Tell me a story.")
+    (tmp_path / "nginx").mkdir()
+    port = api.base_url.port
+    assert port is not None
+    async with nginx(tmp_path / "nginx", port) as base:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with (
+            httpx.AsyncClient(base_url=base, headers=headers, timeout=20, trust_env=False) as outside,
+            reading(outside, "/chat/api/jobs/1/events") as reader,
+        ):
+            source = reader.events()
+            assert (await anext(source)).kind == "progress"
+            gate.touch()
+            async for event in source:
+                if event.kind == "delta":
+                    break
+            gate.unlink()
+            # It came while the engine stands still: nothing pushed it through.
+            assert (await api.get("/api/jobs/1")).json()["status"] == "processing"
+            gate.touch()
+            assert [event.kind async for event in source][-1] == "done"

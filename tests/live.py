@@ -1,0 +1,14 @@
+"""What a worker would put into Redis."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from llamalith_app import progress
+from llamalith_app.contracts.jobs import Progress
+
+
+async def publish(redis: Redis, job_id: int, attempt: int, told: Progress) -> None:
+    pipeline = redis.pipeline()
+    progress.put(pipeline, job_id, attempt, told)
+    await pipeline.execute()

@@ -1,0 +1,465 @@
+"""The two streams over HTTP: exact, whole, ended once, whatever happens between worker and reader."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from llamalith_app.config import Config
+from llamalith_app.controllers import events
+from llamalith_app.store import jobs
+from llamalith_app.store.database import Database
+from llamalith_app.store.users import ADMIN_ID
+from tests.settle import eventually
+from tests.store.samples import NOW, fail, prompt
+from tests.streams.conftest import attempt, submit
+from tests.streams.sse import FINAL, Event, Heard, heard, read_all, reading
+from tests.web.conftest import TOKEN, serving
+from tests.worker.conftest import Script, ended, working
+
+REPLY = "<think>Grüße? 🐉</think>\n Grüße, kleiner Drache 🐉👩‍👩‍👧! S, ST and STO are no end.STOP and this is gone"
+SAID = "Grüße, kleiner Drache 🐉👩‍👩‍👧! S, ST and STO are no end."
+
+
+async def some(source: AsyncIterator[Event], kind: str, n: int = 1) -> list[Event]:
+    """The next events up to the n-th of this kind."""
+    found: list[Event] = []
+    async for event in source:
+        found.append(event)
+        if sum(event.kind == kind for event in found) == n:
+            return found
+    raise AssertionError(f"ended before {n} of {kind}: {found}")
+
+
+# What a worker writes
+
+
+async def test_the_deltas_are_the_stored_reply_and_thinking_is_apart(
+    worked: httpx.AsyncClient, script: Script, database: Database
+) -> None:
+    script.write({"when": "go", "reply": REPLY, "step_s": 0.002})
+    job_id = await submit(worked, "go")
+    got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
+    job = await ended(database, job_id)
+    assert got.text == job.result == SAID
+    assert got.thinking == "Grüße? 🐉"
+    assert len(got.tokens) == job.completion_tokens
+    assert got.final == (await worked.get(f"/api/jobs/{job_id}")).json()
+    assert got.kinds.count("delta") > 3, "piece by piece"
+    assert "\ufffd" not in got.text
+
+
+async def test_a_reader_that_is_cut_off_after_every_event_misses_and_repeats_nothing(
+    worked: httpx.AsyncClient, script: Script, database: Database
+) -> None:
+    script.write({"when": "go", "reply": REPLY, "step_s": 0.01})
+    job_id = await submit(worked, "go")
+    got = Heard()
+    n_connections = 0
+    while got.final is None:
+        async with reading(worked, f"/api/jobs/{job_id}/events", got.last_id) as reader:
+            n_connections += 1
+            async for event in reader.events():
+                if event.kind != "progress":
+                    got.take(event)
+                    break
+    assert n_connections > 5
+    assert got.text == (await ended(database, job_id)).result == SAID
+    assert got.thinking == "Grüße? 🐉"
+    assert "restart" not in got.kinds
+
+
+async def test_a_late_reader_may_begin_after_any_event(
+    worked: httpx.AsyncClient, script: Script, database: Database
+) -> None:
+    script.write({"when": "go", "reply": REPLY, "step_s": 0.002})
+    job_id = await submit(worked, "go")
+    await ended(database, job_id)
+    path = f"/api/jobs/{job_id}/events"
+    whole = await read_all(worked, path)
+    for kept in range(1, len(whole)):
+        rest = await read_all(worked, path, after=whole[kept - 1].id)
+        assert rest == whole[kept:]
+    last = whole[-1].id
+    assert (await worked.get(path, headers={"Last-Event-ID": last})).status_code == 204, "browsers stop then"
+    by_query = (await worked.get(path, params={"after": last})).status_code
+    assert by_query == 204
+
+
+async def test_a_second_attempt_starts_the_reply_again(
+    worked: httpx.AsyncClient, script: Script, database: Database, tmp_path: Path
+) -> None:
+    dies_without = tmp_path / "died"
+    dies_without.touch()
+    script.write(
+        {"when": "go", "reply": "A reply of some length.", "step_s": 0.02, "signal": 9, "once": str(dies_without)}
+    )
+    job_id = await submit(worked, "go")
+    async with reading(worked, f"/api/jobs/{job_id}/events") as reader:
+        source = reader.events()
+        got = heard(await some(source, "delta", 2))
+        assert got.text
+        dies_without.unlink()
+        async for event in source:
+            got.take(event)
+    job = await ended(database, job_id)
+    assert (got.text, job.attempt) == (job.result, 2)
+    assert got.kinds.count("restart") == 1
+    assert got.last_id.startswith("2-")
+
+
+async def test_a_client_that_leaves_stops_nothing(
+    worked: httpx.AsyncClient, script: Script, database: Database
+) -> None:
+    script.write({"when": "go", "reply": "A reply of some length.", "step_s": 0.01})
+    job_id = await submit(worked, "go")
+    async with reading(worked, f"/api/jobs/{job_id}/events") as reader:
+        await some(reader.events(), "delta")
+    job = await ended(database, job_id)
+    assert (job.status, job.attempt) == ("done", 1)
+
+
+async def test_a_cancelled_job_says_so_with_what_had_been_written(worked: httpx.AsyncClient, script: Script) -> None:
+    script.write({"when": "go", "reply": "A reply of some length. " * 40, "step_s": 0.02})
+    job_id = await submit(worked, "go")
+    waiting_id = await submit(worked, "go")
+    waiting = asyncio.create_task(read_all(worked, f"/api/jobs/{waiting_id}/events"))
+    async with reading(worked, f"/api/jobs/{job_id}/events") as reader:
+        source = reader.events()
+        got = heard(await some(source, "delta", 3))
+        answer = await worked.post("/api/conversations/c/cancel")
+        assert answer.json()["cancelled"] == 2
+        async for event in source:
+            got.take(event)
+    assert got.kinds[-1] == "cancelled"
+    assert got.final is not None
+    assert got.final["partial"] == got.text.rstrip()
+    assert heard(await waiting).kinds[-1] == "cancelled"
+
+
+async def test_thinking_that_only_closes_is_taken_back(worked: httpx.AsyncClient, script: Script) -> None:
+    script.write({"when": "go", "reply": "so, hm</think>The answer.", "step_s": 0.01})
+    job_id = await submit(worked, "go")
+    got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
+    assert (got.thinking, got.text) == ("so, hm", "The answer.")
+    assert got.kinds.count("restart") == 1
+
+
+async def test_without_redis_the_whole_reply_and_the_last_event_still_come(
+    config: Config, script: Script, absent_redis_url: str
+) -> None:
+    config = msgspec.structs.replace(config, redis_url=absent_redis_url)
+    script.write({"when": "go", "reply": "A reply."})
+    async with serving(config) as api, working(config, script):
+        job_id = await submit(api, "go")
+        got = heard(await read_all(api, f"/api/jobs/{job_id}/events"))
+        assert [kind for kind in got.kinds if kind != "progress"] == ["delta", "done"]
+        assert got.text == "A reply."
+
+
+# What happens between
+
+
+async def test_a_stream_that_was_wiped_goes_on(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
+    path = f"/api/jobs/{await submit(api, 'x')}/events"
+    making = await attempt(database, redis)
+    await making.write("one ", "two ")
+    async with reading(api, path) as reader:
+        source = reader.events()
+        got = heard(await some(source, "delta", 2))
+        await redis.flushall()
+        await making.write("three ")
+        for event in await some(source, "restart"):
+            got.take(event)
+        late = asyncio.create_task(read_all(api, path))
+        await making.write("four")
+        await making.finish()
+        async for event in source:
+            got.take(event)
+    assert got.text == heard(await late).text == "one two three four"
+    assert "restart" not in heard(await late).kinds
+
+
+async def test_deltas_that_were_lost_come_out_of_the_record(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    path = f"/api/jobs/{await submit(api, 'x')}/events"
+    making = await attempt(database, redis)
+    await making.write("one ", "two ")
+    async with reading(api, path) as reader:
+        source = reader.events()
+        got = heard(await some(source, "delta", 2))
+        await making.finish("one two three", and_tell=False)
+        async for event in source:
+            got.take(event)
+    assert got.text == "one two three"
+    assert got.kinds[-2:] == ["delta", "done"]
+    assert "restart" not in got.kinds
+
+
+async def test_an_expired_stream_is_the_stored_reply_as_one_event(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    path = f"/api/jobs/{await submit(api, 'x')}/events"
+    making = await attempt(database, redis)
+    await making.write("one ", "two")
+    await making.finish()
+    await redis.flushall()
+    first, final = await read_all(api, path)
+    assert (first.kind, first.data["text"], final.kind) == ("delta", "one two", "done")
+    assert [event.kind for event in await read_all(api, path, after=first.id)] == ["done"]
+    resumed = await read_all(api, path, after="1-1")
+    assert [event.kind for event in resumed] == ["restart", "delta", "done"]
+    assert [event.kind for event in await read_all(api, path, after=resumed[0].id)] == ["delta", "done"]
+
+
+@pytest.mark.parametrize("kind", ["error", "cancelled"])
+async def test_a_job_that_ends_otherwise_says_so_once(
+    api: httpx.AsyncClient, database: Database, redis: Redis, kind: str
+) -> None:
+    job_id = await submit(api, "x")
+    making = await attempt(database, redis)
+    await making.write("one ")
+    async with reading(api, f"/api/jobs/{job_id}/events") as reader:
+        source = reader.events()
+        got = heard(await some(source, "delta"))
+        if kind == "error":
+            await database.write(fail, making.claim, pause=None)
+        else:
+            await database.write(cancel, job_id)
+        await making.writer.close()
+        async for event in source:
+            got.take(event)
+    assert got.kinds[-1] == kind
+    assert got.final == (await api.get(f"/api/jobs/{job_id}")).json()
+    assert got.text == "one "
+
+
+def cancel(connection: Any, job_id: int) -> None:
+    jobs.cancel(connection, ADMIN_ID, job_id, NOW)
+
+
+async def test_redis_that_comes_back_is_heard_again(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
+    path = f"/api/jobs/{await submit(api, 'x')}/events"
+    making = await attempt(database, redis)
+    async with reading(api, path) as reader:
+        source = reader.events()
+        await making.write("one ")
+        got = heard(await some(source, "delta"))
+        await redis.client_kill_filter(_type="pubsub")
+        await making.write("two ", "three ")
+        for event in await some(source, "delta", 2):
+            got.take(event)
+        await making.finish()
+        async for event in source:
+            got.take(event)
+    assert got.text == "one two three "
+    assert "restart" not in got.kinds
+
+
+async def test_a_queued_job_tells_its_place_when_that_changes(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    for number in (1, 2, 3):
+        await submit(api, "x", f"c{number}")
+    async with reading(api, "/api/jobs/3/events") as reader:
+        source = reader.events()
+        (first,) = await some(source, "progress")
+        assert (first.data["phase"], first.data["position"], first.data["job_id"]) == ("queued", 3, 3)
+        await attempt(database, redis)
+        (second,) = await some(source, "progress")
+        assert second.data["position"] == 2
+
+
+async def test_silence_is_broken_by_comments(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.02)
+    job_id = await submit(api, "x")
+    async with reading(api, f"/api/jobs/{job_id}/events") as reader:
+        lines = reader.answer.aiter_lines()
+        while await anext(lines) != ": keep-alive":
+            pass
+
+
+# Conversations
+
+
+async def test_a_conversation_tells_its_jobs_one_after_another_and_goes_on(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    for _ in range(2):
+        await submit(api, "x")
+    seen: list[Event] = []
+    async with reading(api, "/api/conversations/c/events") as reader:
+        source = reader.events()
+        for text in ("one", "two"):
+            making = await attempt(database, redis)
+            await making.write(text)
+            await making.finish()
+            seen += await some(source, "done")
+        third = await submit(api, "x")
+        making = await attempt(database, redis)
+        await making.write("three")
+        await making.finish()
+        seen += await some(source, "done")
+    told = [(event.id, event.data.get("job_id", event.data.get("id"))) for event in seen if event.kind != "progress"]
+    assert told == [
+        *(("1.1-1", 1), ("1.1-1000000001", 1)),
+        *(("2.1-1", 2), ("2.1-1000000001", 2)),
+        *((f"{third}.1-1", 3), (f"{third}.1-1000000001", 3)),
+    ]
+    kept = [event for event in seen if event.kind != "progress"]
+    for at, event in enumerate(kept[:-1]):
+        async with reading(api, "/api/conversations/c/events", event.id) as reader:
+            source = reader.events()
+            rest = [await anext(source) for _ in kept[at + 1 :]]
+            assert rest == kept[at + 1 :]
+
+
+async def test_a_conversation_without_open_jobs_begins_with_the_next_one(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    await submit(api, "x")
+    await (await attempt(database, redis)).finish("old")
+    async with reading(api, "/api/conversations/c/events") as reader:
+        source = reader.events()
+        await submit(api, "y")
+        first = await anext(source)
+        assert (first.kind, first.data["job_id"]) == ("progress", 2)
+
+
+# Who may, and what is wrong
+
+ANOTHER = "INSERT INTO users (id, name, role, created_at) SELECT 2, 'another', role, created_at FROM users"
+
+
+@pytest.mark.parametrize("after", ["x", "1", "1-", "-1", "1-2-3", "1-99999999999", "1.1-1", "1-1\u0660", "1-1 "])
+async def test_an_id_of_no_event_is_refused(api: httpx.AsyncClient, after: str) -> None:
+    job_id = await submit(api, "x")
+    answer = await api.get(f"/api/jobs/{job_id}/events", params={"after": after})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("after: expected the id of an event of this stream, such as 1-42")
+
+
+@pytest.mark.parametrize("after", ["1-1", "x.1-1", "1.1", "9999999999999999999.1-1"])
+async def test_an_id_of_no_event_of_a_conversation_is_refused(api: httpx.AsyncClient, after: str) -> None:
+    await submit(api, "x")
+    answer = await api.get("/api/conversations/c/events", headers={"Last-Event-ID": after})
+    assert answer.status_code == 400
+    assert "Last-Event-ID" in answer.json()["detail"]
+
+
+async def test_what_is_not_there_or_of_somebody_else_is_not_found(
+    api: httpx.AsyncClient, database: Database, config: Config
+) -> None:
+    def of_another(connection: Any) -> int | None:
+        connection.exec_driver_sql(ANOTHER)
+        return jobs.submit(connection, prompt(conversation_id="c")._replace(owner_id=2), NOW).job_id
+
+    job_id = await database.write(of_another)
+    for path in (f"/api/jobs/{job_id}", "/api/jobs/99", "/api/conversations/c", "/api/conversations/none"):
+        assert (await api.get(f"{path}/events")).status_code == 404, path
+
+
+async def test_a_head_request_ends(api: httpx.AsyncClient) -> None:
+    job_id = await submit(api, "x")
+    for path in (f"/api/jobs/{job_id}/events", "/api/conversations/c/events"):
+        answer = await api.head(path)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert (await api.get("/healthz")).status_code == 200, "the connection is usable"
+
+
+async def test_nothing_between_is_asked_to_buffer_or_keep_it(api: httpx.AsyncClient) -> None:
+    async with reading(api, f"/chat/api/jobs/{await submit(api, 'x')}/events") as reader:
+        assert reader.answer.headers["cache-control"] == "no-store"
+        assert reader.answer.headers["x-accel-buffering"] == "no"
+
+
+# Many readers
+
+
+async def open_raw(api: httpx.AsyncClient, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    stream, writer = await asyncio.open_connection(api.base_url.host, api.base_url.port, limit=2**20)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
+    assert b"200 OK" in await stream.readuntil(b"retry: 1000\n\n\r\n")
+    return stream, writer
+
+
+@pytest.mark.slow
+async def test_a_thousand_readers_cost_one_connection_to_redis(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    job_id = await submit(api, "x")
+    making = await attempt(database, redis)
+    await making.write("one ")
+    await read_some(api, job_id)
+    before = len(await redis.client_list())
+    readers = [await open_raw(api, f"/api/jobs/{job_id}/events") for _ in range(1000)]
+    await making.write("two ")
+    assert len(await redis.client_list()) <= before + 1
+    await making.finish()
+    for stream, writer in readers:
+        text = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", await asyncio.wait_for(stream.readuntil(b"\r\n0\r\n\r\n"), 60))
+        assert text.count(b"event: done\n") == 1
+        assert b'"one "' in text
+        assert b'"two "' in text
+        writer.close()
+
+
+async def read_some(api: httpx.AsyncClient, job_id: int) -> None:
+    async with reading(api, f"/api/jobs/{job_id}/events") as reader:
+        await some(reader.events(), "delta")
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+async def test_readers_that_never_read_cost_little_and_hold_up_nobody(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    job_id = await submit(api, "x")
+    making = await attempt(database, redis)
+    path = f"/api/jobs/{job_id}/events"
+    async with AsyncExitStack() as stack:
+        for _ in range(100):
+            _, writer = await open_raw(api, path)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            stack.callback(lambda writer=writer: writer.transport.abort())  # type: ignore[misc]
+        attentive = asyncio.create_task(read_all(api, path))
+        await making.write("begin")
+        before = resident()
+        for _ in range(50):
+            await making.write("x" * 100_000)
+        # Each reader that does not read lacks 5 MB by now: half a gigabyte together.
+        assert resident() - before < 100_000_000
+        await making.finish()
+        got = heard(await attentive)
+    assert got.text == making.reply
+    assert got.kinds[-1] in FINAL
+
+
+async def test_what_nobody_reads_any_more_is_forgotten(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    job_id = await submit(api, "x")
+    making = await attempt(database, redis)
+    await making.write("one ")
+    for path in (f"/api/jobs/{job_id}/events", "/api/conversations/c/events"):
+        async with reading(api, path) as reader:
+            await some(reader.events(), "delta")
+
+    async def nobody_listens() -> bool:
+        return [name for name in await redis.pubsub_channels() if name != b"llamalith:events:0"] == []
+
+    await eventually(nobody_listens)

@@ -1,0 +1,203 @@
+"""What an attempt tells by Redis, against a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from llamalith_app import streams
+from llamalith_app.contracts.jobs import Progress
+from llamalith_app.jobs.queue import impatient_redis
+from llamalith_app.progress import ProgressReader
+from llamalith_app.streams import Entry, Hearing, Writer, history
+from tests.settle import eventually
+
+JOB = 7
+NAME = f"llamalith:events:{JOB}"
+
+
+async def told(redis: Redis) -> list[tuple[str, str, Any]]:
+    return [
+        (f"{entry.attempt}-{entry.n}", entry.kind, msgspec.json.decode(entry.data).get("text"))
+        for entry in await history(redis, JOB)
+    ]
+
+
+def text_of(entries: list[tuple[str, str, Any]]) -> str:
+    last_restart = max((at for at, entry in enumerate(entries) if entry[1] == "restart"), default=-1)
+    return "".join(text for _, kind, text in entries[last_restart + 1 :] if kind == "delta")
+
+
+async def until(redis: Redis, text: str) -> None:
+    async def is_told() -> bool:
+        return text_of(await told(redis)) == text
+
+    await eventually(is_told)
+
+
+async def test_the_first_text_goes_at_once_and_what_follows_is_joined(redis: Redis, monkeypatch: Any) -> None:
+    monkeypatch.setattr(streams, "JOIN_S", 3600)
+    writer = Writer(redis, JOB, 1)
+    writer.tokens([1])
+    writer.write("delta", "a")
+    await until(redis, "a")
+    for letter in "bcd":
+        writer.tokens([2])
+        writer.write("delta", letter)
+    writer.write("thinking", "hm")
+    writer.tokens([3, 4])
+    await writer.close()
+    assert await told(redis) == [
+        ("1-1", "delta", "a"),
+        ("1-2", "delta", "bcd"),
+        ("1-3", "thinking", "hm"),
+        ("1-4", "delta", ""),
+    ], "an end waits for nothing"
+    entries = [msgspec.json.decode(entry.data) for entry in await history(redis, JOB)]
+    assert [entry["tokens"] for entry in entries] == [[1], [2, 2, 2], [], [3, 4]]
+    assert [entry.get("offset") for entry in entries] == [0, 1, None, 4]
+    assert 0 < await redis.ttl(NAME) <= streams.KEEP_S
+
+
+async def test_a_later_attempt_starts_again_and_a_stale_one_is_refused_and_falls_silent(redis: Redis) -> None:
+    heard: list[Entry] = []
+    ready = asyncio.Event()
+    hearing = Hearing(redis, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
+    hearing.follow(JOB)
+    await ready.wait()
+    stale = Writer(redis, JOB, 1)
+    stale.write("delta", "stale")
+    await until(redis, "stale")
+    later = Writer(redis, JOB, 2)
+    later.write("delta", "later")
+    await until(redis, "later")
+    for n in (2, 3, 4):
+        stale.write("delta", f" {n}")
+
+        async def is_tried(n: int = n) -> bool:
+            return stale._n == n and not stale._untold
+
+        await eventually(is_tried)
+    await stale.close()
+    later.write("delta", " on")
+    await later.close()
+
+    async def is_over() -> bool:
+        return sum(entry.kind == "ended" for entry in heard) == 2
+
+    await eventually(is_over)
+    await hearing.close()
+    assert [entry[:2] for entry in await told(redis)] == [("2-1", "restart"), ("2-2", "delta"), ("2-3", "delta")]
+    assert text_of(await told(redis)) == "later on"
+    assert [entry.n for entry in heard if entry.attempt == 1 and entry.n] == [1, 2]
+
+
+async def test_a_stream_that_was_wiped_is_told_again_as_a_whole(redis: Redis) -> None:
+    writer = Writer(redis, JOB, 1)
+    writer.write("thinking", "hm")
+    writer.write("delta", "one ")
+    await until(redis, "one ")
+    for text in ("two ", "three "):
+        await redis.flushall()
+        n = writer._n
+        writer.write("delta", text)
+
+        async def is_whole(n: int = n) -> bool:
+            return "restart" in [kind for _, kind, _ in await told(redis)] and writer._n > n + 2
+
+        await eventually(is_whole)
+    await writer.close()
+    entries = await told(redis)
+    assert text_of(entries) == "one two three "
+    last_restart = max(at for at, entry in enumerate(entries) if entry[1] == "restart")
+    assert entries[last_restart + 1][1:] == ("thinking", "hm")
+
+
+async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, redis_url: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(streams, "RETRY_S", 0.02)
+    impatient = impatient_redis(redis_url)
+    writer = Writer(impatient, JOB, 1)
+    writer.write("delta", "one ")
+    await until(redis, "one ")
+    # Answers nothing for longer than the writer waits; what was sent meanwhile is done afterwards, and tried again.
+    await redis.client_pause(500, all=True)
+    for text in ("two ", "three "):
+        writer.write("delta", text)
+        await asyncio.sleep(0)
+    await until(redis, "one two three ")
+    await writer.close()
+    await impatient.aclose()
+    assert "restart" not in [kind for _, kind, _ in await told(redis)]
+
+
+async def test_without_redis_nothing_is_raised_and_the_end_waits_for_nothing(absent_redis_url: str) -> None:
+    redis = impatient_redis(absent_redis_url)
+    writer = Writer(redis, JOB, 1)
+    writer.write("delta", "text")
+    writer.progress(Progress(phase="decode"))
+    await asyncio.wait_for(writer.close(), 5)
+    await streams.tell_ended(redis, [JOB])
+    await redis.aclose()
+
+
+async def test_progress_is_told_and_kept_but_no_part_of_the_stream(redis: Redis) -> None:
+    heard: list[Entry] = []
+    ready = asyncio.Event()
+    hearing = Hearing(redis, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
+    hearing.follow(JOB)
+    await ready.wait()
+    writer = Writer(redis, JOB, 3)
+    writer.progress(Progress(phase="prefill", prompt_tokens=8))
+
+    async def is_heard() -> bool:
+        return "progress" in [entry.kind for entry in heard]
+
+    await eventually(is_heard)
+    (entry,) = [entry for entry in heard if entry.kind == "progress"]
+    assert (entry.attempt, entry.n) == (3, 0)
+    assert msgspec.json.decode(entry.data)["prompt_tokens"] == 8
+    assert (await ProgressReader(redis).read({JOB: 3}))[JOB].phase == "prefill"
+    await writer.close()
+    await hearing.close()
+    assert [entry[1] for entry in await told(redis)] == ["restart"]
+
+
+@pytest.mark.parametrize("n_entries", [0, streams.PAGE, streams.PAGE + 1])
+async def test_a_history_is_read_page_by_page(redis: Redis, n_entries: int) -> None:
+    pipeline = redis.pipeline()
+    for n in range(1, n_entries + 1):
+        pipeline.xadd(NAME, {"delta": "{}"}, id=f"1-{n}")
+    await pipeline.execute()
+    assert [entry.n for entry in await history(redis, JOB)] == list(range(1, n_entries + 1))
+    assert [entry.n for entry in await history(redis, JOB, (1, 3))] == list(range(4, n_entries + 1))
+
+
+async def test_hearing_comes_back_with_redis_and_says_what_to_look_up(redis: Redis) -> None:
+    ready: list[int] = []
+    hearing = Hearing(redis, lambda job_id, entry: None, ready.append)
+    hearing.follow(JOB)
+    hearing.follow(8)
+
+    async def both(times: int) -> bool:
+        return ready.count(JOB) == ready.count(8) == times
+
+    await eventually(lambda: both(1))
+    await redis.client_kill_filter(_type="pubsub")
+    await eventually(lambda: both(2))
+    hearing.leave(8)
+
+    async def one_is_left() -> bool:
+        return [name async for name in _channels(redis)] == [NAME.encode()]
+
+    await eventually(one_is_left)
+    await hearing.close()
+
+
+async def _channels(redis: Redis) -> Any:
+    for name in await redis.pubsub_channels():
+        if name != b"llamalith:events:0":
+            yield name
