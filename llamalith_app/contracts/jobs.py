@@ -136,7 +136,7 @@ class Job(msgspec.Struct, kw_only=True):
     finish_reason: str | None
     """`stop`, or `length` where max_tokens or the context ended the reply."""
     prompt_tokens: int | None
-    prompt_tokens_reused: int | None
+    prompt_tokens_reused: int | None = None
     """Of them, those that the engine had from an earlier prompt and did not compute again."""
     completion_tokens: int | None
     omitted_messages: int

@@ -56,6 +56,8 @@ async def test_models_are_listed_with_what_the_workers_tell_of_them(
         "slots_used": 3,
         "tokens_per_s": 20.0,
         "prompt_tokens_per_s": 300.0,
+        "prompt_tokens_computed": 0,
+        "prompt_tokens_reused": 0,
         "queued": 0,
     }
     assert (second["state"], second["reason"], second["queued"]) == ("failed", "It is broken.", 1)

@@ -45,6 +45,7 @@ async def finish(database: Database, claimed: jobs.Claim, finish_reason: str = "
         reply="Hello.",
         finish_reason=finish_reason,
         prompt_tokens=9,
+        prompt_tokens_reused=0,
         completion_tokens=2,
         omitted_messages=0,
     )

@@ -17,6 +17,7 @@ from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.engine.messages import Advance
 from llamalith_app.jobs import generate
+from llamalith_app.jobs.reply import Piece
 from llamalith_app.jobs.worker import Worker
 from llamalith_app.store import check, jobs
 from llamalith_app.store.database import Database
@@ -268,12 +269,13 @@ async def test_a_cancel_that_races_with_the_end_is_answered_with_what_the_record
 
     advance = generate.Running.advance
 
-    def advance_and_race(running: generate.Running, step: Advance) -> None:
+    def advance_and_race(running: generate.Running, step: Advance) -> list[Piece]:
         is_first = running.last is None
-        advance(running, step)
+        pieces = advance(running, step)
         job_id = running.claim.job_id
         if step.finish is not None if job_id % 4 else is_first:
             cancels.append(asyncio.create_task(cancel_it(job_id)))
+        return pieces
 
     monkeypatch.setattr(generate.Running, "advance", advance_and_race)
     script.write({"when": "race", "reply": "abc" * 3})
