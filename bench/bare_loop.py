@@ -60,7 +60,7 @@ class Loop:
             for sequence, tokens in enumerate(reads)
             for position, token in enumerate(tokens)
         ]
-        last, left, n_written = {}, {sequence: max_tokens for sequence in range(len(prompts))}, 0
+        last, left, n_written = {}, dict.fromkeys(range(len(prompts)), max_tokens), 0
         positions = [len(tokens) for tokens in reads]
         while work:
             for start in range(0, len(work), N_BATCH):

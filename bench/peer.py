@@ -28,7 +28,8 @@ class Peer:
             "stream_options": {"include_usage": True},
         }
         started = time.perf_counter()
-        first, texts, usage = 0.0, [], {}
+        first, texts = 0.0, list[str]()
+        usage: dict[str, int] = {}
         async with self._api.stream("POST", "/v1/chat/completions", json=body) as answer:
             async for _, data in events(answer):
                 usage = data.get("usage") or usage
@@ -38,7 +39,11 @@ class Peer:
                         texts.append(text)
         ended = time.perf_counter()
         return Answer(
-            "".join(texts), usage["prompt_tokens"], usage["completion_tokens"], (first or ended) - started, ended - started
+            "".join(texts),
+            usage["prompt_tokens"],
+            usage["completion_tokens"],
+            (first or ended) - started,
+            ended - started,
         )
 
 

@@ -28,6 +28,9 @@ ENDED = ("done", "error", "cancelled")
 OURS = ("LLAMALITH_", "LLM_", "REDIS_URL", "DATABASE_URL", "SECRET_KEY", "ADMIN_", "N8N_")
 PARTS = ("up.lock", "web.pid", "worker.pid", "valkey.pid")
 
+GREEDY = {"temperature": 0, "repeat_penalty": 1, "max_tokens": 64}
+"""What the peer does where nothing else is asked; for a model's settings."""
+
 _conversations = itertools.count(1)
 
 
@@ -69,7 +72,7 @@ class Product:
     async def submit(self, content: str, **fields: Any) -> int:
         """In a conversation of its own, if `conversation_id` says nothing else."""
         conversation = fields.pop("conversation_id", None) or f"bench-{next(_conversations)}"
-        body = {"content": content, "conversation_id": conversation, "temperature": 0, "repeat_penalty": 1, **fields}
+        body = {"content": content, "conversation_id": conversation, **fields}
         answer = await self.api.post("/api/jobs", json=body)
         if answer.status_code != 200:
             raise SystemExit(f"not accepted: {answer.text}")
@@ -95,7 +98,8 @@ class Product:
         """One turn, followed by its events to the end."""
         started = time.perf_counter()
         job_id = await self.submit(content, max_tokens=max_tokens, **fields)
-        first, texts, job = 0.0, [], {}
+        first, texts = 0.0, list[str]()
+        job: dict[str, Any] = {}
         async with self.api.stream("GET", f"/api/jobs/{job_id}/events") as answer:
             async for name, data in events(answer):
                 if name == "delta":
@@ -111,20 +115,23 @@ class Product:
         )
 
     def pids(self) -> list[int]:
-        """Of every process of it that runs."""
-        found: list[int] = []
-        for name in PARTS:
-            pid = pidfile.read_pid(self.folder / "data/run" / name)
-            if pid is not None:
-                found.append(pid)
-        children = [children_of(pid) for pid in found]
-        return sorted({*found, *itertools.chain(*children)})
+        return pids_in(self.folder / "data")
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The lines of its log that tell of this."""
         lines = (self.folder / "log").read_text(errors="replace").splitlines()
         told = [json.loads(line) for line in lines if re.match(r"\{.*\}$", line)]
         return [line for line in told if line.get("event") == event]
+
+
+def pids_in(data_dir: Path) -> list[int]:
+    """Of every process of the product that runs there."""
+    found: list[int] = []
+    for name in PARTS:
+        pid = pidfile.read_pid(data_dir / "run" / name)
+        if pid is not None:
+            found.append(pid)
+    return sorted({*found, *itertools.chain(*map(children_of, found))})
 
 
 def children_of(pid: int) -> list[int]:

@@ -9,14 +9,15 @@ from bench.client import Message
 
 ANIMALS = ("dragon", "fox", "whale", "owl", "bear", "mouse", "horse", "crow", "otter", "tiger", "frog", "wolf")
 PLACES = ("a village", "the old harbour", "a library", "the desert", "a tower", "the forest", "an island", "a mine")
-WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand "
-    "part place case week company system program question work government number night point home water room mother "
-    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
-    "father power hour game line end member law car city community name president team minute idea body information "
-    "back parent face others level office door health person art war history party result change morning reason "
-    "research girl guy moment air teacher force education"
-).split()
+TEXT = (
+    "time year people way day man thing woman life child world school state family student group country problem "
+    "hand part place case week company system program question work government number night point home water room "
+    "mother area money story fact month lot right study book eye job word business issue side kind head house "
+    "service friend father power hour game line end member law car city community name president team minute idea "
+    "body information back parent face others level office door health person art war history party result change "
+    "morning reason research girl guy moment air teacher force education"
+)
+WORDS = TEXT.split()
 SYSTEM_WORDS = 385
 """About 400 tokens with the template's own."""
 HISTORY_WORDS = 1960
