@@ -35,12 +35,12 @@ _conversations = itertools.count(1)
 
 
 class Product:
-    api: httpx.AsyncClient
-
     def __init__(self, folder: Path, environ: dict[str, str]) -> None:
         self.folder = folder
         self._environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | environ
         self._up: asyncio.subprocess.Process | None = None
+        self.api = httpx.AsyncClient()
+        """Until it is started, to nowhere."""
 
     async def start(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -144,8 +144,8 @@ async def running(folder: Path, config: dict[str, Any], **environ: str) -> Async
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     product = Product(folder, environ)
-    await product.start()
     try:
+        await product.start()
         yield product
     finally:
         await product.stop()
