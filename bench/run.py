@@ -27,7 +27,8 @@ N_SLOTS = throughput.N_SLOTS
 N_CTX = 4096
 STATES_MB = 2048
 
-ALL = ("P1", "P2", "P3", "P4", "P5", "P6", "P9", "P10", "P11", "ETA", "curves")
+OF_ONE_PRODUCT = ("P1", "P2", "P3", "P4", "P5", "P6", "P11", "ETA", "curves")
+ALL = (*OF_ONE_PRODUCT, "P9", "P10")
 
 
 def bundled_model() -> Path:
@@ -69,8 +70,17 @@ class Run:
 
     async def all(self, folder: Path, peer_python: Path) -> None:
         n_threads = len(os.sched_getaffinity(0))
-        sizes = {"n_ctx": N_CTX, "n_threads": n_threads}
         model = bundled_model()
+        if self.wants(*OF_ONE_PRODUCT):
+            await self._of_one_product(folder, peer_python, model, n_threads)
+        if self.wants("P9"):
+            n_jobs = 100 if self.n_pairs > 1 else 40
+            await self.take("P9", lambda: models.two_that_do_not_fit(folder / "models", model, n_jobs))
+        if self.wants("P10"):
+            await self.take("P10", lambda: stream.token_to_client(folder / "stream", config(n_threads), self.n_pairs))
+
+    async def _of_one_product(self, folder: Path, peer_python: Path, model: Path, n_threads: int) -> None:
+        sizes = {"n_ctx": N_CTX, "n_threads": n_threads}
         async with product.running(folder / "product", config(n_threads)) as ours:
             if self.wants("P11"):
                 await self.take("P11", lambda: footprint.idle(ours, 10))
@@ -86,11 +96,6 @@ class Run:
                     await self._compared(ours, theirs, bare)
             if self.wants("ETA"):
                 await self.take("ETA", lambda: eta.eta(ours, 5 * self.n_pairs + 3))
-        if self.wants("P9"):
-            n_jobs = 100 if self.n_pairs > 1 else 40
-            await self.take("P9", lambda: models.two_that_do_not_fit(folder / "models", model, n_jobs))
-        if self.wants("P10"):
-            await self.take("P10", lambda: stream.token_to_client(folder / "stream", config(n_threads), self.n_pairs))
 
     async def _compared(self, ours: product.Product, theirs: peer.Peer, bare: throughput.Bare) -> None:
         if self.wants("P1", "P3"):
