@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ Times = list[tuple[int, float]]
 
 async def token_to_client(folder: Path, config: dict[str, Any], n_rounds: int) -> Row:
     stamps = folder / "stamps"
-    environ = {"PYTHONPATH": str(Path(__file__).with_name("stamped")), "BENCH_STAMPS": str(stamps)}
+    path = filter(None, (str(Path(__file__).with_name("stamped")), os.environ.get("PYTHONPATH")))
+    environ = {"PYTHONPATH": os.pathsep.join(path), "BENCH_STAMPS": str(stamps)}
     arrived: list[Times] = []
     async with running(folder, config, **environ) as product:
         await product.ended(await product.submit("Say hello.", max_tokens=4))
