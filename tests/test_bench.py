@@ -13,8 +13,8 @@ import pytest
 from bench import client, prompts, table
 
 BENCH = Path(__file__).parents[1] / "bench"
-OF_ANOTHER_PLACE = ("peer_server", "picture")
-"""Programs that run where xllamacpp and matplotlib are."""
+OF_ANOTHER_PLACE = ("bare_loop", "peer_server", "picture")
+"""Programs of their own, two of them where xllamacpp and matplotlib are; llama_cpp is for engines' processes alone."""
 
 
 @pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
