@@ -7,13 +7,14 @@ PORT ?= 8000
 
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
 STAMPS := $(VENV)/stamps
 INSTALL := $(BIN)/python scripts/pip_install.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --annotation-style line $(LOCK_OPTIONS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up dev test test-fast check format lock clean FORCE
+.PHONY: help setup up dev test test-fast check bench format lock clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## Explain every target
@@ -39,6 +40,9 @@ check: dev ## Check format, lint, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: dev $(BENCH)/stamps/bench ## Measure beside llama.cpp's own server: a table and docs/bench.png (QUICK=1: one pair)
+	$(BIN)/python -m bench.run --peer $(BENCH)/bin/python $(if $(QUICK),--pairs 1)
+
 format: dev ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -47,10 +51,11 @@ lock: dev ## Pin again what requirements/*.in ask for (newest: make lock LOCK_OP
 	$(LOCK) requirements/runtime.in -o requirements/runtime.lock
 	$(LOCK) requirements/dev.in -o requirements/dev.lock
 	$(LOCK) requirements/build.in -o requirements/build.lock
+	$(LOCK) requirements/bench.in -o requirements/bench.lock
 	$(LOCK) --no-deps requirements/model.in -o requirements/model.lock
 
-clean: ## Remove .venv and caches; data/ and .env stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## Remove .venv, .venv-bench and caches; data/ and .env stay
+	rm -rf $(VENV) $(BENCH) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The recipe touches the stamp only where it made a new .venv; then everything below follows.
@@ -79,3 +84,10 @@ $(STAMPS)/model: requirements/model.lock requirements/model.sha256 $(STAMPS)/bui
 $(STAMPS)/dev: requirements/dev.lock $(STAMPS)/runtime
 	@$(INSTALL) "installing what tests and checks need" $(VENV)/dev.log --require-hashes -r $<
 	@touch $@
+
+# An environment of its own: what the product is measured beside is no part of it.
+$(BENCH)/stamps/bench: requirements/bench.lock $(STAMPS)/venv
+	@echo "installing what make bench measures beside, into $(BENCH)"
+	@$(BIN)/python -m venv --clear $(BENCH)
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
+	@mkdir -p $(@D) && touch $@

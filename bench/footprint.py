@@ -1,24 +1,60 @@
-"""Memory of each process of a running product, and what importing the web application costs.
+"""P11: what the product takes while it has nothing to do and no model is loaded.
 
-.venv/bin/python bench/footprint.py [--data-dir ./data]
+Memory is the sum of each process's proportional set (pages that several share count once) and of its resident set; the
+share of a core is the time that all of them spent, by the kernel's count, in so many seconds of doing nothing.
+
+    .venv/bin/python -m bench.footprint [--data-dir ./data]
+
+prints the same of a product that runs, process by process, and how long importing the web application takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from llamalith_app import pidfile
+from bench.product import Product, pids_in
+from bench.table import Row
+
+SETTLE_S = 3.0
 
 
-def resident_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+async def idle(product: Product, seconds: float) -> Row:
+    await asyncio.sleep(SETTLE_S)
+    pids = product.pids()
+    before = sum(map(busy_s, pids))
+    await asyncio.sleep(seconds)
+    share = (sum(map(busy_s, pids)) - before) / seconds
+    proportional, resident = (sum(memory_mb(pid, name) for pid in pids) for name in ("Pss", "Rss"))
+    return Row(
+        "P11",
+        f"everything idle, no model loaded, {len(pids)} processes, {seconds:.0f} s",
+        "",
+        f"{proportional:.0f} MB ({resident:.0f} MB with shared pages counted each time), {share:.1%} of a core",
+        "",
+        "≤ 250 MB, ≤ 1 % of a core",
+        proportional <= 250 and share <= 0.01,
+    )
+
+
+def memory_mb(pid: int, name: str) -> float:
+    """`name`: Pss or Rss."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) / 1024
-    return 0.0
+    raise SystemExit(f"process {pid} tells no {name}")
+
+
+def busy_s(pid: int) -> float:
+    """Seconds that the process has spent on a core."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def import_s() -> float:
@@ -27,17 +63,17 @@ def import_s() -> float:
     return time.perf_counter() - started
 
 
+def named(pids: Sequence[int]) -> None:
+    for pid in pids:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        name = " ".join(word for word in argv[:6] if not word.startswith(("-", "/")))
+        print(f"{pid} {name or argv[0]}: {memory_mb(pid, 'Pss'):.0f} MB ({memory_mb(pid, 'Rss'):.0f} MB resident)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    run_dir = parser.parse_args().data_dir / "run"
-    for name in ("up.lock", "web.pid", "worker.pid", "valkey.pid"):
-        pid = pidfile.read_pid(run_dir / name) if (run_dir / name).exists() else None
-        if pid is not None:
-            print(f"{name.partition('.')[0]}: {resident_mb(pid):.0f} MB")
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                if name == "worker.pid":
-                    print(f"engine: {resident_mb(int(child)):.0f} MB")
+    named(pids_in(parser.parse_args().data_dir))
     print(f"importing the web application: {min(import_s() for _ in range(5)):.2f} s (best of 5)")
 
 

@@ -1,0 +1,87 @@
+"""`make bench`'s pieces: that they are there, what they ask, and the table that they print. No test times anything."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bench import client, prompts, table
+
+BENCH = Path(__file__).parents[1] / "bench"
+OF_ANOTHER_PLACE = ("bare_loop", "peer_server", "picture")
+"""Programs of their own, two of them where xllamacpp and matplotlib are; llama_cpp is for engines' processes alone."""
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
+def test_every_piece_can_be_imported_and_says_what_it_measures(path: Path) -> None:
+    if path.stem in OF_ANOTHER_PLACE:
+        assert ast.get_docstring(ast.parse(path.read_text()))
+    else:
+        assert importlib.import_module(f"bench.{path.stem}").__doc__
+
+
+async def test_contenders_take_turns() -> None:
+    order: list[str] = []
+
+    async def one(pair: int) -> int:
+        order.append(f"a{pair}")
+        return pair
+
+    async def other(pair: int) -> int:
+        order.append(f"b{pair}")
+        return -pair
+
+    assert await table.alternate(3, {"one": one, "other": other}) == {"one": [0, 1, 2], "other": [0, -1, -2]}
+    assert order == ["a0", "b0", "a1", "b1", "a2", "b2"]
+
+
+def test_a_rate_is_compared_by_medians_with_the_highest_as_the_best() -> None:
+    row = table.compared("P1", "rate", [100, 80, 90], [180, 90, 99], unit="tok/s", better="more", goal=1.1)
+    assert row[2:] == ("90 (100) tok/s", "99 (180) tok/s", "1.10 (1.80)", "≥ 1.1", True)
+
+
+def test_a_time_is_compared_by_medians_with_the_lowest_as_the_best() -> None:
+    row = table.compared("P4", "time", [10, 20, 30], [30, 25, 5], unit="ms", better="less", goal=1.1)
+    assert row[2:] == ("20 (10) ms", "25 (5) ms", "1.25 (0.50)", "≤ 1.1", False)
+
+
+def test_the_table_says_where_a_goal_is_missed() -> None:
+    rows = [table.Row("P6", "start", "", "p50 9 ms", "", "≤ 5 ms", False), table.Row("", "told", "", "3", "", "", None)]
+    assert table.render(rows).splitlines()[2:] == [
+        "| P6 | start |  | p50 9 ms |  | ≤ 5 ms | **no** |",
+        "|  | told |  | 3 |  |  |  |",
+    ]
+
+
+def test_no_two_series_begin_alike_and_each_is_the_same_in_every_run() -> None:
+    first, second = (prompts.history(series)[0].content.split() for series in ("a", "b"))
+    assert first[3:30] != second[3:30]
+    assert prompts.short("a", 8) == prompts.short("a", 8)
+    assert len({one[0].content for one in prompts.short("a", 32)}) == 32
+
+
+async def test_the_client_reads_events_of_both_kinds() -> None:
+    body = (
+        'retry: 1000\n\nevent: delta\ndata: {"text": "a"}\n\n: keep-alive\n\ndata: {"choices": []}\n\ndata: [DONE]\n\n'
+    )
+    answer = httpx.Response(200, content=body, request=httpx.Request("GET", "http://h/"))
+    assert [event async for event in client.events(answer)] == [("delta", {"text": "a"}), ("", {"choices": []})]
+
+
+async def test_at_once_counts_the_tokens_that_were_written() -> None:
+    asked: list[str] = []
+
+    class Server:
+        async def ask(self, messages: object, max_tokens: int) -> client.Answer:
+            asked.append(json.dumps(messages))
+            return client.Answer("", 1, max_tokens - 1, 0.5, 1.0)
+
+    seen = await client.at_once(Server(), prompts.short("a", 5), 2, 4)
+    assert len(set(asked)) == 5
+    assert seen.first_s == [0.5] * 5
+    assert seen.tokens_a_second > 0
