@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 LOOK_S = 1.0
 HISTORY_S = 0.5
 """How long the first reader of a job waits for what Redis has of it."""
+GROW_S = 5.0
+"""How long the last event of a job that was cancelled waits for its worker to store what it had written."""
 ENDED = ("done", "error", "cancelled")
 
 
@@ -79,6 +81,8 @@ class FollowedJob(Followed):
         """Redis has entries that are not in the transcript."""
         self.catching_up: asyncio.Task[None] | None = None
         self.seems_ended = False
+        self.ended_at: float | None = None
+        """When its end was first seen, on this process's own clock."""
 
 
 class FollowedLane(Followed):
@@ -256,11 +260,12 @@ class Followers:
         job = await self._database.read(jobs.one, followed.owner_id, followed.id)
         if job is None or job.status not in ENDED:
             return
-        if _may_grow(job) and not followed.seems_ended:
+        followed.ended_at = followed.ended_at or time.monotonic()
+        if _may_grow(job) and time.monotonic() - followed.ended_at < GROW_S:
             followed.seems_ended = True
-        else:
-            followed.transcript.finish(job)
-            followed.wake()
+            return
+        followed.transcript.finish(job)
+        followed.wake()
 
     async def _look_at_lanes(self) -> None:
         newest = await self._database.read(conversations.newest_jobs, list(self._lanes)) if self._lanes else {}

@@ -33,6 +33,7 @@ def ended(status: Any = "done", result: str | None = None, attempt: int = 1) -> 
             "created_at": NOW,
             "attempt": attempt,
             "omitted_messages": 0,
+            "priority": "normal",
         },
         Job,
     )
