@@ -17,6 +17,7 @@ import structlog
 from redis.asyncio import Redis
 
 from llamalith_app import streams
+from llamalith_app.contracts.events import ProgressEvent
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.controllers.live import Live
 from llamalith_app.controllers.transcript import Transcript
@@ -73,6 +74,7 @@ class FollowedJob(Followed):
     def __init__(self, job: Job, owner_id: int) -> None:
         super().__init__()
         self.id = job.id
+        self.model = job.model
         self.owner_id = owner_id
         self.transcript = Transcript(job.id)
         self.loaded = asyncio.Event()
@@ -187,7 +189,9 @@ class Followers:
             self._look_now.set()
         elif entry.kind == "progress":
             if entry.attempt >= followed.transcript.last.attempt:
-                followed.transcript.tell_progress(entry.data)
+                told = msgspec.json.decode(entry.data, type=ProgressEvent)
+                self._live.add_eta(told, followed.model)
+                followed.transcript.tell_progress(msgspec.json.encode(told))
         elif not followed.transcript.take(entry):
             self._catch_up(job_id)
         followed.wake()
@@ -243,7 +247,7 @@ class Followers:
             if not followed.transcript.ended and (not told or job_id in told)
         ]
         found = await self._database.read(jobs.some, wanted, 1) if wanted else []
-        await self._live.add([job for job in found if job.status == "queued"])
+        await self._live.add(found)
         for job in found:
             followed = self._jobs.get(job.id)
             if followed is None:

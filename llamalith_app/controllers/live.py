@@ -32,8 +32,12 @@ class Live:
                     job.progress.start_eta_s = _rounded(lane.start_s(position))
                     job.progress.eta_s = _rounded(lane.end_s(position))
             elif job.status == "processing" and (progress := live.get(job.id)) is not None:
-                progress.eta_s = _rounded(order.left_s(progress, board.engines.get(job.model)))
+                self.add_eta(progress, job.model)
                 job.progress = progress
+
+    def add_eta(self, progress: Progress, model: str) -> None:
+        """To what a running job of the model tells, by the speeds that were last seen."""
+        progress.eta_s = _rounded(order.left_s(progress, self._forecasts.newest.engines.get(model)))
 
     async def _positions(self, queued: list[Job]) -> dict[int, int | None]:
         if len(queued) == 1:

@@ -34,19 +34,20 @@ class Forecasts:
         self._database = database
         self._models = models
         self._max_wait = max_wait
-        self._board = Board({}, {}, {})
+        self.newest = Board({}, {}, {})
+        """As it was last looked at, however long ago."""
         self._fresh_until = 0.0
 
     async def board(self) -> Board:
         if time.monotonic() < self._fresh_until:
-            return self._board
+            return self.newest
         now = datetime.now(UTC)
         told = await self._database.read(workers.told, now)
         load = await self._database.read(jobs.load, self._models, now)
         engines = merged(one for text in told for one in msgspec.json.decode(text, type=list[EngineTold]))
-        self._board = Board(engines, load.queued, lanes(engines, load, self._max_wait, now))
+        self.newest = Board(engines, load.queued, lanes(engines, load, self._max_wait, now))
         self._fresh_until = time.monotonic() + FRESH_S
-        return self._board
+        return self.newest
 
     async def retry_after_s(self) -> int:
         """Until the next queued job will have started, which makes room for one more."""

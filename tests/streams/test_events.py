@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import pytest
 from redis.asyncio import Redis
 
 from llamalith_app.config import Config
+from llamalith_app.contracts.jobs import Progress
+from llamalith_app.contracts.models import EngineTold
 from llamalith_app.controllers import events
-from llamalith_app.store import jobs
+from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
 from tests.settle import eventually
@@ -279,6 +282,19 @@ async def test_a_queued_job_tells_its_place_when_that_changes(
         await attempt(database, redis)
         (second,) = await some(source, "progress")
         assert second.data["position"] == 2
+
+
+async def test_a_running_job_tells_when_it_will_end(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
+    job_id = await submit(api, "x")
+    making = await attempt(database, redis)
+    engine = EngineTold(model="smollm2", state="loaded", n_slots=1, tokens_per_s=10.0, completion_tokens=100.0)
+    told = msgspec.json.encode([engine]).decode()
+    await database.write(workers.beat, 1, datetime.now(UTC), told)
+    async with reading(api, f"/api/jobs/{job_id}/events") as reader:
+        source = reader.events()
+        making.writer.progress(Progress(phase="decode", completion_tokens=40, tokens_per_s=20.0))
+        (event,) = await some(source, "progress")
+        assert event.data["eta_s"] == 3.0
 
 
 async def test_silence_is_broken_by_comments(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
