@@ -318,7 +318,7 @@ async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(
     assert claim is not None
     async with at_home(client, chromium) as browser, Redis.from_url(redis_url) as redis:
         page = await browser.page("/chat/conversations/c")
-        summary = page.locator("#job-1 summary")
+        summary = page.locator("#job-1 summary", has_text="System prompt")
         await summary.focus()
         await page.locator("#job-1 .said.you .text").evaluate("(text) => getSelection().selectAllChildren(text)")
         for count in (7, 8):

@@ -77,8 +77,8 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
 
 @pytest.fixture
 def unhurried(tmp_path: Path) -> None:
-    """Stories long and slow enough for a person to change their mind; before the product reads it."""
-    settings = '{"model_settings": {"smollm2": {"max_tokens": 1900, "n_threads": 1}}}'
+    """One story at a time, long and slow enough for a person to change their mind; before the product reads it."""
+    settings = '{"model_settings": {"smollm2": {"n_slots": 1, "max_tokens": 1900, "n_threads": 1}}}'
     (tmp_path / "config.json").write_text(settings)
 
 
