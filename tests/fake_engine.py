@@ -11,6 +11,7 @@ whose `when` stands in the newest prompt decides, else the reply is the SHA-256 
     {"when": "bad",   "refuse": "Model exploded"}          # kind `internal`, this very reason
     {"when": "die",   "signal": 9, "once": "PATH"}         # dies, but not where PATH exists, which it then makes
     {"when": "wait",  "gate": "PATH", "reply": "x"}        # reads the prompt, then waits until PATH exists
+    {"when": "hard",  "prepare_gate": "PATH"}              # is not a sequence yet while PATH does not exist
     {"when": "slow",  "step_s": 0.05}                      # each step that it takes part in takes so long
     {"model": "m",    "cannot_load": "It is broken."}      # at load, by the model's name
     {"model": "m",    "load_signal": 6}
@@ -81,6 +82,8 @@ class FakeRunner:
         rule = next((rule for rule in self._rules() if "when" in rule and rule["when"] in newest), {})
         if "refuse" in rule:
             raise Refusal("internal", rule["refuse"])
+        while "prepare_gate" in rule and not Path(rule["prepare_gate"]).exists():
+            time.sleep(GATE_LOOK_S)
         reply = rule.get("reply", hashlib.sha256(text.encode()).hexdigest())
         self._rule[sequence_id] = rule
         self._left[sequence_id] = [*reply.encode(), END]

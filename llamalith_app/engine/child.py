@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +75,8 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
     """Serves the worker at the other end of the socket until that is gone or says `End`."""
     connection = socket.socket(fileno=fd)
     received: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, received), daemon=True).start()
+    inbox: Inbox = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, received, inbox), daemon=True).start()
 
     def send(message: FromEngine) -> None:
         connection.sendall(frames.encode(message))
@@ -90,18 +91,24 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
         send(LoadFailed(str(error)))
         return
     send(Loaded(n_ctx=runner.n_ctx, n_slots=runner.n_slots, load_s=time.monotonic() - started))
-    inbox: Inbox = queue.SimpleQueue()
-    threading.Thread(target=_prepare, args=(runner, received, inbox), daemon=True).start()
-    _Loop(runner, load, inbox, send).run()
+    cancelled: set[int] = set()
+    threading.Thread(target=_prepare, args=(runner, received, inbox, cancelled), daemon=True).start()
+    _Loop(runner, load, inbox, cancelled, send).run()
     # The other threads hold nothing that is worth waiting for.
     os._exit(0)
 
 
-def _receive(connection: socket.socket, received: queue.SimpleQueue[ToEngine]) -> None:
+def _receive(connection: socket.socket, received: queue.SimpleQueue[ToEngine], inbox: Inbox) -> None:
+    """What ends something goes past the turns that are still to be prepared."""
     decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+    begun = False
     try:
         while (message := frames.read(connection, decoder)) is not None:
-            received.put(message)
+            if begun and isinstance(message, (Cancel, End)):
+                inbox.put(message)
+            else:
+                received.put(message)
+            begun = True
     except frames.BrokenFrame as error:
         sys.stderr.write(f"broken frame from the worker: {error}\n")
         sys.stderr.flush()
@@ -122,14 +129,13 @@ def _teller(send: Callable[[FromEngine], None]) -> Callable[[float], None]:
     return tell
 
 
-def _prepare(runner: Runner, received: queue.SimpleQueue[ToEngine], inbox: Inbox) -> None:
-    """Makes a sequence of each turn, and hands on what else is said, in order."""
+def _prepare(runner: Runner, received: queue.SimpleQueue[ToEngine], inbox: Inbox, cancelled: Container[int]) -> None:
+    """Makes a sequence of each turn that was not cancelled before, in order."""
     while True:
         message = received.get()
         if isinstance(message, Submit):
-            inbox.put(_sequence(runner, message))
-        elif isinstance(message, (Cancel, End)):
-            inbox.put(message)
+            if message.sequence_id not in cancelled:
+                inbox.put(_sequence(runner, message))
         else:
             sys.stderr.write("broken frame from the worker: a model is loaded already\n")
             sys.stderr.flush()
@@ -154,9 +160,21 @@ def _sequence(runner: Runner, submit: Submit) -> Sequence | Refused:
 
 
 class _Loop:
-    def __init__(self, runner: Runner, load: Load, inbox: Inbox, send: Callable[[FromEngine], None]) -> None:
+    """`cancelled`: filled here with the ids of sequences that are cancelled before they come."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        load: Load,
+        inbox: Inbox,
+        cancelled: set[int],
+        send: Callable[[FromEngine], None],
+    ) -> None:
         self._runner = runner
         self._inbox = inbox
+        self._cancelled = cancelled
+        self._newest = 0
+        """The last sequence that came, or was refused."""
         self._send = send
         self._pace = Pace(load.n_chunk)
         self._scheduler = Scheduler(
@@ -198,17 +216,31 @@ class _Loop:
                 return
             match message:
                 case Sequence():
-                    self._submit(message)
+                    self._newest = message.id
+                    if message.id in self._cancelled:
+                        self._runner.end(message.id)
+                    else:
+                        self._submit(message)
                 case Refused():
-                    self._send(message)
+                    self._newest = message.sequence_id
+                    if message.sequence_id not in self._cancelled:
+                        self._send(message)
                 case Cancel():
-                    ended = self._scheduler.cancel(message.sequence_id)
-                    if ended is not None:
-                        self._tell([ended])
+                    self._cancel(message.sequence_id)
                 case StateRead():
                     self._scheduler.state_read(message.sequence_id, message.state)
                 case End():
                     self._ends = True
+
+    def _cancel(self, sequence_id: int) -> None:
+        ended = self._scheduler.cancel(sequence_id)
+        if ended is None and sequence_id > self._newest and sequence_id not in self._cancelled:
+            self._cancelled.add(sequence_id)
+            ended = Advance(
+                sequence_id=sequence_id, prompt_tokens=0, prompt_done=0, prompt_reused=0, finish="cancelled"
+            )
+        if ended is not None:
+            self._tell([ended])
 
     def _submit(self, sequence: Sequence) -> None:
         if self._states is not None:

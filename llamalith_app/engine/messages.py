@@ -64,7 +64,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     sequence_id: int
-    """Chosen by the worker, never used twice in one child."""
+    """Chosen by the worker: greater than all before it in this child."""
     messages: list[ChatMessage]
     """The whole turn: system message if any, earlier turns, and the prompt as the last one."""
     sampling: Sampling

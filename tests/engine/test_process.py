@@ -99,6 +99,20 @@ async def test_a_refusal_carries_its_reason_and_the_engine_goes_on(script: Scrip
         assert (await run(engine, submit("good"))).text
 
 
+async def test_a_cancel_goes_past_turns_that_are_hard_to_prepare(script: Script, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with started(script({"when": "hard", "prepare_gate": str(gate)}, {"when": "hi", "reply": "yo"})) as engine:
+        hard, behind, after = submit("hard"), submit("hi"), submit("hi")
+        runs = [asyncio.create_task(run(engine, one)) for one in (hard, behind)]
+        await asyncio.sleep(0)
+        for one in (behind, hard):
+            engine.cancel(one.sequence_id)
+        for reply in await asyncio.gather(*runs):
+            assert (reply.finish, reply.text) == ("cancelled", "")
+        gate.touch()
+        assert (await run(engine, after)).text == "yo"
+
+
 @pytest.mark.parametrize("kind", ["fake", "real"])
 async def test_stop_ends_the_child_and_reaps_it(script: Script, kind: str) -> None:
     engine = await EngineProcess.start(load(), script() if kind == "fake" else None)
