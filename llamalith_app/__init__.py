@@ -8,15 +8,17 @@ The map:
     config.py        every setting; the only reader of the environment
     config_file.py   judges a config.json
     contracts/       the shapes of everything that crosses a wire
-    controllers/     thin HTTP: API, pages, login, monitor, docs, probes; problems, envelope and the request log
-    engine/          the child process that holds a model: plan -> evaluate -> apply
+    controllers/     thin HTTP: API, events (follow, transcript), pages, login, monitor, docs, probes; problems,
+                     envelope and the request log
+    engine/          the child process that holds a model: plan -> evaluate -> apply; states on disk, and what a
+                     GGUF's header tells
     errors.py        one error tree, with what HTTP says of each
     gbnf.py          GBNF, written anew for llguidance
     grammar.py       what a reply may be held to: named grammars, found at start, and JSON Schemas; with which bounds
     grammars/        those that are shipped
     guards/          who may come in: token or session, where a browser comes from, passwords
-    jobs/            from an accepted prompt to a stored reply: submit, queue, generate, pool, memory, order,
-                     forecast, speeds, sweep, worker; and what SAQ's monitor shows
+    jobs/            from an accepted prompt to a stored reply: submit, schemas, cancel, queue, generate, shape, reply,
+                     pool, memory, order, forecast, speeds, sweep, worker; and what SAQ's monitor shows
     logs.py          structured logs
     parent.py        a child notices that its parent is gone
     pidfile.py       a pid that proves itself by a lock

@@ -159,6 +159,18 @@ def _sequence(runner: Runner, submit: Submit) -> Sequence | Refused:
     )
 
 
+def fill(scheduler: Scheduler, runner: Runner, admission: Admission) -> None:
+    """Gives the slot of an admitted sequence what it takes over."""
+    slot, source, n_reused, _ = admission.place
+    if admission.state is not None:
+        n_reused = n_reused if runner.restore(slot, admission.state.data) else 0
+    elif source != slot:
+        runner.copy(source, slot)
+    n_kept = runner.keep(slot, n_reused)
+    if n_kept != admission.place.n_reused:
+        scheduler.reused(admission, n_kept)
+
+
 class _Loop:
     """`cancelled`: filled here with the ids of sequences that are cancelled before they come."""
 
@@ -177,14 +189,7 @@ class _Loop:
         """The last sequence that came, or was refused."""
         self._send = send
         self._pace = Pace(load.n_chunk)
-        self._scheduler = Scheduler(
-            n_slots=runner.n_slots,
-            n_ctx=runner.n_ctx,
-            piece=runner.piece,
-            is_end=runner.is_end,
-            can_cut=runner.can_cut,
-            can_share=runner.can_share,
-        )
+        self._scheduler = Scheduler(runner)
         self._states = None
         if load.state_dir:
             self._states = States(Path(load.state_dir), runner.fingerprint, load.state_max_bytes)
@@ -196,7 +201,8 @@ class _Loop:
         while not self._ends:
             self._hear()
             for admission in self._scheduler.admit():
-                self._place(admission)
+                self._save_evicted(admission)
+                fill(self._scheduler, self._runner, admission)
             n_decoding = self._scheduler.n_decoding
             plan = self._scheduler.plan(self._pace.chunk(n_decoding))
             if plan:
@@ -251,19 +257,10 @@ class _Loop:
                 self._disk.submit(self._read, self._states, saved, sequence.id)
         self._scheduler.submit(sequence)
 
-    def _place(self, admission: Admission) -> None:
-        slot, source, n_reused, evicted = admission.place
-        if evicted:
+    def _save_evicted(self, admission: Admission) -> None:
+        if evicted := admission.place.evicted:
             n_stays = self._scheduler.slots.longest_prefix([*evicted, 0]).n_tokens
-            self._save(slot, evicted, n_stays)
-        if admission.state is not None:
-            restored = self._runner.restore(slot, admission.state.data)
-            n_reused = n_reused if restored else 0
-        elif source != slot:
-            self._runner.copy(source, slot)
-        n_kept = self._runner.keep(slot, n_reused)
-        if n_kept != admission.place.n_reused:
-            self._scheduler.reused(admission, n_kept)
+            self._save(admission.place.slot, evicted, n_stays)
 
     def _save(self, slot: int, tokens: list[int], n_stays: int) -> None:
         self._writing = [one for one in self._writing if not one.done()]

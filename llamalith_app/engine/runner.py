@@ -1,6 +1,7 @@
 """llama.cpp: the one module that imports it. One model, one context, a sequence id a slot.
 
-Does what a plan says and decides nothing. Used by the engine child's main thread alone.
+Does what a plan says and decides nothing. Used by the engine child's main thread; what
+prepares a sequence (`render`, `tokenize`, `begin`), by the thread for that.
 """
 
 from __future__ import annotations

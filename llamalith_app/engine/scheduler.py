@@ -8,14 +8,13 @@ another sequence is reading just now is waited for and copied.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
 from llamalith_app.engine.messages import Advance, FinishReason, Refused
 from llamalith_app.engine.sequence import Sequence, State, Wait
 from llamalith_app.engine.slots import MIN_COPIED, Place, SlotTable, common_prefix
-from llamalith_app.engine.steps import Sampled, SampleFailed, Work
+from llamalith_app.engine.steps import Model, Sampled, SampleFailed, Work
 
 
 class Admission(NamedTuple):
@@ -28,24 +27,9 @@ class Admission(NamedTuple):
 
 
 class Scheduler:
-    """`can_cut`: as the slot table takes it. `can_share`: whether a prefix can be taken from a slot that went on
-    beyond it."""
-
-    def __init__(
-        self,
-        *,
-        n_slots: int,
-        n_ctx: int,
-        piece: Callable[[int], bytes],
-        is_end: Callable[[int], bool],
-        can_cut: Callable[[int, int], bool],
-        can_share: bool,
-    ) -> None:
-        self.slots = SlotTable(n_slots, can_cut)
-        self._n_ctx = n_ctx
-        self._piece = piece
-        self._is_end = is_end
-        self._can_share = can_share
+    def __init__(self, model: Model) -> None:
+        self.slots = SlotTable(model.n_slots, model.can_cut)
+        self._model = model
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self._plan: list[Work] = []
@@ -182,7 +166,7 @@ class Scheduler:
     def _prefix_in_the_making(self, sequence: Sequence) -> Wait | None:
         """(1) None where the model cannot share; (2) the sequence that is going to read the most of its prompt;
         (3) None where it stands behind what this one has already, or has not much more to give."""
-        if not self._can_share:  # (1)
+        if not self._model.can_share:  # (1)
             return None
         waits = [
             Wait(other.id, other.slot, common_prefix(other.prompt, sequence.prompt[:-1]))
@@ -214,18 +198,18 @@ class Scheduler:
 
     def _take(self, sequence: Sequence, token: int) -> str:
         """The text that one more token makes certain."""
-        if self._is_end(token):
+        if self._model.is_end(token):
             sequence.finish = "stop"
             return sequence.text.end()
         sequence.generated.append(token)
-        text = sequence.text.feed(self._piece(token))
+        text = sequence.text.feed(self._model.piece(token))
         sequence.finish = self._finish(sequence)
         return text + sequence.text.end() if sequence.finish == "length" else text
 
     def _finish(self, sequence: Sequence) -> FinishReason | None:
         if sequence.text.stopped:
             return "stop"
-        full = len(sequence.prompt) + len(sequence.generated) >= self._n_ctx
+        full = len(sequence.prompt) + len(sequence.generated) >= self._model.n_ctx
         return "length" if full or len(sequence.generated) >= sequence.max_tokens else None
 
     def _free(self, sequence: Sequence) -> None:

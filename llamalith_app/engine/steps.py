@@ -45,38 +45,42 @@ class SampleFailed(NamedTuple):
     reason: str
 
 
-class Runner(Protocol):
-    """One loaded model with its slots. Used by one thread."""
+class Model(Protocol):
+    """What a scheduler has to know of a loaded model with its slots."""
 
     n_ctx: int
     """Tokens a slot holds."""
     n_slots: int
-    extra_stop: Sequence[str]
-    """Stop strings that belong to the chat format."""
+    can_share: bool
+    """Whether a prefix can be taken from a slot that holds more than that."""
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt as the chat template writes it. Raises whatever the template raises."""
-
-    def tokenize(self, text: str) -> list[int]: ...
+    def can_cut(self, slot: int, n_tokens: int) -> bool:
+        """Whether the slot could forget all that it holds beyond so many tokens, and go on from there."""
 
     def piece(self, token: int) -> bytes:
         """What the token adds to the text; may be part of a character, and is empty for control tokens."""
 
     def is_end(self, token: int) -> bool: ...
 
+
+class Runner(Model, Protocol):
+    """Used by one thread; `render`, `tokenize` and `begin`, which prepare a sequence, by another one beside it."""
+
+    extra_stop: Sequence[str]
+    """Stop strings that belong to the chat format."""
+    fingerprint: str
+    """Model, context and llama.cpp: what must be equal for a saved state to fit."""
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt as the chat template writes it. Raises whatever the template raises."""
+
+    def tokenize(self, text: str) -> list[int]: ...
+
     def begin(self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
         """Makes the sequence's sampler. Raises Refusal for a grammar that cannot be used."""
 
     def end(self, sequence_id: int) -> None:
         """Frees its sampler; the slot keeps its tokens."""
-
-    fingerprint: str
-    """Model, context and llama.cpp: what must be equal for a saved state to fit."""
-    can_share: bool
-    """Whether a prefix can be taken from a slot that holds more than that."""
-
-    def can_cut(self, slot: int, n_tokens: int) -> bool:
-        """Whether the slot could forget all that it holds beyond so many tokens, and go on from there."""
 
     def keep(self, slot: int, n_tokens: int) -> int:
         """Forgets what the slot holds beyond its first tokens; returns how many it could keep: all, or 0."""

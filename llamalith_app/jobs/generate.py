@@ -62,7 +62,6 @@ class Running:
         over (`failed`)."""
         self.cancel: Callable[[], object] | None = None
         """Ends what it waits for: the model, or the engine's next step."""
-        self._first_step: tuple[int, float] | None = None
         self._decode_started = 0.0
         self._sent = 0.0
         self.completion_tokens = 0
@@ -79,9 +78,8 @@ class Running:
         if decoding:
             n, since = self.completion_tokens - 1, now - self._decode_started
         else:
-            # From the first step on: what was reused and the loading before it are no speed of reading.
-            self._first_step = self._first_step or (step.prompt_done, now)
-            n, since = step.prompt_done - self._first_step[0], now - self._first_step[1]
+            # What was reused and the loading before it are no speed of reading.
+            n, since = step.prompt_done - step.prompt_reused, now - self._sent
         self.progress = Progress(
             phase="decode" if decoding else "prefill",
             prompt_tokens=step.prompt_tokens,
@@ -104,12 +102,9 @@ class Running:
         learn("completion_tokens", self.completion_tokens)
         if self.completion_tokens > 1:
             learn("tokens_per_s", (self.completion_tokens - 1) / max(now - self._decode_started, 1e-6))
-        n_prompt, since = (self.last.prompt_tokens - self.last.prompt_reused if self.last else 0), self._sent
-        if self._first_step is not None:
-            # What was reused before it is no speed of reading.
-            n_prompt, since = (self.last.prompt_tokens if self.last else 0) - self._first_step[0], self._first_step[1]
-        if n_prompt > 0:
-            learn("prompt_tokens_per_s", n_prompt / max(self._decode_started - since, 1e-6))
+        n_read = self.last.prompt_tokens - self.last.prompt_reused if self.last else 0
+        if n_read > 0:
+            learn("prompt_tokens_per_s", n_read / max(self._decode_started - self._sent, 1e-6))
 
     def seconds(self) -> float:
         """Since the claim."""

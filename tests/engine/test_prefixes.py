@@ -15,6 +15,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from llamalith_app.engine.child import fill
 from llamalith_app.engine.runner import LlamaRunner
 from llamalith_app.engine.scheduler import Scheduler
 from llamalith_app.engine.sequence import Sequence as Running
@@ -42,14 +43,7 @@ class Engine:
     def __init__(self, runner: LlamaRunner, n_chunk: int) -> None:
         self.runner = runner
         self.n_chunk = n_chunk
-        self.scheduler = Scheduler(
-            n_slots=runner.n_slots,
-            n_ctx=runner.n_ctx,
-            piece=runner.piece,
-            is_end=runner.is_end,
-            can_cut=runner.can_cut,
-            can_share=runner.can_share,
-        )
+        self.scheduler = Scheduler(runner)
         self._ids = 0
         self.replies: dict[int, list[int]] = {}
         self.reused: dict[int, int] = {}
@@ -64,13 +58,7 @@ class Engine:
 
     def step(self) -> None:
         for admission in self.scheduler.admit():
-            slot, source, n_reused, _ = admission.place
-            if admission.state is not None:
-                assert self.runner.restore(slot, admission.state.data)
-            elif source != slot:
-                self.runner.copy(source, slot)
-            if (n_kept := self.runner.keep(slot, n_reused)) != n_reused:
-                self.scheduler.reused(admission, n_kept)
+            fill(self.scheduler, self.runner, admission)
         plan = self.scheduler.plan(self.n_chunk)
         results = self.runner.evaluate(plan)
         for work in plan:

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from llamalith_app.engine.child import fill
 from llamalith_app.engine.messages import Advance, Refused
 from llamalith_app.engine.scheduler import Admission, Scheduler
 from llamalith_app.engine.sequence import Sequence, State
@@ -26,14 +27,7 @@ class Stepping:
 
     def __init__(self, n_slots: int, rules: list[dict[str, Any]] | None = None, *, can_share: bool = True) -> None:
         self.runner = FakeRunner(lambda: rules or [], n_ctx=N_CTX, n_slots=n_slots, can_share=can_share)
-        self.scheduler = Scheduler(
-            n_slots=n_slots,
-            n_ctx=N_CTX,
-            piece=self.runner.piece,
-            is_end=self.runner.is_end,
-            can_cut=self.runner.can_cut,
-            can_share=can_share,
-        )
+        self.scheduler = Scheduler(self.runner)
         self.told: list[Advance | Refused] = []
 
     def submit(self, sequence_id: int, prompt: str, max_tokens: int = 5, state: State | None = None) -> None:
@@ -44,13 +38,7 @@ class Stepping:
     def admit(self) -> list[Admission]:
         admissions = self.scheduler.admit()
         for admission in admissions:
-            slot, source, n_reused, _ = admission.place
-            if admission.state is not None:
-                self.runner.restore(slot, admission.state.data)
-            elif source != slot:
-                self.runner.copy(source, slot)
-            if (n_kept := self.runner.keep(slot, n_reused)) != n_reused:
-                self.scheduler.reused(admission, n_kept)
+            fill(self.scheduler, self.runner, admission)
         return admissions
 
     def step(self) -> list[Advance | Refused]:
