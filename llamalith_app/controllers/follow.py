@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from llamalith_app import streams
 from llamalith_app.contracts.events import ProgressEvent
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.controllers.live import Live
+from llamalith_app.controllers.live import Live, may_grow
 from llamalith_app.controllers.transcript import Transcript
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.store import conversations, jobs
@@ -265,7 +265,7 @@ class Followers:
         if job is None or job.status not in ENDED:
             return
         followed.ended_at = followed.ended_at or time.monotonic()
-        if _may_grow(job) and time.monotonic() - followed.ended_at < GROW_S:
+        if may_grow(job) and time.monotonic() - followed.ended_at < GROW_S:
             followed.seems_ended = True
             return
         followed.transcript.finish(job)
@@ -284,8 +284,3 @@ class Followers:
             data = msgspec.json.encode(streams.as_event(job.progress, job.id, job.attempt))
             followed.transcript.tell_progress(data)
             followed.wake()
-
-
-def _may_grow(job: Job) -> bool:
-    """Cancelled while it ran: its worker may still add what it had written."""
-    return job.status == "cancelled" and job.started_at is not None and job.completion_tokens is None

@@ -23,6 +23,7 @@ from litestar.template import TemplateConfig
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers import problems
+from llamalith_app.controllers.live import may_grow
 from llamalith_app.errors import LlamalithError, NotFound
 from llamalith_app.guards.principal import OPEN
 
@@ -130,9 +131,7 @@ def _is_changing(job: Job) -> bool:
     """It is open, or was cancelled just now, so that its worker may still add what was written of the reply."""
     if job.status in ("queued", "processing"):
         return True
-    if job.status != "cancelled" or job.started_at is None or job.completion_tokens is not None:
-        return False
-    return job.processed_at is not None and datetime.now(UTC) - job.processed_at < SETTLE
+    return may_grow(job) and job.processed_at is not None and datetime.now(UTC) - job.processed_at < SETTLE
 
 
 def _query(fields: dict[str, object]) -> str:

@@ -50,3 +50,8 @@ class Live:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
+
+
+def may_grow(job: Job) -> bool:
+    """Cancelled while it ran: its worker may still add what it had written."""
+    return job.status == "cancelled" and job.started_at is not None and job.completion_tokens is None
