@@ -14,3 +14,12 @@ set(LLAMA_BUILD_EXAMPLES OFF)
 set(LLAMA_BUILD_TOOLS OFF)
 set(LLAMA_BUILD_SERVER OFF)
 set(LLAMA_BUILD_APP OFF)
+
+# llama.cpp's code for AMX, which -march=native brings in, ends the process with SIGSEGV on CPUs that have it: with
+# GCC 12 and older a tile's configuration is loaded before it is written, and of the threads only the first asks the
+# kernel for leave (llama.cpp's issue 20824 and pull request 26954). Without it AVX-512 does the same work.
+include(CheckCXXCompilerFlag)
+check_cxx_compiler_flag(-mno-amx-tile COMPILER_KNOWS_AMX)
+if(COMPILER_KNOWS_AMX)
+    add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+endif()
