@@ -204,7 +204,7 @@ class _Loop:
                 self._save_evicted(admission)
                 fill(self._scheduler, self._runner, admission)
             n_decoding = self._scheduler.n_decoding
-            plan = self._scheduler.plan(self._pace.chunk(n_decoding))
+            plan = self._scheduler.plan(*self._pace.chunk(n_decoding))
             if plan:
                 started = time.monotonic()
                 results = self._runner.evaluate(plan)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import inspect
+import itertools
 import math
 import os
 import secrets
@@ -33,6 +34,8 @@ PENALTY_LAST_N = 64
 """Tokens that the penalties look back; llama.cpp's own default."""
 LOG_LEVELS_SHOWN = (3, 4)
 """Warnings and errors, as ggml.h counts; llama-cpp-python's own names for the levels are one off."""
+MAX_FILLED = 3
+"""Idle slots in a row that are worth a token each."""
 HASH_CHUNK_BYTES = 1 << 20
 DEFAULT_FORMAT = "chatml"
 """Of a GGUF that brings no chat template."""
@@ -50,7 +53,7 @@ class LlamaRunner:
     def __init__(self, load: Load, tell: Callable[[float], None]) -> None:
         self.n_slots = load.n_slots
         self._model_name = load.model
-        self._samplers: dict[int, Sampler] = {}
+        self._samplers: dict[int, Sampler | Likeliest] = {}
         _judge_file(load)
         _quiet_logs()
         llama_cpp.llama_backend_init()
@@ -121,6 +124,9 @@ class LlamaRunner:
 
     def begin(self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
         constraint = Constraint(self._vocabulary, grammar) if grammar else None
+        if constraint is None and _takes_the_likeliest(sampling):
+            self._samplers[sequence_id] = Likeliest(self._n_vocab)
+            return
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
 
         def add(sampler: Any) -> None:
@@ -211,7 +217,8 @@ class LlamaRunner:
     def evaluate(self, plan: Sequence[Work]) -> list[Sampled | SampleFailed]:
         batch, index = self._batch, 0
         wanted = []
-        for work in plan:
+        fillers = self._fillers({work.slot for work in plan})
+        for work in sorted([*plan, *fillers], key=lambda work: work.slot):
             for offset, token in enumerate(work.tokens):
                 batch.token[index] = token
                 batch.pos[index] = work.position + offset
@@ -225,7 +232,23 @@ class LlamaRunner:
         batch.n_tokens = index
         if code := llama_cpp.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode answered {code} for {index} tokens")
+        for work in fillers:
+            llama_cpp.llama_memory_seq_rm(self._memory, work.slot, work.position, -1)
         return [self._sample(sequence_id, at) for sequence_id, at in wanted]
+
+    def _fillers(self, slots: set[int]) -> list[Work]:
+        """One token, to be forgotten at once, for each slot that would part those of a step: llama.cpp evaluates
+        together only what stands side by side. One more token costs a fraction of one more part (here 4 ms against
+        15 ms); a window or a recurrent state would lose by it what it cannot get back."""
+        if self._n_swa or not self.can_share:
+            return []
+        fillers: list[Work] = []
+        for before, after in itertools.pairwise(sorted(slots)):
+            gap = range(before + 1, after)
+            ends = [llama_cpp.llama_memory_seq_pos_max(self._memory, slot) + 1 for slot in gap]
+            if len(gap) <= MAX_FILLED and all(end < self.n_ctx for end in ends):
+                fillers += [Work(0, slot, [0], end, wanted=False) for slot, end in zip(gap, ends, strict=True)]
+        return fillers
 
     def _sample(self, sequence_id: int, at: int) -> Sampled | SampleFailed:
         try:
@@ -269,6 +292,25 @@ class LlamaRunner:
 
         stop = formatter(messages=[{"role": "user", "content": ""}]).stop
         return render, [stop] if isinstance(stop, str) else stop or ()
+
+
+def _takes_the_likeliest(sampling: Sampling) -> bool:
+    penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+    return sampling.temperature <= 0 and penalties == (1, 0, 0)
+
+
+class Likeliest:
+    """What a greedy chain without penalties and grammar draws, in a fifth of its time."""
+
+    def __init__(self, n_vocab: int) -> None:
+        self._n_vocab = n_vocab
+
+    def free(self) -> None:
+        return
+
+    def sample(self, context: Any, at: int) -> int:
+        row = llama_cpp.llama_get_logits_ith(context, at)
+        return int(np.ctypeslib.as_array(row, shape=(self._n_vocab,)).argmax())
 
 
 class Sampler:

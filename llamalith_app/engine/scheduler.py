@@ -1,7 +1,7 @@
 """Decides what each step evaluates and what came of it: plan -> evaluate -> apply. Pure, without a clock.
 
-A step decodes one token of every running sequence and reads as many prompt tokens as it is told, shared by those
-that are in prefill, so that a long prompt never stalls the others for longer than a chunk takes. A prefix that
+A step decodes one token of every running sequence and reads as many prompt tokens as it is told, of those that are in
+prefill by turns, so that a long prompt never stalls the others for longer than a chunk takes. A prefix that
 another sequence is reading just now is waited for and copied.
 """
 
@@ -81,27 +81,28 @@ class Scheduler:
         self.slots.keep(admission.place.slot, n_kept)
         sequence.n_evaluated = sequence.n_reused = n_kept
 
-    def plan(self, n_chunk: int) -> list[Work]:
-        """The next step, with at most `n_chunk` prompt tokens but one at least of each that reads; empty when
-        nothing runs.
-
-        In the order of the slots: llama.cpp evaluates neighbours together, and others one after another.
-        """
-        reading = [one for one in self._running.values() if one.in_prefill and one.wait is None]
-        works = []
-        for n_left, sequence in zip(range(len(reading), 0, -1), reading, strict=True):
-            share = max(1, n_chunk // n_left)
-            tokens = sequence.prompt[sequence.n_evaluated : sequence.n_evaluated + share]
-            n_chunk -= len(tokens)
-            ends = sequence.n_evaluated + len(tokens) == len(sequence.prompt)
-            works.append(self._work(sequence, tokens, wanted=ends))
-        works += [
+    def plan(self, n_chunk: int, n_more: int = 0) -> list[Work]:
+        """The next step, with at most `n_chunk` prompt tokens, or `n_more` more where they end a prompt; empty when
+        nothing runs."""
+        works = [
             self._work(sequence, sequence.generated[-1:], wanted=True)
             for sequence in self._running.values()
             if not sequence.in_prefill
         ]
-        self._plan = sorted(works, key=lambda work: work.slot)
-        return self._plan
+        # One after another: a step with pieces of many prompts takes longer than as many tokens of one.
+        reading = [one for one in self._running.values() if one.in_prefill and one.wait is None]
+        for sequence in reading:
+            if n_chunk <= 0:
+                break
+            n_left = len(sequence.prompt) - sequence.n_evaluated
+            n_tokens = n_left if n_left <= n_chunk + n_more else n_chunk
+            tokens = sequence.prompt[sequence.n_evaluated : sequence.n_evaluated + n_tokens]
+            n_chunk -= n_tokens
+            works.append(self._work(sequence, tokens, wanted=n_tokens == n_left))
+            # Behind the others: it is their turn before it comes again.
+            self._running[sequence.id] = self._running.pop(sequence.id)
+        self._plan = works
+        return works
 
     def apply(self, results: Items[Sampled | SampleFailed]) -> list[Advance | Refused]:
         """Takes in what the runner made of the last plan; frees the slots of what ended by it."""

@@ -12,12 +12,12 @@ LATE_S = 0.2
 """What a token of others may be late by a prompt."""
 
 
-def settled(token_s: float, decode_s: float, n_decoding: int, n_chunk: int = 2048) -> tuple[Pace, list[float]]:
+def settled(token_s: float, decode_s: float, n_decoding: int, n_chunk: int = 2048, *, to_the_end: bool = False) -> tuple[Pace, list[float]]:
     """A pace that read alone first and then beside others, and how long those steps took."""
     pace = Pace(n_chunk)
     took = []
     for n_beside in (0, 0, 0, *[n_decoding] * 20):
-        n_read = pace.chunk(n_beside)
+        n_read = sum(pace.chunk(n_beside)) if to_the_end else pace.chunk(n_beside).n_tokens
         seconds = n_read * token_s + (decode_s if n_beside else 0.0)
         pace.took(n_read, n_beside, seconds)
         if n_beside:
@@ -28,7 +28,7 @@ def settled(token_s: float, decode_s: float, n_decoding: int, n_chunk: int = 204
 
 @given(st.floats(1e-5, 0.01), st.floats(0.001, 0.06), st.integers(1, 16))
 def test_a_token_is_never_later_than_it_may_be(token_s: float, decode_s: float, n_decoding: int) -> None:
-    _, took = settled(token_s, decode_s, n_decoding)
+    _, took = settled(token_s, decode_s, n_decoding, to_the_end=True)
     assert max(took) <= LATE_S
 
 
@@ -36,28 +36,43 @@ def test_a_token_is_never_later_than_it_may_be(token_s: float, decode_s: float, 
 def test_a_chunk_is_as_large_as_its_time_allows(token_s: float, n_decoding: int) -> None:
     pace, took = settled(token_s, 0.02, n_decoding)
     assert took[-1] >= 0.8 * BESIDE_S
-    assert pace.chunk(0) * token_s >= 0.8 * ALONE_S
+    assert pace.chunk(0).n_tokens * token_s >= 0.8 * ALONE_S
+
+
+@given(st.floats(0.001, 0.004), st.floats(0.001, 0.004), st.floats(0.01, 0.03))
+def test_what_a_step_costs_at_least_is_told_from_what_a_token_costs(
+    token_s: float, decode_s: float, fixed_s: float
+) -> None:
+    pace = Pace(2048)
+    for _ in range(40):
+        for n_decoding in (1, 8):
+            pace.took(0, n_decoding, fixed_s + n_decoding * decode_s)
+            n_read = sum(pace.chunk(n_decoding))
+            seconds = 2 * fixed_s + n_decoding * decode_s + n_read * token_s
+            pace.took(n_read, n_decoding, seconds)
+    assert pace.token_s == pytest.approx(token_s, rel=0.1)
+    assert seconds <= LATE_S
 
 
 def test_the_first_chunk_is_small() -> None:
-    assert Pace(2048).chunk(8) == FIRST_CHUNK
-    assert Pace(5).chunk(8) == 5
+    assert Pace(2048).chunk(8) == (FIRST_CHUNK, 0)
+    assert Pace(5).chunk(8) == (5, 0)
 
 
 def test_a_chunk_is_never_larger_than_the_configured_one() -> None:
-    assert settled(1e-5, 0.001, 4, n_chunk=100)[0].chunk(0) == 100
+    assert settled(1e-5, 0.001, 4, n_chunk=100)[0].chunk(0) == (100, 0)
 
 
 def test_a_slow_engine_still_reads_as_many_as_cost_next_to_nothing() -> None:
-    assert settled(1.0, 1.0, 4)[0].chunk(4) == MIN_CHUNK
+    assert settled(1.0, 1.0, 4)[0].chunk(4).n_tokens == MIN_CHUNK
 
 
 def test_a_slow_step_counts_at_once_and_is_forgotten_slowly() -> None:
     pace = Pace(2048)
     pace.took(100, 0, 0.1)
-    quick = pace.chunk(0)
+    quick = pace.chunk(0).n_tokens
     pace.took(100, 0, 0.4)
-    slow = pace.chunk(0)
+    slow = pace.chunk(0).n_tokens
     assert slow == pytest.approx(quick / 4, abs=1)
     pace.took(100, 0, 0.1)
-    assert slow < pace.chunk(0) < quick
+    assert slow < pace.chunk(0).n_tokens < quick
