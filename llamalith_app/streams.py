@@ -1,14 +1,15 @@
 """What a running job tells of itself by Redis: its text as a stream that is kept for a while, its progress.
 
 Owns the names and shapes in Redis: a stream `llamalith:events:{job}` whose ids are `{attempt}-{n}`, n = 1, 2, 3 …, and
-a channel of the same name on which every entry is told as well. The worker writes, the web reads; all of it may be
-lost at any moment. Nothing here knows SQL, HTTP or engines.
+one channel on which the entries of all jobs are told as well, those of one moment together. The worker writes, the web
+reads; all of it may be lost at any moment. Nothing here knows SQL, HTTP or engines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
@@ -24,8 +25,12 @@ from llamalith_app.contracts.jobs import Progress
 
 KEEP_S = 600
 """A stream outlives its last entry for so long; after that the record has the reply."""
+EXTEND_S = 60
+"""So often it is said anew that a stream is kept."""
+CHECK_S = 1.0
+"""So often Redis is asked whether it has all of a stream."""
 JOIN_S = 0.04
-"""What is written within so long goes as one event; the first goes at once."""
+"""What is is written within so long goes as one event a job, for all jobs together; the first after a pause, at once."""
 RETRY_S = 0.5
 """Between tries to tell while Redis is away."""
 PAGE = 1000
@@ -54,26 +59,27 @@ class Entry(NamedTuple):
     """JSON."""
 
 
+class Told(NamedTuple):
+    """What a message on the channel is made of."""
+
+    job_id: int
+    entry: Entry
+
+
+CHANNEL = "llamalith:events"
+
+_encode: Callable[[list[Told]], bytes] = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes], list[Told]] = msgspec.msgpack.Decoder(list[Told]).decode
+
+
 def _name(job_id: int) -> str:
-    return f"llamalith:events:{job_id}"
-
-
-def _message(entry: Entry) -> bytes:
-    return b"%d-%d %s %s" % (entry.attempt, entry.n, entry.kind.encode(), entry.data)
-
-
-def _entry(event_id: bytes, kind: bytes, data: bytes) -> Entry:
-    attempt, _, n = event_id.partition(b"-")
-    return Entry(int(attempt), int(n), kind.decode(), data)
+    return f"{CHANNEL}:{job_id}"
 
 
 async def tell_ended(redis: Redis, job_ids: Iterable[int]) -> None:
     """The end of these jobs is in the record: readers may look. Never raises for a Redis that is away."""
-    pipeline = redis.pipeline(transaction=False)
-    for job_id in job_ids:
-        pipeline.publish(_name(job_id), _message(Entry(0, 0, "ended", b"")))
     with contextlib.suppress(*UNAVAILABLE):
-        await pipeline.execute()
+        await redis.publish(CHANNEL, _encode([Told(job_id, Entry(0, 0, "ended", b"")) for job_id in job_ids]))
 
 
 class _Joined(NamedTuple):
@@ -84,13 +90,66 @@ class _Joined(NamedTuple):
     tokens: list[int]
 
 
-class Writer:
-    """What one attempt tells. Nobody waits for it and it raises nothing; what Redis did not take is told later."""
+class Teller:
+    """Tells what the attempts of one worker tell, all in one go. Nobody waits for it and it raises nothing; what Redis
+    did not take is told later."""
 
-    def __init__(self, redis: Redis, job_id: int, attempt: int) -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._news: dict[Writer, None] = {}
+        """Those that have something to tell, in their order."""
+        self._next = 0.0
+        self._hurry = asyncio.Event()
+        """Something ends, and waits."""
+        self._pump: asyncio.Task[None] | None = None
+
+    def writer(self, job_id: int, attempt: int) -> Writer:
+        return Writer(job_id, attempt, self._wake)
+
+    def _wake(self, writer: Writer) -> None:
+        self._news[writer] = None
+        if writer.is_over:
+            self._hurry.set()
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._tell_all())
+
+    async def _tell_all(self) -> None:
+        while self._news:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._next - time.monotonic()):
+                    await self._hurry.wait()
+            self._hurry.clear()
+            writers = list(self._news)
+            self._news.clear()
+            await self._send(writers)
+
+    async def _send(self, writers: list[Writer]) -> None:
+        self._next = time.monotonic() + JOIN_S
+        pipeline = self._redis.pipeline(transaction=False)
+        told: list[Told] = []
+        ends = [0]
+        for writer in writers:
+            told += writer.add(pipeline)
+            ends.append(len(pipeline))
+        pipeline.publish(CHANNEL, _encode(told))
+        try:
+            answers = await pipeline.execute(raise_on_error=False)
+        except UNAVAILABLE:
+            answers = None
+            self._next = time.monotonic() + RETRY_S
+        for writer, (start, end) in zip(writers, itertools.pairwise(ends), strict=True):
+            writer.take(None if answers is None else answers[start:end])
+            if writer.has_news:
+                self._news[writer] = None
+
+
+class Writer:
+    """What one attempt tells; made by a Teller. `wake` hears when there is something to tell."""
+
+    def __init__(self, job_id: int, attempt: int, wake: Callable[[Writer], None]) -> None:
         self._job_id = job_id
         self._attempt = attempt
+        self._wake = wake
         self._whole: list[_Joined] = []
         """All since the last restart, for a stream that was lost."""
         self._joined: list[_Joined] = []
@@ -100,15 +159,17 @@ class Writer:
         self._progress: Progress | None = None
         self._n = 0
         self._offset = 0
+        self._is_begun = False
+        """There is a stream, as far as is known; one that has vanished is not begun anew in its middle."""
         self._n_lost = 0
         """Entries that Redis had and has no more."""
         self._unsure = False
         """It is unknown which of the untold entries Redis took."""
         self._superseded = False
         """A later attempt writes."""
-        self._next = 0.0
-        self._closing = asyncio.Event()
-        self._pump: asyncio.Task[None] | None = None
+        self._extended_at = self._checked_at = 0.0
+        self._told: asyncio.Future[None] | None = None
+        """Waited for by `close`."""
         if attempt > 1:
             self.write("restart")
 
@@ -121,65 +182,77 @@ class Writer:
         _join(self._joined, kind, text, self._tokens if kind != "restart" else [])
         if kind != "restart":
             self._tokens = []
-        self._wake()
+        self._wake(self)
 
     def tokens(self, tokens: Iterable[int]) -> None:
         self._tokens += tokens
 
     def progress(self, progress: Progress) -> None:
         self._progress = progress
-        self._wake()
+        self._wake(self)
 
     async def close(self) -> None:
         """Tells the rest, and that the attempt is over; tried once, within some hundred milliseconds."""
-        self._closing.set()
-        if self._pump is not None:
-            await self._pump
         if self._tokens:
             _join(self._joined, "delta", "", self._tokens)
-        await self._send(Entry(self._attempt, 0, "ended", b""))
+        self._told = asyncio.get_running_loop().create_future()
+        self._wake(self)
+        await self._told
 
-    def _wake(self) -> None:
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._tell_all())
+    @property
+    def is_over(self) -> bool:
+        """`close` waits."""
+        return self._told is not None
 
-    async def _tell_all(self) -> None:
-        while (self._joined or self._untold or self._progress is not None) and not self._closing.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._next - time.monotonic()):
-                    await self._closing.wait()
-            if not self._closing.is_set():
-                await self._send()
+    @property
+    def has_news(self) -> bool:
+        return bool(self._joined or self._untold or self._progress) and not self.is_over
 
-    async def _send(self, last: Entry | None = None) -> None:
-        self._next = time.monotonic() + JOIN_S
+    def add(self, pipeline: Any) -> list[Told]:
+        """Adds what Redis is to keep to a pipeline; returns what is to be told at once."""
+        now = time.monotonic()
         if not self._untold:
             self._number()
-        pipeline = self._redis.pipeline(transaction=False)
+        told = []
         if self._progress is not None:
-            self._add_progress(pipeline, self._progress)
+            progress.put(pipeline, self._job_id, self._attempt, self._progress)
+            data = msgspec.json.encode(as_event(self._progress, self._job_id, self._attempt))
+            told.append(Entry(self._attempt, 0, "progress", data))
             self._progress = None
-        if not self._superseded:
+        if self._untold and not self._superseded:
             for entry in self._untold:
-                self._add(pipeline, entry)
-        if last is not None:
-            pipeline.publish(_name(self._job_id), _message(last))
-        pipeline.xlen(_name(self._job_id))
-        try:
-            answers = await pipeline.execute(raise_on_error=False)
-        except UNAVAILABLE:
+                self._add_entry(pipeline, entry, must_exist=self._is_begun or entry is not self._untold[0])
+            told += self._untold
+            if not self._is_begun or self.is_over or now - self._extended_at > EXTEND_S:
+                self._extended_at = now
+                pipeline.expire(_name(self._job_id), KEEP_S)
+        if self._is_begun and (self.is_over or now - self._checked_at > CHECK_S):
+            self._checked_at = now
+            pipeline.xlen(_name(self._job_id))
+        if self.is_over:
+            told.append(Entry(self._attempt, 0, "ended", b""))
+        return [Told(self._job_id, entry) for entry in told]
+
+    def take(self, answers: list[Any] | None) -> None:
+        """What Redis answered to all that was added; None: it is unknown what it did."""
+        if answers is None:
             self._unsure = True
-            self._next = time.monotonic() + RETRY_S
-            return
-        self._judge(answers)
+        else:
+            self._judge(answers)
+        if self._told is not None and not self._told.done():
+            self._told.set_result(None)
 
     def _judge(self, answers: list[Any]) -> None:
         """What Redis took of the entries, and whether it still has those before."""
         refused = any(isinstance(answer, ResponseError) and "equal or smaller" in str(answer) for answer in answers)
         # An entry that was tried before may be refused because it is there.
         self._superseded |= refused and not self._unsure
+        vanished = any(answer is None for answer in answers)
+        self._is_begun = (self._is_begun or bool(self._untold)) and not vanished
         self._untold, self._unsure = [], False
-        n_lost = self._n - answers[-1] if isinstance(answers[-1], int) else self._n_lost
+        # Only the check answers with a count that is no truth value of EXPIRE, and it comes last.
+        n_there = answers[-1] if answers and self._is_begun and type(answers[-1]) is int else None
+        n_lost = self._n if vanished else self._n - n_there if n_there is not None else self._n_lost
         if n_lost > self._n_lost and not self._superseded:
             self._joined = [_Joined("restart", [], []), *(_copy(joined) for joined in self._whole)]
         self._n_lost = max(n_lost, self._n_lost)
@@ -200,23 +273,16 @@ class Writer:
             self._untold.append(Entry(self._attempt, self._n, joined.kind, msgspec.json.encode(event)))
         self._joined = []
 
-    def _add(self, pipeline: Any, entry: Entry) -> None:
-        name = _name(self._job_id)
+    def _add_entry(self, pipeline: Any, entry: Entry, *, must_exist: bool) -> None:
         pipeline.xadd(
-            name,
+            _name(self._job_id),
             {entry.kind: entry.data},
             id=f"{entry.attempt}-{entry.n}",
+            nomkstream=must_exist,
             # What earlier attempts wrote is nobody's any more.
             minid=f"{entry.attempt}-0",
             approximate=False,
         )
-        pipeline.expire(name, KEEP_S)
-        pipeline.publish(name, _message(entry))
-
-    def _add_progress(self, pipeline: Any, told: Progress) -> None:
-        progress.put(pipeline, self._job_id, self._attempt, told)
-        data = msgspec.json.encode(as_event(told, self._job_id, self._attempt))
-        pipeline.publish(_name(self._job_id), _message(Entry(self._attempt, 0, "progress", data)))
 
 
 def as_event(progress: Progress, job_id: int, attempt: int) -> ProgressEvent:
@@ -242,14 +308,15 @@ async def history(redis: Redis, job_id: int, after: tuple[int, int] = (0, 0)) ->
         page: Any = await redis.xrange(_name(job_id), min=f"({after[0]}-{after[1]}", count=PAGE)
         for event_id, fields in page:
             ((kind, data),) = fields.items()
-            found.append(_entry(event_id, kind, data))
+            attempt, _, n = event_id.partition(b"-")
+            found.append(Entry(int(attempt), int(n), kind.decode(), data))
         if len(page) < PAGE:
             return found
         after = found[-1][:2]
 
 
 class Hearing:
-    """Hears of all jobs that somebody follows, over one connection. Comes back by itself when Redis does.
+    """Hears of the jobs that somebody follows, over one connection. Comes back by itself when Redis does.
 
     `hear` gets what is told, `ready` the job whose every later entry will be heard: what came before is history.
     Both are called in the event loop and must not wait.
@@ -260,19 +327,18 @@ class Hearing:
         self._hear = hear
         self._ready = ready
         self._wanted: set[int] = set()
-        self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.connected = False
 
     def follow(self, job_id: int) -> None:
         self._wanted.add(job_id)
-        self._changed.set()
-        if self._task is None:
+        if self.connected:
+            self._ready(job_id)
+        elif self._task is None:
             self._task = asyncio.create_task(self._listen_for_ever())
 
     def leave(self, job_id: int) -> None:
         self._wanted.discard(job_id)
-        self._changed.set()
 
     async def close(self) -> None:
         if self._task is not None:
@@ -285,54 +351,47 @@ class Hearing:
             started = time.monotonic()
             try:
                 await self._listen()
-            except* UNAVAILABLE as errors:
+            except UNAVAILABLE as error:
                 self.connected = False
                 if pause == 0.0:
-                    log.warning("streams are not heard: redis is away", reason=str(errors.exceptions[0]))
+                    log.warning("streams are not heard: redis is away", reason=str(error))
             pause = 0.0 if time.monotonic() - started > SILENCE_S else pause
             pause = min(max(2 * pause, LONGEST_PAUSE_S / 10), LONGEST_PAUSE_S)
             await asyncio.sleep(pause)
 
     async def _listen(self) -> None:
+        """Until the connection is lost; then one of UNAVAILABLE."""
         pubsub: Any = self._redis.pubsub()
+        asked = False
         try:
-            # There is always one channel, for nothing can be read before the first.
-            await pubsub.subscribe(_name(0))
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._subscribe(pubsub))
-                tasks.create_task(self._read(pubsub))
+            await pubsub.subscribe(CHANNEL)
+            while True:
+                message = await pubsub.get_message(timeout=SILENCE_S)
+                if message is None:
+                    if asked:
+                        raise TimeoutError("Redis is silent")
+                    await pubsub.ping()
+                asked = message is None
+                if message is not None:
+                    self._take(message)
         finally:
+            self.connected = False
             with contextlib.suppress(*UNAVAILABLE):
                 await pubsub.aclose()
 
-    async def _subscribe(self, pubsub: Any) -> None:
-        subscribed: set[int] = set()
-        while True:
-            self._changed.clear()
-            if new := self._wanted - subscribed:
-                await pubsub.subscribe(*map(_name, new))
-            if old := subscribed - self._wanted:
-                await pubsub.unsubscribe(*map(_name, old))
-            subscribed = (subscribed | new) - old
-            await self._changed.wait()
-
-    async def _read(self, pubsub: Any) -> None:
-        asked = False
-        while True:
-            message = await pubsub.get_message(timeout=SILENCE_S)
-            if message is None:
-                if asked:
-                    raise TimeoutError("Redis is silent")
-                await pubsub.ping()
-                asked = True
-                continue
-            asked = False
+    def _take(self, message: dict[str, Any]) -> None:
+        if message["type"] == "subscribe":
             self.connected = True
-            if message["type"] == "pong":
-                continue
-            job_id = int(message["channel"].rpartition(b":")[2])
-            if message["type"] == "subscribe" and job_id in self._wanted:
+            for job_id in self._wanted:
                 self._ready(job_id)
-            elif message["type"] == "message" and job_id in self._wanted:
-                event_id, kind, data = message["data"].split(b" ", 2)
-                self._hear(job_id, _entry(event_id, kind, data))
+        elif message["type"] == "message" and self._wanted:
+            try:
+                told = _decode(message["data"])
+            except msgspec.MsgspecError as error:
+                log.warning(
+                    "told in a form that is not known; is every process of one version?", reason=str(error)
+                )
+                return
+            for job_id, entry in told:
+                if job_id in self._wanted:
+                    self._hear(job_id, entry)

@@ -34,12 +34,14 @@ from llamalith_app.jobs.speeds import Measure, Speeds
 from llamalith_app.store import conversations, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome, Status
-from llamalith_app.streams import Writer
+from llamalith_app.streams import Teller, Writer
 
 T = TypeVar("T")
 
 PUBLISH_S = 0.1
 """At most so often is the progress of one job told."""
+PUBLISH_DECODING_S = 0.5
+"""The same once its text tells how it goes on."""
 STORE_AGAIN_S = 1.0
 """Between tries to store a reply that the database did not take."""
 TICK_S = 1.0
@@ -138,7 +140,7 @@ class Generation:
     ) -> None:
         self._database = database
         self._pool = pool
-        self._redis = redis
+        self._teller = Teller(redis)
         self._worker_id = worker_id
         self._models = models
         self._grammars = grammars
@@ -250,7 +252,7 @@ class Generation:
         lines = log.bind(job_id=claim.job_id, attempt=claim.attempt, model=claim.model, request_id=claim.request_id)
         lines.info("attempt started")
         self.running[claim.lease_token] = running
-        publisher = _Publisher(self._redis, running, tell)
+        publisher = _Publisher(self._teller.writer(claim.job_id, claim.attempt), running, tell)
         timer = None if claim.timeout_s is None else asyncio.create_task(self._end_in_time(running, claim.timeout_s))
         try:
             await self._run(running, place, publisher)
@@ -405,11 +407,11 @@ class Generation:
 
 
 class _Publisher:
-    """Tells what one attempt does to those who follow it, and its progress, at most each PUBLISH_S, to Redis and to
-    SAQ's task; nobody waits for it."""
+    """Tells what one attempt does to those who follow it, and now and then its progress, to Redis and to SAQ's task;
+    nobody waits for it."""
 
-    def __init__(self, redis: Redis, running: Running, tell: Callable[[TaskProgress], None]) -> None:
-        self._writer = Writer(redis, running.claim.job_id, running.claim.attempt)
+    def __init__(self, writer: Writer, running: Running, tell: Callable[[TaskProgress], None]) -> None:
+        self._writer = writer
         self._running = running
         self._tell = tell
         self._next = 0.0
@@ -423,8 +425,8 @@ class _Publisher:
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + PUBLISH_S
         claim, progress = self._running.claim, self._running.progress
+        self._next = now + (PUBLISH_DECODING_S if progress.phase == "decode" else PUBLISH_S)
         self._tell(
             TaskProgress(
                 _fraction(progress),

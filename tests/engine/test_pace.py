@@ -12,7 +12,9 @@ LATE_S = 0.2
 """What a token of others may be late by a prompt."""
 
 
-def settled(token_s: float, decode_s: float, n_decoding: int, n_chunk: int = 2048, *, to_the_end: bool = False) -> tuple[Pace, list[float]]:
+def settled(
+    token_s: float, decode_s: float, n_decoding: int, n_chunk: int = 2048, *, to_the_end: bool = False
+) -> tuple[Pace, list[float]]:
     """A pace that read alone first and then beside others, and how long those steps took."""
     pace = Pace(n_chunk)
     took = []

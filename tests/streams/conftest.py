@@ -16,7 +16,7 @@ from llamalith_app.config import Config
 from llamalith_app.config_file import ModelSettings
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
-from llamalith_app.streams import Writer, history
+from llamalith_app.streams import Teller, history
 from tests.settle import eventually
 from tests.store.samples import finish, register_worker
 from tests.web.conftest import make_config, serving
@@ -68,7 +68,7 @@ class Attempt:
         self.claim = claim
         self._database = database
         self._redis = redis
-        self.writer = Writer(redis, claim.job_id, claim.attempt)
+        self.writer = Teller(redis).writer(claim.job_id, claim.attempt)
         self.reply = ""
 
     async def write(self, *texts: str) -> None:

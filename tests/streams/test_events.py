@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineTold
 from llamalith_app.controllers import events
+from llamalith_app.controllers.follow import Followed
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
@@ -475,7 +477,8 @@ async def test_what_nobody_reads_any_more_is_forgotten(
         async with reading(api, path) as reader:
             await some(reader.events(), "delta")
 
-    async def nobody_listens() -> bool:
-        return [name for name in await redis.pubsub_channels() if name != b"llamalith:events:0"] == []
+    async def is_forgotten() -> bool:
+        gc.collect()
+        return not any(isinstance(one, Followed) for one in gc.get_objects())
 
-    await eventually(nobody_listens)
+    await eventually(is_forgotten)

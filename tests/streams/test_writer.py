@@ -13,7 +13,7 @@ from llamalith_app import streams
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.jobs.queue import impatient_redis
 from llamalith_app.progress import ProgressReader
-from llamalith_app.streams import Entry, Hearing, Writer, history
+from llamalith_app.streams import Entry, Hearing, Teller, history
 from tests.settle import eventually
 
 JOB = 7
@@ -41,7 +41,7 @@ async def until(redis: Redis, text: str) -> None:
 
 async def test_the_first_text_goes_at_once_and_what_follows_is_joined(redis: Redis, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "JOIN_S", 3600)
-    writer = Writer(redis, JOB, 1)
+    writer = Teller(redis).writer(JOB, 1)
     writer.tokens([1])
     writer.write("delta", "a")
     await until(redis, "a")
@@ -69,10 +69,10 @@ async def test_a_later_attempt_starts_again_and_a_stale_one_is_refused_and_falls
     hearing = Hearing(redis, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
     hearing.follow(JOB)
     await ready.wait()
-    stale = Writer(redis, JOB, 1)
+    stale = Teller(redis).writer(JOB, 1)
     stale.write("delta", "stale")
     await until(redis, "stale")
-    later = Writer(redis, JOB, 2)
+    later = Teller(redis).writer(JOB, 2)
     later.write("delta", "later")
     await until(redis, "later")
     for n in (2, 3, 4):
@@ -97,7 +97,7 @@ async def test_a_later_attempt_starts_again_and_a_stale_one_is_refused_and_falls
 
 
 async def test_a_stream_that_was_wiped_is_told_again_as_a_whole(redis: Redis) -> None:
-    writer = Writer(redis, JOB, 1)
+    writer = Teller(redis).writer(JOB, 1)
     writer.write("thinking", "hm")
     writer.write("delta", "one ")
     await until(redis, "one ")
@@ -120,7 +120,7 @@ async def test_a_stream_that_was_wiped_is_told_again_as_a_whole(redis: Redis) ->
 async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, redis_url: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "RETRY_S", 0.02)
     impatient = impatient_redis(redis_url)
-    writer = Writer(impatient, JOB, 1)
+    writer = Teller(impatient).writer(JOB, 1)
     writer.write("delta", "one ")
     await until(redis, "one ")
     # Answers nothing for longer than the writer waits; what was sent meanwhile is done afterwards, and tried again.
@@ -136,7 +136,7 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, red
 
 async def test_without_redis_nothing_is_raised_and_the_end_waits_for_nothing(absent_redis_url: str) -> None:
     redis = impatient_redis(absent_redis_url)
-    writer = Writer(redis, JOB, 1)
+    writer = Teller(redis).writer(JOB, 1)
     writer.write("delta", "text")
     writer.progress(Progress(phase="decode"))
     await asyncio.wait_for(writer.close(), 5)
@@ -150,7 +150,7 @@ async def test_progress_is_told_and_kept_but_no_part_of_the_stream(redis: Redis)
     hearing = Hearing(redis, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
     hearing.follow(JOB)
     await ready.wait()
-    writer = Writer(redis, JOB, 3)
+    writer = Teller(redis).writer(JOB, 3)
     writer.progress(Progress(phase="prefill", prompt_tokens=8))
 
     async def is_heard() -> bool:
@@ -189,15 +189,54 @@ async def test_hearing_comes_back_with_redis_and_says_what_to_look_up(redis: Red
     await redis.client_kill_filter(_type="pubsub")
     await eventually(lambda: both(2))
     hearing.leave(8)
-
-    async def one_is_left() -> bool:
-        return [name async for name in _channels(redis)] == [NAME.encode()]
-
-    await eventually(one_is_left)
+    await redis.client_kill_filter(_type="pubsub")
+    await eventually(lambda: _has(ready, JOB, 3))
+    assert ready.count(8) == 2
+    hearing.follow(9)
+    assert ready[-1] == 9, "at once, for everything is heard"
     await hearing.close()
 
 
-async def _channels(redis: Redis) -> Any:
-    for name in await redis.pubsub_channels():
-        if name != b"llamalith:events:0":
-            yield name
+async def _has(ready: list[int], job_id: int, times: int) -> bool:
+    return ready.count(job_id) == times
+
+
+async def test_jobs_are_told_together_and_a_reader_hears_of_its_own(redis: Redis, monkeypatch: Any) -> None:
+    monkeypatch.setattr(streams, "JOIN_S", 3600)
+    heard: list[tuple[int, str]] = []
+    ready = asyncio.Event()
+    hearing = Hearing(redis, lambda job_id, entry: heard.append((job_id, entry.kind)), lambda job_id: ready.set())
+    hearing.follow(JOB)
+    await ready.wait()
+    # What nobody understands disturbs nobody.
+    await redis.publish(streams.CHANNEL, b"of another version")
+    teller = Teller(redis)
+    mine, other = teller.writer(JOB, 1), teller.writer(8, 1)
+    mine.write("delta", "a")
+    other.write("delta", "b")
+    await asyncio.gather(mine.close(), other.close())
+
+    async def is_over() -> bool:
+        return (JOB, "ended") in heard
+
+    await eventually(is_over)
+    assert heard == [(JOB, "delta"), (JOB, "ended")]
+    assert [entry.kind for entry in await history(redis, 8)] == ["delta"]
+    await hearing.close()
+
+
+async def test_entries_that_redis_lost_from_the_end_are_noticed(redis: Redis, monkeypatch: Any) -> None:
+    monkeypatch.setattr(streams, "CHECK_S", 0)
+    writer = Teller(redis).writer(JOB, 1)
+    for text in ("one ", "two ", "three "):
+        writer.write("delta", text)
+        await until(redis, "one two three "[: "one two three ".index(text) + len(text)])
+    # As after a crash of Redis that had not written its last seconds to disk.
+    await redis.xdel(NAME, "1-3")
+    writer.write("delta", "four")
+
+    async def is_whole() -> bool:
+        return (await told(redis))[-1][1:] == ("delta", "one two three four")
+
+    await eventually(is_whole)
+    await writer.close()
