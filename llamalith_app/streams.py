@@ -30,7 +30,7 @@ EXTEND_S = 60
 CHECK_S = 1.0
 """So often Redis is asked whether it has all of a stream."""
 JOIN_S = 0.04
-"""What is is written within so long goes as one event a job, for all jobs together; the first after a pause, at once."""
+"""What is written within so long goes as one event a job, for all jobs together; the first after a pause, at once."""
 RETRY_S = 0.5
 """Between tries to tell while Redis is away."""
 PAGE = 1000
