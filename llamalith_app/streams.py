@@ -388,9 +388,7 @@ class Hearing:
             try:
                 told = _decode(message["data"])
             except msgspec.MsgspecError as error:
-                log.warning(
-                    "told in a form that is not known; is every process of one version?", reason=str(error)
-                )
+                log.warning("told in a form that is not known; is every process of one version?", reason=str(error))
                 return
             for job_id, entry in told:
                 if job_id in self._wanted:

@@ -228,24 +228,20 @@ class Followers:
             self._look_now.clear()
             told, self._ended_now = self._ended_now, set()
             try:
-                if told:
-                    await self._look_at_jobs(told)
+                for job_id in told:
+                    if (followed := self._jobs.get(job_id)) is not None:
+                        await self._finish(followed)
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + LOOK_S
-                    await self._look_at_jobs(set())
+                    await self._look_at_jobs()
                     await self._look_at_lanes()
             except StorageUnavailable as error:
                 log.warning("followed jobs cannot be looked at now", reason=str(error))
             except Exception:
                 log.exception("the look at followed jobs failed unexpectedly")
 
-    async def _look_at_jobs(self, told: set[int]) -> None:
-        """At those that Redis said have ended; else at all."""
-        wanted = [
-            job_id
-            for job_id, followed in self._jobs.items()
-            if not followed.transcript.ended and (not told or job_id in told)
-        ]
+    async def _look_at_jobs(self) -> None:
+        wanted = [job_id for job_id, followed in self._jobs.items() if not followed.transcript.ended]
         found = await self._database.read(jobs.some, wanted, 1) if wanted else []
         await self._live.add(found)
         for job in found:
@@ -254,13 +250,14 @@ class Followers:
                 continue
             if job.status not in ENDED:
                 self._tell_progress(followed, job)
-            elif job.id in told or followed.seems_ended or not self._hearing.connected:
+            elif followed.seems_ended or not self._hearing.connected:
                 await self._finish(followed)
             else:
                 # Its last words are on their way, most likely.
                 followed.seems_ended = True
 
     async def _finish(self, followed: FollowedJob) -> None:
+        """If it has ended."""
         job = await self._database.read(jobs.one, followed.owner_id, followed.id)
         if job is None or job.status not in ENDED:
             return

@@ -31,7 +31,7 @@ from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
 
-WATCH_S = 0.1
+WATCH_S = 0.2
 """Between two looks at which leases still hold, while anything runs: so long a cancel waits to be heard."""
 TROUBLE_S = 1.0
 """The least pause after a timer that failed."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, and_, func, literal_column, or_, select
+from sqlalchemy import Connection, Select, and_, bindparam, func, literal_column, or_, select
 from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Latest, Message
@@ -259,62 +259,67 @@ def _newest(connection: Connection, conversation_id: int, role: str) -> Message 
     return None if content is None else Message(role=role, content=content)
 
 
+_of_conversation = MessageRow.conversation_id == bindparam("of_conversation")
+_OWN = (
+    select(MessageRow.role, MessageRow.content)
+    .where(
+        _of_conversation,
+        MessageRow.place >= bindparam("own_place"),
+        MessageRow.place <= bindparam("own_place") + PROMPT,
+    )
+    .order_by(MessageRow.place)
+)
+_earlier = (
+    select(MessageRow.place)
+    .outerjoin(
+        JobRow,
+        and_(
+            JobRow.conversation_id == MessageRow.conversation_id,
+            JobRow.turn == MessageRow.place // TURN_PLACES,
+        ),
+    )
+    .where(
+        _of_conversation,
+        MessageRow.place < bindparam("own_place"),
+        MessageRow.role != "system",
+        or_(JobRow.id.is_(None), JobRow.status == Status.DONE.value),
+    )
+)
+_EARLIER_SIZES = _earlier.add_columns(func.length(MessageRow.content)).order_by(MessageRow.place.desc())
+_EARLIER_TEXTS = (
+    _earlier.with_only_columns(MessageRow.role, MessageRow.content)
+    .where(MessageRow.place >= bindparam("from_place"))
+    .order_by(MessageRow.place)
+)
+_SYSTEM_BEFORE = (
+    select(MessageRow.content)
+    .where(_of_conversation, MessageRow.role == "system", MessageRow.place < bindparam("own_place"))
+    .order_by(MessageRow.place.desc())
+    .limit(1)
+)
+
+
 def turn(connection: Connection, conversation_id: int, turn: int, max_chars: int) -> Turn:
     """The system message in force, the earlier turns that have a reply, and this turn's own messages.
 
     Goes back no further than `max_chars` characters of earlier turns.
     """
-    own_place = TURN_PLACES * turn
-    own = [
-        Message(role=role, content=content)
-        for role, content in connection.execute(
-            select(MessageRow.role, MessageRow.content)
-            .where(
-                MessageRow.conversation_id == conversation_id,
-                MessageRow.place > own_place,
-                MessageRow.place <= own_place + PROMPT,
-            )
-            .order_by(MessageRow.place)
-        )
-    ]
-    earlier = (
-        select(MessageRow.place)
-        .outerjoin(
-            JobRow,
-            and_(
-                JobRow.conversation_id == MessageRow.conversation_id,
-                JobRow.turn == MessageRow.place // TURN_PLACES,
-            ),
-        )
-        .where(
-            MessageRow.conversation_id == conversation_id,
-            MessageRow.place < own_place,
-            MessageRow.role != "system",
-            or_(JobRow.id.is_(None), JobRow.status == Status.DONE.value),
-        )
-    )
+    of = {"of_conversation": conversation_id, "own_place": TURN_PLACES * turn}
+    own = [Message(role=role, content=content) for role, content in connection.execute(_OWN, of)]
+    if turn == 0:
+        return Turn(own, 0)
     # Lengths first: a long conversation's texts would not fit into memory, and most of them not into the context.
-    first_place, n_too_old, chars = own_place, 0, 0
-    sizes = earlier.add_columns(func.length(MessageRow.content)).order_by(MessageRow.place.desc())
-    for place, length in connection.execute(sizes):
+    of["from_place"], n_too_old, chars = of["own_place"], 0, 0
+    for place, length in connection.execute(_EARLIER_SIZES, of):
         chars += length
         if chars > max_chars:
             n_too_old += 1
         else:
-            first_place = place
-    texts = earlier.with_only_columns(MessageRow.role, MessageRow.content).where(MessageRow.place >= first_place)
-    kept = [
-        Message(role=role, content=content) for role, content in connection.execute(texts.order_by(MessageRow.place))
-    ]
-    system = connection.execute(
-        select(MessageRow.content)
-        .where(
-            MessageRow.conversation_id == conversation_id,
-            MessageRow.role == "system",
-            MessageRow.place <= own_place,
-        )
-        .order_by(MessageRow.place.desc())
-        .limit(1)
-    ).scalar()
-    head = [] if system is None else [Message(role="system", content=system)]
+            of["from_place"] = place
+    kept = [Message(role=role, content=content) for role, content in connection.execute(_EARLIER_TEXTS, of)]
+    if own and own[0].role == "system":
+        head = [own.pop(0)]
+    else:
+        system = connection.execute(_SYSTEM_BEFORE, of).scalar()
+        head = [] if system is None else [Message(role="system", content=system)]
     return Turn(head + kept + own, n_too_old)

@@ -11,10 +11,12 @@ import secrets
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import msgspec
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Connection,
     RowMapping,
@@ -222,6 +224,26 @@ _CLAIM = (
     )
 )
 _NEW_ATTEMPT = insert(_attempts)
+_CLOSE_ATTEMPT = (
+    update(_attempts)
+    .where(AttemptRow.lease_token == bindparam("of_lease"))
+    .values(ended_at=bindparam("at"), outcome=bindparam("how"), reason=bindparam("why"))
+)
+_FINISH = (
+    update(_jobs)
+    .where(JobRow.id == bindparam("of_job"), JobRow.lease_token == bindparam("of_lease"), _is(Status.PROCESSING))
+    .values(
+        status=Status.DONE.value,
+        lease_token=None,
+        processed_at=bindparam("at"),
+        finish_reason=bindparam("how"),
+        prompt_tokens=bindparam("n_prompt"),
+        prompt_tokens_reused=bindparam("n_reused"),
+        completion_tokens=bindparam("n_completion"),
+        omitted_messages=bindparam("n_omitted"),
+    )
+    .returning(JobRow.conversation_id, JobRow.turn)
+)
 _HELD = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.beat, JobRow.worker_id).where(
     _is(Status.PROCESSING)
 )
@@ -343,31 +365,30 @@ def finish(
 ) -> bool:
     """Stores the reply and ends the job. False: the lease is somebody else's now, nothing was written."""
     job = connection.execute(
-        update(JobRow)
-        .where(JobRow.id == job_id, JobRow.lease_token == lease_token, _is(Status.PROCESSING))
-        .values(
-            status=Status.DONE.value,
-            lease_token=None,
-            processed_at=now,
-            finish_reason=finish_reason,
-            prompt_tokens=prompt_tokens,
-            prompt_tokens_reused=prompt_tokens_reused,
-            completion_tokens=completion_tokens,
-            omitted_messages=omitted_messages,
-        )
-        .returning(JobRow.conversation_id, JobRow.turn)
+        _FINISH,
+        {
+            "of_job": job_id,
+            "of_lease": lease_token,
+            "at": now,
+            "how": finish_reason,
+            "n_prompt": prompt_tokens,
+            "n_reused": prompt_tokens_reused,
+            "n_completion": completion_tokens,
+            "n_omitted": omitted_messages,
+        },
     ).first()
     if job is None:
         return False
     connection.execute(
-        insert(MessageRow).values(
-            conversation_id=job.conversation_id,
-            place=TURN_PLACES * job.turn + REPLY,
-            role="assistant",
-            content=reply,
-            job_id=job_id,
-            created_at=now,
-        )
+        _NEW_MESSAGE,
+        {
+            "conversation_id": job.conversation_id,
+            "place": TURN_PLACES * job.turn + REPLY,
+            "role": "assistant",
+            "content": reply,
+            "job_id": job_id,
+            "created_at": now,
+        },
     )
     _close_attempt(connection, lease_token, Outcome.DONE, None, now)
     return True
@@ -562,11 +583,7 @@ def freed(connection: Connection, ended: Collection[int], now: datetime) -> list
 def _close_attempt(
     connection: Connection, lease_token: str, outcome: Outcome, reason: str | None, now: datetime
 ) -> None:
-    connection.execute(
-        update(AttemptRow)
-        .where(AttemptRow.lease_token == lease_token)
-        .values(ended_at=now, outcome=outcome.value, reason=reason)
-    )
+    connection.execute(_CLOSE_ATTEMPT, {"of_lease": lease_token, "at": now, "how": outcome.value, "why": reason})
 
 
 def beat(connection: Connection, lease_tokens: list[str]) -> None:
@@ -650,14 +667,14 @@ def position(connection: Connection, job_id: int) -> int | None:
 
 
 def one(connection: Connection, owner_id: int, job_id: int) -> Job | None:
-    row = connection.execute(_as_read(owner_id).where(JobRow.id == job_id)).mappings().first()
+    row = connection.execute(_one(), {"of_owner": owner_id, "of_job": job_id}).mappings().first()
     return None if row is None else _job(row)
 
 
 def some(connection: Connection, job_ids: Iterable[int], max_text: int) -> list[Job]:
     """Whoever owns them: for what a stream asks about jobs that it was let follow."""
-    query = _as_read(None, max_text).where(JobRow.id.in_(list(job_ids)))
-    return [_job(row) for row in connection.execute(query).mappings()]
+    rows = connection.execute(_some(max_text), {"of_jobs": list(job_ids)}).mappings()
+    return [_job(row) for row in rows]
 
 
 def newest(
@@ -716,7 +733,7 @@ def of_turns(connection: Connection, owner_id: int, conversation_id: int, first:
     return {row["turn"]: job for row, job in _within_a_page(connection, query)}
 
 
-def _as_read(owner_id: int | None, max_text: int | None = None) -> Select[Any]:
+def _as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = None) -> Select[Any]:
     def text(column: Any) -> Any:
         return column if max_text is None else func.substr(column, 1, max_text)
 
@@ -752,6 +769,16 @@ def _as_read(owner_id: int | None, max_text: int | None = None) -> Select[Any]:
         .outerjoin(_reply, and_(_reply.job_id == JobRow.id, _reply.role == "assistant"))
     )
     return query if owner_id is None else query.where(JobRow.owner_id == owner_id)
+
+
+@cache
+def _one() -> Select[Any]:
+    return _as_read(bindparam("of_owner")).where(JobRow.id == bindparam("of_job"))
+
+
+@cache
+def _some(max_text: int) -> Select[Any]:
+    return _as_read(None, max_text).where(JobRow.id.in_(bindparam("of_jobs", expanding=True)))
 
 
 def _job(row: RowMapping) -> Job:
