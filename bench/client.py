@@ -59,7 +59,12 @@ async def at_once(server: Server, prompts: Sequence[Sequence[Message]], n_client
 
 def http(url: str, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        base_url=url, headers=headers, timeout=600, trust_env=False, limits=httpx.Limits(max_connections=None)
+        base_url=url,
+        headers=headers,
+        timeout=600,
+        trust_env=False,
+        # A server may close what was idle for some seconds at the very moment of the next request.
+        limits=httpx.Limits(max_connections=None, keepalive_expiry=2),
     )
 
 

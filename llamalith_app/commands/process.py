@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -15,6 +16,7 @@ from llamalith_app.store.migrate import migrate
 
 def begin(name: str, data_dir: Path | None, parent_fd: int | None) -> Config:
     """Raises ConfigError where this process must not start. It drains when the parent behind `parent_fd` is gone."""
+    _give_way()
     config = load(data_dir=data_dir)
     logs.start(name, config)
     require_secrets(config)
@@ -23,3 +25,10 @@ def begin(name: str, data_dir: Path | None, parent_fd: int | None) -> Config:
     if parent_fd is not None:
         parent.watch(parent_fd, lambda: os.kill(os.getpid(), signal.SIGTERM))
     return config
+
+
+def _give_way() -> None:
+    """To the engines, whose threads wait for each other: to interrupt one stops them all. Waits for a free core
+    instead, or for the end of a turn, which is some milliseconds; says nothing where there is no such thing."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 
 from llamalith_app.engine.child import serve
 from llamalith_app.engine.runner import LlamaRunner
 
+# The worker that started it gives way to it.
+with contextlib.suppress(AttributeError, OSError):
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 parser = argparse.ArgumentParser(prog="llamalith engine")
 parser.add_argument("--fd", type=int, required=True, help="the socket to the worker")
 serve(parser.parse_args().fd, LlamaRunner)
