@@ -1,6 +1,6 @@
 """The least that llama.cpp needs to write several replies at once: prompts in, a batch a step, the likeliest token out.
 
-    GOMP_SPINCOUNT=300 .venv/bin/python bench/bare_loop.py MODEL N_SLOTS N_CTX N_THREADS
+    GOMP_SPINCOUNT=300 .venv/bin/python bench/bare_loop.py MODEL N_SLOTS N_CTX N_THREADS CACHE_TYPE
 
 Each line of standard input is `{"prompts": [...], "max_tokens": N}`, answered by a line `{"tokens": N, "seconds": S}`.
 No queue, no record, no text, no other process: what a stack around llama.cpp can at best come near to.
@@ -20,7 +20,7 @@ N_BATCH = 512
 
 
 class Loop:
-    def __init__(self, model: str, n_slots: int, n_ctx: int, n_threads: int) -> None:
+    def __init__(self, model: str, n_slots: int, n_ctx: int, n_threads: int, cache_type: int) -> None:
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(model.encode(), llama_cpp.llama_model_default_params())
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
@@ -29,6 +29,7 @@ class Loop:
         params.n_ctx, params.n_seq_max, params.n_batch = n_ctx * n_slots, n_slots, N_BATCH
         params.n_threads = params.n_threads_batch = n_threads
         params.kv_unified = False
+        params.type_k = params.type_v = cache_type
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         self._batch = llama_cpp.llama_batch_init(N_BATCH, 0, 1)
 

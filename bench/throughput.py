@@ -19,6 +19,7 @@ from pathlib import Path
 from bench import prompts
 from bench.client import Message, Round, Server, at_once
 from bench.table import Row, alternate, compared
+from llamalith_app.engine.runner import cache_type
 
 LEVELS = {1: 2, 2: 4, 4: 8, 8: 16, 16: 32}
 """Jobs at once -> jobs of a round, so that clients that are done early do not count for much."""
@@ -60,7 +61,7 @@ def as_chatml(messages: list[Message]) -> str:
 async def bare(model: Path, *, n_ctx: int, n_threads: int) -> AsyncIterator[Bare]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(Path(__file__).with_name("bare_loop.py")), str(model)),
-        *map(str, (N_SLOTS, n_ctx, n_threads)),
+        *map(str, (N_SLOTS, n_ctx, n_threads, cache_type(0))),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

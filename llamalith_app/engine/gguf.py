@@ -25,7 +25,7 @@ KEPT_BYTES = 256
 """Longer texts are passed over."""
 VERSIONS = (2, 3)
 KV_BYTES = 2
-"""Of one number in the KV cache: f16."""
+"""Of one number in the KV cache: f16 or bf16."""
 STATE_BYTES = 4
 """Of one number in a recurrent state: f32."""
 CELLS = 256

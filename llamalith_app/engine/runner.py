@@ -41,6 +41,8 @@ DEFAULT_FORMAT = "chatml"
 """Of a GGUF that brings no chat template."""
 SPECIAL = b"\xff"
 """To llguidance, what follows is a control token's name: no grammar allows it."""
+F16, BF16 = 1, 30
+"""ggml_type."""
 CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)])
 """llama_token_data."""
 
@@ -65,7 +67,7 @@ class LlamaRunner:
         self._context = self._open_context(load, self.n_ctx, n_batch)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._n_swa = llama_cpp.llama_model_n_swa(self._model)
-        self.fingerprint = f"{llama_cpp.__version__} {_digest(load)} swa_full=False kv_unified=False f16"
+        self.fingerprint = f"{llama_cpp.__version__} {_digest(load)} swa_full=False kv_unified=False cache={cache_type(load.n_gpu_layers)}"
         self.can_share = not (
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         )
@@ -85,6 +87,7 @@ class LlamaRunner:
         # A sliding window keeps what it can still see: a fraction of the memory, and a cut far back means to compute
         # again.
         params.swa_full = False
+        params.type_k = params.type_v = cache_type(load.n_gpu_layers)
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise CannotLoad(
@@ -356,6 +359,17 @@ class Sampler:
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         chosen = array.data[array.selected]
         return int(chosen.id) if math.isfinite(chosen.logit) else None
+
+
+def cache_type(n_gpu_layers: int) -> int:
+    """Of the numbers in the KV cache, as ggml.h counts: two bytes each, either way.
+
+    bf16, in which most models were trained, where the CPU multiplies such by itself: for up to 63 tokens llama.cpp's
+    attention takes half as long as with f16 then (measured: 8 tokens behind 440 in 50 ms against 73 ms, 30 in 128 ms
+    against 230 ms). A GPU has its own ways with f16.
+    """
+    knows_bf16 = b"AVX512_BF16 = 1" in llama_cpp.llama_print_system_info()
+    return BF16 if knows_bf16 and not n_gpu_layers else F16
 
 
 def named_format(name: str) -> Callable[..., Any] | None:
