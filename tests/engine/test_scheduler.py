@@ -156,7 +156,7 @@ def test_prefills_take_turns_and_the_rest_of_a_chunk_is_the_next_ones() -> None:
         for _ in range(3)
     ]
     assert read == [[(1, 8)], [(2, 8)], [(1, 16)]]
-    assert [(work.sequence_id, len(work.tokens)) for work in stepping.scheduler.plan(N_CHUNK)] == [(1, 4), (2, 2)]
+    assert sorted((work.sequence_id, len(work.tokens)) for work in stepping.scheduler.plan(N_CHUNK)) == [(1, 4), (2, 2)]
 
 
 def test_four_prefills_have_each_at_least_half_of_an_equal_share() -> None:
