@@ -67,7 +67,8 @@ class LlamaRunner:
         self._context = self._open_context(load, self.n_ctx, n_batch)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._n_swa = llama_cpp.llama_model_n_swa(self._model)
-        self.fingerprint = f"{llama_cpp.__version__} {_digest(load)} swa_full=False kv_unified=False cache={cache_type(load.n_gpu_layers)}"
+        form = f"swa_full=False kv_unified=False cache={cache_type(load.n_gpu_layers)}"
+        self.fingerprint = f"{llama_cpp.__version__} {_digest(load)} {form}"
         self.can_share = not (
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         )
