@@ -15,8 +15,8 @@ from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.messages import ChatMessage, Submit
 from llamalith_app.engine.process import EngineRefused
 from llamalith_app.engine.runner import LlamaRunner
-from llamalith_app.engine.steps import Refusal
-from tests.engine.conftest import load, run, started, submit
+from llamalith_app.engine.steps import Refusal, Sampled, Work
+from tests.engine.conftest import load, run, sampling, started, submit
 
 HELLO = [ChatMessage("system", "S"), ChatMessage("user", "Hello")]
 SMALL_JSON = r"""
@@ -151,4 +151,73 @@ def test_special_tokens_of_the_template_are_one_token_each_and_the_first_stands_
 def test_the_context_is_as_asked_but_no_longer_than_the_model_was_trained_for(asked: int, given: int) -> None:
     runner = LlamaRunner(load(n_ctx=asked), lambda _: None)
     assert runner.n_ctx == given
+    runner.close()
+
+
+async def test_the_likeliest_token_is_the_one_that_a_greedy_chain_draws() -> None:
+    plain = {"temperature": 0.0, "repeat_penalty": 1.0, "max_tokens": 24}
+    async with started(None) as engine:
+        without_chain = await run(engine, submit("List three fruits.", **plain))
+        # A penalty that changes nothing, and yet wants the chain.
+        with_chain = await run(engine, submit("List three fruits.", **plain, presence_penalty=1e-9))
+    assert without_chain.tokens == with_chain.tokens
+
+
+def test_a_slot_that_only_fills_a_gap_keeps_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = opened(monkeypatch, None, n_slots=4, n_threads=1)
+    texts = ["One fox runs.", "Two dogs sleep in the sun.", "Three birds sing.", "Four fish swim."]
+    tokens = [runner.tokenize(text) for text in texts]
+    for number in range(4):
+        runner.begin(number, sampling(temperature=0.0, repeat_penalty=1.0), "", tokens[number])
+
+    def step(*slots: int) -> dict[int, int]:
+        """Reads, or goes on, in each of the slots; the sampled token by slot."""
+        works = []
+        for slot in slots:
+            held = runner.keep(slot, at[slot]) if at[slot] else 0
+            works.append(Work(slot, slot, tokens[slot][held:], held, wanted=True))
+            at[slot] = len(tokens[slot])
+        sampled = {one.sequence_id: one.token for one in runner.evaluate(works) if isinstance(one, Sampled)}
+        for slot, token in sampled.items():
+            tokens[slot].append(token)
+        return sampled
+
+    def replies(groups: list[tuple[int, ...]]) -> list[list[int]]:
+        nonlocal tokens, at
+        tokens = [runner.tokenize(text) for text in texts]
+        at = [0] * 4
+        for slot in range(4):
+            runner.keep(slot, 0)
+        for group in groups:
+            step(*group)
+        return tokens
+
+    at = [0] * 4
+    filled: list[int] = []
+    fillers = runner._fillers
+
+    def noted(slots: set[int]) -> list[Work]:
+        filled.extend(work.slot for work in fillers(slots))
+        return fillers(slots)
+
+    monkeypatch.setattr(runner, "_fillers", noted)
+    alone = [(slot,) for slot in range(4) for _ in range(4)]
+    apart = replies(alone)
+    assert not filled
+    # In the first of these steps slot 1 is empty and slot 2 too; later each holds something while others go on.
+    with_gaps = replies([(0, 3), (0, 3), (1, 3), (0, 2), (0, 2), (1, 3), (1,), (1,), (2,), (2,)])
+    assert filled == [1, 2, 1, 2, 2, 1, 1, 2]
+    assert with_gaps == apart
+    runner.close()
+
+
+def test_a_full_slot_fills_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = opened(monkeypatch, None, n_slots=3, n_ctx=32, n_threads=1)
+    full = [runner.tokenize("a")[0]] * 32
+    runner.evaluate([Work(1, 1, full, 0, wanted=False)])
+    runner.begin(0, sampling(), "", full[:1])
+    runner.begin(2, sampling(), "", full[:1])
+    results = runner.evaluate([Work(2, 2, full[:1], 0, wanted=True), Work(0, 0, full[:1], 0, wanted=True)])
+    assert {one.sequence_id for one in results} == {0, 2}
+    assert runner.keep(1, 32) == 32
     runner.close()
