@@ -155,7 +155,7 @@ def test_the_context_is_as_asked_but_no_longer_than_the_model_was_trained_for(as
 
 
 async def test_the_likeliest_token_is_the_one_that_a_greedy_chain_draws() -> None:
-    plain = {"temperature": 0.0, "repeat_penalty": 1.0, "max_tokens": 24}
+    plain: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0, "max_tokens": 24}
     async with started(None) as engine:
         without_chain = await run(engine, submit("List three fruits.", **plain))
         # A penalty that changes nothing, and yet wants the chain.
@@ -170,6 +170,8 @@ def test_a_slot_that_only_fills_a_gap_keeps_what_it_holds(monkeypatch: pytest.Mo
     for number in range(4):
         runner.begin(number, sampling(temperature=0.0, repeat_penalty=1.0), "", tokens[number])
 
+    at = [0] * 4
+
     def step(*slots: int) -> dict[int, int]:
         """Reads, or goes on, in each of the slots; the sampled token by slot."""
         works = []
@@ -183,16 +185,14 @@ def test_a_slot_that_only_fills_a_gap_keeps_what_it_holds(monkeypatch: pytest.Mo
         return sampled
 
     def replies(groups: list[tuple[int, ...]]) -> list[list[int]]:
-        nonlocal tokens, at
-        tokens = [runner.tokenize(text) for text in texts]
-        at = [0] * 4
+        tokens[:] = [runner.tokenize(text) for text in texts]
+        at[:] = [0] * 4
         for slot in range(4):
             runner.keep(slot, 0)
         for group in groups:
             step(*group)
-        return tokens
+        return [list(one) for one in tokens]
 
-    at = [0] * 4
     filled: list[int] = []
     fillers = runner._fillers
 
@@ -201,7 +201,7 @@ def test_a_slot_that_only_fills_a_gap_keeps_what_it_holds(monkeypatch: pytest.Mo
         return fillers(slots)
 
     monkeypatch.setattr(runner, "_fillers", noted)
-    alone = [(slot,) for slot in range(4) for _ in range(4)]
+    alone: list[tuple[int, ...]] = [(slot,) for slot in range(4) for _ in range(4)]
     apart = replies(alone)
     assert not filled
     # In the first of these steps slot 1 is empty and slot 2 too; later each holds something while others go on.
