@@ -63,7 +63,7 @@ class Engine:
         results = self.runner.evaluate(plan)
         for work in plan:
             if work.wanted and work.sequence_id not in self.logits:
-                self.logits[work.sequence_id] = _logits(self.runner, plan, work)
+                self.logits[work.sequence_id] = _logits(self.runner, work)
         for told in self.scheduler.apply(results):
             self.replies[told.sequence_id] += told.tokens  # type: ignore[union-attr]
             self.reused[told.sequence_id] = told.prompt_reused  # type: ignore[union-attr]
@@ -82,8 +82,9 @@ class Engine:
         return Reply(self.replies[sequence_id], self.reused[sequence_id], self.logits[sequence_id])
 
 
-def _logits(runner: LlamaRunner, plan: Sequence[Work], work: Work) -> Any:
-    row = sum(len(other.tokens) for other in plan[: plan.index(work) + 1]) - 1
+def _logits(runner: LlamaRunner, work: Work) -> Any:
+    batch = runner._batch
+    (row,) = [row for row in range(batch.n_tokens) if batch.logits[row] and batch.seq_id[row][0] == work.slot]
     logits = llama_cpp.llama_get_logits_ith(runner._context, row)
     return np.ctypeslib.as_array(logits, shape=(runner._n_vocab,)).copy()
 
