@@ -37,7 +37,8 @@ Four routes to keep short:
 - A prompt: guards -> controllers -> jobs/submit -> store/jobs.submit -> commit -> hint (jobs/queue), and from there
   jobs/generate -> jobs/pool -> store/jobs.claim -> engine -> store/jobs.finish.
 - A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/process -> jobs/generate
-  -> streams.Writer -> Redis -> streams.Hearing -> controllers/follow -> controllers/events -> the reader.
+  -> streams.Writer -> streams.Teller -> Redis -> streams.Hearing -> controllers/follow -> controllers/events
+  -> the reader.
 - A page: guards (session) -> controllers/pages -> store, controllers/live -> templates; static/app.js asks for its
   lists again and puts in place what changed.
 - A setting: config.load() -> create_app, Worker or a command -> the constructor that needs it.

@@ -170,6 +170,8 @@ class Writer:
         self._extended_at = self._checked_at = 0.0
         self._told: asyncio.Future[None] | None = None
         """Waited for by `close`."""
+        self._says_ended = False
+        """The end is part of what was added; what was on its way when `close` came lacks it."""
         if attempt > 1:
             self.write("restart")
 
@@ -230,6 +232,7 @@ class Writer:
             self._checked_at = now
             pipeline.xlen(_name(self._job_id))
         if self.is_over:
+            self._says_ended = True
             told.append(Entry(self._attempt, 0, "ended", b""))
         return [Told(self._job_id, entry) for entry in told]
 
@@ -239,7 +242,7 @@ class Writer:
             self._unsure = True
         else:
             self._judge(answers)
-        if self._told is not None and not self._told.done():
+        if self._told is not None and self._says_ended:
             self._told.set_result(None)
 
     def _judge(self, answers: list[Any]) -> None:

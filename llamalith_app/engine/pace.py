@@ -66,11 +66,13 @@ class Pace:
     def _fixed_s(self) -> float:
         """What the first token costs more than the others, for which the weights are read already: llama.cpp reads
         them once for the decoding sequences and once for the prompt. 0: that cannot be told."""
-        few, many = min(self._decode_s, default=0), max(self._decode_s, default=0)
-        if many < 2 * few or not few:
+        if not self._decode_s:
             return 0.0
-        slope_s = (self._decode_s[many] - self._decode_s[few]) / max(1, many - few)
-        return max(0.0, self._decode_s[few] - max(0.0, slope_s) * few)
+        few, many = min(self._decode_s), max(self._decode_s)
+        if many < 2 * few:
+            return 0.0
+        slope_s = max(0.0, (self._decode_s[many] - self._decode_s[few]) / (many - few))
+        return max(0.0, self._decode_s[few] - slope_s * few)
 
 
 def _learnt(known: float | None, measured: float) -> float:

@@ -63,6 +63,24 @@ async def test_the_first_text_goes_at_once_and_what_follows_is_joined(redis: Red
     assert 0 < await redis.ttl(NAME) <= streams.KEEP_S
 
 
+async def test_an_end_that_comes_while_something_is_told_waits_for_the_rest(redis: Redis) -> None:
+    teller = Teller(redis)
+    writer = teller.writer(JOB, 1)
+    writer.write("delta", "one ")
+    await until(redis, "one ")
+    await redis.client_pause(300, all=False)
+    writer.write("delta", "two ")
+
+    async def is_on_its_way() -> bool:
+        return not teller._news
+
+    await eventually(is_on_its_way)
+    writer.write("delta", "three")
+    await writer.close()
+    assert not writer._untold, "Redis has answered to all of it"
+    assert text_of(await told(redis)) == "one two three"
+
+
 async def test_a_later_attempt_starts_again_and_a_stale_one_is_refused_and_falls_silent(redis: Redis) -> None:
     heard: list[Entry] = []
     ready = asyncio.Event()
