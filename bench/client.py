@@ -63,8 +63,8 @@ def http(url: str, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
         headers=headers,
         timeout=600,
         trust_env=False,
-        # A server may close what was idle for some seconds at the very moment of the next request.
-        limits=httpx.Limits(max_connections=None, keepalive_expiry=2),
+        # A server may close a connection that was idle, or served often enough, at the very moment of the next request.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
     )
 
 
