@@ -19,6 +19,7 @@ from llamalith_app.errors import ConfigError, LlamalithError
 class Subcommand(NamedTuple):
     module: str
     help: str
+    function: str = "command"
 
 
 SUBCOMMANDS = {
@@ -28,6 +29,8 @@ SUBCOMMANDS = {
     "migrate": Subcommand("llamalith_app.commands.migrate", "Bring the database to this version's schema."),
     "init": Subcommand("llamalith_app.commands.init", "Write a .env with fresh secrets."),
     "check": Subcommand("llamalith_app.commands.check", "Judge the record by its invariants."),
+    "backup": Subcommand("llamalith_app.commands.backup", "Copy the record to a file, while it is in use.", "backup"),
+    "restore": Subcommand("llamalith_app.commands.backup", "Make the record from such a file.", "restore"),
     "healthcheck": Subcommand("llamalith_app.commands.healthcheck", "Tell whether web or worker is alive here."),
     "config": Subcommand("llamalith_app.commands.config", "Judge a config.json, or print its schema."),
     "hash-password": Subcommand("llamalith_app.commands.hash_password", "Print a password's hash for .env."),
@@ -43,7 +46,9 @@ class Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in SUBCOMMANDS:
             return None
-        command: click.Command = importlib.import_module(SUBCOMMANDS[cmd_name].module).command
+        command: click.Command = importlib.import_module(SUBCOMMANDS[cmd_name].module).__dict__[
+            SUBCOMMANDS[cmd_name].function
+        ]
         return command
 
     @override

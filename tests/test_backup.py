@@ -1,0 +1,128 @@
+"""`llamalith backup` and `llamalith restore` as an operator runs them."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import Engine
+
+from llamalith_app.cli import llamalith
+from llamalith_app.errors import ConfigError
+from llamalith_app.store import backup, check, jobs
+from llamalith_app.store.database import write_engine
+from llamalith_app.store.users import ADMIN_ID
+from tests.store.samples import NOW, finish, prompt, register_worker
+
+
+def run(*words: str | Path) -> str:
+    told = CliRunner().invoke(llamalith, [str(word) for word in words], catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    return told.output
+
+
+def test_a_backup_restored_onto_an_empty_folder_goes_on(engine: Engine, database_path: Path, tmp_path: Path) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        for content in ("one", "two", "three"):
+            jobs.submit(connection, prompt(content), NOW)
+        done = jobs.claim(connection, "m", 1, worker, NOW)
+        assert done is not None
+        finish(connection, done, "a reply")
+        assert jobs.claim(connection, "m", 1, worker, NOW) is not None
+    copied = tmp_path / "copies.llamalith"
+    assert "bytes" in run("backup", copied, "--data-dir", database_path.parent)
+    assert copied.stat().st_mode & 0o777 == 0o600
+    with engine.begin() as connection:
+        jobs.submit(connection, prompt("after the copy"), NOW)
+    there = tmp_path / "new" / "data"
+    assert "restored" in run("restore", copied, "--data-dir", there)
+    restored = write_engine(there / "llamalith.db")
+    with restored.begin() as connection:
+        assert check.broken(connection) == []
+        told = jobs.newest(connection, ADMIN_ID, limit=10)
+        assert [(job.user_input, job.status, job.result) for job in told] == [
+            ("three", "queued", None),
+            ("two", "processing", None),
+            ("one", "done", "a reply"),
+        ]
+        assert jobs.submit(connection, prompt("goes on"), NOW).job_id == 4
+    restored.dispose()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == []
+
+
+def test_a_copy_is_of_one_moment_while_others_write(
+    engine: Engine, database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Many steps, and a write within each: a copy that began anew each time would never end.
+    monkeypatch.setattr(backup, "PAGES", 16)
+    with engine.begin() as connection:
+        for number in range(200):
+            jobs.submit(connection, prompt("x" * 10_000, f"c{number}"), NOW)
+    n_steps = 0
+
+    def write(done: int, of: int) -> None:
+        nonlocal n_steps
+        n_steps += 1
+        assert n_steps <= of
+        with engine.begin() as connection:
+            jobs.submit(connection, prompt("more"), NOW)
+
+    backup.copy(database_path, tmp_path / "copy", write)
+    copied = write_engine(tmp_path / "copy")
+    with copied.connect() as connection:
+        assert check.broken(connection) == []
+        assert check.counts(connection)["jobs"] == 200
+    copied.dispose()
+    assert n_steps > 10
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_nothing_that_is_there_is_overwritten(database_path: Path, tmp_path: Path, command: str) -> None:
+    before = database_path.read_bytes()
+    (tmp_path / "copy").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="is there already; nothing was written"):
+        run(command, tmp_path / "copy", "--data-dir", database_path.parent)
+    assert (tmp_path / "copy").read_bytes() == b"mine"
+    assert database_path.read_bytes() == before
+
+
+def damaged(path: Path, database_path: Path) -> None:
+    whole = bytearray(database_path.read_bytes())
+    whole[5000:-5000] = b"\xff" * (len(whole) - 10_000)
+    path.write_bytes(whole)
+
+
+def another(path: Path, _: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE t (x)")
+
+
+def text(path: Path, _: Path) -> None:
+    path.write_text("no database at all")
+
+
+def absent(path: Path, _: Path) -> None:
+    return
+
+
+@pytest.mark.parametrize("make", [damaged, another, text, absent])
+def test_what_is_no_whole_backup_is_refused_and_leaves_nothing(
+    database_path: Path, tmp_path: Path, make: object
+) -> None:
+    file, there = tmp_path / "copy", tmp_path / "new"
+    make(file, database_path)  # type: ignore[operator]
+    with pytest.raises(ConfigError, match=str(file)):
+        run("restore", file, "--data-dir", there)
+    assert list(there.iterdir()) == []
+
+
+def test_a_log_without_its_database_is_not_taken_for_part_of_the_backup(database_path: Path, tmp_path: Path) -> None:
+    run("backup", tmp_path / "copy", "--data-dir", database_path.parent)
+    there = tmp_path / "new"
+    there.mkdir()
+    (there / "llamalith.db-wal").write_bytes(b"of another")
+    with pytest.raises(ConfigError, match="belongs to a database that is not there"):
+        run("restore", tmp_path / "copy", "--data-dir", there)
