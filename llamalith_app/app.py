@@ -133,7 +133,14 @@ def create_app(config: Config) -> WebApp:
         cors_config=CORSConfig(
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Token", "X-Request-ID", "Last-Event-ID"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "X-API-Token",
+                "X-Request-ID",
+                "Last-Event-ID",
+                "Idempotency-Key",
+            ],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
         if config.cors_origins

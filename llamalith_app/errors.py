@@ -99,6 +99,26 @@ class QueueFull(LlamalithError):
         self.retry_after_s = wait_s
 
 
+class KeyReused(LlamalithError):
+    status = 409
+    type = "idempotency-key-reused"
+    title = "Idempotency-Key reused"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"Idempotency-Key {key}: another request was sent under it within the last 24 hours. Send a new key with a"
+            " new request; nothing was stored."
+        )
+
+
+class NotRetryable(LlamalithError):
+    """Only what ended without a reply can be tried again."""
+
+    status = 409
+    type = "not-retryable"
+    title = "Not retryable"
+
+
 class ReadOnly(LlamalithError):
     status = 405
     type = "method-not-allowed"

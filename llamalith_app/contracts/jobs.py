@@ -16,6 +16,7 @@ from llamalith_app.contracts.text import ConversationId, Name, Text
 
 JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
+RetryableWord = Literal["error", "cancelled"]
 OpenWord = Literal["queued", "processing"]
 PriorityWord = Literal["interactive", "normal", "batch"]
 Phase = Literal["queued", "loading", "prefill", "decode"]
@@ -25,6 +26,9 @@ Seconds = Annotated[
         gt=0, le=604_800, description="More than 0 and at most 604,800 (a week); absent: the configured limit, or none."
     ),
 ]
+
+
+MaxAttempts = Annotated[int, Meta(ge=1, le=100)]
 
 
 class JobCreate(Parameters, kw_only=True):
@@ -45,6 +49,8 @@ class JobCreate(Parameters, kw_only=True):
     """Seconds that it may run, loading of the model included; then it ends as an error of kind `timeout`."""
     queue_timeout_s: Seconds | None = None
     """Seconds that it may wait for its first start; then it ends as an error of kind `timeout`."""
+    max_attempts: MaxAttempts | None = None
+    """Starts that may fail or be lost before it ends as an error; absent: the configured number."""
     priority: PriorityWord = "normal"
     """`interactive`: somebody waits for it; `batch`: nobody does."""
 
@@ -59,6 +65,7 @@ class ReplyCreate(Parameters, kw_only=True):
     grammar_name: Name | None = None
     timeout_s: Seconds | None = None
     queue_timeout_s: Seconds | None = None
+    max_attempts: MaxAttempts | None = None
     priority: PriorityWord = "normal"
 
 
@@ -148,8 +155,48 @@ class Job(msgspec.Struct, kw_only=True):
     """Seconds that one attempt may run; null: as long as it takes."""
     queue_timeout_s: float | None = None
     """Seconds that it may wait for its first start; null: as long as it takes."""
+    max_attempts: int
+    """Starts that may fail or be lost before it ends as an error; one that its worker gave back, since it ended, does
+    not count."""
+    next_attempt_at: datetime | None
+    """Of a queued job that was started before: not sooner than this. What stands behind it in its conversation waits
+    as well; cancelling it frees them."""
+    retry_of: int | None
+    """The job that this one tries again."""
+    retried_as: int | None
+    """The job that tries this one again."""
     progress: Progress | None = None
     """Null once it has ended."""
+
+
+class Attempt(msgspec.Struct, kw_only=True):
+    """One start of a job by one worker."""
+
+    attempt: int
+    """1 is the first."""
+    worker_id: int
+    started_at: datetime
+    ended_at: datetime | None
+    """Null: it runs."""
+    outcome: Literal["done", "failed", "lost", "cancelled", "released"] | None
+    """`failed` and `lost` (its worker is gone) count against max_attempts; `released`: its worker gave it back when
+    that ended."""
+    kind: str | None
+    """Of a failure, as an error's kind; `drained` where it was released."""
+    reason: str | None
+
+
+class AttemptList(msgspec.Struct, kw_only=True):
+    attempts: list[Attempt]
+    """The first first."""
+
+
+class Retried(msgspec.Struct, kw_only=True):
+    ok: bool
+    job_ids: list[int]
+    """Of the new jobs, in the order of those that they try again."""
+    more: bool
+    """There may be more that match: ask again."""
 
 
 class JobList(msgspec.Struct, kw_only=True):

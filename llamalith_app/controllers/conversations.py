@@ -11,7 +11,7 @@ from llamalith_app.contracts import parameters
 from llamalith_app.contracts.conversations import Latest, MessageList
 from llamalith_app.contracts.jobs import Cancelled, JobAccepted, ReplyCreate
 from llamalith_app.contracts.text import CONTROL_FREE
-from llamalith_app.controllers.request import AppRequest
+from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversations
 
@@ -31,7 +31,13 @@ class Conversations(Controller):
     tags = ("Conversations",)
 
     @post("/reply", status_code=200, summary="Queue the next prompt")
-    async def reply(self, request: AppRequest, conversation_id: PathId, data: JSONBody[ReplyCreate]) -> JobAccepted:
+    async def reply(
+        self,
+        request: AppRequest,
+        conversation_id: PathId,
+        data: JSONBody[ReplyCreate],
+        idempotency_key: IdempotencyKey = None,
+    ) -> JobAccepted:
         """An unknown conversation is made."""
         if not data.content.strip():
             raise BadInput("content is required")
@@ -50,6 +56,8 @@ class Conversations(Controller):
             parameters=parameters.said(data),
             timeout_s=data.timeout_s,
             queue_timeout_s=data.queue_timeout_s,
+            max_attempts=data.max_attempts,
+            key=await request.key(idempotency_key),
         )
 
     @post("/cancel", status_code=200, summary="Cancel all its open jobs")

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: make one, list them, read one, cancel one or many."""
+"""Jobs over HTTP: make one, list them, read one, cancel or try again one or many."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from litestar import Controller, delete, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from llamalith_app.contracts import parameters
-from llamalith_app.contracts.jobs import Cancelled, Job, JobAccepted, JobCreate, JobList, OpenWord
-from llamalith_app.controllers.request import AppRequest
+from llamalith_app.contracts.jobs import (
+    AttemptList,
+    Cancelled,
+    Job,
+    JobAccepted,
+    JobCreate,
+    JobList,
+    OpenWord,
+    Retried,
+    RetryableWord,
+)
+from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import jobs
 from llamalith_app.store.tables import Status
@@ -18,6 +28,7 @@ MAX_ID = 2**63 - 1
 JobIdInPath = Annotated[int, PathParameter(ge=1, le=MAX_ID)]
 FILTERS = ("status", "conversation_id", "model")
 """Of the jobs to cancel."""
+RETRY_FILTERS = (*FILTERS, "error_kind", "limit")
 
 
 class Jobs(Controller):
@@ -25,7 +36,9 @@ class Jobs(Controller):
     tags = ("Jobs",)
 
     @post(status_code=200, summary="Queue a prompt")
-    async def make(self, request: AppRequest, data: JSONBody[JobCreate]) -> JobAccepted:
+    async def make(
+        self, request: AppRequest, data: JSONBody[JobCreate], idempotency_key: IdempotencyKey = None
+    ) -> JobAccepted:
         """Answered 200, it is on disk and will get exactly one answer."""
         return await request.parts.submissions.submit(
             request.principal.user_id,
@@ -40,6 +53,8 @@ class Jobs(Controller):
             parameters=parameters.said(data),
             timeout_s=data.timeout_s,
             queue_timeout_s=data.queue_timeout_s,
+            max_attempts=data.max_attempts,
+            key=await request.key(idempotency_key),
         )
 
     @get(summary="List jobs, newest first")
@@ -69,6 +84,56 @@ class Jobs(Controller):
     async def one(self, request: AppRequest, job_id: JobIdInPath) -> Job:
         return await _read(request, job_id)
 
+    @get("/{job_id:str}/attempts", summary="Read every start of a job")
+    async def attempts(self, request: AppRequest, job_id: JobIdInPath) -> AttemptList:
+        """When, by which worker, and how it ended."""
+        found = await request.parts.database.read(jobs.attempts, request.principal.user_id, job_id)
+        if found is None:
+            raise NotFound("Job not found")
+        return AttemptList(attempts=found)
+
+    @post("/{job_id:str}/retry", status_code=200, summary="Try a job again")
+    async def retry(
+        self, request: AppRequest, job_id: JobIdInPath, idempotency_key: IdempotencyKey = None
+    ) -> JobAccepted:
+        """Of a job that ended as `error` or `cancelled`, which stays as it is: the same prompt with the same settings
+        becomes a new job, the last of its conversation. Asked again, the answer names the same new job."""
+        return await request.parts.submissions.retry(
+            request.principal.user_id, request.id, job_id, key=await request.key(idempotency_key)
+        )
+
+    @post("/retry", status_code=200, summary="Try all jobs again that match")
+    async def retry_matching(
+        self,
+        request: AppRequest,
+        status: Annotated[
+            list[RetryableWord],
+            QueryParameter(min_items=1, max_items=2, description="`error`, `cancelled`, or each once."),
+        ],
+        conversation_id: Annotated[
+            str | None, QueryParameter(min_length=1, max_length=200, description="Only of this conversation.")
+        ] = None,
+        model: Annotated[str | None, QueryParameter(min_length=1, max_length=200, description="Only for this.")] = None,
+        error_kind: Annotated[
+            str | None,
+            QueryParameter(min_length=1, max_length=40, description="Only errors of this kind."),
+        ] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=500, description="So many at most, the oldest.")] = 100,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Retried:
+        """Each at most once, and as many as the queue has room for; `more` says whether to ask again."""
+        _refuse_unknown(request, RETRY_FILTERS)
+        return await request.parts.submissions.retry_matching(
+            request.principal.user_id,
+            request.id,
+            {Status(word) for word in status},
+            limit=limit,
+            conversation_id=conversation_id,
+            model=model,
+            error_kind=error_kind,
+            key=await request.key(idempotency_key),
+        )
+
     @post("/{job_id:str}/cancel", status_code=200, summary="Cancel a job")
     async def cancel(self, request: AppRequest, job_id: JobIdInPath) -> Job:
         """Answers with the job in the state that won: cancelled for good, or the end that came before. What was
@@ -94,8 +159,7 @@ class Jobs(Controller):
         model: Annotated[str | None, QueryParameter(min_length=1, max_length=200, description="Only for this.")] = None,
     ) -> Cancelled:
         """A filter that is not known, or is empty, is refused: it would cancel more than was meant."""
-        if unknown := sorted(set(request.query_params) - set(FILTERS)):
-            raise BadInput(f"{unknown[0][:80]}: unknown filter; these exist: {', '.join(FILTERS)}")
+        _refuse_unknown(request, FILTERS)
         n_cancelled = await request.parts.cancellations.matching(
             request.principal.user_id,
             {Status(word) for word in status},
@@ -103,6 +167,11 @@ class Jobs(Controller):
             model=model,
         )
         return Cancelled(ok=True, cancelled=n_cancelled)
+
+
+def _refuse_unknown(request: AppRequest, filters: tuple[str, ...]) -> None:
+    if unknown := sorted(set(request.query_params) - set(filters)):
+        raise BadInput(f"{unknown[0][:80]}: unknown filter; these exist: {', '.join(filters)}")
 
 
 async def _read(request: AppRequest, job_id: int) -> Job:

@@ -8,7 +8,7 @@ from litestar.params import JSONBody
 from llamalith_app.contracts.conversations import LegacyStatus
 from llamalith_app.contracts.jobs import LegacyAccepted, LegacySubmit
 from llamalith_app.controllers.conversations import PathId
-from llamalith_app.controllers.request import AppRequest
+from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput
 from llamalith_app.store import conversations
 
@@ -18,7 +18,9 @@ class Legacy(Controller):
     tags = ("Legacy",)
 
     @post("/submit", status_code=200, summary="Queue a prompt, by the older names")
-    async def submit(self, request: AppRequest, data: JSONBody[LegacySubmit]) -> LegacyAccepted:
+    async def submit(
+        self, request: AppRequest, data: JSONBody[LegacySubmit], idempotency_key: IdempotencyKey = None
+    ) -> LegacyAccepted:
         if not data.user_input.strip():
             raise BadInput("user_input is required")
         accepted = await request.parts.submissions.submit(
@@ -28,6 +30,7 @@ class Legacy(Controller):
             conversation_id=data.session_id,
             model=data.model,
             system_prompt=data.system_prompt,
+            key=await request.key(idempotency_key),
         )
         return LegacyAccepted(
             job_id=accepted.job_id or 0,

@@ -109,6 +109,12 @@ class Pages(Controller):
             raise NotFound("There is no such job.")
         return see(f"{came_from(request)}#job-{job_id}")
 
+    @post("/jobs/{job_id:str}/retry", opt=PAGE, status_code=303)
+    async def retry(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
+        """Back to where it was asked, at the new job; where a job was tried again before, at that one."""
+        again = await request.parts.submissions.retry(request.principal.user_id, request.id, job_id)
+        return see(f"{came_from(request)}#job-{again.job_id}")
+
     @post("/jobs/cancel", opt=PAGE, status_code=303)
     async def cancel_queued(self, request: AppRequest) -> Redirect:
         await request.parts.cancellations.matching(request.principal.user_id, {Status.QUEUED})

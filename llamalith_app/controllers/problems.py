@@ -19,10 +19,14 @@ log = structlog.get_logger(__name__)
 ALLOWED = {
     "limit": "expected a whole number from 1 to 500",
     "before": "expected a job's id, a whole number of at least 1",
+    "idempotency_key": "expected 1 to 255 visible ASCII characters",
     "job_id": "expected a job's id, a whole number of at least 1",
     **parameters.allowed(),
 }
 """What would be right, for parameters of which msgspec tells half."""
+
+HEADERS = {"idempotency_key": "Idempotency-Key"}
+"""What clients call what handlers call so."""
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -102,6 +106,7 @@ def _what_is_wrong(error: ValidationException) -> str:
         return "The body is empty: expected a JSON object"
     # A place in a list is told by what the list may hold.
     message = ALLOWED.get(where.partition("[")[0], message)
+    where = HEADERS.get(where, where)
     if where in ("", "data"):
         return f"The body is wrong: {message}" if where else message
     return f"{where}: {message}"

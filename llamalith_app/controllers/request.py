@@ -5,10 +5,12 @@ Owns the reading of JSON bodies: what is not JSON is the sender's error, whateve
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+import hashlib
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from litestar import Request
+from litestar.params import HeaderParameter
 
 from llamalith_app.config import ModelConfig
 from llamalith_app.controllers.follow import Followers
@@ -25,8 +27,21 @@ from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.store.database import Database
+from llamalith_app.store.keys import Key
 
 Form = TypeVar("Form", bound=msgspec.Struct)
+
+IdempotencyKey = Annotated[
+    str | None,
+    HeaderParameter(
+        name="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Chosen by the client, new for each thing it wants made, 1 to 255 visible ASCII characters. Within"
+        " 24 hours the same request under it gets the same answer and makes nothing more; another one is a 409.",
+    ),
+]
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 
@@ -83,6 +98,16 @@ class AppRequest(Request[Any, Any, Any]):
             raise BadInput("The body is not valid UTF-8.") from None
         except msgspec.DecodeError as error:
             raise BadInput(f"The body is not valid JSON: {error}") from None
+
+    async def key(self, given: str | None) -> Key | None:
+        """The caller's Idempotency-Key, with what it is good for: this very request."""
+        if given is None:
+            return None
+        digest = hashlib.sha256()
+        for part in (self.method, self.scope["path"], self.url.query):
+            digest.update(part.encode() + b"\0")
+        digest.update(await self.body())
+        return Key(self.principal.user_id, given, digest.hexdigest())
 
     async def form_as(self, form: type[Form]) -> Form:
         """The form in the body; line ends as people mean them. Raises BadInput, UnsupportedMediaType."""

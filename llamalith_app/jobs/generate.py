@@ -241,7 +241,7 @@ class Generation:
             if self.draining.is_set():
                 # It began to drain while the claim was on its way.
                 running.ends_as = Outcome.RELEASED
-                await self._fail(running, "drained", "The worker was ending.")
+                await self._fail(running, "interrupted", "The attempt was interrupted.")
                 return False
             await self._attempt(running, place, tell)
             return True
@@ -365,7 +365,7 @@ class Generation:
             reason = f"It ran for {running.seconds():.1f} s; timeout_s allowed {claim.timeout_s:g}."
         pause = None if final else order.pause_before(claim.attempt)
         if outcome is Outcome.RELEASED:
-            pause = timedelta()
+            kind, reason, pause = "drained", "The worker was ending.", timedelta()
         fail = partial(jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause, written=written)
         status = await self._store(running, fail)
         if status is None:

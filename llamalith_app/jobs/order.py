@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -92,8 +93,10 @@ def bounds(max_wait: MaxWait) -> dict[int, timedelta]:
 
 
 def pause_before(attempt: int) -> timedelta:
-    """Between a failed attempt (1 is the first) and the next: 0.25 s, 1 s, 4 s … at most a minute."""
-    return timedelta(seconds=min(60.0, 0.25 * 4.0 ** min(attempt - 1, 10)))
+    """Between a failed attempt (1 is the first) and the next: 0.25 s, 1 s, 4 s … at most a minute; up to a fifth more
+    or less, so that what failed together is not tried again together."""
+    seconds = min(60.0, 0.25 * 4.0 ** min(attempt - 1, 10))
+    return timedelta(seconds=seconds * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
 
 class Lane(NamedTuple):

@@ -7,18 +7,28 @@ engine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
+from typing import TypeVar
 
-from llamalith_app.contracts.jobs import JobAccepted, PriorityWord
+from sqlalchemy import Connection
+
+from llamalith_app.contracts.jobs import JobAccepted, PriorityWord, Retried
 from llamalith_app.contracts.parameters import AnyText, JsonSchema, Parameters
-from llamalith_app.errors import BadInput, QueueFull
+from llamalith_app.errors import BadInput, NotFound, NotRetryable, QueueFull
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import SchemaJudge
-from llamalith_app.store import jobs
+from llamalith_app.store import jobs, keys
 from llamalith_app.store.database import Database
-from llamalith_app.store.tables import Priority
+from llamalith_app.store.keys import Key
+from llamalith_app.store.tables import Priority, Status
+
+T = TypeVar("T")
+
+
+class _NoRoom(Exception):
+    """As many jobs of the owner wait as may."""
 
 
 class Submissions:
@@ -64,8 +74,13 @@ class Submissions:
         parameters: Parameters | None = None,
         timeout_s: float | None = None,
         queue_timeout_s: float | None = None,
+        max_attempts: int | None = None,
+        key: Key | None = None,
     ) -> JobAccepted:
-        """Accepted means on disk. Raises BadInput, JudgeBusy, QueueFull or StorageUnavailable with nothing stored."""
+        """Accepted means on disk. Raises BadInput, JudgeBusy, KeyReused, QueueFull or StorageUnavailable with nothing
+        stored."""
+        if key is not None and (before := await self._database.read(keys.find, key, datetime.now(UTC), JobAccepted)):
+            return before
         content = content.strip()
         system_prompt = (system_prompt or "").strip()
         if not content and not system_prompt:
@@ -74,48 +89,137 @@ class Submissions:
         chosen_model = self._model((model or "").strip())
         chosen_grammar = self._grammar((grammar_name or "").strip())
         await self._judge(parameters, chosen_grammar)
-        accepted = await self._store(
-            jobs.Prompt(
-                owner_id=owner_id,
-                conversation_id=given_id,
-                content=content,
-                system_prompt=system_prompt,
-                context=assistant_context if assistant_context and assistant_context.strip() else "",
-                model=chosen_model,
-                grammar_name=chosen_grammar,
-                parameters=parameters,
-                request_id=request_id,
-                priority=Priority[priority.upper()],
-                max_attempts=self._max_attempts,
-                timeout_s=self._timeout_s if timeout_s is None else timeout_s,
-                queue_timeout_s=self._queue_timeout_s if queue_timeout_s is None else queue_timeout_s,
-            )
-        )
-        if accepted.job_id is not None:
-            self._hints.send(chosen_model, accepted.job_id)
-        return JobAccepted(
-            ok=True,
-            queued=accepted.job_id is not None,
-            job_id=accepted.job_id,
-            conversation_id=accepted.conversation_id,
-            created_new=given_id is None,
+        prompt = jobs.Prompt(
+            owner_id=owner_id,
+            conversation_id=given_id,
+            content=content,
+            system_prompt=system_prompt,
+            context=assistant_context if assistant_context and assistant_context.strip() else "",
             model=chosen_model,
+            grammar_name=chosen_grammar,
+            parameters=parameters,
+            request_id=request_id,
+            priority=Priority[priority.upper()],
+            max_attempts=self._max_attempts if max_attempts is None else max_attempts,
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+            queue_timeout_s=self._queue_timeout_s if queue_timeout_s is None else queue_timeout_s,
         )
 
-    async def _store(self, prompt: jobs.Prompt) -> jobs.Accepted:
-        """Counting a long queue costs more than an accept, so each count is good for half of the room that it found."""
-        if not prompt.content or self._take_uncounted(prompt.owner_id):
-            return await self._database.write(jobs.submit, prompt, datetime.now(UTC))
-        async with self._counting:
-            if self._take_uncounted(prompt.owner_id):
-                return await self._database.write(jobs.submit, prompt, datetime.now(UTC))
-            accepted, n_queued = await self._database.write(
-                jobs.submit_if_room, prompt, datetime.now(UTC), self._max_queued
-            )
-            self._uncounted[prompt.owner_id] = max(0, self._max_queued - n_queued) // 2
-        if accepted is None:
-            raise QueueFull(self._max_queued, await self._forecasts.retry_after_s())
+        def make(connection: Connection, now: datetime) -> JobAccepted:
+            return _answer(prompt, jobs.submit(connection, prompt, now))
+
+        accepted = await self._store(owner_id, key, JobAccepted, make, queues=bool(content))
+        if accepted.job_id is not None:
+            self._hints.send(accepted.model, accepted.job_id)
         return accepted
+
+    async def retry(self, owner_id: int, request_id: str, job_id: int, *, key: Key | None = None) -> JobAccepted:
+        """Queues anew what a job that ended without a reply asked; a second time, it names the same new job.
+
+        Raises NotFound, NotRetryable, BadInput where its model is not offered any more, and what `submit` raises.
+        """
+
+        def make(connection: Connection, now: datetime) -> tuple[JobAccepted, bool]:
+            again = jobs.retry(connection, owner_id, job_id, request_id, now)
+            if again is None:
+                raise NotFound("Job not found")
+            if isinstance(again, Status):
+                why = "it has its reply" if again is Status.DONE else "it has not ended"
+                raise NotRetryable(f"Job {job_id} is {again.value}: {why}.")
+            self._model(again.model)
+            return JobAccepted(
+                ok=True,
+                queued=True,
+                job_id=again.job_id,
+                conversation_id=again.conversation_id,
+                created_new=False,
+                model=again.model,
+            ), again.is_new
+
+        accepted, is_new = await self._store(owner_id, key, tuple[JobAccepted, bool], make)
+        if is_new and accepted.job_id is not None:
+            self._hints.send(accepted.model, accepted.job_id)
+        return accepted
+
+    async def retry_matching(
+        self,
+        owner_id: int,
+        request_id: str,
+        statuses: Collection[Status],
+        *,
+        limit: int,
+        conversation_id: str | None = None,
+        model: str | None = None,
+        error_kind: str | None = None,
+        key: Key | None = None,
+    ) -> Retried:
+        """The same for the `limit` oldest that match and were not tried again yet, or as many as there is room for."""
+        models = self._models if model is None else (self._model(model),)
+
+        def make(connection: Connection, now: datetime) -> tuple[Retried, list[str]]:
+            room = self._max_queued - jobs.n_queued(connection, owner_id)
+            if room <= 0:
+                raise _NoRoom
+            found = jobs.retry_matching(
+                connection,
+                owner_id,
+                request_id,
+                now,
+                statuses=statuses,
+                models=models,
+                limit=min(limit, room),
+                conversation_id=conversation_id,
+                error_kind=error_kind,
+            )
+            more = len(found) == min(limit, room)
+            return Retried(ok=True, job_ids=[one.job_id for one in found], more=more), [one.model for one in found]
+
+        async with self._counting:
+            # What was counted for single jobs is not true any more.
+            self._uncounted.pop(owner_id, None)
+            retried, of_models = await self._once(key, tuple[Retried, list[str]], make)
+        for of_model, job_id in zip(of_models, retried.job_ids, strict=True):
+            self._hints.send(of_model, job_id)
+        return retried
+
+    async def _store(
+        self,
+        owner_id: int,
+        key: Key | None,
+        answer: type[T],
+        make: Callable[[Connection, datetime], T],
+        *,
+        queues: bool = True,
+    ) -> T:
+        """Counting a long queue costs more than an accept, so each count is good for half of the room that it found."""
+
+        if not queues or self._take_uncounted(owner_id):
+            return await self._once(key, answer, make)
+        n_queued: int | None = None
+
+        def make_if_room(connection: Connection, now: datetime) -> T:
+            nonlocal n_queued
+            n_queued = jobs.n_queued(connection, owner_id)
+            if n_queued >= self._max_queued:
+                raise _NoRoom
+            return make(connection, now)
+
+        async with self._counting:
+            if self._take_uncounted(owner_id):
+                return await self._once(key, answer, make)
+            made = await self._once(key, answer, make_if_room)
+            if n_queued is not None:
+                self._uncounted[owner_id] = (self._max_queued - n_queued) // 2
+        return made
+
+    async def _once(self, key: Key | None, answer: type[T], make: Callable[[Connection, datetime], T]) -> T:
+        def once(connection: Connection, now: datetime) -> T:
+            return keys.once(connection, key, now, answer, lambda: make(connection, now))
+
+        try:
+            return await self._database.write(once, datetime.now(UTC))
+        except _NoRoom:
+            raise QueueFull(self._max_queued, await self._forecasts.retry_after_s()) from None
 
     def _take_uncounted(self, owner_id: int) -> bool:
         left = self._uncounted.get(owner_id, 0)
@@ -145,6 +249,17 @@ class Submissions:
             raise BadInput("response_format: a reply can be held to it or to grammar_name, not to both")
         if isinstance(wanted, JsonSchema):
             await self._schemas.judge(wanted.json_schema.schema)
+
+
+def _answer(prompt: jobs.Prompt, accepted: jobs.Accepted) -> JobAccepted:
+    return JobAccepted(
+        ok=True,
+        queued=accepted.job_id is not None,
+        job_id=accepted.job_id,
+        conversation_id=accepted.conversation_id,
+        created_new=prompt.conversation_id is None,
+        model=prompt.model,
+    )
 
 
 def _quoted(name: str) -> str:

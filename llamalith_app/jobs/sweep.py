@@ -19,7 +19,7 @@ import structlog
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order
 from llamalith_app.pidfile import is_held
-from llamalith_app.store import jobs, workers
+from llamalith_app.store import jobs, keys, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
 
@@ -30,6 +30,8 @@ SLOW_WRITE_S = 1.0
 """A write that waited longer means that others could not write either."""
 GIVE_UP_JOBS = 1000
 """Jobs given up in one transaction at most, so that others can write between them."""
+FORGET_KEYS = 1000
+"""Old Idempotency-Keys deleted in one sweep at most."""
 LOST = "The worker that ran this job is gone."
 
 log = structlog.get_logger(__name__)
@@ -94,6 +96,8 @@ class Sweeper:
         ]
         await self._take(stale, "its beat stood still")
         await self._give_up()
+        if await self._database.read(keys.has_old, datetime.now(UTC)):
+            await self._database.write_lightly(keys.forget, datetime.now(UTC), FORGET_KEYS)
 
     async def _give_up(self) -> None:
         n_given_up = GIVE_UP_JOBS

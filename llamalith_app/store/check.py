@@ -46,6 +46,10 @@ RULES = {
             ON e.conversation_id = j.conversation_id AND e.turn < j.turn
             AND e.status IN ('queued', 'processing')
         WHERE j.status = 'processing'""",
+    "a job tries again one of its own conversation that ended without a reply": """
+        SELECT j.id AS job_id, j.retry_of, e.status FROM jobs j LEFT JOIN jobs e
+            ON e.id = j.retry_of AND e.conversation_id = j.conversation_id AND e.turn < j.turn
+        WHERE j.retry_of IS NOT NULL AND (e.id IS NULL OR e.status NOT IN ('error', 'cancelled'))""",
     "a job counts its attempts": """
         SELECT j.id AS job_id, j.attempt, count(a.attempt) AS attempts, max(a.attempt) AS last FROM jobs j
         LEFT JOIN attempts a ON a.job_id = j.id GROUP BY j.id

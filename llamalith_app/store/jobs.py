@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from llamalith_app.contracts.jobs import Job, JobError
+from llamalith_app.contracts.jobs import Attempt, Job, JobError
 from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.store.tables import (
     CONTEXT,
@@ -76,6 +76,8 @@ class Prompt(NamedTuple):
     max_attempts: int
     timeout_s: float | None = None
     queue_timeout_s: float | None = None
+    retry_of: int | None = None
+    """The job that this one tries again."""
 
 
 class Accepted(NamedTuple):
@@ -227,7 +229,7 @@ _NEW_ATTEMPT = insert(_attempts)
 _CLOSE_ATTEMPT = (
     update(_attempts)
     .where(AttemptRow.lease_token == bindparam("of_lease"))
-    .values(ended_at=bindparam("at"), outcome=bindparam("how"), reason=bindparam("why"))
+    .values(ended_at=bindparam("at"), outcome=bindparam("how"), kind=bindparam("of_kind"), reason=bindparam("why"))
 )
 _FINISH = (
     update(_jobs)
@@ -298,6 +300,7 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
         "beat": 0,
         "omitted_messages": 0,
         "not_before": now,
+        "retry_of": prompt.retry_of,
         "created_at": now,
     }
     job_id: int = connection.execute(_NEW_JOB, job).scalar_one()
@@ -307,14 +310,113 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
     return Accepted(job_id, public_id)
 
 
-def submit_if_room(
-    connection: Connection, prompt: Prompt, now: datetime, max_queued: int
-) -> tuple[Accepted | None, int]:
-    """As `submit`, unless so many jobs of its owner wait already; with how many there were."""
-    n_queued = connection.execute(
-        select(func.count()).where(JobRow.owner_id == prompt.owner_id, JobRow.status == Status.QUEUED.value)
+def n_queued(connection: Connection, owner_id: int) -> int:
+    """Jobs of an owner that wait."""
+    return connection.execute(
+        select(func.count()).where(JobRow.owner_id == owner_id, JobRow.status == Status.QUEUED.value)
     ).scalar_one()
-    return (submit(connection, prompt, now) if n_queued < max_queued else None), n_queued
+
+
+RETRYABLE = (Status.ERROR, Status.CANCELLED)
+
+
+class Retry(NamedTuple):
+    job_id: int
+    """The new job."""
+    conversation_id: str
+    model: str
+    is_new: bool
+    """False: it was tried again before, as this job."""
+
+
+def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, now: datetime) -> Retry | Status | None:
+    """Asks anew for what a job that ended without a reply asked, as the last turn of its conversation; once for a job.
+
+    Its status: it is open or done. None: no such job of this owner.
+    """
+    before = (
+        connection.execute(
+            _as_read(owner_id)
+            .add_columns(JobRow.conversation_id.label("of_conversation"), JobRow.turn)
+            .where(JobRow.id == job_id)
+        )
+        .mappings()
+        .first()
+    )
+    if before is None:
+        return None
+    job = _job(before)
+    if job.status not in RETRYABLE:
+        return Status(job.status)
+    if job.retried_as is not None:
+        return Retry(job.retried_as, job.conversation_id, job.model, False)
+    context = connection.execute(
+        select(MessageRow.content).where(
+            MessageRow.conversation_id == before["of_conversation"],
+            MessageRow.place == TURN_PLACES * before["turn"] + CONTEXT,
+        )
+    ).scalar()
+    prompt = Prompt(
+        owner_id=owner_id,
+        conversation_id=job.conversation_id,
+        content=job.user_input,
+        system_prompt=job.system_prompt,
+        context=context or "",
+        model=job.model,
+        grammar_name=job.grammar_name,
+        parameters=job.parameters,
+        request_id=request_id,
+        priority=Priority[job.priority.upper()],
+        max_attempts=job.max_attempts,
+        timeout_s=job.timeout_s,
+        queue_timeout_s=job.queue_timeout_s,
+        retry_of=job_id,
+    )
+    new_id = submit(connection, prompt, now).job_id
+    return Retry(cast(int, new_id), job.conversation_id, job.model, True)
+
+
+def retry_matching(
+    connection: Connection,
+    owner_id: int,
+    request_id: str,
+    now: datetime,
+    *,
+    statuses: Collection[Status],
+    models: Collection[str],
+    limit: int,
+    conversation_id: str | None = None,
+    error_kind: str | None = None,
+) -> list[Retry]:
+    """The same for the `limit` oldest that match and were not tried again yet; those of other models stay."""
+    again = aliased(JobRow)
+    wanted = (
+        select(JobRow.id)
+        .where(
+            JobRow.owner_id == owner_id,
+            JobRow.status.in_([status.value for status in statuses]),
+            JobRow.model.in_(models),
+            ~exists().where(again.retry_of == JobRow.id),
+        )
+        .order_by(JobRow.id)
+        .limit(limit)
+    )
+    if error_kind is not None:
+        wanted = wanted.where(JobRow.error_kind == error_kind)
+    if conversation_id is not None:
+        wanted = wanted.where(JobRow.conversation_id == _conversation_of(owner_id, conversation_id))
+    found = [
+        retry(connection, owner_id, job_id, request_id, now) for job_id in connection.execute(wanted).scalars().all()
+    ]
+    return [one for one in found if isinstance(one, Retry)]
+
+
+def _conversation_of(owner_id: int, public_id: str) -> Any:
+    return (
+        select(ConversationRow.id)
+        .where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id)
+        .scalar_subquery()
+    )
 
 
 def _system_in_force(connection: Connection, conversation_id: int, turn: int) -> str | None:
@@ -419,7 +521,7 @@ def fail(
     max_attempts = connection.execute(select(JobRow.max_attempts).where(*holds)).scalar()
     if max_attempts is None:
         return None
-    _close_attempt(connection, lease_token, outcome, reason, now)
+    _close_attempt(connection, lease_token, outcome, reason, now, kind)
     spent = connection.execute(
         select(func.count())
         .select_from(AttemptRow)
@@ -488,12 +590,7 @@ def cancel_open(
     if model is not None:
         mine.append(JobRow.model == model)
     if conversation_id is not None:
-        mine.append(
-            JobRow.conversation_id
-            == select(ConversationRow.id)
-            .where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == conversation_id)
-            .scalar_subquery()
-        )
+        mine.append(JobRow.conversation_id == _conversation_of(owner_id, conversation_id))
     found: list[Any] = []
     if Status.PROCESSING in statuses:
         found += connection.execute(select(JobRow.id, JobRow.lease_token).where(_is(Status.PROCESSING), *mine))
@@ -581,9 +678,17 @@ def freed(connection: Connection, ended: Collection[int], now: datetime) -> list
 
 
 def _close_attempt(
-    connection: Connection, lease_token: str, outcome: Outcome, reason: str | None, now: datetime
+    connection: Connection,
+    lease_token: str,
+    outcome: Outcome,
+    reason: str | None,
+    now: datetime,
+    kind: str | None = None,
 ) -> None:
-    connection.execute(_CLOSE_ATTEMPT, {"of_lease": lease_token, "at": now, "how": outcome.value, "why": reason})
+    connection.execute(
+        _CLOSE_ATTEMPT,
+        {"of_lease": lease_token, "at": now, "how": outcome.value, "of_kind": kind, "why": reason},
+    )
 
 
 def beat(connection: Connection, lease_tokens: list[str]) -> None:
@@ -671,6 +776,26 @@ def one(connection: Connection, owner_id: int, job_id: int) -> Job | None:
     return None if row is None else _job(row)
 
 
+def attempts(connection: Connection, owner_id: int, job_id: int) -> list[Attempt] | None:
+    """Every start of a job, the first first. None: no such job of this owner."""
+    if connection.execute(select(JobRow.id).where(JobRow.id == job_id, JobRow.owner_id == owner_id)).first() is None:
+        return None
+    rows = connection.execute(
+        select(
+            AttemptRow.attempt,
+            AttemptRow.worker_id,
+            AttemptRow.started_at,
+            AttemptRow.ended_at,
+            AttemptRow.outcome,
+            AttemptRow.kind,
+            AttemptRow.reason,
+        )
+        .where(AttemptRow.job_id == job_id)
+        .order_by(AttemptRow.attempt)
+    ).mappings()
+    return [Attempt(**row) for row in rows]
+
+
 def some(connection: Connection, job_ids: Iterable[int], max_text: int) -> list[Job]:
     """Whoever owns them: for what a stream asks about jobs that it was let follow."""
     rows = connection.execute(_some(max_text), {"of_jobs": list(job_ids)}).mappings()
@@ -718,6 +843,7 @@ def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple
                 return
 
 
+_again = aliased(JobRow)
 _prompt = aliased(MessageRow)
 _reply = aliased(MessageRow)
 
@@ -763,6 +889,12 @@ def _as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = N
             text(JobRow.partial).label("partial"),
             JobRow.timeout_s,
             JobRow.not_after,
+            JobRow.max_attempts,
+            JobRow.retry_of,
+            select(_again.id).where(_again.retry_of == JobRow.id).scalar_subquery().label("retried_as"),
+            case((and_(_is(Status.QUEUED), JobRow.attempt > 0), JobRow.not_before), else_=null()).label(
+                "next_attempt_at"
+            ),
         )
         .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
         .join(_prompt, and_(_prompt.job_id == JobRow.id, _prompt.role == "user"))
@@ -783,7 +915,8 @@ def _some(max_text: int) -> Select[Any]:
 
 def _job(row: RowMapping) -> Job:
     fields: dict[str, Any] = dict(row)
-    fields.pop("turn", None)
+    for of_the_row in ("turn", "of_conversation"):
+        fields.pop(of_the_row, None)
     fields["parameters"] = _parameters(fields["parameters"])
     kind, not_after = fields.pop("error_kind"), fields.pop("not_after")
     fields["priority"] = Priority(fields["priority"]).name.lower()

@@ -139,6 +139,13 @@ class JobRow(DefaultBase):
             postgresql_where=text("status = 'queued' AND not_after IS NOT NULL"),
         ),
         Index(
+            "one_retry_a_job",
+            "retry_of",
+            unique=True,
+            sqlite_where=text("retry_of IS NOT NULL"),
+            postgresql_where=text("retry_of IS NOT NULL"),
+        ),
+        Index(
             "held_by_worker",
             "worker_id",
             sqlite_where=text("status = 'processing'"),
@@ -188,6 +195,8 @@ class JobRow(DefaultBase):
     """Of the prompt's tokens, those that stood in the engine already and were not computed again."""
     omitted_messages: Mapped[int] = mapped_column(Integer)
     """Earlier messages that did not fit the context when the reply was made."""
+    retry_of: Mapped[int | None] = mapped_column(BigIntIdentity)
+    """The job of this conversation that ended without a reply and that this one tries again."""
     partial: Mapped[str | None] = mapped_column(Text)
     """What was written of the reply of a job that was cancelled or ran out of time."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
@@ -221,6 +230,21 @@ class MessageRow(DefaultBase):
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 
+class KeyRow(DefaultBase):
+    """What a request with an Idempotency-Key was answered."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("idempotency_keys_by_age", "created_at"),)
+
+    owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64))
+    """Of the request."""
+    answer: Mapped[str] = mapped_column(Text)
+    """JSON."""
+    created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+
+
 class AttemptRow(DefaultBase):
     """One try by one worker: opened by claim, closed by whoever ends the lease."""
 
@@ -237,6 +261,8 @@ class AttemptRow(DefaultBase):
     started_at: Mapped[datetime] = mapped_column(DateTimeUTC)
     ended_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
     outcome: Mapped[str | None] = mapped_column(String(20))
+    kind: Mapped[str | None] = mapped_column(String(40))
+    """Of what went wrong, as a JobError's; null: nothing did, or it ended before this was kept."""
     reason: Mapped[str | None] = mapped_column(Text)
 
 

@@ -101,8 +101,10 @@ def test_one_job_less_is_told_of_its_own_group_only() -> None:
 
 
 @pytest.mark.parametrize(("attempt", "seconds"), [(1, 0.25), (2, 1), (3, 4), (4, 16), (9, 60), (10_000, 60)])
-def test_pauses_grow_to_a_minute(attempt: int, seconds: float) -> None:
-    assert pause_before(attempt).total_seconds() == seconds
+def test_pauses_grow_to_a_minute_and_spread(attempt: int, seconds: float) -> None:
+    pauses = {pause_before(attempt).total_seconds() for _ in range(100)}
+    assert all(0.8 * seconds <= pause <= 1.2 * seconds for pause in pauses)
+    assert len(pauses) > 50
 
 
 class Queued(NamedTuple):

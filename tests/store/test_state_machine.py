@@ -43,6 +43,7 @@ class Known(NamedTuple):
     status: Status
     may_be_given_up: bool
     """It bounds its wait, and was never claimed."""
+    bounds_its_wait: bool
 
 
 class Record(RuleBasedStateMachine):
@@ -59,6 +60,7 @@ class Record(RuleBasedStateMachine):
         self.jobs: dict[int, Known] = {}
         self.claims: list[jobs.Claim] = []
         self.replies: dict[int, str] = {}
+        self.retries: dict[int, int] = {}
         self.to_keep: set[str] = set()
         """Leases that a cancel ended and whose attempt has not told yet what it had written."""
         self.n_submitted = 0
@@ -118,7 +120,9 @@ class Record(RuleBasedStateMachine):
         )
         if accepted is not None:
             assert accepted.job_id not in self.jobs
-            self.jobs[accepted.job_id] = Known(conversation, model, content, Status.QUEUED, queue_timeout_s is not None)
+            self.jobs[accepted.job_id] = Known(
+                conversation, model, content, Status.QUEUED, queue_timeout_s is not None, queue_timeout_s is not None
+            )
 
     @rule(model=st.sampled_from(MODELS), crash_at=crash)
     def claim(self, model: str, crash_at: int | None) -> None:
@@ -211,6 +215,24 @@ class Record(RuleBasedStateMachine):
         assert kept is (claim.lease_token in self.to_keep) or crash_at is not None
         if kept:
             self.to_keep.remove(claim.lease_token)
+
+    @rule(data=st.data(), crash_at=crash)
+    def retry(self, data: st.DataObject, crash_at: int | None) -> None:
+        if not self.jobs:
+            return
+        job_id = data.draw(st.sampled_from(sorted(self.jobs)))
+        before = self.jobs[job_id]
+        again = self.run(crash_at, jobs.retry, ADMIN_ID, job_id, "r", NOW)
+        if again is None:
+            assert crash_at is not None
+        elif before.status not in jobs.RETRYABLE:
+            assert again is before.status
+        else:
+            assert again.is_new is (job_id not in self.retries)
+            if again.is_new:
+                self.retries[job_id] = again.job_id
+                self.jobs[again.job_id] = before._replace(status=Status.QUEUED, may_be_given_up=before.bounds_its_wait)
+            assert again.job_id == self.retries[job_id]
 
     @rule(crash_at=crash)
     def give_up(self, crash_at: int | None) -> None:

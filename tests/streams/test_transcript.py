@@ -32,6 +32,7 @@ def ended(status: Any = "done", result: str | None = None, attempt: int = 1) -> 
             "result": result,
             "created_at": NOW,
             "attempt": attempt,
+            "max_attempts": 3,
             "omitted_messages": 0,
             "priority": "normal",
         },

@@ -1,0 +1,75 @@
+"""What requests with an Idempotency-Key were answered: the same again for the same request, for KEEP.
+
+Written in the transaction of what the request made, so that both are there or neither. Knows no job and no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, tuple_
+
+from llamalith_app.errors import KeyReused
+from llamalith_app.store.tables import KeyRow
+
+T = TypeVar("T")
+
+KEEP = timedelta(hours=24)
+
+
+class Key(NamedTuple):
+    owner_id: int
+    key: str
+    """As its caller chose it; of no other caller."""
+    digest: str
+    """Of the whole request: another one under the same key is refused."""
+
+
+def find(connection: Connection, key: Key, now: datetime, answer: type[T]) -> T | None:
+    """The answer of before; None: there was none. Raises KeyReused where it was another request's."""
+    seen = connection.execute(
+        select(KeyRow.digest, KeyRow.answer).where(_is(key), KeyRow.created_at > now - KEEP)
+    ).first()
+    if seen is None:
+        return None
+    if seen.digest != key.digest:
+        raise KeyReused(key.key)
+    return msgspec.json.decode(seen.answer, type=answer)
+
+
+def once(connection: Connection, key: Key | None, now: datetime, answer: type[T], make: Callable[[], T]) -> T:
+    """What `make` answers, or answered before. What it raises is not kept: the next try is a new one."""
+    if key is None:
+        return make()
+    if (found := find(connection, key, now, answer)) is not None:
+        return found
+    made = make()
+    connection.execute(delete(KeyRow).where(_is(key)))
+    connection.execute(
+        insert(KeyRow).values(
+            owner_id=key.owner_id,
+            key=key.key,
+            digest=key.digest,
+            answer=msgspec.json.encode(made).decode(),
+            created_at=now,
+        )
+    )
+    return made
+
+
+def has_old(connection: Connection, now: datetime) -> bool:
+    """There is something to forget."""
+    return connection.execute(select(KeyRow.key).where(KeyRow.created_at <= now - KEEP).limit(1)).first() is not None
+
+
+def forget(connection: Connection, now: datetime, limit: int) -> int:
+    """Deletes so many at most of those that nobody is answered by any more; how many."""
+    old = select(KeyRow.owner_id, KeyRow.key).where(KeyRow.created_at <= now - KEEP).limit(limit)
+    return connection.execute(delete(KeyRow).where(tuple_(KeyRow.owner_id, KeyRow.key).in_(old))).rowcount
+
+
+def _is(key: Key) -> ColumnElement[bool]:
+    return and_(KeyRow.owner_id == key.owner_id, KeyRow.key == key.key)
