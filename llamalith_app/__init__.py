@@ -4,7 +4,7 @@ The map:
 
     app.py           the web's composition root: create_app(config)
     cli.py           the `llamalith` command; commands/ has a module for each subcommand
-    commands/        up, web, worker, migrate, init, check, healthcheck, config, hash-password
+    commands/        up, web, worker, migrate, init, check, backup, restore, healthcheck, config, hash-password
     config.py        every setting; the only reader of the environment
     config_file.py   judges a config.json
     contracts/       the shapes of everything that crosses a wire
@@ -25,7 +25,8 @@ The map:
     progress.py      live progress beside the record
     ranges.py        what sampling may be set to, and how people are told
     schema.py        judges a JSON Schema, as a program of its own
-    store/           the record: tables, the writer thread, transitions, invariants, migrations
+    store/           the record: tables, the writer thread, transitions, invariants, migrations; answers that are given
+                     again (keys), whole copies (backup)
     streams.py       a job's events by Redis: written, told, kept for a while
     up.py            the whole product on one machine
     valkey.py        the embedded Valkey

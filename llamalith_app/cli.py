@@ -19,7 +19,6 @@ from llamalith_app.errors import ConfigError, LlamalithError
 class Subcommand(NamedTuple):
     module: str
     help: str
-    function: str = "command"
 
 
 SUBCOMMANDS = {
@@ -29,8 +28,8 @@ SUBCOMMANDS = {
     "migrate": Subcommand("llamalith_app.commands.migrate", "Bring the database to this version's schema."),
     "init": Subcommand("llamalith_app.commands.init", "Write a .env with fresh secrets."),
     "check": Subcommand("llamalith_app.commands.check", "Judge the record by its invariants."),
-    "backup": Subcommand("llamalith_app.commands.backup", "Copy the record to a file, while it is in use.", "backup"),
-    "restore": Subcommand("llamalith_app.commands.backup", "Make the record from such a file.", "restore"),
+    "backup": Subcommand("llamalith_app.commands.backup", "Copy the record to a file, while it is in use."),
+    "restore": Subcommand("llamalith_app.commands.restore", "Make the record from such a file."),
     "healthcheck": Subcommand("llamalith_app.commands.healthcheck", "Tell whether web or worker is alive here."),
     "config": Subcommand("llamalith_app.commands.config", "Judge a config.json, or print its schema."),
     "hash-password": Subcommand("llamalith_app.commands.hash_password", "Print a password's hash for .env."),
@@ -46,9 +45,7 @@ class Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in SUBCOMMANDS:
             return None
-        command: click.Command = importlib.import_module(SUBCOMMANDS[cmd_name].module).__dict__[
-            SUBCOMMANDS[cmd_name].function
-        ]
+        command: click.Command = importlib.import_module(SUBCOMMANDS[cmd_name].module).command
         return command
 
     @override

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from pathlib import Path
 
@@ -87,6 +88,17 @@ def test_nothing_that_is_there_is_overwritten(database_path: Path, tmp_path: Pat
         run(command, tmp_path / "copy", "--data-dir", database_path.parent)
     assert (tmp_path / "copy").read_bytes() == b"mine"
     assert database_path.read_bytes() == before
+
+
+def test_a_file_system_without_links_takes_a_backup_as_well(
+    database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    run("backup", tmp_path / "copy", "--data-dir", database_path.parent)
+    assert [path.name for path in tmp_path.iterdir() if "copy" in path.name] == ["copy"]
 
 
 def damaged(path: Path, database_path: Path) -> None:

@@ -26,6 +26,10 @@ from llamalith_app.store.tables import Status
 
 MAX_ID = 2**63 - 1
 JobIdInPath = Annotated[int, PathParameter(ge=1, le=MAX_ID)]
+OfConversation = Annotated[
+    str | None, QueryParameter(min_length=1, max_length=200, description="Only of this conversation.")
+]
+OfModel = Annotated[str | None, QueryParameter(min_length=1, max_length=200, description="Only for this.")]
 FILTERS = ("status", "conversation_id", "model")
 """Of the jobs to cancel."""
 RETRY_FILTERS = (*FILTERS, "error_kind", "limit")
@@ -110,10 +114,8 @@ class Jobs(Controller):
             list[RetryableWord],
             QueryParameter(min_items=1, max_items=2, description="`error`, `cancelled`, or each once."),
         ],
-        conversation_id: Annotated[
-            str | None, QueryParameter(min_length=1, max_length=200, description="Only of this conversation.")
-        ] = None,
-        model: Annotated[str | None, QueryParameter(min_length=1, max_length=200, description="Only for this.")] = None,
+        conversation_id: OfConversation = None,
+        model: OfModel = None,
         error_kind: Annotated[
             str | None,
             QueryParameter(min_length=1, max_length=40, description="Only errors of this kind."),
@@ -153,10 +155,8 @@ class Jobs(Controller):
             list[OpenWord],
             QueryParameter(min_items=1, max_items=2, description="`queued`, `processing`, or each once."),
         ],
-        conversation_id: Annotated[
-            str | None, QueryParameter(min_length=1, max_length=200, description="Only of this conversation.")
-        ] = None,
-        model: Annotated[str | None, QueryParameter(min_length=1, max_length=200, description="Only for this.")] = None,
+        conversation_id: OfConversation = None,
+        model: OfModel = None,
     ) -> Cancelled:
         """A filter that is not known, or is empty, is refused: it would cancel more than was meant."""
         _refuse_unknown(request, FILTERS)

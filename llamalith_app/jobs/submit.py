@@ -79,6 +79,7 @@ class Submissions:
     ) -> JobAccepted:
         """Accepted means on disk. Raises BadInput, JudgeBusy, KeyReused, QueueFull or StorageUnavailable with nothing
         stored."""
+        # Before it is judged: the answer stays the same though the configuration may have changed.
         if key is not None and (before := await self._database.read(keys.find, key, datetime.now(UTC), JobAccepted)):
             return before
         content = content.strip()

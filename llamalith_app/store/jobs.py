@@ -156,6 +156,7 @@ def _is(*statuses: Status) -> ColumnElement[bool]:
 
 
 _earlier = aliased(JobRow)
+_again = aliased(JobRow)
 _nothing_earlier = ~exists().where(
     _earlier.conversation_id == JobRow.conversation_id,
     _earlier.status.in_([literal_column("'queued'"), literal_column("'processing'")]),
@@ -389,14 +390,13 @@ def retry_matching(
     error_kind: str | None = None,
 ) -> list[Retry]:
     """The same for the `limit` oldest that match and were not tried again yet; those of other models stay."""
-    again = aliased(JobRow)
     wanted = (
         select(JobRow.id)
         .where(
             JobRow.owner_id == owner_id,
             JobRow.status.in_([status.value for status in statuses]),
             JobRow.model.in_(models),
-            ~exists().where(again.retry_of == JobRow.id),
+            ~exists().where(_again.retry_of == JobRow.id),
         )
         .order_by(JobRow.id)
         .limit(limit)
@@ -843,7 +843,6 @@ def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple
                 return
 
 
-_again = aliased(JobRow)
 _prompt = aliased(MessageRow)
 _reply = aliased(MessageRow)
 

@@ -87,7 +87,8 @@ asyncio.run(main(sys.argv[1], 5.0))
 
 @pytest.mark.slow
 async def test_waiting_for_an_absent_redis_takes_hardly_any_of_a_core(absent_redis_url: str) -> None:
-    # In a process of its own: what other tests left in this one is not what is measured.
+    # The work of a span of time: there is no event to wait for. In a process of its own, since what other tests left in
+    # this one is not what is measured.
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", WAIT_FOR_NOBODY, absent_redis_url, stdout=subprocess.PIPE
     )

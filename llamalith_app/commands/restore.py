@@ -1,0 +1,30 @@
+"""`llamalith restore`: the record from a file that `llamalith backup` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llamalith_app.commands.backup import tell
+from llamalith_app.config import load
+from llamalith_app.errors import ConfigError
+from llamalith_app.store import backup
+from llamalith_app.store.migrate import migrate
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state shall live.")
+def command(file: Path, data_dir: Path | None) -> None:
+    """Make the record from FILE, where there is none; then web and worker go on from there.
+
+    What was running when FILE was written is run again."""
+    path = load(data_dir=data_dir).database_path
+    left = [beside for suffix in ("-wal", "-journal") if (beside := path.with_name(path.name + suffix)).exists()]
+    if left:
+        raise ConfigError([f"{left[0]}: belongs to a database that is not there; move it away first"])
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    backup.copy(file, path, tell)
+    migrate(path)
+    click.echo(f"{path}: restored from {file}")
