@@ -1,8 +1,9 @@
 """What a running job tells of itself by Redis: its text as a stream that is kept for a while, its progress.
 
 Owns the names and shapes in Redis: a stream `llamalith:events:{job}` whose ids are `{attempt}-{n}`, n = 1, 2, 3 …, and
-one channel on which the entries of all jobs are told as well, those of one moment together. The worker writes, the web
-reads; all of it may be lost at any moment. Nothing here knows SQL, HTTP or engines.
+one channel on which the entries of all jobs are told as well, those of one moment together. An attempt that goes on
+where the one before it ended counts on from its n. The worker writes, the web reads; all of it may be lost at any
+moment. Nothing here knows SQL, HTTP or engines.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 import structlog
@@ -31,6 +32,8 @@ CHECK_S = 1.0
 """So often Redis is asked whether it has all of a stream."""
 JOIN_S = 0.04
 """What is written within so long goes as one event a job, for all jobs together; the first after a pause, at once."""
+BEFORE_S = 2.0
+"""How long an attempt waits for what Redis has of those before it."""
 RETRY_S = 0.5
 """Between tries to tell while Redis is away."""
 PAGE = 1000
@@ -57,6 +60,8 @@ class Entry(NamedTuple):
     """`delta`, `thinking`, `restart`, `progress`; or `ended`: the record has something new to say."""
     data: bytes
     """JSON."""
+    since: int
+    """The attempt that began the text which this goes on with; most often its own."""
 
 
 class Told(NamedTuple):
@@ -79,7 +84,7 @@ def _name(job_id: int) -> str:
 async def tell_ended(redis: Redis, job_ids: Iterable[int]) -> None:
     """The end of these jobs is in the record: readers may look. Never raises for a Redis that is away."""
     with contextlib.suppress(*UNAVAILABLE):
-        await redis.publish(CHANNEL, _encode([Told(job_id, Entry(0, 0, "ended", b"")) for job_id in job_ids]))
+        await redis.publish(CHANNEL, _encode([Told(job_id, Entry(0, 0, "ended", b"", 0)) for job_id in job_ids]))
 
 
 class _Joined(NamedTuple):
@@ -88,6 +93,24 @@ class _Joined(NamedTuple):
     kind: Written
     texts: list[str]
     tokens: list[int]
+
+    @property
+    def piece(self) -> tuple[Written, str]:
+        return self.kind, "".join(self.texts)
+
+
+class Before(NamedTuple):
+    """What Redis has of a reply that earlier attempts wrote."""
+
+    since: int
+    n: int
+    """Of its last entry."""
+    n_entries: int
+    whole: list[_Joined]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for joined in self.whole for token in joined.tokens]
 
 
 class Teller:
@@ -103,8 +126,8 @@ class Teller:
         """Something ends, and waits."""
         self._pump: asyncio.Task[None] | None = None
 
-    def writer(self, job_id: int, attempt: int) -> Writer:
-        return Writer(job_id, attempt, self._wake)
+    def writer(self, job_id: int, attempt: int, before: Before | None = None) -> Writer:
+        return Writer(job_id, attempt, self._wake, before)
 
     def _wake(self, writer: Writer) -> None:
         self._news[writer] = None
@@ -144,11 +167,16 @@ class Teller:
 
 
 class Writer:
-    """What one attempt tells; made by a Teller. `wake` hears when there is something to tell."""
+    """What one attempt tells; made by a Teller. `wake` hears when there is something to tell.
 
-    def __init__(self, job_id: int, attempt: int, wake: Callable[[Writer], None]) -> None:
+    With `before`, the first tokens that it is given are those again, or the reply begins anew.
+    """
+
+    def __init__(self, job_id: int, attempt: int, wake: Callable[[Writer], None], before: Before | None = None) -> None:
         self._job_id = job_id
         self._attempt = attempt
+        self._since = attempt
+        self._before = before
         self._wake = wake
         self._whole: list[_Joined] = []
         """All since the last restart, for a stream that was lost."""
@@ -172,22 +200,51 @@ class Writer:
         """Waited for by `close`."""
         self._says_ended = False
         """The end is part of what was added; what was on its way when `close` came lacks it."""
-        if attempt > 1:
-            self.write("restart")
+        if before is not None:
+            self._since, self._n, self._is_begun = before.since, before.n, True
+            self._n_lost = before.n - before.n_entries
+            self._whole = [_copy(joined) for joined in before.whole]
+            self._offset = sum(len(text) for kind, text in (joined.piece for joined in before.whole) if kind == "delta")
+        elif attempt > 1:
+            self._begin_again()
 
-    def write(self, kind: Written, text: str = "") -> None:
-        """Takes the tokens that were given before along."""
+    def write(self, pieces: Sequence[tuple[Written, str]], tokens: Sequence[int] = ()) -> bool:
+        """What one step of the engine made certain, and its tokens, whose text may come a little later. A `restart`
+        among the pieces: what came before it comes again behind it.
+
+        False: the tokens of `before` are given again, but their text is another one now: they are of another model.
+        Only a restart was told then, and the reply has to begin anew.
+        """
+        if self._before is not None and tokens:
+            before, self._before = self._before, None
+            n_before = len(before.tokens)
+            rest = _behind(before.whole, pieces)
+            if list(tokens[:n_before]) != before.tokens:
+                self._begin_again()
+            elif rest is None:
+                self._begin_again()
+                return False
+            else:
+                pieces, tokens = rest, tokens[n_before:]
+        self._tokens += tokens
+        for kind, text in pieces:
+            self._write(kind, text)
+        return True
+
+    def _write(self, kind: Written, text: str) -> None:
         if kind == "restart":
-            self._whole.clear()
-        else:
-            _join(self._whole, kind, text, self._tokens)
-        _join(self._joined, kind, text, self._tokens if kind != "restart" else [])
-        if kind != "restart":
-            self._tokens = []
+            self._tokens = [token for joined in self._whole for token in joined.tokens] + self._tokens
+            self._begin_again()
+            return
+        _join(self._whole, kind, text, self._tokens)
+        _join(self._joined, kind, text, self._tokens)
+        self._tokens = []
         self._wake(self)
 
-    def tokens(self, tokens: Iterable[int]) -> None:
-        self._tokens += tokens
+    def _begin_again(self) -> None:
+        self._whole.clear()
+        _join(self._joined, "restart", "", [])
+        self._wake(self)
 
     def progress(self, progress: Progress) -> None:
         self._progress = progress
@@ -219,7 +276,7 @@ class Writer:
         if self._progress is not None:
             progress.put(pipeline, self._job_id, self._attempt, self._progress)
             data = msgspec.json.encode(as_event(self._progress, self._job_id, self._attempt))
-            told.append(Entry(self._attempt, 0, "progress", data))
+            told.append(Entry(self._attempt, 0, "progress", data, self._since))
             self._progress = None
         if self._untold and not self._superseded:
             for entry in self._untold:
@@ -233,7 +290,7 @@ class Writer:
             pipeline.xlen(_name(self._job_id))
         if self.is_over:
             self._says_ended = True
-            told.append(Entry(self._attempt, 0, "ended", b""))
+            told.append(Entry(self._attempt, 0, "ended", b"", self._since))
         return [Told(self._job_id, entry) for entry in told]
 
     def take(self, answers: list[Any] | None) -> None:
@@ -263,27 +320,31 @@ class Writer:
     def _number(self) -> None:
         for joined in self._joined:
             self._n += 1
-            text = "".join(joined.texts)
+            kind, text = joined.piece
             event: Delta | Thinking | Restart
-            if joined.kind == "delta":
+            if kind == "delta":
                 event = Delta(job_id=self._job_id, text=text, offset=self._offset, tokens=joined.tokens)
                 self._offset += len(text)
-            elif joined.kind == "thinking":
+            elif kind == "thinking":
                 event = Thinking(job_id=self._job_id, text=text, tokens=joined.tokens)
             else:
                 event = Restart(job_id=self._job_id, attempt=self._attempt)
                 self._offset = 0
-            self._untold.append(Entry(self._attempt, self._n, joined.kind, msgspec.json.encode(event)))
+            data = msgspec.json.encode(event)
+            self._untold.append(Entry(self._attempt, self._n, kind, data, self._since))
         self._joined = []
 
     def _add_entry(self, pipeline: Any, entry: Entry, *, must_exist: bool) -> None:
+        fields: dict[str, Any] = {entry.kind: entry.data}
+        if entry.since != entry.attempt:
+            fields["since"] = entry.since
         pipeline.xadd(
             _name(self._job_id),
-            {entry.kind: entry.data},
+            fields,
             id=f"{entry.attempt}-{entry.n}",
             nomkstream=must_exist,
-            # What earlier attempts wrote is nobody's any more.
-            minid=f"{entry.attempt}-0",
+            # What was written before is nobody's any more.
+            minid=f"{entry.since}-0",
             approximate=False,
         )
 
@@ -304,15 +365,74 @@ def _copy(joined: _Joined) -> _Joined:
     return _Joined(joined.kind, list(joined.texts), list(joined.tokens))
 
 
+def _runs(pieces: Iterable[tuple[Written, str]]) -> list[tuple[Written, str]]:
+    """Texts since the last restart, those of one kind in a row as one."""
+    runs: list[_Joined] = []
+    for kind, text in pieces:
+        if kind == "restart":
+            runs.clear()
+        elif text:
+            _join(runs, kind, text, [])
+    return [run.piece for run in runs]
+
+
+def _behind(told: list[_Joined], pieces: Sequence[tuple[Written, str]]) -> list[tuple[Written, str]] | None:
+    """What the pieces have more than was told; None: they differ from it."""
+    before, again = _runs(run.piece for run in told), _runs(pieces)
+    if not before:
+        return again
+    *whole, (kind, text) = before
+    n_whole = len(whole)
+    if again[:n_whole] != whole or len(again) <= n_whole:
+        return None
+    kind_again, text_again = again[n_whole]
+    if kind_again != kind or not text_again.startswith(text):
+        return None
+    rest = text_again[len(text) :]
+    return [*([(kind, rest)] if rest else []), *again[n_whole + 1 :]]
+
+
+async def before(redis: Any, job_id: int, attempt: int) -> Before | None:
+    """What Redis has whole of the reply that earlier attempts wrote, and those can write no more from now on. None:
+    nothing, or Redis did not say in time."""
+    try:
+        async with asyncio.timeout(BEFORE_S):
+            await redis.execute_command("XSETID", _name(job_id), f"{attempt}-0")
+            entries = await history(redis, job_id)
+    except UNAVAILABLE:
+        return None
+    entries = [entry for entry in entries if entry.since == entries[-1].since]
+    begins = max((at for at, entry in enumerate(entries) if entry.n == 1 or entry.kind == "restart"), default=None)
+    if begins is None:
+        return None
+    whole: list[_Joined] = []
+    last = entries[begins:]
+    if [entry.n for entry in last] != list(range(last[0].n, last[-1].n + 1)):
+        return None
+    for entry in last:
+        if entry.kind != "restart":
+            told = msgspec.json.decode(entry.data, type=_Told)
+            _join(whole, cast(Written, entry.kind), told.text, told.tokens)
+    return Before(last[0].since, last[-1].n, len(entries), whole)
+
+
+class _Told(msgspec.Struct):
+    """What a delta and thinking have in common."""
+
+    text: str
+    tokens: list[int]
+
+
 async def history(redis: Redis, job_id: int, after: tuple[int, int] = (0, 0)) -> list[Entry]:
     """What the stream holds after that entry. Raises one of UNAVAILABLE."""
     found: list[Entry] = []
     while True:
         page: Any = await redis.xrange(_name(job_id), min=f"({after[0]}-{after[1]}", count=PAGE)
         for event_id, fields in page:
-            ((kind, data),) = fields.items()
             attempt, _, n = event_id.partition(b"-")
-            found.append(Entry(int(attempt), int(n), kind.decode(), data))
+            since = fields.pop(b"since", attempt)
+            ((kind, data),) = fields.items()
+            found.append(Entry(int(attempt), int(n), kind.decode(), data, int(since)))
         if len(page) < PAGE:
             return found
         after = found[-1][:2]

@@ -12,7 +12,9 @@ whose `when` stands in the newest prompt decides, else the reply is the SHA-256 
     {"when": "die",   "signal": 9, "once": "PATH"}         # dies, but not where PATH exists, which it then makes
     {"when": "wait",  "gate": "PATH", "reply": "x"}        # reads the prompt, then waits until PATH exists
     {"when": "hard",  "prepare_gate": "PATH"}              # is not a sequence yet while PATH does not exist
+    {"when": "late",  "after": 3, "signal": 9}             # that, or a gate, once it drew 3 tokens itself
     {"when": "slow",  "step_s": 0.05}                      # each step that it takes part in takes so long
+    {"when": "new",   "goes_on": false}                    # cannot go on behind what was written before
     {"model": "m",    "cannot_load": "It is broken."}      # at load, by the model's name
     {"model": "m",    "load_signal": 6}
     {"model": "m",    "load_gate": "PATH"}                 # loads for ever while PATH does not exist
@@ -61,6 +63,7 @@ class FakeRunner:
         self._rules = rules
         self._rule: dict[int, dict[str, Any]] = {}
         self._left: dict[int, list[int]] = {}
+        self._drawn: dict[int, int] = {}
         self.held: list[list[int]] = [[] for _ in range(n_slots)]
         """What the KV cache of each slot would hold."""
 
@@ -76,7 +79,9 @@ class FakeRunner:
     def is_end(self, token: int) -> bool:
         return token == END
 
-    def begin(self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
+    def begin(
+        self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
+    ) -> bool:
         text = bytes(prompt).decode(errors="replace")
         newest = text.rpartition("<user>")[2]
         rule = next((rule for rule in self._rules() if "when" in rule and rule["when"] in newest), {})
@@ -86,11 +91,16 @@ class FakeRunner:
             time.sleep(GATE_LOOK_S)
         reply = rule.get("reply", hashlib.sha256(text.encode()).hexdigest())
         self._rule[sequence_id] = rule
-        self._left[sequence_id] = [*reply.encode(), END]
+        left = [*reply.encode(), END]
+        goes_on = rule.get("goes_on", True)
+        self._left[sequence_id] = left[len(written) :] if goes_on else left
+        self._drawn[sequence_id] = 0
+        return bool(goes_on)
 
     def end(self, sequence_id: int) -> None:
         self._rule.pop(sequence_id, None)
         self._left.pop(sequence_id, None)
+        self._drawn.pop(sequence_id, None)
 
     def can_cut(self, slot: int, n_tokens: int) -> bool:
         return self.can_share or n_tokens == 0
@@ -121,7 +131,9 @@ class FakeRunner:
             rule = self._rule[work.sequence_id]
             time.sleep(rule.get("step_s", 0))
             if work.wanted:
-                self._obey(rule)
+                if self._drawn[work.sequence_id] >= rule.get("after", 0):
+                    self._obey(rule)
+                self._drawn[work.sequence_id] += 1
                 sampled.append(Sampled(work.sequence_id, self._left[work.sequence_id].pop(0)))
         return sampled
 
@@ -129,12 +141,12 @@ class FakeRunner:
         return
 
     def _obey(self, rule: dict[str, Any]) -> None:
+        while "gate" in rule and not Path(rule["gate"]).exists():
+            time.sleep(GATE_LOOK_S)
         if "signal" in rule and not ("once" in rule and Path(rule["once"]).exists()):
             if "once" in rule:
                 Path(rule["once"]).touch()
             os.kill(os.getpid(), rule["signal"])
-        while "gate" in rule and not Path(rule["gate"]).exists():
-            time.sleep(GATE_LOOK_S)
 
 
 def main() -> None:

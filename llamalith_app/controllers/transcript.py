@@ -1,8 +1,8 @@
 """What this process knows of one job's events, in order; and from where on a reader needs them. Pure.
 
-Readers share it: each is only a cursor, the id of the last event that it got. One rule for everything irregular
-(another attempt, entries that are missing, a stream that has expired, a cursor of neither): a `restart`, and the whole
-from its beginning. Knows no Redis, no SQL and no HTTP.
+Readers share it: each is only a cursor, the id of the last event that it got. One rule for everything irregular (an
+attempt that begins anew, entries that are missing, a stream that has expired, a cursor of neither): a `restart`, and
+the whole from its beginning. Knows no Redis, no SQL and no HTTP.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Cursor(NamedTuple):
 class Frame(NamedTuple):
     """An event as readers get it, but for what stands before its id."""
 
+    attempt: int
     n: int
     text: bytes
     is_restart: bool = False
@@ -40,14 +41,16 @@ class Frame(NamedTuple):
 
 
 def _frame(attempt: int, n: int, kind: str, data: bytes) -> Frame:
-    return Frame(n, b"%d-%d\nevent: %s\ndata: %s\n\n" % (attempt, n, kind.encode(), data), kind == "restart")
+    return Frame(attempt, n, b"%d-%d\nevent: %s\ndata: %s\n\n" % (attempt, n, kind.encode(), data), kind == "restart")
 
 
 class Transcript:
     def __init__(self, job_id: int) -> None:
         self.job_id = job_id
         self._attempt = 0
-        """Whose events these are; 0: none has told anything."""
+        """Who told the last of these events; 0: none has told anything."""
+        self._since = 0
+        """Who told the first of them."""
         self._first = 1
         """The n of the first frame, present or to come."""
         self._next = 1
@@ -74,16 +77,17 @@ class Transcript:
     def take(self, entry: Entry) -> bool:
         """False: entries before this one are missing here. What is known or stale already changes nothing."""
         begins = entry.n == 1 or entry.kind == "restart"
-        if (entry.attempt, entry.n) < (self._attempt, self._next) or self.ended:
+        is_known = entry.n < self._next if entry.attempt == self._attempt else entry.attempt < self._attempt
+        if is_known or self.ended:
             return True
         if begins and (entry.attempt > self._attempt or entry.kind == "restart"):
-            self._begin(entry.attempt, entry.n)
+            self._begin(entry.attempt, entry.n, entry.since)
         elif entry.attempt == self._hopeless:
             return True
-        elif entry.attempt != self._attempt or entry.n != self._next:
+        elif entry.since != self._since or entry.n != self._next:
             return False
-        self._frames.append(_frame(*entry))
-        self._next += 1
+        self._frames.append(_frame(entry.attempt, entry.n, entry.kind, entry.data))
+        self._attempt, self._next = entry.attempt, self._next + 1
         if entry.kind == "delta":
             self._reply.append(msgspec.json.decode(entry.data, type=Delta).text)
         return True
@@ -109,15 +113,15 @@ class Transcript:
 
     def _complete(self, attempt: int, reply: str) -> None:
         told = "".join(self._reply)
-        if attempt != self._attempt or not reply.startswith(told):
+        if not self._frames or not reply.startswith(told):
             told = ""
-            self._begin(attempt, STORED)
+            self._begin(attempt, STORED, attempt)
         if len(told) < len(reply):
             delta = Delta(job_id=self.job_id, text=reply[len(told) :], offset=len(told), tokens=[])
             self._frames.append(_frame(attempt, STORED, "delta", msgspec.json.encode(delta)))
 
-    def _begin(self, attempt: int, n: int) -> None:
-        self._attempt, self._first, self._next, self._hopeless = attempt, n, n, 0
+    def _begin(self, attempt: int, n: int, since: int) -> None:
+        self._attempt, self._since, self._first, self._next, self._hopeless = attempt, since, n, n, 0
         self._frames, self._reply = [], []
 
     def read(self, cursor: Cursor | None, prefix: bytes) -> tuple[list[bytes], Cursor | None]:
@@ -129,17 +133,17 @@ class Transcript:
         at = self._place(cursor)
         if at is None:
             at = 0
-            cursor = Cursor(self._attempt, self._first - 1)
+            cursor = Cursor(self._since, self._first - 1)
             if not (self._frames and self._frames[0].is_restart):
-                data = msgspec.json.encode(Restart(job_id=self.job_id, attempt=self._attempt))
+                data = msgspec.json.encode(Restart(job_id=self.job_id, attempt=self._since))
                 sent.append(_frame(*cursor, "restart", data).sent(prefix))
         frames = self._frames[at : at + MAX_FRAMES]
         sent += [frame.sent(prefix) for frame in frames]
         if frames:
-            cursor = Cursor(self._attempt, frames[-1].n)
+            cursor = Cursor(frames[-1].attempt, frames[-1].n)
         if self._final is not None and at + len(frames) == len(self._frames):
             sent.append(self._final.sent(prefix))
-            cursor = Cursor(self._attempt, FINAL)
+            cursor = Cursor(self._final.attempt, FINAL)
         return sent, cursor
 
     def _place(self, cursor: Cursor | None) -> int | None:
@@ -148,12 +152,12 @@ class Transcript:
             return 0
         if cursor is None:
             return 1 if self._frames and self._frames[0].is_restart else 0
-        if cursor.attempt == self._attempt:
-            if self.ended and cursor.n >= STORED:
-                return len(self._frames)
-            if self._first - 1 <= cursor.n < self._next:
-                return cursor.n - self._first + 1
-        return None
+        if cursor.n >= STORED:
+            return len(self._frames) if self._final and self._final.attempt == cursor.attempt else None
+        at = cursor.n - self._first
+        if self._first <= cursor.n < self._next:
+            return at + 1 if self._frames[at].attempt == cursor.attempt else None
+        return 0 if (cursor.attempt, at) == (self._since, -1) else None
 
     def progress_after(self, n_progress: int) -> bytes:
         """The newest progress, where it changed since."""

@@ -67,7 +67,15 @@ class StateRead(NamedTuple):
     state: State | None
 
 
-Inbox = queue.SimpleQueue[Sequence | Refused | Cancel | StateRead | End]
+class Begun(NamedTuple):
+    """A sequence that can be submitted."""
+
+    sequence: Sequence
+    written: list[int]
+    """Of its reply, by an earlier attempt, if it can go on behind that."""
+
+
+Inbox = queue.SimpleQueue[Begun | Refused | Cancel | StateRead | End]
 """What the main thread hears."""
 
 
@@ -142,21 +150,22 @@ def _prepare(runner: Runner, received: queue.SimpleQueue[ToEngine], inbox: Inbox
             os._exit(1)
 
 
-def _sequence(runner: Runner, submit: Submit) -> Sequence | Refused:
+def _sequence(runner: Runner, submit: Submit) -> Begun | Refused:
     try:
         prompt = fit(submit.messages, runner.render, runner.tokenize, runner.n_ctx, submit.sampling.max_tokens)
-        runner.begin(submit.sequence_id, submit.sampling, submit.grammar, prompt.tokens)
+        goes_on = runner.begin(submit.sequence_id, submit.sampling, submit.grammar, prompt.tokens, submit.written)
     except Refusal as refusal:
         return Refused(sequence_id=submit.sequence_id, kind=refusal.kind, reason=refusal.reason)
     except Exception as error:  # noqa: BLE001 - whatever it was, it is this turn's and nobody else's
         return Refused(sequence_id=submit.sequence_id, kind="internal", reason=f"{type(error).__name__}: {error}"[:500])
-    return Sequence(
+    sequence = Sequence(
         id=submit.sequence_id,
         prompt=prompt.tokens,
         max_tokens=submit.sampling.max_tokens,
         text=ReplyText([*submit.stop, *runner.extra_stop]),
         omitted_messages=prompt.omitted_messages,
     )
+    return Begun(sequence, submit.written if goes_on else [])
 
 
 def fill(scheduler: Scheduler, runner: Runner, admission: Admission) -> None:
@@ -221,12 +230,12 @@ class _Loop:
             except queue.Empty:
                 return
             match message:
-                case Sequence():
-                    self._newest = message.id
-                    if message.id in self._cancelled:
-                        self._runner.end(message.id)
+                case Begun():
+                    self._newest = message.sequence.id
+                    if message.sequence.id in self._cancelled:
+                        self._runner.end(message.sequence.id)
                     else:
-                        self._submit(message)
+                        self._submit(*message)
                 case Refused():
                     self._newest = message.sequence_id
                     if message.sequence_id not in self._cancelled:
@@ -248,7 +257,10 @@ class _Loop:
         if ended is not None:
             self._tell([ended])
 
-    def _submit(self, sequence: Sequence) -> None:
+    def _submit(self, sequence: Sequence, written: list[int]) -> None:
+        if (ended := self._scheduler.resume(sequence, written)) is not None:
+            self._tell([ended])
+            return
         if self._states is not None:
             n_here = self._scheduler.slots.longest_prefix(sequence.prompt).n_tokens
             saved = self._states.best(sequence.prompt)

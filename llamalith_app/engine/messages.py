@@ -71,6 +71,9 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     stop: list[str]
     grammar: str = ""
     """As llguidance takes it (`llamalith_app/grammar.py` makes them); empty: none."""
+    written: list[int] = []
+    """Tokens of the reply that an earlier attempt drew: it goes on behind them, and tells them with the first token of
+    its own. Where it cannot, it writes the whole anew and tells only that."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -126,11 +126,16 @@ class LlamaRunner:
     def is_end(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
-    def begin(self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
+    def begin(
+        self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
+    ) -> bool:
         constraint = Constraint(self._vocabulary, grammar) if grammar else None
+        if written and not self._allows(constraint, written):
+            self.begin(sequence_id, sampling, grammar, prompt, ())
+            return False
         if constraint is None and _takes_the_likeliest(sampling):
             self._samplers[sequence_id] = Likeliest(self._n_vocab)
-            return
+            return True
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
 
         def add(sampler: Any) -> None:
@@ -143,9 +148,10 @@ class LlamaRunner:
             sampling.frequency_penalty,
             sampling.presence_penalty,
         )
-        for token in prompt[-PENALTY_LAST_N:]:
+        for token in [*prompt[-PENALTY_LAST_N:], *written][-PENALTY_LAST_N:]:
             llama_cpp.llama_sampler_accept(penalties, token)
         add(penalties)
+        dice = None
         if sampling.temperature <= 0:
             add(llama_cpp.llama_sampler_init_greedy())
         else:
@@ -154,9 +160,22 @@ class LlamaRunner:
             add(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
             add(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
             add(llama_cpp.llama_sampler_init_temp(sampling.temperature))
-            seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-            add(llama_cpp.llama_sampler_init_dist(seed))
-        self._samplers[sequence_id] = Sampler(chain, constraint, self._n_vocab)
+            dice = Dice(chain, secrets.randbits(32) if sampling.seed is None else sampling.seed, len(written))
+        self._samplers[sequence_id] = Sampler(chain, dice, constraint, self._n_vocab)
+        return True
+
+    def _allows(self, constraint: Constraint | None, written: Sequence[int]) -> bool:
+        """And the constraint stands behind it then. Written with another model, it may have tokens that this one has
+        not, of which llama.cpp dies."""
+        if not all(0 <= token < self._n_vocab for token in written):
+            return False
+        try:
+            if constraint is not None:
+                for token in written:
+                    constraint.accept(token)
+        except TooSlow:
+            return False
+        return True
 
     def _read_vocabulary(self) -> Vocabulary:
         """Takes a few microseconds a token, and some 200 bytes of memory."""
@@ -317,11 +336,35 @@ class Likeliest:
         return int(np.ctypeslib.as_array(row, shape=(self._n_vocab,)).argmax())
 
 
+class Dice:
+    """The last of a chain's samplers, anew for each token: what it draws there follows from seed and place alone. Of
+    llama.cpp's own, which goes on from token to token, nobody could tell later how often it drew."""
+
+    def __init__(self, chain: Any, seed: int, n_drawn: int) -> None:
+        self._chain = chain
+        self._seed = seed
+        self._n_drawn = n_drawn
+        self._add()
+
+    def next(self) -> None:
+        """For the token behind the one that was drawn."""
+        last = llama_cpp.llama_sampler_chain_n(self._chain) - 1
+        llama_cpp.llama_sampler_free(llama_cpp.llama_sampler_chain_remove(self._chain, last))
+        self._n_drawn += 1
+        self._add()
+
+    def _add(self) -> None:
+        place = hashlib.blake2b(b"%d %d" % (self._seed, self._n_drawn), digest_size=4)
+        dist = llama_cpp.llama_sampler_init_dist(int.from_bytes(place.digest(), "little"))
+        llama_cpp.llama_sampler_chain_add(self._chain, dist)
+
+
 class Sampler:
     """How one sequence draws its tokens: llama.cpp's chain, and what holds it to a grammar."""
 
-    def __init__(self, chain: Any, constraint: Constraint | None, n_vocab: int) -> None:
+    def __init__(self, chain: Any, dice: Dice | None, constraint: Constraint | None, n_vocab: int) -> None:
         self._chain = chain
+        self._dice = dice
         self._constraint = constraint
         self._n_vocab = n_vocab
         self._candidates = np.zeros(n_vocab if constraint else 0, dtype=CANDIDATE)
@@ -332,6 +375,12 @@ class Sampler:
 
     def sample(self, context: Any, at: int) -> int | None:
         """The token after row `at` of the last batch; None: the grammar allows none. Raises TooSlow."""
+        token = self._draw(context, at)
+        if self._dice is not None:
+            self._dice.next()
+        return token
+
+    def _draw(self, context: Any, at: int) -> int | None:
         if self._constraint is None:
             return int(llama_cpp.llama_sampler_sample(self._chain, context, at))
         row = llama_cpp.llama_get_logits_ith(context, at)

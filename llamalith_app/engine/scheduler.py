@@ -47,6 +47,18 @@ class Scheduler:
         """Waits for a slot behind those that came before. Its prompt must be shorter than the context."""
         self._waiting.append(sequence)
 
+    def resume(self, sequence: Sequence, written: Items[int]) -> Advance | None:
+        """Has it go on, once it is submitted, behind what was written of its reply before. What ends it, where that
+        was the whole reply already: then it is not to be submitted."""
+        text = []
+        for token in written:
+            text.append(self._take(sequence, token))
+            if sequence.finish is not None:
+                return _advance(sequence, "".join(text), sequence.generated)
+        sequence.prompt, sequence.generated = [*sequence.prompt, *written], []
+        sequence.written, sequence.written_text = written, "".join(text)
+        return None
+
     def state_read(self, sequence_id: int, state: State | None) -> None:
         """What a waiting sequence was held back for has come, or could not be had."""
         for sequence in self._waiting:
@@ -124,7 +136,10 @@ class Scheduler:
                 continue
             n_before = len(sequence.generated)
             text = self._take(sequence, result.token)
-            told.append(_advance(sequence, text, sequence.generated[n_before:]))
+            tokens = sequence.generated[n_before:]
+            if n_before == 0:
+                text, tokens = sequence.written_text + text, [*sequence.written, *tokens]
+            told.append(_advance(sequence, text, tokens))
             if sequence.finish is not None:
                 self._free(sequence)
         self._plan = []
@@ -211,7 +226,8 @@ class Scheduler:
         if sequence.text.stopped:
             return "stop"
         full = len(sequence.prompt) + len(sequence.generated) >= self._model.n_ctx
-        return "length" if full or len(sequence.generated) >= sequence.max_tokens else None
+        n_drawn = len(sequence.written) + len(sequence.generated)
+        return "length" if full or n_drawn >= sequence.max_tokens else None
 
     def _free(self, sequence: Sequence) -> None:
         if sequence.slot is not None:
@@ -228,9 +244,9 @@ class Scheduler:
 def _advance(sequence: Sequence, text: str, tokens: list[int]) -> Advance:
     return Advance(
         sequence_id=sequence.id,
-        prompt_tokens=len(sequence.prompt),
-        prompt_done=sequence.prompt_done,
-        prompt_reused=sequence.n_reused,
+        prompt_tokens=sequence.n_prompt,
+        prompt_done=min(sequence.n_evaluated, sequence.n_prompt),
+        prompt_reused=min(sequence.n_reused, sequence.n_prompt),
         tokens=tokens,
         text=text,
         omitted_messages=sequence.omitted_messages,

@@ -33,9 +33,14 @@ class Wait(NamedTuple):
 class Sequence:
     id: int
     prompt: Items[int]
+    """What is read before it draws: the prompt, and what was written of the reply before."""
     max_tokens: int
     text: ReplyText
     omitted_messages: int = 0
+    written: Items[int] = ()
+    """Of the reply, by an earlier attempt: the end of `prompt`."""
+    written_text: str = ""
+    """What they make certain; told with the first token that is drawn."""
     state: State | None = None
     """Brought along from disk, for the slot that it will get."""
     is_reading: bool = False
@@ -57,5 +62,6 @@ class Sequence:
         return self.n_evaluated < len(self.prompt)
 
     @property
-    def prompt_done(self) -> int:
-        return min(self.n_evaluated, len(self.prompt))
+    def n_prompt(self) -> int:
+        """Tokens of the prompt alone."""
+        return len(self.prompt) - len(self.written)

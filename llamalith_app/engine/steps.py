@@ -76,8 +76,11 @@ class Runner(Model, Protocol):
 
     def tokenize(self, text: str) -> list[int]: ...
 
-    def begin(self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int]) -> None:
-        """Makes the sequence's sampler. Raises Refusal for a grammar that cannot be used."""
+    def begin(
+        self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
+    ) -> bool:
+        """Makes the sequence's sampler, as it stood after it had drawn what was written. False: the grammar does not
+        allow that, and it stands as at the beginning. Raises Refusal for a grammar that cannot be used."""
 
     def end(self, sequence_id: int) -> None:
         """Frees its sampler; the slot keeps its tokens."""

@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ import msgspec
 import structlog
 from redis.asyncio import Redis
 
+from llamalith_app import streams
 from llamalith_app.config import ModelConfig
 from llamalith_app.config_file import MaxWait
 from llamalith_app.contracts.jobs import Progress
@@ -34,7 +36,7 @@ from llamalith_app.jobs.speeds import Measure, Speeds
 from llamalith_app.store import conversations, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome, Status
-from llamalith_app.streams import Teller, Writer
+from llamalith_app.streams import Before, Teller, Writer
 
 T = TypeVar("T")
 
@@ -65,6 +67,8 @@ class Running:
         self.cancel: Callable[[], object] | None = None
         """Ends what it waits for: the model, or the engine's next step."""
         self._decode_started = 0.0
+        self._n_first = 0
+        """Tokens that came all at once with the first."""
         self._sent = 0.0
         self.completion_tokens = 0
         self._started = time.monotonic()
@@ -74,11 +78,12 @@ class Running:
         now = time.monotonic()
         self.last = step
         if step.tokens:
-            self._decode_started = self._decode_started or now
+            if not self.completion_tokens:
+                self._decode_started, self._n_first = now, len(step.tokens)
             self.completion_tokens += len(step.tokens)
         decoding = self.completion_tokens > 0
         if decoding:
-            n, since = self.completion_tokens - 1, now - self._decode_started
+            n, since = self.completion_tokens - self._n_first, now - self._decode_started
         else:
             # What was reused and the loading before it are no speed of reading.
             n, since = step.prompt_done - step.prompt_reused, now - self._sent
@@ -90,6 +95,9 @@ class Running:
             tokens_per_s=round(n / since, 2) if n and since > 0 else None,
         )
         return self.reply.feed(step.text)
+
+    def begin_again(self) -> None:
+        self.reply, self.last, self.completion_tokens = Reply(), None, 0
 
     def sent(self) -> None:
         """To the engine, just now."""
@@ -140,6 +148,7 @@ class Generation:
     ) -> None:
         self._database = database
         self._pool = pool
+        self._redis = redis
         self._teller = Teller(redis)
         self._worker_id = worker_id
         self._models = models
@@ -252,10 +261,11 @@ class Generation:
         lines = log.bind(job_id=claim.job_id, attempt=claim.attempt, model=claim.model, request_id=claim.request_id)
         lines.info("attempt started")
         self.running[claim.lease_token] = running
-        publisher = _Publisher(self._teller.writer(claim.job_id, claim.attempt), running, tell)
+        before = await streams.before(self._redis, claim.job_id, claim.attempt) if claim.attempt > 1 else None
+        publisher = _Publisher(self._teller.writer(claim.job_id, claim.attempt, before), running, tell)
         timer = None if claim.timeout_s is None else asyncio.create_task(self._end_in_time(running, claim.timeout_s))
         try:
-            await self._run(running, place, publisher)
+            await self._run(running, place, publisher, before)
         except EngineRefused as error:
             await self._fail(running, error.kind, str(error), final=True)
         except ModelTooLarge as error:
@@ -295,7 +305,7 @@ class Generation:
                 raise
             return None
 
-    async def _run(self, running: Running, place: Place, publisher: _Publisher) -> None:
+    async def _run(self, running: Running, place: Place, publisher: _Publisher, before: Before | None) -> None:
         claim = running.claim
         publisher.tell()
         engine = await self._engine(running, place)
@@ -312,14 +322,14 @@ class Generation:
             sampling=shape.sampling(settings, claim.parameters),
             stop=shape.stops(settings, claim.parameters),
             grammar=shape.grammar(claim, self._grammars),
+            written=[] if before is None else before.tokens,
         )
-        running.cancel = partial(engine.cancel, submit.sequence_id)
-        running.sent()
-        if running.ends_as is None:
-            async for step in engine.run(submit):
-                publisher.write(running.advance(step), step.tokens)
-                publisher.tell()
-        publisher.write(running.reply.end())
+        if not await self._write(running, engine, submit, publisher):
+            running.begin_again()
+            submit = msgspec.structs.replace(submit, sequence_id=next(self._sequence_ids), written=[])
+            await self._write(running, engine, submit, publisher)
+        if running.ends_as is not Outcome.RELEASED:
+            publisher.write(running.reply.end())
         last = running.last
         # Whole before it was stopped: the time it took is spent, and only a lease that is gone stands against it.
         if running.ends_as is Outcome.LOST or last is None or last.finish in (None, "cancelled"):
@@ -336,7 +346,8 @@ class Generation:
         )
         if await self._store(running, finish):
             self.speeds.learn(claim.model, "load_s", engine.loaded.load_s)
-            running.measure(partial(self.speeds.learn, claim.model))
+            if not submit.written:
+                running.measure(partial(self.speeds.learn, claim.model))
             n_reused = last.prompt_reused
             self.speeds.count(claim.model, computed=last.prompt_tokens - n_reused, reused=n_reused)
             log.info(
@@ -352,6 +363,18 @@ class Generation:
             )
         else:
             await self._keep(running)
+
+    async def _write(self, running: Running, engine: EngineProcess, submit: Submit, publisher: _Publisher) -> bool:
+        """To the reply's end, or the attempt's. False: it cannot go on behind what was written before."""
+        running.cancel = partial(engine.cancel, submit.sequence_id)
+        running.sent()
+        if running.ends_as is None:
+            async with aclosing(engine.run(submit)) as steps:
+                async for step in steps:
+                    if not publisher.write(running.advance(step), step.tokens):
+                        return False
+                    publisher.tell()
+        return True
 
     async def _fail(self, running: Running, kind: str, reason: str, *, final: bool = False) -> None:
         claim = running.claim
@@ -416,10 +439,8 @@ class _Publisher:
         self._tell = tell
         self._next = 0.0
 
-    def write(self, pieces: Iterable[Piece], tokens: Iterable[int] = ()) -> None:
-        self._writer.tokens(tokens)
-        for piece in pieces:
-            self._writer.write(piece.kind, piece.text)
+    def write(self, pieces: Sequence[Piece], tokens: Sequence[int] = ()) -> bool:
+        return self._writer.write(pieces, tokens)
 
     def tell(self) -> None:
         now = time.monotonic()

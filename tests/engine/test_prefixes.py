@@ -51,7 +51,7 @@ class Engine:
 
     def submit(self, prompt: Sequence[int], max_tokens: int = 12, state: State | None = None) -> int:
         self._ids += 1
-        self.runner.begin(self._ids, sampling(), "", prompt)
+        self.runner.begin(self._ids, sampling(), "", prompt, ())
         self.replies[self._ids] = []
         self.scheduler.submit(Running(self._ids, prompt, max_tokens, ReplyText([]), state=state))
         return self._ids

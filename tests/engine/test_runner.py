@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import re
 from typing import Any
 
+import llama_cpp
 import msgspec
+import numpy as np
 import pytest
 
 from llamalith_app.engine.chat import fit
 from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.messages import ChatMessage, Submit
 from llamalith_app.engine.process import EngineRefused
-from llamalith_app.engine.runner import LlamaRunner
+from llamalith_app.engine.runner import CANDIDATE, Dice, LlamaRunner
 from llamalith_app.engine.steps import Refusal, Sampled, Work
 from tests.engine.conftest import load, run, sampling, started, submit
 
@@ -77,6 +80,80 @@ async def test_a_seed_makes_a_reply_repeatable() -> None:
         others = [await run(engine, warm(None)) for _ in range(4)]
     assert one.tokens == same.tokens
     assert len({reply.text for reply in others}) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends_by", ["length", "stop"])
+async def test_a_reply_goes_on_behind_what_was_written_of_it(ends_by: str) -> None:
+    asked: dict[str, Any] = {"temperature": 0.8, "seed": 7, "max_tokens": 12, "frequency_penalty": 0.5}
+    async with started(None) as engine:
+        whole = await run(engine, submit("Invent a name.", **asked))
+        if ends_by == "stop":
+            asked["stop"] = [whole.text[-3:]]
+            whole = await run(engine, submit("Invent a name.", **asked))
+        for n_written in range(len(whole.tokens) + 1):
+            written = whole.tokens[:n_written]
+            again = await run(engine, msgspec.structs.replace(submit("Invent a name.", **asked), written=written))
+            first = next(advance for advance in again.advances if advance.tokens or advance.finish)
+            assert first.tokens[:n_written] == written
+            assert again.advances[-1].prompt_tokens == whole.advances[-1].prompt_tokens
+            if ends_by == "length":
+                assert (len(again.tokens), again.finish) == (12, "length")
+    # All of it was written before.
+    assert (again.tokens, again.text, again.finish) == (whole.tokens, whole.text, ends_by)
+
+
+@pytest.mark.slow
+async def test_a_grammar_holds_what_goes_on_and_what_it_does_not_allow_is_written_anew() -> None:
+    async with started(None) as engine:
+        bound = submit("Tell me about Ada.", grammar=SMALL_JSON, max_tokens=200)
+        whole = await run(engine, bound)
+        for n_written in (1, len(whole.tokens) // 2, len(whole.tokens)):
+            again = await run(
+                engine,
+                msgspec.structs.replace(
+                    submit("Tell me about Ada.", grammar=SMALL_JSON, max_tokens=200), written=whole.tokens[:n_written]
+                ),
+            )
+            assert json.loads(again.text).keys() == json.loads(whole.text).keys()
+            assert again.tokens[:n_written] == whole.tokens[:n_written]
+        foreign = await run(
+            engine,
+            msgspec.structs.replace(
+                submit("Tell me about Ada.", grammar=SMALL_JSON, max_tokens=200), written=whole.tokens[:1] * 3
+            ),
+        )
+    assert foreign.text == whole.text
+
+
+@pytest.mark.slow
+async def test_tokens_that_the_model_does_not_have_are_not_gone_on_behind() -> None:
+    async with started(None) as engine:
+        whole = await run(engine, submit("Hi", max_tokens=4))
+        again = await run(engine, msgspec.structs.replace(submit("Hi", max_tokens=4), written=[10**6, -3]))
+    assert again.tokens == whole.tokens
+
+
+def test_what_a_seed_draws_follows_from_the_place_alone() -> None:
+    def draws(n_drawn: int) -> list[int]:
+        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        dice = Dice(chain, 7, n_drawn)
+        drawn = []
+        for _ in range(n_drawn, 20):
+            candidates = np.zeros(1000, dtype=CANDIDATE)
+            candidates["id"] = np.arange(1000)
+            array = llama_cpp.llama_token_data_array(
+                data=candidates.ctypes.data_as(llama_cpp.llama_token_data_p), size=1000, selected=-1, sorted=False
+            )
+            llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
+            drawn.append(int(array.data[array.selected].id))
+            dice.next()
+        llama_cpp.llama_sampler_free(chain)
+        return drawn
+
+    whole = draws(0)
+    assert len(set(whole)) > 10
+    assert all(draws(n) == whole[n:] for n in range(20))
 
 
 @pytest.mark.slow
@@ -168,7 +245,7 @@ def test_a_slot_that_only_fills_a_gap_keeps_what_it_holds(monkeypatch: pytest.Mo
     texts = ["One fox runs.", "Two dogs sleep in the sun.", "Three birds sing.", "Four fish swim."]
     tokens = [runner.tokenize(text) for text in texts]
     for number in range(4):
-        runner.begin(number, sampling(temperature=0.0, repeat_penalty=1.0), "", tokens[number])
+        runner.begin(number, sampling(temperature=0.0, repeat_penalty=1.0), "", tokens[number], ())
 
     at = [0] * 4
 
@@ -215,8 +292,8 @@ def test_a_full_slot_fills_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = opened(monkeypatch, None, n_slots=3, n_ctx=32, n_threads=1)
     full = [runner.tokenize("a")[0]] * 32
     runner.evaluate([Work(1, 1, full, 0, wanted=False)])
-    runner.begin(0, sampling(), "", full[:1])
-    runner.begin(2, sampling(), "", full[:1])
+    runner.begin(0, sampling(), "", full[:1], ())
+    runner.begin(2, sampling(), "", full[:1], ())
     results = runner.evaluate([Work(2, 2, full[:1], 0, wanted=True), Work(0, 0, full[:1], 0, wanted=True)])
     assert {one.sequence_id for one in results} == {0, 2}
     assert runner.keep(1, 32) == 32

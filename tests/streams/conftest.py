@@ -76,7 +76,7 @@ class Attempt:
         for text in texts:
             self.reply += text
             n = await self.n_events()
-            self.writer.write("delta", text)
+            self.writer.write([("delta", text)])
 
             async def is_there(n: int = n) -> bool:
                 return await self.n_events() > n

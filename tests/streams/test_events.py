@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +101,46 @@ async def test_a_late_reader_may_begin_after_any_event(
     assert by_query == 204
 
 
-async def test_a_second_attempt_starts_the_reply_again(
-    worked: httpx.AsyncClient, script: Script, database: Database, tmp_path: Path
+@pytest.mark.slow
+async def test_each_attempt_goes_on_behind_the_one_before_and_all_tell_what_one_alone_would(
+    worked: httpx.AsyncClient, script: Script, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dies_without = tmp_path / "died"
-    dies_without.touch()
-    script.write(
-        {"when": "go", "reply": "A reply of some length.", "step_s": 0.02, "signal": 9, "once": str(dies_without)}
-    )
+    monkeypatch.setattr("llamalith_app.jobs.order.pause_before", lambda _: timedelta())
+    script.write({"when": "go", "reply": REPLY}, {"when": "fall", "reply": REPLY, "after": 9, "signal": 9})
+    whole = heard(await read_all(worked, f"/api/jobs/{await submit(worked, 'go', 'one')}/events"))
+    answer = await worked.post("/api/jobs", json={"content": "fall", "max_attempts": 20})
+    job_id = answer.json()["job_id"]
+    got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
+    job = await ended(database, job_id)
+    assert job.attempt > 5
+    assert (got.text, got.thinking, got.tokens) == (whole.text, whole.thinking, whole.tokens)
+    assert got.text == job.result == SAID
+    assert job.completion_tokens == len(whole.tokens)
+    assert "restart" not in got.kinds
+    late = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
+    assert (late.text, late.tokens) == (got.text, got.tokens)
+    assert "restart" not in late.kinds
+
+
+@pytest.mark.parametrize("lost", ["the tokens", "the way back to them"])
+async def test_an_attempt_that_cannot_go_on_takes_back_what_was_told_and_begins_anew(
+    worked: httpx.AsyncClient,
+    redis: Redis,
+    script: Script,
+    database: Database,
+    tmp_path: Path,
+    lost: str,
+) -> None:
+    gate = tmp_path / "gate"
+    script.write({"when": "go", "reply": "A reply of some length.", "after": 5, "gate": str(gate), "signal": 9})
     job_id = await submit(worked, "go")
     async with reading(worked, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()
-        got = heard(await some(source, "delta", 2))
-        assert got.text
-        dies_without.unlink()
+        got = heard(await some(source, "delta", 1))
+        script.write({"when": "go", "reply": "A reply of some length.", "goes_on": lost == "the tokens"})
+        if lost == "the tokens":
+            await redis.flushall()
+        gate.touch()
         async for event in source:
             got.take(event)
     job = await ended(database, job_id)

@@ -40,12 +40,13 @@ def ended(status: Any = "done", result: str | None = None, attempt: int = 1) -> 
     )
 
 
-def delta(attempt: int, n: int, text: str, offset: int) -> Entry:
-    return Entry(attempt, n, "delta", msgspec.json.encode(Delta(job_id=1, text=text, offset=offset, tokens=[])))
+def delta(attempt: int, n: int, text: str, offset: int, since: int | None = None) -> Entry:
+    data = msgspec.json.encode(Delta(job_id=1, text=text, offset=offset, tokens=[]))
+    return Entry(attempt, n, "delta", data, since or attempt)
 
 
-def restart(attempt: int, n: int) -> Entry:
-    return Entry(attempt, n, "restart", msgspec.json.encode(Restart(job_id=1, attempt=attempt)))
+def restart(attempt: int, n: int, since: int | None = None) -> Entry:
+    return Entry(attempt, n, "restart", msgspec.json.encode(Restart(job_id=1, attempt=attempt)), since or attempt)
 
 
 def parsed(frame: bytes) -> Event:
@@ -80,6 +81,7 @@ class Source:
 
     def __init__(self) -> None:
         self.attempt, self.n, self.text = 1, 0, ""
+        self.since = 1
         self.stream: list[Entry] = []
         self.heard = Transcript(1)
         self.is_deaf = False
@@ -98,21 +100,33 @@ class Source:
     def write(self, text: str) -> None:
         self.n += 1
         self.text += text
-        self.tell(delta(self.attempt, self.n, text, len(self.text) - len(text)))
+        self.tell(delta(self.attempt, self.n, text, len(self.text) - len(text), self.since))
 
     def begin_again(self) -> None:
         self.attempt, self.n, self.text = self.attempt + 1, 1, ""
-        self.stream = []
+        self.stream, self.since = [], self.attempt
         self.tell(restart(self.attempt, 1))
+
+    def go_on(self) -> None:
+        """As a later attempt does where Redis has all of the text."""
+        deltas = [msgspec.json.decode(entry.data).get("text", "") for entry in self.stream]
+        if self.stream and "".join(deltas) == self.text:
+            self.attempt += 1
+        else:
+            self.begin_again()
 
     def tell_whole_again(self) -> None:
         """As the writer does that saw its stream gone."""
-        self.tell(restart(self.attempt, self.n + 1), delta(self.attempt, self.n + 2, self.text, 0))
+        whole = delta(self.attempt, self.n + 2, self.text, 0, self.since)
+        self.stream = []
+        self.tell(restart(self.attempt, self.n + 1, self.since), whole)
         self.n += 2
 
     def do(self, what: str) -> None:
         if what == "attempt":
             self.begin_again()
+        elif what == "go on":
+            self.go_on()
         elif what == "wipe":
             self.stream = []
         elif what == "whole":
@@ -130,7 +144,9 @@ class Source:
 
 
 happenings = st.lists(
-    st.sampled_from(["a", "bc", "ü🐉", "attempt", "wipe", "whole", "deaf", "hearing", "new process", "read", "again"]),
+    st.sampled_from(
+        ["a", "bc", "ü🐉", "attempt", "go on", "wipe", "whole", "deaf", "hearing", "new process", "read", "again"]
+    ),
     max_size=40,
 )
 
@@ -174,6 +190,23 @@ def test_a_reader_that_comes_again_at_any_place_gets_exactly_what_it_lacks() -> 
         client.read_all(transcript)
         assert client.heard.text == "12345 and what only the record has"
         assert "restart" not in client.heard.kinds
+
+
+def test_an_attempt_that_goes_on_takes_nothing_back_wherever_a_reader_stood() -> None:
+    transcript, early = Transcript(1), Client()
+    entries = [delta(1, 1, "a", 0), delta(1, 2, "b", 1), delta(2, 3, "c", 2, since=1), delta(4, 4, "d", 3, since=1)]
+    for entry in entries:
+        assert transcript.take(entry)
+        early.read(transcript)
+        early.come_again()
+    assert transcript.take(delta(1, 3, "of one that was given up", 2)), "stale"
+    transcript.finish(ended(result="abcde", attempt=5))
+    early.read_all(transcript)
+    assert early.heard.kinds == ["delta"] * 5 + ["done"]
+    assert early.heard.text == "abcde"
+    for cursor, text in ((Cursor(2, 3), "de"), (Cursor(1, 2), "cde")):
+        sent, _ = transcript.read(cursor, b"")
+        assert "".join(parsed(frame).data.get("text", "") for frame in sent) == text
 
 
 def test_what_was_told_and_is_not_the_stored_reply_is_taken_back() -> None:

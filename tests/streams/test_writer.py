@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -42,14 +43,12 @@ async def until(redis: Redis, text: str) -> None:
 async def test_the_first_text_goes_at_once_and_what_follows_is_joined(redis: Redis, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "JOIN_S", 3600)
     writer = Teller(redis).writer(JOB, 1)
-    writer.tokens([1])
-    writer.write("delta", "a")
+    writer.write([("delta", "a")], [1])
     await until(redis, "a")
     for letter in "bcd":
-        writer.tokens([2])
-        writer.write("delta", letter)
-    writer.write("thinking", "hm")
-    writer.tokens([3, 4])
+        writer.write([("delta", letter)], [2])
+    writer.write([("thinking", "hm")])
+    writer.write([], [3, 4])
     await writer.close()
     assert await told(redis) == [
         ("1-1", "delta", "a"),
@@ -66,16 +65,16 @@ async def test_the_first_text_goes_at_once_and_what_follows_is_joined(redis: Red
 async def test_an_end_that_comes_while_something_is_told_waits_for_the_rest(redis: Redis) -> None:
     teller = Teller(redis)
     writer = teller.writer(JOB, 1)
-    writer.write("delta", "one ")
+    writer.write([("delta", "one ")])
     await until(redis, "one ")
     await redis.client_pause(300, all=False)
-    writer.write("delta", "two ")
+    writer.write([("delta", "two ")])
 
     async def is_on_its_way() -> bool:
         return not teller._news
 
     await eventually(is_on_its_way)
-    writer.write("delta", "three")
+    writer.write([("delta", "three")])
     await writer.close()
     assert not writer._untold, "Redis has answered to all of it"
     assert text_of(await told(redis)) == "one two three"
@@ -88,20 +87,20 @@ async def test_a_later_attempt_starts_again_and_a_stale_one_is_refused_and_falls
     hearing.follow(JOB)
     await ready.wait()
     stale = Teller(redis).writer(JOB, 1)
-    stale.write("delta", "stale")
+    stale.write([("delta", "stale")])
     await until(redis, "stale")
     later = Teller(redis).writer(JOB, 2)
-    later.write("delta", "later")
+    later.write([("delta", "later")])
     await until(redis, "later")
     for n in (2, 3, 4):
-        stale.write("delta", f" {n}")
+        stale.write([("delta", f" {n}")])
 
         async def is_tried(n: int = n) -> bool:
             return stale._n == n and not stale._untold
 
         await eventually(is_tried)
     await stale.close()
-    later.write("delta", " on")
+    later.write([("delta", " on")])
     await later.close()
 
     async def is_over() -> bool:
@@ -114,15 +113,91 @@ async def test_a_later_attempt_starts_again_and_a_stale_one_is_refused_and_falls
     assert [entry.n for entry in heard if entry.attempt == 1 and entry.n] == [1, 2]
 
 
+REPLY: list[tuple[streams.Written, str]] = [
+    ("thinking", "hm "),
+    ("thinking", "hmm"),
+    ("delta", "one "),
+    ("delta", "two "),
+    ("delta", "three"),
+]
+
+
+@pytest.mark.parametrize("n_told", range(1, 6))
+async def test_a_later_attempt_counts_on_and_tells_only_what_was_not_told(redis: Redis, n_told: int) -> None:
+    stale = Teller(redis).writer(JOB, 1)
+    for n, piece in enumerate(REPLY[:n_told]):
+        stale.write([piece], [n])
+        await eventually(partial(_has_told, redis, n + 1))
+    before = await streams.before(redis, JOB, 2)
+    assert before is not None
+    assert before.tokens == list(range(n_told))
+    later = Teller(redis).writer(JOB, 2, before)
+    assert later.write(REPLY, list(range(len(REPLY))))
+    stale.write([("delta", "of one that was given up")], [9])
+    await asyncio.gather(stale.close(), later.close())
+    entries = await history(redis, JOB)
+    assert [entry.n for entry in entries] == list(range(1, len(entries) + 1))
+    assert {(entry.attempt, entry.since) for entry in entries if entry.n > n_told} <= {(2, 1)}
+    assert "restart" not in [entry.kind for entry in entries]
+    assert text_of(await told(redis)) == "one two three"
+    assert [token for entry in entries for token in msgspec.json.decode(entry.data)["tokens"]] == [0, 1, 2, 3, 4]
+
+
+async def _has_told(redis: Redis, n: int) -> bool:
+    return len(await history(redis, JOB)) == n
+
+
+async def test_a_later_attempt_whose_text_is_another_takes_back_what_was_told(redis: Redis) -> None:
+    first = Teller(redis).writer(JOB, 1)
+    first.write([("delta", "one")], [1])
+    await first.close()
+    before = await streams.before(redis, JOB, 2)
+    of_another_model = Teller(redis).writer(JOB, 2, before)
+    assert not of_another_model.write([("delta", "eins zwei")], [1, 2])
+    assert of_another_model.write([("delta", "uno")], [7])
+    await of_another_model.close()
+    assert [entry[1:] for entry in await told(redis)] == [
+        ("delta", "one"),
+        ("restart", None),
+        ("delta", "uno"),
+    ]
+    # And a third goes on behind that.
+    third_before = await streams.before(redis, JOB, 3)
+    assert third_before is not None
+    assert (third_before.tokens, third_before.since) == ([7], 1)
+
+
+async def test_what_turns_out_to_be_thinking_comes_again_with_its_tokens(redis: Redis) -> None:
+    writer = Teller(redis).writer(JOB, 1)
+    writer.write([("delta", "hm")], [1, 2])
+    writer.write([("restart", ""), ("thinking", "hm")], [3])
+    writer.write([("delta", "yes")], [4])
+    await writer.close()
+    before = await streams.before(redis, JOB, 2)
+    assert before is not None
+    assert before.tokens == [1, 2, 3, 4]
+    assert [joined.piece for joined in before.whole] == [("thinking", "hm"), ("delta", "yes")]
+
+
+@pytest.mark.parametrize("lost", ["1-1", "1-2"])
+async def test_there_is_no_going_on_behind_what_has_a_gap(redis: Redis, lost: str) -> None:
+    for n in range(1, 4):
+        await redis.xadd(NAME, {"delta": '{"text":"x","tokens":[1]}'}, id=f"1-{n}")
+    assert await streams.before(redis, JOB, 2) is not None
+    await redis.xdel(NAME, lost)
+    assert await streams.before(redis, JOB, 3) is None
+    assert await streams.before(redis, JOB + 1, 2) is None, "there was never anything"
+
+
 async def test_a_stream_that_was_wiped_is_told_again_as_a_whole(redis: Redis) -> None:
     writer = Teller(redis).writer(JOB, 1)
-    writer.write("thinking", "hm")
-    writer.write("delta", "one ")
+    writer.write([("thinking", "hm")])
+    writer.write([("delta", "one ")])
     await until(redis, "one ")
     for text in ("two ", "three "):
         await redis.flushall()
         n = writer._n
-        writer.write("delta", text)
+        writer.write([("delta", text)])
 
         async def is_whole(n: int = n) -> bool:
             return "restart" in [kind for _, kind, _ in await told(redis)] and writer._n > n + 2
@@ -139,12 +214,12 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, red
     monkeypatch.setattr(streams, "RETRY_S", 0.02)
     impatient = impatient_redis(redis_url)
     writer = Teller(impatient).writer(JOB, 1)
-    writer.write("delta", "one ")
+    writer.write([("delta", "one ")])
     await until(redis, "one ")
     # Answers nothing for longer than the writer waits; what was sent meanwhile is done afterwards, and tried again.
     await redis.client_pause(500, all=True)
     for text in ("two ", "three "):
-        writer.write("delta", text)
+        writer.write([("delta", text)])
         await asyncio.sleep(0)
     await until(redis, "one two three ")
     await writer.close()
@@ -155,7 +230,7 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, red
 async def test_without_redis_nothing_is_raised_and_the_end_waits_for_nothing(absent_redis_url: str) -> None:
     redis = impatient_redis(absent_redis_url)
     writer = Teller(redis).writer(JOB, 1)
-    writer.write("delta", "text")
+    writer.write([("delta", "text")])
     writer.progress(Progress(phase="decode"))
     await asyncio.wait_for(writer.close(), 5)
     await streams.tell_ended(redis, [JOB])
@@ -230,8 +305,8 @@ async def test_jobs_are_told_together_and_a_reader_hears_of_its_own(redis: Redis
     await redis.publish(streams.CHANNEL, b"of another version")
     teller = Teller(redis)
     mine, other = teller.writer(JOB, 1), teller.writer(8, 1)
-    mine.write("delta", "a")
-    other.write("delta", "b")
+    mine.write([("delta", "a")])
+    other.write([("delta", "b")])
     await asyncio.gather(mine.close(), other.close())
 
     async def is_over() -> bool:
@@ -247,11 +322,11 @@ async def test_entries_that_redis_lost_from_the_end_are_noticed(redis: Redis, mo
     monkeypatch.setattr(streams, "CHECK_S", 0)
     writer = Teller(redis).writer(JOB, 1)
     for text in ("one ", "two ", "three "):
-        writer.write("delta", text)
+        writer.write([("delta", text)])
         await until(redis, "one two three "[: "one two three ".index(text) + len(text)])
     # As after a crash of Redis that had not written its last seconds to disk.
     await redis.xdel(NAME, "1-3")
-    writer.write("delta", "four")
+    writer.write([("delta", "four")])
 
     async def is_whole() -> bool:
         return (await told(redis))[-1][1:] == ("delta", "one two three four")

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
+from redis.asyncio import Redis
 
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Job
@@ -21,8 +22,10 @@ from llamalith_app.jobs.reply import Piece
 from llamalith_app.jobs.worker import Worker
 from llamalith_app.store import check, jobs
 from llamalith_app.store.database import Database
-from llamalith_app.store.tables import Status
+from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
+from llamalith_app.streams import history
+from tests import fake_engine
 from tests.settle import eventually
 from tests.worker.conftest import Script, Submit, attempts, ended, slots, working
 
@@ -82,6 +85,40 @@ async def test_a_cancelled_job_keeps_what_was_written_and_the_next_of_its_conver
     assert await attempts(database, job_id) == [(1, "cancelled", None)]
     assert "attempt cancelled" in [line["event"] for line in lines]
     assert "lease lost" not in [line["event"] for line in lines]
+
+
+async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
+    config: Config, script: Script, submit: Submit, database: Database, redis_url: str, tmp_path: Path
+) -> None:
+    # What could become a tag is held back, and is no text of the reply because a worker ends.
+    reply = "one <two <thi three</think> four"
+    gate = tmp_path / "gate"
+    script.write({"when": "long", "reply": reply, "after": 13, "gate": str(gate)})
+    worker = Worker(config, fake_engine.argv(script.path))
+    await worker.start()
+    job_id = await submit("long")
+    running = await at_phase(worker, "decode")
+
+    async def is_at_the_gate() -> bool:
+        return running.completion_tokens == 13
+
+    async def is_told_to_stop() -> bool:
+        return running.ends_as is Outcome.RELEASED
+
+    await eventually(is_at_the_gate)
+    draining = asyncio.create_task(worker.drain(0))
+    await eventually(is_told_to_stop)
+    gate.touch()
+    await draining
+    script.write({"when": "long", "reply": reply})
+    async with working(config, script):
+        job = await ended(database, job_id)
+    assert (job.result, job.attempt, job.completion_tokens) == ("four", 2, len(reply))
+    assert [outcome for _, outcome, _ in await attempts(database, job_id)] == ["released", "done"]
+    async with Redis.from_url(redis_url) as redis:
+        entries = await history(redis, job_id)
+    assert [entry.n for entry in entries] == list(range(1, len(entries) + 1)), "nothing was begun anew"
+    assert {(entry.attempt, entry.since) for entry in entries} == {(1, 1), (2, 1)}
 
 
 async def test_a_prompt_that_is_being_read_is_cancelled_as_well(
