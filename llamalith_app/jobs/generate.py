@@ -422,10 +422,14 @@ class Generation:
     async def _store(self, running: Running, transition: Callable[..., T]) -> T:
         """The end of an attempt, held and tried again while the database takes no writes."""
         claim = running.claim
+        is_held = False
         while True:
             try:
                 return await self._database.write(transition, claim.job_id, claim.lease_token, datetime.now(UTC))
-            except StorageUnavailable:
+            except StorageUnavailable as error:
+                if not is_held:
+                    log.error("reply held: the database takes no writes", job_id=claim.job_id, reason=str(error))
+                is_held = True
                 await asyncio.sleep(STORE_AGAIN_S)
 
 

@@ -55,6 +55,7 @@ class Database:
         self._reads = _read_config(path)
 
     def open(self) -> None:
+        self._file = _identity(self.path)
         self._write_engine = write_engine(self.path)
         self._writer.start()
 
@@ -80,6 +81,7 @@ class Database:
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs it in one snapshot. Raises StorageUnavailable when the file cannot be read."""
+        self._refuse_another_file()
         try:
             async with self._reads.get_engine().connect() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
@@ -97,6 +99,7 @@ class Database:
             # Claimed by nobody else: a caller that gave up must not have its write undone half-way.
             batch = [write for write in batch if write.result.set_running_or_notify_cancel()]
             try:
+                self._refuse_another_file()
                 outcomes = _transaction(self._write_engine, batch)
             except Exception as error:  # noqa: BLE001 - the writer thread must outlive any failure
                 outcomes = [(None, error) for _ in batch]
@@ -107,6 +110,11 @@ class Database:
                     write.result.set_exception(_storage_error(failure))
             if ended:
                 return
+
+    def _refuse_another_file(self) -> None:
+        """SQLite would go on in a file that was moved away or deleted, where nobody finds what it promised."""
+        if _identity(self.path) != self._file:
+            raise StorageUnavailable(f"The database {self.path} is not the file that was opened at the start.")
 
     def _gather(self, first: _Write) -> tuple[list[_Write], bool]:
         batch = [first]
@@ -119,6 +127,14 @@ class Database:
                 return batch, True
             batch.append(write)
         return batch, False
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _transaction(engine: Engine, batch: list[_Write]) -> list[tuple[Any, Exception | None]]:
