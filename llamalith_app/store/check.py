@@ -46,6 +46,10 @@ RULES = {
             ON e.conversation_id = j.conversation_id AND e.turn < j.turn
             AND e.status IN ('queued', 'processing')
         WHERE j.status = 'processing'""",
+    "an open job is the head of its conversation exactly where nothing earlier in it is open": """
+        SELECT j.id AS job_id, j.is_head FROM jobs j WHERE j.status IN ('queued', 'processing')
+        AND j.is_head = EXISTS (SELECT 1 FROM jobs e WHERE e.conversation_id = j.conversation_id
+            AND e.turn < j.turn AND e.status IN ('queued', 'processing'))""",
     "a job tries again one of its own conversation that ended without a reply": """
         SELECT j.id AS job_id, j.retry_of, e.status FROM jobs j LEFT JOIN jobs e
             ON e.id = j.retry_of AND e.conversation_id = j.conversation_id AND e.turn < j.turn

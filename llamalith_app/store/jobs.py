@@ -155,13 +155,22 @@ def _is(*statuses: Status) -> ColumnElement[bool]:
     return JobRow.status == words[0] if len(words) == 1 else JobRow.status.in_(words)
 
 
-_earlier = aliased(JobRow)
 _again = aliased(JobRow)
-_nothing_earlier = ~exists().where(
-    _earlier.conversation_id == JobRow.conversation_id,
-    _earlier.status.in_([literal_column("'queued'"), literal_column("'processing'")]),
-    _earlier.turn < JobRow.turn,
-)
+_ended = aliased(JobRow)
+_open = aliased(JobRow)
+_is_open = _open.status.in_([literal_column("'queued'"), literal_column("'processing'")])
+
+
+def _first_open(conversation_id: Any) -> Any:
+    """The id of the head of a conversation; null: nothing is open."""
+    return (
+        select(_open.id)
+        .where(_open.conversation_id == conversation_id, _is_open)
+        .order_by(_open.turn)
+        .limit(1)
+        .scalar_subquery()
+    )
+
 
 # Who was started once is not given up in the queue any more, whatever became of that attempt.
 _waits_too_long = and_(_is(Status.QUEUED), JobRow.not_after <= bindparam("until"), JobRow.attempt == 0)
@@ -181,7 +190,11 @@ _TAKE_TURN = (
     .returning(ConversationRow.id, ConversationRow.next_turn)
 )
 _NEW_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
-_NEW_JOB = insert(_jobs).returning(JobRow.id)
+_NEW_JOB = (
+    insert(_jobs)
+    .values(is_head=~exists().where(_open.conversation_id == bindparam("of_conversation"), _is_open))
+    .returning(JobRow.id)
+)
 _NEW_MESSAGE = insert(_messages)
 _SYSTEM_IN_FORCE = (
     select(MessageRow.content)
@@ -195,9 +208,9 @@ _BEST_DUE = (
         _is(Status.QUEUED),
         JobRow.model == bindparam("of_model"),
         JobRow.priority == bindparam("of_priority"),
+        JobRow.is_head,
         JobRow.not_before <= bindparam("until"),
         _may_still_wait,
-        _nothing_earlier,
     )
     .order_by(JobRow.id)
     .limit(bindparam("most"))
@@ -225,6 +238,19 @@ _CLAIM = (
         JobRow.parameters,
         JobRow.timeout_s,
     )
+)
+_TAKE_CONVERSATIONS = (
+    select(ConversationRow.id)
+    .where(
+        ConversationRow.id.in_(
+            select(JobRow.conversation_id).where(JobRow.id.in_(bindparam("of_jobs", expanding=True)))
+        )
+    )
+    .order_by(ConversationRow.id)
+    .with_for_update()
+)
+_MOVE_UP = (
+    update(_jobs).where(JobRow.id == _first_open(bindparam("of_conversation")), ~JobRow.is_head).values(is_head=True)
 )
 _NEW_ATTEMPT = insert(_attempts)
 _CLOSE_ATTEMPT = (
@@ -285,6 +311,7 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
         return Accepted(None, public_id)
     job = {
         "conversation_id": conversation_id,
+        "of_conversation": conversation_id,
         "owner_id": prompt.owner_id,
         "turn": turn,
         "model": prompt.model,
@@ -466,6 +493,7 @@ def finish(
     omitted_messages: int,
 ) -> bool:
     """Stores the reply and ends the job. False: the lease is somebody else's now, nothing was written."""
+    conversations = _take_conversations(connection, [job_id])
     job = connection.execute(
         _FINISH,
         {
@@ -493,7 +521,21 @@ def finish(
         },
     )
     _close_attempt(connection, lease_token, Outcome.DONE, None, now)
+    _move_up(connection, conversations)
     return True
+
+
+def _take_conversations(connection: Connection, job_ids: Collection[int]) -> list[int]:
+    """The conversations of these jobs, locked where there are several writers: one that appends to a conversation and
+    one that ends its head would each miss what the other does, and nobody would move up. To be called before either
+    writes a job."""
+    return list(connection.execute(_TAKE_CONVERSATIONS, {"of_jobs": list(job_ids)}).scalars())
+
+
+def _move_up(connection: Connection, conversations: Collection[int]) -> None:
+    """Jobs of these conversations have ended: what is open first is the head now."""
+    if conversations:
+        connection.execute(_MOVE_UP, [{"of_conversation": conversation_id} for conversation_id in conversations])
 
 
 def fail(
@@ -515,6 +557,7 @@ def fail(
     `seen_beat`: a sweeper's guard, the beat that must not have moved. `written`: kept with an error.
     None: the lease is somebody else's.
     """
+    conversations = _take_conversations(connection, [job_id])
     holds = [JobRow.id == job_id, JobRow.lease_token == lease_token, _is(Status.PROCESSING)]
     if seen_beat is not None:
         holds.append(JobRow.beat == seen_beat)
@@ -549,11 +592,13 @@ def fail(
             **({} if written is None else _as_columns(written)),
         )
     )
+    _move_up(connection, conversations)
     return Status.ERROR
 
 
 def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) -> Status | None:
     """The state that won: `cancelled`, or the terminal state that came first. None: no such job of this owner."""
+    conversations = _take_conversations(connection, [job_id])
     job = connection.execute(
         select(JobRow.status, JobRow.lease_token).where(JobRow.id == job_id, JobRow.owner_id == owner_id)
     ).first()
@@ -568,6 +613,7 @@ def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) ->
     )
     if job.lease_token is not None:
         _close_attempt(connection, job.lease_token, Outcome.CANCELLED, None, now)
+    _move_up(connection, conversations)
     return Status.CANCELLED
 
 
@@ -598,6 +644,7 @@ def cancel_open(
         waiting = select(JobRow.id, JobRow.lease_token).where(_is(Status.QUEUED), *mine)
         found += connection.execute(waiting.order_by(JobRow.id.desc()).limit(limit))
     ids = [job_id for job_id, _ in found]
+    conversations = _take_conversations(connection, ids)
     connection.execute(
         update(JobRow)
         .where(JobRow.id.in_(ids), _is(Status.QUEUED, Status.PROCESSING))
@@ -606,6 +653,7 @@ def cancel_open(
     for _, lease_token in found:
         if lease_token is not None:
             _close_attempt(connection, lease_token, Outcome.CANCELLED, None, now)
+    _move_up(connection, conversations)
     return ids
 
 
@@ -643,6 +691,7 @@ def give_up(connection: Connection, now: datetime, limit: int) -> list[int]:
         select(JobRow.id, JobRow.created_at, JobRow.not_after).where(_waits_too_long).limit(limit), {"until": now}
     ).all()
     if late:
+        conversations = _take_conversations(connection, [job.id for job in late])
         connection.execute(
             _GIVE_UP,
             [
@@ -655,6 +704,7 @@ def give_up(connection: Connection, now: datetime, limit: int) -> list[int]:
                 for job in late
             ],
         )
+        _move_up(connection, conversations)
     return [job.id for job in late]
 
 
@@ -664,14 +714,10 @@ def _seconds_between(start: datetime, end: datetime) -> float:
 
 def freed(connection: Connection, ended: Collection[int], now: datetime) -> list[Waiting]:
     """Of the conversations of these jobs, which have ended, the jobs that may start now."""
-    conversations = select(JobRow.conversation_id).where(JobRow.id.in_(ended))
+    heads = select(_first_open(_ended.conversation_id)).where(_ended.id.in_(ended))
     rows = connection.execute(
         select(JobRow.id, JobRow.model, JobRow.attempt).where(
-            _is(Status.QUEUED, Status.PROCESSING),  # only for the index of the open ones
-            _is(Status.QUEUED),
-            JobRow.conversation_id.in_(conversations),
-            JobRow.not_before <= now,
-            _nothing_earlier,
+            JobRow.id.in_(heads), _is(Status.QUEUED), JobRow.not_before <= now
         )
     )
     return [Waiting._make(row) for row in rows]
@@ -817,11 +863,12 @@ def newest(
 
     Ends early, though never empty, once its texts come to MAX_PAGE_CHARS.
     """
-    query = _as_read(owner_id, max_text).order_by(JobRow.id.desc()).limit(limit)
+    # Not both, where a conversation is asked for: SQLite would go through all that the owner has.
+    query = _as_read(owner_id if conversation_id is None else None, max_text).order_by(JobRow.id.desc()).limit(limit)
+    if conversation_id is not None:
+        query = query.where(JobRow.conversation_id == _conversation_of(owner_id, conversation_id))
     if status is not None:
         query = query.where(JobRow.status == status)
-    if conversation_id is not None:
-        query = query.where(ConversationRow.public_id == conversation_id)
     if before is not None:
         query = query.where(JobRow.id < before)
     return [job for _, job in _within_a_page(connection, query)]

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, tuple_
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select
 
 from llamalith_app.errors import KeyReused
 from llamalith_app.store.tables import KeyRow
@@ -66,9 +66,20 @@ def has_old(connection: Connection, now: datetime) -> bool:
 
 
 def forget(connection: Connection, now: datetime, limit: int) -> int:
-    """Deletes so many at most of those that nobody is answered by any more; how many."""
-    old = select(KeyRow.owner_id, KeyRow.key).where(KeyRow.created_at <= now - KEEP).limit(limit)
-    return connection.execute(delete(KeyRow).where(tuple_(KeyRow.owner_id, KeyRow.key).in_(old))).rowcount
+    """Deletes so many, the oldest, of those that nobody is answered by any more, and those of the same moment as the
+    last of them; how many."""
+    until = now - KEEP
+    last = (
+        select(KeyRow.created_at)
+        .where(KeyRow.created_at <= until)
+        .order_by(KeyRow.created_at)
+        .offset(limit - 1)
+        .limit(1)
+    )
+    # Not by their names: SQLite would go through all keys of their owners for that.
+    return connection.execute(
+        delete(KeyRow).where(KeyRow.created_at <= (connection.execute(last).scalar() or until))
+    ).rowcount
 
 
 def _is(key: Key) -> ColumnElement[bool]:

@@ -16,6 +16,7 @@ from enum import IntEnum, StrEnum
 from advanced_alchemy.base import DefaultBase
 from advanced_alchemy.types import BigIntIdentity, DateTimeUTC
 from sqlalchemy import (
+    Boolean,
     CheckConstraint,
     Float,
     ForeignKey,
@@ -124,6 +125,14 @@ class JobRow(DefaultBase):
             postgresql_where=text("status = 'queued'"),
         ),
         Index(
+            "heads",
+            "model",
+            "priority",
+            "id",
+            sqlite_where=text("status = 'queued' AND is_head = 1"),
+            postgresql_where=text("status = 'queued' AND is_head"),
+        ),
+        Index(
             "open_by_conversation",
             "conversation_id",
             "turn",
@@ -176,6 +185,9 @@ class JobRow(DefaultBase):
     max_attempts: Mapped[int] = mapped_column(Integer)
     status: Mapped[str] = mapped_column(String(20))
     """Starts `queued`; changed by claim, finish, fail and cancel; a terminal one never changes (a trigger)."""
+    is_head: Mapped[bool] = mapped_column(Boolean)
+    """Nothing earlier in its conversation is open. Stored, since who looks for it reads all that waits behind something
+    or all conversations that wait; kept by whatever ends a job, and of no meaning once this one has ended."""
     attempt: Mapped[int] = mapped_column(Integer)
     """Claims so far; raised by claim."""
     not_before: Mapped[datetime] = mapped_column(DateTimeUTC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.exc import IntegrityError
 
 from llamalith_app.store import check, conversations, jobs
@@ -203,16 +203,60 @@ def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
     assert broken.rows == [{"job_id": 1, "status": "done", "replies": 0}]
 
 
-def test_claiming_reads_no_whole_table(engine: Engine) -> None:
-    with engine.connect() as connection:
-        plan = connection.exec_driver_sql(
-            "EXPLAIN QUERY PLAN " + str(jobs._BEST_DUE.compile(engine, compile_kwargs={"render_postcompile": True})),
-            ("m", 1, "2026", "2026", 0, 1, 0),
-        ).fetchall()
-    steps = [row[3] for row in plan]
-    assert any("USING INDEX due (model=? AND priority=?)" in step for step in steps)
-    assert any("open_by_conversation" in step for step in steps)
-    assert not any(step.startswith("SCAN") for step in steps)
+def heads(connection: Connection) -> list[int]:
+    """Read from the index that a claim goes through."""
+    query = "SELECT id FROM jobs INDEXED BY heads WHERE status = 'queued' AND is_head = 1 ORDER BY id"
+    return list(connection.execute(text(query)).scalars())
+
+
+def queued(connection: Connection, conversation_id: str = "c", queue_timeout_s: float | None = None) -> int:
+    wanted = prompt(conversation_id=conversation_id)._replace(queue_timeout_s=queue_timeout_s)
+    job_id = jobs.submit(connection, wanted, NOW).job_id
+    assert job_id is not None
+    return job_id
+
+
+@pytest.mark.parametrize("end", ["finish", "fail", "cancel", "cancel_open", "give_up"])
+def test_whatever_ends_a_job_lets_the_next_of_its_conversation_move_up(engine: Engine, end: str) -> None:
+    with engine.begin() as connection:
+        register_worker(connection)
+        first, second, other = queued(connection, "c", 60), queued(connection), queued(connection, "other")
+        assert heads(connection) == [first, other]
+        if end == "give_up":
+            assert jobs.give_up(connection, NOW + timedelta(seconds=60), 10) == [first]
+        elif end == "cancel":
+            assert jobs.cancel(connection, ADMIN_ID, first, NOW) is Status.CANCELLED
+        else:
+            claim = jobs.claim(connection, "m", 1, 1, NOW)
+            assert claim is not None
+            assert heads(connection) == [other]
+            if end == "finish":
+                assert finish(connection, claim)
+            elif end == "fail":
+                assert fail(connection, claim, pause=None) is Status.ERROR
+            else:
+                jobs.cancel_open(connection, ADMIN_ID, NOW, statuses=[Status.PROCESSING], limit=10)
+        assert heads(connection) == [second, other]
+        assert check.broken(connection) == []
+
+
+def test_a_job_that_ends_behind_the_head_lets_nobody_move_up(engine: Engine) -> None:
+    with engine.begin() as connection:
+        first, second, third = (queued(connection) for _ in range(3))
+        jobs.cancel(connection, ADMIN_ID, second, NOW)
+        assert heads(connection) == [first]
+        jobs.cancel(connection, ADMIN_ID, first, NOW)
+        assert heads(connection) == [third]
+
+
+def test_the_checks_find_who_should_have_moved_up(engine: Engine) -> None:
+    with engine.begin() as connection:
+        jobs.submit(connection, prompt(), NOW)
+        jobs.submit(connection, prompt(), NOW)
+        connection.execute(text("UPDATE jobs SET is_head = NOT is_head"))
+        (broken,) = check.broken(connection)
+    assert broken.rule == "an open job is the head of its conversation exactly where nothing earlier in it is open"
+    assert [row["job_id"] for row in broken.rows] == [1, 2]
 
 
 def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> None:

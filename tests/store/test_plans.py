@@ -1,0 +1,153 @@
+"""How SQLite finds the rows of what happens all the time: by an index, whatever has piled up. No clock is read.
+
+Every statement that an operation really runs is explained, with what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event
+
+from llamalith_app.store import conversations, jobs, keys
+from llamalith_app.store.tables import Status
+from llamalith_app.store.users import ADMIN_ID
+from tests.store.samples import NOW, fail, finish, prompt, register_worker
+
+LATER = NOW + timedelta(days=2)
+
+
+@contextmanager
+def explained(connection: Connection, steps: list[str]) -> Iterator[None]:
+    """Appends the plan's steps of all that is run within."""
+
+    def explain(_: Connection, cursor: Any, statement: str, parameters: Any, __: object, many: bool) -> None:
+        cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters[0] if many else parameters)
+        steps.extend(row[3] for row in cursor.fetchall())
+
+    event.listen(connection, "before_cursor_execute", explain)
+    yield
+    event.remove(connection, "before_cursor_execute", explain)
+
+
+def claimed(connection: Connection) -> jobs.Claim:
+    claim = jobs.claim(connection, "m", 1, 1, NOW)
+    assert claim is not None
+    return claim
+
+
+def queued(connection: Connection) -> int:
+    job_id = jobs.submit(connection, prompt(), NOW).job_id
+    assert job_id is not None
+    return job_id
+
+
+def give_up(connection: Connection, _: object) -> None:
+    assert jobs.give_up(connection, LATER, 1000)
+
+
+def forget(connection: Connection, _: object) -> None:
+    if keys.has_old(connection, LATER):
+        assert keys.forget(connection, LATER, 1000) == 1
+
+
+def answered_before(connection: Connection) -> None:
+    keys.once(connection, keys.Key(ADMIN_ID, "k", "d"), NOW, int, lambda: 1)
+
+
+Prepare = Callable[[Connection], Any]
+Run = Callable[[Connection, Any], Any]
+
+OPERATIONS: dict[str, tuple[Prepare, Run]] = {
+    "submit": (queued, lambda c, _: jobs.submit(c, prompt(system_prompt="s", context="x"), NOW)),
+    "submit to a new conversation": (queued, lambda c, _: jobs.submit(c, prompt(conversation_id=None), NOW)),
+    "claim": (queued, lambda c, _: claimed(c)),
+    "finish": (lambda c: (queued(c), claimed(c))[1], finish),
+    "fail": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: fail(c, claim, pause=None)),
+    "beat": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: jobs.beat(c, [claim.lease_token])),
+    "cancel": (queued, lambda c, job_id: jobs.cancel(c, ADMIN_ID, job_id, NOW)),
+    "cancel what is open in a conversation": (
+        queued,
+        lambda c, _: jobs.cancel_open(
+            c, ADMIN_ID, NOW, statuses=[Status.QUEUED, Status.PROCESSING], limit=1000, conversation_id="c"
+        ),
+    ),
+    "freed": (queued, lambda c, job_id: jobs.freed(c, [job_id], NOW)),
+    "retry": (
+        lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW),
+        lambda c, _: jobs.retry(c, ADMIN_ID, 1, "r", NOW),
+    ),
+    "due": (queued, lambda c, _: jobs.due(c, ["m", "n"], NOW)),
+    "load": (queued, lambda c, _: jobs.load(c, ["m", "n"], NOW)),
+    "n_queued": (queued, lambda c, _: jobs.n_queued(c, ADMIN_ID)),
+    "positions": (queued, lambda c, _: jobs.positions(c, {"m"})),
+    "position": (queued, jobs.position),
+    "newest": (queued, lambda c, _: jobs.newest(c, ADMIN_ID, limit=100, max_text=200)),
+    "newest from an id on": (queued, lambda c, _: jobs.newest(c, ADMIN_ID, limit=100, before=9)),
+    "newest of a status": (queued, lambda c, _: jobs.newest(c, ADMIN_ID, limit=100, status="done")),
+    "newest of a conversation": (queued, lambda c, _: jobs.newest(c, ADMIN_ID, limit=100, conversation_id="c")),
+    "one": (queued, lambda c, job_id: jobs.one(c, ADMIN_ID, job_id)),
+    "latest": (queued, lambda c, _: conversations.latest(c, ADMIN_ID, "c")),
+    "a turn's messages": (queued, lambda c, _: conversations.turn(c, 1, 1, 1000)),
+    "attempts": (queued, lambda c, job_id: jobs.attempts(c, ADMIN_ID, job_id)),
+    "held": (queued, lambda c, _: jobs.held(c)),
+    "held by a worker": (queued, lambda c, _: jobs.held(c, 1)),
+    "give_up": (lambda c: jobs.submit(c, prompt()._replace(queue_timeout_s=60), NOW), give_up),
+    "an answer to a key": (lambda c: None, lambda c, _: answered_before(c)),
+    "forget keys": (answered_before, forget),
+}
+
+WHOLE_INDEXES = {
+    # What is being worked on just now: as many rows as there are slots.
+    "beat": {"SCAN jobs USING INDEX one_processing"},
+    "held": {"SCAN jobs USING INDEX one_processing"},
+    # And what waits, once every half a second at most.
+    "load": {"SCAN jobs USING INDEX one_processing", "SCAN jobs USING INDEX due"},
+}
+"""What is read from end to end: partial indexes of open jobs, and nothing else."""
+
+
+OF_AN_OWNER = {
+    # In the order that is asked for, up to the limit.
+    "newest": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
+    # For a foreign key, in transactions that have broken one before; no other comes there.
+    "submit to a new conversation": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
+}
+"""Where an owner's rows are read without another bound."""
+
+
+def plan_of(engine: Engine, name: str) -> list[str]:
+    prepare, run = OPERATIONS[name]
+    steps: list[str] = []
+    with engine.begin() as connection:
+        register_worker(connection)
+        prepared = prepare(connection)
+        with explained(connection, steps):
+            run(connection, prepared)
+    return steps
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_table_is_read_from_end_to_end(engine: Engine, name: str) -> None:
+    steps = plan_of(engine, name)
+    assert steps
+    read_whole = {step for step in steps if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"}
+    assert read_whole == WHOLE_INDEXES.get(name, set())
+    # That would be everything in an installation of one person.
+    assert {step for step in steps if step.endswith("(owner_id=?)")} == OF_AN_OWNER.get(name, set())
+
+
+@pytest.mark.parametrize("name", ["claim", "due"])
+def test_what_waits_behind_something_is_not_looked_at(engine: Engine, name: str) -> None:
+    steps = plan_of(engine, name)
+    assert "SEARCH jobs USING INDEX heads (model=? AND priority=?)" in steps
+    assert [step for step in steps if "ORDER BY" in step or "INDEX due" in step] == []
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith("newest") or name == "latest"])
+def test_what_is_newest_is_not_sorted_out_of_everything(engine: Engine, name: str) -> None:
+    assert [step for step in plan_of(engine, name) if "ORDER BY" in step] == []
