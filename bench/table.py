@@ -83,8 +83,8 @@ def short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def render(rows: Sequence[Row]) -> str:
+def render(rows: Sequence[Row], head: Sequence[str] = HEAD) -> str:
     """Markdown."""
-    cells = [HEAD, ("---",) * len(HEAD)]
+    cells = [tuple(head), ("---",) * len(head)]
     cells += [(*row[:-1], {True: "yes", False: "**no**", None: ""}[row.is_met]) for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)

@@ -10,7 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench import client, prompts, table
+from bench import client, prompts, stored, table
+from llamalith_app.store import check
+from llamalith_app.store.database import write_engine
 
 BENCH = Path(__file__).parents[1] / "bench"
 OF_ANOTHER_PLACE = ("bare_loop", "peer_server", "picture")
@@ -85,3 +87,25 @@ async def test_at_once_counts_the_tokens_that_were_written() -> None:
     assert len(set(asked)) == 5
     assert seen.first_s == [0.5] * 5
     assert seen.tokens_a_second > 0
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [stored.Shape(10, 1), stored.Shape(4, 5), stored.Shape(1, 20, is_blocked=True, is_mixed=False)],
+    ids=str,
+)
+def test_what_is_written_in_bulk_is_what_the_record_allows(tmp_path: Path, shape: stored.Shape) -> None:
+    path = tmp_path / "record.db"
+    stored.build(path, 100, 20)
+    stored.let_wait(path, shape)
+    engine = write_engine(path)
+    with engine.connect() as connection:
+        counted = check.counts(connection)
+        assert counted["jobs done"] == 100
+        assert counted["jobs queued"] == shape.n_conversations * shape.n_each
+        assert check.broken(connection) == []
+    stored.let_nothing_wait(path)
+    with engine.connect() as connection:
+        assert check.counts(connection)["jobs"] == 100
+        assert check.broken(connection) == []
+    engine.dispose()

@@ -92,6 +92,18 @@ def saq_queue(redis: Redis, model: str) -> RedisQueue:
     return RedisQueue(redis, name=f"llamalith:{model}", dump=msgspec.json.encode, load=msgspec.json.decode)
 
 
+async def enqueue(queue: RedisQueue, hint: Hint) -> None:
+    await queue.enqueue(
+        "wake",
+        job_id=hint.job_id,
+        key=f"j{hint.job_id}.a{hint.attempt}",
+        timeout=0,
+        heartbeat=HEARTBEAT_S,
+        retries=1,
+        ttl=60,
+    )
+
+
 class Hints:
     """Sends hints beside the answers of the web process; never makes one wait, never raises."""
 
@@ -119,15 +131,7 @@ class Hints:
         while pending:
             hint = pending.popleft()
             try:
-                await self._queues[model].enqueue(
-                    "wake",
-                    job_id=hint.job_id,
-                    key=f"j{hint.job_id}.a{hint.attempt}",
-                    timeout=0,
-                    heartbeat=HEARTBEAT_S,
-                    retries=1,
-                    ttl=60,
-                )
+                await enqueue(self._queues[model], hint)
             except (RedisError, OSError, TimeoutError) as error:
                 pending.clear()
                 if not self._away:

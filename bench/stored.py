@@ -1,0 +1,144 @@
+"""A database that has been used for a long time, written in bulk: so many ended jobs, and what waits on top of them.
+
+Writes the tables as `store/jobs.py` would have left them, without going its way a million times; tests/test_bench.py
+holds the result against the record's own rules.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from llamalith_app.store.migrate import migrate
+
+MODELS = ("one", "two")
+SOME_WORDS = (
+    "The quick brown fox jumps over the lazy dog while the small language model waits for its turn in the queue. "
+)
+PROMPT_CHARS, REPLY_CHARS = 150, 300
+_AT = "2026-11-24 12:00:00.000000"
+
+
+class Shape(NamedTuple):
+    """How jobs wait: so many conversations with so many each."""
+
+    n_conversations: int
+    n_each: int
+    is_blocked: bool = False
+    """One job of each conversation is processing, so that none of those that wait may start."""
+    is_mixed: bool = True
+    """Over all models and classes; else all for the first model, class `normal`."""
+
+    def __str__(self) -> str:
+        held = ", one of each processing" if self.is_blocked else ""
+        return f"{self.n_conversations:,} x {self.n_each:,} queued{held}"
+
+
+@contextmanager
+def _writing(path: Path, n_numbers: int) -> Iterator[sqlite3.Connection]:
+    """One transaction; beside the tables there is one of numbers, `n(i)`, from 0 on."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    for pragma in ("synchronous = OFF", "cache_size = -500000", "temp_store = MEMORY"):
+        connection.execute(f"PRAGMA {pragma}")
+    connection.execute("CREATE TEMP TABLE n (i INTEGER PRIMARY KEY)")
+    connection.execute("BEGIN")
+    connection.executemany("INSERT INTO n VALUES (?)", ((i,) for i in range(n_numbers)))
+    yield connection
+    connection.execute("COMMIT")
+    connection.close()
+
+
+def build(path: Path, n_jobs: int, n_conversations: int) -> None:
+    """Ended jobs of the admin with prompt, reply and one attempt; the turns of a conversation lie far apart.
+
+    As many of them as make the same number of turns in each conversation.
+    """
+    migrate(path)
+    n_turns = n_jobs // n_conversations
+    of = {"conversations": n_conversations, "turns": n_turns, "at": _AT}
+    with _writing(path, n_turns * n_conversations) as connection:
+        connection.execute(
+            "INSERT INTO conversations (owner_id, public_id, next_turn, created_at)"
+            " SELECT 1, 'c' || i, :turns, :at FROM n WHERE i < :conversations",
+            of,
+        )
+        connection.execute(
+            "INSERT INTO workers (host, pid, lock_path, models, n_slots, beat, started_at, seen_at, ended_at)"
+            " VALUES ('bench', 1, '', '[]', 1, 0, :at, :at, :at)",
+            of,
+        )
+        connection.execute(
+            "INSERT INTO jobs (conversation_id, owner_id, turn, model, system_prompt, priority, request_id,"
+            " max_attempts, status, attempt, not_before, beat, worker_id, finish_reason, prompt_tokens,"
+            " completion_tokens, omitted_messages, is_head, created_at, started_at, processed_at)"
+            " SELECT 1 + i % :conversations, 1, i / :conversations, CASE i % 2 WHEN 0 THEN 'one' ELSE 'two' END, '',"
+            " i % 3, 'r' || i, 3, 'done', 1, :at, 0, 1, 'stop', 40, 64, 0, 1, :at, :at, :at FROM n ORDER BY i",
+            of,
+        )
+        connection.execute(
+            "INSERT INTO attempts (job_id, attempt, worker_id, lease_token, started_at, ended_at, outcome)"
+            " SELECT id, 1, 1, lower(hex(randomblob(16))), started_at, processed_at, 'done' FROM jobs"
+        )
+        _say(connection, 2, "user", PROMPT_CHARS, of_open_jobs=False)
+        _say(connection, 3, "assistant", REPLY_CHARS, of_open_jobs=False)
+
+
+def _say(connection: sqlite3.Connection, part: int, role: str, n_chars: int, *, of_open_jobs: bool) -> None:
+    connection.execute(
+        "INSERT INTO messages (conversation_id, place, role, content, job_id, created_at)"
+        " SELECT conversation_id, 4 * turn + :part, :role, substr(id || ' ' || :words, 1, :n), id, created_at"
+        " FROM jobs WHERE (status IN ('queued', 'processing')) = :open",
+        {"part": part, "role": role, "n": n_chars, "words": SOME_WORDS * 3, "open": of_open_jobs},
+    )
+
+
+def let_wait(path: Path, shape: Shape) -> int:
+    """Queues that many jobs in the first conversations. The id of the last."""
+    of = {
+        "conversations": shape.n_conversations,
+        "more_turns": shape.is_blocked + shape.n_each,
+        "at": _AT,
+        "blocked": shape.is_blocked,
+        "mixed": shape.is_mixed,
+    }
+    with _writing(path, shape.n_conversations * shape.n_each) as connection:
+        if shape.is_blocked:
+            connection.execute(
+                "INSERT INTO jobs (conversation_id, owner_id, turn, model, system_prompt, priority, request_id,"
+                " max_attempts, status, attempt, not_before, beat, omitted_messages, is_head, created_at, lease_token,"
+                " worker_id, started_at)"
+                " SELECT id, 1, next_turn, 'one', '', 1, 'r', 3, 'processing', 1, :at, 0, 0, 1, :at,"
+                " lower(hex(randomblob(16))), 1, :at FROM conversations WHERE id <= :conversations",
+                of,
+            )
+            connection.execute(
+                "INSERT INTO attempts (job_id, attempt, worker_id, lease_token, started_at)"
+                " SELECT id, 1, 1, lease_token, started_at FROM jobs WHERE status = 'processing'"
+            )
+        connection.execute(
+            "INSERT INTO jobs (conversation_id, owner_id, turn, model, system_prompt, priority, request_id,"
+            " max_attempts, status, attempt, not_before, beat, omitted_messages, is_head, created_at)"
+            " SELECT c.id, 1, c.next_turn + :blocked + i / :conversations,"
+            " CASE :mixed * i % 2 WHEN 0 THEN 'one' ELSE 'two' END, '', CASE WHEN :mixed THEN i / 2 % 3 ELSE 1 END,"
+            " 'r', 3, 'queued', 0, :at, 0, 0, i < :conversations AND NOT :blocked, :at"
+            " FROM n JOIN conversations c ON c.id = 1 + i % :conversations ORDER BY i",
+            of,
+        )
+        connection.execute(
+            "UPDATE conversations SET next_turn = next_turn + :more_turns WHERE id <= :conversations", of
+        )
+        _say(connection, 2, "user", PROMPT_CHARS, of_open_jobs=True)
+        last: int = connection.execute("SELECT max(id) FROM jobs").fetchone()[0]
+    return last
+
+
+def let_nothing_wait(path: Path) -> None:
+    """Takes away whatever is open."""
+    with _writing(path, 0) as connection:
+        connection.execute("CREATE TEMP TABLE gone AS SELECT id FROM jobs WHERE status IN ('queued', 'processing')")
+        connection.execute("DELETE FROM messages WHERE job_id IN (SELECT id FROM gone)")
+        connection.execute("DELETE FROM attempts WHERE job_id IN (SELECT id FROM gone)")
+        connection.execute("DELETE FROM jobs WHERE id IN (SELECT id FROM gone)")
