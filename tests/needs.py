@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 
 def need(program: str, package: str) -> str:
     """Its path. Skips the test where it is missing, or fails it where LLAMALITH_REQUIRE_ALL=1."""
-    path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    # Debian keeps the programs of a PostgreSQL server beside the PATH, in a folder for each version.
+    folders = [os.environ.get("PATH", ""), "/usr/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
+    path = shutil.which(program, path=":".join(folders))
     if path is not None:
         return path
     reason = f"{program} is not here (Debian: apt-get install {package})"

@@ -2,7 +2,8 @@
 
 The only writer of jobs, attempts and of the messages that belong to a job. Each transition is one guarded
 update: it names the state, and after a claim the lease, that it expects, and says by its return value whether
-it was the one that moved the job. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
+it was the one that moved the job. What it reads first to decide, it locks until it has written; SQLite has one writer
+and needs no lock. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
 """
 
 from __future__ import annotations
@@ -215,6 +216,8 @@ _BEST_DUE = (
     .order_by(JobRow.id)
     .limit(bindparam("most"))
 )
+# Whoever claims at the same moment passes over what this one is about to claim.
+_NEXT = _BEST_DUE.with_for_update(skip_locked=True)
 _CLAIM = (
     update(_jobs)
     .where(JobRow.id == bindparam("of_job"), _is(Status.QUEUED))
@@ -454,9 +457,7 @@ def _system_in_force(connection: Connection, conversation_id: int, turn: int) ->
 
 def claim(connection: Connection, model: str, priority: int, worker_id: int, now: datetime) -> Claim | None:
     """The oldest due job of the model and class whose conversation has nothing earlier open; None: nothing to do."""
-    job_id = connection.execute(
-        _BEST_DUE, {"of_model": model, "of_priority": priority, "until": now, "most": 1}
-    ).scalar()
+    job_id = connection.execute(_NEXT, {"of_model": model, "of_priority": priority, "until": now, "most": 1}).scalar()
     if job_id is None:
         return None
     lease_token = secrets.token_hex(16)
@@ -561,7 +562,7 @@ def fail(
     holds = [JobRow.id == job_id, JobRow.lease_token == lease_token, _is(Status.PROCESSING)]
     if seen_beat is not None:
         holds.append(JobRow.beat == seen_beat)
-    max_attempts = connection.execute(select(JobRow.max_attempts).where(*holds)).scalar()
+    max_attempts = connection.execute(select(JobRow.max_attempts).where(*holds).with_for_update()).scalar()
     if max_attempts is None:
         return None
     _close_attempt(connection, lease_token, outcome, reason, now, kind)
@@ -600,7 +601,9 @@ def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) ->
     """The state that won: `cancelled`, or the terminal state that came first. None: no such job of this owner."""
     conversations = _take_conversations(connection, [job_id])
     job = connection.execute(
-        select(JobRow.status, JobRow.lease_token).where(JobRow.id == job_id, JobRow.owner_id == owner_id)
+        select(JobRow.status, JobRow.lease_token)
+        .where(JobRow.id == job_id, JobRow.owner_id == owner_id)
+        .with_for_update()
     ).first()
     if job is None:
         return None
@@ -637,14 +640,19 @@ def cancel_open(
         mine.append(JobRow.model == model)
     if conversation_id is not None:
         mine.append(JobRow.conversation_id == _conversation_of(owner_id, conversation_id))
-    found: list[Any] = []
+    wanted: list[int] = []
     if Status.PROCESSING in statuses:
-        found += connection.execute(select(JobRow.id, JobRow.lease_token).where(_is(Status.PROCESSING), *mine))
+        wanted += connection.execute(select(JobRow.id).where(_is(Status.PROCESSING), *mine)).scalars()
     if Status.QUEUED in statuses:
-        waiting = select(JobRow.id, JobRow.lease_token).where(_is(Status.QUEUED), *mine)
-        found += connection.execute(waiting.order_by(JobRow.id.desc()).limit(limit))
-    ids = [job_id for job_id, _ in found]
-    conversations = _take_conversations(connection, ids)
+        waiting = select(JobRow.id).where(_is(Status.QUEUED), *mine).order_by(JobRow.id.desc()).limit(limit)
+        wanted += connection.execute(waiting).scalars()
+    conversations = _take_conversations(connection, wanted)
+    found = connection.execute(
+        select(JobRow.id, JobRow.lease_token)
+        .where(JobRow.id.in_(wanted), _is(Status.QUEUED, Status.PROCESSING))
+        .with_for_update()
+    ).all()
+    ids = [job.id for job in found]
     connection.execute(
         update(JobRow)
         .where(JobRow.id.in_(ids), _is(Status.QUEUED, Status.PROCESSING))
@@ -687,11 +695,15 @@ def _as_columns(written: Written) -> dict[str, Any]:
 
 def give_up(connection: Connection, now: datetime, limit: int) -> list[int]:
     """Ends the jobs that waited longer for their first start than they may, `limit` of them at most. Their ids."""
+    ids = connection.execute(select(JobRow.id).where(_waits_too_long).limit(limit), {"until": now}).scalars().all()
+    conversations = _take_conversations(connection, ids) if ids else []
     late = connection.execute(
-        select(JobRow.id, JobRow.created_at, JobRow.not_after).where(_waits_too_long).limit(limit), {"until": now}
+        select(JobRow.id, JobRow.created_at, JobRow.not_after)
+        .where(JobRow.id.in_(ids), _waits_too_long)
+        .with_for_update(),
+        {"until": now},
     ).all()
     if late:
-        conversations = _take_conversations(connection, [job.id for job in late])
         connection.execute(
             _GIVE_UP,
             [

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, Engine, event, text
 
 from llamalith_app.errors import ConfigError, StorageUnavailable
 from llamalith_app.store import database as database_module
@@ -120,10 +120,8 @@ def test_two_starts_at_once_migrate_once(tmp_path: Path) -> None:
     assert sorted(outcomes) == [False, False, False, True]
 
 
-def test_the_migrations_make_what_the_tables_say(database_path: Path) -> None:
-    engine = write_engine(database_path)
+def test_the_migrations_make_what_the_tables_say(engine: Engine) -> None:
     commands(engine).check()
-    engine.dispose()
 
 
 def test_a_newer_schema_is_refused_by_name(database_path: Path) -> None:

@@ -120,10 +120,10 @@ OF_AN_OWNER = {
 """Where an owner's rows are read without another bound."""
 
 
-def plan_of(engine: Engine, name: str) -> list[str]:
+def plan_of(sqlite_engine: Engine, name: str) -> list[str]:
     prepare, run = OPERATIONS[name]
     steps: list[str] = []
-    with engine.begin() as connection:
+    with sqlite_engine.begin() as connection:
         register_worker(connection)
         prepared = prepare(connection)
         with explained(connection, steps):
@@ -132,8 +132,8 @@ def plan_of(engine: Engine, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_table_is_read_from_end_to_end(engine: Engine, name: str) -> None:
-    steps = plan_of(engine, name)
+def test_no_table_is_read_from_end_to_end(sqlite_engine: Engine, name: str) -> None:
+    steps = plan_of(sqlite_engine, name)
     assert steps
     read_whole = {step for step in steps if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"}
     assert read_whole == WHOLE_INDEXES.get(name, set())
@@ -142,12 +142,12 @@ def test_no_table_is_read_from_end_to_end(engine: Engine, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["claim", "due"])
-def test_what_waits_behind_something_is_not_looked_at(engine: Engine, name: str) -> None:
-    steps = plan_of(engine, name)
+def test_what_waits_behind_something_is_not_looked_at(sqlite_engine: Engine, name: str) -> None:
+    steps = plan_of(sqlite_engine, name)
     assert "SEARCH jobs USING INDEX heads (model=? AND priority=?)" in steps
     assert [step for step in steps if "ORDER BY" in step or "INDEX due" in step] == []
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith("newest") or name == "latest"])
-def test_what_is_newest_is_not_sorted_out_of_everything(engine: Engine, name: str) -> None:
-    assert [step for step in plan_of(engine, name) if "ORDER BY" in step] == []
+def test_what_is_newest_is_not_sorted_out_of_everything(sqlite_engine: Engine, name: str) -> None:
+    assert [step for step in plan_of(sqlite_engine, name) if "ORDER BY" in step] == []

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,9 +19,9 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, event
 
 from llamalith_app.store import check, conversations, jobs
-from llamalith_app.store.database import write_engine
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
+from tests.store.conftest import NewRecord
 from tests.store.samples import NOW, finish, prompt, register_worker
 
 CONVERSATIONS = ["a", "b", "c"]
@@ -49,12 +46,12 @@ class Known(NamedTuple):
 class Record(RuleBasedStateMachine):
     """What the record must say, kept beside it in the plainest way."""
 
-    template: Path
+    new_record: NewRecord
 
     @initialize()
     def open(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
-        self.engine = write_engine(Path(shutil.copy(self.template, self.folder / "r.db")))
+        self.record = type(self).new_record()
+        self.engine = self.record.__enter__()
         self.statements_left: int | None = None
         event.listen(self.engine, "before_cursor_execute", self.count)
         self.jobs: dict[int, Known] = {}
@@ -68,8 +65,7 @@ class Record(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "engine"):
-            self.engine.dispose()
-            shutil.rmtree(self.folder)
+            self.record.__exit__(None, None, None)
 
     def count(self, *_: object) -> None:
         if self.statements_left is not None:
@@ -80,16 +76,16 @@ class Record(RuleBasedStateMachine):
     def run(self, crash_at: int | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """None where it crashed: nothing of it may remain then."""
         with self.engine.connect() as connection:
-            self.statements_left = crash_at
             try:
                 with connection.begin():
+                    self.statements_left = crash_at
                     return function(connection, *args, **kwargs)
             except Crash:
                 return None
             finally:
                 self.statements_left = None
 
-    crash = st.none() | st.integers(2, 9)
+    crash = st.none() | st.integers(0, 7)
 
     @rule(
         conversation=st.sampled_from(CONVERSATIONS),
@@ -308,10 +304,19 @@ class Record(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(20, 30), pytest.param(300, 60, marks=pytest.mark.slow)], ids=["quick", "long"]
+    ("new_record", "examples", "steps"),
+    [
+        pytest.param("sqlite", 20, 30, id="sqlite-quick"),
+        pytest.param("postgresql", 5, 30, id="postgresql-quick"),
+        pytest.param("sqlite", 300, 60, id="sqlite-long", marks=pytest.mark.slow),
+        pytest.param("postgresql", 40, 50, id="postgresql-long", marks=pytest.mark.slow),
+    ],
+    indirect=["new_record"],
 )
-def test_no_order_of_transitions_and_crashes_breaks_the_record(migrated: Path, examples: int, steps: int) -> None:
-    Record.template = migrated
+def test_no_order_of_transitions_and_crashes_breaks_the_record(
+    new_record: NewRecord, examples: int, steps: int
+) -> None:
+    Record.new_record = staticmethod(new_record)
     run_state_machine_as_test(
         Record,
         settings=settings(

@@ -193,11 +193,28 @@ def upgrade() -> None:
         sqlite_where=sa.text("status = 'queued'"),
         postgresql_where=sa.text("status = 'queued'"),
     )
-    op.execute(
-        """
-        CREATE TRIGGER terminal_is_final BEFORE UPDATE OF status ON jobs
-        WHEN old.status IN ('done', 'error', 'cancelled')
-        BEGIN SELECT RAISE(ABORT, 'a terminal status never changes'); END
-        """
-    )
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute(
+            """
+            CREATE TRIGGER terminal_is_final BEFORE UPDATE OF status ON jobs
+            WHEN old.status IN ('done', 'error', 'cancelled')
+            BEGIN SELECT RAISE(ABORT, 'a terminal status never changes'); END
+            """
+        )
+    else:
+        op.execute(
+            """
+            CREATE FUNCTION refuse_to_change_what_is_terminal() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                RAISE 'a terminal status never changes' USING ERRCODE = 'integrity_constraint_violation';
+            END $$
+            """
+        )
+        op.execute(
+            """
+            CREATE TRIGGER terminal_is_final BEFORE UPDATE OF status ON jobs
+            FOR EACH ROW WHEN (old.status IN ('done', 'error', 'cancelled'))
+            EXECUTE FUNCTION refuse_to_change_what_is_terminal()
+            """
+        )
     op.execute("INSERT INTO users (name, role, created_at) VALUES ('admin', 'admin', CURRENT_TIMESTAMP)")

@@ -1,0 +1,124 @@
+"""Many connections at once, which only PostgreSQL has: of those that want one job, one gets it.
+
+Under READ COMMITTED, PostgreSQL's own default, where a statement sees what others committed a moment ago.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from llamalith_app.store import check, jobs
+from llamalith_app.store.tables import Outcome, Status
+from llamalith_app.store.users import ADMIN_ID
+from tests.store.conftest import Cluster
+from tests.store.samples import NOW, fail, finish, prompt, register_worker
+
+Act = Callable[[Connection], Any]
+ROUNDS = 200
+CLAIMERS = 4
+
+
+@pytest.fixture
+def record(cluster: Cluster) -> Iterator[Engine]:
+    with cluster.record() as engine:
+        yield engine
+
+
+@pytest.fixture
+def worker(record: Engine) -> int:
+    with record.begin() as connection:
+        assert connection.execute(text("SHOW transaction_isolation")).scalar() == "read committed"
+        return register_worker(connection)
+
+
+@pytest.fixture
+def at_once(record: Engine) -> Iterator[Callable[[Sequence[Act]], list[Any]]]:
+    """Each act in a transaction of its own, begun when all of them have a connection; what they return, in order."""
+    with ThreadPoolExecutor(CLAIMERS) as threads:
+
+        def run(acts: Sequence[Act]) -> list[Any]:
+            ready = threading.Barrier(len(acts))
+
+            def one(act: Act) -> Any:
+                with record.begin() as connection:
+                    connection.execute(text("SELECT 1"))
+                    ready.wait(20)
+                    return act(connection)
+
+            return list(threads.map(one, acts))
+
+        yield run
+
+
+def test_of_claimers_that_race_for_one_job_exactly_one_gets_it(
+    record: Engine, worker: int, at_once: Callable[[Sequence[Act]], list[Any]]
+) -> None:
+    for _ in range(ROUNDS):
+        with record.begin() as connection:
+            job_id = jobs.submit(connection, prompt(), NOW).job_id
+        claims = at_once([lambda connection: jobs.claim(connection, "m", 1, worker, NOW)] * CLAIMERS)
+        (claim,) = filter(None, claims)
+        assert (claim.job_id, claim.attempt) == (job_id, 1)
+        with record.begin() as connection:
+            assert finish(connection, claim)
+            assert jobs.held(connection) == []
+    with record.connect() as connection:
+        assert check.broken(connection) == []
+
+
+@pytest.mark.parametrize("pair", ["finish finish", "finish lose", "lose lose", "finish cancel"])
+def test_of_two_that_end_an_attempt_at_once_exactly_one_does(
+    record: Engine, worker: int, at_once: Callable[[Sequence[Act]], list[Any]], pair: str
+) -> None:
+    ends: dict[str, Callable[..., bool]] = {
+        "finish": finish,
+        "lose": lambda connection, claim: (
+            fail(connection, claim, outcome=Outcome.LOST, kind="worker_lost", pause=None, seen_beat=0) is Status.ERROR
+        ),
+        "cancel": lambda connection, claim: jobs.cancel(connection, ADMIN_ID, claim.job_id, NOW) is Status.CANCELLED,
+    }
+    left = {"finish": "done", "lose": "error", "cancel": "cancelled"}
+    words = pair.split()
+    for _ in range(ROUNDS):
+        with record.begin() as connection:
+            jobs.submit(connection, prompt(), NOW)
+            claim = jobs.claim(connection, "m", 1, worker, NOW)
+            assert claim is not None
+        won = at_once([partial(ends[word], claim=claim) for word in words])
+        (winner,) = (word for word, did in zip(words, won, strict=True) if did)
+        with record.connect() as connection:
+            job = jobs.one(connection, ADMIN_ID, claim.job_id)
+            assert job is not None
+            assert job.status == left[winner]
+    with record.connect() as connection:
+        assert check.broken(connection) == []
+
+
+def test_a_claim_passes_over_what_another_is_claiming_and_gets_it_when_that_one_fails(
+    record: Engine, worker: int
+) -> None:
+    with record.begin() as connection:
+        for conversation in ("a", "a", "b"):
+            jobs.submit(connection, prompt(conversation_id=conversation), NOW)
+    with record.connect() as one, record.connect() as two, record.connect() as three:
+        first = jobs.claim(one, "m", 1, worker, NOW)
+        other = jobs.claim(two, "m", 1, worker, NOW)
+        assert first is not None
+        assert other is not None
+        assert (first.job_id, other.job_id) == (1, 3), "the second job waits for the first of its conversation"
+        assert jobs.claim(three, "m", 1, worker, NOW) is None
+        one.rollback()
+        two.commit()
+        again = jobs.claim(three, "m", 1, worker, NOW)
+        assert again is not None
+        assert (again.job_id, again.attempt) == (1, 1)
+        three.commit()
+    with record.connect() as connection:
+        assert check.broken(connection) == []
