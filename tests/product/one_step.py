@@ -1,0 +1,143 @@
+"""One transition of the product, done by a process of its own so that it can be killed at any moment of it.
+
+The process opens the record and says which threads it has; it begins when it is told to, and says what came of it
+when the call has returned, as the web answers its client. Then it sends its hints and closes the record.
+
+The scene that every step begins from: job 1 is done; job 2 of the same conversation is being processed by a worker
+that is gone; job 3 waits behind it; job 4 waits in another conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Any
+
+from llamalith_app.jobs.cancel import Cancellations
+from llamalith_app.jobs.forecast import Forecasts
+from llamalith_app.jobs.queue import Hints
+from llamalith_app.jobs.submit import Submissions
+from llamalith_app.jobs.sweep import Sweeper
+from llamalith_app.store import jobs, workers
+from llamalith_app.store.database import Database, write_engine
+from llamalith_app.store.keys import Key
+from llamalith_app.store.users import ADMIN_ID
+from tests.store.samples import finish as finish_attempt
+from tests.store.samples import prompt
+
+MODELS = ("m",)
+HELD, NEW = 2, 5
+"""The job that is being processed, and the one that a submit makes."""
+
+Step = Callable[[Database, Hints], Awaitable[Any]]
+
+
+def set_scene(path: Path, lock_path: Path) -> None:
+    """`lock_path`: of the worker that is gone; a file that nobody holds locked."""
+    now = datetime.now(UTC)
+
+    def register(lock: str) -> int:
+        return workers.register(connection, host="here", pid=1, lock_path=lock, models=["m"], n_slots=1, now=now)
+
+    engine = write_engine(path)
+    with engine.begin() as connection:
+        gone = register(str(lock_path))
+        register("")
+        for content, conversation in (("1", "c"), ("2", "c"), ("3", "c"), ("4", "d")):
+            jobs.submit(connection, prompt(content, conversation), now)
+        first = jobs.claim(connection, "m", 1, gone, now)
+        assert first is not None
+        assert finish_attempt(connection, first)
+        held = jobs.claim(connection, "m", 1, gone, now)
+        assert held is not None
+        assert held.job_id == HELD
+    engine.dispose()
+
+
+async def submit(database: Database, hints: Hints) -> Any:
+    submissions = Submissions(
+        database,
+        hints,
+        models=MODELS,
+        grammars={},
+        max_attempts=3,
+        timeout_s=None,
+        queue_timeout_s=None,
+        max_queued=100,
+        forecasts=Forecasts(database, MODELS, {}),
+    )
+    accepted = await submissions.submit(
+        ADMIN_ID,
+        "r",
+        content="5",
+        conversation_id="c",
+        system_prompt="be terse",
+        assistant_context="so far",
+        key=Key(ADMIN_ID, "a key", "a digest"),
+    )
+    return accepted.job_id
+
+
+async def claim(database: Database, hints: Hints) -> Any:
+    claim = await database.write_lightly(jobs.claim, "m", 1, 2, datetime.now(UTC))
+    return claim is not None and claim.job_id
+
+
+async def heartbeat(database: Database, hints: Hints) -> Any:
+    await database.write_lightly(jobs.beat, [lease.lease_token for lease in await database.read(jobs.held)])
+    return HELD
+
+
+async def finish(database: Database, hints: Hints) -> Any:
+    (lease,) = await database.read(jobs.held)
+    return await database.write(
+        jobs.finish,
+        lease.job_id,
+        lease.lease_token,
+        datetime.now(UTC),
+        reply="a reply",
+        finish_reason="stop",
+        prompt_tokens=1,
+        prompt_tokens_reused=0,
+        completion_tokens=1,
+        omitted_messages=0,
+    )
+
+
+async def cancel(database: Database, hints: Hints) -> Any:
+    status = await Cancellations(database, hints, MODELS, lambda _: None).one(ADMIN_ID, HELD)
+    return status and status.value
+
+
+async def sweep(database: Database, hints: Hints) -> Any:
+    await Sweeper(database, 2, set, lambda _: None, lambda: "[]").sweep()
+    return True
+
+
+STEPS: dict[str, Step] = {step.__name__: step for step in (submit, claim, heartbeat, finish, cancel, sweep)}
+
+
+def run(name: str, path: Path, redis_url: str, test: Pipe) -> None:
+    """The whole life of the process."""
+    asyncio.run(_run(STEPS[name], path, redis_url, test))
+
+
+async def _run(step: Step, path: Path, redis_url: str, test: Pipe) -> None:
+    database, hints = Database(path), Hints(redis_url, MODELS)
+    database.open()
+    # Every thread that the step will use is there before it begins, so that each can be watched.
+    await database.read(jobs.held)
+    await asyncio.to_thread(int)
+    test.send({thread.name: thread.native_id for thread in threading.enumerate()})
+    test.recv()
+    test.send(await step(database, hints))
+    await asyncio.gather(*hints._senders.values())
+    await hints.close()
+    await database.close()
+    # Nothing is left to do; asyncio would end its threads by yet another one, which nobody could watch.
+    os._exit(0)
