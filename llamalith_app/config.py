@@ -48,6 +48,7 @@ SETTING_VARIABLES = {
     "LLAMALITH_MAX_ATTEMPTS": "max_attempts",
     "LLAMALITH_TIMEOUT_S": "timeout_s",
     "LLAMALITH_QUEUE_TIMEOUT_S": "queue_timeout_s",
+    "LLAMALITH_RETENTION_DAYS": "retention_days",
     "LLAMALITH_MEMORY_BUDGET_MB": "memory_budget_mb",
     "LLAMALITH_GRAMMAR_DIR": "grammar_dir",
     "LLAMALITH_LOG_FORMAT": "log_format",
@@ -60,6 +61,7 @@ PLAIN_KEYS = (
         "max_queued",
         "timeout_s",
         "queue_timeout_s",
+        "retention_days",
         "memory_budget_mb",
         "idle_unload_s",
         "state_cache_mb",
@@ -118,6 +120,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that an attempt may run where its job says nothing itself; None: as long as it takes."""
     queue_timeout_s: float | None = None
     """Seconds that a job may wait for its first start where it says nothing itself; None: as long as it takes."""
+    retention_days: float | None = None
+    """Days that a job is kept after its end, with all that was said in its turn; None: for ever."""
     max_queued: int = 100_000
     """Jobs of one owner that may wait at once."""
     cors_origins: tuple[str, ...] = ()

@@ -219,6 +219,13 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ]
         | None
     ) = None
+    retention_days: (
+        Annotated[
+            float,
+            Meta(gt=0, le=36_500, description="Days that a job and its turn are kept after its end; unset: for ever."),
+        ]
+        | None
+    ) = None
     memory_budget_mb: (
         Annotated[
             int,

@@ -112,6 +112,12 @@ def test_limits_of_time_are_numbers_wherever_they_stand(place: Place) -> None:
     assert (place.load({}).timeout_s, place.load({}).queue_timeout_s) == (None, None)
 
 
+def test_ended_jobs_are_kept_for_ever_unless_days_are_given(place: Place) -> None:
+    assert place.load({"LLAMALITH_RETENTION_DAYS": ""}).retention_days is None
+    assert place.load({"LLAMALITH_RETENTION_DAYS": "0.5"}).retention_days == 0.5
+    assert place.load_file({"retention_days": 90}).retention_days == 90.0
+
+
 def test_null_in_config_json_is_the_same_as_not_set(place: Place) -> None:
     config = place.load_file({"max_attempts": None, "model_paths": None, "redis_url": None})
     assert config == place.load()
@@ -609,6 +615,7 @@ def test_any_value_of_any_variable_is_taken_or_refused(name: str, value: str) ->
             "sqlite:///:memory:",
             'expected sqlite:///PATH, a file (this version speaks SQLite only), got "sqlite:///:memory:"',
         ),
+        ("LLAMALITH_RETENTION_DAYS", "0", "expected number > 0 and ≤ 36500, got 0.0"),
         ("LLAMALITH_MAX_ATTEMPTS", "many", 'expected int ≥ 1 and ≤ 100, got "many"'),
         ("LLAMALITH_MAX_ATTEMPTS", "101", "expected int ≥ 1 and ≤ 100, got 101"),
         ("LLAMALITH_TIMEOUT_S", "0", "expected number > 0 and ≤ 604800, got 0.0"),

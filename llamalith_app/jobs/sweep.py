@@ -1,4 +1,5 @@
-"""Takes leases away from attempts that nobody makes any more, and gives up what waited longer than it may.
+"""Takes leases away from attempts that nobody makes any more, gives up what waited longer than it may, and forgets what
+is not to be kept any longer.
 
 A lease is dead when the worker that holds it is gone from this machine (its lock file is free), or when its beat
 stood still for STALE_S of this process's own clock; no wall clock decides. Knows no engine and no Redis.
@@ -32,6 +33,8 @@ GIVE_UP_JOBS = 1000
 """Jobs given up in one transaction at most, so that others can write between them."""
 FORGET_KEYS = 1000
 """Old Idempotency-Keys deleted in one sweep at most."""
+EXPIRE_JOBS = 100
+"""Ended jobs deleted in one sweep at most: some hundred rows, and four million jobs a day."""
 LOST = "The worker that ran this job is gone."
 
 log = structlog.get_logger(__name__)
@@ -52,6 +55,7 @@ def _forget(lock_path: str) -> None:
 
 class Sweeper:
     """`held_here`: the lease tokens of what this worker is running; their beat is its own affair.
+    `retention`: how long ended jobs are kept; None: for ever.
     `wake_later` is told how long from now a job will be due again; `tell_engines` says what is told of them.
     """
 
@@ -62,12 +66,14 @@ class Sweeper:
         held_here: Callable[[], Container[str]],
         wake_later: Callable[[timedelta], None],
         tell_engines: Callable[[], str],
+        retention: timedelta | None = None,
     ) -> None:
         self._database = database
         self._worker_id = worker_id
         self._held_here = held_here
         self._wake_later = wake_later
         self._tell_engines = tell_engines
+        self._retention = retention
         self._seen: dict[str, tuple[int, float]] = {}
         """Lease token -> its beat, and since when it stands there."""
 
@@ -98,6 +104,15 @@ class Sweeper:
         await self._give_up()
         if await self._database.read(keys.has_old, datetime.now(UTC)):
             await self._database.write_lightly(keys.forget, datetime.now(UTC), FORGET_KEYS)
+        await self._expire()
+
+    async def _expire(self) -> None:
+        if self._retention is None:
+            return
+        until = datetime.now(UTC) - self._retention
+        if await self._database.read(jobs.has_expired, until):
+            n_expired = await self._database.write_lightly(jobs.expire, until, EXPIRE_JOBS)
+            log.info("jobs expired", n_jobs=n_expired)
 
     async def _give_up(self) -> None:
         n_given_up = GIVE_UP_JOBS

@@ -90,8 +90,14 @@ class Worker:
             max_wait=self._config.max_wait_s,
             wake_later=self._look_after,
         )
+        days = self._config.retention_days
         self._sweeper = Sweeper(
-            self._database, self.id, lambda: self.generation.running, self._look_after, self._tell_engines
+            self._database,
+            self.id,
+            lambda: self.generation.running,
+            self._look_after,
+            self._tell_engines,
+            None if days is None else timedelta(days=days),
         )
         self._wakers = Wakers(self._config.redis_url, n_slots, self.generation.start)
         self._wakers.start()

@@ -50,10 +50,11 @@ RULES = {
         SELECT j.id AS job_id, j.is_head FROM jobs j WHERE j.status IN ('queued', 'processing')
         AND j.is_head = EXISTS (SELECT 1 FROM jobs e WHERE e.conversation_id = j.conversation_id
             AND e.turn < j.turn AND e.status IN ('queued', 'processing'))""",
-    "a job tries again one of its own conversation that ended without a reply": """
+    "a job tries again one of its own conversation that ended without a reply, or that is gone": """
         SELECT j.id AS job_id, j.retry_of, e.status FROM jobs j LEFT JOIN jobs e
-            ON e.id = j.retry_of AND e.conversation_id = j.conversation_id AND e.turn < j.turn
-        WHERE j.retry_of IS NOT NULL AND (e.id IS NULL OR e.status NOT IN ('error', 'cancelled'))""",
+            ON e.id = j.retry_of
+        WHERE j.retry_of >= j.id OR e.conversation_id <> j.conversation_id OR e.turn >= j.turn
+            OR e.status NOT IN ('error', 'cancelled')""",
     "a job counts its attempts": """
         SELECT j.id AS job_id, j.attempt, count(a.attempt) AS attempts, max(a.attempt) AS last FROM jobs j
         LEFT JOIN attempts a ON a.job_id = j.id GROUP BY j.id

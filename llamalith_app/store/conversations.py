@@ -55,7 +55,7 @@ class ThreadTurn(NamedTuple):
     system: str | None
     context: str | None
     job: Job | None
-    """None: only a system prompt was stored."""
+    """None: there was only a system prompt, or the job has expired."""
 
 
 class Thread(NamedTuple):
@@ -63,7 +63,9 @@ class Thread(NamedTuple):
 
     turns: list[ThreadTurn]
     n_earlier: int
-    """Turns before these."""
+    """Turns before these of which something is left."""
+    earlier_until: int
+    """The turn after the last of those; 0: there are none."""
     until: int
     """The turn after these."""
     system_prompt: str
@@ -162,6 +164,8 @@ def thread(
         .order_by(MessageRow.place.desc())
         .limit(1)
     ).scalar()
+    # Of others nothing is left: they have expired.
+    left = {*found, *(place // TURN_PLACES for place in beside)}
     turns = [
         ThreadTurn(
             turn,
@@ -169,10 +173,17 @@ def thread(
             beside.get(TURN_PLACES * turn + CONTEXT),
             found.get(turn),
         )
-        for turn in range(first, last + 1)
+        for turn in sorted(left)
     ]
+    earlier = connection.execute(
+        select(func.count((MessageRow.place // TURN_PLACES).distinct()), func.max(MessageRow.place)).where(
+            MessageRow.conversation_id == conversation.id, MessageRow.place < TURN_PLACES * first
+        )
+    ).one()
+    n_earlier: int = earlier[0]
+    earlier_until: int = earlier[1] // TURN_PLACES + 1 if n_earlier else 0
     first_prompt: str | None = connection.execute(_first_prompt(conversation.id, max_text)).scalar()
-    return Thread(turns, first, last + 1, in_force or "", first_prompt)
+    return Thread(turns, n_earlier, earlier_until, last + 1, in_force or "", first_prompt)
 
 
 def _first_prompt(conversation_id: Any, max_text: int) -> Select[str]:

@@ -148,6 +148,12 @@ class JobRow(DefaultBase):
             postgresql_where=text("status = 'queued' AND not_after IS NOT NULL"),
         ),
         Index(
+            "ended_by_age",
+            "processed_at",
+            sqlite_where=text("processed_at IS NOT NULL"),
+            postgresql_where=text("processed_at IS NOT NULL"),
+        ),
+        Index(
             "one_retry_a_job",
             "retry_of",
             unique=True,
@@ -208,7 +214,7 @@ class JobRow(DefaultBase):
     omitted_messages: Mapped[int] = mapped_column(Integer)
     """Earlier messages that did not fit the context when the reply was made."""
     retry_of: Mapped[int | None] = mapped_column(BigIntIdentity)
-    """The job of this conversation that ended without a reply and that this one tries again."""
+    """The job of this conversation that ended without a reply and that this one tries again; it may be gone by now."""
     partial: Mapped[str | None] = mapped_column(Text)
     """What was written of the reply of a job that was cancelled or ran out of time."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
@@ -229,6 +235,8 @@ class MessageRow(DefaultBase):
         ),
         CheckConstraint("job_id IS NULL OR place % 4 >= 2", name="job_at_prompt_and_reply"),
         Index("newest_by_role", "conversation_id", "role", "place"),
+        # For the foreign key: when a job is deleted, SQLite would go through all messages of its conversation.
+        Index("messages_of_job", "conversation_id", "job_id"),
         {"sqlite_autoincrement": True},
     )
 

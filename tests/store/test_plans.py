@@ -98,6 +98,8 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "held by a worker": (queued, lambda c, _: jobs.held(c, 1)),
     "give_up": (lambda c: jobs.submit(c, prompt()._replace(queue_timeout_s=60), NOW), give_up),
     "an answer to a key": (lambda c: None, lambda c, _: answered_before(c)),
+    "has_expired": (queued, lambda c, _: jobs.has_expired(c, LATER)),
+    "expire": (lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW), lambda c, _: jobs.expire(c, LATER, 100)),
     "forget keys": (answered_before, forget),
 }
 
@@ -139,6 +141,12 @@ def test_no_table_is_read_from_end_to_end(sqlite_engine: Engine, name: str) -> N
     assert read_whole == WHOLE_INDEXES.get(name, set())
     # That would be everything in an installation of one person.
     assert {step for step in steps if step.endswith("(owner_id=?)")} == OF_AN_OWNER.get(name, set())
+
+
+def test_a_job_is_deleted_without_a_look_at_all_messages_of_its_conversation(engine: Engine) -> None:
+    steps = plan_of(engine, "expire")
+    assert "SEARCH messages USING COVERING INDEX messages_of_job (conversation_id=? AND job_id=?)" in steps
+    assert [step for step in steps if step.startswith("SEARCH messages") and step.endswith("(conversation_id=?)")] == []
 
 
 @pytest.mark.parametrize("name", ["claim", "due"])

@@ -241,6 +241,20 @@ class Record(RuleBasedStateMachine):
         for job_id in given_up:
             self.set(job_id, Status.ERROR)
 
+    @rule(crash_at=crash)
+    def expire(self, crash_at: int | None) -> None:
+        ended = {n for n, job in self.jobs.items() if job.status not in OPEN}
+        n_expired = self.run(crash_at, jobs.expire, NOW + timedelta(seconds=60), 1000)
+        if n_expired is None:
+            assert crash_at is not None
+            return
+        assert n_expired == len(ended)
+        self.to_keep -= {claim.lease_token for claim in self.claims if claim.job_id in ended}
+        for job_id in ended:
+            del self.jobs[job_id]
+            self.replies.pop(job_id, None)
+            self.retries.pop(job_id, None)
+
     @rule()
     def beat(self) -> None:
         tokens = [claim.lease_token for claim in self.claims]
@@ -291,6 +305,8 @@ class Record(RuleBasedStateMachine):
 
     def holds(self, claim: jobs.Claim) -> bool:
         """The newest claim of a job that is still processing."""
+        if claim.job_id not in self.jobs:
+            return False
         newest = max((other.attempt for other in self.claims if other.job_id == claim.job_id), default=0)
         return self.jobs[claim.job_id].status is Status.PROCESSING and claim.attempt == newest
 

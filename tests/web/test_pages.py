@@ -19,6 +19,7 @@ from llamalith_app.controllers import pages
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
+from llamalith_app.store.users import ADMIN_ID
 from tests.live import publish
 from tests.settle import eventually
 from tests.store.samples import register_worker
@@ -175,6 +176,26 @@ async def test_of_a_long_conversation_the_newest_turns_show_and_the_rest_is_a_li
     assert len(re.findall(r"<li id=", part.text)) == 2
 
 
+async def test_of_turns_that_have_expired_nothing_shows_and_no_link_leads_to_them(
+    browser: httpx.AsyncClient, database: Database
+) -> None:
+    n_turns = pages.TURNS_ON_PAGE + 3
+    for number in range(n_turns):
+        await browser.post("/api/jobs", json={"content": f"prompt {number};", "conversation_id": "c"})
+    now = datetime.now(UTC)
+    for job_id in range(1, n_turns):
+        await database.write(jobs.cancel, ADMIN_ID, job_id, now)
+    await database.write(jobs.expire, now, 1000)
+    page = await browser.get("/chat/conversations/c")
+    assert re.findall(r"prompt \d+;", page.text.partition("<ol")[2]) == [f"prompt {n_turns - 1};"]
+    assert len(re.findall(r"<li id=", page.text)) == 1
+    assert "Earlier messages" not in page.text
+    await database.write(jobs.cancel, ADMIN_ID, n_turns, now)
+    await database.write(jobs.expire, now, 1000)
+    assert "No message" in text(await browser.get("/chat/conversations/c"))
+    assert "No message" in text(await browser.get("/chat/conversations"))
+
+
 async def test_a_part_asks_for_the_turns_that_may_still_change(browser: httpx.AsyncClient, database: Database) -> None:
     for _ in range(2):
         await queue(browser, conversation_id="c")
@@ -245,7 +266,7 @@ async def test_every_conversation_has_a_page(browser: httpx.AsyncClient, public_
 async def test_a_lone_system_prompt_and_a_context_show(browser: httpx.AsyncClient) -> None:
     await browser.post("/api/jobs", json={"system_prompt": "Be a pirate.", "conversation_id": "c"})
     page = text(await browser.get("/chat/conversations/c"))
-    assert "No message yet" in page
+    assert "No message" in page
     assert "Be a pirate." in page
     await browser.post("/api/jobs", json={"content": "x", "assistant_context": "Ahoy!", "conversation_id": "c"})
     assert "Put before the message Ahoy!" in text(await browser.get("/chat/conversations/c"))

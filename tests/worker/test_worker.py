@@ -8,7 +8,7 @@ import itertools
 import os
 import signal
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -373,6 +373,39 @@ async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
     assert claim.lease_token not in {lease.lease_token for lease in await database.read(jobs.held)}
+
+
+async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
+    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.sweep.EXPIRE_JOBS", 1)
+    before = datetime.now(UTC) - timedelta(days=3)
+    for conversation in ("a", "b"):
+        await database.write(jobs.cancel, ADMIN_ID, await submit("old", conversation), before)
+    config = msgspec.structs.replace(config, retention_days=2.5)
+
+    async def are_gone() -> bool:
+        return not await database.read(jobs.newest, ADMIN_ID, limit=9)
+
+    with structlog.testing.capture_logs() as lines:
+        async with working(config, script):
+            await eventually(are_gone)
+            young = await submit("young", "a")
+            assert (await ended(database, young)).status == "done"
+    assert [line["n_jobs"] for line in lines if line["event"] == "jobs expired"] == [1, 1]
+    assert [job.id for job in await database.read(jobs.newest, ADMIN_ID, limit=9)] == [young]
+
+
+async def test_nothing_expires_where_nothing_says_so(
+    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
+    old = await submit("old")
+    await database.write(jobs.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
+    async with working(config, script):
+        await ended(database, await submit("young"))
+    assert await database.read(jobs.has_expired, datetime(2000, 1, 1, tzinfo=UTC))
 
 
 async def test_a_worker_that_beats_keeps_its_lease_however_long_its_job_takes(

@@ -1,0 +1,187 @@
+"""Ended jobs that are kept no longer: what goes, what stays, and what is left to the turns after them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import pytest
+from sqlalchemy import Connection, Engine, text, update
+
+from llamalith_app.store import check, conversations, jobs
+from llamalith_app.store.tables import JobRow
+from llamalith_app.store.users import ADMIN_ID
+from tests.store.samples import NOW, finish, prompt, register_worker
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def connection(engine: Engine) -> Connection:
+    connection = engine.connect()
+    connection.begin()
+    register_worker(connection)
+    return connection
+
+
+@pytest.fixture(autouse=True)
+def _whole(connection: Connection) -> Iterator[None]:
+    yield
+    assert check.broken(connection) == []
+    connection.close()
+
+
+def queue(connection: Connection, content: str, *, system_prompt: str = "", context: str = "") -> int:
+    job_id = jobs.submit(connection, prompt(content, system_prompt=system_prompt, context=context), NOW).job_id
+    assert job_id is not None
+    return job_id
+
+
+def answer(connection: Connection, at: datetime = NOW) -> jobs.Claim:
+    """The next job gets its reply; it ended at that time."""
+    claim = jobs.claim(connection, "m", 1, 1, NOW)
+    assert claim is not None
+    assert finish(connection, claim, f"reply to {claim.job_id}")
+    connection.execute(update(JobRow).where(JobRow.id == claim.job_id).values(processed_at=at))
+    return claim
+
+
+def said(connection: Connection) -> list[str]:
+    return [message.content for message in conversations.messages(connection, ADMIN_ID, "c")]
+
+
+def test_a_turn_goes_with_all_that_was_said_in_it_and_its_attempts(connection: Connection) -> None:
+    queue(connection, "old", context="so far")
+    answer(connection, NOW)
+    queue(connection, "young")
+    answer(connection, NOW + DAY)
+    queue(connection, "waits")
+    assert not jobs.has_expired(connection, NOW - timedelta(seconds=1))
+    assert jobs.has_expired(connection, NOW)
+    assert jobs.expire(connection, NOW, 100) == 1
+    assert not jobs.has_expired(connection, NOW)
+    assert said(connection) == ["young", "reply to 2", "waits"]
+    assert jobs.one(connection, ADMIN_ID, 1) is None
+    assert jobs.attempts(connection, ADMIN_ID, 1) is None
+    assert [job.id for job in jobs.newest(connection, ADMIN_ID, limit=9)] == [3, 2]
+    assert check.counts(connection)["attempts"] == 1
+
+
+def test_what_ended_first_goes_first_so_many_at_a_time(connection: Connection) -> None:
+    for at in (NOW + DAY, NOW, NOW):
+        queue(connection, "x")
+        answer(connection, at)
+    left = []
+    while jobs.expire(connection, NOW + DAY, 1):
+        left.append([job.id for job in jobs.newest(connection, ADMIN_ID, limit=9)])
+    assert left == [[3, 1], [1], []]
+
+
+def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(connection: Connection) -> None:
+    first = queue(connection, "cancelled")
+    jobs.cancel(connection, ADMIN_ID, first, NOW)
+    jobs.submit(connection, prompt("given up")._replace(queue_timeout_s=1), NOW)
+    jobs.give_up(connection, NOW + timedelta(seconds=1), 9)
+    queue(connection, "runs")
+    assert jobs.claim(connection, "m", 1, 1, NOW)
+    queue(connection, "waits")
+    assert jobs.expire(connection, NOW + 1000 * DAY, 100) == 2
+    assert said(connection) == ["runs", "waits"]
+
+
+def test_a_conversation_stays_and_gives_no_turn_twice(connection: Connection) -> None:
+    queue(connection, "old")
+    turn = answer(connection).turn
+    jobs.expire(connection, NOW, 100)
+    assert conversations.exists(connection, ADMIN_ID, "c")
+    assert conversations.latest(connection, ADMIN_ID, "c").last_job is None
+    (listed,) = conversations.newest(connection, ADMIN_ID, limit=9, offset=0, max_text=9)
+    assert (listed.first_prompt, listed.status) == (None, None)
+    queue(connection, "new")
+    assert answer(connection).turn == turn + 1
+
+
+def test_the_system_message_in_force_stays(connection: Connection) -> None:
+    queue(connection, "old", system_prompt="be kind")
+    answer(connection)
+    jobs.expire(connection, NOW, 100)
+    assert said(connection) == ["be kind"]
+    queue(connection, "new")
+    claim = answer(connection)
+    turn = conversations.turn(connection, claim.conversation_id, claim.turn, 1000)
+    assert [message.content for message in turn.messages] == ["be kind", "new"]
+
+
+def test_a_system_message_goes_once_another_took_its_place_and_no_job_of_it_is_left(connection: Connection) -> None:
+    queue(connection, "1", system_prompt="be kind")
+    answer(connection, NOW)
+    queue(connection, "2")
+    answer(connection, NOW + DAY)
+    queue(connection, "3", system_prompt="be terse")
+    answer(connection, NOW + 2 * DAY)
+    jobs.expire(connection, NOW, 100)
+    assert said(connection) == ["be kind", "2", "reply to 2", "be terse", "3", "reply to 3"]
+    jobs.expire(connection, NOW + DAY, 100)
+    assert said(connection) == ["be terse", "3", "reply to 3"]
+    jobs.expire(connection, NOW + 2 * DAY, 100)
+    assert said(connection) == ["be terse"]
+
+
+def test_a_system_message_does_not_stay_for_a_job_that_came_before_it(connection: Connection) -> None:
+    for content, at, system_prompt in (("1", NOW + DAY, ""), ("2", NOW, "be kind"), ("3", NOW + DAY, "be terse")):
+        queue(connection, content, system_prompt=system_prompt)
+        answer(connection, at)
+    jobs.expire(connection, NOW, 100)
+    assert said(connection) == ["1", "reply to 1", "be terse", "3", "reply to 3"]
+
+
+def test_a_later_turn_sees_what_is_left_of_those_before_it(connection: Connection) -> None:
+    for content, at in (("1", NOW), ("2", NOW + DAY)):
+        queue(connection, content)
+        answer(connection, at)
+    queue(connection, "3")
+    claim = jobs.claim(connection, "m", 1, 1, NOW)
+    assert claim is not None
+    jobs.expire(connection, NOW, 100)
+    turn = conversations.turn(connection, claim.conversation_id, claim.turn, 1000)
+    assert [message.content for message in turn.messages] == ["2", "reply to 2", "3"]
+    assert finish(connection, claim)
+
+
+def test_a_retry_outlives_the_job_that_it_tries_again(connection: Connection) -> None:
+    first = queue(connection, "once more")
+    jobs.cancel(connection, ADMIN_ID, first, NOW)
+    again = jobs.retry(connection, ADMIN_ID, first, "r", NOW)
+    assert isinstance(again, jobs.Retry)
+    assert jobs.expire(connection, NOW, 100) == 1
+    job = jobs.one(connection, ADMIN_ID, again.job_id)
+    assert job is not None
+    assert job.retry_of == first
+    assert jobs.retry(connection, ADMIN_ID, first, "r", NOW) is None
+
+
+def test_the_checks_find_a_retry_of_another_conversations_job(connection: Connection) -> None:
+    queue(connection, "mine")
+    other = jobs.submit(connection, prompt("not mine", "other"), NOW).job_id
+    assert other is not None
+    jobs.cancel(connection, ADMIN_ID, 1, NOW)
+    connection.execute(text("UPDATE jobs SET retry_of = 1 WHERE id = 2"))
+    (broken,) = check.broken(connection)
+    assert broken.rule == "a job tries again one of its own conversation that ended without a reply, or that is gone"
+    connection.execute(text("UPDATE jobs SET retry_of = NULL"))
+
+
+def test_the_transcript_leaves_out_what_is_gone(connection: Connection) -> None:
+    for number in range(6):
+        queue(connection, str(number), system_prompt="be kind")
+        answer(connection, NOW if number < 4 else NOW + DAY)
+    jobs.expire(connection, NOW, 100)
+
+    def shown(**of: int) -> tuple[list[int], int, int]:
+        thread = conversations.thread(connection, ADMIN_ID, "c", limit=1, max_text=9, **of)
+        assert thread is not None
+        return [turn.turn for turn in thread.turns], thread.n_earlier, thread.earlier_until
+
+    assert shown() == ([5], 2, 5)
+    assert shown(before=5) == ([4], 1, 1)
+    assert shown(before=1) == ([0], 0, 0), "its system message is in force"
