@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench import client, prompts, stored, table
+from bench import client, prompts, soak, stored, table
 from llamalith_app.store import check
 from llamalith_app.store.database import write_engine
 
@@ -109,3 +109,27 @@ def test_what_is_written_in_bulk_is_what_the_record_allows(tmp_path: Path, shape
         assert check.counts(connection)["jobs"] == 100
         assert check.broken(connection) == []
     engine.dispose()
+
+
+def test_a_line_tells_what_rises_by_how_much_an_hour_and_how_sure_that_is() -> None:
+    straight = soak.line([(10.0 * n, 5 + n / 360) for n in range(20)])
+    assert straight.an_hour == pytest.approx(1.0)
+    assert straight.margin == pytest.approx(0.0, abs=1e-6)
+    wavering = soak.line([(10.0 * n, 5 + n % 2) for n in range(20)])
+    assert abs(wavering.an_hour) < wavering.margin
+
+
+def test_a_soak_misses_its_goal_where_memory_grows_after_the_warm_up() -> None:
+    def sampled(n: int, mib: float) -> soak.Sample:
+        wal = {("SQLite", "MiB of WAL"): 4.0}
+        return soak.Sample(10.0 * n, {"web": 1}, {("web", "MiB"): mib, ("web", "threads"): 9.0} | wal)
+
+    warms_up = [sampled(n, min(n, 10)) for n in range(40)]
+    assert [row.is_met for row in soak.rows(warms_up, 100)] == [True, True, True]
+    grows = [sampled(n, 10 + n / 100) for n in range(40)]
+    assert [row.is_met for row in soak.rows(grows, 100)] == [False, True, True]
+
+
+def test_a_soak_notices_a_part_that_was_started_again() -> None:
+    samples = [soak.Sample(n, {"web": 1, "worker": 2 + n // 5}, {}) for n in range(10)]
+    assert soak.restarts(samples) == ["worker"]
