@@ -5,7 +5,7 @@
 Starts `llamalith up` with the real small model in a folder of its own, submits, follows, cancels, leaves streams,
 lists, and looks every so many seconds at each process's memory, descriptors and threads, at Redis's keys and memory,
 and at the write-ahead log. At the end a straight line is laid through each, without the first ten minutes (a third,
-where it runs shorter): what it rises by in an hour, with the 95 % interval of that as independent samples would give it.
+where it runs shorter): what it rises by in an hour, with its 95 % interval as independent samples would give it.
 Held against a goal is the resident set; the proportional one moves with whoever else uses the same files. Exits with 1
 if a goal is missed. Under half an hour the lines mean little: caches still fill, and what Redis keeps of a job stays
 there for ten minutes, so that its figures have a goal only in runs that are longer.
