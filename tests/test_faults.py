@@ -60,6 +60,7 @@ async def refused(api: httpx.AsyncClient, content: str = "x") -> str:
     answer = await api.post("/api/jobs", json={"content": content})
     assert answer.status_code == 503, answer.text
     assert int(answer.headers["Retry-After"]) > 0
+    assert answer.json()["type"] == "about:llamalith/storage-unavailable"
     detail: str = answer.json()["detail"]
     return detail
 

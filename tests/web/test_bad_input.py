@@ -298,18 +298,3 @@ async def test_broken_headers_are_400(api: httpx.AsyncClient, lines: list[str]) 
 async def test_a_duplicate_content_type_is_no_way_around(api: httpx.AsyncClient) -> None:
     answer = await raw(api, head("Content-Type: text/plain", "Content-Length: 2"), b"{}")
     assert b" 400 " in answer or b" 415 " in answer
-
-
-async def test_a_locked_database_is_503_with_a_time_to_come_back(
-    api: httpx.AsyncClient, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
-    other = sqlite3.connect(config.database_path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with structlog.testing.capture_logs():
-        answer = await api.post("/api/jobs", json={"content": "x"})
-    other.execute("ROLLBACK")
-    other.close()
-    assert answer.status_code == 503
-    assert answer.headers["retry-after"] == "5"
-    assert answer.json()["type"] == "about:llamalith/storage-unavailable"

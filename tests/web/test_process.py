@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.needs import need
 from tests.product.conftest import LLAMALITH, clean_environ, free_port
 from tests.settle import eventually
 from tests.streams.sse import reading
@@ -17,12 +18,14 @@ from tests.web.conftest import HASH, TOKEN
 
 
 @asynccontextmanager
-async def web(folder: Path, redis_url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
-    """Once it answers."""
+async def web(
+    folder: Path, redis_url: str, *under: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
+    """Once it answers. `under`: a command that becomes it."""
     port = free_port()
     with (folder / "log").open("w") as log:
         process = await asyncio.create_subprocess_exec(
-            *(str(LLAMALITH), "web", "--port", str(port), "--data-dir", str(folder)),
+            *(*under, str(LLAMALITH), "web", "--port", str(port), "--data-dir", str(folder)),
             cwd=folder,
             env=clean_environ(
                 SECRET_KEY="a secret key of the tests, of 32 bytes",
@@ -76,3 +79,51 @@ async def test_open_streams_are_told_to_come_again_and_hold_up_no_end(tmp_path: 
     log = (tmp_path / "log").read_text()
     assert "graceful shutdown exceeded" not in log
     assert "Traceback" not in log
+
+
+async def test_a_disk_that_does_not_sync_is_503_and_what_was_refused_is_not_there(
+    tmp_path: Path, absent_redis_url: str
+) -> None:
+    strace = need("strace", "strace")
+    async with web(tmp_path, absent_redis_url) as (process, client):
+        assert (await client.post("/api/jobs", json={"content": "before"})).status_code == 200
+        breaker = await asyncio.create_subprocess_exec(
+            *(strace, "-f", "-p", str(process.pid), "-e", "inject=fdatasync,fsync:error=EIO"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert breaker.stderr is not None
+        assert b"attached" in await breaker.stderr.readline()
+        reading_on = asyncio.create_task(breaker.stderr.read())
+        refused = await client.post("/api/jobs", json={"content": "meanwhile"}, timeout=30)
+        breaker.terminate()
+        await asyncio.gather(breaker.wait(), reading_on)
+        after = await client.post("/api/jobs", json={"content": "after"}, timeout=30)
+        listed = (await client.get("/api/jobs")).json()["jobs"]
+    assert refused.status_code == 503, refused.text
+    assert int(refused.headers["Retry-After"]) > 0
+    assert after.status_code == 200, after.text
+    assert [job["user_input"] for job in listed] == ["after", "before"]
+    checking = await asyncio.create_subprocess_exec(
+        *(str(LLAMALITH), "check", "--data-dir", str(tmp_path)), env=clean_environ(), stdout=asyncio.subprocess.DEVNULL
+    )
+    assert await checking.wait() == 0
+
+
+async def test_a_crowd_that_takes_every_descriptor_does_no_lasting_harm(tmp_path: Path, absent_redis_url: str) -> None:
+    prlimit = need("prlimit", "util-linux")
+    async with web(tmp_path, absent_redis_url, prlimit, "--nofile=64") as (process, client):
+        assert (await client.post("/api/jobs", json={"content": "before"})).status_code == 200
+        host, port = client.base_url.host, client.base_url.port
+        crowd = [await asyncio.open_connection(host, port) for _ in range(100)]
+        n_open = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+        for _, writer in crowd:
+            writer.close()
+
+        async def takes_work() -> bool:
+            try:
+                return (await client.post("/api/jobs", json={"content": "after"})).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await eventually(takes_work)
+    assert n_open >= 60
