@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
+import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, text
 
 from llamalith_app.commands.check import command
+from llamalith_app.commands.migrate import command as migrating
 from llamalith_app.errors import ConfigError
 from llamalith_app.store import jobs
 from tests.store.samples import NOW, prompt
@@ -42,6 +45,20 @@ def test_checking_takes_no_lock_and_changes_nothing(engine: Engine, database_pat
     with engine.connect() as connection, connection.begin():
         jobs.submit(connection, prompt(), NOW)
         assert check(database_path.parent).exit_code == 0
+
+
+@pytest.mark.parametrize("what", [command, migrating], ids=["check", "migrate"])
+def test_what_is_no_whole_database_is_told_in_one_line(
+    engine: Engine, database_path: Path, what: click.Command
+) -> None:
+    engine.dispose()
+    whole = database_path.read_bytes()
+    database_path.write_bytes(whole[:100] + b"no page of a database" * 500 + whole[10_600:])
+    told = CliRunner().invoke(what, ["--data-dir", str(database_path.parent)])
+    assert isinstance(told.exception, ConfigError)
+    (problem,) = told.exception.problems
+    assert problem.startswith(f"{database_path}: this is no whole database")
+    assert "llamalith restore" in problem
 
 
 def test_no_database_is_told_by_its_path(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import create_engine
 from llamalith_app.config import load
 from llamalith_app.errors import ConfigError
 from llamalith_app.store import check
+from llamalith_app.store.database import plain_errors
 
 
 @click.command()
@@ -23,7 +24,7 @@ def command(data_dir: Path | None) -> None:
     if not path.is_file():
         raise ConfigError([f"{path}: there is no database"])
     engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(f"file:{path}?mode=ro", uri=True))
-    with engine.connect() as connection:
+    with plain_errors(path), engine.connect() as connection:
         connection.exec_driver_sql("BEGIN")
         for name, count in check.counts(connection).items():
             click.echo(f"{name}: {count}")

@@ -12,8 +12,9 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -22,7 +23,7 @@ from advanced_alchemy.config import EngineConfig, SQLAlchemyAsyncConfig
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.pool import StaticPool
 
-from llamalith_app.errors import LlamalithError, StorageUnavailable
+from llamalith_app.errors import ConfigError, LlamalithError, StorageUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -168,6 +169,21 @@ def _storage_error(error: Exception) -> Exception:
         log.error("database cannot be used", reason=str(cause))
         return StorageUnavailable(f"The database cannot be used now: {cause}.")
     return error
+
+
+@contextmanager
+def plain_errors(path: Path) -> Iterator[None]:
+    """For commands that people start: ConfigError for a file that is no whole database, StorageUnavailable for one that
+    cannot be used now."""
+    try:
+        yield
+    except exc.OperationalError as error:
+        raise StorageUnavailable(f"{path}: the database cannot be used now: {error.orig}.") from error
+    except exc.DatabaseError as error:
+        if type(error) is not exc.DatabaseError:
+            raise
+        damaged = f"{path}: this is no whole database ({error.orig}); `llamalith restore` makes one from a backup"
+        raise ConfigError([damaged]) from error
 
 
 def write_engine(path: Path) -> Engine:

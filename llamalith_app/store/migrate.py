@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 
 from llamalith_app.errors import ConfigError
-from llamalith_app.store.database import write_engine
+from llamalith_app.store.database import plain_errors, write_engine
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -23,7 +23,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 def migrate(path: Path) -> bool:
     """True if anything had to be done. Waits for another process that is migrating the same file.
 
-    Raises ConfigError where the file was written by a newer version.
+    Raises ConfigError where the file was written by a newer version or is damaged, StorageUnavailable where it cannot
+    be used now.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(path.name + ".migrate-lock"), "w") as lock:
@@ -31,7 +32,8 @@ def migrate(path: Path) -> bool:
         Path(lock.name).chmod(0o600)
         engine = write_engine(path)
         try:
-            return _upgrade(engine, path)
+            with plain_errors(path):
+                return _upgrade(engine, path)
         finally:
             engine.dispose()
 

@@ -60,6 +60,20 @@ def test_every_picture_and_file_that_the_readme_links_to_is_there() -> None:
     assert [link for link in links if not (ROOT / link).is_file()] == []
 
 
+def test_every_test_that_the_table_of_faults_names_is_there() -> None:
+    named = re.findall(r"`(?:(test_\w+\.py))?(?:::)?(test_\w+)?`", (ROOT / "docs" / "faults.md").read_text())
+    files: dict[str, str] = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        files[path.name] = files.get(path.name, "") + path.read_text()
+    file, missing = "", []
+    for module, test in named:
+        file = module or file
+        if test and f"def {test}(" not in files[file]:
+            missing.append(test)
+    assert len(named) > 50
+    assert missing == []
+
+
 def test_the_messages_under_troubleshooting_are_the_real_ones() -> None:
     table = README.partition("## Troubleshooting")[2]
     messages = re.findall(r"^\| .*?`([^`]+)`", table, re.MULTILINE)
