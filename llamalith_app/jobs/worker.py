@@ -195,7 +195,7 @@ class Worker:
         task.add_done_callback(self._pauses.discard)
 
 
-async def run(config: Config, *, grace_s: float) -> None:
+async def run(config: Config, *, grace_s: float, engine_argv: Sequence[str] | None = None) -> None:
     """Runs until SIGTERM or SIGINT, then drains; a second signal ends the process at once."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -207,7 +207,7 @@ async def run(config: Config, *, grace_s: float) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    worker = Worker(config)
+    worker = Worker(config, engine_argv)
     await worker.start()
     await ended.wait()
     await worker.drain(grace_s)

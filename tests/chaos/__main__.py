@@ -1,0 +1,46 @@
+"""`make chaos`: proves, by killing, that a request answered 2xx is on disk and gets exactly one answer.
+
+    python -m tests.chaos [--seconds 600] [--seed N] [--real-share 0.05]
+
+Two webs, two workers with the deterministic fake engine, one with the real small model, and Valkey, on this machine.
+Exit code 1 where a promise was broken; then the folder with logs, history and database is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.run import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--seconds", type=float, default=600, help="of faults")
+    parser.add_argument("--seed", type=int, default=None, help="default: from the time")
+    parser.add_argument(
+        "--real-share", type=float, default=0.05, help="of submits to the real model; 0: no such worker"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the folder in any case")
+    options = parser.parse_args()
+    seed = int(time.time()) if options.seed is None else options.seed
+    folder = Path(tempfile.mkdtemp(prefix="llamalith-chaos-"))
+    print(f"seed {seed}; in {folder}", flush=True)
+    result = asyncio.run(run(folder, seed=seed, seconds=options.seconds, real_share=options.real_share))
+    for violation in result.violations:
+        print(f"VIOLATION {violation.rule}\n    {violation.what}")
+    print(result.report)
+    if result.violations:
+        print(f"{len(result.violations)} violations; everything is kept in {folder}")
+        sys.exit(1)
+    if not options.keep:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""The clients: they submit, cancel, read, follow and retry at both webs, and write down what they are told.
+
+A client keeps the rules that the product's documentation gives it: a key for each thing it wants made, the same
+request again where no answer came, `Retry-After`, and `Last-Event-ID`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from tests.chaos.history import Heard, History, Operation, Sighting
+from tests.chaos.record import TERMINAL
+from tests.streams import sse
+
+N_CLIENTS = 8
+N_CONVERSATIONS = 60
+"""Open at a time; one that has had its turns makes room for a new one."""
+N_TURNS = 12
+"""Of a conversation: it fits the context of its model, so that nothing is left out of a prompt."""
+MOST_OPEN = 40
+"""Jobs that have not ended, as far as the clients know: no more are submitted while there are so many."""
+MOST_STREAMS = 8
+REST_S = (0.02, 0.25)
+"""Between two operations of a client."""
+PATIENCE_S = 4.0
+"""For an answer; some freezes are longer."""
+STREAM_PATIENCE_S = 20.0
+"""For the next byte of a stream: more than a keep-alive apart is a dead connection."""
+AGAIN_S = 0.2
+REAL_TOKENS = 6
+
+SHARES = {"submit": 62, "cancel": 3, "read": 18, "follow": 12, "retry": 5}
+
+
+class Load:
+    """`real_share`: of submits, those that go to `real_model`."""
+
+    def __init__(
+        self,
+        history: History,
+        ports: Sequence[int],
+        token: str,
+        *,
+        seed: int,
+        fake_models: Sequence[str],
+        real_model: str | None,
+        real_share: float,
+    ) -> None:
+        self.history = history
+        self._chance = random.Random(seed)
+        self._fake_models = fake_models
+        self._real_model, self._real_share = real_model, real_share
+        self._webs = [
+            httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{port}",
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=PATIENCE_S,
+                trust_env=False,
+            )
+            for port in ports
+        ]
+        self._numbers = itertools.count(1)
+        self._conversations = [self._new_conversation() for _ in range(N_CONVERSATIONS)]
+        self._turns: dict[str, int] = {}
+        self._bodies: dict[str, dict[str, Any]] = {}
+        """Of every submit under a key."""
+        self._known: list[int] = []
+        """Every job that an answer named."""
+        self._open: set[int] = set()
+        """Those of them that were not seen to have ended."""
+        self._lost: list[int] = []
+        """Those that ended without a reply, and were not tried again."""
+        self._over = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._streams: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._act_on()) for _ in range(N_CLIENTS)]
+        self._tasks.append(asyncio.create_task(self._look_on()))
+
+    async def stop(self, within_s: float) -> None:
+        """Begins nothing more; waits for what is not answered yet."""
+        self._over.set()
+        await _settled(self._tasks, within_s)
+
+    async def end(self, within_s: float) -> None:
+        """Waits for the streams, whose jobs have all ended."""
+        await _settled(self._streams, within_s)
+        for web in self._webs:
+            await web.aclose()
+
+    async def ask_again(self, most: int) -> None:
+        """Sends some of what was made long ago once more under its key."""
+        made = [one for one in self.history.operations if one.key in self._bodies and one.outcome == "ok"]
+        for operation in self._chance.sample(made, min(most, len(made))):
+            answer = await self._ask(
+                "POST",
+                "/api/jobs",
+                json=self._bodies[operation.key or ""],
+                headers={"Idempotency-Key": operation.key or ""},
+            )
+            if answer is None or answer.status_code != 200:
+                operation.refusal = f"asked again: {answer and answer.text[:500]}"
+                operation.outcome = "fail"
+            else:
+                operation.job_ids.append(answer.json()["job_id"])
+
+    async def _act_on(self) -> None:
+        while not self._over.is_set():
+            (kind,) = self._chance.choices(list(SHARES), list(SHARES.values()))
+            await getattr(self, f"_{kind}")()
+            await asyncio.sleep(self._chance.uniform(*REST_S))
+
+    # What is asked
+
+    async def _submit(self) -> None:
+        if len(self._open) >= MOST_OPEN:
+            return
+        n = next(self._numbers)
+        conversation_id = self._conversation()
+        pace = self._chance.choice(("slow", "quick", "", "", ""))
+        is_real = self._real_model is not None and self._chance.random() < self._real_share
+        body: dict[str, Any] = {
+            "content": f"{pace} prompt {n} of {conversation_id}".strip(),
+            "conversation_id": conversation_id,
+            "model": self._real_model if is_real else self._chance.choice(self._fake_models),
+            "max_attempts": 100,
+            "priority": self._chance.choice(("interactive", "normal", "normal", "batch")),
+        }
+        if is_real:
+            body |= {"max_tokens": REAL_TOKENS, "temperature": 0}
+        if self._chance.random() < 0.1:
+            body["system_prompt"] = f"System {n}."
+        if self._chance.random() < 0.1:
+            body["assistant_context"] = f"Context {n}."
+        operation = self.history.invoke(
+            "submit",
+            conversation_id=conversation_id,
+            content=body["content"],
+            model=body["model"],
+            key=None if self._chance.random() < 0.05 else f"submit-{n}",
+        )
+        if operation.key:
+            self._bodies[operation.key] = body
+        await self._make(operation, "/api/jobs", body)
+
+    async def _retry(self) -> None:
+        if self._lost:
+            job_id = self._lost.pop(self._chance.randrange(len(self._lost)))
+            operation = self.history.invoke("retry", subject=job_id, key=f"retry-{job_id}-{next(self._numbers)}")
+            await self._make(operation, f"/api/jobs/{job_id}/retry", None)
+
+    async def _make(self, operation: Operation, path: str, body: dict[str, Any] | None) -> None:
+        """Until there is an answer. Without a key, or by its mood, the client gives up after the first silence."""
+        gives_up = operation.key is None or self._chance.random() < 0.1
+        twice = operation.key is not None and self._chance.random() < 0.05
+        headers = {"Idempotency-Key": operation.key} if operation.key else {}
+        while True:
+            asked = [self._ask("POST", path, json=body, headers=headers) for _ in range(1 + twice)]
+            answers = [answer for answer in await asyncio.gather(*asked) if answer is not None]
+            for answer in answers:
+                if answer.status_code == 200:
+                    self._made(operation, answer.json()["job_id"])
+                elif answer.status_code in (429, 503):
+                    operation.n_busy += 1
+                else:
+                    operation.refusal = f"{answer.status_code} {answer.text[:500]}"
+            if operation.refusal is not None:
+                operation.end("fail")
+                return
+            if operation.job_ids:
+                operation.end("ok")
+                return
+            operation.n_unanswered += len(asked) - len(answers)
+            if gives_up and not answers:
+                operation.end("unknown")
+                return
+            await asyncio.sleep(AGAIN_S)
+
+    def _made(self, operation: Operation, job_id: int) -> None:
+        operation.job_ids.append(job_id)
+        if len(operation.job_ids) == 1:
+            self._known.append(job_id)
+            self._open.add(job_id)
+
+    async def _cancel(self) -> None:
+        """Sent once: unknown where no answer came."""
+        if not self._open:
+            return
+        job_id = self._chance.choice(list(self._open))
+        operation = self.history.invoke("cancel", subject=job_id)
+        answer = await self._ask("POST", f"/api/jobs/{job_id}/cancel")
+        if answer is None:
+            operation.n_unanswered += 1
+            operation.end("unknown")
+        elif answer.status_code == 200:
+            operation.word = answer.json()["status"]
+            self._see(answer.json(), "cancel")
+            operation.end("ok")
+        else:
+            self._refused(operation, answer)
+
+    async def _read(self) -> None:
+        if not self._known:
+            return
+        job_id = self._chance.choice(self._known[-200:])
+        path = self._chance.choice(
+            (
+                f"/api/jobs/{job_id}",
+                f"/api/jobs/{job_id}/attempts",
+                "/api/jobs?limit=50",
+                f"/api/conversations/{self._chance.choice(self._conversations)}/latest",
+            )
+        )
+        await self._get(path)
+
+    async def _get(self, path: str) -> Any:
+        operation = self.history.invoke("read", content=path)
+        answer = await self._ask("GET", path)
+        if answer is None:
+            operation.n_unanswered += 1
+            operation.end("unknown")
+            return None
+        if answer.status_code != 200:
+            self._refused(operation, answer)
+            return None
+        operation.end("ok")
+        told = answer.json()
+        for job in [told] if "status" in told else [*told.get("jobs", []), told.get("last_job")]:
+            if job:
+                self._see(job, path)
+        return told
+
+    def _refused(self, operation: Operation, answer: httpx.Response) -> None:
+        if answer.status_code in (429, 503):
+            operation.n_busy += 1
+            operation.end("unknown")
+        else:
+            operation.refusal = f"{answer.status_code} {answer.text[:500]}"
+            operation.end("fail")
+
+    async def _ask(self, method: str, path: str, **request: Any) -> httpx.Response | None:
+        """None: no answer. A web that is not there at all is passed over once."""
+        webs = self._chance.sample(self._webs, len(self._webs))
+        for web in webs:
+            try:
+                return await web.request(method, path, **request)
+            except httpx.ConnectError:
+                continue
+            except httpx.HTTPError:
+                return None
+        return None
+
+    # What is seen
+
+    async def _look_on(self) -> None:
+        """Finds out which jobs have ended."""
+        while not self._over.is_set():
+            await self._get("/api/jobs?limit=200")
+            if self._open:
+                await self._get(f"/api/jobs/{min(self._open)}")
+            await asyncio.sleep(0.5)
+
+    def _see(self, job: dict[str, Any], by: str) -> None:
+        if job["status"] not in TERMINAL:
+            return
+        self.history.see(Sighting(job["id"], job["status"], job["result"], by))
+        if job["id"] in self._open:
+            self._open.discard(job["id"])
+            if job["status"] != "done":
+                self._lost.append(job["id"])
+
+    # What is followed
+
+    async def _follow(self) -> None:
+        if not self._open or len(self._streams) >= MOST_STREAMS:
+            return
+        heard = Heard(job_id=self._chance.choice(list(self._open)))
+        self.history.heard.append(heard)
+        task = asyncio.create_task(self._hear(heard))
+        self._streams.add(task)
+        task.add_done_callback(self._streams.discard)
+
+    async def _hear(self, heard: Heard) -> None:
+        """To the last event, over as many connections as it takes."""
+        got = sse.Heard()
+        while heard.final is None and heard.broken is None:
+            web = self._chance.choice(self._webs)
+            heard.n_connections += 1
+            try:
+                async with web.stream(
+                    "GET",
+                    f"/api/jobs/{heard.job_id}/events",
+                    headers={"Last-Event-ID": got.last_id} if got.last_id else {},
+                    timeout=httpx.Timeout(PATIENCE_S, read=STREAM_PATIENCE_S),
+                ) as answer:
+                    if answer.status_code != 200:
+                        await answer.aread()
+                        if answer.status_code != 503:
+                            heard.broken = f"a stream was answered {answer.status_code} {answer.text[:200]}"
+                        continue
+                    async for event in sse.Reader(answer).events():
+                        if event.kind != "progress":
+                            got.take(event)
+                        if got.final is not None:
+                            self._see(got.final, "stream")
+            except httpx.HTTPError:
+                pass
+            except AssertionError as error:
+                heard.broken = f"{event} after {got.text!r} and {got.kinds[-5:]}: {error}"
+            heard.text, heard.n_restarts = got.text, got.kinds.count("restart")
+            heard.final = None if got.final is None else got.kinds[-1]
+            await asyncio.sleep(0.05)
+
+    # Who talks
+
+    def _conversation(self) -> str:
+        place = self._chance.randrange(N_CONVERSATIONS)
+        chosen = self._conversations[place]
+        self._turns[chosen] = self._turns.get(chosen, 0) + 1
+        if self._turns[chosen] >= N_TURNS:
+            self._conversations[place] = self._new_conversation()
+        return chosen
+
+    def _new_conversation(self) -> str:
+        return f"talk-{next(self._numbers)}"
+
+
+async def _settled(tasks: Any, within_s: float) -> None:
+    """Waits, then ends those that do not; what they raised is raised."""
+    if not tasks:
+        return
+    done, late = await asyncio.wait(list(tasks), timeout=within_s)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -1,0 +1,132 @@
+"""The record as it stands on disk, read without the product's code; and the journal that the run keeps beside it.
+
+The journal is a table filled by triggers, so that it has every change of a job and of its attempts in the order of
+their commits. The clocks in the rows cannot say that: a process that is frozen between reading its clock and writing
+the row writes a time that is long over.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+TERMINAL = ("done", "error", "cancelled")
+
+JOURNAL = """
+CREATE TABLE chaos_journal (
+    n INTEGER PRIMARY KEY AUTOINCREMENT, what TEXT NOT NULL, job_id INTEGER NOT NULL, word TEXT, lease_token TEXT
+);
+CREATE TRIGGER chaos_status AFTER UPDATE OF status ON jobs BEGIN
+    INSERT INTO chaos_journal (what, job_id, word) VALUES ('status', new.id, new.status);
+END;
+CREATE TRIGGER chaos_opened AFTER INSERT ON attempts BEGIN
+    INSERT INTO chaos_journal (what, job_id, lease_token) VALUES ('opened', new.job_id, new.lease_token);
+END;
+CREATE TRIGGER chaos_closed AFTER UPDATE OF ended_at ON attempts BEGIN
+    INSERT INTO chaos_journal (what, job_id, word, lease_token)
+        VALUES ('closed', new.job_id, new.outcome, new.lease_token);
+END;
+"""
+
+
+class Job(msgspec.Struct, kw_only=True):
+    id: int
+    conversation: int
+    public_id: str
+    turn: int
+    model: str
+    status: str
+    max_attempts: int = 100
+    omitted_messages: int = 0
+    retry_of: int | None = None
+    error_kind: str | None = None
+    error: str | None = None
+    content: str | None = None
+    """Its prompt."""
+
+
+class Message(NamedTuple):
+    conversation: int
+    place: int
+    role: str
+    content: str
+    job_id: int | None
+
+
+class Attempt(NamedTuple):
+    job_id: int
+    attempt: int
+    lease_token: str
+    outcome: str | None
+    kind: str | None = None
+
+
+class Entry(NamedTuple):
+    """A line of the journal."""
+
+    what: str
+    """`status`, `opened` or `closed`."""
+    job_id: int
+    word: str | None = None
+    """The status, or the outcome of what was closed."""
+    lease_token: str | None = None
+
+
+class Record(NamedTuple):
+    jobs: dict[int, Job]
+    messages: list[Message]
+    """By conversation and place."""
+    attempts: list[Attempt]
+    journal: list[Entry]
+
+
+def keep_journal(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.executescript(JOURNAL)
+
+
+def read(database: Path) -> Record:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        connection.execute("BEGIN")
+        columns = [field for field in Job.__struct_fields__ if field not in ("conversation", "public_id", "content")]
+        rows = connection.execute(
+            f"SELECT j.conversation_id, c.public_id, m.content, {', '.join(f'j.{column}' for column in columns)}"
+            " FROM jobs j JOIN conversations c ON c.id = j.conversation_id"
+            " LEFT JOIN messages m ON m.job_id = j.id AND m.role = 'user' ORDER BY j.id"
+        )
+        jobs = [
+            Job(conversation=row[0], public_id=row[1], content=row[2], **dict(zip(columns, row[3:], strict=True)))
+            for row in rows
+        ]
+        return Record(
+            {job.id: job for job in jobs},
+            [
+                Message(*row)
+                for row in connection.execute(
+                    "SELECT conversation_id, place, role, content, job_id FROM messages ORDER BY conversation_id, place"
+                )
+            ],
+            [
+                Attempt(*row)
+                for row in connection.execute(
+                    "SELECT job_id, attempt, lease_token, outcome, kind FROM attempts ORDER BY job_id, attempt"
+                )
+            ],
+            [
+                Entry(*row)
+                for row in connection.execute("SELECT what, job_id, word, lease_token FROM chaos_journal ORDER BY n")
+            ],
+        )
+
+
+def n_open(database: Path) -> int:
+    """Jobs that have not ended."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        (found,) = connection.execute(
+            "SELECT count(*) FROM jobs WHERE status NOT IN ('done', 'error', 'cancelled')"
+        ).fetchone()
+        return int(found)

@@ -1,0 +1,161 @@
+"""One run of chaos: the product under load while its processes die, and the judgement afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from tests.chaos import record
+from tests.chaos.cluster import FAKE_MODELS, REAL_MODEL, TOKEN, Cluster, kills
+from tests.chaos.faults import schedule
+from tests.chaos.history import History
+from tests.chaos.judge import Violation, judge, most_at_once
+from tests.chaos.load import Load
+from tests.chaos.record import Record
+
+QUIET_S = 120.0
+"""From the last fault until every job must have ended."""
+ANSWER_S = 60.0
+"""The same for every request, and from the end of all jobs for every stream."""
+ASKED_AGAIN = 100
+
+
+class Result(NamedTuple):
+    violations: list[Violation]
+    report: str
+
+
+async def run(folder: Path, *, seed: int, seconds: float, real_share: float) -> Result:
+    history = History()
+    cluster = Cluster(folder, with_real=real_share > 0)
+    faults = schedule(seed, seconds, with_real=real_share > 0)
+    (folder / "schedule.txt").write_text("".join(f"{fault}\n" for fault in faults))
+    cluster.data_dir.mkdir()
+    code, told = await cluster.run_once("migrate")
+    assert code == 0, told
+    record.keep_journal(cluster.database)
+    load = Load(
+        history,
+        list(cluster.ports.values()),
+        TOKEN,
+        seed=seed,
+        fake_models=FAKE_MODELS,
+        real_model=REAL_MODEL if real_share > 0 else None,
+        real_share=real_share,
+    )
+    try:
+        await cluster.start()
+        load.start()
+        started = time.monotonic()
+        for fault in faults:
+            await asyncio.sleep(max(0.0, started + fault.at_s - time.monotonic()))
+            done = cluster.do(fault)
+            print(fault if done else f"{fault} (nobody there)", flush=True)
+        await asyncio.sleep(max(0.0, started + seconds - time.monotonic()))
+        print("faults stop", flush=True)
+        await cluster.calm()
+        quiet_from = time.monotonic()
+        await load.stop(ANSWER_S)
+        while (n_open := record.n_open(cluster.database)) and time.monotonic() - quiet_from < QUIET_S:
+            await asyncio.sleep(0.2)
+        print(f"{n_open} jobs are open {time.monotonic() - quiet_from:.1f} s later", flush=True)
+        await load.ask_again(ASKED_AGAIN)
+        await load.end(ANSWER_S)
+        shown = await _read_all(cluster)
+    finally:
+        await cluster.end()
+        history.write(folder / "history.json")
+    code, checked = await cluster.run_once("check")
+    found = record.read(cluster.database)
+    violations = judge(history, found, fake_models=frozenset(FAKE_MODELS))
+    violations += [Violation("What the API shows is what is stored", what) for what in _differences(shown, found)]
+    violations += [Violation("No part ends by itself", what) for what in cluster.unexpected]
+    if code != 0:
+        violations.append(Violation("`llamalith check` finds nothing", checked))
+    return Result(violations, _report(seed, seconds, cluster, history, found))
+
+
+async def _read_all(cluster: Cluster) -> tuple[dict[int, Any], dict[str, list[dict[str, str]]]]:
+    """Every job and every conversation, over the API."""
+    jobs: dict[int, Any] = {}
+    messages: dict[str, list[dict[str, str]]] = {}
+    port = next(iter(cluster.ports.values()))
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}/api",
+        headers={"Authorization": f"Bearer {TOKEN}"},
+        timeout=30,
+        trust_env=False,
+    ) as api:
+        before = 2**62
+        while page := (await api.get("/jobs", params={"limit": 500, "before": before})).json()["jobs"]:
+            jobs |= {job["id"]: job for job in page}
+            before = page[-1]["id"]
+        for conversation_id in dict.fromkeys(job["conversation_id"] for job in jobs.values()):
+            answer = await api.get(f"/conversations/{conversation_id}/messages")
+            messages[conversation_id] = answer.json()["messages"]
+    return jobs, messages
+
+
+def _differences(shown: tuple[dict[int, Any], dict[str, list[dict[str, str]]]], found: Record) -> list[str]:
+    jobs, messages = shown
+    replies = {message.job_id: message.content for message in found.messages if message.role == "assistant"}
+    stored_jobs = {
+        job.id: (job.public_id, job.content, job.status, job.error if job.status == "error" else replies.get(job.id))
+        for job in found.jobs.values()
+    }
+    shown_jobs = {
+        job["id"]: (job["conversation_id"], job["user_input"], job["status"], job["result"]) for job in jobs.values()
+    }
+    public_ids = {job.conversation: job.public_id for job in found.jobs.values()}
+    stored_messages: dict[str, list[dict[str, str]]] = {public_id: [] for public_id in public_ids.values()}
+    for message in found.messages:
+        told = {"role": message.role, "content": message.content}
+        stored_messages[public_ids[message.conversation]].append(told)
+    return [
+        *_unequal("job", shown_jobs, stored_jobs),
+        *_unequal("conversation", messages, stored_messages),
+    ]
+
+
+def _unequal(name: str, shown: Mapping[Any, Any], stored: Mapping[Any, Any]) -> list[str]:
+    return [
+        f"{name} {key}: shown {shown.get(key)}, stored {stored.get(key)}"
+        for key in shown.keys() | stored.keys()
+        if shown.get(key) != stored.get(key)
+    ]
+
+
+def _report(seed: int, seconds: float, cluster: Cluster, history: History, found: Record) -> str:
+    ends = Counter(
+        job.status if job.status != "error" else f"error of kind {job.error_kind}" for job in found.jobs.values()
+    )
+    outcomes = Counter(f"{one.kind} {one.outcome}" for one in history.operations)
+    attempts = Counter(attempt.outcome or "open" for attempt in found.attempts)
+    n_kills = kills(cluster.counts)
+    complete = [heard for heard in history.heard if heard.final]
+    lines = [
+        f"seed {seed}, {seconds:g} s",
+        f"faults      {_told(cluster.counts)}",
+        f"jobs        {len(found.jobs)}: {_told(ends)}; {most_at_once(found)} at once at the most",
+        f"by model    {_told(Counter(job.model for job in found.jobs.values()))}",
+        f"attempts    {len(found.attempts)}: {_told(attempts)}",
+        f"operations  {len(history.operations)}: {_told(outcomes)}",
+        f"            asked again without an answer {sum(one.n_unanswered for one in history.operations)},"
+        f" told to come again {sum(one.n_busy for one in history.operations)}",
+        f"streams     {len(complete)} heard to their end over {sum(one.n_connections for one in complete)} connections,"
+        f" with {sum(one.n_restarts for one in complete)} restarts",
+        f"ends seen   {len(history.sightings)}",
+    ]
+    if n_kills:
+        lines.append(f"kills       {n_kills}; none broke a promise: at most {3 / n_kills:.2%} of kills do (95 %)")
+    return "\n".join(lines)
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
