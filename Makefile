@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --no-header --annotation-style line $(LOCK_OPTIONS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up dev test test-fast check bench format lock clean FORCE
+.PHONY: help setup up dev test test-fast chaos check bench format lock clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## Explain every target
@@ -33,6 +33,9 @@ test: dev ## Run all tests
 
 test-fast: dev ## Run all tests but the slow ones
 	$(BIN)/pytest -m "not slow" --numprocesses 4
+
+chaos: setup $(STAMPS)/dev ## Kill, freeze and drain processes under load for SECONDS=600, by SEED=n; then see that every promise was kept
+	$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 check: dev ## Check format, lint, types and import rules
 	$(BIN)/ruff format --check .

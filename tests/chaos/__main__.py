@@ -14,9 +14,14 @@ import shutil
 import sys
 import tempfile
 import time
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
 
 from tests.chaos.run import run
+
+SHOWN = 20
+"""Of what breaks one rule."""
 
 
 def main() -> None:
@@ -32,8 +37,10 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="llamalith-chaos-"))
     print(f"seed {seed}; in {folder}", flush=True)
     result = asyncio.run(run(folder, seed=seed, seconds=options.seconds, real_share=options.real_share))
-    for violation in result.violations:
-        print(f"VIOLATION {violation.rule}\n    {violation.what}")
+    for rule, violations in groupby(result.violations, attrgetter("rule")):
+        print(f"VIOLATION {rule}")
+        for violation in islice(violations, SHOWN):
+            print(f"    {violation.what}")
     print(result.report)
     if result.violations:
         print(f"{len(result.violations)} violations; everything is kept in {folder}")

@@ -34,9 +34,9 @@ FLUSH_S = 2.0
 END_S = 30.0
 
 SCRIPT = [
-    {"when": "slow", "step_s": 0.02},
+    {"when": "slow", "step_s": 0.01},
     {"when": "quick", "step_s": 0.0005},
-    {"when": "", "step_s": 0.004},
+    {"when": "", "step_s": 0.002},
 ]
 """Seconds that a token takes by the word in its prompt; a reply has 64 of them."""
 
@@ -79,7 +79,7 @@ class Cluster:
                     "available_models": [*FAKE_MODELS, *([REAL_MODEL] if self._with_real else [])],
                     "model_paths": paths,
                     "model_settings": {
-                        **{name: {"n_ctx": 8192, "n_slots": 3} for name in FAKE_MODELS},
+                        **{name: {"n_ctx": 8192, "n_slots": 4} for name in FAKE_MODELS},
                         **({REAL_MODEL: {"n_slots": 2, "max_tokens": 12}} if self._with_real else {}),
                     },
                 }
@@ -246,6 +246,25 @@ class Cluster:
                     await asyncio.wait([self._keepers[name] for name in left], timeout=END_S)
         os.close(self._alive_fd)
         os.close(self._parent_fd)
+
+    def complaints(self) -> list[str]:
+        """Lines of the logs that tell of an error; what dies, freezes or is away is a warning at most."""
+        return [
+            f"{path.name}: {line[:2000]}"
+            for path in self.folder.glob("*.log")
+            for line in path.read_text(errors="replace").splitlines()
+            if '"level":"error"' in line or '"level":"critical"' in line or line.startswith("Traceback")
+        ]
+
+    def leftovers(self) -> list[str]:
+        """Processes that were started for this run and are still there."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = path.read_bytes().split(b"\0")
+                if any(word.startswith(bytes(self.folder)) for word in words):
+                    found.append(f"pid {path.parent.name}: {b' '.join(words).decode(errors='replace')}")
+        return found
 
 
 def kills(counts: Mapping[str, int]) -> int:

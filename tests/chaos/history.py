@@ -71,12 +71,22 @@ class Heard(msgspec.Struct, kw_only=True):
     """The rule of streams that was broken, and where."""
 
 
+class Lane(msgspec.Struct):
+    """What the stream of a conversation told."""
+
+    since: str
+    """Wall clock before the first connection, in UTC and as the database writes it."""
+    job_ids: list[int]
+    """Those of which it told the end, in that order."""
+
+
 class History:
     def __init__(self) -> None:
         self.operations: list[Operation] = []
         self.sightings: list[Sighting] = []
         """Each once, by whom it was seen first."""
         self.heard: list[Heard] = []
+        self.lanes: list[Lane] = []
         self._seen: set[tuple[int, str, str | None]] = set()
 
     def invoke(self, kind: Kind, **fields: Any) -> Operation:
@@ -91,5 +101,5 @@ class History:
             self.sightings.append(sighting)
 
     def write(self, path: Path) -> None:
-        told = {"operations": self.operations, "sightings": self.sightings, "heard": self.heard}
+        told = {"operations": self.operations, "sightings": self.sightings, "heard": self.heard, "lanes": self.lanes}
         path.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=1))

@@ -192,6 +192,21 @@ def streams_tell_what_is_stored(history: History, record: Record) -> Iterator[st
             yield f"{heard} of a reply that is {results.get(job.id)!r}"
 
 
+def lanes_are_whole(history: History, record: Record) -> Iterator[str]:
+    """I13: the stream of a conversation tells of its jobs in their order, and leaves out none that was open or came."""
+    for lane in history.lanes:
+        first, last = record.jobs.get(lane.job_ids[0]), lane.job_ids[-1]
+        missed = [
+            job.id
+            for job in record.jobs.values()
+            if first is not None
+            and (job.conversation == first.conversation and first.id <= job.id <= last and job.id not in lane.job_ids)
+            and (job.processed_at is None or job.processed_at > lane.since)
+        ]
+        if missed or lane.job_ids != sorted(lane.job_ids):
+            yield f"{missed} are missing or the order is wrong: {lane}"
+
+
 def what_is_unknown_happened_once_at_most(history: History, record: Record) -> Iterator[str]:
     """I14: a submit makes one job if it was answered, and one or none if not; no job is nobody's."""
     made = Counter(job.content for job in record.jobs.values() if job.retry_of is None)
@@ -208,7 +223,7 @@ def what_is_unknown_happened_once_at_most(history: History, record: Record) -> I
 
 
 def everybody_is_answered(history: History, record: Record) -> Iterator[str]:
-    """Nobody is refused what was right to ask for, and nobody waits for ever once everything runs again."""
+    """Everybody: nobody is refused what was right to ask for, and nobody waits for ever once everything runs again."""
     for operation in history.operations:
         if operation.outcome == "fail":
             yield f"refused: {operation}"
@@ -237,6 +252,7 @@ def judge(history: History, record: Record, *, fake_models: frozenset[str]) -> l
         attempts_are_counted,
         a_key_makes_one_job,
         streams_tell_what_is_stored,
+        lanes_are_whole,
         what_is_unknown_happened_once_at_most,
         everybody_is_answered,
     ]

@@ -7,14 +7,16 @@ request again where no answer came, `Retry-After`, and `Last-Event-ID`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 
-from tests.chaos.history import Heard, History, Operation, Sighting
+from tests.chaos.history import Heard, History, Lane, Operation, Sighting
 from tests.chaos.record import TERMINAL
 from tests.streams import sse
 
@@ -23,9 +25,9 @@ N_CONVERSATIONS = 60
 """Open at a time; one that has had its turns makes room for a new one."""
 N_TURNS = 12
 """Of a conversation: it fits the context of its model, so that nothing is left out of a prompt."""
-MOST_OPEN = 40
+MOST_OPEN = 80
 """Jobs that have not ended, as far as the clients know: no more are submitted while there are so many."""
-MOST_STREAMS = 8
+MOST_STREAMS = 16
 REST_S = (0.02, 0.25)
 """Between two operations of a client."""
 PATIENCE_S = 4.0
@@ -33,6 +35,16 @@ PATIENCE_S = 4.0
 STREAM_PATIENCE_S = 20.0
 """For the next byte of a stream: more than a keep-alive apart is a dead connection."""
 AGAIN_S = 0.2
+STREAM_AGAIN_S = 0.05
+LANE_SHARE = 0.25
+"""Of streams, those of a whole conversation."""
+LANE_S = (3.0, 20.0)
+"""How long such a one is listened to."""
+OLD_SHARE = 0.4
+"""Of cancels, those of the job that has waited longest: it runs, most likely."""
+BUSY_SHARE = 0.2
+"""Of submits, those to one of the first few conversations, so that prompts meet."""
+N_BUSY = 4
 REAL_TOKENS = 6
 
 SHARES = {"submit": 62, "cancel": 3, "read": 18, "follow": 12, "retry": 5}
@@ -68,6 +80,9 @@ class Load:
         self._numbers = itertools.count(1)
         self._conversations = [self._new_conversation() for _ in range(N_CONVERSATIONS)]
         self._turns: dict[str, int] = {}
+        """Sent to each conversation; they are made by the first."""
+        self._there: list[str] = []
+        """Conversations that an answer named."""
         self._bodies: dict[str, dict[str, Any]] = {}
         """Of every submit under a key."""
         self._known: list[int] = []
@@ -166,7 +181,7 @@ class Load:
             answers = [answer for answer in await asyncio.gather(*asked) if answer is not None]
             for answer in answers:
                 if answer.status_code == 200:
-                    self._made(operation, answer.json()["job_id"])
+                    self._made(operation, answer.json())
                 elif answer.status_code in (429, 503):
                     operation.n_busy += 1
                 else:
@@ -183,17 +198,19 @@ class Load:
                 return
             await asyncio.sleep(AGAIN_S)
 
-    def _made(self, operation: Operation, job_id: int) -> None:
-        operation.job_ids.append(job_id)
+    def _made(self, operation: Operation, accepted: dict[str, Any]) -> None:
+        operation.job_ids.append(accepted["job_id"])
         if len(operation.job_ids) == 1:
-            self._known.append(job_id)
-            self._open.add(job_id)
+            self._known.append(accepted["job_id"])
+            self._open.add(accepted["job_id"])
+            if accepted["conversation_id"] not in self._there:
+                self._there.append(accepted["conversation_id"])
 
     async def _cancel(self) -> None:
         """Sent once: unknown where no answer came."""
         if not self._open:
             return
-        job_id = self._chance.choice(list(self._open))
+        job_id = min(self._open) if self._chance.random() < OLD_SHARE else self._chance.choice(list(self._open))
         operation = self.history.invoke("cancel", subject=job_id)
         answer = await self._ask("POST", f"/api/jobs/{job_id}/cancel")
         if answer is None:
@@ -279,49 +296,89 @@ class Load:
     # What is followed
 
     async def _follow(self) -> None:
-        if not self._open or len(self._streams) >= MOST_STREAMS:
+        if len(self._streams) >= MOST_STREAMS or not self._open:
             return
-        heard = Heard(job_id=self._chance.choice(list(self._open)))
-        self.history.heard.append(heard)
-        task = asyncio.create_task(self._hear(heard))
+        if self._chance.random() < LANE_SHARE:
+            work = self._hear_lane(self._chance.choice(self._there[-N_CONVERSATIONS:]), self._chance.uniform(*LANE_S))
+        else:
+            heard = Heard(job_id=self._chance.choice(list(self._open)))
+            self.history.heard.append(heard)
+            work = self._hear_job(heard)
+        task = asyncio.create_task(work)
         self._streams.add(task)
         task.add_done_callback(self._streams.discard)
 
-    async def _hear(self, heard: Heard) -> None:
-        """To the last event, over as many connections as it takes."""
+    async def _hear_job(self, heard: Heard) -> None:
+        """To its last event, over as many connections as it takes."""
         got = sse.Heard()
-        while heard.final is None and heard.broken is None:
-            web = self._chance.choice(self._webs)
+        while heard.final is None:
             heard.n_connections += 1
-            try:
-                async with web.stream(
-                    "GET",
-                    f"/api/jobs/{heard.job_id}/events",
-                    headers={"Last-Event-ID": got.last_id} if got.last_id else {},
-                    timeout=httpx.Timeout(PATIENCE_S, read=STREAM_PATIENCE_S),
-                ) as answer:
-                    if answer.status_code != 200:
-                        await answer.aread()
-                        if answer.status_code != 503:
-                            heard.broken = f"a stream was answered {answer.status_code} {answer.text[:200]}"
-                        continue
-                    async for event in sse.Reader(answer).events():
-                        if event.kind != "progress":
-                            got.take(event)
-                        if got.final is not None:
-                            self._see(got.final, "stream")
-            except httpx.HTTPError:
-                pass
-            except AssertionError as error:
-                heard.broken = f"{event} after {got.text!r} and {got.kinds[-5:]}: {error}"
-            heard.text, heard.n_restarts = got.text, got.kinds.count("restart")
-            heard.final = None if got.final is None else got.kinds[-1]
-            await asyncio.sleep(0.05)
+            with contextlib.suppress(httpx.HTTPError):
+                async for event in self._events(f"/api/jobs/{heard.job_id}/events", got.last_id):
+                    if not self._take(heard, got, event):
+                        return
+            await asyncio.sleep(STREAM_AGAIN_S)
+
+    async def _hear_lane(self, conversation_id: str, for_s: float) -> None:
+        """A conversation's jobs, one after another, until the client has enough."""
+        since = str(datetime.now(UTC).replace(tzinfo=None))
+        lane: dict[int, tuple[Heard, sse.Heard]] = {}
+        last_id, n_connections = "", 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(for_s):
+                while True:
+                    n_connections += 1
+                    with contextlib.suppress(httpx.HTTPError):
+                        async for event in self._events(f"/api/conversations/{conversation_id}/events", last_id):
+                            if event.kind == "progress":
+                                continue
+                            job_id = event.data["id" if event.kind in TERMINAL else "job_id"]
+                            heard, got = lane.setdefault(job_id, (Heard(job_id=job_id), sse.Heard()))
+                            if not self._take(heard, got, event):
+                                raise TimeoutError
+                            last_id = event.id
+                    await asyncio.sleep(STREAM_AGAIN_S)
+        told = [heard for heard, _ in lane.values() if heard.final or heard.broken]
+        if told:
+            told[0].n_connections = n_connections
+            self.history.heard += told
+            self.history.lanes.append(Lane(since, [heard.job_id for heard in told]))
+
+    def _take(self, heard: Heard, got: sse.Heard, event: sse.Event) -> bool:
+        """False: a rule of streams was broken."""
+        if event.kind == "progress":
+            return True
+        try:
+            got.take(event)
+        except AssertionError as error:
+            heard.broken = f"{event} after {got.text!r} and {got.kinds[-5:]}: {error}"
+            return False
+        heard.text, heard.n_restarts = got.text, got.kinds.count("restart")
+        if got.final is not None:
+            heard.final = event.kind
+            self._see(got.final, "stream")
+        return True
+
+    async def _events(self, path: str, last_id: str) -> AsyncIterator[sse.Event]:
+        """Of one connection."""
+        async with self._chance.choice(self._webs).stream(
+            "GET",
+            path,
+            headers={"Last-Event-ID": last_id} if last_id else {},
+            timeout=httpx.Timeout(PATIENCE_S, read=STREAM_PATIENCE_S),
+        ) as answer:
+            if answer.status_code == 200:
+                async for event in sse.Reader(answer).events():
+                    yield event
+            elif answer.status_code != 503:
+                operation = self.history.invoke("read", content=path)
+                await answer.aread()
+                self._refused(operation, answer)
 
     # Who talks
 
     def _conversation(self) -> str:
-        place = self._chance.randrange(N_CONVERSATIONS)
+        place = self._chance.randrange(N_BUSY if self._chance.random() < BUSY_SHARE else N_CONVERSATIONS)
         chosen = self._conversations[place]
         self._turns[chosen] = self._turns.get(chosen, 0) + 1
         if self._turns[chosen] >= N_TURNS:

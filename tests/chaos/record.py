@@ -45,6 +45,7 @@ class Job(msgspec.Struct, kw_only=True):
     retry_of: int | None = None
     error_kind: str | None = None
     error: str | None = None
+    processed_at: str | None = None
     content: str | None = None
     """Its prompt."""
 

@@ -76,6 +76,8 @@ async def run(folder: Path, *, seed: int, seconds: float, real_share: float) -> 
     violations = judge(history, found, fake_models=frozenset(FAKE_MODELS))
     violations += [Violation("What the API shows is what is stored", what) for what in _differences(shown, found)]
     violations += [Violation("No part ends by itself", what) for what in cluster.unexpected]
+    violations += [Violation("Every part ends with the whole", what) for what in cluster.leftovers()]
+    violations += [Violation("Nothing unexpected happens in any part", what) for what in cluster.complaints()]
     if code != 0:
         violations.append(Violation("`llamalith check` finds nothing", checked))
     return Result(violations, _report(seed, seconds, cluster, history, found))
