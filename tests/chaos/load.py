@@ -35,7 +35,7 @@ PATIENCE_S = 4.0
 STREAM_PATIENCE_S = 20.0
 """For the next byte of a stream: more than a keep-alive apart is a dead connection."""
 AGAIN_S = 0.2
-STREAM_AGAIN_S = 0.05
+STREAM_AGAIN_S = 0.2
 LANE_SHARE = 0.25
 """Of streams, those of a whole conversation."""
 LANE_S = (3.0, 20.0)

@@ -19,8 +19,9 @@ from tests.chaos.judge import Violation, judge, most_at_once
 from tests.chaos.load import Load
 from tests.chaos.record import Record
 
-QUIET_S = 120.0
-"""From the last fault until every job must have ended."""
+STUCK_S = 120.0
+"""So long after everything runs again no job may fail to end while others wait: longer than the longest pause before
+an attempt, which what stands behind it in its conversation waits for as well."""
 ANSWER_S = 60.0
 """The same for every request, and from the end of all jobs for every stream."""
 ASKED_AGAIN = 100
@@ -62,9 +63,8 @@ async def run(folder: Path, *, seed: int, seconds: float, real_share: float) -> 
         await cluster.calm()
         quiet_from = time.monotonic()
         await load.stop(ANSWER_S)
-        while (n_open := record.n_open(cluster.database)) and time.monotonic() - quiet_from < QUIET_S:
-            await asyncio.sleep(0.2)
-        print(f"{n_open} jobs are open {time.monotonic() - quiet_from:.1f} s later", flush=True)
+        n_open = await _until_all_ended(cluster)
+        print(f"everything runs; {n_open} jobs are open {time.monotonic() - quiet_from:.1f} s later", flush=True)
         await load.ask_again(ASKED_AGAIN)
         await load.end(ANSWER_S)
         shown = await _read_all(cluster)
@@ -81,6 +81,16 @@ async def run(folder: Path, *, seed: int, seconds: float, real_share: float) -> 
     if code != 0:
         violations.append(Violation("`llamalith check` finds nothing", checked))
     return Result(violations, _report(seed, seconds, cluster, history, found))
+
+
+async def _until_all_ended(cluster: Cluster) -> int:
+    """Waits as long as jobs end; how many have not."""
+    n_open, since = record.n_open(cluster.database), time.monotonic()
+    while n_open and time.monotonic() - since < STUCK_S:
+        await asyncio.sleep(0.2)
+        if (n_left := record.n_open(cluster.database)) != n_open:
+            n_open, since = n_left, time.monotonic()
+    return n_open
 
 
 async def _read_all(cluster: Cluster) -> tuple[dict[int, Any], dict[str, list[dict[str, str]]]]:
