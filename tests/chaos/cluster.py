@@ -31,6 +31,7 @@ TOKEN = "a-token-of-the-chaos"
 FAKE_MODELS = ("fake-a", "fake-b")
 REAL_MODEL = "smollm2"
 GRACE_S = 3.0
+READY_S = 60.0
 FLUSH_S = 2.0
 END_S = 30.0
 
@@ -97,6 +98,8 @@ class Cluster:
             ADMIN_PASSWORD_HASH=bcrypt.hashpw(b"nobody logs in", bcrypt.gensalt(4)).decode(),
             N8N_API_TOKEN=TOKEN,
             PYTHONPATH=str(ROOT),
+            # What does not end in time is aborted, and says in its log where every thread of it stood.
+            PYTHONFAULTHANDLER="1",
         )
         data_dir, parent = ("--data-dir", str(self.data_dir)), ("--parent-fd", str(self._parent_fd))
         parts = {
@@ -136,9 +139,14 @@ class Cluster:
         await self.until_ready()
 
     async def until_ready(self) -> None:
-        """Everything runs and says that it can serve."""
-        async with asyncio.timeout(60):
-            await up.until(self._is_ready)
+        """Everything runs and says that it can serve; what does not is told as unexpected."""
+        try:
+            async with asyncio.timeout(READY_S):
+                await up.until(self._is_ready)
+        except TimeoutError:
+            down = [name for name in self._parts if name not in self._processes]
+            deaf = [name for name, port in self.ports.items() if not await up.serves("127.0.0.1", port)]
+            self.unexpected.append(f"after {READY_S} s these are not there: {down}, and these not ready: {deaf}")
 
     async def _is_ready(self) -> bool:
         return len(self._processes) == len(self._parts) and all(
@@ -176,6 +184,9 @@ class Cluster:
         process = self._processes.get(fault.target)
         if process is None or process.returncode is not None or fault.target in self._down_s:
             return False
+        if fault.target in self._frozen and fault.act != "kill engine":
+            # It would never find out, as it must, that others took over meanwhile.
+            return False
         if fault.act == "kill engine":
             pids = self._engines(process.pid)
             for pid in pids:
@@ -185,14 +196,10 @@ class Cluster:
                 self.counts[f"SIGKILL engine of {fault.target}"] += len(pids)
             return bool(pids)
         if fault.act == "freeze":
-            if fault.target in self._frozen:
-                return False
             process.send_signal(signal.SIGSTOP)
             self._frozen[fault.target] = asyncio.create_task(self._thaw(fault.target, process, fault.for_s))
             self.counts[f"SIGSTOP {fault.target}"] += 1
             return True
-        if fault.act == "drain" and fault.target in self._frozen:
-            return False
         self._down_s[fault.target] = fault.for_s
         number = signal.SIGKILL if fault.act == "kill" else signal.SIGTERM
         process.send_signal(number)
@@ -241,12 +248,13 @@ class Cluster:
         for process in self._processes.values():
             process.send_signal(signal.SIGCONT)
         for names in (set(self._keepers) - {VALKEY}, {VALKEY}):
-            for number in (signal.SIGTERM, signal.SIGKILL):
+            for number in (signal.SIGTERM, signal.SIGABRT, signal.SIGKILL):
                 left = [name for name in names if name in self._processes]
                 for name in left:
                     self._processes[name].send_signal(number)
-                    if number is signal.SIGKILL:
-                        self.unexpected.append(f"{name} did not end on SIGTERM within {END_S} s")
+                    if number is signal.SIGABRT:
+                        pid = self._processes[name].pid
+                        self.unexpected.append(f"{name} (pid {pid}) did not end on SIGTERM within {END_S} s")
                 if left:
                     await asyncio.wait([self._keepers[name] for name in left], timeout=END_S)
         os.close(self._alive_fd)

@@ -17,11 +17,12 @@ PAUSE_S = (0.5, 2.0)
 DOWN_S = (0.0, 1.5)
 """From the death of a part to its restart."""
 FROZEN_S = (1.0, 12.0)
-"""Longer than a lease lives without a beat, at the most."""
+OUTLIVED_S = (9.5, 12.0)
+"""Every other freeze lasts so long that leases are taken away meanwhile: they live 9 s without a beat."""
 
-SHARES: dict[Act, int] = {"kill": 55, "kill engine": 22, "freeze": 13, "drain": 6, "flush": 4}
+SHARES: dict[Act, int] = {"kill": 55, "kill engine": 20, "freeze": 15, "drain": 6, "flush": 4}
 KILLED = {"web": 30, "worker": 55, "valkey": 15}
-FROZEN = {"web": 30, "worker": 50, "valkey": 20}
+FROZEN = {"web": 25, "worker": 60, "valkey": 15}
 
 
 class Fault(NamedTuple):
@@ -51,6 +52,7 @@ def schedule(seed: int, seconds: float, *, with_real: bool) -> list[Fault]:
             target = one_of(KILLED if act == "kill" else FROZEN)
         elif act in ("kill engine", "drain"):
             target = chance.choice(workers)
-        found.append(Fault(at_s, act, target, chance.uniform(*(FROZEN_S if act == "freeze" else DOWN_S))))
+        for_s = chance.choice((FROZEN_S, OUTLIVED_S)) if act == "freeze" else DOWN_S
+        found.append(Fault(at_s, act, target, chance.uniform(*for_s)))
         at_s += chance.uniform(*PAUSE_S)
     return found

@@ -46,6 +46,8 @@ BUSY_SHARE = 0.2
 """Of submits, those to one of the first few conversations, so that prompts meet."""
 N_BUSY = 4
 REAL_TOKENS = 6
+N_NUMBERS_A_REAL = 60
+"""Of all prompts; those of them that go to the real model are a conversation, a short one: digests are long to read."""
 
 SHARES = {"submit": 62, "cancel": 3, "read": 18, "follow": 12, "retry": 5}
 
@@ -138,9 +140,9 @@ class Load:
         if len(self._open) >= MOST_OPEN:
             return
         n = next(self._numbers)
-        conversation_id = self._conversation()
-        pace = self._chance.choice(("slow", "quick", "", "", ""))
         is_real = self._real_model is not None and self._chance.random() < self._real_share
+        conversation_id = f"real-{n // N_NUMBERS_A_REAL}" if is_real else self._conversation()
+        pace = self._chance.choice(("slow", "quick", "", "", ""))
         body: dict[str, Any] = {
             "content": f"{pace} prompt {n} of {conversation_id}".strip(),
             "conversation_id": conversation_id,

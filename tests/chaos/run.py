@@ -80,7 +80,11 @@ async def run(folder: Path, *, seed: int, seconds: float, real_share: float) -> 
     violations += [Violation("Nothing unexpected happens in any part", what) for what in cluster.complaints()]
     if code != 0:
         violations.append(Violation("`llamalith check` finds nothing", checked))
-    return Result(violations, _report(seed, seconds, cluster, history, found))
+    report = _report(seed, seconds, cluster, history, found)
+    n_kills = kills(cluster.counts)
+    if n_kills and not violations:
+        report += f"\n{n_kills} kills broke no promise: at most {3 / n_kills:.2%} of kills do, at 95 % confidence"
+    return Result(violations, report)
 
 
 async def _until_all_ended(cluster: Cluster) -> int:
@@ -149,7 +153,6 @@ def _report(seed: int, seconds: float, cluster: Cluster, history: History, found
     )
     outcomes = Counter(f"{one.kind} {one.outcome}" for one in history.operations)
     attempts = Counter(attempt.outcome or "open" for attempt in found.attempts)
-    n_kills = kills(cluster.counts)
     complete = [heard for heard in history.heard if heard.final]
     lines = [
         f"seed {seed}, {seconds:g} s",
@@ -164,8 +167,6 @@ def _report(seed: int, seconds: float, cluster: Cluster, history: History, found
         f" with {sum(one.n_restarts for one in complete)} restarts",
         f"ends seen   {len(history.sightings)}",
     ]
-    if n_kills:
-        lines.append(f"kills       {n_kills}; none broke a promise: at most {3 / n_kills:.2%} of kills do (95 %)")
     return "\n".join(lines)
 
 
