@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -63,11 +63,13 @@ async def test_sigterm_ends_it_with_exit_code_0(tmp_path: Path, absent_redis_url
 async def test_open_streams_are_told_to_come_again_and_hold_up_no_end(tmp_path: Path, absent_redis_url: str) -> None:
     async with web(tmp_path, absent_redis_url) as (process, client):
         await client.post("/api/jobs", json={"content": "x", "conversation_id": "c"})
-        async with (
-            reading(client, "/api/jobs/1/events") as of_job,
-            reading(client, "/api/conversations/c/events") as of_conversation,
-        ):
-            streams = [(reader, reader.events()) for reader in (of_job, of_conversation)]
+        async with AsyncExitStack() as open_streams:
+            readers = [
+                await open_streams.enter_async_context(reading(client, path))
+                for path in ("/api/jobs/1/events", "/api/conversations/c/events")
+                for _ in range(25)
+            ]
+            streams = [(reader, reader.events()) for reader in readers]
             for _, source in streams:
                 assert (await anext(source)).kind == "progress"
             process.send_signal(signal.SIGTERM)

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 import structlog
 from redis.asyncio import Redis
+from sqlalchemy import Connection
 
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Job
@@ -119,6 +121,48 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
         entries = await history(redis, job_id)
     assert [entry.n for entry in entries] == list(range(1, len(entries) + 1)), "nothing was begun anew"
     assert {(entry.attempt, entry.since) for entry in entries} == {(1, 1), (2, 1)}
+
+
+N_DRAINS = 200
+
+
+@pytest.mark.slow
+async def test_of_many_drains_under_load_none_runs_a_job_twice(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "short", "step_s": 0.003})
+    loaded = slots(config, 4)
+    submitted: list[int] = []
+
+    async def load() -> None:
+        while True:
+            submitted.append(await submit("short", f"c{len(submitted) % 20}"))
+            await asyncio.sleep(0.03)
+
+    loading = asyncio.create_task(load())
+    n_interrupted = 0
+    for _ in range(N_DRAINS):
+        worker = Worker(loaded, fake_engine.argv(script.path))
+        await worker.start()
+        await eventually(partial(has_some, worker))
+        n_interrupted += len(worker.generation.running)
+        await worker.drain(10)
+    loading.cancel()
+    async with working(loaded, script):
+        for job_id in submitted:
+            await ended(database, job_id)
+
+    def starts(connection: Connection) -> list[tuple[int, str]]:
+        counted = connection.exec_driver_sql("SELECT job_id, outcome, count(*) FROM attempts GROUP BY job_id, outcome")
+        return [(n, outcome) for _, outcome, n in counted]
+
+    assert n_interrupted >= N_DRAINS
+    assert set(await database.read(starts)) == {(1, "done")}
+    assert len(await database.read(starts)) == len(submitted)
+
+
+async def has_some(worker: Worker) -> bool:
+    return bool(worker.generation.running)
 
 
 async def test_a_prompt_that_is_being_read_is_cancelled_as_well(
