@@ -122,6 +122,13 @@ async def sweep(database: Database, hints: Hints) -> Any:
 STEPS: dict[str, Step] = {step.__name__: step for step in (submit, claim, heartbeat, finish, cancel, sweep)}
 
 
+async def close(database: Database, hints: Hints) -> None:
+    """After every hint has gone out."""
+    await asyncio.gather(*hints._senders.values())
+    await hints.close()
+    await database.close()
+
+
 def run(name: str, path: Path, redis_url: str, test: Pipe) -> None:
     """The whole life of the process."""
     asyncio.run(_run(STEPS[name], path, redis_url, test))
@@ -136,8 +143,6 @@ async def _run(step: Step, path: Path, redis_url: str, test: Pipe) -> None:
     test.send({thread.name: thread.native_id for thread in threading.enumerate()})
     test.recv()
     test.send(await step(database, hints))
-    await asyncio.gather(*hints._senders.values())
-    await hints.close()
-    await database.close()
+    await close(database, hints)
     # Nothing is left to do; asyncio would end its threads by yet another one, which nobody could watch.
     os._exit(0)

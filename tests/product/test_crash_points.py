@@ -123,8 +123,7 @@ class Stage:
         try:
             return await one_step.STEPS[self._step](database, hints)
         finally:
-            await hints.close()
-            await database.close()
+            await one_step.close(database, hints)
 
 
 @contextmanager
