@@ -1,4 +1,4 @@
-"""One transition of the product, done by a process of its own so that it can be killed at any moment of it.
+"""One transition of the product, or the making of its record, by a process that can be killed at any moment of it.
 
 The process opens the record and says which threads it has; it begins when it is told to, and says what came of it
 when the call has returned, as the web answers its client. Then it sends its hints and closes the record.
@@ -26,6 +26,7 @@ from llamalith_app.jobs.sweep import Sweeper
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.keys import Key
+from llamalith_app.store.migrate import migrate
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import finish as finish_attempt
 from tests.store.samples import prompt
@@ -129,20 +130,31 @@ async def close(database: Database, hints: Hints) -> None:
     await database.close()
 
 
-def run(name: str, path: Path, redis_url: str, test: Pipe) -> None:
-    """The whole life of the process."""
-    asyncio.run(_run(STEPS[name], path, redis_url, test))
+def migration(path: Path, test: Pipe) -> None:
+    """The whole life of a process that makes the record."""
+    _begin(test)
+    test.send(migrate(path))
+    os._exit(0)
 
 
-async def _run(step: Step, path: Path, redis_url: str, test: Pipe) -> None:
+def transition(name: str, redis_url: str, path: Path, test: Pipe) -> None:
+    """The whole life of a process that does one of STEPS."""
+    asyncio.run(_transition(STEPS[name], redis_url, path, test))
+
+
+async def _transition(step: Step, redis_url: str, path: Path, test: Pipe) -> None:
     database, hints = Database(path), Hints(redis_url, MODELS)
     database.open()
     # Every thread that the step will use is there before it begins, so that each can be watched.
     await database.read(jobs.held)
     await asyncio.to_thread(int)
-    test.send({thread.name: thread.native_id for thread in threading.enumerate()})
-    test.recv()
+    _begin(test)
     test.send(await step(database, hints))
     await close(database, hints)
     # Nothing is left to do; asyncio would end its threads by yet another one, which nobody could watch.
     os._exit(0)
+
+
+def _begin(test: Pipe) -> None:
+    test.send({thread.name: thread.native_id for thread in threading.enumerate()})
+    test.recv()

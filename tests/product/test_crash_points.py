@@ -1,7 +1,8 @@
-"""A real process, killed at every write, sync and send of every transition: what it made is whole or not there.
+"""A real process, killed at every write, sync and send of every transition and of the migration: what it made is whole
+or not there.
 
-Each run does one transition (`one_step.py`) while strace watches one of its threads and kills the process in the place
-of the Nth call of one kind; N goes up until the process gets through.
+Each run does one of them (`one_step.py`) while strace watches one of its threads and kills the process in the place of
+the Nth call of one kind; N goes up until the process gets through.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ from redis import Redis
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.store import check, jobs
 from llamalith_app.store.database import Database, write_engine
+from llamalith_app.store.migrate import migrate
 from llamalith_app.store.tables import Outcome
 from tests.needs import need
 from tests.product import one_step
@@ -53,28 +56,25 @@ class Ended(NamedTuple):
 
 
 class Stage:
-    """Where one transition is played again and again, each time in a folder of its own."""
+    """Where a process is started again and again, each time with a file of its own."""
 
-    def __init__(self, folder: Path, migrated: Path, step: str, redis_url: str) -> None:
+    def __init__(self, folder: Path, process: Callable[[Path, Any], None], prepare: Callable[[Path], object]) -> None:
+        """`process`: its whole life, of the path of its record and of the pipe to its test. `prepare`: makes what it
+        finds there."""
         self._folder = folder
-        self._step = step
-        self._redis_url = redis_url
+        self._process = process
+        self._prepare = prepare
         self._strace = need("strace", "strace")
         self._numbers = count()
-        self._lock = folder / "gone.lock"
-        self._scene = Path(shutil.copy(migrated, folder / "scene.db"))
-        one_step.set_scene(self._scene, self._lock)
-        self.before = rows(self._scene)
+        self.killed_at = Counter[tuple[str, str]]()
+        """How often, by the thread and its call."""
 
     def play(self, watch: Callable[[dict[str, int]], list[str]]) -> tuple[Path, Ended, dict[str, int]]:
         """`watch`: strace's arguments, of the process's threads by name. Returns these too."""
-        self._lock.touch()
-        with Redis.from_url(self._redis_url) as redis:
-            redis.flushall()
-            redis.script_flush()
-        path = Path(shutil.copy(self._scene, self._folder / f"{next(self._numbers)}.db"))
+        path = self._folder / f"{next(self._numbers)}.db"
+        self._prepare(path)
         here, there = PROCESSES.Pipe()
-        process = PROCESSES.Process(target=one_step.run, args=(self._step, path, self._redis_url, there), daemon=True)
+        process = PROCESSES.Process(target=self._process, args=(path, there), daemon=True)
         process.start()
         there.close()
         with closing(here):
@@ -95,8 +95,8 @@ class Stage:
         except EOFError:
             return None
 
-    def calls(self) -> tuple[set[tuple[str, str]], dict[str, Any]]:
-        """Which thread makes which kinds of calls when nobody kills it, and the rows it leaves."""
+    def calls(self) -> tuple[Path, set[tuple[str, str]]]:
+        """What is there when nobody kills the process, and which of its threads makes which kinds of calls."""
         trace = self._folder / "trace"
         path, ended, threads = self.play(
             lambda threads: ["-f", "-o", str(trace), "-e", f"trace={','.join(CALLS)}", "-p", str(threads[MAIN])]
@@ -105,25 +105,31 @@ class Stage:
         assert ended.told
         made = re.findall(r"^(\d+) +(\w+)\(", trace.read_text(), re.MULTILINE)
         names = {str(thread): name for name, thread in threads.items()}
-        return {(names[thread], call) for thread, call in made}, rows(path)
+        return path, {(names[thread], call) for thread, call in made}
 
-    def killed_at(self, thread: str, call: str, number: int) -> tuple[Path, Ended]:
+    def ends(self, calls: set[tuple[str, str]]) -> Iterator[tuple[Path, Ended]]:
+        """Killed at every call of these kinds, and each time once not killed, when there was no such call any more."""
+        for thread, call in sorted(calls):
+            for number in count(1):
+                path, ended = self._kill(thread, call, number)
+                yield path, ended
+                for file in path.parent.glob(f"{path.name}*"):
+                    file.unlink()
+                if not ended.was_killed:
+                    break
+                self.killed_at[thread, call] += 1
+        assert set(self.killed_at) == calls
+
+    def _kill(self, thread: str, call: str, number: int) -> tuple[Path, Ended]:
+        inject = f"inject={call}:signal=KILL:when={number}"
         path, ended, _ = self.play(
-            lambda threads: [
-                *("-o", "/dev/null", "-p", str(threads[thread])),
-                *("-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}"),
-            ]
+            lambda threads: ["-o", "/dev/null", "-e", f"trace={call}", "-e", inject, "-p", str(threads[thread])]
         )
         return path, ended
 
-    async def again(self, path: Path) -> Any:
-        """The same transition by a process that lives."""
-        database, hints = Database(path), Hints(self._redis_url, one_step.MODELS)
-        database.open()
-        try:
-            return await one_step.STEPS[self._step](database, hints)
-        finally:
-            await one_step.close(database, hints)
+    def tell(self, of: str, seen: Counter[str]) -> None:
+        kinds = Counter(call for _, call in self.killed_at.elements())
+        print(f"{of}: killed at {kinds.total()} calls {dict(kinds)}; then it was {dict(seen)}")  # noqa: T201
 
 
 @contextmanager
@@ -188,37 +194,76 @@ def assert_whole(path: Path) -> None:
     engine.dispose()
 
 
+async def again(step: str, redis_url: str, path: Path) -> Any:
+    """The same transition by a process that lives."""
+    database, hints = Database(path), Hints(redis_url, one_step.MODELS)
+    database.open()
+    try:
+        return await one_step.STEPS[step](database, hints)
+    finally:
+        await one_step.close(database, hints)
+
+
 @pytest.mark.parametrize("step", one_step.STEPS)
 def test_killed_at_any_call_a_transition_is_whole_or_not_there_and_work_goes_on(
-    step: str, tmp_path: Path, migrated: Path, redis_url: str, record_property: Callable[[str, object], None]
+    step: str, tmp_path: Path, migrated: Path, redis_url: str
 ) -> None:
-    stage = Stage(tmp_path, migrated, step, redis_url)
-    calls, after = stage.calls()
-    assert after != stage.before
-    points = Counter[tuple[str, str]]()
+    scene, lock = Path(shutil.copy(migrated, tmp_path / "scene.db")), tmp_path / "gone.lock"
+    one_step.set_scene(scene, lock)
+
+    def prepare(path: Path) -> None:
+        lock.touch()
+        with Redis.from_url(redis_url) as redis:
+            redis.flushall()
+            redis.script_flush()
+        shutil.copy(scene, path)
+
+    stage = Stage(tmp_path, partial(one_step.transition, step, redis_url), prepare)
+    path, calls = stage.calls()
+    before, after = rows(scene), rows(path)
+    assert before != after
     seen = Counter[str]()
-    for thread, call in sorted(calls):
-        for number in count(1):
-            path, ended = stage.killed_at(thread, call, number)
-            assert_whole(path)
-            left = rows(path)
-            assert left in (stage.before, after), "half of it is there"
-            assert left == after or ended.told is None, "it was promised, and it is not there"
-            if step in ("submit", "cancel", "sweep"):
-                assert asyncio.run(stage.again(path))
-                assert rows(path) == after, "done again by who heard nothing, it is there once"
-            statuses = run_to_the_end(path)
-            wanted = dict.fromkeys(range(1, one_step.NEW + (step == "submit")), "done")
-            assert statuses == wanted | ({one_step.HELD: "cancelled"} if step == "cancel" else {})
-            for file in path.parent.glob(f"{path.name}*"):
-                file.unlink()
-            if not ended.was_killed:
-                break
-            points[thread, call] += 1
-            seen["absent" if left == stage.before else "there, not told" if ended.told is None else "told"] += 1
-    kinds = Counter(call for _, call in points.elements())
-    print(f"{step}: killed at {points.total()} calls {dict(kinds)}; then it was {dict(seen)}")  # noqa: T201
-    record_property("crash_points", points.total())
-    assert set(points) == calls
-    assert {"pwrite64", "fdatasync", "sendto", "write"} <= set(kinds)
+    for path, ended in stage.ends(calls):
+        assert_whole(path)
+        left = rows(path)
+        assert left in (before, after), "half of it is there"
+        assert left == after or ended.told is None, "it was promised, and it is not there"
+        if step in ("submit", "cancel", "sweep"):
+            assert asyncio.run(again(step, redis_url, path))
+            assert rows(path) == after, "done again by who heard nothing, it is there once"
+        wanted = dict.fromkeys(range(1, one_step.NEW + (step == "submit")), "done")
+        assert run_to_the_end(path) == wanted | ({one_step.HELD: "cancelled"} if step == "cancel" else {})
+        if ended.was_killed:
+            seen["absent" if left == before else "there, not told" if ended.told is None else "told"] += 1
+    stage.tell(step, seen)
+    assert {"pwrite64", "fdatasync", "sendto", "write"} <= {call for _, call in stage.killed_at}
     assert set(seen) == {"absent", "there, not told", "told"}
+
+
+def schema(path: Path) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
+        if not tables:
+            return []
+        return [
+            *tables,
+            *connection.execute("SELECT version_num FROM alembic_version"),
+            *connection.execute("SELECT id, name, role FROM users"),
+        ]
+
+
+def test_killed_at_any_call_a_migration_is_whole_or_not_begun_and_the_next_start_makes_it(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, one_step.migration, lambda path: None)
+    path, calls = stage.calls()
+    after = schema(path)
+    seen = Counter[str]()
+    for path, ended in stage.ends(calls):
+        left = schema(path)
+        assert left in ([], after), "half of it is there"
+        assert left == after or ended.told is None
+        assert migrate(path) is (left == [])
+        assert schema(path) == after
+        if ended.was_killed:
+            seen["absent" if left == [] else "there, not told" if ended.told is None else "told"] += 1
+    stage.tell("migration", seen)
+    assert {"absent", "there, not told"} <= set(seen)
