@@ -162,7 +162,7 @@ class Job(msgspec.Struct, kw_only=True):
     """Of a queued job that was started before: not sooner than this. What stands behind it in its conversation waits
     as well; cancelling it frees them."""
     retry_of: int | None
-    """The job that this one tries again."""
+    """The job that this one tries again; it may have expired since."""
     retried_as: int | None
     """The job that tries this one again."""
     progress: Progress | None = None
