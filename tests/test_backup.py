@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from llamalith_app.cli import llamalith
 from llamalith_app.errors import ConfigError
-from llamalith_app.store import backup, check, jobs
+from llamalith_app.store import backup, check, job_reads, jobs
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, finish, prompt, register_worker
@@ -43,7 +43,7 @@ def test_a_backup_restored_onto_an_empty_folder_goes_on(engine: Engine, database
     restored = write_engine(there / "llamalith.db")
     with restored.begin() as connection:
         assert check.broken(connection) == []
-        told = jobs.newest(connection, ADMIN_ID, limit=10)
+        told = job_reads.newest(connection, ADMIN_ID, limit=10)
         assert [(job.user_input, job.status, job.result) for job in told] == [
             ("three", "queued", None),
             ("two", "processing", None),

@@ -27,7 +27,7 @@ from llamalith_app.controllers.jobs import MAX_ID
 from llamalith_app.controllers.request import AppRequest, Parts
 from llamalith_app.controllers.transcript import FINAL, Cursor
 from llamalith_app.errors import BadInput, NotFound
-from llamalith_app.store import conversations, jobs
+from llamalith_app.store import conversations, job_reads
 
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -109,7 +109,7 @@ class Events(Controller):
         `cancelled`; who asks after that one gets 204. A client that leaves stops nothing."""
         cursor, _ = _cursor(request, after, JOB_EVENT, "1-42")
         owner_id, parts = request.principal.user_id, request.parts
-        job = await parts.database.read(jobs.one, owner_id, job_id)
+        job = await parts.database.read(job_reads.one, owner_id, job_id)
         if job is None:
             raise NotFound("Job not found")
         if cursor is not None and cursor == (job.attempt, FINAL) and job.status in ENDED:
@@ -189,7 +189,7 @@ async def _lane_events(
 
 
 async def _lane_job(parts: Parts, owner_id: int, job_id: int, cursor: Cursor | None, line: Line) -> Chunks:
-    job = await parts.database.read(jobs.one, owner_id, job_id)
+    job = await parts.database.read(job_reads.one, owner_id, job_id)
     if job is None or (cursor is not None and cursor.n == FINAL and job.status in ENDED):
         return
     await parts.live.add([job])

@@ -22,7 +22,7 @@ from llamalith_app.contracts.jobs import Job
 from llamalith_app.controllers.live import Live, may_grow
 from llamalith_app.controllers.transcript import Transcript
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.store import conversations, jobs
+from llamalith_app.store import conversations, job_reads
 from llamalith_app.store.database import Database
 from llamalith_app.streams import Entry, Hearing
 
@@ -242,7 +242,7 @@ class Followers:
 
     async def _look_at_jobs(self) -> None:
         wanted = [job_id for job_id, followed in self._jobs.items() if not followed.transcript.ended]
-        found = await self._database.read(jobs.some, wanted, 1) if wanted else []
+        found = await self._database.read(job_reads.some, wanted, 1) if wanted else []
         await self._live.add(found)
         for job in found:
             followed = self._jobs.get(job.id)
@@ -258,7 +258,7 @@ class Followers:
 
     async def _finish(self, followed: FollowedJob) -> None:
         """If it has ended."""
-        job = await self._database.read(jobs.one, followed.owner_id, followed.id)
+        job = await self._database.read(job_reads.one, followed.owner_id, followed.id)
         if job is None or job.status not in ENDED:
             return
         followed.ended_at = followed.ended_at or time.monotonic()

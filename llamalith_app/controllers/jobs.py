@@ -21,7 +21,7 @@ from llamalith_app.contracts.jobs import (
 )
 from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput, NotFound
-from llamalith_app.store import jobs
+from llamalith_app.store import job_reads
 from llamalith_app.store.tables import Status
 
 MAX_ID = 2**63 - 1
@@ -74,7 +74,7 @@ class Jobs(Controller):
         ] = None,
     ) -> JobList:
         found = await request.parts.database.read(
-            jobs.newest,
+            job_reads.newest,
             request.principal.user_id,
             limit=limit,
             status=status or None,
@@ -91,7 +91,7 @@ class Jobs(Controller):
     @get("/{job_id:str}/attempts", summary="Read every start of a job")
     async def attempts(self, request: AppRequest, job_id: JobIdInPath) -> AttemptList:
         """When, by which worker, and how it ended."""
-        found = await request.parts.database.read(jobs.attempts, request.principal.user_id, job_id)
+        found = await request.parts.database.read(job_reads.attempts, request.principal.user_id, job_id)
         if found is None:
             raise NotFound("Job not found")
         return AttemptList(attempts=found)
@@ -175,7 +175,7 @@ def _refuse_unknown(request: AppRequest, filters: tuple[str, ...]) -> None:
 
 
 async def _read(request: AppRequest, job_id: int) -> Job:
-    job = await request.parts.database.read(jobs.one, request.principal.user_id, job_id)
+    job = await request.parts.database.read(job_reads.one, request.principal.user_id, job_id)
     if job is None:
         raise NotFound("Job not found")
     await request.parts.live.add([job])

@@ -7,7 +7,7 @@ from llamalith_app.contracts.jobs import Job, Progress
 from llamalith_app.jobs import order
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.progress import ProgressReader
-from llamalith_app.store import jobs
+from llamalith_app.store import job_reads
 from llamalith_app.store.database import Database
 
 
@@ -42,9 +42,9 @@ class Live:
     async def _positions(self, queued: list[Job]) -> dict[int, int | None]:
         if len(queued) == 1:
             job_id = queued[0].id
-            return {job_id: await self._database.read(jobs.position, job_id)}
+            return {job_id: await self._database.read(job_reads.position, job_id)}
         if queued:
-            return dict(await self._database.read(jobs.positions, {job.model for job in queued}))
+            return dict(await self._database.read(job_reads.positions, {job.model for job in queued}))
         return {}
 
 

@@ -21,7 +21,7 @@ from llamalith_app.controllers.models import engines
 from llamalith_app.controllers.request import AppRequest
 from llamalith_app.errors import BadInput, NotFound, QueueFull, StorageUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
-from llamalith_app.store import conversations, jobs
+from llamalith_app.store import conversations, job_reads
 from llamalith_app.store.tables import Status
 
 EXCERPT_CHARS = 300
@@ -173,7 +173,7 @@ async def _conversation(request: AppRequest, public_id: str, before: int | None)
 
 async def _newest(request: AppRequest, status: str, limit: int, before: int | None) -> list[Job]:
     found = await request.parts.database.read(
-        jobs.newest,
+        job_reads.newest,
         request.principal.user_id,
         limit=limit,
         status=status or None,

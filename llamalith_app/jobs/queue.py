@@ -175,6 +175,8 @@ class Wakers:
         for task in (*stopping, *self._tasks):
             task.cancel()
         await asyncio.wait([*stopping, *self._tasks], timeout=STOP_S)
+        # What SAQ left behind would otherwise connect anew, after everything was closed.
+        self._redis.set_retry(Retry(NoBackoff(), 0))
         await self._redis.aclose()
 
     def _worker(self, model: str, n_slots: int) -> Worker[Any]:

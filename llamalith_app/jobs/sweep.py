@@ -20,7 +20,7 @@ import structlog
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order
 from llamalith_app.pidfile import is_held
-from llamalith_app.store import jobs, keys, workers
+from llamalith_app.store import jobs, keys, retention, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
 
@@ -110,8 +110,8 @@ class Sweeper:
         if self._retention is None:
             return
         until = datetime.now(UTC) - self._retention
-        if await self._database.read(jobs.has_expired, until):
-            n_expired = await self._database.write_lightly(jobs.expire, until, EXPIRE_JOBS)
+        if await self._database.read(retention.has_expired, until):
+            n_expired = await self._database.write_lightly(retention.expire, until, EXPIRE_JOBS)
             log.info("jobs expired", n_jobs=n_expired)
 
     async def _give_up(self) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Latest, Message
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.store import jobs
+from llamalith_app.store import job_reads
 from llamalith_app.store.tables import (
     CONTEXT,
     PROMPT,
@@ -146,8 +146,8 @@ def thread(
     else:
         first = min(first, last + 1)
         last = min(last, first + limit - 1)
-    found = jobs.of_turns(connection, owner_id, conversation.id, first, last)
-    if sum(map(jobs.n_text_chars, found.values())) >= jobs.MAX_PAGE_CHARS:
+    found = job_reads.of_turns(connection, owner_id, conversation.id, first, last)
+    if sum(map(job_reads.n_text_chars, found.values())) >= job_reads.MAX_PAGE_CHARS:
         # Very long texts ended the page early: it is whole from its oldest job on.
         first = min(found)
     rows = connection.execute(
@@ -223,7 +223,7 @@ def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
     return Latest(
         last_user=_newest(connection, conversation_id, "user"),
         last_assistant=_newest(connection, conversation_id, "assistant"),
-        last_job=None if job_id is None else jobs.one(connection, owner_id, job_id),
+        last_job=None if job_id is None else job_reads.one(connection, owner_id, job_id),
     )
 
 

@@ -1,46 +1,37 @@
-"""The life of a job in the record: submit, claim, finish, fail, cancel; and what is read of jobs.
+"""The life of a job in the record: submit, claim, finish, fail, cancel; and what workers have to know of it.
 
-The only writer of jobs, attempts and of the messages that belong to a job. Each transition is one guarded
-update: it names the state, and after a claim the lease, that it expects, and says by its return value whether
-it was the one that moved the job. What it reads first to decide, it locks until it has written; SQLite has one writer
-and needs no lock. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
+The only writer of jobs, attempts and of the messages that belong to a job, until they go (`store/retention.py`). Each
+transition is one guarded update: it names the state, and after a claim the lease, that it expects, and says by its
+return value whether it was the one that moved the job. What it reads first to decide, it locks until it has written;
+SQLite has one writer and needs no lock. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
 """
 
 from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any, NamedTuple, cast
 
 import msgspec
 from sqlalchemy import (
-    BindParameter,
-    ColumnElement,
     Connection,
-    RowMapping,
-    Select,
     Table,
     and_,
     bindparam,
-    case,
-    delete,
     exists,
     func,
     insert,
     literal_column,
-    null,
     or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.orm import aliased
 
-from llamalith_app.contracts.jobs import Attempt, Job, JobError
 from llamalith_app.contracts.parameters import Parameters
+from llamalith_app.store import job_reads
 from llamalith_app.store.tables import (
     CONTEXT,
     PROMPT,
@@ -54,6 +45,7 @@ from llamalith_app.store.tables import (
     Outcome,
     Priority,
     Status,
+    status_is,
 )
 
 TIMEOUT = "timeout"
@@ -151,13 +143,6 @@ class Load(NamedTuple):
     due: list[Due]
 
 
-def _is(*statuses: Status) -> ColumnElement[bool]:
-    """Literals, not parameters: SQLite matches a partial index to nothing else."""
-    words: list[ColumnElement[str]] = [literal_column(f"'{status.value}'") for status in statuses]
-    return JobRow.status == words[0] if len(words) == 1 else JobRow.status.in_(words)
-
-
-_again = aliased(JobRow)
 _ended = aliased(JobRow)
 _open = aliased(JobRow)
 _is_open = _open.status.in_([literal_column("'queued'"), literal_column("'processing'")])
@@ -175,7 +160,7 @@ def _first_open(conversation_id: Any) -> Any:
 
 
 # Who was started once is not given up in the queue any more, whatever became of that attempt.
-_waits_too_long = and_(_is(Status.QUEUED), JobRow.not_after <= bindparam("until"), JobRow.attempt == 0)
+_waits_too_long = and_(status_is(Status.QUEUED), JobRow.not_after <= bindparam("until"), JobRow.attempt == 0)
 _may_still_wait = or_(JobRow.not_after.is_(None), JobRow.not_after > bindparam("until"), JobRow.attempt > 0)
 
 # The statements of every job's way are built once: building them costs SQLAlchemy ten times what running them does.
@@ -207,7 +192,7 @@ _SYSTEM_IN_FORCE = (
 _BEST_DUE = (
     select(JobRow.id, JobRow.created_at)
     .where(
-        _is(Status.QUEUED),
+        status_is(Status.QUEUED),
         JobRow.model == bindparam("of_model"),
         JobRow.priority == bindparam("of_priority"),
         JobRow.is_head,
@@ -221,7 +206,7 @@ _BEST_DUE = (
 _NEXT = _BEST_DUE.with_for_update(skip_locked=True)
 _CLAIM = (
     update(_jobs)
-    .where(JobRow.id == bindparam("of_job"), _is(Status.QUEUED))
+    .where(JobRow.id == bindparam("of_job"), status_is(Status.QUEUED))
     .values(
         status=Status.PROCESSING.value,
         attempt=JobRow.attempt + 1,
@@ -264,7 +249,7 @@ _CLOSE_ATTEMPT = (
 )
 _FINISH = (
     update(_jobs)
-    .where(JobRow.id == bindparam("of_job"), JobRow.lease_token == bindparam("of_lease"), _is(Status.PROCESSING))
+    .where(JobRow.id == bindparam("of_job"), JobRow.lease_token == bindparam("of_lease"), status_is(Status.PROCESSING))
     .values(
         status=Status.DONE.value,
         lease_token=None,
@@ -277,44 +262,13 @@ _FINISH = (
     )
     .returning(JobRow.conversation_id, JobRow.turn)
 )
-_EXPIRED = (
-    select(JobRow.id, JobRow.conversation_id, JobRow.turn)
-    .where(JobRow.processed_at <= bindparam("until"))
-    .order_by(JobRow.processed_at)
-    .limit(bindparam("most"))
-)
-_of_conversation = MessageRow.conversation_id == bindparam("of_conversation")
-_FORGET_MESSAGES = delete(_messages).where(
-    _of_conversation, MessageRow.place.between(bindparam("from"), bindparam("to"))
-)
-_FORGET_ATTEMPTS = delete(_attempts).where(AttemptRow.job_id == bindparam("of_job"))
-_FORGET_JOB = delete(_jobs).where(JobRow.id == bindparam("of_job"))
-_later = aliased(MessageRow)
-_left = aliased(JobRow)
-_FORGET_SYSTEM = delete(_messages).where(
-    _of_conversation,
-    MessageRow.role == "system",
-    MessageRow.created_at <= bindparam("until"),
-    exists().where(
-        _later.conversation_id == MessageRow.conversation_id,
-        _later.role == "system",
-        _later.place > MessageRow.place,
-        ~exists()
-        .where(
-            _left.conversation_id == MessageRow.conversation_id,
-            _left.turn >= MessageRow.place // TURN_PLACES,
-            _left.turn < _later.place // TURN_PLACES,
-        )
-        .correlate(MessageRow, _later),
-    ),
-)
 _HELD = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.beat, JobRow.worker_id).where(
-    _is(Status.PROCESSING)
+    status_is(Status.PROCESSING)
 )
 _HELD_BY = _HELD.where(JobRow.worker_id == bindparam("by_worker"))
 _GIVE_UP = (
     update(_jobs)
-    .where(JobRow.id == bindparam("of_job"), _is(Status.QUEUED))
+    .where(JobRow.id == bindparam("of_job"), status_is(Status.QUEUED))
     .values(
         status=Status.ERROR.value,
         processed_at=bindparam("at"),
@@ -399,7 +353,7 @@ def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, n
     """
     before = (
         connection.execute(
-            _as_read(owner_id)
+            job_reads.as_read(owner_id)
             .add_columns(JobRow.conversation_id.label("of_conversation"), JobRow.turn)
             .where(JobRow.id == job_id)
         )
@@ -408,7 +362,7 @@ def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, n
     )
     if before is None:
         return None
-    job = _job(before)
+    job = job_reads.as_job(before)
     if job.status not in RETRYABLE:
         return Status(job.status)
     if job.retried_as is not None:
@@ -458,7 +412,7 @@ def retry_matching(
             JobRow.owner_id == owner_id,
             JobRow.status.in_([status.value for status in statuses]),
             JobRow.model.in_(models),
-            ~exists().where(_again.retry_of == JobRow.id),
+            ~job_reads.was_tried_again,
         )
         .order_by(JobRow.id)
         .limit(limit)
@@ -466,19 +420,11 @@ def retry_matching(
     if error_kind is not None:
         wanted = wanted.where(JobRow.error_kind == error_kind)
     if conversation_id is not None:
-        wanted = wanted.where(JobRow.conversation_id == _conversation_of(owner_id, conversation_id))
+        wanted = wanted.where(JobRow.conversation_id == job_reads.conversation_of(owner_id, conversation_id))
     found = [
         retry(connection, owner_id, job_id, request_id, now) for job_id in connection.execute(wanted).scalars().all()
     ]
     return [one for one in found if isinstance(one, Retry)]
-
-
-def _conversation_of(owner_id: int, public_id: str) -> Any:
-    return (
-        select(ConversationRow.id)
-        .where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id)
-        .scalar_subquery()
-    )
 
 
 def _system_in_force(connection: Connection, conversation_id: int, turn: int) -> str | None:
@@ -498,7 +444,7 @@ def claim(connection: Connection, model: str, priority: int, worker_id: int, now
     ).first()
     if row is None:
         return None
-    claimed = Claim._make(row)._replace(parameters=_parameters(row.parameters))
+    claimed = Claim._make(row)._replace(parameters=job_reads.parameters(row.parameters))
     connection.execute(
         _NEW_ATTEMPT,
         {
@@ -591,7 +537,7 @@ def fail(
     None: the lease is somebody else's.
     """
     conversations = _take_conversations(connection, [job_id])
-    holds = [JobRow.id == job_id, JobRow.lease_token == lease_token, _is(Status.PROCESSING)]
+    holds = [JobRow.id == job_id, JobRow.lease_token == lease_token, status_is(Status.PROCESSING)]
     if seen_beat is not None:
         holds.append(JobRow.beat == seen_beat)
     max_attempts = connection.execute(select(JobRow.max_attempts).where(*holds).with_for_update()).scalar()
@@ -643,7 +589,7 @@ def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) ->
         return Status(job.status)
     connection.execute(
         update(JobRow)
-        .where(JobRow.id == job_id, _is(Status.QUEUED, Status.PROCESSING))
+        .where(JobRow.id == job_id, status_is(Status.QUEUED, Status.PROCESSING))
         .values(status=Status.CANCELLED.value, lease_token=None, processed_at=now)
     )
     if job.lease_token is not None:
@@ -671,23 +617,23 @@ def cancel_open(
     if model is not None:
         mine.append(JobRow.model == model)
     if conversation_id is not None:
-        mine.append(JobRow.conversation_id == _conversation_of(owner_id, conversation_id))
+        mine.append(JobRow.conversation_id == job_reads.conversation_of(owner_id, conversation_id))
     wanted: list[int] = []
     if Status.PROCESSING in statuses:
-        wanted += connection.execute(select(JobRow.id).where(_is(Status.PROCESSING), *mine)).scalars()
+        wanted += connection.execute(select(JobRow.id).where(status_is(Status.PROCESSING), *mine)).scalars()
     if Status.QUEUED in statuses:
-        waiting = select(JobRow.id).where(_is(Status.QUEUED), *mine).order_by(JobRow.id.desc()).limit(limit)
+        waiting = select(JobRow.id).where(status_is(Status.QUEUED), *mine).order_by(JobRow.id.desc()).limit(limit)
         wanted += connection.execute(waiting).scalars()
     conversations = _take_conversations(connection, wanted)
     found = connection.execute(
         select(JobRow.id, JobRow.lease_token)
-        .where(JobRow.id.in_(wanted), _is(Status.QUEUED, Status.PROCESSING))
+        .where(JobRow.id.in_(wanted), status_is(Status.QUEUED, Status.PROCESSING))
         .with_for_update()
     ).all()
     ids = [job.id for job in found]
     connection.execute(
         update(JobRow)
-        .where(JobRow.id.in_(ids), _is(Status.QUEUED, Status.PROCESSING))
+        .where(JobRow.id.in_(ids), status_is(Status.QUEUED, Status.PROCESSING))
         .values(status=Status.CANCELLED.value, lease_token=None, processed_at=now)
     )
     for _, lease_token in found:
@@ -704,7 +650,7 @@ def keep_written(connection: Connection, job_id: int, lease_token: str, _now: da
         update(JobRow)
         .where(
             JobRow.id == job_id,
-            _is(Status.CANCELLED),
+            status_is(Status.CANCELLED),
             JobRow.partial.is_(None),
             exists().where(
                 AttemptRow.job_id == job_id,
@@ -743,7 +689,7 @@ def give_up(connection: Connection, now: datetime, limit: int) -> list[int]:
                     "of_job": job.id,
                     "at": now,
                     "why": f"It waited {(now - job.created_at).total_seconds():.1f} s in the queue;"
-                    f" queue_timeout_s allowed {_seconds_between(job.created_at, job.not_after):g}.",
+                    f" queue_timeout_s allowed {job_reads.seconds_between(job.created_at, job.not_after):g}.",
                 }
                 for job in late
             ],
@@ -752,43 +698,12 @@ def give_up(connection: Connection, now: datetime, limit: int) -> list[int]:
     return [job.id for job in late]
 
 
-def has_expired(connection: Connection, until: datetime) -> bool:
-    return connection.execute(_EXPIRED, {"until": until, "most": 1}).first() is not None
-
-
-def expire(connection: Connection, until: datetime, limit: int) -> int:
-    """Deletes the jobs that ended by then, the first ended first, `limit` of them at most, with their attempts and all
-    that was said in their turns; how many.
-
-    A system message goes once another one took its place and no job is left that it was for. Conversations stay, and
-    so do their turns' numbers.
-    """
-    expired = connection.execute(_EXPIRED, {"until": until, "most": limit}).all()
-    if not expired:
-        return 0
-    turns = [(job.conversation_id, TURN_PLACES * job.turn) for job in expired]
-    of_jobs = [{"of_job": job.id} for job in expired]
-    connection.execute(
-        _FORGET_MESSAGES,
-        [{"of_conversation": of, "from": place + CONTEXT, "to": place + REPLY} for of, place in turns],
-    )
-    connection.execute(_FORGET_ATTEMPTS, of_jobs)
-    connection.execute(_FORGET_JOB, of_jobs)
-    conversations = {job.conversation_id for job in expired}
-    connection.execute(_FORGET_SYSTEM, [{"of_conversation": of, "until": until} for of in sorted(conversations)])
-    return len(expired)
-
-
-def _seconds_between(start: datetime, end: datetime) -> float:
-    return round((end - start).total_seconds(), 6)
-
-
 def freed(connection: Connection, ended: Collection[int], now: datetime) -> list[Waiting]:
     """Of the conversations of these jobs, which have ended, the jobs that may start now."""
     heads = select(_first_open(_ended.conversation_id)).where(_ended.id.in_(ended))
     rows = connection.execute(
         select(JobRow.id, JobRow.model, JobRow.attempt).where(
-            JobRow.id.in_(heads), _is(Status.QUEUED), JobRow.not_before <= now
+            JobRow.id.in_(heads), status_is(Status.QUEUED), JobRow.not_before <= now
         )
     )
     return [Waiting._make(row) for row in rows]
@@ -811,7 +726,9 @@ def _close_attempt(
 def beat(connection: Connection, lease_tokens: list[str]) -> None:
     """Says that these attempts are alive; nothing happens for those whose lease holds no more."""
     connection.execute(
-        update(JobRow).where(JobRow.lease_token.in_(lease_tokens), _is(Status.PROCESSING)).values(beat=JobRow.beat + 1)
+        update(JobRow)
+        .where(JobRow.lease_token.in_(lease_tokens), status_is(Status.PROCESSING))
+        .values(beat=JobRow.beat + 1)
     )
 
 
@@ -840,209 +757,12 @@ def load(connection: Connection, models: Iterable[str], now: datetime) -> Load:
     queued = {
         row.model: row.n
         for row in connection.execute(
-            select(JobRow.model, func.count().label("n")).where(_is(Status.QUEUED)).group_by(JobRow.model)
+            select(JobRow.model, func.count().label("n")).where(status_is(Status.QUEUED)).group_by(JobRow.model)
         )
     }
-    running = connection.execute(select(JobRow.model, JobRow.started_at).where(_is(Status.PROCESSING)))
+    running = connection.execute(select(JobRow.model, JobRow.started_at).where(status_is(Status.PROCESSING)))
     return Load(
         queued,
         [(model, started_at) for model, started_at in running if started_at is not None],
         due(connection, models, now),
     )
-
-
-MAX_PAGE_CHARS = 10_000_000
-"""Characters of prompts and replies in one list."""
-RANKED = 1000
-"""Jobs of a model whose places are told in lists; further back only a single job's place is counted."""
-
-
-def positions(connection: Connection, of_models: set[str]) -> dict[int, int]:
-    """Job id -> place in the queue of its model, 1 is the next; of the first RANKED of each model."""
-    found = {}
-    for model in of_models:
-        ids = connection.execute(
-            select(JobRow.id)
-            .where(_is(Status.QUEUED), JobRow.model == model)
-            .order_by(JobRow.priority, JobRow.id)
-            .limit(RANKED)
-        ).scalars()
-        found.update({job_id: place for place, job_id in enumerate(ids, start=1)})
-    return found
-
-
-def position(connection: Connection, job_id: int) -> int | None:
-    """One queued job's place, however far back."""
-    job = connection.execute(
-        select(JobRow.model, JobRow.priority).where(_is(Status.QUEUED), JobRow.id == job_id)
-    ).first()
-    if job is None:
-        return None
-    before = connection.execute(
-        select(func.count()).where(
-            _is(Status.QUEUED),
-            JobRow.model == job.model,
-            tuple_(JobRow.priority, JobRow.id) < tuple_(job.priority, job_id),
-        )
-    ).scalar_one()
-    return before + 1
-
-
-def one(connection: Connection, owner_id: int, job_id: int) -> Job | None:
-    row = connection.execute(_one(), {"of_owner": owner_id, "of_job": job_id}).mappings().first()
-    return None if row is None else _job(row)
-
-
-def attempts(connection: Connection, owner_id: int, job_id: int) -> list[Attempt] | None:
-    """Every start of a job, the first first. None: no such job of this owner."""
-    if connection.execute(select(JobRow.id).where(JobRow.id == job_id, JobRow.owner_id == owner_id)).first() is None:
-        return None
-    rows = connection.execute(
-        select(
-            AttemptRow.attempt,
-            AttemptRow.worker_id,
-            AttemptRow.started_at,
-            AttemptRow.ended_at,
-            AttemptRow.outcome,
-            AttemptRow.kind,
-            AttemptRow.reason,
-        )
-        .where(AttemptRow.job_id == job_id)
-        .order_by(AttemptRow.attempt)
-    ).mappings()
-    return [Attempt(**row) for row in rows]
-
-
-def some(connection: Connection, job_ids: Iterable[int], max_text: int) -> list[Job]:
-    """Whoever owns them: for what a stream asks about jobs that it was let follow."""
-    rows = connection.execute(_some(max_text), {"of_jobs": list(job_ids)}).mappings()
-    return [_job(row) for row in rows]
-
-
-def newest(
-    connection: Connection,
-    owner_id: int,
-    *,
-    limit: int,
-    status: str | None = None,
-    conversation_id: str | None = None,
-    before: int | None = None,
-    max_text: int | None = None,
-) -> list[Job]:
-    """An owner's jobs, newest first; `before`: only those with a smaller id; `max_text`: of each text so many
-    characters.
-
-    Ends early, though never empty, once its texts come to MAX_PAGE_CHARS.
-    """
-    # Not both, where a conversation is asked for: SQLite would go through all that the owner has.
-    query = _as_read(owner_id if conversation_id is None else None, max_text).order_by(JobRow.id.desc()).limit(limit)
-    if conversation_id is not None:
-        query = query.where(JobRow.conversation_id == _conversation_of(owner_id, conversation_id))
-    if status is not None:
-        query = query.where(JobRow.status == status)
-    if before is not None:
-        query = query.where(JobRow.id < before)
-    return [job for _, job in _within_a_page(connection, query)]
-
-
-def n_text_chars(job: Job) -> int:
-    return len(job.user_input) + len(job.system_prompt) + len(job.result or "") + len(job.partial or "")
-
-
-def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple[RowMapping, Job]]:
-    n_chars = 0
-    # Row by row: a page of long prompts would otherwise stand in memory before it could be cut.
-    with connection.execute(query.execution_options(stream_results=True, max_row_buffer=16)) as rows:
-        for row in rows.mappings():
-            job = _job(row)
-            yield row, job
-            n_chars += n_text_chars(job) + len(row["parameters"] or "")
-            if n_chars >= MAX_PAGE_CHARS:
-                return
-
-
-_prompt = aliased(MessageRow)
-_reply = aliased(MessageRow)
-
-
-def of_turns(connection: Connection, owner_id: int, conversation_id: int, first: int, last: int) -> dict[int, Job]:
-    """The jobs of these turns of one conversation, by turn, newest first; ends early as `newest` does."""
-    query = (
-        _as_read(owner_id)
-        .add_columns(JobRow.turn)
-        .where(JobRow.conversation_id == conversation_id, JobRow.turn.between(first, last))
-        .order_by(JobRow.turn.desc())
-    )
-    return {row["turn"]: job for row, job in _within_a_page(connection, query)}
-
-
-def _as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = None) -> Select[Any]:
-    def text(column: Any) -> Any:
-        return column if max_text is None else func.substr(column, 1, max_text)
-
-    query = (
-        select(
-            JobRow.id,
-            ConversationRow.public_id.label("conversation_id"),
-            text(_prompt.content).label("user_input"),
-            JobRow.model,
-            text(JobRow.system_prompt).label("system_prompt"),
-            JobRow.status,
-            text(case((_is(Status.ERROR), JobRow.error), else_=_reply.content)).label("result"),
-            JobRow.created_at,
-            JobRow.processed_at,
-            JobRow.grammar_name,
-            JobRow.priority,
-            # Whole or not at all: where texts are cut, nobody reads it.
-            (JobRow.parameters if max_text is None else null()).label("parameters"),
-            JobRow.attempt,
-            JobRow.started_at,
-            JobRow.error_kind,
-            JobRow.finish_reason,
-            JobRow.prompt_tokens,
-            JobRow.prompt_tokens_reused,
-            JobRow.completion_tokens,
-            JobRow.omitted_messages,
-            text(JobRow.partial).label("partial"),
-            JobRow.timeout_s,
-            JobRow.not_after,
-            JobRow.max_attempts,
-            JobRow.retry_of,
-            select(_again.id).where(_again.retry_of == JobRow.id).scalar_subquery().label("retried_as"),
-            case((and_(_is(Status.QUEUED), JobRow.attempt > 0), JobRow.not_before), else_=null()).label(
-                "next_attempt_at"
-            ),
-        )
-        .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
-        .join(_prompt, and_(_prompt.job_id == JobRow.id, _prompt.role == "user"))
-        .outerjoin(_reply, and_(_reply.job_id == JobRow.id, _reply.role == "assistant"))
-    )
-    return query if owner_id is None else query.where(JobRow.owner_id == owner_id)
-
-
-@cache
-def _one() -> Select[Any]:
-    return _as_read(bindparam("of_owner")).where(JobRow.id == bindparam("of_job"))
-
-
-@cache
-def _some(max_text: int) -> Select[Any]:
-    return _as_read(None, max_text).where(JobRow.id.in_(bindparam("of_jobs", expanding=True)))
-
-
-def _job(row: RowMapping) -> Job:
-    fields: dict[str, Any] = dict(row)
-    for of_the_row in ("turn", "of_conversation"):
-        fields.pop(of_the_row, None)
-    fields["parameters"] = _parameters(fields["parameters"])
-    kind, not_after = fields.pop("error_kind"), fields.pop("not_after")
-    fields["priority"] = Priority(fields["priority"]).name.lower()
-    return Job(
-        **fields,
-        error=None if kind is None else JobError(kind=kind, reason=fields["result"]),
-        queue_timeout_s=None if not_after is None else _seconds_between(fields["created_at"], not_after),
-    )
-
-
-def _parameters(stored: str | None) -> Parameters | None:
-    return None if stored is None else msgspec.json.decode(stored, type=Parameters)

@@ -18,6 +18,7 @@ from advanced_alchemy.types import BigIntIdentity, DateTimeUTC
 from sqlalchemy import (
     Boolean,
     CheckConstraint,
+    ColumnElement,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
@@ -221,6 +223,12 @@ class JobRow(DefaultBase):
     started_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
     """Of the last claim."""
     processed_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+
+
+def status_is(*statuses: Status) -> ColumnElement[bool]:
+    """Literals, not parameters: SQLite matches a partial index to nothing else."""
+    words: list[ColumnElement[str]] = [literal_column(f"'{status.value}'") for status in statuses]
+    return JobRow.status == words[0] if len(words) == 1 else JobRow.status.in_(words)
 
 
 class MessageRow(DefaultBase):

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.exc import IntegrityError
 
-from llamalith_app.store import check, conversations, jobs
+from llamalith_app.store import check, conversations, job_reads, jobs
 from llamalith_app.store.tables import JobRow, Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
@@ -73,7 +73,7 @@ def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
                 reason="It is gone.",
             )
             assert status is expected
-        job = jobs.one(connection, ADMIN_ID, 1)
+        job = job_reads.one(connection, ADMIN_ID, 1)
     assert job is not None
     assert (job.status, job.result, job.attempt) == ("error", "It is gone.", 2)
     assert job.error is not None
@@ -295,7 +295,7 @@ def test_only_the_attempt_that_a_cancel_ended_tells_what_it_had_written(engine: 
         assert not keep(second), "not yet cancelled"
         jobs.cancel(connection, ADMIN_ID, second.job_id, NOW)
         assert [keep(first), keep(second), keep(second)] == [False, True, False]
-        job = jobs.one(connection, ADMIN_ID, second.job_id)
+        job = job_reads.one(connection, ADMIN_ID, second.job_id)
         assert check.broken(connection) == []
     assert job is not None
     assert (job.status, job.partial, job.result) == ("cancelled", "half", None)
@@ -319,7 +319,7 @@ def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(
         assert jobs.give_up(connection, NOW + timedelta(seconds=59), 10) == []
         assert jobs.give_up(connection, late, 10) == [2]
         assert jobs.give_up(connection, late, 10) == []
-        job = jobs.one(connection, ADMIN_ID, 2)
+        job = job_reads.one(connection, ADMIN_ID, 2)
         assert check.broken(connection) == []
     assert job is not None
     assert job.error is not None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event
 
-from llamalith_app.store import conversations, jobs, keys
+from llamalith_app.store import conversations, job_reads, jobs, keys, retention
 from llamalith_app.store.tables import Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
@@ -84,22 +84,22 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "due": (queued, lambda c, _: jobs.due(c, ["m", "n"], NOW)),
     "load": (queued, lambda c, _: jobs.load(c, ["m", "n"], NOW)),
     "n_queued": (queued, lambda c, _: jobs.n_queued(c, ADMIN_ID)),
-    "positions": (queued, lambda c, _: jobs.positions(c, {"m"})),
-    "position": (queued, jobs.position),
-    "newest": (queued, lambda c, _: jobs.newest(c, ADMIN_ID, limit=100, max_text=200)),
-    "newest from an id on": (queued, lambda c, _: jobs.newest(c, ADMIN_ID, limit=100, before=9)),
-    "newest of a status": (queued, lambda c, _: jobs.newest(c, ADMIN_ID, limit=100, status="done")),
-    "newest of a conversation": (queued, lambda c, _: jobs.newest(c, ADMIN_ID, limit=100, conversation_id="c")),
-    "one": (queued, lambda c, job_id: jobs.one(c, ADMIN_ID, job_id)),
+    "positions": (queued, lambda c, _: job_reads.positions(c, {"m"})),
+    "position": (queued, job_reads.position),
+    "newest": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, max_text=200)),
+    "newest from an id on": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, before=9)),
+    "newest of a status": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, status="done")),
+    "newest of a conversation": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, conversation_id="c")),
+    "one": (queued, lambda c, job_id: job_reads.one(c, ADMIN_ID, job_id)),
     "latest": (queued, lambda c, _: conversations.latest(c, ADMIN_ID, "c")),
     "a turn's messages": (queued, lambda c, _: conversations.turn(c, 1, 1, 1000)),
-    "attempts": (queued, lambda c, job_id: jobs.attempts(c, ADMIN_ID, job_id)),
+    "attempts": (queued, lambda c, job_id: job_reads.attempts(c, ADMIN_ID, job_id)),
     "held": (queued, lambda c, _: jobs.held(c)),
     "held by a worker": (queued, lambda c, _: jobs.held(c, 1)),
     "give_up": (lambda c: jobs.submit(c, prompt()._replace(queue_timeout_s=60), NOW), give_up),
     "an answer to a key": (lambda c: None, lambda c, _: answered_before(c)),
-    "has_expired": (queued, lambda c, _: jobs.has_expired(c, LATER)),
-    "expire": (lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW), lambda c, _: jobs.expire(c, LATER, 100)),
+    "has_expired": (queued, lambda c, _: retention.has_expired(c, LATER)),
+    "expire": (lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW), lambda c, _: retention.expire(c, LATER, 100)),
     "forget keys": (answered_before, forget),
 }
 
@@ -143,8 +143,8 @@ def test_no_table_is_read_from_end_to_end(sqlite_engine: Engine, name: str) -> N
     assert {step for step in steps if step.endswith("(owner_id=?)")} == OF_AN_OWNER.get(name, set())
 
 
-def test_a_job_is_deleted_without_a_look_at_all_messages_of_its_conversation(engine: Engine) -> None:
-    steps = plan_of(engine, "expire")
+def test_a_job_is_deleted_without_a_look_at_all_messages_of_its_conversation(sqlite_engine: Engine) -> None:
+    steps = plan_of(sqlite_engine, "expire")
     assert "SEARCH messages USING COVERING INDEX messages_of_job (conversation_id=? AND job_id=?)" in steps
     assert [step for step in steps if step.startswith("SEARCH messages") and step.endswith("(conversation_id=?)")] == []
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from llamalith_app.store import check, jobs
+from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.conftest import Cluster
@@ -94,7 +94,7 @@ def test_of_two_that_end_an_attempt_at_once_exactly_one_does(
         won = at_once([partial(ends[word], claim=claim) for word in words])
         (winner,) = (word for word, did in zip(words, won, strict=True) if did)
         with record.connect() as connection:
-            job = jobs.one(connection, ADMIN_ID, claim.job_id)
+            job = job_reads.one(connection, ADMIN_ID, claim.job_id)
             assert job is not None
             assert job.status == left[winner]
     with record.connect() as connection:

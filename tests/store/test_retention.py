@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import Connection, Engine, text, update
 
-from llamalith_app.store import check, conversations, jobs
+from llamalith_app.store import check, conversations, job_reads, jobs, retention
 from llamalith_app.store.tables import JobRow
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, finish, prompt, register_worker
@@ -56,14 +56,14 @@ def test_a_turn_goes_with_all_that_was_said_in_it_and_its_attempts(connection: C
     queue(connection, "young")
     answer(connection, NOW + DAY)
     queue(connection, "waits")
-    assert not jobs.has_expired(connection, NOW - timedelta(seconds=1))
-    assert jobs.has_expired(connection, NOW)
-    assert jobs.expire(connection, NOW, 100) == 1
-    assert not jobs.has_expired(connection, NOW)
+    assert not retention.has_expired(connection, NOW - timedelta(seconds=1))
+    assert retention.has_expired(connection, NOW)
+    assert retention.expire(connection, NOW, 100) == 1
+    assert not retention.has_expired(connection, NOW)
     assert said(connection) == ["young", "reply to 2", "waits"]
-    assert jobs.one(connection, ADMIN_ID, 1) is None
-    assert jobs.attempts(connection, ADMIN_ID, 1) is None
-    assert [job.id for job in jobs.newest(connection, ADMIN_ID, limit=9)] == [3, 2]
+    assert job_reads.one(connection, ADMIN_ID, 1) is None
+    assert job_reads.attempts(connection, ADMIN_ID, 1) is None
+    assert [job.id for job in job_reads.newest(connection, ADMIN_ID, limit=9)] == [3, 2]
     assert check.counts(connection)["attempts"] == 1
 
 
@@ -72,8 +72,8 @@ def test_what_ended_first_goes_first_so_many_at_a_time(connection: Connection) -
         queue(connection, "x")
         answer(connection, at)
     left = []
-    while jobs.expire(connection, NOW + DAY, 1):
-        left.append([job.id for job in jobs.newest(connection, ADMIN_ID, limit=9)])
+    while retention.expire(connection, NOW + DAY, 1):
+        left.append([job.id for job in job_reads.newest(connection, ADMIN_ID, limit=9)])
     assert left == [[3, 1], [1], []]
 
 
@@ -85,14 +85,14 @@ def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(conn
     queue(connection, "runs")
     assert jobs.claim(connection, "m", 1, 1, NOW)
     queue(connection, "waits")
-    assert jobs.expire(connection, NOW + 1000 * DAY, 100) == 2
+    assert retention.expire(connection, NOW + 1000 * DAY, 100) == 2
     assert said(connection) == ["runs", "waits"]
 
 
 def test_a_conversation_stays_and_gives_no_turn_twice(connection: Connection) -> None:
     queue(connection, "old")
     turn = answer(connection).turn
-    jobs.expire(connection, NOW, 100)
+    retention.expire(connection, NOW, 100)
     assert conversations.exists(connection, ADMIN_ID, "c")
     assert conversations.latest(connection, ADMIN_ID, "c").last_job is None
     (listed,) = conversations.newest(connection, ADMIN_ID, limit=9, offset=0, max_text=9)
@@ -104,7 +104,7 @@ def test_a_conversation_stays_and_gives_no_turn_twice(connection: Connection) ->
 def test_the_system_message_in_force_stays(connection: Connection) -> None:
     queue(connection, "old", system_prompt="be kind")
     answer(connection)
-    jobs.expire(connection, NOW, 100)
+    retention.expire(connection, NOW, 100)
     assert said(connection) == ["be kind"]
     queue(connection, "new")
     claim = answer(connection)
@@ -119,11 +119,11 @@ def test_a_system_message_goes_once_another_took_its_place_and_no_job_of_it_is_l
     answer(connection, NOW + DAY)
     queue(connection, "3", system_prompt="be terse")
     answer(connection, NOW + 2 * DAY)
-    jobs.expire(connection, NOW, 100)
+    retention.expire(connection, NOW, 100)
     assert said(connection) == ["be kind", "2", "reply to 2", "be terse", "3", "reply to 3"]
-    jobs.expire(connection, NOW + DAY, 100)
+    retention.expire(connection, NOW + DAY, 100)
     assert said(connection) == ["be terse", "3", "reply to 3"]
-    jobs.expire(connection, NOW + 2 * DAY, 100)
+    retention.expire(connection, NOW + 2 * DAY, 100)
     assert said(connection) == ["be terse"]
 
 
@@ -131,7 +131,7 @@ def test_a_system_message_does_not_stay_for_a_job_that_came_before_it(connection
     for content, at, system_prompt in (("1", NOW + DAY, ""), ("2", NOW, "be kind"), ("3", NOW + DAY, "be terse")):
         queue(connection, content, system_prompt=system_prompt)
         answer(connection, at)
-    jobs.expire(connection, NOW, 100)
+    retention.expire(connection, NOW, 100)
     assert said(connection) == ["1", "reply to 1", "be terse", "3", "reply to 3"]
 
 
@@ -142,7 +142,7 @@ def test_a_later_turn_sees_what_is_left_of_those_before_it(connection: Connectio
     queue(connection, "3")
     claim = jobs.claim(connection, "m", 1, 1, NOW)
     assert claim is not None
-    jobs.expire(connection, NOW, 100)
+    retention.expire(connection, NOW, 100)
     turn = conversations.turn(connection, claim.conversation_id, claim.turn, 1000)
     assert [message.content for message in turn.messages] == ["2", "reply to 2", "3"]
     assert finish(connection, claim)
@@ -153,8 +153,8 @@ def test_a_retry_outlives_the_job_that_it_tries_again(connection: Connection) ->
     jobs.cancel(connection, ADMIN_ID, first, NOW)
     again = jobs.retry(connection, ADMIN_ID, first, "r", NOW)
     assert isinstance(again, jobs.Retry)
-    assert jobs.expire(connection, NOW, 100) == 1
-    job = jobs.one(connection, ADMIN_ID, again.job_id)
+    assert retention.expire(connection, NOW, 100) == 1
+    job = job_reads.one(connection, ADMIN_ID, again.job_id)
     assert job is not None
     assert job.retry_of == first
     assert jobs.retry(connection, ADMIN_ID, first, "r", NOW) is None
@@ -175,7 +175,7 @@ def test_the_transcript_leaves_out_what_is_gone(connection: Connection) -> None:
     for number in range(6):
         queue(connection, str(number), system_prompt="be kind")
         answer(connection, NOW if number < 4 else NOW + DAY)
-    jobs.expire(connection, NOW, 100)
+    retention.expire(connection, NOW, 100)
 
     def shown(**of: int) -> tuple[list[int], int, int]:
         thread = conversations.thread(connection, ADMIN_ID, "c", limit=1, max_text=9, **of)

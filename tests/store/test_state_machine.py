@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, event
 
-from llamalith_app.store import check, conversations, jobs
+from llamalith_app.store import check, conversations, job_reads, jobs, retention
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.conftest import NewRecord
@@ -244,7 +244,7 @@ class Record(RuleBasedStateMachine):
     @rule(crash_at=crash)
     def expire(self, crash_at: int | None) -> None:
         ended = {n for n, job in self.jobs.items() if job.status not in OPEN}
-        n_expired = self.run(crash_at, jobs.expire, NOW + timedelta(seconds=60), 1000)
+        n_expired = self.run(crash_at, retention.expire, NOW + timedelta(seconds=60), 1000)
         if n_expired is None:
             assert crash_at is not None
             return
@@ -266,7 +266,7 @@ class Record(RuleBasedStateMachine):
     def every_rule_of_the_record_holds(self) -> None:
         with self.engine.connect() as connection:
             assert check.broken(connection) == []
-            for job in jobs.newest(connection, ADMIN_ID, limit=500):
+            for job in job_reads.newest(connection, ADMIN_ID, limit=500):
                 assert job.status == self.jobs[job.id].status
                 if job.status == "done":
                     assert job.result == self.replies[job.id]

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, insert
 
 from llamalith_app.config import Config
 from llamalith_app.jobs.cancel import CHUNK_JOBS
-from llamalith_app.store import check, jobs
+from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Priority, UserRow
 from tests.store.samples import finish, prompt, register_worker
@@ -83,7 +83,7 @@ async def test_nobody_cancels_what_is_not_theirs(api: httpx.AsyncClient, databas
         answer = await api.request(method, path)
         assert (answer.status_code, answer.json()["type"]) == (404, "about:llamalith/not-found"), path
     assert (await api.post("/api/jobs/cancel?status=queued")).json() == {"ok": True, "cancelled": 0}
-    assert await database.read(jobs.position, job_id) == 1
+    assert await database.read(job_reads.position, job_id) == 1
 
 
 async def test_a_conversation_is_cancelled_as_a_whole(api: httpx.AsyncClient, database: Database) -> None:

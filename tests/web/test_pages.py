@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.controllers import pages
-from llamalith_app.store import jobs
+from llamalith_app.store import jobs, retention
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
@@ -185,13 +185,13 @@ async def test_of_turns_that_have_expired_nothing_shows_and_no_link_leads_to_the
     now = datetime.now(UTC)
     for job_id in range(1, n_turns):
         await database.write(jobs.cancel, ADMIN_ID, job_id, now)
-    await database.write(jobs.expire, now, 1000)
+    await database.write(retention.expire, now, 1000)
     page = await browser.get("/chat/conversations/c")
     assert re.findall(r"prompt \d+;", page.text.partition("<ol")[2]) == [f"prompt {n_turns - 1};"]
     assert len(re.findall(r"<li id=", page.text)) == 1
     assert "Earlier messages" not in page.text
     await database.write(jobs.cancel, ADMIN_ID, n_turns, now)
-    await database.write(jobs.expire, now, 1000)
+    await database.write(retention.expire, now, 1000)
     assert "No message" in text(await browser.get("/chat/conversations/c"))
     assert "No message" in text(await browser.get("/chat/conversations"))
 

@@ -15,7 +15,7 @@ import pytest
 from llamalith_app.config import Config, ModelConfig
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.jobs.worker import Worker
-from llamalith_app.store import check, jobs
+from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
 from tests import fake_engine
@@ -83,7 +83,7 @@ async def ended(database: Database, job_id: int, *, within_s: float = 20) -> Job
     """The job once it has ended; the record must be whole then."""
 
     async def look() -> Job | None:
-        job = await database.read(jobs.one, ADMIN_ID, job_id)
+        job = await database.read(job_reads.one, ADMIN_ID, job_id)
         assert job is not None
         return job if job.status in ENDED else None
 

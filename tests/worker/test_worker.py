@@ -22,7 +22,7 @@ from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.sweep import hold_lock
 from llamalith_app.jobs.worker import Worker
 from llamalith_app.progress import Published
-from llamalith_app.store import conversations, jobs, workers
+from llamalith_app.store import conversations, job_reads, jobs, retention, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
@@ -278,10 +278,10 @@ async def test_a_drain_lets_a_short_job_end(config: Config, script: Script, subm
         job_id = await submit("short")
         waiting = await submit("later")
         await eventually(lambda: running(worker))
-    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    job = await database.read(job_reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.attempt) == ("done", 1)
-    left = await database.read(jobs.one, ADMIN_ID, waiting)
+    left = await database.read(job_reads.one, ADMIN_ID, waiting)
     assert left is not None
     assert (left.status, left.attempt) == ("queued", 0)
 
@@ -297,7 +297,7 @@ async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_at
     async with working(config, script, grace_s=0.1) as worker:
         job_id = await submit("long", max_attempts=1)
         await eventually(lambda: running(worker))
-    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    job = await database.read(job_reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert job.status == "queued"
     script.write()
@@ -335,7 +335,7 @@ async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
 
         await eventually(stopped)
         assert (await ended(database, await submit("next"))).status == "done"
-    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    job = await database.read(job_reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.result, job.partial) == ("error", "Taken away.", None)
 
@@ -386,7 +386,7 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
     config = msgspec.structs.replace(config, retention_days=2.5)
 
     async def are_gone() -> bool:
-        return not await database.read(jobs.newest, ADMIN_ID, limit=9)
+        return not await database.read(job_reads.newest, ADMIN_ID, limit=9)
 
     with structlog.testing.capture_logs() as lines:
         async with working(config, script):
@@ -394,7 +394,7 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
             young = await submit("young", "a")
             assert (await ended(database, young)).status == "done"
     assert [line["n_jobs"] for line in lines if line["event"] == "jobs expired"] == [1, 1]
-    assert [job.id for job in await database.read(jobs.newest, ADMIN_ID, limit=9)] == [young]
+    assert [job.id for job in await database.read(job_reads.newest, ADMIN_ID, limit=9)] == [young]
 
 
 async def test_nothing_expires_where_nothing_says_so(
@@ -405,7 +405,7 @@ async def test_nothing_expires_where_nothing_says_so(
     await database.write(jobs.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
     async with working(config, script):
         await ended(database, await submit("young"))
-    assert await database.read(jobs.has_expired, datetime(2000, 1, 1, tzinfo=UTC))
+    assert await database.read(retention.has_expired, datetime(2000, 1, 1, tzinfo=UTC))
 
 
 async def test_a_worker_that_beats_keeps_its_lease_however_long_its_job_takes(
@@ -492,7 +492,7 @@ async def test_a_drain_ends_also_while_redis_is_away_in_the_middle_of_a_hinted_j
         valkey_process.kill()
         await valkey_process.wait()
     await hints.close()
-    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    job = await database.read(job_reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.attempt) == ("done", 1)
 
@@ -504,7 +504,7 @@ async def test_a_drain_gives_back_a_job_whose_engine_is_still_loading(
     async with working(config, script, grace_s=0.1) as worker:
         job_id = await submit("x", max_attempts=1)
         await eventually(lambda: running(worker))
-    job = await database.read(jobs.one, ADMIN_ID, job_id)
+    job = await database.read(job_reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert job.status == "queued"
     assert [attempt[1] for attempt in await attempts(database, job_id)] == ["released"]
@@ -534,7 +534,7 @@ async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_work
     async with working(config, script):
 
         async def open_again() -> bool:
-            job = await database.read(jobs.one, ADMIN_ID, job_id)
+            job = await database.read(job_reads.one, ADMIN_ID, job_id)
             return job is not None and job.status != "processing"
 
         await eventually(open_again)

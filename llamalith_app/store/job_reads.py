@@ -1,0 +1,251 @@
+"""Jobs as people read them: one, a list, places in the queue, attempts.
+
+Reads only; what changes a job is in `store/jobs.py`. Runs in a snapshot of `store/database.py`. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    RowMapping,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    null,
+    select,
+    tuple_,
+)
+from sqlalchemy.orm import aliased
+
+from llamalith_app.contracts.jobs import Attempt, Job, JobError
+from llamalith_app.contracts.parameters import Parameters
+from llamalith_app.store.tables import (
+    AttemptRow,
+    ConversationRow,
+    JobRow,
+    MessageRow,
+    Priority,
+    Status,
+    status_is,
+)
+
+_again = aliased(JobRow)
+was_tried_again = exists().where(_again.retry_of == JobRow.id)
+
+MAX_PAGE_CHARS = 10_000_000
+"""Characters of prompts and replies in one list."""
+RANKED = 1000
+"""Jobs of a model whose places are told in lists; further back only a single job's place is counted."""
+
+
+def positions(connection: Connection, of_models: set[str]) -> dict[int, int]:
+    """Job id -> place in the queue of its model, 1 is the next; of the first RANKED of each model."""
+    found = {}
+    for model in of_models:
+        ids = connection.execute(
+            select(JobRow.id)
+            .where(status_is(Status.QUEUED), JobRow.model == model)
+            .order_by(JobRow.priority, JobRow.id)
+            .limit(RANKED)
+        ).scalars()
+        found.update({job_id: place for place, job_id in enumerate(ids, start=1)})
+    return found
+
+
+def position(connection: Connection, job_id: int) -> int | None:
+    """One queued job's place, however far back."""
+    job = connection.execute(
+        select(JobRow.model, JobRow.priority).where(status_is(Status.QUEUED), JobRow.id == job_id)
+    ).first()
+    if job is None:
+        return None
+    before = connection.execute(
+        select(func.count()).where(
+            status_is(Status.QUEUED),
+            JobRow.model == job.model,
+            tuple_(JobRow.priority, JobRow.id) < tuple_(job.priority, job_id),
+        )
+    ).scalar_one()
+    return before + 1
+
+
+def one(connection: Connection, owner_id: int, job_id: int) -> Job | None:
+    row = connection.execute(_one(), {"of_owner": owner_id, "of_job": job_id}).mappings().first()
+    return None if row is None else as_job(row)
+
+
+def attempts(connection: Connection, owner_id: int, job_id: int) -> list[Attempt] | None:
+    """Every start of a job, the first first. None: no such job of this owner."""
+    if connection.execute(select(JobRow.id).where(JobRow.id == job_id, JobRow.owner_id == owner_id)).first() is None:
+        return None
+    rows = connection.execute(
+        select(
+            AttemptRow.attempt,
+            AttemptRow.worker_id,
+            AttemptRow.started_at,
+            AttemptRow.ended_at,
+            AttemptRow.outcome,
+            AttemptRow.kind,
+            AttemptRow.reason,
+        )
+        .where(AttemptRow.job_id == job_id)
+        .order_by(AttemptRow.attempt)
+    ).mappings()
+    return [Attempt(**row) for row in rows]
+
+
+def some(connection: Connection, job_ids: Iterable[int], max_text: int) -> list[Job]:
+    """Whoever owns them: for what a stream asks about jobs that it was let follow."""
+    rows = connection.execute(_some(max_text), {"of_jobs": list(job_ids)}).mappings()
+    return [as_job(row) for row in rows]
+
+
+def newest(
+    connection: Connection,
+    owner_id: int,
+    *,
+    limit: int,
+    status: str | None = None,
+    conversation_id: str | None = None,
+    before: int | None = None,
+    max_text: int | None = None,
+) -> list[Job]:
+    """An owner's jobs, newest first; `before`: only those with a smaller id; `max_text`: of each text so many
+    characters.
+
+    Ends early, though never empty, once its texts come to MAX_PAGE_CHARS.
+    """
+    # Not both, where a conversation is asked for: SQLite would go through all that the owner has.
+    query = as_read(owner_id if conversation_id is None else None, max_text).order_by(JobRow.id.desc()).limit(limit)
+    if conversation_id is not None:
+        query = query.where(JobRow.conversation_id == conversation_of(owner_id, conversation_id))
+    if status is not None:
+        query = query.where(JobRow.status == status)
+    if before is not None:
+        query = query.where(JobRow.id < before)
+    return [job for _, job in _within_a_page(connection, query)]
+
+
+def n_text_chars(job: Job) -> int:
+    return len(job.user_input) + len(job.system_prompt) + len(job.result or "") + len(job.partial or "")
+
+
+def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple[RowMapping, Job]]:
+    n_chars = 0
+    # Row by row: a page of long prompts would otherwise stand in memory before it could be cut.
+    with connection.execute(query.execution_options(stream_results=True, max_row_buffer=16)) as rows:
+        for row in rows.mappings():
+            job = as_job(row)
+            yield row, job
+            n_chars += n_text_chars(job) + len(row["parameters"] or "")
+            if n_chars >= MAX_PAGE_CHARS:
+                return
+
+
+_prompt = aliased(MessageRow)
+_reply = aliased(MessageRow)
+
+
+def of_turns(connection: Connection, owner_id: int, conversation_id: int, first: int, last: int) -> dict[int, Job]:
+    """The jobs of these turns of one conversation, by turn, newest first; ends early as `newest` does."""
+    query = (
+        as_read(owner_id)
+        .add_columns(JobRow.turn)
+        .where(JobRow.conversation_id == conversation_id, JobRow.turn.between(first, last))
+        .order_by(JobRow.turn.desc())
+    )
+    return {row["turn"]: job for row, job in _within_a_page(connection, query)}
+
+
+def as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = None) -> Select[Any]:
+    def text(column: Any) -> Any:
+        return column if max_text is None else func.substr(column, 1, max_text)
+
+    query = (
+        select(
+            JobRow.id,
+            ConversationRow.public_id.label("conversation_id"),
+            text(_prompt.content).label("user_input"),
+            JobRow.model,
+            text(JobRow.system_prompt).label("system_prompt"),
+            JobRow.status,
+            text(case((status_is(Status.ERROR), JobRow.error), else_=_reply.content)).label("result"),
+            JobRow.created_at,
+            JobRow.processed_at,
+            JobRow.grammar_name,
+            JobRow.priority,
+            # Whole or not at all: where texts are cut, nobody reads it.
+            (JobRow.parameters if max_text is None else null()).label("parameters"),
+            JobRow.attempt,
+            JobRow.started_at,
+            JobRow.error_kind,
+            JobRow.finish_reason,
+            JobRow.prompt_tokens,
+            JobRow.prompt_tokens_reused,
+            JobRow.completion_tokens,
+            JobRow.omitted_messages,
+            text(JobRow.partial).label("partial"),
+            JobRow.timeout_s,
+            JobRow.not_after,
+            JobRow.max_attempts,
+            JobRow.retry_of,
+            select(_again.id).where(_again.retry_of == JobRow.id).scalar_subquery().label("retried_as"),
+            case((and_(status_is(Status.QUEUED), JobRow.attempt > 0), JobRow.not_before), else_=null()).label(
+                "next_attempt_at"
+            ),
+        )
+        .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
+        .join(_prompt, and_(_prompt.job_id == JobRow.id, _prompt.role == "user"))
+        .outerjoin(_reply, and_(_reply.job_id == JobRow.id, _reply.role == "assistant"))
+    )
+    return query if owner_id is None else query.where(JobRow.owner_id == owner_id)
+
+
+@cache
+def _one() -> Select[Any]:
+    return as_read(bindparam("of_owner")).where(JobRow.id == bindparam("of_job"))
+
+
+@cache
+def _some(max_text: int) -> Select[Any]:
+    return as_read(None, max_text).where(JobRow.id.in_(bindparam("of_jobs", expanding=True)))
+
+
+def as_job(row: RowMapping) -> Job:
+    fields: dict[str, Any] = dict(row)
+    for of_the_row in ("turn", "of_conversation"):
+        fields.pop(of_the_row, None)
+    fields["parameters"] = parameters(fields["parameters"])
+    kind, not_after = fields.pop("error_kind"), fields.pop("not_after")
+    fields["priority"] = Priority(fields["priority"]).name.lower()
+    return Job(
+        **fields,
+        error=None if kind is None else JobError(kind=kind, reason=fields["result"]),
+        queue_timeout_s=None if not_after is None else seconds_between(fields["created_at"], not_after),
+    )
+
+
+def parameters(stored: str | None) -> Parameters | None:
+    return None if stored is None else msgspec.json.decode(stored, type=Parameters)
+
+
+def conversation_of(owner_id: int, public_id: str) -> Any:
+    return (
+        select(ConversationRow.id)
+        .where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id)
+        .scalar_subquery()
+    )
+
+
+def seconds_between(start: datetime, end: datetime) -> float:
+    return round((end - start).total_seconds(), 6)
