@@ -149,8 +149,10 @@ class Cluster:
             self.unexpected.append(f"after {READY_S} s these are not there: {down}, and these not ready: {deaf}")
 
     async def _is_ready(self) -> bool:
-        return len(self._processes) == len(self._parts) and all(
-            [await up.serves("127.0.0.1", port) for port in self.ports.values()]
+        return (
+            len(self._processes) == len(self._parts)
+            and not self._down_s
+            and all([await up.serves("127.0.0.1", port) for port in self.ports.values()])
         )
 
     async def _keep(self, name: str) -> None:
