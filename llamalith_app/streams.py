@@ -394,21 +394,28 @@ def _behind(told: list[_Joined], pieces: Sequence[tuple[Written, str]]) -> list[
 
 async def before(redis: Any, job_id: int, attempt: int) -> Before | None:
     """What Redis has whole of the reply that earlier attempts wrote, and those can write no more from now on. None:
-    nothing, or Redis did not say in time."""
+    nothing, or nothing that can be understood, or Redis did not say in time."""
     try:
         async with asyncio.timeout(BEFORE_S):
             await redis.execute_command("XSETID", _name(job_id), f"{attempt}-0")
-            entries = await history(redis, job_id)
+            return _whole(await history(redis, job_id))
     except UNAVAILABLE:
         return None
+    except (ValueError, msgspec.MsgspecError) as error:
+        log.warning("told in a form that is not known; is every process of one version?", reason=str(error))
+        return None
+
+
+def _whole(entries: list[Entry]) -> Before | None:
+    """What a stream comes to; None: something of it is missing."""
     entries = [entry for entry in entries if entry.since == entries[-1].since]
     begins = max((at for at, entry in enumerate(entries) if entry.n == 1 or entry.kind == "restart"), default=None)
     if begins is None:
         return None
-    whole: list[_Joined] = []
     last = entries[begins:]
     if [entry.n for entry in last] != list(range(last[0].n, last[-1].n + 1)):
         return None
+    whole: list[_Joined] = []
     for entry in last:
         if entry.kind != "restart":
             told = msgspec.json.decode(entry.data, type=_Told)

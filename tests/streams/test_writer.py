@@ -189,6 +189,14 @@ async def test_there_is_no_going_on_behind_what_has_a_gap(redis: Redis, lost: st
     assert await streams.before(redis, JOB + 1, 2) is None, "there was never anything"
 
 
+@pytest.mark.parametrize("entry", [{"delta": "no JSON"}, {"delta": '{"text":1}'}, {"delta": "{}", "other": "2"}])
+async def test_there_is_no_going_on_behind_what_cannot_be_understood(redis: Redis, entry: dict[Any, Any]) -> None:
+    await redis.xadd(NAME, entry, id="1-1")
+    assert await streams.before(redis, JOB, 2) is None
+    await redis.set(f"{NAME}9", "not a stream")
+    assert await streams.before(redis, JOB * 10 + 9, 2) is None
+
+
 async def test_a_stream_that_was_wiped_is_told_again_as_a_whole(redis: Redis) -> None:
     writer = Teller(redis).writer(JOB, 1)
     writer.write([("thinking", "hm")])
