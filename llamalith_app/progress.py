@@ -1,4 +1,4 @@
-"""Live progress of running jobs, beside the record: a short-lived Redis key a job.
+"""Live progress of running attempts, beside the record: a short-lived Redis key an attempt.
 
 The worker puts it beside what it tells by `streams.py`; the web reads it for lists and single jobs. All of it may be
 lost at any moment: a reader gets nothing then, soon and without an error. Knows nothing of SQL and of engines.
@@ -16,23 +16,23 @@ from redis.exceptions import RedisError
 from llamalith_app.contracts.jobs import Progress
 
 EXPIRE_S = 3600
-"""Longer than any model loads; a key that outlives its attempt is never told."""
+"""Longer than any model loads; only a worker that was killed leaves a key for so long."""
 RETRY_READ_S = 1.0
 """After a failed read Redis is left alone for so long, so that a frozen one does not slow every poll."""
 
 
-class Published(msgspec.Struct, frozen=True):
-    attempt: int
-    progress: Progress
-
-
-def _key(job_id: int) -> str:
-    return f"llamalith:progress:{job_id}"
+def _key(job_id: int, attempt: int) -> str:
+    return f"llamalith:progress:{job_id}.{attempt}"
 
 
 def put(pipeline: Any, job_id: int, attempt: int, progress: Progress) -> None:
     """Adds it to a pipeline of Redis commands."""
-    pipeline.set(_key(job_id), msgspec.json.encode(Published(attempt, progress)), ex=EXPIRE_S)
+    pipeline.set(_key(job_id, attempt), msgspec.json.encode(progress), ex=EXPIRE_S)
+
+
+def forget(pipeline: Any, job_id: int, attempt: int) -> None:
+    """Adds to a pipeline that this attempt is over."""
+    pipeline.unlink(_key(job_id, attempt))
 
 
 class ProgressReader:
@@ -45,20 +45,16 @@ class ProgressReader:
         if not attempts or time.monotonic() < self._not_before:
             return {}
         try:
-            values = await self._redis.mget([_key(job_id) for job_id in attempts])
+            values = await self._redis.mget([_key(*attempt) for attempt in attempts.items()])
         except (RedisError, OSError, TimeoutError):
             self._not_before = time.monotonic() + RETRY_READ_S
             return {}
-        found = {}
-        for (job_id, attempt), value in zip(attempts.items(), values, strict=True):
-            live = _decode(value) if isinstance(value, bytes) else None
-            if live is not None and live.attempt == attempt:
-                found[job_id] = live.progress
-        return found
+        told = {job_id: _decode(value) for job_id, value in zip(attempts, values, strict=True)}
+        return {job_id: progress for job_id, progress in told.items() if progress is not None}
 
 
-def _decode(value: bytes) -> Published | None:
+def _decode(value: object) -> Progress | None:
     try:
-        return msgspec.json.decode(value, type=Published)
+        return msgspec.json.decode(value, type=Progress) if isinstance(value, bytes) else None
     except msgspec.MsgspecError:
         return None

@@ -278,6 +278,8 @@ class Writer:
             data = msgspec.json.encode(as_event(self._progress, self._job_id, self._attempt))
             told.append(Entry(self._attempt, 0, "progress", data, self._since))
             self._progress = None
+        if self.is_over:
+            progress.forget(pipeline, self._job_id, self._attempt)
         if self._untold and not self._superseded:
             for entry in self._untold:
                 self._add_entry(pipeline, entry, must_exist=self._is_begun or entry is not self._untold[0])

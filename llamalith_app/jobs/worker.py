@@ -71,15 +71,7 @@ class Worker:
         await self._pool.survey()
         n_slots = {model: plan.n_slots for model, plan in self._pool.plans.items()}
         self._database.open()
-        self.id = await self._database.write(
-            workers.register,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            lock_path=str(self._lock_path),
-            models=list(self._models),
-            n_slots=sum(n_slots.values()),
-            now=datetime.now(UTC),
-        )
+        self.id = await self._registered(sum(n_slots.values()))
         self.generation = Generation(
             self._database,
             self._pool,
@@ -139,6 +131,22 @@ class Worker:
             "worker ended" if settled else "worker ended before it could give back its jobs",
             worker_id=self.id,
         )
+
+    async def _registered(self, n_slots: int) -> int:
+        while True:
+            try:
+                return await self._database.write(
+                    workers.register,
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    lock_path=str(self._lock_path),
+                    models=list(self._models),
+                    n_slots=n_slots,
+                    now=datetime.now(UTC),
+                )
+            except StorageUnavailable as error:
+                log.warning("a worker waits for the database", reason=str(error))
+                await asyncio.sleep(TROUBLE_S)
 
     async def _sweep_and_look(self) -> None:
         await self._sweeper.sweep()
@@ -208,6 +216,12 @@ async def run(config: Config, *, grace_s: float, engine_argv: Sequence[str] | No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     worker = Worker(config, engine_argv)
-    await worker.start()
-    await ended.wait()
+    starting, asked_to_end = asyncio.ensure_future(worker.start()), asyncio.ensure_future(ended.wait())
+    await asyncio.wait((starting, asked_to_end), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        # Nothing is claimed before the end of the start; a row of this worker is swept as one of a dead worker.
+        log.info("worker ended before it was ready")
+        return
+    await starting
+    await asked_to_end
     await worker.drain(grace_s)

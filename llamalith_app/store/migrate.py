@@ -12,7 +12,7 @@ from advanced_alchemy.alembic.commands import AlembicCommands
 from advanced_alchemy.config import AlembicSyncConfig, SQLAlchemySyncConfig
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Engine, NullPool, create_engine
 
 from llamalith_app.errors import ConfigError
 from llamalith_app.store.database import plain_errors, write_engine
@@ -30,12 +30,8 @@ def migrate(path: Path) -> bool:
     with open(path.with_name(path.name + ".migrate-lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         Path(lock.name).chmod(0o600)
-        engine = write_engine(path)
-        try:
-            with plain_errors(path):
-                return _upgrade(engine, path)
-        finally:
-            engine.dispose()
+        with plain_errors(path):
+            return not _is_current(path) and _upgrade(path)
 
 
 def commands(engine: Engine) -> AlembicCommands:
@@ -48,16 +44,24 @@ def commands(engine: Engine) -> AlembicCommands:
     )
 
 
-def _upgrade(engine: Engine, path: Path) -> bool:
+def _is_current(path: Path) -> bool:
+    """Reads it without the lock of those who write: one of them may be stopped in the middle of a write."""
     scripts = ScriptDirectory(str(MIGRATIONS))
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     path.chmod(0o600)
-    if current == scripts.get_current_head():
-        return False
     if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
         raise ConfigError(
             [f"{path}: written by a newer version (schema {current}); this one knows {scripts.get_current_head()}"]
         )
-    commands(engine).upgrade()
+    return current == scripts.get_current_head()
+
+
+def _upgrade(path: Path) -> bool:
+    engine = write_engine(path)
+    try:
+        commands(engine).upgrade()
+    finally:
+        engine.dispose()
     return True

@@ -267,6 +267,36 @@ async def test_progress_is_told_and_kept_but_no_part_of_the_stream(redis: Redis)
     assert [entry[1] for entry in await told(redis)] == ["restart"]
 
 
+async def test_of_an_attempt_that_is_over_redis_keeps_its_stream_for_a_while_and_nothing_else(redis: Redis) -> None:
+    writer = Teller(redis).writer(JOB, 1)
+    writer.progress(Progress(phase="prefill"))
+    writer.write([("delta", "text")])
+    await until(redis, "text")
+    writer.progress(Progress(phase="decode"))
+    await writer.close()
+    assert await redis.keys() == [NAME.encode()]
+    assert 0 < await redis.ttl(NAME) <= streams.KEEP_S
+
+
+async def test_an_attempt_that_was_overtaken_leaves_the_progress_of_the_next_one_alone(redis: Redis) -> None:
+    teller = Teller(redis)
+    overtaken, later = teller.writer(JOB, 1), teller.writer(JOB, 2)
+    later.write([("delta", "later")])
+    await until(redis, "later")
+    later.progress(Progress(phase="decode"))
+    overtaken.progress(Progress(phase="prefill"))
+    await overtaken.close()
+    reader = ProgressReader(redis)
+
+    async def is_told() -> bool:
+        return JOB in await reader.read({JOB: 2})
+
+    await eventually(is_told)
+    assert (await reader.read({JOB: 2}))[JOB].phase == "decode"
+    assert await reader.read({JOB: 1}) == {}
+    await later.close()
+
+
 @pytest.mark.parametrize("n_entries", [0, streams.PAGE, streams.PAGE + 1])
 async def test_a_history_is_read_page_by_page(redis: Redis, n_entries: int) -> None:
     pipeline = redis.pipeline()

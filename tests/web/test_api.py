@@ -134,7 +134,7 @@ async def test_running_jobs_tell_the_progress_that_the_worker_publishes(
     async with Redis.from_url(redis_url) as redis:
         await publish(redis, 1, claim.attempt, progress)
         assert await told() == [msgspec.to_builtins(progress)] * 3
-        await redis.set("llamalith:progress:1", b"not what we wrote")
+        await redis.set("llamalith:progress:1.1", b"not what we wrote")
         assert await told() == [None, None, None]
         await publish(redis, 1, claim.attempt - 1, progress)
         assert await told() == [None, None, None], "of an attempt that is over"

@@ -18,14 +18,16 @@ from redis.asyncio import Redis
 
 from llamalith_app import valkey
 from llamalith_app.config import Config
+from llamalith_app.contracts.jobs import Progress
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.sweep import hold_lock
 from llamalith_app.jobs.worker import Worker
-from llamalith_app.progress import Published
 from llamalith_app.store import conversations, job_reads, jobs, retention, workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.migrate import migrate
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
+from tests import fake_engine
 from tests.settle import eventually
 from tests.store.samples import register_worker
 from tests.worker.conftest import Script, Submit, attempts, ended, slots, working
@@ -220,9 +222,9 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
         counts: set[int] = set()
 
         async def mirrored() -> bool:
-            live = await redis.get(f"llamalith:progress:{job_id}")
+            live = await redis.get(f"llamalith:progress:{job_id}.1")
             if live is not None:
-                done = msgspec.json.decode(live, type=Published).progress.prompt_tokens_done
+                done = msgspec.json.decode(live, type=Progress).prompt_tokens_done
                 counts.add(done or 0)
             told = await redis.get(f"saq:job:llamalith:m:j{job_id}.a1")
             if told is None:
@@ -509,6 +511,35 @@ async def test_a_drain_gives_back_a_job_whose_engine_is_still_loading(
     assert job.status == "queued"
     assert [attempt[1] for attempt in await attempts(database, job_id)] == ["released"]
     assert await database.read(workers.not_ended) == []
+
+
+async def test_a_worker_that_starts_while_the_database_takes_no_writes_waits(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    database_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody was stopped in the middle of a write, and lives."""
+    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
+    job_id = await submit("x")
+    other = sqlite3.connect(database_path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    worker = Worker(config, fake_engine.argv(script.path))
+    with structlog.testing.capture_logs() as lines:
+        assert not migrate(database_path)
+        starting = asyncio.create_task(worker.start())
+
+        async def waits() -> bool:
+            return "a worker waits for the database" in [line["event"] for line in lines]
+
+        await eventually(waits)
+        other.execute("ROLLBACK")
+        other.close()
+        await starting
+    assert (await ended(database, job_id)).status == "done"
+    await worker.drain(5)
 
 
 async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_worker_goes_on(
