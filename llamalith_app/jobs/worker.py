@@ -113,9 +113,11 @@ class Worker:
             settled = await self.generation.settled(GIVE_BACK_S)
         # An engine that is still loading hears no cancel, but its end.
         await self._pool.close()
-        settled = settled or await self.generation.settled(GIVE_BACK_S)
+        await self.generation.settled(GIVE_BACK_S)
         self._stopped.set()
         await asyncio.gather(*self._timers, *self._pauses)
+        # A database that was locked kept the timers waiting too, and may be free by now.
+        settled = await self.generation.settled(0)
         try:
             if settled:
                 await self._database.write_lightly(workers.end, self.id, datetime.now(UTC))
