@@ -21,7 +21,7 @@ from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.sweep import hold_lock
-from llamalith_app.jobs.worker import Worker
+from llamalith_app.jobs.worker import Worker, run
 from llamalith_app.store import conversations, job_reads, jobs, retention, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.migrate import migrate
@@ -540,6 +540,25 @@ async def test_a_worker_that_starts_while_the_database_takes_no_writes_waits(
         await starting
     assert (await ended(database, job_id)).status == "done"
     await worker.drain(5)
+
+
+async def test_a_worker_that_waits_for_the_database_ends_when_it_is_told_to(
+    config: Config, script: Script, database_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
+    other = sqlite3.connect(database_path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with structlog.testing.capture_logs() as lines:
+        running = asyncio.create_task(run(config, grace_s=5, engine_argv=fake_engine.argv(script.path)))
+
+        async def waits() -> bool:
+            return "a worker waits for the database" in [line["event"] for line in lines]
+
+        await eventually(waits)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(running, 5)
+    other.close()
+    assert lines[-1]["event"] == "worker ended before it was ready"
 
 
 async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_worker_goes_on(
