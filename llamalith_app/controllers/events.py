@@ -120,7 +120,7 @@ class Events(Controller):
     @get("/conversations/{conversation_id:str}/events", summary="Follow a conversation", responses={200: STREAM})
     async def of_conversation(self, request: AppRequest, conversation_id: PathId, after: After = None) -> Response[Any]:
         """The events of its open jobs, one job after another, and of those that come later. Ids have the job's before
-        them, as in `7.1-42`. Goes on until the client leaves."""
+        them, as in `7.1-42`; an id alone comes first. Goes on until the client leaves."""
         cursor, from_job = _cursor(request, after, LANE_EVENT, "7.1-42")
         owner_id, parts = request.principal.user_id, request.parts
         lane = await parts.database.read(conversations.lane, owner_id, conversation_id, from_job)
@@ -141,7 +141,9 @@ def _cursor(
     if found is None:
         raise BadInput(f"{name}: expected the id of an event of this stream, such as {example}")
     fields = {field: int(number) for field, number in found.groupdict().items()}
-    return Cursor(fields["attempt"], fields["n"]), fields.get("job")
+    # Attempts count from 1: of this job nothing was told yet.
+    cursor = Cursor(fields["attempt"], fields["n"]) if fields["attempt"] else None
+    return cursor, fields.get("job")
 
 
 async def _job_events(
@@ -172,6 +174,9 @@ async def _lane_events(
     last_id = max(lane.newest_job, *waiting, 0)
     followed = parts.followers.follow_lane(lane, line)
     try:
+        if from_job is None:
+            # Who has to come again before anything was told misses no job that ended in between.
+            yield b"id: %d.0-0\n\n" % (waiting[0] if waiting else last_id + 1)
         while not line.is_over:
             if not waiting and followed.newest_job > last_id:
                 waiting.extend(await parts.database.read(conversations.jobs_after, lane.conversation_id, last_id))

@@ -75,7 +75,7 @@ class Lane(msgspec.Struct):
     """What the stream of a conversation told."""
 
     since: str
-    """Wall clock before the first connection, in UTC and as the database writes it."""
+    """Wall clock when its first event came, in UTC and as the database writes it."""
     job_ids: list[int]
     """Those of which it told the end, in that order."""
 

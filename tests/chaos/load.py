@@ -323,7 +323,7 @@ class Load:
 
     async def _hear_lane(self, conversation_id: str, for_s: float) -> None:
         """A conversation's jobs, one after another, until the client has enough."""
-        since = str(datetime.now(UTC).replace(tzinfo=None))
+        since = ""
         lane: dict[int, tuple[Heard, sse.Heard]] = {}
         last_id, n_connections = "", 0
         with contextlib.suppress(TimeoutError):
@@ -332,13 +332,14 @@ class Load:
                     n_connections += 1
                     with contextlib.suppress(httpx.HTTPError):
                         async for event in self._events(f"/api/conversations/{conversation_id}/events", last_id):
+                            last_id = event.id or last_id
+                            since = since or str(datetime.now(UTC).replace(tzinfo=None))
                             if event.kind == "progress":
                                 continue
                             job_id = event.data["id" if event.kind in TERMINAL else "job_id"]
                             heard, got = lane.setdefault(job_id, (Heard(job_id=job_id), sse.Heard()))
                             if not self._take(heard, got, event):
                                 raise TimeoutError
-                            last_id = event.id
                     await asyncio.sleep(STREAM_AGAIN_S)
         told = [heard for heard, _ in lane.values() if heard.final or heard.broken]
         if told:

@@ -26,10 +26,11 @@ class Reader:
         self.answer = answer
         self.comments: list[str] = []
         self.retry = ""
+        self.last_id = ""
+        """Also one that came without an event."""
 
     async def events(self) -> AsyncIterator[Event]:
         fields: dict[str, str] = {}
-        last_id = ""
         async for line in self.answer.aiter_lines():
             if line.startswith(":"):
                 self.comments.append(line)
@@ -38,9 +39,9 @@ class Reader:
                 fields[name] = value
             else:
                 self.retry = fields.get("retry", self.retry)
-                last_id = fields.get("id", last_id)
+                self.last_id = fields.get("id", self.last_id)
                 if "data" in fields:
-                    yield Event(fields["event"], last_id, json.loads(fields["data"]))
+                    yield Event(fields["event"], self.last_id, json.loads(fields["data"]))
                 fields = {}
 
 

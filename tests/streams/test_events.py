@@ -381,6 +381,37 @@ async def test_a_conversation_without_open_jobs_begins_with_the_next_one(
         assert (first.kind, first.data["job_id"]) == ("progress", 2)
 
 
+async def test_who_comes_again_before_anything_was_told_misses_no_job_that_ended_in_between(
+    api: httpx.AsyncClient,
+) -> None:
+    for _ in range(2):
+        await submit(api, "x")
+    async with reading(api, "/api/conversations/c/events") as reader:
+        await some(reader.events(), "progress")
+    await api.delete("/api/jobs/2")
+    third = await submit(api, "x")
+    for job_id in (1, third):
+        await api.delete(f"/api/jobs/{job_id}")
+    async with reading(api, "/api/conversations/c/events", reader.last_id) as again:
+        events = again.events()
+        assert [(await some(events, "cancelled"))[-1].data["id"] for _ in range(3)] == [1, 2, third]
+
+
+async def test_who_comes_again_to_a_quiet_conversation_hears_the_job_that_came_and_ended_in_between(
+    api: httpx.AsyncClient,
+) -> None:
+    await submit(api, "x")
+    await api.delete("/api/jobs/1")
+    async with reading(api, "/api/conversations/c/events") as reader:
+        lines = reader.answer.aiter_lines()
+        while (last_id := (await anext(lines)).removeprefix("id: ")) != "2.0-0":
+            pass
+    await submit(api, "y")
+    await api.delete("/api/jobs/2")
+    async with reading(api, "/api/conversations/c/events", last_id) as again:
+        assert (await some(again.events(), "cancelled"))[-1].data["id"] == 2
+
+
 # Who may, and what is wrong
 
 ANOTHER = "INSERT INTO users (id, name, role, created_at) SELECT 2, 'another', role, created_at FROM users"
