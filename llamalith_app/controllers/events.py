@@ -36,6 +36,8 @@ RETRY = b"retry: 1000\n\n"
 COME_AGAIN = b"retry: 1000\n: the server ends; come again\n\n"
 
 JOB_EVENT = re.compile(r"(?P<attempt>[0-9]{1,9})-(?P<n>[0-9]{1,10})")
+NOTHING_TOLD = Cursor(0, 0)
+"""Attempts and events count from 1; the last event of a job that was never claimed is of attempt 0."""
 LANE_EVENT = re.compile(r"(?P<job>[0-9]{1,18})\.(?P<attempt>[0-9]{1,9})-(?P<n>[0-9]{1,10})")
 
 After = Annotated[
@@ -141,9 +143,8 @@ def _cursor(
     if found is None:
         raise BadInput(f"{name}: expected the id of an event of this stream, such as {example}")
     fields = {field: int(number) for field, number in found.groupdict().items()}
-    # Attempts count from 1: of this job nothing was told yet.
-    cursor = Cursor(fields["attempt"], fields["n"]) if fields["attempt"] else None
-    return cursor, fields.get("job")
+    cursor = Cursor(fields["attempt"], fields["n"])
+    return cursor if cursor != NOTHING_TOLD else None, fields.get("job")
 
 
 async def _job_events(

@@ -262,6 +262,9 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
         await page.get_by_label("Password").fill(password)
         await page.get_by_role("button", name="Log in").click()
         await expect(page).to_have_url(f"{origin}/chat/")
+        await page.goto(f"{origin}/chat/queue/queues/llamalith:smollm2")
+        await expect(page.get_by_role("heading", name="Workers")).to_be_visible()
+        await judge("monitor-idle")
         await product.submit("Write a long story about the sea.", "dragon")
         await product.submit("And one about the wind.", "dragon")
         for name, path in (

@@ -38,7 +38,7 @@ FLUSH_S = 2.0
 END_S = 30.0
 
 COMPLAINT = re.compile(r'"level":"(error|critical)"|^Traceback')
-HARMLESS = re.compile(r"Upkeep task failed unexpectedly|_GatheringFuture exception was never retrieved.*saq/worker\.py")
+HARMLESS = re.compile(r"Upkeep task failed unexpectedly|_GatheringFuture exception was never retrieved.*CancelledError")
 """SAQ's own, where Redis is away while it looks after its hints, or while it ends. Nothing depends on either."""
 HELD_UP = re.compile(r"database is locked|ended before it could give back its jobs")
 """Right while one that was frozen in the middle of a write holds the lock, and wrong otherwise."""
