@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from llamalith_app.contracts.jobs import Progress
 
 EXPIRE_S = 3600
-"""Longer than any model loads; only a worker that was killed leaves a key for so long."""
+"""Longer than any model loads; only an attempt that could not say its end to Redis leaves a key for so long."""
 RETRY_READ_S = 1.0
 """After a failed read Redis is left alone for so long, so that a frozen one does not slow every poll."""
 

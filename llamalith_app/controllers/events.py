@@ -36,9 +36,9 @@ RETRY = b"retry: 1000\n\n"
 COME_AGAIN = b"retry: 1000\n: the server ends; come again\n\n"
 
 JOB_EVENT = re.compile(r"(?P<attempt>[0-9]{1,9})-(?P<n>[0-9]{1,10})")
+LANE_EVENT = re.compile(r"(?P<job>[0-9]{1,18})\.(?P<attempt>[0-9]{1,9})-(?P<n>[0-9]{1,10})")
 NOTHING_TOLD = Cursor(0, 0)
 """Attempts and events count from 1; the last event of a job that was never claimed is of attempt 0."""
-LANE_EVENT = re.compile(r"(?P<job>[0-9]{1,18})\.(?P<attempt>[0-9]{1,9})-(?P<n>[0-9]{1,10})")
 
 After = Annotated[
     str | None,

@@ -45,7 +45,10 @@ def commands(engine: Engine) -> AlembicCommands:
 
 
 def _is_current(path: Path) -> bool:
-    """Reads it without the lock of those who write: one of them may be stopped in the middle of a write."""
+    """Reads it without the lock of those who write: one of them may be stopped in the middle of a write.
+
+    Raises ConfigError where a newer version wrote it.
+    """
     scripts = ScriptDirectory(str(MIGRATIONS))
     engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
     with engine.connect() as connection:

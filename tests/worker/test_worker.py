@@ -8,8 +8,12 @@ import itertools
 import os
 import signal
 import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -513,6 +517,21 @@ async def test_a_drain_gives_back_a_job_whose_engine_is_still_loading(
     assert await database.read(workers.not_ended) == []
 
 
+async def waits_for_the_database(lines: Sequence[Mapping[str, Any]]) -> bool:
+    return "a worker waits for the database" in [line["event"] for line in lines]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """As by one that was stopped in the middle of a write, and lives."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.close()
+
+
 async def test_a_worker_that_starts_while_the_database_takes_no_writes_waits(
     config: Config,
     script: Script,
@@ -521,23 +540,14 @@ async def test_a_worker_that_starts_while_the_database_takes_no_writes_waits(
     database_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Somebody was stopped in the middle of a write, and lives."""
     monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
     job_id = await submit("x")
-    other = sqlite3.connect(database_path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
     worker = Worker(config, fake_engine.argv(script.path))
-    with structlog.testing.capture_logs() as lines:
+    with structlog.testing.capture_logs() as lines, locked(database_path):
         assert not migrate(database_path)
         starting = asyncio.create_task(worker.start())
-
-        async def waits() -> bool:
-            return "a worker waits for the database" in [line["event"] for line in lines]
-
-        await eventually(waits)
-        other.execute("ROLLBACK")
-        other.close()
-        await starting
+        await eventually(partial(waits_for_the_database, lines))
+    await starting
     assert (await ended(database, job_id)).status == "done"
     await worker.drain(5)
 
@@ -546,18 +556,11 @@ async def test_a_worker_that_waits_for_the_database_ends_when_it_is_told_to(
     config: Config, script: Script, database_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
-    other = sqlite3.connect(database_path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with structlog.testing.capture_logs() as lines:
+    with structlog.testing.capture_logs() as lines, locked(database_path):
         running = asyncio.create_task(run(config, grace_s=5, engine_argv=fake_engine.argv(script.path)))
-
-        async def waits() -> bool:
-            return "a worker waits for the database" in [line["event"] for line in lines]
-
-        await eventually(waits)
+        await eventually(partial(waits_for_the_database, lines))
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(running, 5)
-    other.close()
     assert lines[-1]["event"] == "worker ended before it was ready"
 
 
@@ -572,13 +575,11 @@ async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_work
     monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
     monkeypatch.setattr("llamalith_app.jobs.worker.GIVE_BACK_S", 0.2)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
-    other = sqlite3.connect(database_path, isolation_level=None)
-    async with working(config, script, grace_s=0.1) as worker:
-        job_id = await submit("long", max_attempts=1)
-        await eventually(lambda: running(worker))
-        other.execute("BEGIN IMMEDIATE")
-    other.execute("ROLLBACK")
-    other.close()
+    with ExitStack() as until_it_has_ended:
+        async with working(config, script, grace_s=0.1) as worker:
+            job_id = await submit("long", max_attempts=1)
+            await eventually(lambda: running(worker))
+            until_it_has_ended.enter_context(locked(database_path))
     monkeypatch.undo()
     script.write()
     async with working(config, script):
