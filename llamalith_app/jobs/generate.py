@@ -131,6 +131,17 @@ class _Start(NamedTuple):
     priority: int
 
 
+class _Chain:
+    """Jobs that run one after another, each begun where one ended. `tell` shows SAQ's monitor what runs in it; nobody
+    looks, until a task of SAQ takes an interest in it."""
+
+    def __init__(self, model: str, tell: Callable[[TaskProgress], None] | None) -> None:
+        self.model = model
+        """Of the job that runs."""
+        self.tell = tell
+        self.ended = asyncio.Event()
+
+
 class Generation:
     """All that runs in this worker. `wake_later` is told how long from now a job will be due again."""
 
@@ -159,6 +170,7 @@ class Generation:
         self._wake_later = wake_later
         self._sequence_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._chains: set[_Chain] = set()
         self.running: dict[str, Running] = {}
         """By lease token."""
         self.draining = asyncio.Event()
@@ -166,11 +178,11 @@ class Generation:
     async def look(self) -> None:
         """Starts as much of what is due as there are places for, and returns at once."""
         for start in await self._starts():
-            self._spawn(self._go_on(start, _tell_nobody))
+            self._begin(start)
 
-    def start(self, tell: Callable[[TaskProgress], None]) -> asyncio.Task[None]:
+    def start(self, model: str, tell: Callable[[TaskProgress], None]) -> asyncio.Task[None]:
         """`run_next` as a task of its own, which nobody but this object ends."""
-        return self._spawn(self.run_next(tell))
+        return self._spawn(self.run_next(model, tell))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -187,15 +199,26 @@ class Generation:
             await asyncio.wait(self._tasks, timeout=within_s)
         return not self._tasks
 
-    async def run_next(self, tell: Callable[[TaskProgress], None]) -> None:
+    async def run_next(self, model: str, tell: Callable[[TaskProgress], None]) -> None:
         """Runs due jobs one after another while there are any and there is a place for them: which, the order
-        decides, not the hint that woke this. Places beyond the one that this takes get tasks of their own."""
+        decides, not the hint that woke this. Places beyond the one that this takes get tasks of their own.
+
+        Where others run already what this could have, it shows their progress instead, as long as they run `model`
+        and nobody else shows them: a busy queue is seen to be busy.
+        """
         try:
             start = self._first(await self._starts())
         except StorageUnavailable as error:
             log.warning("nothing can be claimed now", reason=str(error))
         else:
-            await self._go_on(start, tell)
+            if start is not None:
+                await self._go_on(start, self._chain(start, tell))
+            while (chain := self._unseen(model)) is not None:
+                chain.tell = tell
+                await chain.ended.wait()
+
+    def _unseen(self, model: str) -> _Chain | None:
+        return next((chain for chain in self._chains if chain.tell is None and chain.model == model), None)
 
     def stop(self, running: Running, ends_as: Outcome) -> None:
         """Ends an attempt before its reply is whole, within one step of the engine. The first reason counts."""
@@ -226,20 +249,33 @@ class Generation:
     def _first(self, starts: list[_Start]) -> _Start | None:
         """The first of them, for the caller; the others are begun."""
         for start in starts[1:]:
-            self._spawn(self._go_on(start, _tell_nobody))
+            self._begin(start)
         return starts[0] if starts else None
 
-    async def _go_on(self, start: _Start | None, tell: Callable[[TaskProgress], None]) -> None:
+    def _begin(self, start: _Start) -> None:
+        self._spawn(self._go_on(start, self._chain(start, None)))
+
+    def _chain(self, start: _Start, tell: Callable[[TaskProgress], None] | None) -> _Chain:
+        chain = _Chain(start.place.model, tell)
+        self._chains.add(chain)
+        return chain
+
+    async def _go_on(self, start: _Start, chain: _Chain) -> None:
         """Runs a job in the place, gives it back, and so on with whatever is next then."""
+        following: _Start | None = start
         try:
-            while start is not None and await self._serve(start, tell):
-                start = self._first(await self._starts())
+            while following is not None and await self._serve(following, chain):
+                following = self._first(await self._starts())
         except StorageUnavailable as error:
             log.warning("nothing can be claimed now", reason=str(error))
+        finally:
+            self._chains.remove(chain)
+            chain.ended.set()
 
-    async def _serve(self, start: _Start, tell: Callable[[TaskProgress], None]) -> bool:
+    async def _serve(self, start: _Start, chain: _Chain) -> bool:
         """True if it ran a job; somebody else may have been faster."""
         with start.place as place:
+            chain.model = place.model
             claim = await self._database.write_lightly(
                 jobs.claim, place.model, start.priority, self._worker_id, datetime.now(UTC)
             )
@@ -252,17 +288,17 @@ class Generation:
                 running.ends_as = Outcome.RELEASED
                 await self._fail(running, "interrupted", "The attempt was interrupted.")
                 return False
-            await self._attempt(running, place, tell)
+            await self._attempt(running, place, chain)
             return True
 
-    async def _attempt(self, running: Running, place: Place, tell: Callable[[TaskProgress], None]) -> None:
+    async def _attempt(self, running: Running, place: Place, chain: _Chain) -> None:
         """One attempt from its claim to the end of its lease; raises nothing."""
         claim = running.claim
         lines = log.bind(job_id=claim.job_id, attempt=claim.attempt, model=claim.model, request_id=claim.request_id)
         lines.info("attempt started")
         self.running[claim.lease_token] = running
         before = await streams.before(self._redis, claim.job_id, claim.attempt) if claim.attempt > 1 else None
-        publisher = _Publisher(self._teller.writer(claim.job_id, claim.attempt, before), running, tell)
+        publisher = _Publisher(self._teller.writer(claim.job_id, claim.attempt, before), running, chain)
         timer = None if claim.timeout_s is None else asyncio.create_task(self._end_in_time(running, claim.timeout_s))
         try:
             await self._run(running, place, publisher, before)
@@ -437,10 +473,10 @@ class _Publisher:
     """Tells what one attempt does to those who follow it, and now and then its progress, to Redis and to SAQ's task;
     nobody waits for it."""
 
-    def __init__(self, writer: Writer, running: Running, tell: Callable[[TaskProgress], None]) -> None:
+    def __init__(self, writer: Writer, running: Running, chain: _Chain) -> None:
         self._writer = writer
         self._running = running
-        self._tell = tell
+        self._chain = chain
         self._next = 0.0
 
     def write(self, pieces: Sequence[Piece], tokens: Sequence[int] = ()) -> bool:
@@ -452,23 +488,26 @@ class _Publisher:
             return
         claim, progress = self._running.claim, self._running.progress
         self._next = now + (PUBLISH_DECODING_S if progress.phase == "decode" else PUBLISH_S)
-        self._tell(
-            TaskProgress(
-                _fraction(progress),
-                {
-                    "job_id": claim.job_id,
-                    "attempt": claim.attempt,
-                    "phase": progress.phase,
-                    "prompt_tokens": progress.prompt_tokens,
-                    "prompt_tokens_done": progress.prompt_tokens_done,
-                    "completion_tokens": progress.completion_tokens,
-                },
-            )
-        )
+        if self._chain.tell is not None:
+            self._chain.tell(_task_progress(claim, progress))
         self._writer.progress(progress)
 
     async def close(self) -> None:
         await self._writer.close()
+
+
+def _task_progress(claim: jobs.Claim, progress: Progress) -> TaskProgress:
+    return TaskProgress(
+        _fraction(progress),
+        {
+            "job_id": claim.job_id,
+            "attempt": claim.attempt,
+            "phase": progress.phase,
+            "prompt_tokens": progress.prompt_tokens,
+            "prompt_tokens_done": progress.prompt_tokens_done,
+            "completion_tokens": progress.completion_tokens,
+        },
+    )
 
 
 def _fraction(progress: Progress) -> float:
@@ -476,7 +515,3 @@ def _fraction(progress: Progress) -> float:
     if not progress.prompt_tokens:
         return 0.0
     return round((progress.prompt_tokens_done or 0) / progress.prompt_tokens, 3)
-
-
-def _tell_nobody(_: TaskProgress) -> None:
-    return

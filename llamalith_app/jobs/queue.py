@@ -147,7 +147,7 @@ class Hints:
 class Wakers:
     """One SAQ worker a model in this process, each with as many tasks as the model has slots (`n_slots`, by model).
 
-    `wake(tell)` starts the work; `tell` takes the progress to show. A task that SAQ cancels leaves its work
+    `wake(model, tell)` starts the work; `tell` takes the progress to show. A task that SAQ cancels leaves its work
     running: what runs is decided by leases, not by SAQ.
     """
 
@@ -155,7 +155,7 @@ class Wakers:
         self,
         redis_url: str,
         n_slots: Mapping[str, int],
-        wake: Callable[[Callable[[TaskProgress], None]], asyncio.Task[None]],
+        wake: Callable[[str, Callable[[TaskProgress], None]], asyncio.Task[None]],
     ) -> None:
         self._redis = _patient_redis(redis_url)
         self._wake = wake
@@ -181,7 +181,7 @@ class Wakers:
 
     def _worker(self, model: str, n_slots: int) -> Worker[Any]:
         async def wake(ctx: dict[str, Any], job_id: int) -> None:  # noqa: ARG001 - for people who look at the queue
-            await self._run(ctx["job"])
+            await self._run(model, ctx["job"])
 
         worker = Worker[Any](
             saq_queue(self._redis, model),
@@ -193,13 +193,13 @@ class Wakers:
         worker.SIGNALS = []
         return worker
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, model: str, job: Job) -> None:
         latest: list[TaskProgress] = []
 
         def tell(progress: TaskProgress) -> None:
             latest[:] = [progress]
 
-        work = self._wake(tell)
+        work = self._wake(model, tell)
         while not work.done():
             await asyncio.wait([work], timeout=MIRROR_S)
             if not work.done():

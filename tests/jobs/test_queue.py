@@ -70,7 +70,7 @@ WAIT_FOR_NOBODY = """
 import asyncio, sys, time
 from llamalith_app.jobs.queue import Wakers
 
-def never(tell):
+def never(model, tell):
     raise AssertionError("nobody could have woken it")
 
 async def main(url, seconds):

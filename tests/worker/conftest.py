@@ -14,6 +14,7 @@ import pytest
 
 from llamalith_app.config import Config, ModelConfig
 from llamalith_app.contracts.jobs import Job
+from llamalith_app.jobs.generate import Running
 from llamalith_app.jobs.worker import Worker
 from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.database import Database
@@ -91,6 +92,17 @@ async def ended(database: Database, job_id: int, *, within_s: float = 20) -> Job
     assert job is not None
     assert await database.read(check.broken) == []
     return job
+
+
+async def at_phase(worker: Worker, phase: str) -> Running:
+    """What runs, once it is there."""
+
+    async def look() -> Running | None:
+        return next((one for one in worker.generation.running.values() if one.progress.phase == phase), None)
+
+    found = await eventually(look)
+    assert found is not None
+    return found
 
 
 async def attempts(database: Database, job_id: int) -> list[tuple[Any, ...]]:

@@ -30,22 +30,11 @@ from llamalith_app.store.users import ADMIN_ID
 from llamalith_app.streams import history
 from tests import fake_engine
 from tests.settle import eventually
-from tests.worker.conftest import Script, Submit, attempts, ended, slots, working
+from tests.worker.conftest import Script, Submit, at_phase, attempts, ended, slots, working
 
 
 async def cancel(database: Database, job_id: int) -> Status | None:
     return await database.write(jobs.cancel, ADMIN_ID, job_id, datetime.now(UTC))
-
-
-async def at_phase(worker: Worker, phase: str) -> generate.Running:
-    """What runs, once it is there."""
-
-    async def look() -> generate.Running | None:
-        return next((one for one in worker.generation.running.values() if one.progress.phase == phase), None)
-
-    found = await eventually(look)
-    assert found is not None
-    return found
 
 
 async def idle(worker: Worker) -> None:

@@ -34,7 +34,7 @@ from llamalith_app.store.users import ADMIN_ID
 from tests import fake_engine
 from tests.settle import eventually
 from tests.store.samples import register_worker
-from tests.worker.conftest import Script, Submit, attempts, ended, slots, working
+from tests.worker.conftest import Script, Submit, at_phase, attempts, ended, slots, working
 
 
 async def test_a_job_is_found_without_any_hint(
@@ -241,6 +241,36 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
         assert (await ended(database, job_id)).status == "done"
     await hints.close()
     assert len(counts) >= 2
+
+
+async def test_a_task_of_saq_shows_the_job_that_others_run_already(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.queue.MIRROR_S", 0.05)
+    gate = tmp_path / "gate"
+    script.write({"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)})
+    hints = Hints(config.redis_url, ("m", "n"))
+    async with Redis.from_url(config.redis_url) as redis, working(config, script) as worker:
+        first = await submit("long" * 300)
+        await at_phase(worker, "prefill")
+        waiting = await submit("hello", "other")
+
+        async def mirrored() -> bool:
+            hints.send("m", waiting)
+            told = await redis.get(f"saq:job:llamalith:m:j{waiting}.a1")
+            return told is not None and (msgspec.json.decode(told).get("meta") or {}).get("job_id") == first
+
+        await eventually(mirrored)
+        hints.send("n", first)
+        await ended(database, await submit("quick", "third", model="n"))
+        gate.touch()
+        assert (await ended(database, waiting)).status == "done"
+    await hints.close()
 
 
 async def test_redis_may_be_wiped_at_any_moment(
