@@ -132,14 +132,25 @@ class _Start(NamedTuple):
 
 
 class _Chain:
-    """Jobs that run one after another, each begun where one ended. `tell` shows SAQ's monitor what runs in it; nobody
-    looks, until a task of SAQ takes an interest in it."""
+    """Jobs that run one after another, each begun where one ended, and who shows on SAQ's monitor what runs in it:
+    nobody, until a task of SAQ takes an interest."""
 
     def __init__(self, model: str, tell: Callable[[TaskProgress], None] | None) -> None:
         self.model = model
         """Of the job that runs."""
         self.tell = tell
+        self.latest: TaskProgress | None = None
         self.ended = asyncio.Event()
+
+    def show(self, progress: TaskProgress) -> None:
+        self.latest = progress
+        if self.tell is not None:
+            self.tell(progress)
+
+    def be_shown(self, tell: Callable[[TaskProgress], None]) -> None:
+        self.tell = tell
+        if self.latest is not None:
+            tell(self.latest)
 
 
 class Generation:
@@ -214,7 +225,7 @@ class Generation:
             if start is not None:
                 await self._go_on(start, self._chain(start, tell))
             while (chain := self._unseen(model)) is not None:
-                chain.tell = tell
+                chain.be_shown(tell)
                 await chain.ended.wait()
 
     def _unseen(self, model: str) -> _Chain | None:
@@ -488,26 +499,23 @@ class _Publisher:
             return
         claim, progress = self._running.claim, self._running.progress
         self._next = now + (PUBLISH_DECODING_S if progress.phase == "decode" else PUBLISH_S)
-        if self._chain.tell is not None:
-            self._chain.tell(_task_progress(claim, progress))
+        self._chain.show(
+            TaskProgress(
+                _fraction(progress),
+                {
+                    "job_id": claim.job_id,
+                    "attempt": claim.attempt,
+                    "phase": progress.phase,
+                    "prompt_tokens": progress.prompt_tokens,
+                    "prompt_tokens_done": progress.prompt_tokens_done,
+                    "completion_tokens": progress.completion_tokens,
+                },
+            )
+        )
         self._writer.progress(progress)
 
     async def close(self) -> None:
         await self._writer.close()
-
-
-def _task_progress(claim: jobs.Claim, progress: Progress) -> TaskProgress:
-    return TaskProgress(
-        _fraction(progress),
-        {
-            "job_id": claim.job_id,
-            "attempt": claim.attempt,
-            "phase": progress.phase,
-            "prompt_tokens": progress.prompt_tokens,
-            "prompt_tokens_done": progress.prompt_tokens_done,
-            "completion_tokens": progress.completion_tokens,
-        },
-    )
 
 
 def _fraction(progress: Progress) -> float:
