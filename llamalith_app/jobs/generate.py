@@ -214,8 +214,8 @@ class Generation:
         """Runs due jobs one after another while there are any and there is a place for them: which, the order
         decides, not the hint that woke this. Places beyond the one that this takes get tasks of their own.
 
-        Where others run already what this could have, it shows their progress instead, as long as they run `model`
-        and nobody else shows them: a busy queue is seen to be busy.
+        Where others run `model` already and nobody shows them, it shows their progress instead: a busy queue is seen
+        to be busy.
         """
         try:
             start = self._first(await self._starts())
