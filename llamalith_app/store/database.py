@@ -216,7 +216,9 @@ def _read_config(path: Path) -> SQLAlchemyAsyncConfig:
 def _set_up(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "foreign_keys = ON"):
+    # temp_store: SQLite keeps what a savepoint would undo in a temporary file otherwise, made and deleted in each
+    # transaction.
+    for pragma in ("journal_mode = WAL", "foreign_keys = ON", "temp_store = MEMORY"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
