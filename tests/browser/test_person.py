@@ -153,9 +153,12 @@ async def test_everything_is_done_by_the_keyboard_alone(installation: Installati
     _, origin, password = installation
     async with window(chromium, origin) as browser:
         page = await browser.page("/chat/")
+        # A browser gives a field its focus when it first draws the page.
+        await expect(page.get_by_label("Password")).to_be_focused()
         await page.keyboard.type(password)
         await page.keyboard.press("Enter")
         await expect(page).to_have_url(f"{origin}/chat/")
+        await expect(page.get_by_label("Message")).to_be_visible()
         await page.keyboard.press("Tab")
         await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
         await page.keyboard.press("Enter")
