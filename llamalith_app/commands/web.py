@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llamalith_app.app import WebApp, create_app
 from llamalith_app.commands.process import begin
@@ -40,10 +43,51 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class OneWrite:
+    """A transport that tells the kernel at once what is written in one turn of the event loop.
+
+    uvicorn writes an answer's head and its body apart, and uvloop hands on each at once; with one system call for both
+    the product accepts 8 % more jobs a second (bench/README.md).
+    """
+
+    MOST_HELD = 64 * 1024
+    """Bytes; more is handed on at once, so that the transport below judges whether its reader keeps up."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held += data
+        if len(self._held) > self.MOST_HELD:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
+
+
+class Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
+
+
 def server(config: Config, *, host: str = "127.0.0.1", port: int = 0) -> Server:
     app = create_app(config)
     settings = uvicorn.Config(
         app,
+        http=Protocol,
         host=host,
         port=port,
         proxy_headers=bool(config.trusted_proxies),

@@ -83,6 +83,33 @@ async def test_open_streams_are_told_to_come_again_and_hold_up_no_end(tmp_path: 
     assert "Traceback" not in log
 
 
+async def test_the_kernel_is_told_once_of_an_answer_and_a_long_one_comes_whole(
+    tmp_path: Path, absent_redis_url: str
+) -> None:
+    strace, seen = need("strace", "strace"), tmp_path / "writes"
+    prompt = "word" * 50_000
+    async with web(tmp_path, absent_redis_url) as (process, client):
+        await client.post("/api/jobs", json={"content": prompt})
+        watching = await asyncio.create_subprocess_exec(
+            *(strace, "-f", "-p", str(process.pid), "-e", "trace=write,writev,sendto,sendmsg", "-o", str(seen)),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert watching.stderr is not None
+        assert b"attached" in await watching.stderr.readline()
+        reading_on = asyncio.create_task(watching.stderr.read())
+        answer = await client.get("/healthz")
+        watching.terminate()
+        await asyncio.gather(watching.wait(), reading_on)
+        long_one = await client.get("/api/jobs/1")
+    assert answer.status_code == 200
+    head = [line for line in seen.read_text().splitlines() if "HTTP/1.1 200" in line]
+    assert len(head) == 1
+    headers = b"".join(b"%b: %b\r\n" % header for header in answer.headers.raw)
+    whole = b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n" + answer.content
+    assert int(head[0].rsplit("= ", 1)[1]) == len(whole)
+    assert long_one.json()["user_input"] == prompt
+
+
 async def test_a_disk_that_does_not_sync_is_503_and_what_was_refused_is_not_there(
     tmp_path: Path, absent_redis_url: str
 ) -> None:
