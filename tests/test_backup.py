@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from sqlalchemy import Engine
 
 from llamalith_app.cli import llamalith
 from llamalith_app.errors import ConfigError
-from llamalith_app.store import backup, check, job_reads, jobs
+from llamalith_app.store import backup, check, job_reads, jobs, workers
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, finish, prompt, register_worker
@@ -28,7 +29,7 @@ def test_a_backup_restored_onto_an_empty_folder_goes_on(engine: Engine, database
     with engine.begin() as connection:
         worker = register_worker(connection)
         for content in ("one", "two", "three"):
-            jobs.submit(connection, prompt(content), NOW)
+            jobs.submit(connection, prompt(content, max_attempts=1), NOW)
         done = jobs.claim(connection, "m", 1, worker, NOW)
         assert done is not None
         finish(connection, done, "a reply")
@@ -46,9 +47,14 @@ def test_a_backup_restored_onto_an_empty_folder_goes_on(engine: Engine, database
         told = job_reads.newest(connection, ADMIN_ID, limit=10)
         assert [(job.user_input, job.status, job.result) for job in told] == [
             ("three", "queued", None),
-            ("two", "processing", None),
+            ("two", "queued", None),
             ("one", "done", "a reply"),
         ]
+        # Its worker is not there: that start does not count, and nobody waits for that worker to come back.
+        assert workers.not_ended(connection) == []
+        again = jobs.claim(connection, "m", 1, register_worker(connection), datetime.now(UTC))
+        assert again is not None
+        finish(connection, again, "of the second start")
         assert jobs.submit(connection, prompt("goes on"), NOW).job_id == 4
     restored.dispose()
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == []
@@ -81,7 +87,12 @@ def test_a_copy_is_of_one_moment_while_others_write(
 
 
 @pytest.mark.parametrize("command", ["backup", "restore"])
-def test_nothing_that_is_there_is_overwritten(database_path: Path, tmp_path: Path, command: str) -> None:
+def test_nothing_that_is_there_is_overwritten(
+    engine: Engine, database_path: Path, tmp_path: Path, command: str
+) -> None:
+    with engine.begin() as connection:
+        jobs.submit(connection, prompt(), NOW)
+    assert database_path.with_name(database_path.name + "-wal").exists()
     before = database_path.read_bytes()
     (tmp_path / "copy").write_bytes(b"mine")
     with pytest.raises(ConfigError, match="is there already; nothing was written"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from llamalith_app.commands.backup import tell
 from llamalith_app.config import load
 from llamalith_app.errors import ConfigError
 from llamalith_app.store import backup
+from llamalith_app.store.database import write_engine
 from llamalith_app.store.migrate import migrate
 
 
@@ -19,12 +21,16 @@ from llamalith_app.store.migrate import migrate
 def command(file: Path, data_dir: Path | None) -> None:
     """Make the record from FILE, where there is none; then web and worker go on from there.
 
-    What was running when FILE was written is run again."""
+    What was running when FILE was written is run again; that start does not count."""
     path = load(data_dir=data_dir).database_path
     left = [beside for suffix in ("-wal", "-journal") if (beside := path.with_name(path.name + suffix)).exists()]
-    if left:
+    if left and not path.exists():
         raise ConfigError([f"{left[0]}: belongs to a database that is not there; move it away first"])
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     backup.copy(file, path, tell)
     migrate(path)
+    engine = write_engine(path)
+    with engine.begin() as connection:
+        backup.give_back(connection, datetime.now(UTC))
+    engine.dispose()
     click.echo(f"{path}: restored from {file}")

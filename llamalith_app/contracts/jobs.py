@@ -180,9 +180,9 @@ class Attempt(msgspec.Struct, kw_only=True):
     """Null: it runs."""
     outcome: Literal["done", "failed", "lost", "cancelled", "released"] | None
     """`failed` and `lost` (its worker is gone) count against max_attempts; `released`: its worker gave it back when
-    that ended."""
+    that ended, or the record was restored from a copy."""
     kind: str | None
-    """Of a failure, as an error's kind; `drained` where it was released."""
+    """Of a failure, as an error's kind; `drained` or `restored` where it was released."""
     reason: str | None
 
 

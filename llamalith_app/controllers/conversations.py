@@ -62,6 +62,7 @@ class Conversations(Controller):
 
     @post("/cancel", status_code=200, summary="Cancel all its open jobs")
     async def cancel(self, request: AppRequest, conversation_id: PathId) -> Cancelled:
+        await request.takes_only()
         owner_id = request.principal.user_id
         if not await request.parts.database.read(conversations.exists, owner_id, conversation_id):
             raise NotFound("Conversation not found")

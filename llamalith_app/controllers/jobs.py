@@ -20,7 +20,7 @@ from llamalith_app.contracts.jobs import (
     RetryableWord,
 )
 from llamalith_app.controllers.request import AppRequest, IdempotencyKey
-from llamalith_app.errors import BadInput, NotFound
+from llamalith_app.errors import NotFound
 from llamalith_app.store import job_reads
 from llamalith_app.store.tables import Status
 
@@ -102,6 +102,7 @@ class Jobs(Controller):
     ) -> JobAccepted:
         """Of a job that ended as `error` or `cancelled`, which stays as it is: the same prompt with the same settings
         becomes a new job, the last of its conversation. Asked again, the answer names the same new job."""
+        await request.takes_only()
         return await request.parts.submissions.retry(
             request.principal.user_id, request.id, job_id, key=await request.key(idempotency_key)
         )
@@ -124,7 +125,7 @@ class Jobs(Controller):
         idempotency_key: IdempotencyKey = None,
     ) -> Retried:
         """Each at most once, and as many as the queue has room for; `more` says whether to ask again."""
-        _refuse_unknown(request, RETRY_FILTERS)
+        await request.takes_only(*RETRY_FILTERS)
         return await request.parts.submissions.retry_matching(
             request.principal.user_id,
             request.id,
@@ -158,8 +159,8 @@ class Jobs(Controller):
         conversation_id: OfConversation = None,
         model: OfModel = None,
     ) -> Cancelled:
-        """A filter that is not known, or is empty, is refused: it would cancel more than was meant."""
-        _refuse_unknown(request, FILTERS)
+        """A filter that is not known, is empty or stands in a body is refused: it would cancel more than was meant."""
+        await request.takes_only(*FILTERS)
         n_cancelled = await request.parts.cancellations.matching(
             request.principal.user_id,
             {Status(word) for word in status},
@@ -167,11 +168,6 @@ class Jobs(Controller):
             model=model,
         )
         return Cancelled(ok=True, cancelled=n_cancelled)
-
-
-def _refuse_unknown(request: AppRequest, filters: tuple[str, ...]) -> None:
-    if unknown := sorted(set(request.query_params) - set(filters)):
-        raise BadInput(f"{unknown[0][:80]}: unknown filter; these exist: {', '.join(filters)}")
 
 
 async def _read(request: AppRequest, job_id: int) -> Job:
@@ -183,6 +179,7 @@ async def _read(request: AppRequest, job_id: int) -> Job:
 
 
 async def _cancel(request: AppRequest, job_id: int) -> Job:
+    await request.takes_only()
     if await request.parts.cancellations.one(request.principal.user_id, job_id) is None:
         raise NotFound("Job not found")
     return await _read(request, job_id)

@@ -109,6 +109,16 @@ class AppRequest(Request[Any, Any, Any]):
         digest.update(await self.body())
         return Key(self.principal.user_id, given, digest.hexdigest())
 
+    async def takes_only(self, *filters: str) -> None:
+        """Where more than was meant would be done: raises BadInput for a filter in the query that is not one of these,
+        and for what stands in a body that nobody reads."""
+        if unknown := sorted(set(self.query_params) - set(filters)):
+            these = f"these exist: {', '.join(filters)}" if filters else "there are none here"
+            raise BadInput(f"{unknown[0][:80]}: unknown filter; {these}")
+        if (await self.body()).strip() not in (b"", b"{}"):
+            instead = f"filters stand in the query: {', '.join(filters)}" if filters else "send none"
+            raise BadInput(f"The body is not read here; {instead}")
+
     async def form_as(self, form: type[Form]) -> Form:
         """The form in the body; line ends as people mean them. Raises BadInput, UnsupportedMediaType."""
         fields = {name: value.replace("\r\n", "\n") for name, value in (await form_fields(self)).items()}

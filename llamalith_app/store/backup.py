@@ -11,9 +11,14 @@ import secrets
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from llamalith_app.errors import ConfigError
+from llamalith_app.store import jobs, workers
+from llamalith_app.store.tables import Outcome
 
 PAGES = 4096
 """Copied in one go, 16 MiB: others can write between them."""
@@ -47,6 +52,23 @@ def copy(source: Path, target: Path, tell: Callable[[int, int], None]) -> None:
         raise ConfigError([f"{source} could not be copied to {target}: {error}"]) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def give_back(connection: Connection, now: datetime) -> None:
+    """What ran when a copy was made runs nowhere behind it: its workers are not there, no start of theirs counts."""
+    for worker in workers.not_ended(connection):
+        workers.end(connection, worker.id, now)
+    for lease in jobs.held(connection):
+        jobs.fail(
+            connection,
+            lease.job_id,
+            lease.lease_token,
+            now,
+            outcome=Outcome.RELEASED,
+            kind="restored",
+            reason="The record was restored from a copy.",
+            pause=None,
+        )
 
 
 def _opened(source: Path) -> sqlite3.Connection:

@@ -142,6 +142,33 @@ async def test_a_filter_that_says_too_little_or_is_not_known_cancels_nothing(
     assert await states(api) == ["queued"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("jobs/cancel?status=queued", b'{"conversation_id": "d"}', "filters stand in the query: status, conv"),
+        ("jobs/cancel?status=queued", b"conversation_id=d", "filters stand in the query: status, conv"),
+        ("jobs/1/cancel", b'{"why": "no"}', "send none"),
+        ("conversations/c/cancel", b'{"status": "queued"}', "send none"),
+        ("conversations/c/cancel?status=queued", b"", "status: unknown filter; there are none here"),
+        ("jobs/1/cancel?status=processing", b"", "status: unknown filter; there are none here"),
+    ],
+)
+async def test_what_a_cancel_would_not_heed_is_refused_and_cancels_nothing(
+    api: httpx.AsyncClient, path: str, body: bytes, words: str
+) -> None:
+    await queue(api)
+    answer = await api.post(f"/api/{path}", content=body)
+    assert answer.status_code == 400
+    assert words in answer.json()["detail"]
+    assert await states(api) == ["queued"]
+
+
+async def test_an_empty_json_object_says_nothing_and_hinders_no_cancel(api: httpx.AsyncClient) -> None:
+    await queue(api)
+    assert (await api.post("/api/jobs/1/cancel", json={})).status_code == 200
+    assert await states(api) == ["cancelled"]
+
+
 async def test_more_than_one_transaction_holds_are_cancelled_as_well(
     api: httpx.AsyncClient, database: Database
 ) -> None:

@@ -144,20 +144,22 @@ async def test_a_filter_tries_again_what_it_finds_in_its_order_and_no_more(
 
 
 @pytest.mark.parametrize(
-    ("query", "word"),
+    ("path", "body", "word"),
     [
-        ("", "status"),
-        ("status=done", "status"),
-        ("status=error&when=now", "when"),
-        ("status=error&limit=0", "limit"),
-        ("status=error&model=absent", "model"),
+        ("retry?", b"", "status"),
+        ("retry?status=done", b"", "status"),
+        ("retry?status=error&when=now", b"", "when"),
+        ("retry?status=error&limit=0", b"", "limit"),
+        ("retry?status=error&model=absent", b"", "model"),
+        ("retry?status=error", b'{"conversation_id": "d"}', "filters stand in the query: status, "),
+        ("1/retry", b'{"max_tokens": 5}', "The body is not read here; send none"),
     ],
 )
 async def test_a_retry_that_says_too_little_or_what_is_not_known_makes_nothing(
-    api: httpx.AsyncClient, database: Database, query: str, word: str
+    api: httpx.AsyncClient, database: Database, path: str, body: bytes, word: str
 ) -> None:
     await failed(api, database)
-    answer = await api.post(f"/api/jobs/retry?{query}")
+    answer = await api.post(f"/api/jobs/{path}", content=body)
     assert answer.status_code == 400
     assert word in answer.json()["detail"]
     assert await states(api) == ["error"]
@@ -256,7 +258,8 @@ async def test_every_door_that_makes_something_knows_keys(
     again = await send(WAYS_IN[path])
     assert (again.status_code, again.text) == (200, first.text)
     other = await send({"content": "y", "user_input": "y"})
-    assert (other.status_code, other.json()["type"]) == (409, "about:llamalith/idempotency-key-reused")
+    refusal = (400, "bad-input") if WAYS_IN[path] is None else (409, "idempotency-key-reused")
+    assert (other.status_code, other.json()["type"].removeprefix("about:llamalith/")) == refusal
     elsewhere = await api.post("/api/conversations/d/reply", json={"content": "x"}, headers={"Idempotency-Key": "k"})
     assert elsewhere.status_code == 409
     assert await database.read(jobs_stored) == n_jobs
