@@ -149,8 +149,8 @@ class Job(msgspec.Struct, kw_only=True):
     omitted_messages: int
     """Earlier messages that the reply was made without, since they did not fit the model's context."""
     partial: str | None = None
-    """What was written of the reply when the job was cancelled or ran out of time, some tenths of a second after that;
-    null: nothing."""
+    """What was written of the reply when the job was cancelled (there some tenths of a second after that) or ended in
+    an error; null: nothing, or its worker was lost."""
     timeout_s: float | None = None
     """Seconds that one attempt may run; null: as long as it takes."""
     queue_timeout_s: float | None = None

@@ -429,14 +429,15 @@ class Generation:
         if outcome is Outcome.LOST:
             await self._keep(running)
             return
-        written = None
         if running.ends_as is Outcome.FAILED:
-            kind, final, written = jobs.TIMEOUT, True, running.written()
+            kind, final = jobs.TIMEOUT, True
             reason = f"It ran for {running.seconds():.1f} s; timeout_s allowed {claim.timeout_s:g}."
         pause = None if final else order.pause_before(claim.attempt)
         if outcome is Outcome.RELEASED:
             kind, reason, pause = "drained", "The worker was ending.", timedelta()
-        fail = partial(jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause, written=written)
+        fail = partial(
+            jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause, written=running.written()
+        )
         status = await self._store(running, fail)
         if status is None:
             await self._keep(running)

@@ -27,9 +27,8 @@ RULES = {
     "a job that is not done has no reply": """
         SELECT j.id AS job_id, j.status, m.id AS message_id FROM jobs j
         JOIN messages m ON m.job_id = j.id AND m.role = 'assistant' WHERE j.status <> 'done'""",
-    "only what was cancelled or ran out of time keeps a part of a reply": """
-        SELECT id AS job_id, status, error_kind FROM jobs WHERE partial IS NOT NULL
-        AND status <> 'cancelled' AND NOT (status = 'error' AND error_kind = 'timeout')""",
+    "only what was cancelled or ended in an error keeps a part of a reply": """
+        SELECT id AS job_id, status FROM jobs WHERE partial IS NOT NULL AND status NOT IN ('cancelled', 'error')""",
     "an attempt was cancelled only where its job was": """
         SELECT a.job_id, a.attempt, j.status FROM attempts a JOIN jobs j ON j.id = a.job_id
         WHERE a.outcome = 'cancelled' AND (j.status <> 'cancelled' OR a.attempt <> j.attempt)""",

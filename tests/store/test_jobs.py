@@ -342,7 +342,7 @@ def test_the_looks_that_repeat_all_the_time_read_no_whole_table(sqlite_engine: E
     [
         (
             "UPDATE jobs SET partial = 'x' WHERE id = 1",
-            "only what was cancelled or ran out of time keeps a part of a reply",
+            "only what was cancelled or ended in an error keeps a part of a reply",
         ),
         ("UPDATE attempts SET outcome = 'cancelled'", "an attempt was cancelled only where its job was"),
     ],

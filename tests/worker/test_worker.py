@@ -153,6 +153,19 @@ async def test_a_job_that_kills_each_engine_ends_as_error_after_three_attempts_a
     assert "SIGSEGV" in job.error.reason
 
 
+async def test_what_was_written_before_the_last_engine_died_is_kept_with_the_error(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "late", "after": 3, "signal": 9, "reply": "abcdefghijklmnop"})
+    async with working(config, script):
+        job = await ended(database, await submit("late"))
+    assert job.error is not None
+    assert (job.status, job.error.kind) == ("error", "engine_died")
+    assert job.partial
+    assert "abcdefghijklmnop".startswith(job.partial)
+    assert job.completion_tokens == len(job.partial)
+
+
 async def test_a_model_that_cannot_be_loaded_is_told_by_name_and_other_models_go_on(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
