@@ -435,9 +435,7 @@ class Generation:
         pause = None if final else order.pause_before(claim.attempt)
         if outcome is Outcome.RELEASED:
             kind, reason, pause = "drained", "The worker was ending.", timedelta()
-        fail = partial(
-            jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause, written=running.written()
-        )
+        fail = partial(jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause, written=running.written())
         status = await self._store(running, fail)
         if status is None:
             await self._keep(running)
