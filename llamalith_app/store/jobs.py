@@ -408,12 +408,7 @@ def retry_matching(
     """The same for the `limit` oldest that match and were not tried again yet; those of other models stay."""
     wanted = (
         select(JobRow.id)
-        .where(
-            JobRow.owner_id == owner_id,
-            JobRow.status.in_([status.value for status in statuses]),
-            JobRow.model.in_(models),
-            ~job_reads.was_tried_again,
-        )
+        .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~job_reads.was_tried_again)
         .order_by(JobRow.id)
         .limit(limit)
     )
@@ -421,9 +416,13 @@ def retry_matching(
         wanted = wanted.where(JobRow.error_kind == error_kind)
     if conversation_id is not None:
         wanted = wanted.where(JobRow.conversation_id == job_reads.conversation_of(owner_id, conversation_id))
-    found = [
-        retry(connection, owner_id, job_id, request_id, now) for job_id in connection.execute(wanted).scalars().all()
+    # One by one: for several at once SQLite goes through all jobs of the owner.
+    ids = [
+        job_id
+        for status in statuses
+        for job_id in connection.execute(wanted.where(JobRow.status == status.value)).scalars()
     ]
+    found = [retry(connection, owner_id, job_id, request_id, now) for job_id in sorted(ids)[:limit]]
     return [one for one in found if isinstance(one, Retry)]
 
 

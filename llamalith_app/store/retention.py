@@ -14,6 +14,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
+    func,
     select,
 )
 from sqlalchemy.orm import aliased
@@ -42,23 +43,30 @@ _FORGET_ATTEMPTS = delete(_attempts).where(AttemptRow.job_id == bindparam("of_jo
 _FORGET_JOB = delete(_jobs).where(JobRow.id == bindparam("of_job"))
 _later = aliased(MessageRow)
 _left = aliased(JobRow)
+_next_system = (
+    select(func.min(_later.place))
+    .where(
+        _later.conversation_id == MessageRow.conversation_id,
+        _later.role == "system",
+        _later.place > MessageRow.place,
+    )
+    .correlate(MessageRow)
+    .scalar_subquery()
+)
 _FORGET_SYSTEM = delete(_messages).where(
     _of_conversation,
     MessageRow.role == "system",
     MessageRow.created_at <= bindparam("until"),
-    exists().where(
-        _later.conversation_id == MessageRow.conversation_id,
-        _later.role == "system",
-        _later.place > MessageRow.place,
-        ~exists()
-        .where(
-            _left.conversation_id == MessageRow.conversation_id,
-            _left.turn >= MessageRow.place // TURN_PLACES,
-            _left.turn < _later.place // TURN_PLACES,
-        )
-        .correlate(MessageRow, _later),
-    ),
+    _next_system.is_not(None),
+    ~exists()
+    .where(
+        _left.conversation_id == MessageRow.conversation_id,
+        _left.turn >= MessageRow.place // TURN_PLACES,
+        _left.turn < _next_system // TURN_PLACES,
+    )
+    .correlate(MessageRow),
 )
+"""Against the next one alone: tried against all later ones, 10,000 of them would hold the lock for 20 s."""
 
 
 def has_expired(connection: Connection, until: datetime) -> bool:

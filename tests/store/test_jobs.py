@@ -25,6 +25,22 @@ def test_ids_are_never_given_twice(engine: Engine) -> None:
     assert second.job_id == first.job_id + 1
 
 
+@pytest.mark.parametrize("n_looked_at_first", [1, 3, 100])
+def test_conversations_stand_by_their_newest_job_wherever_that_is_found(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, n_looked_at_first: int
+) -> None:
+    monkeypatch.setattr(conversations, "RECENT_JOBS", n_looked_at_first)
+    with engine.begin() as connection:
+        for conversation_id in ("a", "b", "c", "a", "d", "a"):
+            jobs.submit(connection, prompt("x", conversation_id), NOW)
+        jobs.submit(connection, prompt("", "e", system_prompt="no job yet"), NOW)
+        pages = [
+            [one.public_id for one in conversations.newest(connection, ADMIN_ID, limit=2, offset=n, max_text=9)]
+            for n in (0, 2, 4)
+        ]
+    assert pages == [["a", "d"], ["c", "b"], ["e"]]
+
+
 def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)

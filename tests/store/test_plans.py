@@ -81,6 +81,12 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
         lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW),
         lambda c, _: jobs.retry(c, ADMIN_ID, 1, "r", NOW),
     ),
+    "retry all that match": (
+        lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW),
+        lambda c, _: jobs.retry_matching(
+            c, ADMIN_ID, "r", NOW, statuses=[Status.ERROR, Status.CANCELLED], models=["m"], limit=100
+        ),
+    ),
     "due": (queued, lambda c, _: jobs.due(c, ["m", "n"], NOW)),
     "load": (queued, lambda c, _: jobs.load(c, ["m", "n"], NOW)),
     "n_queued": (queued, lambda c, _: jobs.n_queued(c, ADMIN_ID)),
@@ -90,6 +96,10 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "newest from an id on": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, before=9)),
     "newest of a status": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, status="done")),
     "newest of a conversation": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, conversation_id="c")),
+    "conversations, newest first": (
+        lambda c: [queued(c) for _ in "ab"],
+        lambda c, _: conversations.newest(c, ADMIN_ID, limit=1, offset=0, max_text=200),
+    ),
     "one": (queued, lambda c, job_id: job_reads.one(c, ADMIN_ID, job_id)),
     "latest": (queued, lambda c, _: conversations.latest(c, ADMIN_ID, "c")),
     "a turn's messages": (queued, lambda c, _: conversations.turn(c, 1, 1, 1000)),
@@ -109,13 +119,17 @@ WHOLE_INDEXES = {
     "held": {"SCAN jobs USING INDEX one_processing"},
     # And what waits, once every half a second at most.
     "load": {"SCAN jobs USING INDEX one_processing", "SCAN jobs USING INDEX due"},
+    # The newest 2,000 jobs, and of their conversations a page.
+    "conversations, newest first": {"SCAN newest_jobs", "SCAN page"},
 }
-"""What is read from end to end: partial indexes of open jobs, and nothing else."""
+"""What is read from end to end: partial indexes of open jobs, and what was bounded before; nothing else."""
 
 
 OF_AN_OWNER = {
     # In the order that is asked for, up to the limit.
     "newest": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
+    # So many, and no more.
+    "conversations, newest first": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
     # For a foreign key, in transactions that have broken one before; no other comes there.
     "submit to a new conversation": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
 }
@@ -147,6 +161,37 @@ def test_a_job_is_deleted_without_a_look_at_all_messages_of_its_conversation(sql
     steps = plan_of(sqlite_engine, "expire")
     assert "SEARCH messages USING COVERING INDEX messages_of_job (conversation_id=? AND job_id=?)" in steps
     assert [step for step in steps if step.startswith("SEARCH messages") and step.endswith("(conversation_id=?)")] == []
+
+
+def test_a_retry_of_all_that_match_looks_at_no_other_jobs_of_the_owner(sqlite_engine: Engine) -> None:
+    steps = plan_of(sqlite_engine, "retry all that match")
+    assert "SEARCH jobs USING INDEX jobs_of_owner_by_status (owner_id=? AND status=?)" in steps
+
+
+def test_what_expires_costs_as_much_as_there_are_system_messages_and_not_their_square(sqlite_engine: Engine) -> None:
+    def steps(n_turns: int) -> int:
+        conversation_id = f"of {n_turns} turns"
+        n_steps = 0
+
+        def count() -> None:
+            nonlocal n_steps
+            n_steps += 1
+
+        with sqlite_engine.begin() as connection:
+            for n in range(n_turns):
+                job_id = jobs.submit(connection, prompt("x", conversation_id, system_prompt=f"of turn {n}"), NOW).job_id
+                assert job_id is not None
+                jobs.cancel(connection, ADMIN_ID, job_id, NOW)
+            sqlite = connection.connection.driver_connection
+            assert sqlite is not None
+            sqlite.set_progress_handler(count, 100)
+            assert retention.expire(connection, LATER, 10) == 10
+            sqlite.set_progress_handler(None, 0)
+            while retention.expire(connection, LATER, 100):
+                pass
+        return n_steps
+
+    assert steps(400) < 6 * steps(100)
 
 
 @pytest.mark.parametrize("name", ["claim", "due"])

@@ -7,17 +7,21 @@ import itertools
 import re
 import sqlite3
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import bcrypt
 import httpx
 import msgspec
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 from litestar import Litestar
 from litestar._parsers import parse_url_encoded_form_data
 from litestar.routes import HTTPRoute
@@ -25,6 +29,7 @@ from litestar.routes import HTTPRoute
 from llamalith_app.app import create_app
 from llamalith_app.config import Config
 from llamalith_app.controllers.envelope import Envelope
+from llamalith_app.guards import forms
 from llamalith_app.guards.passwords import throttled_addresses
 from llamalith_app.guards.sessions import COOKIE
 from llamalith_app.store import logins, sessions
@@ -803,3 +808,24 @@ async def test_a_host_that_is_none_is_refused_before_anything_is_made_of_it(
 async def test_only_assets_lie_among_the_assets(client: httpx.AsyncClient, name: str) -> None:
     answer = await client.get(f"/chat/static/{name}")
     assert answer.status_code in (303, 404)
+
+
+# What a form may cost that anybody can send
+
+
+@given(quoted=st.lists(st.sampled_from([b"%", b"%4", b"%41", b"%%", b"%C3%A9", b"4", b"1", b"g", b"+"])).map(b"".join))
+def test_a_field_read_in_slices_is_the_field_read_whole(quoted: bytes) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "SMALL_BYTES", 5)
+        assert forms._text(quoted) == unquote_to_bytes(quoted.replace(b"+", b" ")).decode("utf-8", "replace")
+
+
+def test_a_field_of_nothing_but_escapes_takes_about_its_own_size_of_memory() -> None:
+    quoted = b"%" * 1_000_000
+    tracemalloc.start()
+    try:
+        assert len(forms._text(quoted)) == len(quoted)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 8 * len(quoted)
