@@ -107,7 +107,9 @@ def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, ma
     rows: list[Summary] = []
     for those in (recent, every):
         if len(rows) < limit:
-            newest_first = those.order_by(literal_column("last_job_id").desc().nulls_last(), literal_column("id").desc())
+            newest_first = those.order_by(
+                literal_column("last_job_id").desc().nulls_last(), literal_column("id").desc()
+            )
             rows = _summaries(connection, newest_first.limit(limit).offset(offset), max_text)
     return rows
 
