@@ -450,8 +450,8 @@ async def history(redis: Redis, job_id: int, after: tuple[int, int] = (0, 0)) ->
 class Hearing:
     """Hears of the jobs that somebody follows, over one connection. Comes back by itself when Redis does.
 
-    `hear` gets what is told, `ready` the job whose every later entry will be heard: what came before is history.
-    Both are called in the event loop and must not wait.
+    `hear` gets what is told, and may raise MsgspecError for what it cannot read; `ready` gets the job whose every later
+    entry will be heard: what came before is history. Both are called in the event loop and must not wait.
     """
 
     def __init__(self, redis: Redis, hear: Callable[[int, Entry], None], ready: Callable[[int], None]) -> None:
@@ -466,7 +466,7 @@ class Hearing:
         self._wanted.add(job_id)
         if self.connected:
             self._ready(job_id)
-        elif self._task is None:
+        elif self._task is None or self._task.done():
             self._task = asyncio.create_task(self._listen_for_ever())
 
     def leave(self, job_id: int) -> None:
@@ -518,10 +518,8 @@ class Hearing:
                 self._ready(job_id)
         elif message["type"] == "message" and self._wanted:
             try:
-                told = _decode(message["data"])
+                for job_id, entry in _decode(message["data"]):
+                    if job_id in self._wanted:
+                        self._hear(job_id, entry)
             except msgspec.MsgspecError as error:
                 log.warning("told in a form that is not known; is every process of one version?", reason=str(error))
-                return
-            for job_id, entry in told:
-                if job_id in self._wanted:
-                    self._hear(job_id, entry)

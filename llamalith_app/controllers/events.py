@@ -59,11 +59,13 @@ Chunks = AsyncGenerator[bytes, None]
 
 
 class EventStream(Response[Any]):
-    """`source` makes what is sent, chunk by chunk, and hears from the line when to end."""
+    """`source` makes what is sent, chunk by chunk, and hears from the line when to end: when the client is gone, when
+    this process ends, and when the session that the stream was opened with is over."""
 
-    def __init__(self, followers: Followers, source: Callable[[Line], Chunks]) -> None:
+    def __init__(self, request: AppRequest, source: Callable[[Line], Chunks]) -> None:
         super().__init__(content=None, media_type="text/event-stream")
-        self._followers = followers
+        self._request = request
+        self._followers = request.parts.followers
         self._source = source
 
     def to_asgi_response(self, *_: Any, **__: Any) -> Any:
@@ -71,7 +73,9 @@ class EventStream(Response[Any]):
 
     async def _run(self, _: Scope, receive: Receive, send: Send) -> None:
         line = self._followers.open()
-        gone = asyncio.create_task(_until_gone(receive, line))
+        watching = [asyncio.create_task(_until_gone(receive, line))]
+        if self._request.principal.door == "session":
+            watching.append(asyncio.create_task(_until_session_is_over(self._request, line)))
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -82,13 +86,19 @@ class EventStream(Response[Any]):
             last = COME_AGAIN if line.is_over else b""
             await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
-            gone.cancel()
+            for watch in watching:
+                watch.cancel()
             self._followers.lines.discard(line)
 
 
 async def _until_gone(receive: Receive, line: Line) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    line.end()
+
+
+async def _until_session_is_over(request: AppRequest, line: Line) -> None:
+    await request.parts.sessions.over(request)
     line.end()
 
 
@@ -117,7 +127,7 @@ class Events(Controller):
         if cursor is not None and cursor == (job.attempt, FINAL) and job.status in ENDED:
             return Response(None, status_code=204)
         await parts.live.add([job])
-        return EventStream(parts.followers, lambda line: _job_events(parts.followers, job, owner_id, cursor, line))
+        return EventStream(request, lambda line: _job_events(parts.followers, job, owner_id, cursor, line))
 
     @get("/conversations/{conversation_id:str}/events", summary="Follow a conversation", responses={200: STREAM})
     async def of_conversation(self, request: AppRequest, conversation_id: PathId, after: After = None) -> Response[Any]:
@@ -128,7 +138,7 @@ class Events(Controller):
         lane = await parts.database.read(conversations.lane, owner_id, conversation_id, from_job)
         if lane is None:
             raise NotFound("Conversation not found")
-        return EventStream(parts.followers, lambda line: _lane_events(parts, owner_id, lane, from_job, cursor, line))
+        return EventStream(request, lambda line: _lane_events(parts, owner_id, lane, from_job, cursor, line))
 
 
 def _cursor(

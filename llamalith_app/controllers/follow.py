@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import structlog
@@ -145,7 +146,7 @@ class Followers:
             async with asyncio.timeout(HISTORY_S):
                 await followed.loaded.wait()
         followed.loaded.set()
-        if job.status in ENDED:
+        if job.status in ENDED and not (may_grow(job) and _ended_just_now(job)):
             followed.transcript.finish(job)
             followed.wake()
         return followed
@@ -191,10 +192,12 @@ class Followers:
             if entry.attempt >= followed.transcript.last.attempt:
                 told = msgspec.json.decode(entry.data, type=ProgressEvent)
                 self._live.add_eta(told, followed.model)
-                followed.transcript.tell_progress(msgspec.json.encode(told))
-        elif not followed.transcript.take(entry):
+                if followed.transcript.tell_progress(msgspec.json.encode(told)):
+                    followed.wake()
+        elif followed.transcript.take(entry):
+            followed.wake()
+        else:
             self._catch_up(job_id)
-        followed.wake()
 
     def _catch_up(self, job_id: int) -> None:
         if (followed := self._jobs.get(job_id)) is not None:
@@ -244,6 +247,11 @@ class Followers:
         wanted = [job_id for job_id, followed in self._jobs.items() if not followed.transcript.ended]
         found = await self._database.read(job_reads.some, wanted, 1) if wanted else []
         await self._live.add(found)
+        for job_id in set(wanted) - {job.id for job in found}:
+            # Expired before its end was seen here: who comes again hears that it is gone.
+            if (followed := self._jobs.get(job_id)) is not None:
+                for line in followed.lines:
+                    line.end()
         for job in found:
             followed = self._jobs.get(job.id)
             if followed is None:
@@ -279,5 +287,10 @@ class Followers:
     def _tell_progress(self, followed: FollowedJob, job: Job) -> None:
         if job.progress is not None and (job.status == "queued" or not followed.transcript.n_progress):
             data = msgspec.json.encode(streams.as_event(job.progress, job.id, job.attempt))
-            followed.transcript.tell_progress(data)
-            followed.wake()
+            if followed.transcript.tell_progress(data):
+                followed.wake()
+
+
+def _ended_just_now(job: Job) -> bool:
+    """Wall clocks may be wrong: then its readers wait for GROW_S, or a part of the reply is not told."""
+    return job.processed_at is not None and datetime.now(UTC) - job.processed_at < timedelta(seconds=GROW_S)

@@ -96,11 +96,14 @@ class Transcript:
         """Entries of this attempt are lost: it is asked for no more, since only a restart or the record helps."""
         self._hopeless = attempt
 
-    def tell_progress(self, data: bytes) -> None:
+    def tell_progress(self, data: bytes) -> bool:
+        """False: that is known."""
         text = b"event: progress\ndata: " + data + b"\n\n"
-        if text != self._progress:
+        is_new = text != self._progress
+        if is_new:
             self._progress = text
             self.n_progress += 1
+        return is_new
 
     def finish(self, job: Job) -> None:
         """What the readers have becomes what the record has, and nothing follows."""

@@ -7,6 +7,7 @@ hash, so that a change of either ends every session. Knows no route and no passw
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import re
@@ -25,6 +26,8 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
 
 COOKIE = "llamalith_session"
+LOOK_S = 15.0
+"""How long a stream may go on for a session that has ended elsewhere or has run out."""
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 
 log = structlog.get_logger(__name__)
@@ -44,6 +47,7 @@ class Sessions:
         self._secret_key = secret_key.encode()
         self._password_hash = password_hash
         self._touches: set[asyncio.Task[None]] = set()
+        self._one_ended = asyncio.Event()
 
     async def begin(self, connection: Connection) -> tuple[Cookie, Session]:
         """A session under a new random token, never under one that the client brought; that one ends."""
@@ -75,7 +79,22 @@ class Sessions:
         token = cookie(connection, COOKIE)
         if TOKEN.fullmatch(token) is not None:
             await self._database.write(sessions.end, self._digest(token))
+            self._one_ended.set()
+            self._one_ended = asyncio.Event()
         return self._cookie(connection, "", 0)
+
+    async def over(self, connection: Connection) -> None:
+        """Returns when the connection's session has ended: at once at a logout in this process, else within LOOK_S."""
+        while True:
+            one_ended = self._one_ended
+            try:
+                if await self.find(connection, keep_alive=False) is None:
+                    return
+            except StorageUnavailable as error:
+                log.warning("a session cannot be looked at now", reason=str(error))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await one_ended.wait()
 
     async def _touch(self, digest: str, now: datetime) -> None:
         try:

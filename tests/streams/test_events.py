@@ -16,20 +16,22 @@ import httpx
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import Connection, text
 
+from llamalith_app import guards, streams
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineTold
-from llamalith_app.controllers import events
+from llamalith_app.controllers import events, follow
 from llamalith_app.controllers.follow import Followed
-from llamalith_app.store import jobs, workers
+from llamalith_app.store import jobs, retention, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
 from tests.settle import eventually
 from tests.store.samples import NOW, fail, prompt
 from tests.streams.conftest import attempt, submit
 from tests.streams.sse import FINAL, Event, Heard, heard, read_all, reading
-from tests.web.conftest import TOKEN, serving
+from tests.web.conftest import TOKEN, log_in, serving
 from tests.worker.conftest import Script, ended, working
 
 REPLY = "<think>Grüße? 🐉</think>\n Grüße, kleiner Drache 🐉👩‍👩‍👧! S, ST and STO are no end.STOP and this is gone"
@@ -39,10 +41,11 @@ SAID = "Grüße, kleiner Drache 🐉👩‍👩‍👧! S, ST and STO are no end
 async def some(source: AsyncIterator[Event], kind: str, n: int = 1) -> list[Event]:
     """The next events up to the n-th of this kind."""
     found: list[Event] = []
-    async for event in source:
-        found.append(event)
-        if sum(event.kind == kind for event in found) == n:
-            return found
+    async with asyncio.timeout(30):
+        async for event in source:
+            found.append(event)
+            if sum(event.kind == kind for event in found) == n:
+                return found
     raise AssertionError(f"ended before {n} of {kind}: {found}")
 
 
@@ -326,12 +329,106 @@ async def test_a_running_job_tells_when_it_will_end(api: httpx.AsyncClient, data
 
 
 async def test_silence_is_broken_by_comments(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.02)
+    # Whatever is looked at meanwhile.
+    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.4)
+    monkeypatch.setattr(follow, "LOOK_S", 0.05)
     job_id = await submit(api, "x")
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         lines = reader.answer.aiter_lines()
         while await anext(lines) != ": keep-alive":
             pass
+
+
+async def test_what_a_cancelled_job_had_written_is_told_also_to_who_comes_before_it_is_stored(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    job_id = await submit(api, "x")
+    making = await attempt(database, redis)
+    await making.write("some text")
+    async with AsyncExitStack() as both:
+        early = await both.enter_async_context(reading(api, f"/api/jobs/{job_id}/events"))
+        heard_early = early.events()
+        assert (await some(heard_early, "delta"))[0].data["text"] == "some text"
+        assert (await api.post(f"/api/jobs/{job_id}/cancel")).status_code == 200
+        late = await both.enter_async_context(reading(api, f"/api/jobs/{job_id}/events"))
+        heard_late = late.events()
+        assert (await some(heard_late, "delta"))[0].data["text"] == "some text"
+        written = jobs.Written("some text", 1, 2)
+        assert await database.write(jobs.keep_written, job_id, making.claim.lease_token, NOW, written=written)
+        for source in (heard_early, heard_late):
+            (final,) = await some(source, "cancelled")
+            assert final.data["partial"] == "some text"
+
+
+async def test_a_stream_whose_job_expired_before_its_end_was_seen_ends_too(
+    api: httpx.AsyncClient, database: Database
+) -> None:
+    job_id = await submit(api, "x")
+
+    def cancel_and_expire(connection: Connection) -> int:
+        jobs.cancel(connection, ADMIN_ID, job_id, datetime.now(UTC))
+        return retention.expire(connection, datetime.now(UTC), 100)
+
+    async with reading(api, f"/api/jobs/{job_id}/events") as reader:
+        source = reader.events()
+        assert (await anext(source)).kind == "progress"
+        assert await database.write(cancel_and_expire) == 1
+        assert [event.kind async for event in source if event.kind != "progress"] == []
+    assert (await api.get(f"/api/jobs/{job_id}/events")).status_code == 404
+
+
+async def test_a_word_of_another_version_ends_no_hearing(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    job_id = await submit(api, "x")
+    making = await attempt(database, redis)
+    told = streams.Told(job_id, streams.Entry(1, 0, "progress", b'{"phase": "of the next version"}', 1))
+    async with reading(api, f"/api/jobs/{job_id}/events") as reader:
+        source = reader.events()
+        await making.write("a")
+        assert (await some(source, "delta"))[0].data["text"] == "a"
+        await redis.publish(streams.CHANNEL, msgspec.msgpack.encode([told]))
+        await making.write("b")
+        assert (await some(source, "delta"))[0].data["text"] == "b"
+
+
+async def test_a_logout_ends_the_streams_of_its_session_and_no_other(
+    api: httpx.AsyncClient, config: Config, database: Database
+) -> None:
+    await submit(api, "x")
+    async with AsyncExitStack() as open_ones:
+        browsers = [
+            await open_ones.enter_async_context(
+                httpx.AsyncClient(base_url=api.base_url, headers={"Origin": str(api.base_url).rstrip("/")})
+            )
+            for _ in range(2)
+        ]
+        told = []
+        for client in (*browsers, api):
+            if client is not api:
+                await log_in(client)
+            source = (await open_ones.enter_async_context(reading(client, "/api/conversations/c/events"))).events()
+            assert (await anext(source)).kind == "progress"
+            told.append(source)
+        assert (await browsers[0].post("/chat/logout")).status_code == 303
+        assert [event.kind async for event in told[0] if event.kind != "progress"] == []
+        await api.post("/api/jobs/1/cancel")
+        for source in told[1:]:
+            assert await some(source, "cancelled")
+
+
+async def test_a_session_that_ended_elsewhere_ends_its_streams_soon(
+    api: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards.sessions, "LOOK_S", 0.05)
+    await submit(api, "x")
+    async with httpx.AsyncClient(base_url=api.base_url) as browser:
+        await log_in(browser)
+        async with reading(browser, "/api/conversations/c/events") as reader:
+            source = reader.events()
+            assert (await anext(source)).kind == "progress"
+            await database.write(lambda connection: connection.execute(text("DELETE FROM sessions")))
+            assert [event.kind async for event in source if event.kind != "progress"] == []
 
 
 # Conversations
