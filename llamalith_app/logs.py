@@ -6,14 +6,29 @@ a reply, a token or a cookie.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
 
 from llamalith_app.config import Config
+
+
+class _StandardError:
+    """A line that cannot be written, on a full disk or to a reader that has gone, is lost: what it tells of goes on."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return sys.stderr.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
 
 QUIET = ("httpx", "httpcore", "alembic", "asyncio", "aiosqlite", "sqlalchemy", "uvicorn.access")
 
@@ -39,7 +54,7 @@ def start(process: str, config: Config) -> None:
     # Our own lines go straight out; only those of libraries come by way of `logging`.
     structlog.configure(
         processors=[*shared, *exceptions, renderer],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _StandardError())),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )

@@ -7,6 +7,7 @@ hand over by one inbox. Knows no llama.cpp: which runner there is, its compositi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import socket
@@ -201,7 +202,8 @@ class _Loop:
         self._scheduler = Scheduler(runner)
         self._states = None
         if load.state_dir:
-            self._states = States(Path(load.state_dir), runner.fingerprint, load.state_max_bytes)
+            with contextlib.suppress(OSError):  # a folder that cannot be made only costs what would have been saved
+                self._states = States(Path(load.state_dir), runner.fingerprint, load.state_max_bytes)
         self._disk = ThreadPoolExecutor(1)
         self._writing: list[Future[None]] = []
         self._ends = False

@@ -39,6 +39,10 @@ SAVE_S = 10.0
 """Seconds that a child gets at its end to save what its slots hold."""
 END_S = 5.0
 """Seconds more until it is killed."""
+SILENT_S = 600.0
+"""Seconds for which an engine that has work may tell nothing; it tells something with each step. Then it is killed."""
+SILENT_AFTER_CANCEL_S = 60.0
+"""The same once it was told to end something, which it looks at between two steps."""
 KEPT_LINES = 20
 
 CHILD_SETTINGS = {
@@ -92,6 +96,11 @@ class EngineProcess:
         self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._loading: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._stopping = False
+        self._silent_s = 0.0
+        """Since when it has work and told nothing, as far as this process was there to hear it."""
+        self._cancels = False
+        """It was told to end something and has told nothing since."""
+        self._hung = False
         self._reading = asyncio.create_task(self._read(reader))
         self._lines = asyncio.create_task(self._keep_lines())
 
@@ -161,7 +170,16 @@ class EngineProcess:
     def cancel(self, sequence_id: int) -> None:
         """Ends a run within one step, with finish `cancelled`; nothing happens for one that has ended."""
         if not self.died.is_set():
+            self._cancels |= sequence_id in self._runs
             self._send(Cancel(sequence_id))
+
+    def watch(self, seconds: float) -> None:
+        """To be called every so many seconds: kills one that has hung, so that its runs end as with any other death."""
+        self._silent_s = self._silent_s + seconds if self._runs else 0.0
+        if self._silent_s >= (SILENT_AFTER_CANCEL_S if self._cancels else SILENT_S):
+            self._hung = True
+            log.error("engine has hung", model=self.model, pid=self.pid, silent_s=self._silent_s)
+            self._process.kill()
 
     async def stop(self) -> None:
         """Ends the child and waits until it is gone. One that has loaded its model saves its states first."""
@@ -209,6 +227,7 @@ class EngineProcess:
             steps.put_nowait(EngineDied(reason))
 
     def _take(self, message: FromEngine) -> None:
+        self._silent_s, self._cancels = 0.0, False
         match message:
             case Loaded():
                 self._loading.set_result(message)
@@ -246,7 +265,9 @@ class EngineProcess:
         code = self._process.returncode
         if code is not None and code < 0:
             how = f"The engine was ended by {_signal_name(-code)}"
-            if -code == signal.SIGKILL:
+            if self._hung:
+                how = f"The engine told nothing for {self._silent_s:g} s and was ended"
+            elif -code == signal.SIGKILL:
                 how += ", as the system does when memory runs out"
         else:
             how = f"The engine ended with exit code {code}"

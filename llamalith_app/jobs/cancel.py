@@ -5,9 +5,11 @@ A worker learns of it from the record: the lease that it runs under is gone. Kno
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
+from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
@@ -69,6 +71,7 @@ class Cancellations:
         """After the commit, for each job that a cancel ended: whoever follows it hears of it from here, and what
         waited behind it is woken."""
         self._tell_ended(cancelled)
-        for waiting in await self._database.read(jobs.freed, cancelled, datetime.now(UTC)):
-            if waiting.model in self._models:
-                self._hints.send(waiting.model, waiting.job_id, waiting.attempt + 1)
+        with contextlib.suppress(StorageUnavailable):  # cancelled they are; a worker's own look finds what is free
+            for waiting in await self._database.read(jobs.freed, cancelled, datetime.now(UTC)):
+                if waiting.model in self._models:
+                    self._hints.send(waiting.model, waiting.job_id, waiting.attempt + 1)

@@ -305,13 +305,14 @@ class Generation:
     async def _attempt(self, running: Running, place: Place, chain: _Chain) -> None:
         """One attempt from its claim to the end of its lease; raises nothing."""
         claim = running.claim
-        lines = log.bind(job_id=claim.job_id, attempt=claim.attempt, model=claim.model, request_id=claim.request_id)
-        lines.info("attempt started")
         self.running[claim.lease_token] = running
-        before = await streams.before(self._redis, claim.job_id, claim.attempt) if claim.attempt > 1 else None
-        publisher = _Publisher(self._teller.writer(claim.job_id, claim.attempt, before), running, chain)
+        lines = log.bind(job_id=claim.job_id, attempt=claim.attempt, model=claim.model, request_id=claim.request_id)
+        publisher: _Publisher | None = None
         timer = None if claim.timeout_s is None else asyncio.create_task(self._end_in_time(running, claim.timeout_s))
         try:
+            lines.info("attempt started")
+            before = await streams.before(self._redis, claim.job_id, claim.attempt) if claim.attempt > 1 else None
+            publisher = _Publisher(self._teller.writer(claim.job_id, claim.attempt, before), running, chain)
             await self._run(running, place, publisher, before)
         except EngineRefused as error:
             await self._fail(running, error.kind, str(error), final=True)
@@ -327,7 +328,8 @@ class Generation:
         finally:
             if timer is not None:
                 timer.cancel()
-            self._hold(asyncio.create_task(publisher.close()))
+            if publisher is not None:
+                self._hold(asyncio.create_task(publisher.close()))
             del self.running[claim.lease_token]
 
     async def _end_in_time(self, running: Running, timeout_s: float) -> None:
@@ -345,6 +347,9 @@ class Generation:
         self._hold(loading)
         waiting = asyncio.shield(loading)
         running.cancel = waiting.cancel
+        if running.ends_as is not None:
+            # It was told so while it read what the attempt before had written.
+            waiting.cancel()
         try:
             return await waiting
         except asyncio.CancelledError:
@@ -360,9 +365,10 @@ class Generation:
             await self._fail(running, "interrupted", "The attempt was interrupted.")
             return
         settings = self._models[claim.model].settings
-        turn = await self._database.read(
-            conversations.turn, claim.conversation_id, claim.turn, engine.loaded.n_ctx * MAX_CHARS_A_TOKEN
-        )
+        turn = await self._turn(running, engine.loaded.n_ctx * MAX_CHARS_A_TOKEN)
+        if turn is None:
+            await self._fail(running, "interrupted", "The attempt was interrupted.")
+            return
         submit = Submit(
             sequence_id=next(self._sequence_ids),
             messages=msgspec.convert(turn.messages, list[ChatMessage], from_attributes=True),
@@ -375,17 +381,18 @@ class Generation:
             running.begin_again()
             submit = msgspec.structs.replace(submit, sequence_id=next(self._sequence_ids), written=[])
             await self._write(running, engine, submit, publisher)
-        if running.ends_as is not Outcome.RELEASED:
-            publisher.write(running.reply.end())
         last = running.last
+        finish_reason = None if last is None or last.finish == "cancelled" else last.finish
+        if finish_reason is not None or running.ends_as is not Outcome.RELEASED:
+            publisher.write(running.reply.end())
         # Whole before it was stopped: the time it took is spent, and only a lease that is gone stands against it.
-        if running.ends_as is Outcome.LOST or last is None or last.finish in (None, "cancelled"):
+        if running.ends_as is Outcome.LOST or last is None or finish_reason is None:
             await self._fail(running, "interrupted", "The attempt was interrupted.")
             return
         finish = partial(
             jobs.finish,
             reply=running.written().text,
-            finish_reason=last.finish,
+            finish_reason=finish_reason,
             prompt_tokens=last.prompt_tokens,
             prompt_tokens_reused=last.prompt_reused,
             completion_tokens=running.completion_tokens,
@@ -402,7 +409,7 @@ class Generation:
                 job_id=claim.job_id,
                 request_id=claim.request_id,
                 model=claim.model,
-                finish_reason=last.finish,
+                finish_reason=finish_reason,
                 prompt_tokens=last.prompt_tokens,
                 prompt_tokens_reused=last.prompt_reused,
                 completion_tokens=running.completion_tokens,
@@ -410,6 +417,20 @@ class Generation:
             )
         else:
             await self._keep(running)
+
+    async def _turn(self, running: Running, max_chars: int) -> conversations.Turn | None:
+        """What is to be answered, once the record can be read. None: the attempt is to stop before that."""
+        claim = running.claim
+        is_told = False
+        while running.ends_as is None:
+            try:
+                return await self._database.read(conversations.turn, claim.conversation_id, claim.turn, max_chars)
+            except StorageUnavailable as error:
+                if not is_told:
+                    log.error("a conversation cannot be read now", job_id=claim.job_id, reason=str(error))
+                is_told = True
+                await asyncio.sleep(STORE_AGAIN_S)
+        return None
 
     async def _write(self, running: Running, engine: EngineProcess, submit: Submit, publisher: _Publisher) -> bool:
         """To the reply's end, or the attempt's. False: it cannot go on behind what was written before."""

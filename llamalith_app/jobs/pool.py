@@ -150,6 +150,12 @@ class Pool:
             ):
                 self._preload(model)
 
+    def watch(self, seconds: float) -> None:
+        """To be called every so many seconds: ends engines that have hung."""
+        for held in self.held.values():
+            if (engine := held.live) is not None:
+                engine.watch(seconds)
+
     def told(self, speeds: Speeds) -> list[EngineTold]:
         """How each model stands, for those who ask."""
         return [self._told(model, speeds) for model in self._models]

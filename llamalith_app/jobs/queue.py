@@ -31,6 +31,8 @@ PENDING_HINTS = 16
 MIRROR_S = 5.0
 """How often a task tells SAQ its progress; SAQ cancels what is silent for HEARTBEAT_S."""
 HEARTBEAT_S = 60
+REFUSED_S = 1.0
+"""Until a Redis that refuses is asked again."""
 STOP_S = 2.0
 
 log = structlog.get_logger(__name__)
@@ -88,8 +90,26 @@ async def refuse_old_redis(url: str) -> None:
         raise ConfigError([f"REDIS_URL: this server is Redis {version}; {needed} or newer is needed"])
 
 
+class _PatientQueue(RedisQueue):
+    """SAQ asks anew at once when Redis refuses, as one does whose disk or memory is full: half a core for nothing."""
+
+    _is_refused = False
+
+    async def dequeue(self, timeout: float = 0, poll_interval: float = 0.0) -> Job | None:  # noqa: ASYNC109 - SAQ's own
+        try:
+            job = await super().dequeue(timeout, poll_interval)
+        except RedisError as error:
+            if not self._is_refused:
+                log.warning("redis refuses; jobs start by the worker's own look", queue=self.name, reason=str(error))
+            self._is_refused = True
+            await asyncio.sleep(REFUSED_S)
+            return None
+        self._is_refused = False
+        return job
+
+
 def saq_queue(redis: Redis, model: str) -> RedisQueue:
-    return RedisQueue(redis, name=f"llamalith:{model}", dump=msgspec.json.encode, load=msgspec.json.decode)
+    return _PatientQueue(redis, name=f"llamalith:{model}", dump=msgspec.json.encode, load=msgspec.json.decode)
 
 
 async def enqueue(queue: RedisQueue, hint: Hint) -> None:
@@ -116,7 +136,9 @@ class Hints:
 
     def send(self, model: str, job_id: int, attempt: int = 1) -> None:
         """`attempt`: the one that the hint is for; part of SAQ's key, so that a dead worker's entry blocks nothing."""
-        self._pending[model].append(Hint(job_id, attempt))
+        if (pending := self._pending.get(model)) is None:
+            return  # it was offered when the answer was given that is repeated now
+        pending.append(Hint(job_id, attempt))
         if (sender := self._senders.get(model)) is None or sender.done():
             self._senders[model] = asyncio.create_task(self._send_pending(model))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
 import sys
 from collections import OrderedDict
 from typing import Any
@@ -73,8 +74,10 @@ async def _run(text: bytes) -> Verdict:
     if lines := told.splitlines():
         # The last one; it may have been stopped while it looked for a smaller part that is why.
         return msgspec.json.decode(lines[-1], type=Verdict)
-    if process.returncode and process.returncode > 0:
+    if process.returncode == -signal.SIGKILL or ((process.returncode or 0) > 0 and b"MemoryError" not in complaint):
+        # Not by its own limits: that says nothing of the schema.
         log.error("a schema's judge failed", complaint=complaint.decode(errors="replace")[-1000:])
+        raise JudgeBusy("The schema could not be judged; try again.")
     return Verdict(
         reason=f"takes more than {CPU_S:g} s of processor time or too much memory to compile; make it simpler:"
         " fewer patterns, and fewer choices within allOf"

@@ -76,6 +76,9 @@ class Sweeper:
         self._retention = retention
         self._seen: dict[str, tuple[int, float]] = {}
         """Lease token -> its beat, and since when it stands there."""
+        self._looked_at = time.monotonic()
+        self._clock = 0.0
+        """Seconds that this process was there to see: one that was frozen must not judge others by that time."""
 
     async def sweep(self) -> None:
         await self._see_that_beats_can_be_written()
@@ -85,7 +88,9 @@ class Sweeper:
                 await self._take(held, f"worker {sibling.id} ended")
                 await self._database.write_lightly(workers.end, sibling.id, datetime.now(UTC))
                 _forget(sibling.lock_path)
-        now = time.monotonic()
+        looked_at, self._looked_at = self._looked_at, time.monotonic()
+        self._clock += min(self._looked_at - looked_at, 2 * SWEEP_S)
+        now = self._clock
         held = await self._database.read(jobs.held)
         self._seen = {
             lease.lease_token: seen

@@ -159,6 +159,7 @@ class Worker:
 
     async def _tend(self) -> None:
         self._pool.tend(time.monotonic())
+        self._pool.watch(TEND_S)
 
     async def _beat(self) -> None:
         if mine := list(self.generation.running):

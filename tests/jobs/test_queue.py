@@ -85,12 +85,32 @@ asyncio.run(main(sys.argv[1], 5.0))
 """
 
 
-@pytest.mark.slow
-async def test_waiting_for_an_absent_redis_takes_hardly_any_of_a_core(absent_redis_url: str) -> None:
+async def share_of_a_core(redis_url: str) -> float:
     # The work of a span of time: there is no event to wait for. In a process of its own, since what other tests left in
     # this one is not what is measured.
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WAIT_FOR_NOBODY, absent_redis_url, stdout=subprocess.PIPE
+        sys.executable, "-c", WAIT_FOR_NOBODY, redis_url, stdout=subprocess.PIPE
     )
     told, _ = await process.communicate()
-    assert float(told) < 0.05
+    return float(told.splitlines()[-1])
+
+
+@pytest.mark.slow
+async def test_waiting_for_an_absent_redis_takes_hardly_any_of_a_core(absent_redis_url: str) -> None:
+    assert await share_of_a_core(absent_redis_url) < 0.05
+
+
+@pytest.mark.slow
+async def test_a_redis_that_refuses_takes_hardly_any_of_a_core(redis_url: str) -> None:
+    async with Redis.from_url(redis_url) as redis:
+        for model in ("m", "n"):
+            await redis.set(f"saq:llamalith:{model}:queued", "no list")
+    assert await share_of_a_core(redis_url) < 0.05
+
+
+async def test_a_hint_for_a_model_that_is_offered_no_more_goes_nowhere(redis_url: str) -> None:
+    hints = Hints(redis_url, ("m",))
+    hints.send("gone", 1)
+    await hints.close()
+    async with Redis.from_url(redis_url) as redis:
+        assert await redis.keys("*") == []

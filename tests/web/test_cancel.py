@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import Connection, insert
+from sqlalchemy.exc import OperationalError
 
 from llamalith_app.config import Config
 from llamalith_app.jobs.cancel import CHUNK_JOBS
@@ -161,6 +163,18 @@ async def test_what_a_cancel_would_not_heed_is_refused_and_cancels_nothing(
     assert answer.status_code == 400
     assert words in answer.json()["detail"]
     assert await states(api) == ["queued"]
+
+
+async def test_a_cancel_that_is_on_disk_is_no_503_when_the_record_cannot_be_read_after_it(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: object) -> None:
+        raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
+
+    monkeypatch.setattr(jobs, "freed", unreadable)
+    await queue(api)
+    answer = await api.post("/api/jobs/cancel?status=queued")
+    assert (answer.status_code, answer.json()["cancelled"]) == (200, 1)
 
 
 async def test_an_empty_json_object_says_nothing_and_hinders_no_cancel(api: httpx.AsyncClient) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -242,6 +243,16 @@ async def test_a_schema_is_judged_once(api: httpx.AsyncClient, monkeypatch: pyte
     sent = {"content": "x", "response_format": form({"const": "judged once"})}
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
     monkeypatch.setattr("llamalith_app.jobs.schemas._run", None)
+    assert (await api.post("/api/jobs", json=sent)).status_code == 200
+
+
+async def test_a_judge_that_fails_says_nothing_of_the_schema(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = {"content": "x", "response_format": form({"const": "judged again"})}
+    with monkeypatch.context() as patched:
+        patched.setattr("llamalith_app.jobs.schemas.sys", SimpleNamespace(executable="/bin/false"))
+        assert (await api.post("/api/jobs", json=sent)).status_code == 503
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import os
+import signal
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ import structlog
 from redis.asyncio import Redis
 from sqlalchemy import Connection
 
+from llamalith_app import streams
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.engine.messages import Advance
@@ -28,7 +31,7 @@ from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
-from llamalith_app.streams import history
+from llamalith_app.streams import Before, before, history
 from tests import fake_engine
 from tests.settle import eventually
 from tests.worker.conftest import Script, Submit, at_phase, attempts, ended, slots, working
@@ -49,6 +52,82 @@ async def read(database: Database, job_id: int) -> Job:
     job = await database.read(job_reads.one, ADMIN_ID, job_id)
     assert job is not None
     return job
+
+
+@pytest.mark.parametrize("asked", ["cancel", "timeout_s", "nothing"])
+async def test_an_engine_that_hangs_is_killed_and_its_slot_serves_the_next(
+    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    silent_s = {"nothing": 0.1, "cancel": 3600, "timeout_s": 3600}[asked]
+    monkeypatch.setattr("llamalith_app.engine.process.SILENT_S", silent_s)
+    monkeypatch.setattr("llamalith_app.engine.process.SILENT_AFTER_CANCEL_S", 0.1)
+    script.write({"when": "long", "step_s": 0.01, "reply": "x" * 1900})
+    async with working(slots(config, 1), script) as worker:
+        job_id = await submit("long", timeout_s=1 if asked == "timeout_s" else None, max_attempts=1)
+        next_id = await submit("next")
+        await at_phase(worker, "decode")
+        (pid,) = [held.engine.pid for held in worker._pool.held.values() if held.engine is not None]
+        os.kill(pid, signal.SIGSTOP)
+        if asked == "cancel":
+            await cancel(database, job_id)
+        assert (await ended(database, next_id)).status == "done"
+        job = await ended(database, job_id)
+    if asked == "cancel":
+        assert job.status == "cancelled"
+    else:
+        assert job.error is not None
+        assert job.error.kind == ("timeout" if asked == "timeout_s" else "engine_died")
+        assert asked == "timeout_s" or "told nothing for" in job.error.reason
+
+
+async def test_a_cancel_while_the_attempt_before_is_read_ends_the_wait_for_the_model(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    script.write({"when": "die", "signal": 9})
+    reads, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(*of: Any) -> Before:
+        reads.set()
+        await goes_on.wait()
+        return await before(*of)
+
+    monkeypatch.setattr(streams, "before", slow)
+    async with working(config, script) as worker:
+        job_id = await submit("die")
+        await reads.wait()
+        script.write({"model": "m", "load_gate": str(tmp_path / "gate")})
+        (running,) = worker.generation.running.values()
+        await cancel(database, job_id)
+
+        async def is_heard() -> bool:
+            return running.ends_as is not None
+
+        await eventually(is_heard)
+        goes_on.set()
+        await idle(worker)
+        (tmp_path / "gate").touch()
+
+
+async def test_a_reply_that_was_whole_when_the_drain_stopped_it_keeps_its_last_characters(
+    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.write({"when": "long", "reply": "if a <"})
+    advance = generate.Running.advance
+
+    def advance_and_stop(running: generate.Running, step: Advance) -> list[Piece]:
+        if step.finish == "stop":
+            running.ends_as = Outcome.RELEASED
+        return advance(running, step)
+
+    monkeypatch.setattr(generate.Running, "advance", advance_and_stop)
+    async with working(config, script):
+        job = await ended(database, await submit("long"))
+    assert (job.status, job.result) == ("done", "if a <")
 
 
 async def test_a_cancelled_job_keeps_what_was_written_and_the_next_of_its_conversation_runs_without_it(

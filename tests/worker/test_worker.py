@@ -13,16 +13,19 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 import structlog
 from redis.asyncio import Redis
+from sqlalchemy.exc import OperationalError
 
 from llamalith_app import valkey
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
+from llamalith_app.jobs import sweep
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.sweep import hold_lock
 from llamalith_app.jobs.worker import Worker, run
@@ -420,6 +423,58 @@ async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
     assert claim.lease_token not in {lease.lease_token for lease in await database.read(jobs.held)}
+
+
+async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_was_away(
+    submit: Submit, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: clock))
+    with hold_lock(tmp_path / "others"), hold_lock(tmp_path / "mine"):
+        other = await database.write(register_worker, str(tmp_path / "others"))
+        mine = await database.write(register_worker, str(tmp_path / "mine"))
+        job_id = await submit("runs on")
+        claim = await database.write(jobs.claim, "m", 1, other, datetime.now(UTC))
+        assert claim is not None
+        sweeper = sweep.Sweeper(database, mine, set, lambda _: None, lambda: "[]")
+
+        async def status_after(seconds: float) -> str:
+            nonlocal clock
+            clock += seconds
+            await sweeper.sweep()
+            job = await database.read(job_reads.one, ADMIN_ID, job_id)
+            assert job is not None
+            return job.status
+
+        assert [await status_after(s) for s in (2, 2, 600)] == ["processing"] * 3
+        await database.write(jobs.beat, [claim.lease_token])
+        assert [await status_after(2) for _ in range(6)] == ["processing"] * 5 + ["queued"]
+
+
+async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(
+    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, n_read = conversations.turn, 0
+
+    def once_unreadable(*of: Any) -> conversations.Turn:
+        nonlocal n_read
+        n_read += 1
+        if n_read == 1:
+            raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
+        return turn(*of)
+
+    monkeypatch.setattr(conversations, "turn", once_unreadable)
+    async with working(config, script):
+        job = await ended(database, await submit("x", max_attempts=1))
+    assert (job.status, n_read) == ("done", 2)
+
+
+async def test_a_folder_for_states_that_cannot_be_made_costs_no_job(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    (config.data_dir / "states").write_text("a file")
+    async with working(config, script):
+        assert (await ended(database, await submit("x", max_attempts=1))).status == "done"
 
 
 async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(

@@ -1,0 +1,34 @@
+"""What a process does whose lines nobody can take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LOG = """
+import logging, pathlib, structlog
+from llamalith_app import logs
+from llamalith_app.config import Config
+logs.start("worker", Config(data_dir=pathlib.Path("unused"), log_format="{form}"))
+log = structlog.get_logger()
+for _ in range(3):
+    log.info("a line")
+    try:
+        raise ValueError("of another")
+    except ValueError:
+        log.exception("a failure")
+    logging.getLogger("a library").error("its line")
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_line_that_cannot_be_written_is_lost_and_nothing_else_with_it(form: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", LOG.format(form=form)], stdout=subprocess.PIPE, stderr=full, check=False
+        )
+    assert done.stdout == b"went on\n"
