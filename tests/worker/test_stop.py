@@ -91,7 +91,7 @@ async def test_a_cancel_while_the_attempt_before_is_read_ends_the_wait_for_the_m
     script.write({"when": "die", "signal": 9})
     reads, goes_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(*of: Any) -> Before:
+    async def slow(*of: Any) -> Before | None:
         reads.set()
         await goes_on.wait()
         return await before(*of)
