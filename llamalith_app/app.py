@@ -18,7 +18,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 
 from llamalith_app import __version__, grammar
 from llamalith_app.config import Config
-from llamalith_app.controllers import html, login
+from llamalith_app.controllers import html, login, problems
 from llamalith_app.controllers.conversations import Conversations
 from llamalith_app.controllers.docs import Docs
 from llamalith_app.controllers.envelope import Envelope
@@ -160,6 +160,7 @@ def create_app(config: Config) -> WebApp:
                 }
             ),
         ),
+        plugins=[problems.InDocument()],
         lifespan=[opened],
         logging_config=None,
         debug=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -29,9 +30,20 @@ def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, 
     config = load(data_dir=data_dir)
     if not (config.secret_key or config.admin_password_hash or config.api_token):
         config = _with_new_secrets(config, env_file)
-    require_secrets(config)
+    try:
+        require_secrets(config)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *_why_none_was_made(config)]) from None
     logs.start("up", config)
     sys.exit(asyncio.run(up.run(config, host=host, port=port, grace_s=grace)))
+
+
+def _why_none_was_made(config: Config) -> list[str]:
+    names = ("N8N_API_TOKEN", "SECRET_KEY", "ADMIN_PASSWORD_HASH")
+    told = [name for name in names if os.environ.get(name)]
+    if len(told) in (0, len(names)) or (Path.cwd() / ".env").exists() or (config.data_dir / ".env").exists():
+        return []
+    return [f"{told[0]}: is set in the environment, so no .env was written; unset it, or set all three"]
 
 
 def _with_new_secrets(config: Config, env_file: Path | None) -> Config:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from llamalith_app import ranges
 from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.contracts.text import ConversationId, Name, Text
 
@@ -23,7 +24,10 @@ Phase = Literal["queued", "loading", "prefill", "decode"]
 Seconds = Annotated[
     float,
     Meta(
-        gt=0, le=604_800, description="More than 0 and at most 604,800 (a week); absent: the configured limit, or none."
+        gt=0,
+        le=604_800,
+        description="More than 0 and at most 604,800 (a week); absent: the configured limit, or none.",
+        extra_json_schema=ranges.ABOVE_ZERO,
     ),
 ]
 

@@ -37,6 +37,7 @@ class Operation(NamedTuple):
     body: list[Field]
     answer: list[Field]
     answer_status: str
+    refusals: list[Field]
 
 
 class Docs(Controller):
@@ -73,6 +74,7 @@ def shapes(document: dict[str, Any]) -> dict[str, list[Field]]:
     inner = {name for schema in schemas.values() for field in schema["properties"].values() for name in _names(field)}
     for operation in operations(document):
         inner.update(field.name for field in operation.answer if field.type == EVENT)
+        inner.update(field.type for field in operation.refusals)
     return {name: _schema_fields(schemas[name], schemas) for name in sorted(inner)}
 
 
@@ -104,6 +106,11 @@ def _operation(path: str, method: str, operation: dict[str, Any], schemas: dict[
         body=_fields(operation.get("requestBody", {}), schemas),
         answer=_fields(answer, schemas),
         answer_status=status,
+        refusals=[
+            Field(status, "Problem", False, refusal["description"])
+            for status, refusal in operation["responses"].items()
+            if status >= "400"
+        ],
     )
 
 
@@ -141,7 +148,12 @@ def _in_words(schema: dict[str, Any]) -> str:
         return f"list of {_in_words(schema.get('items', {}))}"
     limits = [
         f"{words} {int(schema[name]):,}"
-        for name, words in (("minimum", "from"), ("maximum", "to"), ("maxLength", "at most, characters:"))
+        for name, words in (
+            ("minimum", "from"),
+            ("exclusiveMinimum", "more than"),
+            ("maximum", "to"),
+            ("maxLength", "at most, characters:"),
+        )
         if name in schema and schema[name] < TELL_BELOW
     ]
     return " ".join([str(schema.get("format", kind)), *limits])

@@ -1,4 +1,5 @@
-"""From an error to its answer: problem details with a stable type, never a traceback and never what was sent."""
+"""From an error to its answer: problem details with a stable type, never a traceback and never what was sent. And what
+the OpenAPI document tells of them."""
 
 from __future__ import annotations
 
@@ -9,6 +10,10 @@ from typing import Any
 import structlog
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.plugins import ReceiveRoutePlugin
+from litestar.routes import BaseRoute, HTTPRoute
 
 from llamalith_app.contracts import parameters
 from llamalith_app.contracts.problems import Problem
@@ -21,9 +26,14 @@ ALLOWED = {
     "before": "expected a job's id, a whole number of at least 1",
     "idempotency_key": "expected 1 to 255 visible ASCII characters",
     "job_id": "expected a job's id, a whole number of at least 1",
+    "priority": "expected one of interactive, normal, batch",
+    "status": "expected queued or processing for a cancel, error or cancelled for a retry; both may stand",
+    "timeout_s": "expected seconds, more than 0 and at most 604800",
+    "queue_timeout_s": "expected seconds, more than 0 and at most 604800",
+    "max_attempts": "expected a whole number from 1 to 100",
     **parameters.allowed(),
 }
-"""What would be right, for parameters of which msgspec tells half."""
+"""What would be right, for fields of which msgspec tells half."""
 
 HEADERS = {"idempotency_key": "Idempotency-Key"}
 """What clients call what handlers call so."""
@@ -70,6 +80,42 @@ def of_anything(request: Request[Any, Any, Any], error: Exception) -> Response[P
         "Something went wrong here; the log has more under this request id.",
         {},
     )
+
+
+class InDocument(ReceiveRoutePlugin):
+    """Adds to each route that the OpenAPI document describes what it may refuse, which follows from what it takes."""
+
+    def receive_route(self, route: BaseRoute) -> None:
+        if isinstance(route, HTTPRoute):
+            for handler in route.route_handlers:
+                if not handler.opt.get("open"):
+                    handler.responses = {**_refusals(handler, route), **(handler.responses or {})}
+
+
+def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, ResponseSpec]:
+    takes = handler.parsed_fn_signature.parameters.keys() - {"request"}
+    told = {401: "No token and no session, or a wrong one."}
+    if takes:
+        told[400] = "What was sent is wrong: `detail` says what, where, and what would be right. Nothing was stored."
+    if route.path_parameters:
+        told[404] = "There is no such job or conversation of this caller."
+    if "data" in takes:
+        told |= {413: "The body is larger than 16 MiB.", 415: "The body is not `application/json`."}
+    if "idempotency_key" in takes:
+        told |= {
+            409: "The Idempotency-Key stands for another request, or the job did not end as `error` or `cancelled`.",
+            429: "The queue is full; Retry-After says when to come again.",
+        }
+    told[503] = "The record cannot be used now and nothing was stored; Retry-After says when to come again."
+    return {
+        status: ResponseSpec(
+            Problem,
+            description=description,
+            media_type=MediaType.JSON if status == HTTPStatus.UNAUTHORIZED else PROBLEM_JSON,
+            generate_examples=False,
+        )
+        for status, description in sorted(told.items())
+    }
 
 
 def _answer(

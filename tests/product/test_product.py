@@ -269,3 +269,16 @@ def test_web_and_worker_refuse_to_start_without_a_secret(tmp_path: Path, command
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"{missing}: missing")
+
+
+def test_a_shell_that_exports_one_secret_is_told_why_none_were_made(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [LLAMALITH, "up", "--data-dir", tmp_path / "d"],
+        cwd=tmp_path,
+        env=clean_environ(N8N_API_TOKEN="tok"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("N8N_API_TOKEN: is set in the environment, so no .env was")

@@ -285,11 +285,22 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/healthz",
         "/readyz",
     }
-    for (path, _), operation in operations.items():
+    for (path, method), operation in operations.items():
         assert operation["summary"], path
         media_type = "text/event-stream" if path.endswith("/events") else "application/json"
         assert operation["responses"]["200"]["content"][media_type]["schema"], path
-        assert "400" in operation["responses"] or path.endswith("z") or path in ("/api/jobs", "/api/models"), path
+        refusals = {status for status in operation["responses"] if status >= "400"}
+        if path.endswith("z"):
+            continue
+        assert {"401", "503"} <= refusals
+        assert ("404" in refusals) is ("{" in path), path
+        assert ("413" in refusals) is ("requestBody" in operation), path
+        makes = path.endswith(("/retry", "/reply", "/submit")) or (path, method) == ("/api/jobs", "post")
+        assert ("409" in refusals) is ("429" in refusals) is makes, path
+        for status in refusals:
+            media_type = "application/json" if status == "401" else "application/problem+json"
+            told = operation["responses"][status]["content"][media_type]["schema"]
+            assert told == {"$ref": "#/components/schemas/Problem"}
     content = document["components"]["schemas"]["JobCreate"]["properties"]["content"]
     assert content["maxLength"] == 1_000_000
     limit = next(

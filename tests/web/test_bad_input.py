@@ -91,11 +91,21 @@ BODIES = {
     "more time than a week": (body(content="a", timeout_s=604_801), "604800"),
     "time without an end": (b'{"content": "a", "timeout_s": 1e999}', "out of range"),
     "a time that is NaN": (b'{"content": "a", "timeout_s": NaN}', "not valid JSON"),
-    "a time that is NaN in text": (body(content="a", timeout_s="nan"), "timeout_s: Expected `float` > 0"),
-    "a time that is text": (body(content="a", timeout_s="soon"), "timeout_s: Expected `float | null`, got `str`"),
+    "a class that is none": (
+        body(content="a", priority="urgent"),
+        "priority: expected one of interactive, normal, batch",
+    ),
+    "a time that is NaN in text": (
+        body(content="a", timeout_s="nan"),
+        "timeout_s: expected seconds, more than 0 and at most 604800",
+    ),
+    "a time that is text": (
+        body(content="a", timeout_s="soon"),
+        "timeout_s: expected seconds, more than 0 and at most 604800",
+    ),
     "a time that is a boolean": (
         body(content="a", queue_timeout_s=True),
-        "queue_timeout_s: Expected `float | null`, got `bool`",
+        "queue_timeout_s: expected seconds, more than 0 and at most 604800",
     ),
     "nothing to do": (body(content="  ", system_prompt=" "), "content or system_prompt is required"),
 }

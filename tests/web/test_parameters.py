@@ -260,6 +260,18 @@ async def test_the_openapi_document_tells_the_ranges(api: httpx.AsyncClient) -> 
     schemas = (await api.get("/api/openapi.json")).json()["components"]["schemas"]
     for shape in ("JobCreate", "ReplyCreate", "Parameters"):
         assert set(NAMES) <= set(schemas[shape]["properties"]), shape
-    told = json.dumps(schemas["JobCreate"]["properties"]["max_tokens"])
-    assert "1048576" in told
+    for name, least, most in (
+        ("max_tokens", {"minimum": 1}, 1_048_576),
+        ("temperature", {"minimum": 0}, 5),
+        ("top_p", {"exclusiveMinimum": 0}, 1),
+        ("top_k", {"minimum": 0}, 1_000_000),
+        ("repeat_penalty", {"exclusiveMinimum": 0}, 5),
+        ("presence_penalty", {"minimum": -2}, 2),
+        ("seed", {"minimum": 0}, 2**32 - 1),
+        ("timeout_s", {"exclusiveMinimum": 0}, 604_800),
+    ):
+        told = schemas["JobCreate"]["properties"][name]
+        (number,) = [one for one in told["oneOf"] if one["type"] != "null"]
+        limits = {key: value for key, value in (told | number).items() if "inimum" in key or "aximum" in key}
+        assert limits == {**least, "maximum": most}, name
     assert "parameters" in schemas["Job"]["properties"]
