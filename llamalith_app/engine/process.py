@@ -39,9 +39,10 @@ SAVE_S = 10.0
 """Seconds that a child gets at its end to save what its slots hold."""
 END_S = 5.0
 """Seconds more until it is killed."""
-SILENT_S = 600.0
-"""Seconds for which an engine that has work may tell nothing; it tells something with each step. Then it is killed."""
-SILENT_AFTER_CANCEL_S = 60.0
+SILENT_S = 1800.0
+"""Seconds for which an engine that has work may tell nothing; it tells something with each step. Then it is killed.
+A step takes a fraction of a second, but the first one may read all weights from a slow disk."""
+SILENT_AFTER_CANCEL_S = 300.0
 """The same once it was told to end something, which it looks at between two steps."""
 KEPT_LINES = 20
 
