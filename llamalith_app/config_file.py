@@ -350,7 +350,11 @@ def json_schema() -> bytes:
     """The JSON Schema of `config.json`, indented."""
     schema = msgspec.json.schema(ConfigFile)
     # The type of the setting is the list only: that is what everybody else gets to see.
-    schema["$defs"]["ModelSettings"]["properties"]["stop"]["type"] = ["string", "array"]
+    settings = schema["$defs"]["ModelSettings"]["properties"]
+    settings["stop"]["type"] = ["string", "array"]
+    for setting in settings.values():
+        # Only Litestar's reading of the same types needs it.
+        setting.pop("extra", None)
     return msgspec.json.format(msgspec.json.encode(schema), indent=2)
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from typing import Any, TextIO, cast
 
+import click
 import msgspec
 import structlog
 
@@ -28,6 +30,15 @@ class _StandardError:
     def flush(self) -> None:
         with contextlib.suppress(OSError):
             sys.stderr.flush()
+
+
+def say(line: str) -> None:
+    """On standard output, for whoever started this process; lost where it cannot be written."""
+    try:
+        click.echo(line)
+    except OSError:
+        # What stays in its buffer would be tried again at the end, and its failure be the exit code.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process
 
 
 QUIET = ("httpx", "httpcore", "alembic", "asyncio", "aiosqlite", "sqlalchemy", "uvicorn.access")

@@ -138,7 +138,7 @@ def _target(root: Any, part: _Part) -> _Part:
     found, place = root, "#"
     for escaped in reference.split("/")[1:]:
         key = unquote(escaped).replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
+        if isinstance(found, list) and key.isdecimal() and len(key) < 10 and int(key) < len(found):
             found = found[int(key)]
         elif isinstance(found, dict) and key in found:
             found = found[key]

@@ -112,6 +112,10 @@ class Before(NamedTuple):
     def tokens(self) -> list[int]:
         return [token for joined in self.whole for token in joined.tokens]
 
+    @property
+    def text(self) -> str:
+        return "".join(joined.piece[1] for joined in self.whole if joined.kind == "delta")
+
 
 class Teller:
     """Tells what the attempts of one worker tell, all in one go. Nobody waits for it and it raises nothing; what Redis

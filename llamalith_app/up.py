@@ -22,6 +22,7 @@ import structlog
 from llamalith_app import pidfile, valkey
 from llamalith_app.config import Config, valkey_socket
 from llamalith_app.errors import ConfigError, LlamalithError
+from llamalith_app.logs import say
 
 EXIT_CONFIG = 2
 STEADY_S = 30.0
@@ -217,7 +218,7 @@ async def _product(supervisor: Supervisor, config: Config, host: str, port: int,
             parts.create_task(supervisor.keep(Part("web", web)))
             parts.create_task(supervisor.keep(Part("worker", worker)))
             await until(lambda: serves(host, port))
-            print(f"llamalith: ready http://{in_url(host)}:{port}/chat", flush=True)
+            say(f"llamalith: ready http://{in_url(host)}:{port}/chat")
     except ExceptionGroup as failed:
         # Parts fail one by one; the first to do so has ended the others.
         raise failed.exceptions[0] from None

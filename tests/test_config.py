@@ -812,6 +812,8 @@ def test_the_schema_describes_every_key_of_the_example() -> None:
     assert set(definitions["ModelSettings"]["properties"]) == set(EXAMPLE["model_settings"]["mistral"])
     assert set(definitions["WorkerSettings"]["properties"]) == set(EXAMPLE["worker_settings"])
     assert definitions["ModelSettings"]["properties"]["stop"]["type"] == ["string", "array"]
+    # Strict readers of schemas refuse words that the standard does not know.
+    assert "extra" not in {word for setting in definitions["ModelSettings"]["properties"].values() for word in setting}
 
 
 def test_the_examples_are_good(place: Place) -> None:

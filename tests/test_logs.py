@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.product.conftest import LLAMALITH
+
 LOG = """
 import logging, pathlib, structlog
 from llamalith_app import logs
@@ -32,3 +34,10 @@ def test_a_line_that_cannot_be_written_is_lost_and_nothing_else_with_it(form: st
             [sys.executable, "-c", LOG.format(form=form)], stdout=subprocess.PIPE, stderr=full, check=False
         )
     assert done.stdout == b"went on\n"
+
+
+def test_a_command_does_its_work_where_nobody_can_take_what_it_says(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([LLAMALITH, "migrate", "--data-dir", tmp_path], stdout=full, stderr=full, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "llamalith.db").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from llamalith_app.config import load
+from llamalith_app.logs import say
 from llamalith_app.store.migrate import migrate
 
 
@@ -18,4 +19,4 @@ def command(data_dir: Path | None, quiet: bool) -> None:
     config = load(data_dir=data_dir)
     done = migrate(config.database_path)
     if done or not quiet:
-        click.echo(f"{config.database_path}: {'migrated' if done else 'nothing to do'}")
+        say(f"{config.database_path}: {'migrated' if done else 'nothing to do'}")

@@ -28,9 +28,15 @@ def command(file: Path, data_dir: Path | None) -> None:
         raise ConfigError([f"{left[0]}: belongs to a database that is not there; move it away first"])
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     backup.copy(file, path, tell)
-    migrate(path)
-    engine = write_engine(path)
-    with engine.begin() as connection:
-        backup.give_back(connection, datetime.now(UTC))
-    engine.dispose()
+    try:
+        migrate(path)
+        engine = write_engine(path)
+        with engine.begin() as connection:
+            backup.give_back(connection, datetime.now(UTC))
+        engine.dispose()
+    except BaseException:
+        # Half of it would be in the way of the next one.
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        raise
     click.echo(f"{path}: restored from {file}")

@@ -56,7 +56,7 @@ def _with_new_secrets(config: Config, env_file: Path | None) -> Config:
         return config
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     generated = write_env(path)
-    print(f"llamalith: wrote {path}; what follows is shown this once")
-    print(f"llamalith: admin password  {generated.password}")
-    print(f"llamalith: API token       {generated.token}", flush=True)
+    logs.say(f"llamalith: wrote {path}; what follows is shown this once")
+    logs.say(f"llamalith: admin password  {generated.password}")
+    logs.say(f"llamalith: API token       {generated.token}")
     return load(data_dir=config.data_dir)

@@ -63,16 +63,16 @@ class OneWrite:
 
     def write(self, data: bytes) -> None:
         if not self._held:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._held += data
         if len(self._held) > self.MOST_HELD:
-            self._flush()
+            self.flush()
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         held, self._held = self._held, b""
         if held and not self._transport.is_closing():
             self._transport.write(held)
@@ -80,7 +80,12 @@ class OneWrite:
 
 class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
+        self._writes = OneWrite(transport, self.loop)
+        super().connection_made(self._writes)  # type: ignore[arg-type]
+
+    def eof_received(self) -> None:
+        """The transport below closes by itself after this: a client may end its side and still want its answer."""
+        self._writes.flush()
 
 
 def server(config: Config, *, host: str = "127.0.0.1", port: int = 0) -> Server:

@@ -209,12 +209,14 @@ class Followers:
         while followed.is_behind:
             followed.is_behind = False
             try:
-                entries = await streams.history(self._redis, followed.id, followed.transcript.last)
+                for entry in await streams.history(self._redis, followed.id, followed.transcript.last):
+                    if not followed.transcript.take(entry):
+                        followed.transcript.give_up(entry.attempt)
             except streams.UNAVAILABLE:
                 return  # the next word of this job, or the next connection, tries again
-            for entry in entries:
-                if not followed.transcript.take(entry):
-                    followed.transcript.give_up(entry.attempt)
+            except (ValueError, msgspec.MsgspecError) as error:
+                log.warning("kept in a form that is not known; is every process of one version?", reason=str(error))
+                return
             followed.loaded.set()
             followed.wake()
 

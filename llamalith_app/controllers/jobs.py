@@ -179,7 +179,6 @@ async def _read(request: AppRequest, job_id: int) -> Job:
 
 
 async def _cancel(request: AppRequest, job_id: int) -> Job:
-    await request.takes_only()
     if await request.parts.cancellations.one(request.principal.user_id, job_id) is None:
         raise NotFound("Job not found")
     return await _read(request, job_id)

@@ -176,7 +176,10 @@ class EngineProcess:
 
     def watch(self, seconds: float) -> None:
         """To be called every so many seconds: kills one that has hung, so that its runs end as with any other death."""
-        self._silent_s = self._silent_s + seconds if self._runs else 0.0
+        if not self._runs:
+            self._silent_s, self._cancels = 0.0, False
+            return
+        self._silent_s += seconds
         if self._silent_s >= (SILENT_AFTER_CANCEL_S if self._cancels else SILENT_S):
             self._hung = True
             log.error("engine has hung", model=self.model, pid=self.pid, silent_s=self._silent_s)

@@ -60,6 +60,8 @@ class Running:
         self.progress = Progress(phase="loading")
         self.reply = Reply()
         """What it wrote so far."""
+        self.before: Before | None = None
+        """What earlier attempts wrote, behind which it is to go on."""
         self.last: Advance | None = None
         self.ends_as: Outcome | None = None
         """Why it is to stop before its end: its lease is gone (`lost`), the worker drains (`released`), or its time is
@@ -97,6 +99,7 @@ class Running:
         return self.reply.feed(step.text)
 
     def begin_again(self) -> None:
+        self.before = None
         self.reply, self.last, self.completion_tokens = Reply(), None, 0
 
     def sent(self) -> None:
@@ -122,6 +125,8 @@ class Running:
 
     def written(self) -> jobs.Written:
         """What there is of the reply, as it would be kept."""
+        if self.last is None and self.before is not None:
+            return jobs.Written(self.before.text, None, len(self.before.tokens))
         prompt_tokens = None if self.last is None else self.last.prompt_tokens
         return jobs.Written(str(self.reply), prompt_tokens, self.completion_tokens)
 
@@ -311,9 +316,11 @@ class Generation:
         timer = None if claim.timeout_s is None else asyncio.create_task(self._end_in_time(running, claim.timeout_s))
         try:
             lines.info("attempt started")
-            before = await streams.before(self._redis, claim.job_id, claim.attempt) if claim.attempt > 1 else None
-            publisher = _Publisher(self._teller.writer(claim.job_id, claim.attempt, before), running, chain)
-            await self._run(running, place, publisher, before)
+            if claim.attempt > 1:
+                running.before = await streams.before(self._redis, claim.job_id, claim.attempt)
+            writer = self._teller.writer(claim.job_id, claim.attempt, running.before)
+            publisher = _Publisher(writer, running, chain)
+            await self._run(running, place, publisher)
         except EngineRefused as error:
             await self._fail(running, error.kind, str(error), final=True)
         except ModelTooLarge as error:
@@ -357,7 +364,7 @@ class Generation:
                 raise
             return None
 
-    async def _run(self, running: Running, place: Place, publisher: _Publisher, before: Before | None) -> None:
+    async def _run(self, running: Running, place: Place, publisher: _Publisher) -> None:
         claim = running.claim
         publisher.tell()
         engine = await self._engine(running, place)
@@ -375,7 +382,7 @@ class Generation:
             sampling=shape.sampling(settings, claim.parameters),
             stop=shape.stops(settings, claim.parameters),
             grammar=shape.grammar(claim, self._grammars),
-            written=[] if before is None else before.tokens,
+            written=[] if running.before is None else running.before.tokens,
         )
         if not await self._write(running, engine, submit, publisher):
             running.begin_again()

@@ -7,6 +7,7 @@ queue a model. Knows nothing of SQL: what to do with a hint is the caller's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from redis.backoff import EqualJitterBackoff, NoBackoff
 from redis.exceptions import RedisError
 from saq import Job, Worker
 from saq.queue.redis import RedisQueue
+from saq.types import WorkerInfo
 
 from llamalith_app.errors import ConfigError
 
@@ -91,7 +93,8 @@ async def refuse_old_redis(url: str) -> None:
 
 
 class _PatientQueue(RedisQueue):
-    """SAQ asks anew at once when Redis refuses, as one does whose disk or memory is full: half a core for nothing."""
+    """SAQ asks anew at once when Redis refuses, as one does whose disk or memory is full: half a core for nothing, and
+    a traceback for each of its timers."""
 
     _is_refused = False
 
@@ -106,6 +109,15 @@ class _PatientQueue(RedisQueue):
             return None
         self._is_refused = False
         return job
+
+    async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
+        with contextlib.suppress(RedisError):
+            return await super().sweep(lock, abort)
+        return []
+
+    async def write_worker_info(self, worker_id: str, info: WorkerInfo, ttl: int) -> None:
+        with contextlib.suppress(RedisError):
+            await super().write_worker_info(worker_id, info, ttl)
 
 
 def saq_queue(redis: Redis, model: str) -> RedisQueue:

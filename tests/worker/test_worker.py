@@ -22,7 +22,7 @@ import structlog
 from redis.asyncio import Redis
 from sqlalchemy.exc import OperationalError
 
-from llamalith_app import valkey
+from llamalith_app import streams, valkey
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.jobs import sweep
@@ -34,6 +34,7 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
+from llamalith_app.streams import before
 from tests import fake_engine
 from tests.settle import eventually
 from tests.store.samples import register_worker
@@ -164,6 +165,26 @@ async def test_what_was_written_before_the_last_engine_died_is_kept_with_the_err
         job = await ended(database, await submit("late"))
     assert job.error is not None
     assert (job.status, job.error.kind) == ("error", "engine_died")
+    assert job.partial
+    assert "abcdefghijklmnop".startswith(job.partial)
+    assert job.completion_tokens == len(job.partial)
+
+
+async def test_what_an_attempt_before_the_last_had_written_is_kept_too(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    script.write({"when": "late", "after": 3, "signal": 9, "once": str(tmp_path / "died"), "reply": "abcdefghijklmnop"})
+
+    async def told_once_more(*of: Any) -> Any:
+        found = await before(*of)
+        script.write({"when": "late", "refuse": "It is broken."})
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(streams, "before", told_once_more)
+        async with working(config, script):
+            job = await ended(database, await submit("late", max_attempts=2))
+    assert [outcome for _, outcome, _ in await attempts(database, job.id)] == ["failed", "failed"]
     assert job.partial
     assert "abcdefghijklmnop".startswith(job.partial)
     assert job.completion_tokens == len(job.partial)
