@@ -35,7 +35,7 @@ from llamalith_app.controllers.pages import Pages
 from llamalith_app.controllers.readiness import Readings
 from llamalith_app.controllers.request import MAX_BODY_BYTES, AppRequest, Parts
 from llamalith_app.controllers.request_log import RequestLog
-from llamalith_app.errors import LlamalithError, LoginNeeded, StaleForm
+from llamalith_app.errors import LlamalithError, LoginNeeded, NotLookedAt, StaleForm
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
@@ -126,6 +126,7 @@ def create_app(config: Config) -> WebApp:
         exception_handlers={
             LoginNeeded: login.of_login_needed,
             StaleForm: login.of_stale_form,
+            NotLookedAt: login.of_not_looked_at,
             LlamalithError: html.of_ours,
             HTTPException: html.of_litestar,
             Exception: html.of_anything,

@@ -6,6 +6,7 @@ A subcommand's module is imported when it is called: `up` must stay small, and o
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import NamedTuple
 
@@ -62,6 +63,8 @@ def llamalith() -> None:
 
 def main() -> None:
     """Problems of the configuration go to stderr, one a line, and exit code is 2; other known failures: 1."""
+    # From the first moment on, also as PID 1, which ends by no signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         llamalith(prog_name="llamalith")
     except ConfigError as error:
@@ -69,6 +72,9 @@ def main() -> None:
         sys.exit(2)
     except LlamalithError as error:
         print(error, file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"{error.filename or 'llamalith'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -146,6 +146,14 @@ class StorageUnavailable(LlamalithError):
     retry_after_s = 5
 
 
+class NotLookedAt(StorageUnavailable):
+    """A form came while nobody could tell whose session it was."""
+
+    def __init__(self, reason: str, fields: dict[str, str]) -> None:
+        super().__init__(reason)
+        self.fields = fields
+
+
 class JudgeBusy(LlamalithError):
     """Schemas of others are judged, and this one's turn did not come in time."""
 

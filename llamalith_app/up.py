@@ -7,6 +7,7 @@ commands with a pid: nothing of what they say to each other, of jobs or SQL.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -30,6 +31,8 @@ LONGEST_PAUSE_S = 10.0
 VALKEY_START_S = 5.0
 LATE_S = 5.0
 PROBE_EVERY_S = 0.05
+LONGEST_PROBE_PAUSE_S = 10.0
+"""Of something that is away for long: each look is a line in the log."""
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +74,8 @@ class Supervisor:
         self._run_dir = run_dir
         self._grace_s = grace_s
         self._running: dict[Part, asyncio.subprocess.Process] = {}
+        self._started: set[str] = set()
+        """Names of parts whose pid files are of this supervisor."""
         self._stop = asyncio.Event()
         # Nobody else holds the write end: the kernel closes it with this process, however that ends.
         self._parent_fd, self._alive_fd = os.pipe()
@@ -91,8 +96,8 @@ class Supervisor:
         await asyncio.wait({working, stop})
         await self._end([part for part in self._running if part.ours], self._grace_s + LATE_S)
         await self._end(list(self._running), LATE_S)
-        for path in self._run_dir.glob("*.pid"):
-            path.unlink()
+        for name in self._started:
+            self._pid_path(name).unlink(missing_ok=True)
         os.close(self._alive_fd)
         os.close(self._parent_fd)
         if working.cancelled():
@@ -129,7 +134,7 @@ class Supervisor:
                 code = await process.wait()
                 del self._running[part]
                 reason = in_words(code)
-            except OSError as error:
+            except (OSError, ConfigError) as error:
                 code, reason = -1, str(error)
             n_lives += 1
             if code == EXIT_CONFIG and n_lives == 1:
@@ -152,10 +157,12 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=None if part.ours else valkey.dies_with_parent(),
             )
-            pidfile.write_pid(lock_fd, process.pid)
+            self._running[part] = process
+            self._started.add(part.name)
+            with contextlib.suppress(OSError):  # a full disk: then a later start waits for it instead of ending it
+                pidfile.write_pid(lock_fd, process.pid)
         finally:
             os.close(lock_fd)
-        self._running[part] = process
         log.info("part started", part=part.name, pid=process.pid)
         return process
 
@@ -178,7 +185,8 @@ class Supervisor:
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
             for process in self._running.values():
-                _signal_group(process.pid, signal.SIGKILL)
+                if process.returncode is None:  # else its pid may be another's by now
+                    _signal_group(process.pid, signal.SIGKILL)
             os._exit(128 + number)
         log.info("stopping; a second signal ends everything at once")
         self._stop.set()
@@ -265,7 +273,7 @@ async def serves(host: str, port: int) -> bool:
         async with asyncio.timeout(5.0):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                writer.write(f"GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                writer.write(f"GET /readyz HTTP/1.1\r\nHost: {in_url(host)}\r\nConnection: close\r\n\r\n".encode())
                 return (await reader.readline()).split(b" ")[1:2] == [b"200"]
             finally:
                 writer.close()
@@ -274,8 +282,10 @@ async def serves(host: str, port: int) -> bool:
 
 
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
+    pause_s = PROBE_EVERY_S
     while not await true():
-        await asyncio.sleep(PROBE_EVERY_S)
+        await asyncio.sleep(pause_s)
+        pause_s = min(LONGEST_PROBE_PAUSE_S, 1.1 * pause_s)
 
 
 def in_url(host: str) -> str:

@@ -6,6 +6,7 @@ const IDLE_MS = 4000
 const TROUBLE_MS = 3000
 const PATIENCE_MS = 10000
 const SENDING_MS = 8000
+const ENDED = "Your session has ended. What you typed here is not lost."
 
 const localTimes = (root) => {
   for (const time of root.querySelectorAll("time")) {
@@ -66,7 +67,9 @@ class LiveList {
         signal: AbortSignal.timeout(PATIENCE_MS),
       })
       if (answer.redirected) {
-        tell("Your session has ended. What you typed here is not lost.", "/chat/login")
+        tell(ENDED, "/chat/login")
+        // It may begin anew in a window beside this one.
+        next = IDLE_MS
         return
       }
       if (!answer.ok) throw new Error(String(answer.status))
@@ -79,8 +82,8 @@ class LiveList {
       next = TROUBLE_MS
     } finally {
       this.asking = false
+      this.schedule(next)
     }
-    this.schedule(next)
   }
 
   take(fresh) {
@@ -127,7 +130,9 @@ class LiveList {
       const links = [...item.querySelectorAll("a")]
       const same = links.find((a) => a.getAttribute("href") === focused.getAttribute("href"))
       // The focus of a button that is gone stays beside it.
-      ;(same ?? links[0])?.focus()
+      const beside = same ?? links[0] ?? item.querySelector("summary, button") ?? item
+      if (beside === item) item.tabIndex = -1
+      beside.focus()
     }
     return item
   }
@@ -160,20 +165,29 @@ class LiveReplies {
   }
 
   open() {
-    const begun = new Set()
+    this.told = new Map()
     this.source = new EventSource(this.live.list.dataset.events)
     for (const kind of ["delta", "thinking", "restart"]) {
       this.source.addEventListener(kind, (event) => {
-        const told = JSON.parse(event.data)
+        const { job_id: jobId, text } = JSON.parse(event.data)
         // A new stream tells all from the beginning.
-        if (kind === "restart" || !begun.has(told.job_id)) this.empty(told.job_id)
-        begun.add(told.job_id)
-        if (kind !== "restart") this.add(told.job_id, kind, told.text)
+        if (kind === "restart" || !this.told.has(jobId)) {
+          this.told.set(jobId, { delta: "", thinking: "" })
+          this.empty(jobId)
+        }
+        if (kind !== "restart") {
+          this.told.get(jobId)[kind] += text
+          this.add(jobId, kind, text)
+        }
       })
     }
     for (const kind of ["done", "error", "cancelled"]) {
       // A stream's own troubles are events named error too; those have no data.
-      this.source.addEventListener(kind, (event) => { if (event.data) this.live.refresh() })
+      this.source.addEventListener(kind, (event) => {
+        if (!event.data) return
+        this.told.delete(JSON.parse(event.data).id)
+        this.live.refresh()
+      })
     }
   }
 
@@ -198,16 +212,24 @@ class LiveReplies {
     if (!place || !text) return
     const page = document.documentElement
     const atEnd = page.scrollHeight - page.clientHeight - page.scrollTop < 40
-    place.append(text)
-    place.normalize()
+    const whole = this.told.get(jobId)[kind]
+    if (place.textContent.length + text.length === whole.length) {
+      place.append(text)
+      place.normalize()
+    } else {
+      // It began before the list had brought its place.
+      place.textContent = whole
+    }
     this.show(place, true)
     // Who reads or types at the end stays there.
     if (atEnd) page.scrollTop = page.scrollHeight
   }
 }
 
+const lives = []
 for (const list of document.querySelectorAll("[data-live]")) {
   const live = new LiveList(list)
+  lives.push(live)
   if ("events" in list.dataset) {
     const replies = new LiveReplies(live)
     live.onTaken = () => replies.follow()
@@ -233,6 +255,26 @@ for (const form of document.querySelectorAll("form")) {
   })
 }
 
+// Beside the page, which may hold a message that is being typed: also of buttons that a list brought later.
+document.addEventListener("submit", async (event) => {
+  const form = event.target
+  if (event.defaultPrevented || !lives.length || !form.matches("form.cancel, form.retry")) return
+  event.preventDefault()
+  try {
+    const answer = await fetch(form.action, {
+      method: "POST",
+      headers: { Accept: "text/html" },
+      body: new URLSearchParams(new FormData(form)),
+      signal: AbortSignal.timeout(PATIENCE_MS),
+    })
+    if (answer.redirected && new URL(answer.url).pathname === "/chat/login") tell(ENDED, "/chat/login")
+    else if (!answer.ok) tell(`That was not done: ${answer.status} ${answer.statusText}`)
+  } catch {
+    tell("No connection to Llamalith just now.")
+  }
+  for (const live of lives) live.refresh()
+})
+
 for (const hint of document.querySelectorAll("[data-hint=keys]")) hint.textContent = "Ctrl + Enter sends"
 
 document.addEventListener("keydown", (event) => {
@@ -241,5 +283,19 @@ document.addEventListener("keydown", (event) => {
   }
 })
 
-// A page out of the browser's memory may show what only a session may see, and its buttons are still off.
-window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload() })
+// A page out of the browser's memory may show what only a session may see, and its buttons are still off. What was typed
+// into it stays, with what makes the form one of a kind: nobody knows whether it was sent.
+const promptForm = document.querySelector("form.prompt")
+const TYPED = ["content", "system_prompt", "model", "once"]
+
+window.addEventListener("pageshow", (event) => {
+  if (!event.persisted) return
+  if (promptForm) history.replaceState({ typed: TYPED.map((name) => promptForm.elements[name].value) }, "")
+  location.reload()
+})
+
+if (promptForm && history.state?.typed) {
+  TYPED.forEach((name, index) => { promptForm.elements[name].value = history.state.typed[index] })
+  for (const details of promptForm.querySelectorAll("details")) details.open ||= promptForm.elements.system_prompt.value !== ""
+  history.replaceState(null, "")
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -55,9 +55,29 @@ def test_a_backup_restored_onto_an_empty_folder_goes_on(engine: Engine, database
         again = jobs.claim(connection, "m", 1, register_worker(connection), datetime.now(UTC))
         assert again is not None
         finish(connection, again, "of the second start")
-        assert jobs.submit(connection, prompt("goes on"), NOW).job_id == 4
+        assert (jobs.submit(connection, prompt("goes on"), NOW).job_id or 0) > 10_000
     restored.dispose()
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == []
+
+
+def test_no_restore_gives_an_id_again_that_was_given_after_the_copy(
+    engine: Engine, database_path: Path, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC)
+    with engine.begin() as connection:
+        jobs.submit(connection, prompt("in the copy"), now - timedelta(hours=1))
+    run("backup", tmp_path / "copy", "--data-dir", database_path.parent)
+    given: set[int | None] = set()
+    for n in range(2):
+        there = tmp_path / str(n)
+        run("restore", tmp_path / "copy", "--data-dir", there)
+        again = write_engine(there / "llamalith.db")
+        with again.begin() as connection:
+            ids = {jobs.submit(connection, prompt("after it"), datetime.now(UTC)).job_id for _ in range(3)}
+        again.dispose()
+        assert min(job_id or 0 for job_id in ids) > 3600 * 1000
+        assert not ids & given
+        given |= ids
 
 
 def test_a_copy_is_of_one_moment_while_others_write(

@@ -606,6 +606,11 @@ def test_any_value_of_any_variable_is_taken_or_refused(name: str, value: str) ->
             'expected redis://HOST[:PORT][/DB], rediss://… or unix:///PATH (for a Valkey too), got "redis://…@h:port"',
         ),
         (
+            "REDIS_URL",
+            "redis://:k7/Qz+se@cret==@h:port/0",
+            'expected redis://HOST[:PORT][/DB], rediss://… or unix:///PATH (for a Valkey too), got "redis://…@h:port/0"',
+        ),
+        (
             "DATABASE_URL",
             "postgresql://u:secret@h/db",
             'expected sqlite:///PATH, a file (this version speaks SQLite only), got "postgresql://…@h/db"',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -230,17 +231,60 @@ def test_an_address_of_another_machine_is_refused_with_the_reason() -> None:
         up.check_port("192.0.2.1", 8000)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize(("status", "ready"), [("200 OK", True), ("503 Service Unavailable", False)])
-async def test_ready_is_what_readyz_answers(status: str, ready: bool) -> None:
+async def test_ready_is_what_readyz_answers(status: str, ready: bool, host: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = await reader.readuntil(b"\r\n\r\n")
-        assert asked.startswith(b"GET /readyz HTTP/1.1\r\n")
+        assert asked.startswith(b"GET /readyz HTTP/1.1\r\nHost: %b\r\n" % up.in_url(host).encode())
         writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        assert await up.serves(*server.sockets[0].getsockname()) is ready
+    async with await asyncio.start_server(answer, host, 0) as server:
+        assert await up.serves(*server.sockets[0].getsockname()[:2]) is ready
+
+
+async def test_what_is_away_for_long_is_asked_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def back_after_100() -> bool:
+        return len(pauses) == 100
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    await up.until(back_after_100)
+    assert (pauses[0], pauses[-1]) == (0.05, 10.0)
+    assert pauses == sorted(pauses)
+
+
+async def test_a_part_whose_pid_cannot_be_written_lives_and_is_ended_like_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, pid: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("llamalith_app.pidfile.write_pid", full)
+    supervisor = up.Supervisor(tmp_path, grace_s=5)
+    part = up.Part("sleeper", ("sleep", "100"), ours=False)
+    lived = asyncio.Event()
+
+    async def work() -> None:
+        keeping = asyncio.create_task(supervisor.keep(part))
+        while part not in supervisor._running:
+            assert not keeping.done()
+            await asyncio.sleep(0)
+        lived.set()
+        await keeping
+
+    running = asyncio.create_task(supervisor.run(work()))
+    await lived.wait()
+    process = supervisor._running[part]
+    supervisor._on_signal(signal.SIGTERM)
+    assert await running == 0
+    assert process.returncode == -signal.SIGTERM
 
 
 async def test_not_listening_is_not_ready() -> None:

@@ -23,7 +23,9 @@ def command(data_dir: Path | None) -> None:
     path = config.database_path
     if not path.is_file():
         raise ConfigError([f"{path}: there is no database"])
-    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(f"file:{path}?mode=ro", uri=True))
+    engine = create_engine(
+        "sqlite://", creator=lambda: sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    )
     with plain_errors(path), engine.connect() as connection:
         connection.exec_driver_sql("BEGIN")
         for name, count in check.counts(connection).items():

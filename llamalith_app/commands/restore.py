@@ -21,7 +21,8 @@ from llamalith_app.store.migrate import migrate
 def command(file: Path, data_dir: Path | None) -> None:
     """Make the record from FILE, where there is none; then web and worker go on from there.
 
-    What was running when FILE was written is run again; that start does not count."""
+    What was running when FILE was written is run again; that start does not count. Ids of jobs go on behind a gap, so
+    that none is given twice."""
     path = load(data_dir=data_dir).database_path
     left = [beside for suffix in ("-wal", "-journal") if (beside := path.with_name(path.name + suffix)).exists()]
     if left and not path.exists():
@@ -32,7 +33,7 @@ def command(file: Path, data_dir: Path | None) -> None:
         migrate(path)
         engine = write_engine(path)
         with engine.begin() as connection:
-            backup.give_back(connection, datetime.now(UTC))
+            backup.go_on(connection, datetime.now(UTC))
         engine.dispose()
     except BaseException:
         # Half of it would be in the way of the next one.

@@ -24,4 +24,4 @@ from llamalith_app.jobs.worker import run
 def command(data_dir: Path | None, grace: float, parent_fd: int | None) -> None:
     """Run the jobs. As many as wanted, on any machine that sees the database and the models."""
     config = begin("worker", data_dir, parent_fd)
-    uvloop.run(run(config, grace_s=grace))
+    uvloop.run(run(config, grace_s=grace, supervised=parent_fd is not None))

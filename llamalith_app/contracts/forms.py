@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from llamalith_app.contracts.text import ConversationId, Name, Text
 
@@ -15,6 +18,8 @@ class JobForm(msgspec.Struct, kw_only=True):
     system_prompt: Text = ""
     conversation_id: ConversationId = ""
     """Empty: a new conversation."""
+    once: Annotated[str, Meta(max_length=64)] = ""
+    """Drawn for each form that is shown: what is sent twice under it makes one job. Empty: it may make two."""
 
 
 class LoginForm(msgspec.Struct, kw_only=True):

@@ -6,6 +6,7 @@ Owns the Jinja environment. What a page shows comes from its handler; everything
 from __future__ import annotations
 
 import hashlib
+import secrets
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -45,6 +46,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         lstrip_blocks=True,
     )
     versions = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in ASSETS.items()}
+    environment.globals["once"] = lambda: secrets.token_urlsafe(16)
     environment.globals["static"] = lambda name: f"/chat/static/{name}?v={versions[name]}"
     environment.filters |= {
         "conversation_url": conversation_url,

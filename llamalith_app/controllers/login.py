@@ -17,7 +17,7 @@ from llamalith_app.contracts.forms import JobForm, LoginForm
 from llamalith_app.controllers import html
 from llamalith_app.controllers.html import page
 from llamalith_app.controllers.request import AppRequest
-from llamalith_app.errors import CrossSite, LoginNeeded, StaleForm, StorageUnavailable, TooManyLogins
+from llamalith_app.errors import CrossSite, LoginNeeded, NotLookedAt, StaleForm, StorageUnavailable, TooManyLogins
 from llamalith_app.guards.cookies import cookie
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.origin import is_foreign, was_sent_here
@@ -130,6 +130,12 @@ def of_stale_form(request: Request[Any, Any, Any], error: StaleForm) -> Response
         return html.of_ours(request, error)
     request.state.principal = Principal(session.user_id, "session", session.csrf_token)
     return draft_page(request, draft, error.status, "This form was out of date and was not sent. Look it over.")
+
+
+def of_not_looked_at(request: Request[Any, Any, Any], error: NotLookedAt) -> Response[Any] | Template:
+    """What was typed stays in a form that can be sent again."""
+    draft = _as_typed(error.fields)
+    return html.of_ours(request, error) if draft is None else draft_page(request, draft, error.status, str(error))
 
 
 def of_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> Response[dict[str, str]] | Template:

@@ -8,10 +8,11 @@ from litestar import Controller, HttpMethod, Request, Response, get, route
 from litestar.params import FromPath
 from litestar.response import Redirect, Template
 
+from llamalith_app.controllers import login
 from llamalith_app.controllers.html import page
 from llamalith_app.controllers.login import see
 from llamalith_app.controllers.request import AppRequest
-from llamalith_app.errors import NotFound, ReadOnly, RedisUnavailable
+from llamalith_app.errors import LoginNeeded, NotFound, ReadOnly, RedisUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, OPEN, PAGE
 
 ROOT = "/chat/queue"
@@ -27,10 +28,17 @@ def in_its_words(_: Request[Any, Any, Any], error: RedisUnavailable) -> Response
     )
 
 
+def of_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> Response[Any] | Template:
+    """The script cannot be led to a login."""
+    if not request.route_handler.opt.get("background"):
+        return login.of_login_needed(request, error)
+    return Response({"error": "Your session has ended. Log in, and load this page again."}, status_code=401)
+
+
 class QueueMonitor(Controller):
     path = "/queue"
     include_in_schema = False
-    exception_handlers = {RedisUnavailable: in_its_words}  # noqa: RUF012 - Litestar's own way to say it
+    exception_handlers = {RedisUnavailable: in_its_words, LoginNeeded: of_login_needed}  # noqa: RUF012 - Litestar's own way to say it
 
     @get(SHELLS, opt=PAGE)
     async def shell(

@@ -5,8 +5,10 @@ Thin: what is shown is read from the record and from live progress, a prompt goe
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal
 
+import msgspec
 from litestar import Controller, get, post
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Redirect, Template
@@ -22,6 +24,7 @@ from llamalith_app.controllers.request import AppRequest
 from llamalith_app.errors import BadInput, NotFound, QueueFull, StorageUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.store import conversations, job_reads
+from llamalith_app.store.keys import Key
 from llamalith_app.store.tables import Status
 
 EXCERPT_CHARS = 300
@@ -96,6 +99,7 @@ class Pages(Controller):
                 model=form.model,
                 system_prompt=form.system_prompt,
                 priority="interactive",
+                key=_key(request.principal.user_id, form),
             )
         except (BadInput, QueueFull, StorageUnavailable) as error:
             return draft_page(request, draft, error.status, str(error))
@@ -149,6 +153,16 @@ class Pages(Controller):
     ) -> Template:
         thread = await _thread(request, public_id, first=first)
         return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True, known=known)
+
+
+def _key(owner_id: int, form: JobForm) -> Key | None:
+    """Of this form with this text: sent again, by an impatient hand or by a browser that got no answer, it makes
+    nothing more; with another text it is another one."""
+    if not form.once:
+        return None
+    said = msgspec.json.encode((form.content, form.model, form.system_prompt, form.conversation_id))
+    digest = hashlib.sha256(said).hexdigest()
+    return Key(owner_id, f"form:{form.once}:{digest}", digest)
 
 
 async def _conversation(request: AppRequest, public_id: str, before: int | None) -> Template:

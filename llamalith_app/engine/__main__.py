@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 
 from llamalith_app.engine.child import serve
 from llamalith_app.engine.runner import LlamaRunner
 
+# Its worker drains first, and ends it then: supervisors signal every process of a service at once.
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
 # The worker that started it gives way to it.
 with contextlib.suppress(AttributeError, OSError):
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

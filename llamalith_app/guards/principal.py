@@ -14,7 +14,7 @@ import msgspec
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from llamalith_app.errors import CrossSite, LoginNeeded, NotAuthenticated, StaleForm
+from llamalith_app.errors import CrossSite, LoginNeeded, NotAuthenticated, NotLookedAt, StaleForm, StorageUnavailable
 from llamalith_app.guards.forms import form_fields, has_form
 from llamalith_app.guards.origin import SAFE_METHODS, is_foreign, is_same_origin
 from llamalith_app.guards.sessions import Session, Sessions
@@ -55,7 +55,12 @@ class PrincipalGuard:
         if not is_page and (tokens := _tokens(connection)):
             connection.state.principal = self._by_token(tokens)
             return
-        session = await self._sessions.find(connection, keep_alive=not handler.opt.get("background"))
+        try:
+            session = await self._sessions.find(connection, keep_alive=not handler.opt.get("background"))
+        except StorageUnavailable as error:
+            if is_page and has_form(connection):
+                raise NotLookedAt(str(error), await form_fields(connection)) from None
+            raise
         if session is None and not is_page:
             raise NotAuthenticated("Invalid or missing token")
         unsafe = connection.scope["method"] not in SAFE_METHODS  # type: ignore[typeddict-item]

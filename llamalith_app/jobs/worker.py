@@ -206,13 +206,19 @@ class Worker:
         task.add_done_callback(self._pauses.discard)
 
 
-async def run(config: Config, *, grace_s: float, engine_argv: Sequence[str] | None = None) -> None:
-    """Runs until SIGTERM or SIGINT, then drains; a second signal ends the process at once."""
+async def run(
+    config: Config, *, grace_s: float, engine_argv: Sequence[str] | None = None, supervised: bool = False
+) -> None:
+    """Runs until SIGTERM or SIGINT, then drains; a second signal ends the process at once.
+
+    `supervised`: by `up`, which uses SIGKILL for that. A second SIGTERM only says that somebody else told all processes
+    of the service, as systemd does.
+    """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
-        if ended.is_set():
+        if ended.is_set() and not supervised:
             os._exit(128 + number)
         ended.set()
 

@@ -11,15 +11,21 @@ import secrets
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select, text
 
 from llamalith_app.errors import ConfigError
 from llamalith_app.store import jobs, workers
-from llamalith_app.store.tables import Outcome
+from llamalith_app.store.tables import JobRow, Outcome
 
+IDS_A_MS = 10
+"""More than can have been accepted between the newest job of a copy and its restore."""
+LEAST_GAP = 10_000
+"""For clocks that went back."""
+FIRST_RELEASE = datetime(2026, 11, 1, tzinfo=UTC)
+"""Before the first job of any copy that has none left."""
 PAGES = 4096
 """Copied in one go, 16 MiB: others can write between them."""
 
@@ -54,8 +60,19 @@ def copy(source: Path, target: Path, tell: Callable[[int, int], None]) -> None:
         part.unlink(missing_ok=True)
 
 
-def give_back(connection: Connection, now: datetime) -> None:
-    """What ran when a copy was made runs nowhere behind it: its workers are not there, no start of theirs counts."""
+def go_on(connection: Connection, now: datetime) -> None:
+    """Makes a copy the record from now on.
+
+    What ran when it was made runs nowhere: its workers are not there, no start of theirs counts. And no job gets an id
+    that one had which was made after the copy: its caller would read another's, and Redis still has its tokens.
+    """
+    made_at = (
+        connection.execute(select(JobRow.created_at).order_by(JobRow.id.desc()).limit(1)).scalar() or FIRST_RELEASE
+    )
+    gap = max(now - made_at, timedelta()) // timedelta(milliseconds=1) * IDS_A_MS
+    connection.execute(
+        text("UPDATE sqlite_sequence SET seq = seq + :gap WHERE name = 'jobs'"), {"gap": gap + LEAST_GAP}
+    )
     for worker in workers.not_ended(connection):
         workers.end(connection, worker.id, now)
     for lease in jobs.held(connection):

@@ -162,15 +162,16 @@ def thread(
     if conversation is None:
         return None
     last = min(conversation.next_turn if before is None else before, conversation.next_turn) - 1
+    goes_on = first is not None
     if first is None:
         first = max(last - limit + 1, 0)
     else:
         first = min(first, last + 1)
         last = min(last, first + limit - 1)
-    found = job_reads.of_turns(connection, owner_id, conversation.id, first, last)
+    found = job_reads.of_turns(connection, owner_id, conversation.id, first, last, oldest_first=goes_on)
     if sum(map(job_reads.n_text_chars, found.values())) >= job_reads.MAX_PAGE_CHARS:
-        # Very long texts ended the page early: it is whole from its oldest job on.
-        first = min(found)
+        # Very long texts ended the page early: it is whole from its oldest job on, or up to its newest.
+        first, last = (first, max(found)) if goes_on else (min(found), last)
     rows = connection.execute(
         select(MessageRow.place, MessageRow.content).where(
             MessageRow.conversation_id == conversation.id,

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import structlog
 from advanced_alchemy.config import EngineConfig, SQLAlchemyAsyncConfig
-from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 from sqlalchemy.pool import StaticPool
 
 from llamalith_app.errors import ConfigError, LlamalithError, StorageUnavailable
@@ -186,10 +186,15 @@ def plain_errors(path: Path) -> Iterator[None]:
         raise ConfigError([damaged]) from error
 
 
+def at(driver: str, path: Path) -> URL:
+    """Not as text, in which ? and # of a path would mean something else."""
+    return URL.create(driver, database=str(path))
+
+
 def write_engine(path: Path) -> Engine:
     """An engine of one connection whose every transaction is a BEGIN IMMEDIATE; for one thread at a time."""
     engine = create_engine(
-        f"sqlite:///{path}",
+        at("sqlite", path),
         poolclass=StaticPool,
         hide_parameters=True,  # they are people's prompts, and errors end in logs
         # isolation_level None: the driver begins nothing by itself; timeout 0: SQLite's own busy handler sleeps
@@ -203,7 +208,7 @@ def write_engine(path: Path) -> Engine:
 
 def _read_config(path: Path) -> SQLAlchemyAsyncConfig:
     config = SQLAlchemyAsyncConfig(
-        connection_string=f"sqlite+aiosqlite:///{path}",
+        connection_string=cast(str, at("sqlite+aiosqlite", path)),
         # No overflow: SQLAlchemy opens and closes such connections each time, a thread each.
         engine_config=EngineConfig(hide_parameters=True, pool_size=READERS, max_overflow=0, pool_timeout=READ_WAIT_S),
     )

@@ -156,13 +156,15 @@ _prompt = aliased(MessageRow)
 _reply = aliased(MessageRow)
 
 
-def of_turns(connection: Connection, owner_id: int, conversation_id: int, first: int, last: int) -> dict[int, Job]:
-    """The jobs of these turns of one conversation, by turn, newest first; ends early as `newest` does."""
+def of_turns(
+    connection: Connection, owner_id: int, conversation_id: int, first: int, last: int, *, oldest_first: bool = False
+) -> dict[int, Job]:
+    """The jobs of these turns of one conversation, by turn, the newest first or the oldest; ends early as `newest`."""
     query = (
         as_read(owner_id)
         .add_columns(JobRow.turn)
         .where(JobRow.conversation_id == conversation_id, JobRow.turn.between(first, last))
-        .order_by(JobRow.turn.desc())
+        .order_by(JobRow.turn if oldest_first else JobRow.turn.desc())
     )
     return {row["turn"]: job for row, job in _within_a_page(connection, query)}
 

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, NullPool, create_engine
 
 from llamalith_app.errors import ConfigError
-from llamalith_app.store.database import plain_errors, write_engine
+from llamalith_app.store.database import at, plain_errors, write_engine
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -50,7 +50,7 @@ def _is_current(path: Path) -> bool:
     Raises ConfigError where a newer version wrote it.
     """
     scripts = ScriptDirectory(str(MIGRATIONS))
-    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    engine = create_engine(at("sqlite", path), poolclass=NullPool)
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     path.chmod(0o600)

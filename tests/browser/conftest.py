@@ -68,7 +68,10 @@ class Watched:
 async def chromium() -> AsyncIterator[Browser]:
     path = need("chromium", "chromium")
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
+        # As people have it: Back brings a page as it was left.
+        browser = await playwright.chromium.launch(
+            executable_path=path, args=FLAGS, ignore_default_args=["--disable-back-forward-cache"]
+        )
         yield browser
         await browser.close()
 

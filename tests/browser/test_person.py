@@ -99,17 +99,53 @@ async def test_a_person_cancels_what_runs_and_what_waits(installation: Installat
         await expect(running.locator(".state")).not_to_have_text(before)
         assert await button.evaluate("(there) => there === window.there")
         await photograph(page, "cancel-running")
+        await page.get_by_label("Message").fill("typed meanwhile")
         await button.focus()
         await page.keyboard.press("Enter")
-        await expect(page).to_have_url(f"{origin}/chat/#job-1")
         await expect(running.get_by_text("Cancelled")).to_be_visible()
         await expect(running.get_by_text("stopped before its end")).to_be_visible()
         await expect(waiting.get_by_text("Writing")).to_be_visible(timeout=60_000)
+        await expect(page.get_by_label("Message")).to_have_value("typed meanwhile")
         await waiting.get_by_role("link", name=STORY).click()
         await page.get_by_role("button", name="Cancel job 2").click()
         await expect(page.locator("#job-2")).to_contain_text("This job was cancelled. Until then it had written this")
         await expect(page.locator("#job-2 .unfinished")).not_to_be_empty()
         await photograph_everywhere(browser, "cancelled", page.url.removeprefix(origin))
+
+
+async def test_what_was_typed_is_there_again_after_a_way_back(installation: Installation, chromium: Browser) -> None:
+    _, origin, password = installation
+    async with window(chromium, origin) as browser:
+        page = await log_in(browser, password)
+        message = page.get_by_label("Message")
+        await message.fill("typed for ten minutes")
+        await page.get_by_role("link", name="Conversations").first.click()
+        await expect(page).to_have_url(f"{origin}/chat/conversations")
+        await page.go_back()
+        await expect(message).to_have_value("typed for ten minutes")
+        await page.reload()
+        await expect(message).to_have_value("")
+
+
+async def test_names_and_reasons_without_a_break_fit_a_narrow_window(
+    installation: Installation, chromium: Browser
+) -> None:
+    _, origin, password = installation
+    async with window(chromium, origin, viewport={"width": 360, "height": 800}) as browser:
+        page = await log_in(browser, password)
+        await page.goto(f"{origin}/chat/{'n' * 300}")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        await page.goto(f"{origin}/chat/conversation?id={'c' * 200}")
+        await page.goto(f"{origin}/chat/")
+        await page.evaluate(
+            "(id) => { document.querySelector('form.prompt [name=conversation_id]').value = id }", "c" * 200
+        )
+        await page.evaluate("document.querySelector('form.prompt [name=model] option').value = 'm'.repeat(180)")
+        await page.get_by_label("Message").fill("x")
+        await page.get_by_role("button", name="Queue it").click()
+        await expect(page.get_by_role("heading", name="Not sent yet")).to_be_visible()
+        await photograph(page, "not-sent-360")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 @pytest.mark.usefixtures("unhurried")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,12 @@ import httpx
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy.exc import OperationalError
 
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.controllers import pages
-from llamalith_app.store import jobs, retention
+from llamalith_app.store import job_reads, jobs, retention, sessions
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
@@ -68,6 +70,31 @@ async def test_a_job_made_by_the_form_shows_on_every_page(browser: httpx.AsyncCl
     conversation = await browser.get(f"/chat/conversations/{job['conversation_id']}")
     assert "Say hello." in text(conversation)
     assert "Next in the queue" in text(conversation)
+
+
+async def test_a_form_that_is_sent_twice_makes_one_job_and_with_another_text_another(
+    browser: httpx.AsyncClient,
+) -> None:
+    once = hidden_fields((await browser.get("/chat/")).text)["once"]
+    assert once != hidden_fields((await browser.get("/chat/")).text)["once"]
+    answers = await asyncio.gather(*(queue(browser, once=once) for _ in range(5)))
+    assert {answer.headers["location"] for answer in answers} == {"/chat/#job-1"}
+    assert (await queue(browser, once=once, content="Something else.")).headers["location"] == "/chat/#job-2"
+    assert (await queue(browser)).headers["location"] == "/chat/#job-3"
+
+
+async def test_what_was_typed_survives_a_record_that_cannot_even_be_read(
+    browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: object) -> None:
+        raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sessions, "find", unreadable)
+        answer = await queue(browser, content="Typed for <hours>.", once="o")
+    assert answer.status_code == 503
+    assert "\nTyped for &lt;hours&gt;.</textarea>" in answer.text
+    assert hidden_fields(answer.text)["once"] == "o"
 
 
 async def test_a_reply_goes_to_its_conversation_and_keeps_model_and_system_prompt(browser: httpx.AsyncClient) -> None:
@@ -223,6 +250,18 @@ async def test_of_a_turn_that_the_page_has_only_what_changes_comes_again(
     assert part.text.count(long) == 2, "of the one that is done, and of the one that is new to the page"
     assert len(re.findall(r"data-brief", part.text)) == 1
     assert "Next in the queue" in text(part)
+
+
+async def test_a_part_of_very_long_turns_begins_where_it_was_asked_to(
+    browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_reads, "MAX_PAGE_CHARS", 100)
+    for n in range(3):
+        await queue(browser, conversation_id="c", content=f"{n} " + 70 * "x")
+    part = (await browser.get("/chat/conversation/turns?id=c&from=0")).text
+    assert re.findall(r'id="job-(\d+)"', part) == ["1", "2"]
+    whole = (await browser.get("/chat/conversations/c")).text
+    assert re.findall(r'id="job-(\d+)"', whole) == ["2", "3"]
 
 
 async def test_a_part_is_no_longer_than_a_page(browser: httpx.AsyncClient) -> None:
@@ -473,6 +512,13 @@ async def test_the_monitor_only_shows(browser: httpx.AsyncClient, method: str, a
     answer = await browser.request(method, f"/chat/queue{action}", headers={"Accept": "*/*"})
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
     assert "/chat/jobs" in answer.json()["detail"]
+
+
+async def test_the_monitor_s_script_is_told_that_the_session_has_ended(browser: httpx.AsyncClient) -> None:
+    await browser.get("/chat/logout")
+    answer = await browser.get("/chat/queue/api/queues", headers={"Sec-Fetch-Mode": "cors"})
+    assert (answer.status_code, answer.json()["error"][:22]) == (401, "Your session has ended")
+    assert (await browser.get("/chat/queue/")).headers["location"] == "/chat/login"
 
 
 @pytest.mark.parametrize("entry", [b"", b"garbage", b"[]", b"1", b'{"queue": "other"}', b"null"])

@@ -86,6 +86,25 @@ def in_decode(message: object) -> bool:
     return isinstance(message, Step) and any(one.tokens and one.finish is None for one in message.sequences)
 
 
+async def test_an_engine_leaves_its_end_to_its_worker_when_a_supervisor_signals_everybody(
+    models: Config, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    take = EngineProcess._take
+
+    def take_and_signal(engine: EngineProcess, message: Any) -> None:
+        if not told and in_decode(message):
+            told.append(engine.pid)
+            os.kill(engine.pid, signal.SIGTERM)
+            os.kill(engine.pid, signal.SIGINT)
+        take(engine, message)
+
+    monkeypatch.setattr(EngineProcess, "_take", take_and_signal)
+    async with asyncio.timeout(WITHIN_S), working(models):
+        job = await ended(database, await submit("Hi", "d", model="n"), within_s=WITHIN_S)
+    assert (len(told), job.status, job.attempt) == (1, "done", 1)
+
+
 @pytest.mark.parametrize("moment", [in_load, in_prefill, in_decode])
 async def test_a_job_whose_engine_is_killed_runs_again_and_the_other_model_goes_on(
     moment: Callable[[object], bool],

@@ -669,6 +669,27 @@ async def test_a_worker_that_starts_while_the_database_takes_no_writes_waits(
     await worker.drain(5)
 
 
+async def test_a_worker_under_up_takes_every_sigterm_for_the_same_one(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    script.write({"when": "wait", "gate": str(tmp_path / "gate"), "reply": "whole"})
+    job_id = await submit("wait")
+    argv = fake_engine.argv(script.path)
+    with structlog.testing.capture_logs() as lines:
+
+        async def logs(event: str) -> bool:
+            return any(line["event"] == event for line in lines)
+
+        running = asyncio.create_task(run(config, grace_s=20, engine_argv=argv, supervised=True))
+        await eventually(partial(logs, "attempt started"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await eventually(partial(logs, "draining"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        (tmp_path / "gate").touch()
+        await running
+    assert (await ended(database, job_id)).result == "whole"
+
+
 async def test_a_worker_that_waits_for_the_database_ends_when_it_is_told_to(
     config: Config, script: Script, database_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
