@@ -94,7 +94,9 @@ async def test_every_page_sends_those_without_a_session_to_the_login_even_with_a
     async with serving(config) as client:
         for path, method in pages:
             answer = await client.request(method, path)
-            assert (answer.status_code, answer.headers["location"]) == (303, "/chat/login"), (path, method)
+            # What SAQ's own script asks for cannot be led to a login.
+            refused = (401, None) if path.startswith("/chat/queue/api/") else (303, "/chat/login")
+            assert (answer.status_code, answer.headers.get("location")) == refused, (path, method)
 
 
 # Sessions
