@@ -6,6 +6,7 @@ A subcommand's module is imported when it is called: `up` must stay small, and o
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from typing import NamedTuple
@@ -66,6 +67,17 @@ def main() -> None:
     # From the first moment on, also as PID 1, which ends by no signal that it does not handle.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
+        _run()
+    except SystemExit as ended:
+        if ended.code == 128 + signal.SIGTERM and os.getpid() != 1:
+            # What was begun is cleaned up; supervisors take a death by their own signal for an orderly one.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise
+
+
+def _run() -> None:
+    try:
         llamalith(prog_name="llamalith")
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
@@ -74,6 +86,8 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(1)
     except OSError as error:
+        if error.errno is None:
+            raise
         print(f"{error.filename or 'llamalith'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
 

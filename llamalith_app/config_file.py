@@ -336,7 +336,7 @@ def shown(found: Any) -> str:
     if isinstance(found, (list, tuple)):
         return f"a list of {len(found)}"
     if isinstance(found, str):
-        return f'"{plain(re.sub(r"(?<=://).*@", "…@", found))}"'
+        return f'"{plain(re.sub(r"(?s)(?<=://).*@", "…@", found))}"'
     return plain(json.dumps(found))
 
 

@@ -19,7 +19,11 @@ const localTimes = (root) => {
 
 const trouble = document.getElementById("trouble")
 
+// What a person did and what came of it stays until the next time; what a list tells goes with its reason.
+let stays = false
+
 const tell = (text, link) => {
+  stays = false
   const label = "Log in (new tab)"
   if (trouble.textContent === text + (link ? ` ${label}` : "")) return
   trouble.textContent = text
@@ -74,7 +78,7 @@ class LiveList {
       }
       if (!answer.ok) throw new Error(String(answer.status))
       this.take(new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(this.list.id))
-      tell("")
+      if (!stays) tell("")
       this.onTaken()
       next = this.again ? 0 : this.pause
     } catch {
@@ -260,20 +264,31 @@ document.addEventListener("submit", async (event) => {
   const form = event.target
   if (event.defaultPrevented || !lives.length || !form.matches("form.cancel, form.retry")) return
   event.preventDefault()
+  tell("")
   try {
     const answer = await fetch(form.action, {
       method: "POST",
-      headers: { Accept: "text/html" },
+      headers: { Accept: "application/json" },
       body: new URLSearchParams(new FormData(form)),
       signal: AbortSignal.timeout(PATIENCE_MS),
     })
     if (answer.redirected && new URL(answer.url).pathname === "/chat/login") tell(ENDED, "/chat/login")
-    else if (!answer.ok) tell(`That was not done: ${answer.status} ${answer.statusText}`)
+    else if (!answer.ok) tell(`That was not done. ${(await answer.json()).detail}`)
+    else if (form.matches(".retry")) triedAgain(form)
   } catch {
-    tell("No connection to Llamalith just now.")
+    tell("That was not done: there is no connection to Llamalith just now.")
   }
-  for (const live of lives) live.refresh()
+  stays = !trouble.hidden
+  await Promise.all(lives.map((live) => live.refresh()))
 })
+
+// A turn that has ended does not come again: what became of it stands at the end of the conversation.
+const triedAgain = (form) => {
+  if (!form.closest("[data-part]")) return
+  const hint = document.createElement("p")
+  Object.assign(hint, { className: "hint", textContent: "Tried again, as the last message." })
+  form.replaceWith(hint)
+}
 
 for (const hint of document.querySelectorAll("[data-hint=keys]")) hint.textContent = "Ctrl + Enter sends"
 

@@ -80,6 +80,15 @@ def test_no_restore_gives_an_id_again_that_was_given_after_the_copy(
         given |= ids
 
 
+def test_a_copy_made_before_the_first_job_gives_no_id_again_either(database_path: Path, tmp_path: Path) -> None:
+    run("backup", tmp_path / "copy", "--data-dir", database_path.parent)
+    run("restore", tmp_path / "copy", "--data-dir", tmp_path / "there")
+    restored = write_engine(tmp_path / "there" / "llamalith.db")
+    with restored.begin() as connection:
+        assert (jobs.submit(connection, prompt("first"), NOW).job_id or 0) > 10_000
+    restored.dispose()
+
+
 def test_a_copy_is_of_one_moment_while_others_write(
     engine: Engine, database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,14 +211,15 @@ async def run(
 ) -> None:
     """Runs until SIGTERM or SIGINT, then drains; a second signal ends the process at once.
 
-    `supervised`: by `up`, which uses SIGKILL for that. A second SIGTERM only says that somebody else told all processes
-    of the service, as systemd does.
+    `supervised`: by `up`, which uses SIGKILL for that. While it lives, a second SIGTERM only says that somebody else
+    told all processes of the service, as systemd does; once it is gone, the next `up` asks for the place.
     """
+    parent_pid = os.getppid()
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
-        if ended.is_set() and not supervised:
+        if ended.is_set() and not (supervised and os.getppid() == parent_pid):
             os._exit(128 + number)
         ended.set()
 

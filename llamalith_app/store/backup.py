@@ -70,6 +70,13 @@ def go_on(connection: Connection, now: datetime) -> None:
         connection.execute(select(JobRow.created_at).order_by(JobRow.id.desc()).limit(1)).scalar() or FIRST_RELEASE
     )
     gap = max(now - made_at, timedelta()) // timedelta(milliseconds=1) * IDS_A_MS
+    # Before its first job SQLite knows of no sequence.
+    connection.execute(
+        text(
+            "INSERT INTO sqlite_sequence (name, seq) SELECT 'jobs', 0"
+            " WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'jobs')"
+        )
+    )
     connection.execute(
         text("UPDATE sqlite_sequence SET seq = seq + :gap WHERE name = 'jobs'"), {"gap": gap + LEAST_GAP}
     )

@@ -127,6 +127,32 @@ async def test_what_was_typed_is_there_again_after_a_way_back(installation: Inst
         await expect(message).to_have_value("")
 
 
+async def test_why_something_was_not_done_stays_to_be_read_and_what_was_done_is_told(
+    installation: Installation, chromium: Browser
+) -> None:
+    _, origin, password = installation
+    async with window(chromium, origin) as browser:
+        page = await log_in(browser, password)
+        await page.get_by_label("Message").fill("word " * 20_000)
+        await page.get_by_role("button", name="Queue it").click()
+        await expect(page.locator("#job-1").get_by_text("Failed")).to_be_visible(timeout=60_000)
+        await page.goto(f"{origin}/chat/jobs")
+        await page.get_by_role("link", name="word word").first.click()
+        full = {"detail": "The queue is full: 1 job waits."}
+        await page.route("**/retry", lambda route: route.fulfill(status=429, json=full))
+        await page.get_by_role("button", name="Try job 1 again").click()
+        told = page.locator("#trouble")
+        await expect(told).to_have_text("That was not done. The queue is full: 1 job waits.")
+        async with page.expect_response("**/conversation/turns**"):
+            pass
+        await expect(told).to_be_visible()
+        await page.unroute("**/retry")
+        await page.get_by_role("button", name="Try job 1 again").click()
+        await expect(page.get_by_text("Tried again, as the last message.")).to_be_visible()
+        await expect(told).to_be_hidden()
+        await expect(page.locator("#job-2")).to_be_visible()
+
+
 async def test_names_and_reasons_without_a_break_fit_a_narrow_window(
     installation: Installation, chromium: Browser
 ) -> None:

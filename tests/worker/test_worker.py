@@ -690,6 +690,33 @@ async def test_a_worker_under_up_takes_every_sigterm_for_the_same_one(
     assert (await ended(database, job_id)).result == "whole"
 
 
+async def test_a_worker_whose_up_has_died_ends_at_once_when_the_next_up_asks_for_its_place(
+    config: Config, script: Script, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.write({"when": "wait", "gate": str(tmp_path / "gate"), "reply": "whole"})
+    await submit("wait")
+    argv, codes = fake_engine.argv(script.path), list[int]()
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with structlog.testing.capture_logs() as lines:
+
+        async def logs(event: str) -> bool:
+            return any(line["event"] == event for line in lines)
+
+        async def has_ended() -> bool:
+            return bool(codes)
+
+        running = asyncio.create_task(run(config, grace_s=20, engine_argv=argv, supervised=True))
+        await eventually(partial(logs, "attempt started"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await eventually(partial(logs, "draining"))
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await eventually(has_ended)
+        (tmp_path / "gate").touch()
+        await running
+    assert codes == [128 + signal.SIGTERM]
+
+
 async def test_a_worker_that_waits_for_the_database_ends_when_it_is_told_to(
     config: Config, script: Script, database_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
