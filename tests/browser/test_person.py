@@ -53,7 +53,7 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         await page.get_by_label("System prompt").fill("You are brief and kind.")
         await page.get_by_role("button", name="Queue it").click()
         job = page.locator("#job-1")
-        await expect(job.get_by_text("Done")).to_be_visible(timeout=60_000)
+        await expect(job.get_by_text("Done", exact=True)).to_be_visible(timeout=60_000)
         await expect(page.locator("#announcement")).to_have_text("Job 1: Done")
         await job.get_by_role("link", name="Say hello to the <b>dragon</b>.").click()
         first = page.locator("#job-1 .said.model .text")
@@ -65,7 +65,7 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         typed = "typed while the reply is being written"
         await page.get_by_label("Message").fill(typed)
         second = page.locator("#job-2")
-        await expect(second.get_by_text("Done")).to_be_visible(timeout=60_000)
+        await expect(second.get_by_text("Done", exact=True)).to_be_visible(timeout=60_000)
         await expect(second.locator(".said.model .text")).not_to_be_empty()
         assert await page.get_by_label("Message").input_value() == typed, "the reply came without a reload"
         await page.get_by_role("button", name="Log out").click()
@@ -91,7 +91,7 @@ async def test_a_person_cancels_what_runs_and_what_waits(installation: Installat
             await page.get_by_label("Message").fill(STORY)
             await page.get_by_role("button", name="Queue it").click()
         running, waiting = page.locator("#job-1"), page.locator("#job-2")
-        await expect(running.get_by_text("Writing")).to_be_visible(timeout=60_000)
+        await expect(running.locator(".state").get_by_text("Writing")).to_be_visible(timeout=60_000)
         # Its words change all the time; the button under the pointer stays the same.
         button = running.get_by_role("button", name="Cancel job 1")
         await button.evaluate("(there) => { window.there = there }")
@@ -102,9 +102,9 @@ async def test_a_person_cancels_what_runs_and_what_waits(installation: Installat
         await page.get_by_label("Message").fill("typed meanwhile")
         await button.focus()
         await page.keyboard.press("Enter")
-        await expect(running.get_by_text("Cancelled")).to_be_visible()
+        await expect(running.get_by_text("Cancelled", exact=True)).to_be_visible()
         await expect(running.get_by_text("stopped before its end")).to_be_visible()
-        await expect(waiting.get_by_text("Writing")).to_be_visible(timeout=60_000)
+        await expect(waiting.locator(".state").get_by_text("Writing")).to_be_visible(timeout=60_000)
         await expect(page.get_by_label("Message")).to_have_value("typed meanwhile")
         await waiting.get_by_role("link", name=STORY).click()
         await page.get_by_role("button", name="Cancel job 2").click()
@@ -135,7 +135,7 @@ async def test_why_something_was_not_done_stays_to_be_read_and_what_was_done_is_
         page = await log_in(browser, password)
         await page.get_by_label("Message").fill("word " * 20_000)
         await page.get_by_role("button", name="Queue it").click()
-        await expect(page.locator("#job-1").get_by_text("Failed")).to_be_visible(timeout=60_000)
+        await expect(page.locator("#job-1").get_by_text("Failed", exact=True)).to_be_visible(timeout=60_000)
         await page.goto(f"{origin}/chat/jobs")
         await page.get_by_role("link", name="word word").first.click()
         full = {"detail": "The queue is full: 1 job waits."}
