@@ -196,6 +196,11 @@ def require_secrets(config: Config) -> None:
         raise ConfigError(problems)
 
 
+def exported_secrets() -> list[str]:
+    """Names of the required secrets that the environment itself sets, whatever a .env says."""
+    return [name for name in ("N8N_API_TOKEN", "SECRET_KEY", "ADMIN_PASSWORD_HASH") if os.environ.get(name)]
+
+
 def child_environ(defaults: Mapping[str, str]) -> dict[str, str]:
     """The environment for a process that needs none of the secrets, such as one that parses people's model files."""
     return dict(defaults) | {name: value for name, value in os.environ.items() if name not in SECRETS}

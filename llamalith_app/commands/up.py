@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import click
 
 from llamalith_app import logs, up
 from llamalith_app.commands.init import write_env
-from llamalith_app.config import Config, load, require_secrets
+from llamalith_app.config import Config, exported_secrets, load, require_secrets
 from llamalith_app.errors import ConfigError
 
 
@@ -39,11 +38,10 @@ def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, 
 
 
 def _why_none_was_made(config: Config) -> list[str]:
-    names = ("N8N_API_TOKEN", "SECRET_KEY", "ADMIN_PASSWORD_HASH")
-    told = [name for name in names if os.environ.get(name)]
-    if len(told) in (0, len(names)) or (Path.cwd() / ".env").exists() or (config.data_dir / ".env").exists():
+    exported = exported_secrets()
+    if len(exported) in (0, 3) or (Path.cwd() / ".env").exists() or (config.data_dir / ".env").exists():
         return []
-    return [f"{told[0]}: is set in the environment, so no .env was written; unset it, or set all three"]
+    return [f"{exported[0]}: is set in the environment, so no .env was written; unset it, or set all three"]
 
 
 def _with_new_secrets(config: Config, env_file: Path | None) -> Config:
