@@ -19,7 +19,7 @@ The map:
     guards/          who may come in: token or session, where a browser comes from, passwords
     jobs/            from an accepted prompt to a stored reply: submit, schemas, cancel, queue, generate, shape, reply,
                      pool, memory, order, forecast, speeds, sweep, worker; and what SAQ's monitor shows
-    logs.py          structured logs
+    logs.py          structured logs, and what a command says
     parent.py        a child notices that its parent is gone
     pidfile.py       a pid that proves itself by a lock
     progress.py      live progress beside the record

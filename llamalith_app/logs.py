@@ -1,4 +1,5 @@
-"""Structured logs of every process: JSON lines, or a readable form on a terminal.
+"""Structured logs of every process: JSON lines, or a readable form on a terminal. And what a command says on standard
+output; neither stops anything where it cannot be written.
 
 Owns their format and where other libraries' lines go. What is logged is ids, counts and reasons: never a prompt,
 a reply, a token or a cookie.

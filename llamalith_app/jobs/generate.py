@@ -125,9 +125,10 @@ class Running:
 
     def written(self) -> jobs.Written:
         """What there is of the reply, as it would be kept."""
-        if self.last is None and self.before is not None:
-            return jobs.Written(self.before.text, None, len(self.before.tokens))
         prompt_tokens = None if self.last is None else self.last.prompt_tokens
+        if self.before is not None and not str(self.reply):
+            # It still reads the prompt, and what was written behind it.
+            return jobs.Written(self.before.text, prompt_tokens, len(self.before.tokens))
         return jobs.Written(str(self.reply), prompt_tokens, self.completion_tokens)
 
 

@@ -130,6 +130,34 @@ async def test_a_reply_that_was_whole_when_the_drain_stopped_it_keeps_its_last_c
     assert (job.status, job.result) == ("done", "if a <")
 
 
+async def test_what_an_attempt_before_had_written_is_kept_of_a_job_that_is_cancelled_before_it_goes_on(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "late", "after": 3, "signal": 9, "reply": "abcdefghijklmnop"})
+
+    async def then_slow(*of: Any) -> Before | None:
+        found = await before(*of)
+        script.write({"when": "late", "step_s": 0.3, "reply": "abcdefghijklmnop"})
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(streams, "before", then_slow)
+        async with working(config, script) as worker:
+            job_id = await submit("late" + 400 * ".")
+
+            async def reads_again() -> generate.Running | None:
+                running = worker.generation.running.values()
+                return next((one for one in running if one.before is not None and one.last is not None), None)
+
+            assert await eventually(reads_again)
+            await cancel(database, job_id)
+            await idle(worker)
+    job = await ended(database, job_id)
+    assert job.status == "cancelled"
+    assert job.partial
+    assert "abcdefghijklmnop".startswith(job.partial)
+
+
 async def test_a_cancelled_job_keeps_what_was_written_and_the_next_of_its_conversation_runs_without_it(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
