@@ -117,8 +117,8 @@ class FakeRunner:
     def save(self, slot: int) -> bytes:
         return json.dumps(self.held[slot]).encode()
 
-    def restore(self, slot: int, data: bytes) -> bool:
-        self.held[slot] = json.loads(data)
+    def restore(self, slot: int, data: bytes | memoryview) -> bool:
+        self.held[slot] = json.loads(bytes(data))
         return True
 
     def evaluate(self, plan: Sequence[Work]) -> list[Sampled]:

@@ -211,9 +211,7 @@ class _Loop:
     def run(self) -> None:
         while not self._ends:
             self._hear()
-            for admission in self._scheduler.admit():
-                self._save_evicted(admission)
-                fill(self._scheduler, self._runner, admission)
+            self._admit()
             n_decoding = self._scheduler.n_decoding
             plan = self._scheduler.plan(*self._pace.chunk(n_decoding))
             if plan:
@@ -223,6 +221,12 @@ class _Loop:
                 self._pace.took(n_read, n_decoding, time.monotonic() - started)
                 self._tell(self._scheduler.apply(results))
         self._save_all()
+
+    def _admit(self) -> None:
+        # In a frame of its own, so that the last one's state is not held through the steps that follow.
+        for admission in self._scheduler.admit():
+            self._save_evicted(admission)
+            fill(self._scheduler, self._runner, admission)
 
     def _hear(self) -> None:
         """Takes in every message that is there; waits for one when there is nothing else to do."""
@@ -281,7 +285,7 @@ class _Loop:
         if self._states is None or len(self._writing) >= MAX_WRITING:
             return
         n_lost = len(tokens) - max(n_stays, self._states.n_held(tokens))
-        if self._is_worth(n_lost, WORTH_WRITING_S) and (data := self._runner.save(slot)):
+        if self._is_worth(n_lost, WORTH_WRITING_S) and (data := self._runner.save(slot)) is not None:
             self._writing.append(self._disk.submit(self._states.write, list(tokens), data))
 
     def _save_all(self) -> None:

@@ -27,6 +27,7 @@ from llguidance import LLTokenizer
 from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
 from llamalith_app.engine.messages import ChatMessage, Load, Sampling
+from llamalith_app.engine.sequence import own_memory
 from llamalith_app.engine.steps import Sampled, SampleFailed, Work
 from llamalith_app.engine.template import Template
 
@@ -223,16 +224,20 @@ class LlamaRunner:
         llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def save(self, slot: int) -> bytes:
+    def save(self, slot: int) -> memoryview | None:
         size = llama_cpp.llama_state_seq_get_size_ext(self._context, slot, 0)
-        data = (ctypes.c_uint8 * size)()
-        n_bytes = llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, slot, 0)
-        return bytes(data) if n_bytes == size else b""
+        try:
+            data = own_memory(size)
+        except OSError:
+            return None
+        buffer = (ctypes.c_uint8 * size).from_buffer(data)
+        n_bytes = llama_cpp.llama_state_seq_get_data_ext(self._context, buffer, size, slot, 0)
+        return data if n_bytes == size else None
 
-    def restore(self, slot: int, data: bytes) -> bool:
+    def restore(self, slot: int, data: bytes | memoryview) -> bool:
         llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
-        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
-        if llama_cpp.llama_state_seq_set_data_ext(self._context, buffer, len(data), slot, 0) == len(data):
+        start = ctypes.cast(np.frombuffer(data, np.uint8).ctypes.data, ctypes.POINTER(ctypes.c_uint8))
+        if llama_cpp.llama_state_seq_set_data_ext(self._context, start, len(data), slot, 0) == len(data):
             return True
         llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return False

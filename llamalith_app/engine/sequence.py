@@ -5,6 +5,7 @@ State only: what is done with it next, the scheduler decides.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,8 +18,15 @@ class State(NamedTuple):
     """What a slot held once, read back from disk."""
 
     tokens: list[int]
-    data: bytes
+    data: bytes | memoryview
     """As llama.cpp wrote it."""
+
+
+def own_memory(n_bytes: int) -> memoryview:
+    """For a state: the system's, that goes back to it as soon as nobody holds it. The heaps of malloc would keep the
+    room of the largest that ever stood in each (tens of MB with a small model, gigabytes with a large one). Raises
+    OSError where there is none, ValueError for 0."""
+    return memoryview(mmap.mmap(-1, n_bytes))
 
 
 class Wait(NamedTuple):

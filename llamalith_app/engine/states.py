@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 import msgspec
 
-from llamalith_app.engine.sequence import State
+from llamalith_app.engine.sequence import State, own_memory
 from llamalith_app.engine.slots import common_prefix
 
 MAGIC = b"llamalith state 1\n"
@@ -43,7 +43,8 @@ class Head(msgspec.Struct, frozen=True):
 
 class Saved(NamedTuple):
     path: Path
-    tokens: list[int]
+    tokens: array[int]
+    """Of four bytes each: there may be many thousands of states."""
     n_common: int = 0
     """With the prompt that it was found for."""
 
@@ -66,34 +67,36 @@ class States:
     def best(self, prompt: Sequence[int]) -> Saved | None:
         """The state that holds the most of the prompt's beginning; None: none holds any."""
         self._look()
-        found = [saved._replace(n_common=common_prefix(saved.tokens, prompt[:-1])) for saved in self._known.values()]
+        wanted = array("i", prompt[:-1])
+        found = [saved._replace(n_common=common_prefix(saved.tokens, wanted)) for saved in self._known.values()]
         best = max(found, key=lambda saved: saved.n_common, default=None)
         return best if best is not None and best.n_common else None
 
     def n_held(self, tokens: Sequence[int]) -> int:
         """How many leading tokens of these some state holds."""
-        return max((common_prefix(saved.tokens, tokens) for saved in list(self._known.values())), default=0)
+        wanted = array("i", tokens)
+        return max((common_prefix(saved.tokens, wanted) for saved in list(self._known.values())), default=0)
 
     def read(self, saved: Saved) -> State | None:
         """None: the file is gone or is not what it was written as; it is deleted then."""
         try:
             with saved.path.open("rb") as file:
-                head = _read_head(file)
-                data = file.read() if head is not None else b""
+                data = _read_data(file)
         except OSError:
             return None
-        if head is None or len(data) != head.data_bytes or zlib.crc32(data) != head.data_crc:
+        if data is None:
             _delete(saved.path)
             return None
         with contextlib.suppress(OSError):
             os.utime(saved.path)
-        return State(saved.tokens, data)
+        return State(saved.tokens.tolist(), data)
 
-    def write(self, tokens: list[int], data: bytes) -> None:
+    def write(self, tokens: list[int], data: bytes | memoryview) -> None:
         """Replaces states of which this one is a continuation; deletes those unused for longest above the limit."""
         if len(data) > self._max_bytes:
             return
-        packed = array("i", tokens).tobytes()
+        held = array("i", tokens)
+        packed = held.tobytes()
         head = msgspec.msgpack.encode(Head(self._model, packed, len(data), zlib.crc32(data)))
         path = self._folder / f"{self._prefix}{hashlib.sha256(packed).hexdigest()[:24]}{SUFFIX}"
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
@@ -106,7 +109,7 @@ class States:
             _delete(unfinished)
             return
         for saved in list(self._known.values()):
-            if saved.path != path and saved.tokens == tokens[: len(saved.tokens)]:
+            if saved.path != path and saved.tokens == held[: len(saved.tokens)]:
                 _delete(saved.path)
         self._make_room()
 
@@ -129,7 +132,7 @@ class States:
             if head is None or head.model != self._model or len(head.tokens) % TOKEN_BYTES:
                 _delete(path)
                 continue
-            self._known[name] = Saved(path, list(memoryview(head.tokens).cast("i")))
+            self._known[name] = Saved(path, array("i", head.tokens))
 
     def _make_room(self) -> None:
         found = []
@@ -161,6 +164,17 @@ def _read_head(file: IO[bytes]) -> Head | None:
         return msgspec.msgpack.decode(body, type=Head)
     except msgspec.MsgspecError:
         return None
+
+
+def _read_data(file: IO[bytes]) -> memoryview | None:
+    """None: the file is not what it was written as."""
+    head = _read_head(file)
+    # Before there is room for it: only what is there can be right.
+    if head is None or not head.data_bytes or file.tell() + head.data_bytes != os.fstat(file.fileno()).st_size:
+        return None
+    data = own_memory(head.data_bytes)
+    n_read = file.readinto(data)  # type: ignore[attr-defined]
+    return data if n_read == head.data_bytes and zlib.crc32(data) == head.data_crc else None
 
 
 def _private(path: str, flags: int) -> int:

@@ -91,10 +91,10 @@ class Runner(Model, Protocol):
     def copy(self, source: int, target: int) -> None:
         """Makes the target hold what the source holds, and nothing else."""
 
-    def save(self, slot: int) -> bytes:
-        """What `restore` takes; empty: it could not be had."""
+    def save(self, slot: int) -> bytes | memoryview | None:
+        """What `restore` takes; None: it could not be had."""
 
-    def restore(self, slot: int, data: bytes) -> bool:
+    def restore(self, slot: int, data: bytes | memoryview) -> bool:
         """Makes the slot hold what it held once; False: it is empty now. Not between a copy and the next step."""
 
     def evaluate(self, plan: Sequence[Work]) -> Sequence[Sampled | SampleFailed]:

@@ -38,7 +38,7 @@ def test_the_state_that_holds_most_of_the_prompt_is_the_best(tmp_path: Path) -> 
     states = States(tmp_path, "model", ENOUGH)
     states.write([*TOKENS[:50], 1], b"short")
     states.write([*TOKENS, 2], b"long")
-    assert found(states, [*TOKENS, 9]).tokens == [*TOKENS, 2]
+    assert found(states, [*TOKENS, 9]).tokens.tolist() == [*TOKENS, 2]
     assert found(states, [*TOKENS[:60], 9]).n_common == 60
     assert states.best([7, 8]) is None
     assert states.n_held([*TOKENS[:50], 1, 5]) == 51
