@@ -26,8 +26,8 @@ The map:
     ranges.py        what sampling may be set to, and how people are told
     schema.py        judges a JSON Schema, as a program of its own
     store/           the record: tables, the writer thread, transitions (jobs) and what people read of them (job_reads),
-                     invariants, migrations; answers that are given again (keys), whole copies (backup), what is not
-                     kept (retention)
+                     invariants, migrations; what it is called beside others (record), answers that are given again
+                     (keys), whole copies (backup), what is not kept (retention)
     streams.py       a job's events by Redis: written, told, kept for a while
     up.py            the whole product on one machine
     valkey.py        the embedded Valkey

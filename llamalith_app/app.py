@@ -47,6 +47,7 @@ from llamalith_app.jobs.queue import Hints, impatient_redis
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.progress import ProgressReader
 from llamalith_app.store.database import Database
+from llamalith_app.store.record import record_id
 
 
 class WebApp(RequestLog):
@@ -65,6 +66,7 @@ def create_app(config: Config) -> WebApp:
     """
     models = tuple(model.name for model in config.models)
     database = Database(config.database_path)
+    record = record_id(config.database_path)
     redis = impatient_redis(config.redis_url)
     hints = Hints(config.redis_url, models)
     forecasts = Forecasts(database, models, order.bounds(config.max_wait_s))
@@ -79,8 +81,8 @@ def create_app(config: Config) -> WebApp:
         max_queued=config.max_queued,
         forecasts=forecasts,
     )
-    live = Live(database, ProgressReader(redis), forecasts)
-    followers = Followers(database, live, redis)
+    live = Live(database, ProgressReader(redis, record), forecasts)
+    followers = Followers(database, live, redis, record)
     parts = Parts(
         database=database,
         submissions=submissions,

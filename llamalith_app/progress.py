@@ -21,23 +21,24 @@ RETRY_READ_S = 1.0
 """After a failed read Redis is left alone for so long, so that a frozen one does not slow every poll."""
 
 
-def _key(job_id: int, attempt: int) -> str:
-    return f"llamalith:progress:{job_id}.{attempt}"
+def _key(record: str, job_id: int, attempt: int) -> str:
+    return f"llamalith:progress:{record}:{job_id}.{attempt}"
 
 
-def put(pipeline: Any, job_id: int, attempt: int, progress: Progress) -> None:
+def put(pipeline: Any, record: str, job_id: int, attempt: int, progress: Progress) -> None:
     """Adds it to a pipeline of Redis commands."""
-    pipeline.set(_key(job_id, attempt), msgspec.json.encode(progress), ex=EXPIRE_S)
+    pipeline.set(_key(record, job_id, attempt), msgspec.json.encode(progress), ex=EXPIRE_S)
 
 
-def forget(pipeline: Any, job_id: int, attempt: int) -> None:
+def forget(pipeline: Any, record: str, job_id: int, attempt: int) -> None:
     """Adds to a pipeline that this attempt is over."""
-    pipeline.unlink(_key(job_id, attempt))
+    pipeline.unlink(_key(record, job_id, attempt))
 
 
 class ProgressReader:
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, record: str) -> None:
         self._redis = redis
+        self._record = record
         self._not_before = 0.0
 
     async def read(self, attempts: dict[int, int]) -> dict[int, Progress]:
@@ -45,7 +46,7 @@ class ProgressReader:
         if not attempts or time.monotonic() < self._not_before:
             return {}
         try:
-            values = await self._redis.mget([_key(*attempt) for attempt in attempts.items()])
+            values = await self._redis.mget([_key(self._record, *attempt) for attempt in attempts.items()])
         except (RedisError, OSError, TimeoutError):
             self._not_before = time.monotonic() + RETRY_READ_S
             return {}

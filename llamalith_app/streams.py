@@ -1,9 +1,9 @@
 """What a running job tells of itself by Redis: its text as a stream that is kept for a while, its progress.
 
-Owns the names and shapes in Redis: a stream `llamalith:events:{job}` whose ids are `{attempt}-{n}`, n = 1, 2, 3 …, and
-one channel on which the entries of all jobs are told as well, those of one moment together. An attempt that goes on
-where the one before it ended counts on from its n. The worker writes, the web reads; all of it may be lost at any
-moment. Nothing here knows SQL, HTTP or engines.
+Owns the names and shapes in Redis: a stream `llamalith:events:{record}:{job}` whose ids are `{attempt}-{n}`, n = 1, 2,
+3 …, and a channel of the record's on which the entries of all jobs are told as well, those of one moment together. An
+attempt that goes on where the one before it ended counts on from its n. The worker writes, the web reads; all of it
+may be lost at any moment. Nothing here knows SQL, HTTP or engines.
 """
 
 from __future__ import annotations
@@ -71,20 +71,25 @@ class Told(NamedTuple):
     entry: Entry
 
 
-CHANNEL = "llamalith:events"
-
 _encode: Callable[[list[Told]], bytes] = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], list[Told]] = msgspec.msgpack.Decoder(list[Told]).decode
 
 
-def _name(job_id: int) -> str:
-    return f"{CHANNEL}:{job_id}"
+def channel(record: str) -> str:
+    """Of all databases of one Redis: their numbers part no channels."""
+    return f"llamalith:events:{record}"
 
 
-async def tell_ended(redis: Redis, job_ids: Iterable[int]) -> None:
+def _name(record: str, job_id: int) -> str:
+    return f"{channel(record)}:{job_id}"
+
+
+async def tell_ended(redis: Redis, record: str, job_ids: Iterable[int]) -> None:
     """The end of these jobs is in the record: readers may look. Never raises for a Redis that is away."""
     with contextlib.suppress(*UNAVAILABLE):
-        await redis.publish(CHANNEL, _encode([Told(job_id, Entry(0, 0, "ended", b"", 0)) for job_id in job_ids]))
+        await redis.publish(
+            channel(record), _encode([Told(job_id, Entry(0, 0, "ended", b"", 0)) for job_id in job_ids])
+        )
 
 
 class _Joined(NamedTuple):
@@ -121,8 +126,9 @@ class Teller:
     """Tells what the attempts of one worker tell, all in one go. Nobody waits for it and it raises nothing; what Redis
     did not take is told later."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, record: str) -> None:
         self._redis = redis
+        self._record = record
         self._news: dict[Writer, None] = {}
         """Those that have something to tell, in their order."""
         self._next = 0.0
@@ -131,7 +137,7 @@ class Teller:
         self._pump: asyncio.Task[None] | None = None
 
     def writer(self, job_id: int, attempt: int, before: Before | None = None) -> Writer:
-        return Writer(job_id, attempt, self._wake, before)
+        return Writer(self._record, job_id, attempt, self._wake, before)
 
     def _wake(self, writer: Writer) -> None:
         self._news[writer] = None
@@ -158,7 +164,7 @@ class Teller:
         for writer in writers:
             told += writer.add(pipeline)
             ends.append(len(pipeline))
-        pipeline.publish(CHANNEL, _encode(told))
+        pipeline.publish(channel(self._record), _encode(told))
         try:
             answers = await pipeline.execute(raise_on_error=False)
         except UNAVAILABLE:
@@ -176,7 +182,16 @@ class Writer:
     With `before`, the first tokens that it is given are those again, or the reply begins anew.
     """
 
-    def __init__(self, job_id: int, attempt: int, wake: Callable[[Writer], None], before: Before | None = None) -> None:
+    def __init__(
+        self,
+        record: str,
+        job_id: int,
+        attempt: int,
+        wake: Callable[[Writer], None],
+        before: Before | None = None,
+    ) -> None:
+        self._record = record
+        self._name = _name(record, job_id)
         self._job_id = job_id
         self._attempt = attempt
         self._since = attempt
@@ -278,22 +293,22 @@ class Writer:
             self._number()
         told = []
         if self._progress is not None:
-            progress.put(pipeline, self._job_id, self._attempt, self._progress)
+            progress.put(pipeline, self._record, self._job_id, self._attempt, self._progress)
             data = msgspec.json.encode(as_event(self._progress, self._job_id, self._attempt))
             told.append(Entry(self._attempt, 0, "progress", data, self._since))
             self._progress = None
         if self.is_over:
-            progress.forget(pipeline, self._job_id, self._attempt)
+            progress.forget(pipeline, self._record, self._job_id, self._attempt)
         if self._untold and not self._superseded:
             for entry in self._untold:
                 self._add_entry(pipeline, entry, must_exist=self._is_begun or entry is not self._untold[0])
             told += self._untold
             if not self._is_begun or self.is_over or now - self._extended_at > EXTEND_S:
                 self._extended_at = now
-                pipeline.expire(_name(self._job_id), KEEP_S)
+                pipeline.expire(self._name, KEEP_S)
         if self._is_begun and (self.is_over or now - self._checked_at > CHECK_S):
             self._checked_at = now
-            pipeline.xlen(_name(self._job_id))
+            pipeline.xlen(self._name)
         if self.is_over:
             self._says_ended = True
             told.append(Entry(self._attempt, 0, "ended", b"", self._since))
@@ -345,7 +360,7 @@ class Writer:
         if entry.since != entry.attempt:
             fields["since"] = entry.since
         pipeline.xadd(
-            _name(self._job_id),
+            self._name,
             fields,
             id=f"{entry.attempt}-{entry.n}",
             nomkstream=must_exist,
@@ -398,13 +413,13 @@ def _behind(told: list[_Joined], pieces: Sequence[tuple[Written, str]]) -> list[
     return [*([(kind, rest)] if rest else []), *again[n_whole + 1 :]]
 
 
-async def before(redis: Any, job_id: int, attempt: int) -> Before | None:
+async def before(redis: Any, record: str, job_id: int, attempt: int) -> Before | None:
     """What Redis has whole of the reply that earlier attempts wrote, and those can write no more from now on. None:
     nothing, or nothing that can be understood, or Redis did not say in time."""
     try:
         async with asyncio.timeout(BEFORE_S):
-            await redis.execute_command("XSETID", _name(job_id), f"{attempt}-0")
-            return _whole(await history(redis, job_id))
+            await redis.execute_command("XSETID", _name(record, job_id), f"{attempt}-0")
+            return _whole(await history(redis, record, job_id))
     except UNAVAILABLE:
         return None
     except (ValueError, msgspec.MsgspecError) as error:
@@ -436,11 +451,11 @@ class _Told(msgspec.Struct):
     tokens: list[int]
 
 
-async def history(redis: Redis, job_id: int, after: tuple[int, int] = (0, 0)) -> list[Entry]:
+async def history(redis: Redis, record: str, job_id: int, after: tuple[int, int] = (0, 0)) -> list[Entry]:
     """What the stream holds after that entry. Raises one of UNAVAILABLE."""
     found: list[Entry] = []
     while True:
-        page: Any = await redis.xrange(_name(job_id), min=f"({after[0]}-{after[1]}", count=PAGE)
+        page: Any = await redis.xrange(_name(record, job_id), min=f"({after[0]}-{after[1]}", count=PAGE)
         for event_id, fields in page:
             attempt, _, n = event_id.partition(b"-")
             since = fields.pop(b"since", attempt)
@@ -458,8 +473,11 @@ class Hearing:
     entry will be heard: what came before is history. Both are called in the event loop and must not wait.
     """
 
-    def __init__(self, redis: Redis, hear: Callable[[int, Entry], None], ready: Callable[[int], None]) -> None:
+    def __init__(
+        self, redis: Redis, record: str, hear: Callable[[int, Entry], None], ready: Callable[[int], None]
+    ) -> None:
         self._redis = redis
+        self._record = record
         self._hear = hear
         self._ready = ready
         self._wanted: set[int] = set()
@@ -500,7 +518,7 @@ class Hearing:
         pubsub: Any = self._redis.pubsub()
         asked = False
         try:
-            await pubsub.subscribe(CHANNEL)
+            await pubsub.subscribe(channel(self._record))
             while True:
                 message = await pubsub.get_message(timeout=SILENCE_S)
                 if message is None:

@@ -8,7 +8,7 @@ from llamalith_app import progress
 from llamalith_app.contracts.jobs import Progress
 
 
-async def publish(redis: Redis, job_id: int, attempt: int, told: Progress) -> None:
+async def publish(redis: Redis, record: str, job_id: int, attempt: int, told: Progress) -> None:
     pipeline = redis.pipeline()
-    progress.put(pipeline, job_id, attempt, told)
+    progress.put(pipeline, record, job_id, attempt, told)
     await pipeline.execute()

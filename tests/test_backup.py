@@ -15,6 +15,7 @@ from llamalith_app.cli import llamalith
 from llamalith_app.errors import ConfigError
 from llamalith_app.store import backup, check, job_reads, jobs, workers
 from llamalith_app.store.database import write_engine
+from llamalith_app.store.record import record_id
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, finish, prompt, register_worker
 
@@ -57,6 +58,7 @@ def test_a_backup_restored_onto_an_empty_folder_goes_on(engine: Engine, database
         finish(connection, again, "of the second start")
         assert (jobs.submit(connection, prompt("goes on"), NOW).job_id or 0) > 10_000
     restored.dispose()
+    assert record_id(there / "llamalith.db") != record_id(database_path), "they may use one Redis"
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == []
 
 

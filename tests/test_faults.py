@@ -25,6 +25,7 @@ from sqlalchemy import Engine
 from llamalith_app import valkey
 from llamalith_app.config import Config
 from llamalith_app.store.database import write_engine
+from llamalith_app.store.record import record_id
 from tests.settle import eventually
 from tests.web.conftest import make_config, serving
 from tests.worker.conftest import Script, working
@@ -280,7 +281,7 @@ async def test_a_key_of_another_type_under_our_names_harms_nothing(
     config = msgspec.structs.replace(config, redis_url=own_valkey.url)
     async with own_valkey.client() as client:
         for job_id in range(1, 4):
-            await client.set(f"llamalith:events:{job_id}", "not a stream")
+            await client.set(f"llamalith:events:{record_id(config.database_path)}:{job_id}", "not a stream")
         await client.set("saq:llamalith:smollm2:queued", "not a list")
     async with serving(config) as api, working(config, script):
         jobs = [await done(api, await submit(api)) for _ in range(3)]

@@ -95,13 +95,14 @@ class FollowedLane(Followed):
 
 
 class Followers:
-    def __init__(self, database: Database, live: Live, redis: Redis) -> None:
+    def __init__(self, database: Database, live: Live, redis: Redis, record: str) -> None:
         self._database = database
         self._live = live
         self._redis = redis
+        self._record = record
         self._jobs: dict[int, FollowedJob] = {}
         self._lanes: dict[int, FollowedLane] = {}
-        self._hearing = Hearing(redis, self._hear, self._catch_up)
+        self._hearing = Hearing(redis, record, self._hear, self._catch_up)
         self._looking: asyncio.Task[None] | None = None
         self._look_now = asyncio.Event()
         self._ended_now: set[int] = set()
@@ -165,7 +166,7 @@ class Followers:
         self._ended_now.update(self._jobs.keys() & set(job_ids))
         if self._ended_now:
             self._look_now.set()
-        telling = asyncio.create_task(streams.tell_ended(self._redis, job_ids))
+        telling = asyncio.create_task(streams.tell_ended(self._redis, self._record, job_ids))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 
@@ -209,7 +210,7 @@ class Followers:
         while followed.is_behind:
             followed.is_behind = False
             try:
-                for entry in await streams.history(self._redis, followed.id, followed.transcript.last):
+                for entry in await streams.history(self._redis, self._record, followed.id, followed.transcript.last):
                     if not followed.transcript.take(entry):
                         followed.transcript.give_up(entry.attempt)
             except streams.UNAVAILABLE:

@@ -168,6 +168,7 @@ class Generation:
         pool: Pool,
         redis: Redis,
         *,
+        record: str,
         worker_id: int,
         models: Mapping[str, ModelConfig],
         grammars: Mapping[str, str],
@@ -177,7 +178,8 @@ class Generation:
         self._database = database
         self._pool = pool
         self._redis = redis
-        self._teller = Teller(redis)
+        self._record = record
+        self._teller = Teller(redis, record)
         self._worker_id = worker_id
         self._models = models
         self._grammars = grammars
@@ -318,7 +320,7 @@ class Generation:
         try:
             lines.info("attempt started")
             if claim.attempt > 1:
-                running.before = await streams.before(self._redis, claim.job_id, claim.attempt)
+                running.before = await streams.before(self._redis, self._record, claim.job_id, claim.attempt)
             writer = self._teller.writer(claim.job_id, claim.attempt, running.before)
             publisher = _Publisher(writer, running, chain)
             await self._run(running, place, publisher)

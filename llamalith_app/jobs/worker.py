@@ -29,6 +29,7 @@ from llamalith_app.jobs.queue import Wakers, impatient_redis
 from llamalith_app.jobs.sweep import BEAT_S, SWEEP_S, Sweeper, hold_lock
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
 
 WATCH_S = 0.2
@@ -76,6 +77,7 @@ class Worker:
             self._database,
             self._pool,
             self._redis,
+            record=record_id(self._config.database_path),
             worker_id=self.id,
             models=self._models,
             grammars=grammar.load(self._config.grammar_dir),

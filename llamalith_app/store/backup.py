@@ -17,7 +17,7 @@ from pathlib import Path
 from sqlalchemy import Connection, select, text
 
 from llamalith_app.errors import ConfigError
-from llamalith_app.store import jobs, workers
+from llamalith_app.store import jobs, record, workers
 from llamalith_app.store.tables import JobRow, Outcome
 
 IDS_A_MS = 10
@@ -64,7 +64,7 @@ def go_on(connection: Connection, now: datetime) -> None:
     """Makes a copy the record from now on.
 
     What ran when it was made runs nowhere: its workers are not there, no start of theirs counts. And no job gets an id
-    that one had which was made after the copy: its caller would read another's, and Redis still has its tokens.
+    that one had which was made after the copy: its caller would read another's. What Redis has is the other record's.
     """
     made_at = (
         connection.execute(select(JobRow.created_at).order_by(JobRow.id.desc()).limit(1)).scalar() or FIRST_RELEASE
@@ -80,6 +80,7 @@ def go_on(connection: Connection, now: datetime) -> None:
     connection.execute(
         text("UPDATE sqlite_sequence SET seq = seq + :gap WHERE name = 'jobs'"), {"gap": gap + LEAST_GAP}
     )
+    record.rename(connection)
     for worker in workers.not_ended(connection):
         workers.end(connection, worker.id, now)
     for lease in jobs.held(connection):

@@ -65,6 +65,15 @@ class Outcome(StrEnum):
     RELEASED = "released"
 
 
+class RecordRow(DefaultBase):
+    """One row."""
+
+    __tablename__ = "record"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """Random, anew for a restored copy: two records may use one Redis, where their jobs have the same ids."""
+
+
 class UserRow(DefaultBase):
     """Who owns conversations and jobs; the first is the admin, made by the first migration."""
 

@@ -20,6 +20,7 @@ from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
+from llamalith_app.store.record import record_id
 from tests.browser.conftest import Watched, window
 from tests.browser.payloads import payloads
 from tests.live import publish
@@ -322,7 +323,8 @@ async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(
         await summary.focus()
         await page.locator("#job-1 .said.you .text").evaluate("(text) => getSelection().selectAllChildren(text)")
         for count in (7, 8):
-            await publish(redis, 1, claim.attempt, Progress(phase="decode", completion_tokens=count))
+            progress = Progress(phase="decode", completion_tokens=count)
+            await publish(redis, record_id(database.path), 1, claim.attempt, progress)
             await expect(page.locator("#job-1 .state")).to_have_text(f"Writing: {count} tokens")
         await expect(summary).to_be_focused()
         assert await page.evaluate("getSelection().toString()") == "select me"

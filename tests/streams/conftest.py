@@ -16,6 +16,7 @@ from llamalith_app.config import Config
 from llamalith_app.config_file import ModelSettings
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
+from llamalith_app.store.record import record_id
 from llamalith_app.streams import Teller, history
 from tests.settle import eventually
 from tests.store.samples import finish, register_worker
@@ -64,11 +65,12 @@ async def submit(api: httpx.AsyncClient, content: str, conversation_id: str = "c
 class Attempt:
     """One attempt at the best due job, as a worker's; the test says what it does."""
 
-    def __init__(self, database: Database, redis: Redis, claim: jobs.Claim) -> None:
+    def __init__(self, database: Database, redis: Redis, record: str, claim: jobs.Claim) -> None:
         self.claim = claim
         self._database = database
         self._redis = redis
-        self.writer = Teller(redis).writer(claim.job_id, claim.attempt)
+        self._record = record
+        self.writer = Teller(redis, record).writer(claim.job_id, claim.attempt)
         self.reply = ""
 
     async def write(self, *texts: str) -> None:
@@ -84,7 +86,7 @@ class Attempt:
             await eventually(is_there)
 
     async def n_events(self) -> int:
-        return len(await history(self._redis, self.claim.job_id))
+        return len(await history(self._redis, self._record, self.claim.job_id))
 
     async def finish(self, reply: str | None = None, *, and_tell: bool = True) -> None:
         assert await self._database.write(finish, self.claim, self.reply if reply is None else reply)
@@ -96,4 +98,4 @@ async def attempt(database: Database, redis: Redis) -> Attempt:
     worker_id = await database.write(register_worker)
     claim = await database.write(jobs.claim, "smollm2", 1, worker_id, datetime.now(UTC))
     assert claim is not None
-    return Attempt(database, redis, claim)
+    return Attempt(database, redis, record_id(database.path), claim)

@@ -26,6 +26,7 @@ from llamalith_app.controllers import events, follow
 from llamalith_app.controllers.follow import Followed
 from llamalith_app.store import jobs, retention, workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.record import record_id
 from llamalith_app.store.users import ADMIN_ID
 from tests.settle import eventually
 from tests.store.samples import NOW, fail, prompt
@@ -387,7 +388,7 @@ async def test_a_word_of_another_version_ends_no_hearing(
         source = reader.events()
         await making.write("a")
         assert (await some(source, "delta"))[0].data["text"] == "a"
-        await redis.publish(streams.CHANNEL, msgspec.msgpack.encode([told]))
+        await redis.publish(streams.channel(record_id(database.path)), msgspec.msgpack.encode([told]))
         await making.write("b")
         assert (await some(source, "delta"))[0].data["text"] == "b"
 

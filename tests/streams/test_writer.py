@@ -18,13 +18,14 @@ from llamalith_app.streams import Entry, Hearing, Teller, history
 from tests.settle import eventually
 
 JOB = 7
-NAME = f"llamalith:events:{JOB}"
+RECORD = "a-record"
+NAME = f"llamalith:events:{RECORD}:{JOB}"
 
 
-async def told(redis: Redis) -> list[tuple[str, str, Any]]:
+async def told(redis: Redis, record: str = RECORD) -> list[tuple[str, str, Any]]:
     return [
         (f"{entry.attempt}-{entry.n}", entry.kind, msgspec.json.decode(entry.data).get("text"))
-        for entry in await history(redis, JOB)
+        for entry in await history(redis, record, JOB)
     ]
 
 
@@ -33,16 +34,16 @@ def text_of(entries: list[tuple[str, str, Any]]) -> str:
     return "".join(text for _, kind, text in entries[last_restart + 1 :] if kind == "delta")
 
 
-async def until(redis: Redis, text: str) -> None:
+async def until(redis: Redis, text: str, record: str = RECORD) -> None:
     async def is_told() -> bool:
-        return text_of(await told(redis)) == text
+        return text_of(await told(redis, record)) == text
 
     await eventually(is_told)
 
 
 async def test_the_first_text_goes_at_once_and_what_follows_is_joined(redis: Redis, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "JOIN_S", 3600)
-    writer = Teller(redis).writer(JOB, 1)
+    writer = Teller(redis, RECORD).writer(JOB, 1)
     writer.write([("delta", "a")], [1])
     await until(redis, "a")
     for letter in "bcd":
@@ -56,14 +57,14 @@ async def test_the_first_text_goes_at_once_and_what_follows_is_joined(redis: Red
         ("1-3", "thinking", "hm"),
         ("1-4", "delta", ""),
     ], "an end waits for nothing"
-    entries = [msgspec.json.decode(entry.data) for entry in await history(redis, JOB)]
+    entries = [msgspec.json.decode(entry.data) for entry in await history(redis, RECORD, JOB)]
     assert [entry["tokens"] for entry in entries] == [[1], [2, 2, 2], [], [3, 4]]
     assert [entry.get("offset") for entry in entries] == [0, 1, None, 4]
     assert 0 < await redis.ttl(NAME) <= streams.KEEP_S
 
 
 async def test_an_end_that_comes_while_something_is_told_waits_for_the_rest(redis: Redis) -> None:
-    teller = Teller(redis)
+    teller = Teller(redis, RECORD)
     writer = teller.writer(JOB, 1)
     writer.write([("delta", "one ")])
     await until(redis, "one ")
@@ -80,16 +81,41 @@ async def test_an_end_that_comes_while_something_is_told_waits_for_the_rest(redi
     assert text_of(await told(redis)) == "one two three"
 
 
+async def test_jobs_of_another_record_with_the_same_ids_are_other_jobs(redis: Redis) -> None:
+    heard: list[Entry] = []
+    ready = asyncio.Event()
+    hearing = Hearing(redis, RECORD, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
+    hearing.follow(JOB)
+    await ready.wait()
+    for record in ("another", RECORD):
+        writer = Teller(redis, record).writer(JOB, 1)
+        writer.progress(Progress(phase="decode", completion_tokens=len(record)))
+        writer.write([("delta", record)], [1])
+        await until(redis, record, record)
+
+    async def is_heard() -> bool:
+        return any(entry.kind == "delta" for entry in heard)
+
+    await eventually(is_heard)
+    await hearing.close()
+    assert [entry.kind for entry in heard] == ["progress", "delta"], "the other record was told first"
+    before = await streams.before(redis, RECORD, JOB, 2)
+    assert before is not None
+    assert before.text == RECORD
+    told = await ProgressReader(redis, RECORD).read({JOB: 1})
+    assert told[JOB].completion_tokens == len(RECORD)
+
+
 async def test_a_later_attempt_starts_again_and_a_stale_one_is_refused_and_falls_silent(redis: Redis) -> None:
     heard: list[Entry] = []
     ready = asyncio.Event()
-    hearing = Hearing(redis, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
+    hearing = Hearing(redis, RECORD, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
     hearing.follow(JOB)
     await ready.wait()
-    stale = Teller(redis).writer(JOB, 1)
+    stale = Teller(redis, RECORD).writer(JOB, 1)
     stale.write([("delta", "stale")])
     await until(redis, "stale")
-    later = Teller(redis).writer(JOB, 2)
+    later = Teller(redis, RECORD).writer(JOB, 2)
     later.write([("delta", "later")])
     await until(redis, "later")
     for n in (2, 3, 4):
@@ -124,18 +150,18 @@ REPLY: list[tuple[streams.Written, str]] = [
 
 @pytest.mark.parametrize("n_told", range(1, 6))
 async def test_a_later_attempt_counts_on_and_tells_only_what_was_not_told(redis: Redis, n_told: int) -> None:
-    stale = Teller(redis).writer(JOB, 1)
+    stale = Teller(redis, RECORD).writer(JOB, 1)
     for n, piece in enumerate(REPLY[:n_told]):
         stale.write([piece], [n])
         await eventually(partial(_has_told, redis, n + 1))
-    before = await streams.before(redis, JOB, 2)
+    before = await streams.before(redis, RECORD, JOB, 2)
     assert before is not None
     assert before.tokens == list(range(n_told))
-    later = Teller(redis).writer(JOB, 2, before)
+    later = Teller(redis, RECORD).writer(JOB, 2, before)
     assert later.write(REPLY, list(range(len(REPLY))))
     stale.write([("delta", "of one that was given up")], [9])
     await asyncio.gather(stale.close(), later.close())
-    entries = await history(redis, JOB)
+    entries = await history(redis, RECORD, JOB)
     assert [entry.n for entry in entries] == list(range(1, len(entries) + 1))
     assert {(entry.attempt, entry.since) for entry in entries if entry.n > n_told} <= {(2, 1)}
     assert "restart" not in [entry.kind for entry in entries]
@@ -144,15 +170,15 @@ async def test_a_later_attempt_counts_on_and_tells_only_what_was_not_told(redis:
 
 
 async def _has_told(redis: Redis, n: int) -> bool:
-    return len(await history(redis, JOB)) == n
+    return len(await history(redis, RECORD, JOB)) == n
 
 
 async def test_a_later_attempt_whose_text_is_another_takes_back_what_was_told(redis: Redis) -> None:
-    first = Teller(redis).writer(JOB, 1)
+    first = Teller(redis, RECORD).writer(JOB, 1)
     first.write([("delta", "one")], [1])
     await first.close()
-    before = await streams.before(redis, JOB, 2)
-    of_another_model = Teller(redis).writer(JOB, 2, before)
+    before = await streams.before(redis, RECORD, JOB, 2)
+    of_another_model = Teller(redis, RECORD).writer(JOB, 2, before)
     assert not of_another_model.write([("delta", "eins zwei")], [1, 2])
     assert of_another_model.write([("delta", "uno")], [7])
     await of_another_model.close()
@@ -162,18 +188,18 @@ async def test_a_later_attempt_whose_text_is_another_takes_back_what_was_told(re
         ("delta", "uno"),
     ]
     # And a third goes on behind that.
-    third_before = await streams.before(redis, JOB, 3)
+    third_before = await streams.before(redis, RECORD, JOB, 3)
     assert third_before is not None
     assert (third_before.tokens, third_before.since) == ([7], 1)
 
 
 async def test_what_turns_out_to_be_thinking_comes_again_with_its_tokens(redis: Redis) -> None:
-    writer = Teller(redis).writer(JOB, 1)
+    writer = Teller(redis, RECORD).writer(JOB, 1)
     writer.write([("delta", "hm")], [1, 2])
     writer.write([("restart", ""), ("thinking", "hm")], [3])
     writer.write([("delta", "yes")], [4])
     await writer.close()
-    before = await streams.before(redis, JOB, 2)
+    before = await streams.before(redis, RECORD, JOB, 2)
     assert before is not None
     assert before.tokens == [1, 2, 3, 4]
     assert [joined.piece for joined in before.whole] == [("thinking", "hm"), ("delta", "yes")]
@@ -183,22 +209,22 @@ async def test_what_turns_out_to_be_thinking_comes_again_with_its_tokens(redis: 
 async def test_there_is_no_going_on_behind_what_has_a_gap(redis: Redis, lost: str) -> None:
     for n in range(1, 4):
         await redis.xadd(NAME, {"delta": '{"text":"x","tokens":[1]}'}, id=f"1-{n}")
-    assert await streams.before(redis, JOB, 2) is not None
+    assert await streams.before(redis, RECORD, JOB, 2) is not None
     await redis.xdel(NAME, lost)
-    assert await streams.before(redis, JOB, 3) is None
-    assert await streams.before(redis, JOB + 1, 2) is None, "there was never anything"
+    assert await streams.before(redis, RECORD, JOB, 3) is None
+    assert await streams.before(redis, RECORD, JOB + 1, 2) is None, "there was never anything"
 
 
 @pytest.mark.parametrize("entry", [{"delta": "no JSON"}, {"delta": '{"text":1}'}, {"delta": "{}", "other": "2"}])
 async def test_there_is_no_going_on_behind_what_cannot_be_understood(redis: Redis, entry: dict[Any, Any]) -> None:
     await redis.xadd(NAME, entry, id="1-1")
-    assert await streams.before(redis, JOB, 2) is None
+    assert await streams.before(redis, RECORD, JOB, 2) is None
     await redis.set(f"{NAME}9", "not a stream")
-    assert await streams.before(redis, JOB * 10 + 9, 2) is None
+    assert await streams.before(redis, RECORD, JOB * 10 + 9, 2) is None
 
 
 async def test_a_stream_that_was_wiped_is_told_again_as_a_whole(redis: Redis) -> None:
-    writer = Teller(redis).writer(JOB, 1)
+    writer = Teller(redis, RECORD).writer(JOB, 1)
     writer.write([("thinking", "hm")])
     writer.write([("delta", "one ")])
     await until(redis, "one ")
@@ -221,7 +247,7 @@ async def test_a_stream_that_was_wiped_is_told_again_as_a_whole(redis: Redis) ->
 async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, redis_url: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "RETRY_S", 0.02)
     impatient = impatient_redis(redis_url)
-    writer = Teller(impatient).writer(JOB, 1)
+    writer = Teller(impatient, RECORD).writer(JOB, 1)
     writer.write([("delta", "one ")])
     await until(redis, "one ")
     # Answers nothing for longer than the writer waits; what was sent meanwhile is done afterwards, and tried again.
@@ -237,21 +263,21 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, red
 
 async def test_without_redis_nothing_is_raised_and_the_end_waits_for_nothing(absent_redis_url: str) -> None:
     redis = impatient_redis(absent_redis_url)
-    writer = Teller(redis).writer(JOB, 1)
+    writer = Teller(redis, RECORD).writer(JOB, 1)
     writer.write([("delta", "text")])
     writer.progress(Progress(phase="decode"))
     await asyncio.wait_for(writer.close(), 5)
-    await streams.tell_ended(redis, [JOB])
+    await streams.tell_ended(redis, RECORD, [JOB])
     await redis.aclose()
 
 
 async def test_progress_is_told_and_kept_but_no_part_of_the_stream(redis: Redis) -> None:
     heard: list[Entry] = []
     ready = asyncio.Event()
-    hearing = Hearing(redis, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
+    hearing = Hearing(redis, RECORD, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
     hearing.follow(JOB)
     await ready.wait()
-    writer = Teller(redis).writer(JOB, 3)
+    writer = Teller(redis, RECORD).writer(JOB, 3)
     writer.progress(Progress(phase="prefill", prompt_tokens=8))
 
     async def is_heard() -> bool:
@@ -261,14 +287,14 @@ async def test_progress_is_told_and_kept_but_no_part_of_the_stream(redis: Redis)
     (entry,) = [entry for entry in heard if entry.kind == "progress"]
     assert (entry.attempt, entry.n) == (3, 0)
     assert msgspec.json.decode(entry.data)["prompt_tokens"] == 8
-    assert (await ProgressReader(redis).read({JOB: 3}))[JOB].phase == "prefill"
+    assert (await ProgressReader(redis, RECORD).read({JOB: 3}))[JOB].phase == "prefill"
     await writer.close()
     await hearing.close()
     assert [entry[1] for entry in await told(redis)] == ["restart"]
 
 
 async def test_of_an_attempt_that_is_over_redis_keeps_its_stream_for_a_while_and_nothing_else(redis: Redis) -> None:
-    writer = Teller(redis).writer(JOB, 1)
+    writer = Teller(redis, RECORD).writer(JOB, 1)
     writer.progress(Progress(phase="prefill"))
     writer.write([("delta", "text")])
     await until(redis, "text")
@@ -279,14 +305,14 @@ async def test_of_an_attempt_that_is_over_redis_keeps_its_stream_for_a_while_and
 
 
 async def test_an_attempt_that_was_overtaken_leaves_the_progress_of_the_next_one_alone(redis: Redis) -> None:
-    teller = Teller(redis)
+    teller = Teller(redis, RECORD)
     overtaken, later = teller.writer(JOB, 1), teller.writer(JOB, 2)
     later.write([("delta", "later")])
     await until(redis, "later")
     later.progress(Progress(phase="decode"))
     overtaken.progress(Progress(phase="prefill"))
     await overtaken.close()
-    reader = ProgressReader(redis)
+    reader = ProgressReader(redis, RECORD)
 
     async def is_told() -> bool:
         return JOB in await reader.read({JOB: 2})
@@ -303,13 +329,13 @@ async def test_a_history_is_read_page_by_page(redis: Redis, n_entries: int) -> N
     for n in range(1, n_entries + 1):
         pipeline.xadd(NAME, {"delta": "{}"}, id=f"1-{n}")
     await pipeline.execute()
-    assert [entry.n for entry in await history(redis, JOB)] == list(range(1, n_entries + 1))
-    assert [entry.n for entry in await history(redis, JOB, (1, 3))] == list(range(4, n_entries + 1))
+    assert [entry.n for entry in await history(redis, RECORD, JOB)] == list(range(1, n_entries + 1))
+    assert [entry.n for entry in await history(redis, RECORD, JOB, (1, 3))] == list(range(4, n_entries + 1))
 
 
 async def test_hearing_comes_back_with_redis_and_says_what_to_look_up(redis: Redis) -> None:
     ready: list[int] = []
-    hearing = Hearing(redis, lambda job_id, entry: None, ready.append)
+    hearing = Hearing(redis, RECORD, lambda job_id, entry: None, ready.append)
     hearing.follow(JOB)
     hearing.follow(8)
 
@@ -336,12 +362,14 @@ async def test_jobs_are_told_together_and_a_reader_hears_of_its_own(redis: Redis
     monkeypatch.setattr(streams, "JOIN_S", 3600)
     heard: list[tuple[int, str]] = []
     ready = asyncio.Event()
-    hearing = Hearing(redis, lambda job_id, entry: heard.append((job_id, entry.kind)), lambda job_id: ready.set())
+    hearing = Hearing(
+        redis, RECORD, lambda job_id, entry: heard.append((job_id, entry.kind)), lambda job_id: ready.set()
+    )
     hearing.follow(JOB)
     await ready.wait()
     # What nobody understands disturbs nobody.
-    await redis.publish(streams.CHANNEL, b"of another version")
-    teller = Teller(redis)
+    await redis.publish(streams.channel(RECORD), b"of another version")
+    teller = Teller(redis, RECORD)
     mine, other = teller.writer(JOB, 1), teller.writer(8, 1)
     mine.write([("delta", "a")])
     other.write([("delta", "b")])
@@ -352,13 +380,13 @@ async def test_jobs_are_told_together_and_a_reader_hears_of_its_own(redis: Redis
 
     await eventually(is_over)
     assert heard == [(JOB, "delta"), (JOB, "ended")]
-    assert [entry.kind for entry in await history(redis, 8)] == ["delta"]
+    assert [entry.kind for entry in await history(redis, RECORD, 8)] == ["delta"]
     await hearing.close()
 
 
 async def test_entries_that_redis_lost_from_the_end_are_noticed(redis: Redis, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "CHECK_S", 0)
-    writer = Teller(redis).writer(JOB, 1)
+    writer = Teller(redis, RECORD).writer(JOB, 1)
     for text in ("one ", "two ", "three "):
         writer.write([("delta", text)])
         await until(redis, "one two three "[: "one two three ".index(text) + len(text)])

@@ -26,6 +26,7 @@ from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.record import record_id
 from tests.live import publish
 from tests.store.samples import finish, register_worker
 from tests.web.conftest import TOKEN, serving
@@ -132,13 +133,13 @@ async def test_running_jobs_tell_the_progress_that_the_worker_publishes(
     assert await told() == [None, None, None]
     progress = Progress(phase="prefill", prompt_tokens=2000, prompt_tokens_done=512, tokens_per_s=300.5)
     async with Redis.from_url(redis_url) as redis:
-        await publish(redis, 1, claim.attempt, progress)
+        await publish(redis, record_id(database.path), 1, claim.attempt, progress)
         assert await told() == [msgspec.to_builtins(progress)] * 3
-        await redis.set("llamalith:progress:1.1", b"not what we wrote")
+        await redis.set(f"llamalith:progress:{record_id(database.path)}:1.1", b"not what we wrote")
         assert await told() == [None, None, None]
-        await publish(redis, 1, claim.attempt - 1, progress)
+        await publish(redis, record_id(database.path), 1, claim.attempt - 1, progress)
         assert await told() == [None, None, None], "of an attempt that is over"
-        await publish(redis, 1, claim.attempt, progress)
+        await publish(redis, record_id(database.path), 1, claim.attempt, progress)
     await database.write(finish, claim)
     assert await told() == [None, None, None], "of a job that has ended"
 

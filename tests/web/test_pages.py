@@ -20,6 +20,7 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.controllers import pages
 from llamalith_app.store import job_reads, jobs, retention, sessions
 from llamalith_app.store.database import Database
+from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
 from tests.live import publish
@@ -128,7 +129,7 @@ async def test_rows_tell_how_far_a_job_is(browser: httpx.AsyncClient, database: 
     }
     async with Redis.from_url(redis_url) as redis:
         for words, progress in told.items():
-            await publish(redis, 1, claimed.attempt, progress)
+            await publish(redis, record_id(database.path), 1, claimed.attempt, progress)
             for path in ("/chat/jobs/rows", "/chat/"):
                 assert words in text(await browser.get(path))
     await finish(database, claimed)

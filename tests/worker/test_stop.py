@@ -29,6 +29,7 @@ from llamalith_app.jobs.reply import Piece
 from llamalith_app.jobs.worker import Worker
 from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.database import Database
+from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from llamalith_app.streams import Before, before, history
@@ -216,7 +217,7 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
     assert (job.result, job.attempt, job.completion_tokens) == ("four", 2, len(reply))
     assert [outcome for _, outcome, _ in await attempts(database, job_id)] == ["released", "done"]
     async with Redis.from_url(redis_url) as redis:
-        entries = await history(redis, job_id)
+        entries = await history(redis, record_id(database.path), job_id)
     assert [entry.n for entry in entries] == list(range(1, len(entries) + 1)), "nothing was begun anew"
     assert {(entry.attempt, entry.since) for entry in entries} == {(1, 1), (2, 1)}
 

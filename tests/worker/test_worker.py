@@ -32,6 +32,7 @@ from llamalith_app.jobs.worker import Worker, run
 from llamalith_app.store import conversations, job_reads, jobs, retention, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.migrate import migrate
+from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
 from llamalith_app.streams import before
@@ -263,7 +264,7 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
         counts: set[int] = set()
 
         async def mirrored() -> bool:
-            live = await redis.get(f"llamalith:progress:{job_id}.1")
+            live = await redis.get(f"llamalith:progress:{record_id(database.path)}:{job_id}.1")
             if live is not None:
                 done = msgspec.json.decode(live, type=Progress).prompt_tokens_done
                 counts.add(done or 0)
