@@ -102,8 +102,8 @@ class FakeRunner:
         self._left.pop(sequence_id, None)
         self._drawn.pop(sequence_id, None)
 
-    def can_cut(self, slot: int, n_tokens: int) -> bool:
-        return self.can_share or n_tokens == 0
+    def least_cut(self, slot: int) -> int:
+        return 0 if self.can_share else self.n_ctx + 1
 
     def keep(self, slot: int, n_tokens: int) -> int:
         if not self.can_share and n_tokens != len(self.held[slot]):
@@ -114,8 +114,9 @@ class FakeRunner:
     def copy(self, source: int, target: int) -> None:
         self.held[target] = list(self.held[source])
 
-    def save(self, slot: int) -> bytes:
-        return json.dumps(self.held[slot]).encode()
+    def save(self, slot: int, max_bytes: int) -> bytes | None:
+        data = json.dumps(self.held[slot]).encode()
+        return data if len(data) <= max_bytes else None
 
     def restore(self, slot: int, data: bytes | memoryview) -> bool:
         self.held[slot] = json.loads(bytes(data))

@@ -14,8 +14,10 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Container
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +51,8 @@ WORTH_READING_S = 0.1
 """Of computing that a state on disk spares, to be worth the reading."""
 WORTH_WRITING_S = 1.0
 """Of computing that would be lost with a slot's tokens, to be worth the writing."""
+MAX_READING_S = 1.0
+"""How long a state is waited for while it is not known how long computing would take; else, for so long."""
 WORTH_TOKENS = 64
 """The same for both while the speed of reading is not known."""
 MAX_WRITING = 2
@@ -66,6 +70,19 @@ OpenRunner = Callable[[Load, Callable[[float], None]], Runner]
 class StateRead(NamedTuple):
     sequence_id: int
     state: State | None
+
+
+@dataclass
+class _Reading:
+    """Of a state, which a sequence waits for."""
+
+    sequence: Sequence
+    saved: Saved
+    until: float
+    """Monotonic."""
+    again: bool
+    """The one before could not be had."""
+    given_up: bool = False
 
 
 class Begun(NamedTuple):
@@ -102,7 +119,12 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
     send(Loaded(n_ctx=runner.n_ctx, n_slots=runner.n_slots, load_s=time.monotonic() - started))
     cancelled: set[int] = set()
     threading.Thread(target=_prepare, args=(runner, received, inbox, cancelled), daemon=True).start()
-    _Loop(runner, load, inbox, cancelled, send).run()
+    try:
+        _Loop(runner, load, inbox, cancelled, send).run()
+    except Exception:  # noqa: BLE001 - whatever it was, the worker is to hear of it at once, though a disk hangs
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
     # The other threads hold nothing that is worth waiting for.
     os._exit(0)
 
@@ -169,8 +191,8 @@ def _sequence(runner: Runner, submit: Submit) -> Begun | Refused:
     return Begun(sequence, submit.written if goes_on else [])
 
 
-def fill(scheduler: Scheduler, runner: Runner, admission: Admission) -> None:
-    """Gives the slot of an admitted sequence what it takes over."""
+def fill(scheduler: Scheduler, runner: Runner, admission: Admission) -> bool:
+    """Gives the slot of an admitted sequence what it takes over. False: its state was not taken."""
     slot, source, n_reused, _ = admission.place
     if admission.state is not None:
         n_reused = n_reused if runner.restore(slot, admission.state.data) else 0
@@ -179,6 +201,7 @@ def fill(scheduler: Scheduler, runner: Runner, admission: Admission) -> None:
     n_kept = runner.keep(slot, n_reused)
     if n_kept != admission.place.n_reused:
         scheduler.reused(admission, n_kept)
+    return bool(n_kept) or admission.state is None
 
 
 class _Loop:
@@ -204,8 +227,11 @@ class _Loop:
         if load.state_dir:
             with contextlib.suppress(OSError):  # a folder that cannot be made only costs what would have been saved
                 self._states = States(Path(load.state_dir), runner.fingerprint, load.state_max_bytes)
+        self._state_max_bytes = load.state_max_bytes
         self._disk = ThreadPoolExecutor(1)
         self._writing: list[Future[None]] = []
+        self._reading: dict[int, _Reading] = {}
+        """By sequence id; those given up too, until the disk has answered."""
         self._ends = False
 
     def run(self) -> None:
@@ -226,32 +252,43 @@ class _Loop:
         # In a frame of its own, so that the last one's state is not held through the steps that follow.
         for admission in self._scheduler.admit():
             self._save_evicted(admission)
-            fill(self._scheduler, self._runner, admission)
+            is_taken = fill(self._scheduler, self._runner, admission)
+            if not is_taken and admission.state is not None and self._states is not None:
+                # Else it would be read in vain each time, and none that is taken be written.
+                self._disk.submit(self._states.forget, admission.state.tokens)
 
     def _hear(self) -> None:
         """Takes in every message that is there; waits for one when there is nothing else to do."""
         while not self._ends:
+            patience_s = self._give_up_reading()
             try:
-                message = self._inbox.get(block=self._scheduler.is_idle)
+                message = self._inbox.get(block=self._scheduler.is_idle, timeout=patience_s)
             except queue.Empty:
+                if self._scheduler.is_idle:
+                    continue
                 return
             match message:
                 case Begun():
-                    self._newest = message.sequence.id
+                    self._came(message.sequence.id)
                     if message.sequence.id in self._cancelled:
                         self._runner.end(message.sequence.id)
                     else:
                         self._submit(*message)
                 case Refused():
-                    self._newest = message.sequence_id
+                    self._came(message.sequence_id)
                     if message.sequence_id not in self._cancelled:
                         self._send(message)
                 case Cancel():
                     self._cancel(message.sequence_id)
                 case StateRead():
-                    self._scheduler.state_read(message.sequence_id, message.state)
+                    self._take_read(message)
                 case End():
                     self._ends = True
+
+    def _came(self, sequence_id: int) -> None:
+        """They come in order: of those before it nothing comes any more."""
+        self._newest = sequence_id
+        self._cancelled.difference_update([one for one in self._cancelled if one < sequence_id])
 
     def _cancel(self, sequence_id: int) -> None:
         ended = self._scheduler.cancel(sequence_id)
@@ -267,31 +304,67 @@ class _Loop:
         if (ended := self._scheduler.resume(sequence, written)) is not None:
             self._tell([ended])
             return
-        if self._states is not None:
-            n_here = self._scheduler.slots.longest_prefix(sequence.prompt).n_tokens
-            saved = self._states.best(sequence.prompt)
-            if saved is not None and self._is_worth(saved.n_common - n_here, WORTH_READING_S):
-                sequence.is_reading = True
-                self._disk.submit(self._read, self._states, saved, sequence.id)
+        self._begin_reading(sequence)
         self._scheduler.submit(sequence)
+
+    def _begin_reading(self, sequence: Sequence, before: Saved | None = None) -> None:
+        """Of the best state for it, if it is worth that and another one than before."""
+        # The disk hangs: nothing else that it is asked for would come.
+        hangs = any(reading.given_up for reading in self._reading.values())
+        if self._states is None or hangs:
+            return
+        n_here = self._scheduler.slots.longest_prefix(sequence.prompt).n_tokens
+        saved = self._states.best(sequence.prompt)
+        if saved is None or (before is not None and before.path == saved.path):
+            return
+        n_spared = saved.n_usable - n_here
+        if self._is_worth(n_spared, WORTH_READING_S):
+            sequence.is_reading = True
+            patience_s = MAX_READING_S if self._pace.token_s is None else n_spared * self._pace.token_s
+            until = time.monotonic() + patience_s
+            self._reading[sequence.id] = _Reading(sequence, saved, until, again=before is not None)
+            self._disk.submit(self._read, self._states, saved, sequence)
+
+    def _give_up_reading(self) -> float | None:
+        """Where computing would be done by now. How long it is until the next is given up; None: none is waited for."""
+        now = time.monotonic()
+        for sequence_id, reading in self._reading.items():
+            if not reading.given_up and reading.until <= now:
+                reading.given_up = True
+                self._scheduler.state_read(sequence_id, None)
+        waits = [reading.until - now for reading in self._reading.values() if not reading.given_up]
+        return min(waits, default=None)
+
+    def _take_read(self, read: StateRead) -> None:
+        reading = self._reading.pop(read.sequence_id)
+        if reading.given_up:
+            return
+        self._scheduler.state_read(read.sequence_id, read.state)
+        if read.state is None and not reading.again and reading.sequence.finish is None:
+            # Another one may have come in its place just now.
+            self._begin_reading(reading.sequence, reading.saved)
 
     def _save_evicted(self, admission: Admission) -> None:
         if evicted := admission.place.evicted:
             n_stays = self._scheduler.slots.longest_prefix([*evicted, 0]).n_tokens
             self._save(admission.place.slot, evicted, n_stays)
 
-    def _save(self, slot: int, tokens: list[int], n_stays: int) -> None:
+    def _save(self, slot: int, tokens: list[int], n_stays: int, unused_s: float = 0.0) -> None:
         self._writing = [one for one in self._writing if not one.done()]
         if self._states is None or len(self._writing) >= MAX_WRITING:
             return
         n_lost = len(tokens) - max(n_stays, self._states.n_held(tokens))
-        if self._is_worth(n_lost, WORTH_WRITING_S) and (data := self._runner.save(slot)) is not None:
-            self._writing.append(self._disk.submit(self._states.write, list(tokens), data))
+        if self._is_worth(n_lost, WORTH_WRITING_S):
+            least_cut = self._runner.least_cut(slot)
+            if (data := self._runner.save(slot, self._state_max_bytes)) is not None:
+                state = State(list(tokens), data, least_cut)
+                self._writing.append(self._disk.submit(self._states.write, state, unused_s))
 
     def _save_all(self) -> None:
+        """What was used last first, for as long as there is time."""
         slots = self._scheduler.slots.slots
-        for index in sorted(range(len(slots)), key=lambda index: -slots[index].used_at):
-            self._save(index, slots[index].tokens, 0)
+        for n_later, index in enumerate(sorted(range(len(slots)), key=lambda index: -slots[index].used_at)):
+            self._save(index, slots[index].tokens, 0, unused_s=n_later)
             wait(self._writing)
 
     def _is_worth(self, n_tokens: int, seconds: float) -> bool:
@@ -299,12 +372,13 @@ class _Loop:
             return n_tokens >= WORTH_TOKENS
         return n_tokens * self._pace.token_s >= seconds
 
-    def _read(self, states: States, saved: Saved, sequence_id: int) -> None:
+    def _read(self, states: States, saved: Saved, sequence: Sequence) -> None:
         state = None
         try:
-            state = states.read(saved)
+            if sequence.finish is None:
+                state = states.read(saved)
         finally:
-            self._inbox.put(StateRead(sequence_id, state))
+            self._inbox.put(StateRead(sequence.id, state))
 
     def _tell(self, results: Collection[Advance | Refused]) -> None:
         for one in results:

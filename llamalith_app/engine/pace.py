@@ -49,7 +49,9 @@ class Pace:
         """A step read so many prompt tokens and decoded one token of so many sequences."""
         if not n_read:
             self._decode_s[n_decoding] = _learnt(self._decode_s.get(n_decoding), seconds)
-        else:
+        # Fewer never take longer: what says so was a stall, and such a step may not come again to take it back.
+        self._decode_s = {n: min(known, seconds) if n < n_decoding else known for n, known in self._decode_s.items()}
+        if n_read:
             token_s = max(seconds - self._beside_s(n_decoding), seconds / 4) / max(n_read, MIN_CHUNK)
             self.token_s = _learnt(self.token_s, token_s)
 

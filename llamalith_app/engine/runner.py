@@ -68,7 +68,12 @@ class LlamaRunner:
         self._context = self._open_context(load, self.n_ctx, n_batch)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._n_swa = llama_cpp.llama_model_n_swa(self._model)
-        form = f"swa_full=False kv_unified=False cache={cache_type(load.n_gpu_layers)}"
+        # A state of another number of slots is refused; one of another context may be taken and be wrong: some models
+        # turn positions by other factors in a long one.
+        form = (
+            f"n_ctx={self.n_ctx} n_slots={load.n_slots} swa_full=False kv_unified=False"
+            f" cache={cache_type(load.n_gpu_layers)}"
+        )
         self.fingerprint = f"{llama_cpp.__version__} {_digest(load)} {form}"
         self.can_share = not (
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
@@ -203,18 +208,18 @@ class LlamaRunner:
         if sampler is not None:
             sampler.free()
 
-    def can_cut(self, slot: int, n_tokens: int) -> bool:
-        if n_tokens == 0:
-            return True
-        # A recurrent state is the sum of all it has read: it cannot be cut, only dropped.
-        seen_from = max(0, n_tokens - self._n_swa) if self._n_swa else 0
-        return self.can_share and llama_cpp.llama_memory_seq_pos_min(self._memory, slot) <= seen_from
+    def least_cut(self, slot: int) -> int:
+        if not self.can_share:
+            # A recurrent state is the sum of all it has read: it cannot be cut, only dropped.
+            return self.n_ctx + 1
+        first = int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
+        return first + self._n_swa if first > 0 else 0
 
     def keep(self, slot: int, n_tokens: int) -> int:
         last = llama_cpp.llama_memory_seq_pos_max(self._memory, slot)
         if n_tokens and last == n_tokens - 1:
             return n_tokens
-        cut = n_tokens and last >= n_tokens and self.can_cut(slot, n_tokens)
+        cut = n_tokens and last >= n_tokens >= self.least_cut(slot)
         if cut and llama_cpp.llama_memory_seq_rm(self._memory, slot, n_tokens, -1):
             return n_tokens
         llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
@@ -224,8 +229,10 @@ class LlamaRunner:
         llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def save(self, slot: int) -> memoryview | None:
+    def save(self, slot: int, max_bytes: int) -> memoryview | None:
         size = llama_cpp.llama_state_seq_get_size_ext(self._context, slot, 0)
+        if size > max_bytes:
+            return None
         try:
             data = own_memory(size)
         except OSError:

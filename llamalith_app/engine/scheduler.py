@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from llamalith_app.engine.messages import Advance, FinishReason, Refused
 from llamalith_app.engine.sequence import Sequence, State, Wait
-from llamalith_app.engine.slots import MIN_COPIED, Place, SlotTable, common_prefix
+from llamalith_app.engine.slots import MIN_COPIED, Place, SlotTable, common_prefix, usable_prefix
 from llamalith_app.engine.steps import Model, Sampled, SampleFailed, Work
 
 
@@ -28,7 +28,7 @@ class Admission(NamedTuple):
 
 class Scheduler:
     def __init__(self, model: Model) -> None:
-        self.slots = SlotTable(model.n_slots, model.can_cut)
+        self.slots = SlotTable(model.n_slots, model.least_cut)
         self._model = model
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
@@ -54,6 +54,7 @@ class Scheduler:
         for token in written:
             text.append(self._take(sequence, token))
             if sequence.finish is not None:
+                sequence.n_evaluated = sequence.n_reused = len(sequence.prompt)
                 return _advance(sequence, "".join(text), sequence.generated)
         sequence.prompt, sequence.generated = [*sequence.prompt, *written], []
         sequence.written, sequence.written_text = written, "".join(text)
@@ -173,9 +174,10 @@ class Scheduler:
 
     def _place(self, sequence: Sequence) -> Place | None:
         if sequence.state is not None:
-            n_restored = common_prefix(sequence.state.tokens, sequence.prompt[:-1])
+            tokens, _, least_cut = sequence.state
+            n_restored = usable_prefix(tokens, sequence.prompt[:-1], least_cut)
             if n_restored - self.slots.longest_prefix(sequence.prompt).n_tokens >= MIN_COPIED:
-                return self.slots.try_take_oldest(sequence.id, sequence.state.tokens[:n_restored])
+                return self.slots.try_take(sequence.id, tokens[:n_restored])
             sequence.state = None
         return self.slots.try_admit(sequence.id, sequence.prompt)
 

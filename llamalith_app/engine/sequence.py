@@ -20,6 +20,8 @@ class State(NamedTuple):
     tokens: list[int]
     data: bytes | memoryview
     """As llama.cpp wrote it."""
+    least_cut: int = 0
+    """To so few of its tokens, or any more, it can be cut."""
 
 
 def own_memory(n_bytes: int) -> memoryview:

@@ -42,11 +42,11 @@ class Place(NamedTuple):
 
 
 class SlotTable:
-    """`can_cut(slot, n_tokens)`: whether the model can forget what the slot holds beyond its first tokens."""
+    """`least_cut(slot)`: to how few leading tokens the model can cut what the slot holds."""
 
-    def __init__(self, n_slots: int, can_cut: Callable[[int, int], bool]) -> None:
+    def __init__(self, n_slots: int, least_cut: Callable[[int], int]) -> None:
         self.slots = [Slot() for _ in range(n_slots)]
-        self._can_cut = can_cut
+        self._least_cut = least_cut
         self._clock = 0
 
     def longest_prefix(self, prompt: Sequence[int]) -> Prefix:
@@ -59,9 +59,7 @@ class SlotTable:
 
     def usable(self, index: int, prompt: Sequence[int]) -> int:
         """How many leading tokens of the prompt could be taken over from the slot."""
-        held = self.slots[index].tokens
-        n_common = common_prefix(held, prompt[:-1])
-        return n_common if n_common == len(held) or self._can_cut(index, n_common) else 0
+        return usable_prefix(self.slots[index].tokens, prompt[:-1], self._least_cut(index))
 
     def try_admit(self, sequence_id: int, prompt: Sequence[int]) -> Place | None:
         """A slot for the sequence; None: all are taken.
@@ -80,15 +78,17 @@ class SlotTable:
             source, n_reused = target, n_own
         return self._take(sequence_id, target, source, n_reused)
 
-    def try_take_oldest(self, sequence_id: int, tokens: Sequence[int]) -> Place | None:
-        """The idle slot unused for longest, for tokens that are put there from elsewhere."""
+    def try_take(self, sequence_id: int, tokens: Sequence[int]) -> Place | None:
+        """A slot for tokens that are put there from elsewhere: the idle one that holds most of them and nothing else;
+        else the one unused for longest."""
         idle = [index for index in range(len(self.slots)) if self._is_idle(index)]
         if not idle:
             return None
-        target = self._oldest(idle)
+        lossless = [index for index in idle if self._holds_only(index, tokens)]
+        target = max(lossless, key=lambda index: len(self.slots[index].tokens)) if lossless else self._oldest(idle)
         place = self._take(sequence_id, target, target, 0)
         self.extend(target, tokens)
-        return place._replace(n_reused=len(tokens))
+        return place._replace(n_reused=len(tokens), evicted=[] if lossless else place.evicted)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         self.slots[target].tokens = self.slots[source].tokens[:n_tokens]
@@ -122,12 +122,22 @@ class SlotTable:
     def _oldest(self, idle: Sequence[int]) -> int:
         return min(idle, key=lambda index: self.slots[index].used_at)
 
+    def _holds_only(self, index: int, tokens: Sequence[int]) -> bool:
+        held = self.slots[index].tokens
+        return common_prefix(held, tokens) == len(held)
+
     def _is_idle(self, index: int) -> bool:
         return self.slots[index].sequence_id is None
 
     def _touch(self, slot: Slot) -> None:
         self._clock += 1
         slot.used_at = self._clock
+
+
+def usable_prefix(held: Sequence[int], wanted: Sequence[int], least_cut: int) -> int:
+    """Number of leading tokens that are equal, where what is held can be cut to them; else 0."""
+    n_common = common_prefix(held, wanted)
+    return n_common if n_common == len(held) or n_common >= least_cut else 0
 
 
 def common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:

@@ -20,9 +20,9 @@ from typing import IO, NamedTuple
 import msgspec
 
 from llamalith_app.engine.sequence import State, own_memory
-from llamalith_app.engine.slots import common_prefix
+from llamalith_app.engine.slots import usable_prefix
 
-MAGIC = b"llamalith state 1\n"
+MAGIC = b"llamalith state 2\n"
 SUFFIX = ".state"
 TOKEN_BYTES = 4
 LITTER_S = 600
@@ -37,6 +37,8 @@ class Head(msgspec.Struct, frozen=True):
     """The fingerprint of model, context and llama.cpp, without which the data mean nothing."""
     tokens: bytes
     """Four bytes each, as this machine orders them."""
+    least_cut: int
+    """To so few of them, or any more, the model can cut it."""
     data_bytes: int
     data_crc: int
 
@@ -45,8 +47,9 @@ class Saved(NamedTuple):
     path: Path
     tokens: array[int]
     """Of four bytes each: there may be many thousands of states."""
-    n_common: int = 0
-    """With the prompt that it was found for."""
+    least_cut: int
+    n_usable: int = 0
+    """Of its leading tokens, for the prompt that it was found for."""
 
 
 class States:
@@ -59,23 +62,21 @@ class States:
         self._known: dict[str, Saved] = {}
         """By file name."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in folder.glob("*.tmp"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > LITTER_S:
-                    path.unlink()
+        self._clean()
 
     def best(self, prompt: Sequence[int]) -> Saved | None:
         """The state that holds the most of the prompt's beginning; None: none holds any."""
         self._look()
         wanted = array("i", prompt[:-1])
-        found = [saved._replace(n_common=common_prefix(saved.tokens, wanted)) for saved in self._known.values()]
-        best = max(found, key=lambda saved: saved.n_common, default=None)
-        return best if best is not None and best.n_common else None
+        found = [saved._replace(n_usable=_n_usable(saved, wanted)) for saved in self._known.values()]
+        best = max(found, key=lambda saved: saved.n_usable, default=None)
+        return best if best is not None and best.n_usable else None
 
     def n_held(self, tokens: Sequence[int]) -> int:
-        """How many leading tokens of these some state holds."""
+        """How many leading tokens of these can be had from some state."""
+        self._look()
         wanted = array("i", tokens)
-        return max((common_prefix(saved.tokens, wanted) for saved in list(self._known.values())), default=0)
+        return max((_n_usable(saved, wanted) for saved in list(self._known.values())), default=0)
 
     def read(self, saved: Saved) -> State | None:
         """None: the file is gone or is not what it was written as; it is deleted then."""
@@ -89,29 +90,40 @@ class States:
             return None
         with contextlib.suppress(OSError):
             os.utime(saved.path)
-        return State(saved.tokens.tolist(), data)
+        return State(saved.tokens.tolist(), data, saved.least_cut)
 
-    def write(self, tokens: list[int], data: bytes | memoryview) -> None:
-        """Replaces states of which this one is a continuation; deletes those unused for longest above the limit."""
+    def forget(self, tokens: list[int]) -> None:
+        """The model does not take the state of these."""
+        _delete(self._path(array("i", tokens)))
+
+    def write(self, state: State, unused_s: float = 0.0) -> None:
+        """Replaces states that can be had from this one; deletes those unused for longest above the limit, this one
+        among them where it stood unused for so long."""
+        tokens, data, least_cut = state
         if len(data) > self._max_bytes:
             return
         held = array("i", tokens)
-        packed = held.tobytes()
-        head = msgspec.msgpack.encode(Head(self._model, packed, len(data), zlib.crc32(data)))
-        path = self._folder / f"{self._prefix}{hashlib.sha256(packed).hexdigest()[:24]}{SUFFIX}"
+        head = msgspec.msgpack.encode(Head(self._model, held.tobytes(), least_cut, len(data), zlib.crc32(data)))
+        path = self._path(held)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             with open(unfinished, "wb", opener=_private) as file:
                 file.writelines((MAGIC, len(head).to_bytes(4, "big"), zlib.crc32(head).to_bytes(4, "big"), head, data))
+            used_at = time.time() - unused_s
+            os.utime(unfinished, (used_at, used_at))
             unfinished.replace(path)
         except OSError:
             # A full disk costs the next turn some seconds, and nothing else.
             _delete(unfinished)
             return
         for saved in list(self._known.values()):
-            if saved.path != path and saved.tokens == held[: len(saved.tokens)]:
+            n_tokens = len(saved.tokens)
+            if saved.path != path and least_cut <= n_tokens and saved.tokens == held[:n_tokens]:
                 _delete(saved.path)
         self._make_room()
+
+    def _path(self, tokens: array[int]) -> Path:
+        return self._folder / f"{self._prefix}{hashlib.sha256(tokens.tobytes()).hexdigest()[:24]}{SUFFIX}"
 
     @property
     def _prefix(self) -> str:
@@ -132,9 +144,16 @@ class States:
             if head is None or head.model != self._model or len(head.tokens) % TOKEN_BYTES:
                 _delete(path)
                 continue
-            self._known[name] = Saved(path, array("i", head.tokens))
+            self._known[name] = Saved(path, array("i", head.tokens), head.least_cut)
+
+    def _clean(self) -> None:
+        for path in self._folder.glob("*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > LITTER_S:
+                    path.unlink()
 
     def _make_room(self) -> None:
+        self._clean()
         found = []
         for entry in self._entries():
             with contextlib.suppress(OSError):
@@ -175,6 +194,10 @@ def _read_data(file: IO[bytes]) -> memoryview | None:
     data = own_memory(head.data_bytes)
     n_read = file.readinto(data)  # type: ignore[attr-defined]
     return data if n_read == head.data_bytes and zlib.crc32(data) == head.data_crc else None
+
+
+def _n_usable(saved: Saved, wanted: array[int]) -> int:
+    return usable_prefix(saved.tokens, wanted, saved.least_cut)
 
 
 def _private(path: str, flags: int) -> int:

@@ -54,8 +54,9 @@ class Model(Protocol):
     can_share: bool
     """Whether a prefix can be taken from a slot that holds more than that."""
 
-    def can_cut(self, slot: int, n_tokens: int) -> bool:
-        """Whether the slot could forget all that it holds beyond so many tokens, and go on from there."""
+    def least_cut(self, slot: int) -> int:
+        """To so few leading tokens, and to any more, the slot could be cut and go on from there. To none, always; to
+        more than there are room for: never."""
 
     def piece(self, token: int) -> bytes:
         """What the token adds to the text; may be part of a character, and is empty for control tokens."""
@@ -69,7 +70,7 @@ class Runner(Model, Protocol):
     extra_stop: Sequence[str]
     """Stop strings that belong to the chat format."""
     fingerprint: str
-    """Model, context and llama.cpp: what must be equal for a saved state to fit."""
+    """Model, context, slots and llama.cpp: what must be equal for a saved state to fit."""
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt as the chat template writes it. Raises whatever the template raises."""
@@ -91,8 +92,8 @@ class Runner(Model, Protocol):
     def copy(self, source: int, target: int) -> None:
         """Makes the target hold what the source holds, and nothing else."""
 
-    def save(self, slot: int) -> bytes | memoryview | None:
-        """What `restore` takes; None: it could not be had."""
+    def save(self, slot: int, max_bytes: int) -> bytes | memoryview | None:
+        """What `restore` takes; None: it could not be had, or is larger."""
 
     def restore(self, slot: int, data: bytes | memoryview) -> bool:
         """Makes the slot hold what it held once; False: it is empty now. Not between a copy and the next step."""

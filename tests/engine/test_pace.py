@@ -69,6 +69,27 @@ def test_a_slow_engine_still_reads_as_many_as_cost_next_to_nothing() -> None:
     assert settled(1.0, 1.0, 4)[0].chunk(4).n_tokens == MIN_CHUNK
 
 
+@pytest.mark.parametrize("n_stalled", [1, 2, 3])
+def test_one_step_that_stalled_does_not_count_for_ever(n_stalled: int) -> None:
+    def took(n_read: int, n_decoding: int) -> None:
+        pace.took(n_read, n_decoding, 0.02 + 0.005 * n_decoding + 0.002 * n_read)
+
+    chunks = []
+    for stall_s in (0.0, 30.0):
+        pace = Pace(512)
+        took(32, 0)
+        for n_decoding in (1, 2, 3) * 20:
+            took(0, n_decoding)
+        if stall_s:
+            pace.took(0, n_stalled, stall_s)
+        # From here on there are always three at work, and a prompt is read beside two of them.
+        for _ in range(100):
+            took(pace.chunk(2).n_tokens, 2)
+            took(0, 3)
+        chunks.append((pace.chunk(2).n_tokens, pace.chunk(0).n_tokens))
+    assert chunks[1] == pytest.approx(chunks[0], rel=0.25)
+
+
 def test_a_slow_step_counts_at_once_and_is_forgotten_slowly() -> None:
     pace = Pace(2048)
     pace.took(100, 0, 0.1)

@@ -215,6 +215,38 @@ def test_what_is_restored_never_comes_between_a_copy_and_its_step() -> None:
     assert [one.sequence.id for one in stepping.admit()] == [3]
 
 
+def test_a_state_that_cannot_be_cut_costs_no_prefix_that_stands() -> None:
+    stepping = Stepping(n_slots=1, can_share=False)
+    head = "a" * 20
+    stepping.submit(1, head, max_tokens=1)
+    stepping.run()
+    saved = list(b"a" * 20 + b"thinking")
+    stepping.submit(2, head + "b", state=State(saved, json.dumps(saved).encode(), least_cut=N_CTX + 1))
+    stepping.run()
+    assert stepping.of(2)[-1].prompt_reused == len(head)
+
+
+def test_a_state_goes_where_the_beginning_of_it_stands() -> None:
+    stepping = Stepping(n_slots=2)
+    for number, prompt in enumerate(("b" * 30, "a" * 5)):
+        stepping.submit(number, prompt, max_tokens=1)
+        stepping.run()
+    saved = list(b"a" * 30)
+    stepping.submit(2, "a" * 33, state=State(saved, json.dumps(saved).encode()))
+    (admission,) = stepping.admit()
+    assert (admission.place.n_reused, admission.place.evicted) == (30, [])
+    assert [slot.tokens[:1] for slot in stepping.scheduler.slots.slots].count([ord("b")]) == 1
+
+
+def test_a_reply_that_was_whole_already_computes_nothing_and_says_so() -> None:
+    stepping = Stepping(n_slots=1)
+    sequence = Sequence(1, stepping.runner.tokenize("prompt"), 3, ReplyText([]))
+    ended = stepping.scheduler.resume(sequence, b"abc")
+    assert ended is not None
+    assert (ended.finish, ended.text, list(ended.tokens)) == ("length", "abc", [*b"abc"])
+    assert (ended.prompt_tokens, ended.prompt_done, ended.prompt_reused) == (6, 6, 6)
+
+
 def test_a_cancel_frees_the_slot_for_the_very_next_step() -> None:
     stepping = Stepping(n_slots=1)
     stepping.submit(1, "a" * 30)

@@ -12,7 +12,7 @@ LONG = list(range(100, 100 + MIN_COPIED))
 
 
 def table_of(n_slots: int, *, can_cut: bool = True) -> SlotTable:
-    return SlotTable(n_slots, lambda _slot, n_tokens: can_cut or n_tokens == 0)
+    return SlotTable(n_slots, lambda _: 0 if can_cut else 1000)
 
 
 def admitted(table: SlotTable, sequence_id: int, tokens: list[int]) -> int:
