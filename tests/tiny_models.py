@@ -28,6 +28,8 @@ Kind = Literal["llama", "sliding", "recurrent", "hybrid"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 N_VOCAB = 4096
+UNKNOWN = 2
+"""Of the types of tokens in a GGUF."""
 N_CTX_TRAINED = 8192
 WINDOW = 64
 """Tokens that a sliding layer of `sliding` sees."""
@@ -48,8 +50,18 @@ def template_that_loops_on(word: str) -> str:
     return f"{{% if '{word}' in messages[-1].content %}}{LOOPING_TEMPLATE}{{% endif %}}{{{{ messages[-1].content }}}}"
 
 
-def write(path: Path, kind: Kind, *, n_layers: int | None = None, template: str | None = None, seed: int = 1) -> Path:
-    """The same bytes for the same arguments; template None: SmolLM2's own."""
+def write(
+    path: Path,
+    kind: Kind,
+    *,
+    n_layers: int | None = None,
+    template: str | None = None,
+    pre: str = "smollm",
+    unknown: str | None = None,
+    seed: int = 1,
+) -> Path:
+    """The same bytes for the same arguments; template None: SmolLM2's own. `pre` is how llama.cpp splits a text before
+    it makes tokens; `unknown`, the last token, of the type that stands for what there is no token for."""
     n_layers = n_layers or N_LAYERS[kind]
     writer = GGUFWriter(path, ARCHITECTURE[kind])
     writer.add_block_count(n_layers)
@@ -58,7 +70,7 @@ def write(path: Path, kind: Kind, *, n_layers: int | None = None, template: str 
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(N_VOCAB)
     _Weights(writer, np.random.default_rng(seed)).write(kind, n_layers)
-    _write_tokenizer(writer, template)
+    _write_tokenizer(writer, template, pre, unknown)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -188,16 +200,23 @@ def _tokenizer() -> _Tokenizer:
     return _Tokenizer(tokens, types[:N_VOCAB], merges, template, n_control)
 
 
-def _write_tokenizer(writer: GGUFWriter, template: str | None) -> None:
+def _write_tokenizer(writer: GGUFWriter, template: str | None, pre: str, unknown: str | None) -> None:
     tokenizer = _tokenizer()
+    if unknown is not None:
+        last = tokenizer.tokens[-1]
+        tokenizer = tokenizer._replace(
+            tokens=[*tokenizer.tokens[:-1], unknown],
+            types=[*tokenizer.types[:-1], UNKNOWN],
+            merges=[merge for merge in tokenizer.merges if merge.replace(" ", "") != last],
+        )
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokenizer.tokens)
     writer.add_token_types(tokenizer.types)
     writer.add_token_merges(tokenizer.merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
+    writer.add_unk_token_id(0 if unknown is None else N_VOCAB - 1)
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)

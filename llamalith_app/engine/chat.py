@@ -84,7 +84,8 @@ def _first_thinkable(rest: Sequence[ChatMessage], starts: Sequence[int], max_cha
     n_chars = 0
     for place in range(len(starts) - 1, -1, -1):
         end = starts[place + 1] if place + 1 < len(starts) else len(rest)
-        n_chars += sum(len(message.content) for message in rest[starts[place] : end])
+        # Of a message no template leaves less than a token.
+        n_chars += sum(len(message.content) + MAX_CHARS_A_TOKEN for message in rest[starts[place] : end])
         if n_chars > max_chars:
             return min(place + 1, len(starts) - 1)
     return 0

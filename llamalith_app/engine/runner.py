@@ -12,6 +12,7 @@ import inspect
 import itertools
 import math
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Sequence
@@ -42,6 +43,15 @@ DEFAULT_FORMAT = "chatml"
 """Of a GGUF that brings no chat template."""
 SPECIAL = b"\xff"
 """To llguidance, what follows is a control token's name: no grammar allows it."""
+UNWRITTEN = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+"""Of tokens that add nothing to a text."""
+ATOMIC = UNWRITTEN | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+LONGEST_RUN = 4096
+"""Characters without a blank among them, or blanks alone, that are tokenized in one. For many BPE models llama.cpp
+splits text by a `std::regex`, which recurses with each character of a match: from some 24,000 on (measured, with a
+stack of 8 MiB) the process dies."""
+LEAST_TEMPERATURE = 1e-5
+"""Below, it is the likeliest token: logits divided by less leave what a float can hold."""
 F16, BF16 = 1, 30
 """ggml_type."""
 CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)])
@@ -57,12 +67,15 @@ class LlamaRunner:
         self.n_slots = load.n_slots
         self._model_name = load.model
         self._samplers: dict[int, Sampler | Likeliest] = {}
+        self._specials: list[str] = []
+        """Texts that llama.cpp takes for one token wherever they stand."""
         _judge_file(load)
         _quiet_logs()
         llama_cpp.llama_backend_init()
         self._model = _load_model(load, tell)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self._recurses = llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_BPE
         self.n_ctx = min(load.n_ctx, llama_cpp.llama_model_n_ctx_train(self._model) or load.n_ctx)
         n_batch = load.n_chunk + load.n_slots
         self._context = self._open_context(load, self.n_ctx, n_batch)
@@ -116,9 +129,17 @@ class LlamaRunner:
         return self._formatter(messages)
 
     def tokenize(self, text: str) -> list[int]:
-        data = text.encode()
         # A template that writes the first token itself must not get it twice.
         add_special = not (self._bos and text.startswith(self._bos))
+        if not self._recurses:
+            return self._tokenize(text, add_special=add_special)
+        tokens: list[int] = []
+        for part in parts_of_runs(text, self._specials):
+            tokens += self._tokenize(part, add_special=add_special and not tokens)
+        return tokens
+
+    def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        data = text.encode()
         size = len(data) + 2
         tokens = (llama_cpp.llama_token * size)()
         n_tokens = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, size, add_special, True)
@@ -158,7 +179,7 @@ class LlamaRunner:
             llama_cpp.llama_sampler_accept(penalties, token)
         add(penalties)
         dice = None
-        if sampling.temperature <= 0:
+        if sampling.temperature < LEAST_TEMPERATURE:
             add(llama_cpp.llama_sampler_init_greedy())
         else:
             add(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
@@ -188,7 +209,10 @@ class LlamaRunner:
         pieces, ends = [], []
         for token in range(self._n_vocab):
             piece = self._piece(token, special=True)
-            if llama_cpp.llama_vocab_get_attr(self._vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL:
+            attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
+            if attributes & ATOMIC:
+                self._specials.append(piece.decode(errors="replace"))
+            if attributes & UNWRITTEN:
                 piece = SPECIAL + piece
             if self.is_end(token):
                 ends.append(token)
@@ -329,9 +353,28 @@ class LlamaRunner:
         return render, [stop] if isinstance(stop, str) else stop or ()
 
 
+def parts_of_runs(text: str, specials: Sequence[str]) -> list[str]:
+    """The text, cut where a run would be too long, but never in one of the specials. A cut may change the token at it,
+    and no other."""
+    parts, start = [], 0
+    for run in _RUN.finditer(text):
+        if run.end() - run.start() < LONGEST_RUN:
+            continue
+        cut = run.end()
+        for special in specials:
+            at = text.find(special, max(start, cut - len(special) + 1), cut + len(special) - 1)
+            cut = at if start < at < cut else cut
+        parts.append(text[start:cut])
+        start = cut
+    return [*parts, text[start:]]
+
+
+_RUN = re.compile(rf"\S{{1,{LONGEST_RUN}}}|\s{{1,{LONGEST_RUN}}}")
+
+
 def _takes_the_likeliest(sampling: Sampling) -> bool:
     penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-    return sampling.temperature <= 0 and penalties == (1, 0, 0)
+    return sampling.temperature < LEAST_TEMPERATURE and penalties == (1, 0, 0)
 
 
 class Likeliest:
@@ -398,19 +441,21 @@ class Sampler:
         row = llama_cpp.llama_get_logits_ith(context, at)
         logits = np.ctypeslib.as_array(row, shape=(self._n_vocab,))
         # The chain's own choice is most often allowed, and to judge one token costs a hundredth of judging all.
-        token = self._choose(logits)
+        token = self._choose(logits, self._candidates)
         if token is None or not self._constraint.allows(token):
-            token = self._choose(np.where(self._constraint.allowed(), logits, -np.inf))
+            allowed = self._constraint.allowed()
+            token = self._choose(logits[allowed], self._candidates[allowed])
         if token is not None:
             self._constraint.accept(token)
             llama_cpp.llama_sampler_accept(self._chain, token)
         return token
 
-    def _choose(self, logits: Any) -> int | None:
-        """What the chain draws; None: there is nothing to draw from."""
+    def _choose(self, logits: Any, candidates: Any) -> int | None:
+        """What the chain draws of these; None: there is nothing to draw from. All others are left out: a candidate of
+        no probability would spoil what `typical_p` reckons."""
         if not np.isfinite(logits).any():
             return None
-        candidates = self._candidates.copy()
+        candidates = candidates.copy()
         candidates["logit"] = logits
         array = llama_cpp.llama_token_data_array(
             data=candidates.ctypes.data_as(llama_cpp.llama_token_data_p),

@@ -79,5 +79,6 @@ def plan(model: ModelConfig, worker_count: int | None, budget_bytes: int) -> Pla
     except OSError:
         return Plan(wanted or most, 0)
     each = header.sequence_bytes(settings.n_ctx)
-    n_slots = wanted or max(1, min(most, budget_bytes // 2 // max(1, each)))
+    free_bytes = budget_bytes - header.file_bytes - OVERHEAD_BYTES
+    n_slots = wanted or max(1, min(most, min(budget_bytes // 2, free_bytes) // max(1, each)))
     return Plan(n_slots, header.file_bytes + n_slots * each + OVERHEAD_BYTES)

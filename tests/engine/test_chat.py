@@ -94,6 +94,19 @@ def test_a_long_history_is_rendered_a_few_times_and_its_far_past_never() -> None
     assert max(rendered) <= 2000 * MAX_CHARS_A_TOKEN
 
 
+def test_messages_without_text_have_their_length_too() -> None:
+    rendered: list[int] = []
+
+    def render(messages: Sequence[ChatMessage]) -> str:
+        rendered.append(len(messages))
+        return plain(messages)
+
+    history = [one for _ in range(100_000) for one in (user(""), assistant(""))]
+    text, omitted = kept([*history, user("now")], n_ctx=2000, render=render)
+    assert omitted == len(history) + 1 - text.count(";")
+    assert max(rendered) <= 2000
+
+
 def test_a_prompt_without_history_is_tokenized_once() -> None:
     counted: list[str] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from llamalith_app.engine.messages import Submit
 from llamalith_app.engine.process import EngineRefused
 from llamalith_app.engine.runner import LlamaRunner
 from llamalith_app.engine.steps import Refusal
+from tests import tiny_models
 from tests.engine.conftest import load, run, started, submit
 
 DRAGON: dict[str, Any] = {
@@ -43,6 +45,14 @@ DRAGON: dict[str, Any] = {
 
 def bound(prompt: str, schema: Any, **changed: Any) -> Submit:
     return msgspec.structs.replace(submit(prompt, **changed), grammar=grammar.of_schema(schema))
+
+
+async def test_a_token_that_writes_nothing_is_no_text_to_a_schema(tmp_path: Path) -> None:
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", unknown="<unk>")
+    schema = {"enum": ["<unk>", "<none>"]}
+    async with started(None, path=str(path)) as engine:
+        replies = [(await run(engine, bound("x", schema, temperature=5.0, seed=seed))).text for seed in range(20)]
+    assert {json.loads(reply) for reply in replies} <= {"<unk>", "<none>"}
 
 
 @pytest.mark.slow

@@ -169,6 +169,17 @@ async def test_a_conversation_that_makes_the_template_loop_leaves_the_others_alo
         assert [step.finish async for step in steps][-1] == "cancelled"
 
 
+@pytest.mark.parametrize("pre", ["gpt-4o", "deepseek-llm", "bloom"])
+async def test_a_text_that_is_one_long_run_ends_no_engine(pre: str, tmp_path: Path) -> None:
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", pre=pre)
+    async with asyncio.timeout(WITHIN_S), started(None, path=str(path)) as engine:
+        for letter in ("a", " ", "-", "春"):
+            with pytest.raises(EngineRefused) as refused:
+                await run(engine, submit(f"x{letter * 300_000}x"))
+            assert refused.value.kind == "context_overflow"
+        assert not engine.died.is_set()
+
+
 async def test_a_model_that_needs_more_memory_than_there_is_says_so_and_loads_when_it_asks_for_less(
     tmp_path: Path,
 ) -> None:

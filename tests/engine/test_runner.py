@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
+import operator
 import re
 from typing import Any
 
@@ -12,12 +13,14 @@ import llama_cpp
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llamalith_app.engine.chat import fit
 from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.messages import ChatMessage, Submit
 from llamalith_app.engine.process import EngineRefused
-from llamalith_app.engine.runner import CANDIDATE, Dice, LlamaRunner
+from llamalith_app.engine.runner import CANDIDATE, LONGEST_RUN, Dice, LlamaRunner, parts_of_runs
 from llamalith_app.engine.steps import Refusal, Sampled, Work
 from tests.engine.conftest import load, run, sampling, started, submit
 
@@ -154,6 +157,79 @@ def test_what_a_seed_draws_follows_from_the_place_alone() -> None:
     whole = draws(0)
     assert len(set(whole)) > 10
     assert all(draws(n) == whole[n:] for n in range(20))
+
+
+class FourTokens:
+    """A constraint."""
+
+    ids = (100, 200, 300, 400)
+
+    def __init__(self, n_vocab: int) -> None:
+        self._n_vocab = n_vocab
+
+    def allows(self, token: int) -> bool:
+        return token in self.ids
+
+    def allowed(self) -> Any:
+        return np.isin(np.arange(self._n_vocab), self.ids)
+
+    def accept(self, token: int) -> None: ...
+
+
+def test_of_what_a_grammar_allows_the_chain_draws_as_if_there_were_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = LlamaRunner(load(), lambda _: None)
+    n_vocab = runner._n_vocab
+    logits = np.full(n_vocab, 7.0, dtype=np.float32)
+    logits[list(FourTokens.ids)] = (8.0, 7.9, 7.8, -2.0)
+    row = logits.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    monkeypatch.setattr("llama_cpp.llama_get_logits_ith", lambda *_: row)
+    monkeypatch.setattr("llamalith_app.engine.runner.Constraint", lambda *_: FourTokens(n_vocab))
+    drawn = set()
+    for seed in range(100):
+        runner.begin(1, sampling(temperature=1.0, typical_p=0.5, seed=seed), "four", [1], ())
+        drawn.add(runner._samplers[1].sample(None, 0))
+        runner.end(1)
+    runner.close()
+    # Of three about as likely ones, those nearest to what was to be expected.
+    assert drawn == {100, 200}
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300])
+async def test_a_temperature_next_to_0_is_0(temperature: float) -> None:
+    async with started(None) as engine:
+        texts = []
+        for heat in (0.0, temperature):
+            for penalty in (1.0, 1.1):
+                sent = submit("List three fruits.", max_tokens=8, temperature=heat, seed=1, repeat_penalty=penalty)
+                texts.append((await run(engine, sent)).text)
+    assert texts[:2] == texts[2:]
+    assert texts[0].strip()
+
+
+RUNS = st.builds(operator.mul, st.sampled_from(["a", "-", " ", "\n", "春", "<|end|>"]), st.integers(1, 9000))
+
+
+@given(st.lists(RUNS, max_size=6))
+def test_a_text_is_cut_only_in_runs_that_are_too_long_and_never_in_a_special_token(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    parts = parts_of_runs(text, ["<|end|>"])
+    assert "".join(parts) == text
+    assert sum(part.count("<|end|>") for part in parts) == text.count("<|end|>")
+    runs = [run for part in parts for run in re.findall(r"\S+|\s+", part)]
+    assert max(map(len, runs), default=0) <= LONGEST_RUN + len("<|end|>")
+    if max(map(len, re.findall(r"\S+|\s+", text)), default=0) < LONGEST_RUN:
+        assert parts == [text]
+
+
+def test_a_state_is_of_its_context_and_of_its_number_of_slots() -> None:
+    fingerprints = set()
+    for changed in ({}, {"n_ctx": 512}, {"n_slots": 2}):
+        runner = LlamaRunner(load(**changed), lambda _: None)
+        fingerprints.add(runner.fingerprint)
+        runner.close()
+    assert len(fingerprints) == 3
 
 
 @pytest.mark.slow

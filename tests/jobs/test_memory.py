@@ -72,6 +72,18 @@ def test_the_caches_of_all_slots_take_at_most_half_of_the_budget_by_default(
     assert memory.plan(model(path), None, each).n_slots == 1
 
 
+def test_by_default_there_are_no_more_slots_than_fit_beside_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    path = write(tmp_path / "m.gguf", LLAMA | {"llama.attention.head_count_kv": 4096}, file_bytes=1000 * MIB)
+    each = 1024 * 2 * 4096 * 32 * 2
+    budget = 1000 * MIB + memory.OVERHEAD_BYTES + 2 * each
+    assert budget // 2 > 2 * each
+    planned = memory.plan(model(path), None, budget)
+    assert planned == memory.Plan(2, budget)
+
+
 def test_a_need_is_the_file_the_caches_and_the_engine_s_own(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", file_bytes=50 * MIB)
     few, many = (memory.plan(model(path, n_slots=n), None, 2**40).need_bytes for n in (1, 11))
