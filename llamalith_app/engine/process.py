@@ -40,8 +40,11 @@ SAVE_S = 10.0
 END_S = 5.0
 """Seconds more until it is killed."""
 SILENT_S = 1800.0
-"""Seconds for which an engine that has work may tell nothing; it tells something with each step. Then it is killed.
-A step takes a fraction of a second, but the first one may read all weights from a slow disk."""
+"""Seconds for which an engine that loads or has work may tell nothing; it tells something with each step. Then it is
+killed. A step takes a fraction of a second, but the first one may read all weights from a slow disk, and so may the
+comparing of a pinned hash."""
+LOOK_S = 5.0
+"""Between looks at one that loads."""
 SILENT_AFTER_CANCEL_S = 300.0
 """The same once it was told to end something, which it looks at between two steps."""
 KEPT_LINES = 20
@@ -135,7 +138,7 @@ class EngineProcess:
         engine = cls(load.model, process, *streams, tell=tell)
         try:
             engine._send(load)
-            engine.loaded = await asyncio.shield(engine._loading)
+            engine.loaded = await engine._has_loaded()
         except BaseException:
             await engine.stop()
             raise
@@ -179,8 +182,17 @@ class EngineProcess:
         if not self._runs:
             self._silent_s, self._cancels = 0.0, False
             return
+        self._stays_silent(seconds, SILENT_AFTER_CANCEL_S if self._cancels else SILENT_S)
+
+    async def _has_loaded(self) -> Loaded:
+        while not (await asyncio.wait({self._loading}, timeout=LOOK_S))[0]:
+            self._stays_silent(LOOK_S, SILENT_S)
+        return self._loading.result()
+
+    def _stays_silent(self, seconds: float, most_s: float) -> None:
+        """Counted, not measured: a worker that was frozen has heard nothing either."""
         self._silent_s += seconds
-        if self._silent_s >= (SILENT_AFTER_CANCEL_S if self._cancels else SILENT_S):
+        if self._silent_s >= most_s and not self._hung:
             self._hung = True
             log.error("engine has hung", model=self.model, pid=self.pid, silent_s=self._silent_s)
             self._process.kill()

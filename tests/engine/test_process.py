@@ -67,6 +67,17 @@ def test_a_child_ends_with_its_parent_that_is_killed(child_is: str, script: Scri
     wait_until_gone(child)
 
 
+async def test_an_engine_that_hangs_at_its_load_is_killed(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.engine.process.LOOK_S", 0.05)
+    monkeypatch.setattr("llamalith_app.engine.process.SILENT_S", 0.1)
+    argv = script({"model": "smollm2", "load_gate": str(tmp_path / "gate")})
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises(EngineDied, match="told nothing for"):
+            await EngineProcess.start(load(), argv)
+
+
 async def test_a_death_is_told_to_every_run_at_once(script: Script) -> None:
     argv = script(
         {"when": "die", "signal": signal.SIGSEGV.value},
