@@ -29,6 +29,9 @@ LIMITS = LLParserLimits(
 ONE_BLANK_OR_A_LINE = r"[ ]|\n[ ]{0,20}"
 """Between the parts of a JSON text. Without an end to it a small model writes blanks for ever."""
 
+ESCAPES = 'nrbtf\\"'
+"""What may follow a backslash. Keys are compared as written: with \\u a known one could stand there a second time."""
+
 
 def load(folder: Path) -> dict[str, str]:
     """Name (the file's stem) -> grammar of each `*.gbnf`.
@@ -70,6 +73,7 @@ def of_schema(schema: Any) -> str:
             "whitespace_pattern": ONE_BLANK_OR_A_LINE,
             "coerce_one_of": False,
             "lenient": False,
+            "json_allowed_escapes": ESCAPES,
         },
     )
 

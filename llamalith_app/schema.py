@@ -8,6 +8,7 @@ last one counts. Reads only the schema: no reference to anything outside is foll
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 import sys
@@ -35,6 +36,9 @@ ALONE = ("items", "additionalItems", "additionalProperties")
 REFUSED = ("$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveRef", "x-guidance")
 """Keywords that would change what other parts mean."""
 
+UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
+"""JSON writes these by \\u alone, which replies do not have (`grammar.ESCAPES`)."""
+
 
 class Verdict(msgspec.Struct, kw_only=True):
     reason: str | None
@@ -58,6 +62,8 @@ def judge(schema: Any) -> Iterator[Verdict]:
     """The verdict, then a better one where that takes more time."""
     try:
         parts = _parts(schema)
+        _must_be_counted(parts)
+        _must_be_writable(parts)
         _must_end(parts)
     except Flaw as flaw:
         yield flaw.verdict
@@ -146,6 +152,40 @@ def _target(root: Any, part: _Part) -> _Part:
             raise Flaw(at, f"leads to nothing: there is no {reference[:200]}")
         place += f"/{_escaped(key)}"
     return _Part(place, found)
+
+
+def _must_be_counted(parts: dict[str, Any]) -> None:
+    """Raises Flaw for a least number of properties that one name could reach by standing there again and again."""
+    for at, schema in parts.items():
+        if not isinstance(schema, dict) or not isinstance(schema.get("minProperties"), int):
+            continue
+        required = schema.get("required")
+        most = 1 + (len(set(map(str, required))) if isinstance(required, list) else 0)
+        if schema["minProperties"] > most:
+            raise Flaw(
+                f"{at}/minProperties",
+                f"is more than can be held to: expected at most {most}, one more than the names in required",
+            )
+
+
+def _must_be_writable(parts: dict[str, Any]) -> None:
+    """Raises Flaw for a constant that a reply has no way to write."""
+    for at, schema in parts.items():
+        if not isinstance(schema, dict):
+            continue
+        for place, value in _scalars(_Part(at, {key: schema[key] for key in ("const", "enum") if key in schema})):
+            if isinstance(value, str) and UNWRITABLE.search(value):
+                raise Flaw(place, "has a control character that no reply can hold: only \\n, \\r, \\t, \\b and \\f are")
+
+
+def _scalars(part: _Part) -> Iterator[_Part]:
+    """The values in a value that hold no others."""
+    at, value = part
+    if not isinstance(value, (dict, list)):
+        yield part
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _scalars(_Part(f"{at}/{_escaped(str(key))}", inner))
 
 
 def _must_end(parts: dict[str, Any]) -> None:

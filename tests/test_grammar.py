@@ -116,6 +116,8 @@ GOOD: dict[str, Any] = {
     "an optional circle": {"type": "object", "properties": {"next": {"$ref": "#"}}},
     "a reference that is written with escapes": {"$defs": {"a/b %": {"type": "null"}}, "$ref": "#/$defs/a~1b%20%25"},
     "one of two that differ": {"oneOf": [person(kind={"const": "a"}), person(kind={"const": "b"})]},
+    "a text of several lines": {"enum": ["a\n\tb", "é\u2028"]},
+    "one name more than is required": {"type": "object", "required": ["a"], "minProperties": 2, "maxProperties": 3},
     "keywords that only tell": {"title": "t", "description": "d", "default": 1, "examples": [2], "x-mine": 3},
     "48 objects in one another": json.loads('{"type":"object","properties":{"a":' * 48 + "true" + "}}" * 48),
 }
@@ -161,6 +163,12 @@ FLAWS: dict[str, tuple[Any, str, str]] = {
     "no schema": (person(a=5), "#/properties/a", "is no schema"),
     "an id": (person(a={"$id": "x"}), "#/properties/a/$id", "not supported"),
     "llguidance's own word": ({"x-guidance": {"lenient": True}, "not": {}}, "#/x-guidance", "not supported"),
+    "names that one name could stand for": (
+        person(a={"type": "object", "required": ["b", "c"], "minProperties": 4}),
+        "#/properties/a/minProperties",
+        "expected at most 3",
+    ),
+    "a control character": (person(a={"enum": [1, {"b": "\x07"}]}), "#/properties/a/enum/1/b", "control character"),
     "depth": (json.loads('{"items":' * 200 + "{}" + "}" * 200), "#", "nested more than 100 deep"),
 }
 
@@ -199,6 +207,29 @@ def test_the_judge_of_an_evil_schema_ends_by_itself(evil: Any) -> None:
         check=False,
     )
     assert judge.returncode != 0 or b'"reason":null' not in judge.stdout
+
+
+def fits(schema: Any, reply: str) -> bool:
+    matcher = LLMatcher(LLTokenizer("byte"), grammar.of_schema(schema), limits=grammar.LIMITS, log_level=0)
+    tokens = list(reply.encode())
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
+MAP = {"type": "object", "patternProperties": {"^a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}
+KEYS: list[tuple[Any, list[str], list[str]]] = [
+    (person(age={"type": "integer"}), ['{"age":3,"note":"\\n"}'], [r'{"age":3,"\u0061ge":"old"}']),
+    (person(**{"\n\x01é": {"type": "integer"}}), ['{"\\n\\u0001é":3}'], [r'{"\n\u0001é":3,"\u000a\u0001é":""}']),
+    (MAP, ['{"ab":1,"b":"x"}'], [r'{"\u0061b":"x"}', '{"ab":"x"}']),
+    ({"anyOf": [{"type": "null"}, person(a=MAP)]}, ['{"a":{"ab":1}}'], [r'{"a":{"\u0061b":"x"}}']),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), KEYS)
+def test_no_key_evades_what_is_said_of_it_by_being_written_with_escapes(
+    schema: Any, good: list[str], bad: list[str]
+) -> None:
+    assert [reply for reply in good if not fits(schema, reply)] == []
+    assert [reply for reply in bad if fits(schema, reply)] == []
 
 
 def test_no_blank_of_a_json_reply_is_endless() -> None:
