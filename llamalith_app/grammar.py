@@ -7,6 +7,7 @@ a processor; whoever enforces one (`engine/constraint.py`) does so within the sa
 from __future__ import annotations
 
 import json
+from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ ONE_BLANK_OR_A_LINE = r"[ ]|\n[ ]{0,20}"
 
 ESCAPES = 'nrbtf\\"'
 """What may follow a backslash. Keys are compared as written: with \\u a known one could stand there a second time."""
+
+IN_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+"""Keywords of a JSON Schema in which schemas stand by name."""
+IN_NONE = ("const", "enum", "default", "examples")
+"""Keywords in which nothing is a schema, whatever it looks like."""
+LAST_EXACT = 2**53
+"""Beyond it not every integer is a float, in which llguidance and many readers of JSON have their numbers."""
+TOO_LARGE = 2**63
+"""What llguidance refuses as a bound, or takes for the integer before."""
+NEXT_TO_ZERO = 1e-15
+"""The bound beside a bound of 0 that may not be reached. A smaller one would cost the lexer a state a digit."""
+KEPT_DIGITS = 15
+"""With no more, a fraction is the same float to llguidance, which reads and writes them carelessly, as to others."""
+IN_KEPT_DIGITS = Context(prec=KEPT_DIGITS)
 
 
 def load(folder: Path) -> dict[str, str]:
@@ -64,7 +79,7 @@ def of_gbnf(text: str) -> str:
 def of_schema(schema: Any) -> str:
     """Of a JSON Schema that was judged (`schema.py`)."""
     return LLMatcher.grammar_from_json_schema(
-        json.dumps(schema),
+        json.dumps(_with_kept_bounds(schema)),
         # All that a schema could say of itself by `x-guidance`.
         overrides={
             "item_separator": ",",
@@ -76,6 +91,68 @@ def of_schema(schema: Any) -> str:
             "json_allowed_escapes": ESCAPES,
         },
     )
+
+
+def _with_kept_bounds(schema: Any) -> Any:
+    """The same schema with those bounds of its numbers that llguidance keeps."""
+    if isinstance(schema, list):
+        return [_with_kept_bounds(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inside = {}
+    for key, value in schema.items():
+        if key in IN_MAPS and isinstance(value, dict):
+            inside[key] = {name: _with_kept_bounds(inner) for name, inner in value.items()}
+        else:
+            inside[key] = value if key in IN_NONE else _with_kept_bounds(value)
+    inside = _bounded(inside, "minimum", "exclusiveMinimum", upwards=True)
+    return _bounded(inside, "maximum", "exclusiveMaximum", upwards=False)
+
+
+def _bounded(schema: dict[str, Any], closed: str, open_: str, *, upwards: bool) -> dict[str, Any]:
+    """With the bounds of one side, that which may be reached and that which may not, a little within where need be."""
+    limit, beyond = schema.get(closed), schema.get(open_)
+    if isinstance(beyond, bool):
+        # As draft 4 has it: a mark upon the other one.
+        limit, beyond = (None, limit) if beyond else (limit, None)
+    said = [one for one in (limit, beyond) if one is not None]
+    if not said or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in said):
+        return schema
+    changed: dict[str, float] = {}
+    if limit is not None:
+        changed[closed] = limit if _is_exact(limit) else _next_within(limit, upwards=upwards)
+    if beyond is not None:
+        # llguidance does not keep one towards 0 among fractions. One away from it is kept, and is better left alone:
+        # beside a closed 0.999999999999999 no reply could say 0.9.
+        if _is_exact(beyond) and (beyond < 0 if upwards else beyond > 0):
+            changed[open_] = beyond
+        else:
+            within = _next_within(beyond, upwards=upwards)
+            changed[closed] = (max if upwards else min)(within, changed.get(closed, within))
+    bounded: dict[str, Any] = {}
+    for key, value in schema.items():
+        bounded |= changed if key in (closed, open_) else {key: value}
+    return bounded
+
+
+def _is_exact(limit: float) -> bool:
+    """Whether it is the same number to all."""
+    if isinstance(limit, int):
+        return abs(limit) <= LAST_EXACT
+    return len(Decimal(repr(limit)).as_tuple().digits) <= KEPT_DIGITS
+
+
+def _next_within(limit: float, *, upwards: bool) -> float:
+    """The next number that is the same to all."""
+    if limit == 0:
+        return NEXT_TO_ZERO if upwards else -NEXT_TO_ZERO
+    if abs(limit) >= TOO_LARGE:
+        return limit
+    found = Decimal(repr(limit))
+    # Of two steps the first may be shorter than what a float is rounded by.
+    for _ in range(1 if abs(limit) <= LAST_EXACT else 2):
+        found = found.next_plus(IN_KEPT_DIGITS) if upwards else found.next_minus(IN_KEPT_DIGITS)
+    return int(found) if found == found.to_integral_value() else float(found)
 
 
 def problem(grammar: str) -> str:

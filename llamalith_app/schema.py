@@ -30,7 +30,6 @@ GROWTH_BYTES = 32 * 1024 * 1024
 """What a compiled schema may take: the engine's memory is planned with it."""
 ADDRESS_SPACE_BYTES = 2 * 1024 * 1024 * 1024
 
-IN_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 ALONE = ("items", "additionalItems", "additionalProperties")
 REFUSED = ("$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveRef", "x-guidance")
@@ -127,7 +126,7 @@ def _children(part: _Part) -> Iterator[_Part]:
         return
     for key, value in part.schema.items():
         at = f"{part.at}/{_escaped(key)}"
-        if key in IN_MAPS and isinstance(value, dict):
+        if key in grammar.IN_MAPS and isinstance(value, dict):
             yield from (_Part(f"{at}/{_escaped(name)}", inner) for name, inner in value.items())
         elif key in IN_LISTS and isinstance(value, list):
             yield from (_Part(f"{at}/{index}", inner) for index, inner in enumerate(value))
@@ -169,13 +168,18 @@ def _must_be_counted(parts: dict[str, Any]) -> None:
 
 
 def _must_be_writable(parts: dict[str, Any]) -> None:
-    """Raises Flaw for a constant that a reply has no way to write."""
+    """Raises Flaw for a constant that a reply has no way to write, or no way that tells it from another."""
     for at, schema in parts.items():
         if not isinstance(schema, dict):
             continue
         for place, value in _scalars(_Part(at, {key: schema[key] for key in ("const", "enum") if key in schema})):
             if isinstance(value, str) and UNWRITABLE.search(value):
                 raise Flaw(place, "has a control character that no reply can hold: only \\n, \\r, \\t, \\b and \\f are")
+            if isinstance(value, (int, float)) and abs(value) > grammar.LAST_EXACT:
+                reason = (
+                    f"cannot be told from its neighbours: expected a number within ±{grammar.LAST_EXACT}, or a text"
+                )
+                raise Flaw(place, reason)
 
 
 def _scalars(part: _Part) -> Iterator[_Part]:

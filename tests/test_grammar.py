@@ -169,6 +169,7 @@ FLAWS: dict[str, tuple[Any, str, str]] = {
         "expected at most 3",
     ),
     "a control character": (person(a={"enum": [1, {"b": "\x07"}]}), "#/properties/a/enum/1/b", "control character"),
+    "a number like another one": (person(a={"enum": [1, 2**53 + 1]}), "#/properties/a/enum/1", "told from its neigh"),
     "depth": (json.loads('{"items":' * 200 + "{}" + "}" * 200), "#", "nested more than 100 deep"),
 }
 
@@ -228,6 +229,33 @@ KEYS: list[tuple[Any, list[str], list[str]]] = [
 def test_no_key_evades_what_is_said_of_it_by_being_written_with_escapes(
     schema: Any, good: list[str], bad: list[str]
 ) -> None:
+    assert [reply for reply in good if not fits(schema, reply)] == []
+    assert [reply for reply in bad if fits(schema, reply)] == []
+
+
+FRACTIONS = {"type": "number"}
+INTEGERS = {"type": "integer"}
+BOUNDS: list[tuple[Any, list[str], list[str]]] = [
+    (FRACTIONS | {"exclusiveMinimum": 0, "maximum": 0.5}, ["0.001", "0.5"], ["0", "0.0", "-0.1", "0.51"]),
+    (FRACTIONS | {"exclusiveMaximum": 1}, ["0", "-7.5", "0.9", "0.99"], ["1", "1.0"]),
+    (FRACTIONS | {"minimum": -0.5, "exclusiveMaximum": 0}, ["-0.5", "-0.01"], ["-0", "0", "-0.0", "-0.6"]),
+    (FRACTIONS | {"exclusiveMinimum": 0.3, "minimum": 0.1}, ["0.31", "5"], ["0.3", "0.30000000000000000001", "0.2"]),
+    (FRACTIONS | {"exclusiveMaximum": True, "maximum": 1}, ["0.9"], ["1"]),
+    (FRACTIONS | {"minimum": 0.1, "maximum": 0.25}, ["0.1", "0.25"], ["0.09", "0.26"]),
+    (FRACTIONS | {"maximum": 2**62}, ["4611686018427300000"], ["4611686018427388000"]),
+    (INTEGERS | {"exclusiveMinimum": 0, "exclusiveMaximum": 3}, ["1", "2"], ["0", "3"]),
+    (INTEGERS | {"minimum": 2**53 + 1}, ["9007199254750000"], ["9007199254740992"]),
+    (INTEGERS | {"exclusiveMinimum": 2**58}, ["288230376151720000"], ["288230376151711744"]),
+    (INTEGERS | {"maximum": 2**63 - 1}, ["9223372036854000000"], ["9223372036854775808"]),
+    (INTEGERS | {"minimum": -(2**53), "maximum": 2**53}, ["9007199254740992", "-9007199254740992"], []),
+    (INTEGERS | {"maximum": 2**64 - 1}, ["9223372036854775807"], ["18446744073709551616"]),
+    (person(maximum=INTEGERS), ['{"maximum":3}'], []),
+    ({"const": {"exclusiveMaximum": 1}}, ['{"exclusiveMaximum":1}'], ['{"maximum":1}']),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), BOUNDS)
+def test_a_number_is_within_its_bounds(schema: Any, good: list[str], bad: list[str]) -> None:
     assert [reply for reply in good if not fits(schema, reply)] == []
     assert [reply for reply in bad if fits(schema, reply)] == []
 
