@@ -72,10 +72,9 @@ class _Parser:
         if header is None:
             self._fail("expected NAME ::=")
         name = self._number(header[1])
-        if name in self._rules:
-            self._fail(f"there is a second rule named {header[1]}")
         self._at = header.end()
         self._skip(BLANKS_AND_LINES)
+        # In the place of one before of the same name, as llama.cpp has it.
         self._rules[name] = _body(name, self._alternatives(BLANKS))
         if self._at < len(self._text) and self._text[self._at] not in "\r\n":
             self._fail(f"did not expect {self._text[self._at]!r}")
@@ -98,7 +97,8 @@ class _Parser:
             self._skip(blanks)
             while repeats := self._repeats():
                 last = items.pop() if len(items) > start else _Item('""')
-                items.append(_Item(f"({last.text}){repeats}"))
+                # llguidance has no end of 0.
+                items.append(_Item('""' if repeats in ("{0}", "{0,0}") else f"({last.text}){repeats}"))
                 self._skip(blanks)
         return items
 
@@ -183,8 +183,8 @@ class _Parser:
     def _code(self) -> int:
         """Reads one character, escaped or not."""
         character = self._text[self._at : self._at + 1]
-        if character in ("", "\n", "\r"):
-            self._fail("the line ends within quotes or brackets")
+        if not character:
+            self._fail("the text ends within quotes or brackets")
         self._at += 1
         if character != "\\":
             return ord(character)
