@@ -93,12 +93,12 @@ class _Parser:
         while (one := self._one()) is not None:
             start = len(items)
             items += one
-            # A repetition belongs to all of a bracket and to the last character of a text.
+            # A repetition belongs to all of a bracket and to all of a text.
             self._skip(blanks)
             while repeats := self._repeats():
-                last = items.pop() if len(items) > start else _Item('""')
+                repeated = _written([items[start:]])
                 # llguidance has no end of 0.
-                items.append(_Item('""' if repeats in ("{0}", "{0,0}") else f"({last.text}){repeats}"))
+                items[start:] = [_Item('""' if repeats in ("{0}", "{0,0}") else f"({repeated}){repeats}")]
                 self._skip(blanks)
         return items
 

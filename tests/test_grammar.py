@@ -34,7 +34,10 @@ MEANINGS: list[tuple[str, list[str], list[str]]] = [
     # The longest match would swallow what comes after it.
     ('root ::= word "end"\nword ::= [a-z]{1,9}', ["xend", "endend", "weekend"], ["end", "x"]),
     ('root ::= "ab" | [a-z] "x"', ["ab", "ax"], ["abx", "a"]),
-    ('root ::= "ab"{2}', ["abb"], ["abab"]),
+    ('root ::= "ab"{2}', ["abab"], ["abb", "ab"]),
+    ('root ::= "x" "ab"* "c"', ["xc", "xababc"], ["xac", "xabbc"]),
+    ('root ::= "x" "ab"{0} "c"', ["xc"], ["xac", "xabc"]),
+    ('root ::= "x" "ab"{2}{2}', ["xabababab"], ["xababab", "xab"]),
     ('root ::= ("ab" | "c"){2,3}', ["abc", "ccc", "ababab"], ["ab", "cccc"]),
     ('root ::= "a"?"b"*\n\nunused ::= "x"', ["", "a", "abb"], ["aa"]),
     ('root ::= (\n  "a"\n  | "b"\n) |\n  "c"', ["a", "b", "c"], ["ab"]),
