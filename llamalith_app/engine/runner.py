@@ -52,6 +52,8 @@ splits text by a `std::regex`, which recurses with each character of a match: fr
 stack of 8 MiB) the process dies."""
 LEAST_TEMPERATURE = 1e-5
 """Below, it is the likeliest token: logits divided by less leave what a float can hold."""
+LEAST_PENALTY = 0.01
+"""Of repetition; for the same reason."""
 F16, BF16 = 1, 30
 """ggml_type."""
 CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)])
@@ -171,7 +173,7 @@ class LlamaRunner:
         penalties = llama_cpp.llama_sampler_init_penalties(
             self._n_vocab,
             PENALTY_LAST_N,
-            sampling.repeat_penalty,
+            max(sampling.repeat_penalty, LEAST_PENALTY),
             sampling.frequency_penalty,
             sampling.presence_penalty,
         )

@@ -133,7 +133,7 @@ class Scheduler:
             result = by_sequence[work.sequence_id]
             if isinstance(result, SampleFailed):
                 self._free(sequence)
-                told.append(Refused(sequence_id=sequence.id, kind="internal", reason=result.reason))
+                told.append(Refused(sequence_id=sequence.id, kind="grammar", reason=result.reason))
                 continue
             n_before = len(sequence.generated)
             text = self._take(sequence, result.token)

@@ -39,7 +39,7 @@ class Sampled(NamedTuple):
 
 
 class SampleFailed(NamedTuple):
-    """No token could be drawn; ends this sequence and no other."""
+    """No token could be drawn under its grammar; ends this sequence and no other."""
 
     sequence_id: int
     reason: str

@@ -81,7 +81,7 @@ async def test_an_exponential_grammar_ends_its_own_sequence_only() -> None:
         other = asyncio.create_task(run(engine, submit("List three fruits.", max_tokens=60)))
         with pytest.raises(EngineRefused, match="The grammar takes") as refused:
             await run(engine, submit("Write a story.", grammar=EXPONENTIAL, max_tokens=600))
-        assert refused.value.kind == "internal"
+        assert refused.value.kind == "grammar"
         assert (await other).text
         assert not engine.died.is_set()
 

@@ -68,7 +68,7 @@ async def test_a_grammar_that_leads_nowhere_ends_its_own_sequence_only() -> None
         other = asyncio.create_task(run(engine, submit("List three fruits.")))
         with pytest.raises(EngineRefused, match="no token to go on") as refused:
             await run(engine, submit("Hi", grammar=DEAD_END))
-        assert refused.value.kind == "internal"
+        assert refused.value.kind == "grammar"
         assert (await other).text
 
 
@@ -205,6 +205,16 @@ async def test_a_temperature_next_to_0_is_0(temperature: float) -> None:
                 sent = submit("List three fruits.", max_tokens=8, temperature=heat, seed=1, repeat_penalty=penalty)
                 texts.append((await run(engine, sent)).text)
     assert texts[:2] == texts[2:]
+    assert texts[0].strip()
+
+
+async def test_a_penalty_next_to_0_is_a_small_one() -> None:
+    async with started(None) as engine:
+        texts = [
+            (await run(engine, submit("List three fruits.", max_tokens=8, repeat_penalty=penalty))).text
+            for penalty in (0.01, 1e-40)
+        ]
+    assert texts[0] == texts[1]
     assert texts[0].strip()
 
 

@@ -302,7 +302,7 @@ def test_a_failed_draw_ends_its_own_sequence_only() -> None:
     stepping.admit()
     sampled = stepping.runner.evaluate(scheduler.plan(N_CHUNK))
     told = scheduler.apply([SampleFailed(1, "no"), *(one for one in sampled if one.sequence_id == 2)])
-    assert told[0] == Refused(sequence_id=1, kind="internal", reason="no")
+    assert told[0] == Refused(sequence_id=1, kind="grammar", reason="no")
     scheduler.check_integrity()
     stepping.run()
     assert stepping.of(1) == []
