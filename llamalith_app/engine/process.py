@@ -99,6 +99,8 @@ class EngineProcess:
         self._runs: dict[int, asyncio.Queue[Advance | LlamalithError]] = {}
         self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._loading: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        # Who waited for it may have gone.
+        self._loading.add_done_callback(lambda loading: loading.cancelled() or loading.exception())
         self._stopping = False
         self._silent_s = 0.0
         """Since when it has work and told nothing, as far as this process was there to hear it."""

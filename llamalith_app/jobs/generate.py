@@ -126,7 +126,7 @@ class Running:
     def written(self) -> jobs.Written:
         """What there is of the reply, as it would be kept."""
         prompt_tokens = None if self.last is None else self.last.prompt_tokens
-        if self.before is not None and not str(self.reply):
+        if self.before is not None and not self.completion_tokens:
             # It still reads the prompt, and what was written behind it.
             return jobs.Written(self.before.text, prompt_tokens, len(self.before.tokens))
         return jobs.Written(str(self.reply), prompt_tokens, self.completion_tokens)
@@ -330,6 +330,7 @@ class Generation:
             await self._fail(running, "model_unavailable", str(error), final=True)
         except EngineLoadFailed as error:
             await self._fail(running, "model_unavailable", str(error))
+            self._wake_later(timedelta(seconds=self._pool.rest_s(claim.model)))
         except EngineDied as error:
             await self._fail(running, "engine_died", str(error))
         except Exception:  # noqa: BLE001 - whatever it was, the job must not stay behind as processing
@@ -401,7 +402,7 @@ class Generation:
             return
         finish = partial(
             jobs.finish,
-            reply=running.written().text,
+            reply=str(running.reply),
             finish_reason=finish_reason,
             prompt_tokens=last.prompt_tokens,
             prompt_tokens_reused=last.prompt_reused,

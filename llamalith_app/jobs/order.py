@@ -32,7 +32,9 @@ class Room(NamedTuple):
     since: datetime | None = None
     """When it was loaded, or began to be; None: it is not."""
     waits_for: frozenset[str] = frozenset()
-    """Models at work that must end before it can be loaded."""
+    """Models that must go before it can be loaded, where one of them is at work."""
+    is_new: bool = False
+    """It is being loaded, or has not been there for as long as its load took."""
 
 
 def next_start(
@@ -43,10 +45,12 @@ def next_start(
 
     What is due is ranked:
     (1) A job that has waited longer than the bound of its class is late, and late ones go before all others:
-        (1.1) the most urgent class first, but last for each RELIEF-th place, so that a flood of it starves no other;
-        (1.2) in a class a loaded model with jobs from before it was loaded, so that one load serves all that had
+        (1.1) a new model with jobs from before it was loaded, so that no load is for one job alone;
+        (1.2) the most urgent class, but for each RELIEF-th place one of the others by turns, so that a flood of one
+              starves none;
+        (1.3) in a class a loaded model with jobs from before it was loaded, so that one load serves all that had
               gathered, and two models that are always late do not take turns job by job;
-        (1.3) then the model with the oldest job.
+        (1.4) then the model with the oldest job.
     (2) Then loaded models: the most urgent class first, the oldest job in it.
     (3) Then the others, likewise.
     The place goes to the first in this rank whose model has one, but
@@ -58,15 +62,18 @@ def next_start(
         return now - one.oldest > max_wait[one.priority]
 
     groups = list(due)
-    late = {one.priority for one in groups if is_late(one)}
-    last = min(late) if len(late) > 1 and n_started % RELIEF == RELIEF - 1 else None
+    others = sorted({one.priority for one in groups if is_late(one)})[1:]
+    turn, place = divmod(n_started, RELIEF)
+    relieved = others[turn % len(others)] if others and place == RELIEF - 1 else None
 
-    def rank(one: Due) -> tuple[int, bool, int, bool, datetime]:
-        since = rooms[one.model].since
+    def rank(one: Due) -> tuple[int, bool, bool, int, bool, datetime]:
+        room = rooms[one.model]
         if is_late(one):  # (1)
-            gathered = since is not None and one.oldest <= since
-            return 1, one.priority == last, one.priority, not gathered, one.oldest  # (1.1), (1.2), (1.3)
-        return 2 if since else 3, False, one.priority, False, one.oldest  # (2), (3)
+            # Not what a clock says that went back since.
+            gathered = room.since is not None and one.oldest <= room.since <= now
+            first = gathered and room.is_new
+            return 1, not first, one.priority != relieved, one.priority, not gathered, one.oldest  # (1.1) to (1.4)
+        return 2 if room.since else 3, False, False, one.priority, False, one.oldest  # (2), (3)
 
     held_back: frozenset[str] = frozenset()
     for one in sorted(groups, key=rank):

@@ -25,6 +25,9 @@ from llamalith_app.jobs.memory import MIB, Plan
 from llamalith_app.jobs.order import Room
 from llamalith_app.jobs.speeds import Speeds
 
+REST = 3.0
+"""For so many times as long as a load took that failed, the model is not loaded again: one that cannot be loaded has at
+most a quarter of the time."""
 RETRY_PRELOAD_S = 60.0
 """Between tries to load a model that nobody asked for."""
 
@@ -44,6 +47,8 @@ class Held:
         """Wall clock: what was queued before then belongs to its turn."""
         self.n_taken = 0
         self.used_at = time.monotonic()
+        self.new_until: float | None = None
+        """Monotonic: so long as it took to load; None: it was not loaded yet."""
         self.preloading = False
         self.progress = 0.0
         """Of a load, from 0 to 1."""
@@ -59,14 +64,26 @@ class Held:
         return self.n_taken > 0 or self.preloading or self.loading.locked()
 
     @property
+    def is_new(self) -> bool:
+        return self.new_until is None or time.monotonic() < self.new_until
+
+    @property
     def live(self) -> EngineProcess | None:
         return None if self.engine is None or self.engine.died.is_set() else self.engine
 
 
 class Failure(NamedTuple):
-    reason: str
+    """Of a load."""
+
+    error: EngineLoadFailed
     at: float
     """Monotonic seconds."""
+    took_s: float
+
+    @property
+    def rest_s(self) -> float:
+        """For which the model is not loaded again: others have the engines meanwhile."""
+        return max(0.0, self.at + REST * self.took_s - time.monotonic())
 
 
 class Pool:
@@ -111,13 +128,23 @@ class Pool:
 
     def room(self, model: str) -> Room:
         """What `reserve` would do for the model now."""
-        held = self._held(model)
+        held, failure = self._held(model), self.failures.get(model)
+        if held is not None and held.live is not None:
+            return Room(held.plan.n_slots - held.n_taken, held.since, is_new=held.is_new)
+        if failure is not None and failure.rest_s:
+            return Room(0)
         if held is not None:
-            return Room(held.plan.n_slots - held.n_taken, held.since)
+            return Room(held.plan.n_slots - held.n_taken, held.since, is_new=True)
         if self._beyond(model, self.plans[model].need_bytes):
             return Room(1)  # to be told so
-        _, busy = self._in_the_way(model)
-        return Room(0, None, busy) if busy else Room(self.plans[model].n_slots)
+        idle, busy = self._in_the_way(model)
+        # The idle ones as well: they would be at work again before the others have ended.
+        return Room(0, None, busy | frozenset(idle)) if busy else Room(self.plans[model].n_slots)
+
+    def rest_s(self, model: str) -> float:
+        """Until a model whose load failed may be loaded again."""
+        failure = self.failures.get(model)
+        return 0.0 if failure is None else failure.rest_s
 
     def reserve(self, model: str) -> Place | None:
         """A place in the model's engine, or the right to load it; None: not now. Never waits."""
@@ -169,7 +196,7 @@ class Pool:
             model=model,
             state=state,
             progress=round(held.progress, 2) if held is not None and state == "loading" else None,
-            reason=failure.reason if failure is not None and state == "failed" else None,
+            reason=str(failure.error) if failure is not None and state == "failed" else None,
             n_slots=(held.plan if held is not None else self.plans[model]).n_slots,
             n_used=held.n_taken if held is not None else 0,
             fits=held is not None or self.plans[model].need_bytes <= self._free(model),
@@ -204,11 +231,7 @@ class Pool:
 
     def _beyond(self, model: str, need_bytes: int) -> str:
         """Why it can never be loaded, or nothing."""
-        pinned = sum(
-            held.plan.need_bytes
-            for name, held in self.held.items()
-            if name != model and self._models[name].settings.pinned
-        )
+        pinned = sum(held.plan.need_bytes for name, held in self.held.items() if name != model and self._stays(name))
         allowed = self.budget_bytes - pinned
         if need_bytes <= allowed:
             return ""
@@ -220,12 +243,14 @@ class Pool:
             f" {_mib(max(0, allowed))} are allowed{beside} (memory_budget_mb)."
         )
 
+    def _stays(self, model: str) -> bool:
+        """For ever, as far as can be said: a load may fail still."""
+        return self._models[model].settings.pinned and self.held[model].live is not None
+
     def _in_the_way(self, model: str) -> tuple[list[str], frozenset[str]]:
         """The idle models that have to go for this one; and if that is not enough, the busy ones as well."""
         others = [
-            name
-            for name in list(self.held)
-            if name != model and self._held(name) is not None and not self._models[name].settings.pinned
+            name for name in list(self.held) if name != model and self._held(name) is not None and not self._stays(name)
         ]
         missing = self.plans[model].need_bytes - self._free(model)
         found: dict[bool, list[str]] = {False: [], True: []}
@@ -284,15 +309,23 @@ class Pool:
             self._forget_unloaded(model, held)
 
     async def _loaded_once(self, model: str, held: Held) -> EngineProcess:
+        asked_at = time.monotonic()
         async with held.loading:
             if held.live is not None:
                 return held.live
+            failure = self.failures.get(model)
+            if failure is not None and failure.at > asked_at:
+                # What this one waited for.
+                raise type(failure.error)(str(failure.error))
+            held.new_until = None
+            started_at = time.monotonic()
             try:
                 held.engine = await self._start(model, held)
             except EngineLoadFailed as error:
-                self.failures[model] = Failure(str(error), time.monotonic())
+                self.failures[model] = Failure(error, time.monotonic(), time.monotonic() - started_at)
                 raise
             self.failures.pop(model, None)
+            held.new_until = 2 * time.monotonic() - started_at
             log.info("model loaded", model=model, pid=held.engine.pid, load_s=held.engine.loaded.load_s)
             return held.engine
 

@@ -76,6 +76,7 @@ class Sweeper:
         self._retention = retention
         self._seen: dict[str, tuple[int, float]] = {}
         """Lease token -> its beat, and since when it stands there."""
+        self._unserved: set[str] = set()
         self._looked_at = time.monotonic()
         self._clock = 0.0
         """Seconds that this process was there to see: one that was frozen must not judge others by that time."""
@@ -110,6 +111,15 @@ class Sweeper:
         if await self._database.read(keys.has_old, datetime.now(UTC)):
             await self._database.write_lightly(keys.forget, datetime.now(UTC), FORGET_KEYS)
         await self._expire()
+        await self._say_what_nobody_serves()
+
+    async def _say_what_nobody_serves(self) -> None:
+        """They may be out of the configuration, or their worker may come back: only people can tell."""
+        waited_for = await self._database.read(jobs.models_waited_for)
+        unserved = waited_for - await self._database.read(workers.served, datetime.now(UTC))
+        for model in sorted(unserved - self._unserved):
+            log.warning("jobs wait for a model that no worker serves; cancel them, or bring it back", model=model)
+        self._unserved = unserved
 
     async def _expire(self) -> None:
         if self._retention is None:

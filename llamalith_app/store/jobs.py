@@ -196,7 +196,8 @@ _BEST_DUE = (
         JobRow.model == bindparam("of_model"),
         JobRow.priority == bindparam("of_priority"),
         JobRow.is_head,
-        JobRow.not_before <= bindparam("until"),
+        # What is further ahead than any pause says that a clock went back.
+        or_(JobRow.not_before <= bindparam("until"), JobRow.not_before > bindparam("beyond")),
         _may_still_wait,
     )
     .order_by(JobRow.id)
@@ -434,7 +435,7 @@ def _system_in_force(connection: Connection, conversation_id: int, turn: int) ->
 
 def claim(connection: Connection, model: str, priority: int, worker_id: int, now: datetime) -> Claim | None:
     """The oldest due job of the model and class whose conversation has nothing earlier open; None: nothing to do."""
-    job_id = connection.execute(_NEXT, {"of_model": model, "of_priority": priority, "until": now, "most": 1}).scalar()
+    job_id = connection.execute(_NEXT, {"of_model": model, "of_priority": priority, "most": 1, **_at(now)}).scalar()
     if job_id is None:
         return None
     lease_token = secrets.token_hex(16)
@@ -702,7 +703,9 @@ def freed(connection: Connection, ended: Collection[int], now: datetime) -> list
     heads = select(_first_open(_ended.conversation_id)).where(_ended.id.in_(ended))
     rows = connection.execute(
         select(JobRow.id, JobRow.model, JobRow.attempt).where(
-            JobRow.id.in_(heads), status_is(Status.QUEUED), JobRow.not_before <= now
+            JobRow.id.in_(heads),
+            status_is(Status.QUEUED),
+            or_(JobRow.not_before <= now, JobRow.not_before > now + LONGEST_PAUSE),
         )
     )
     return [Waiting._make(row) for row in rows]
@@ -737,8 +740,14 @@ def held(connection: Connection, worker_id: int | None = None) -> list[Held]:
     return [Held._make(row) for row in rows]
 
 
+LONGEST_PAUSE = timedelta(minutes=2)
+"""Longer than any between two attempts."""
 MOST_DUE = 64
 """Jobs of a model and class that `due` looks at; more would not find a place at once."""
+
+
+def _at(now: datetime) -> dict[str, datetime]:
+    return {"until": now, "beyond": now + LONGEST_PAUSE}
 
 
 def due(connection: Connection, models: Iterable[str], now: datetime) -> list[Due]:
@@ -746,10 +755,17 @@ def due(connection: Connection, models: Iterable[str], now: datetime) -> list[Du
     found = []
     for model in models:
         for priority in Priority:
-            of = {"of_model": model, "of_priority": priority.value, "until": now, "most": MOST_DUE}
+            of = {"of_model": model, "of_priority": priority.value, "most": MOST_DUE, **_at(now)}
             if rows := connection.execute(_BEST_DUE, of).all():
                 found.append(Due(model, priority, len(rows), rows[0].created_at))
     return found
+
+
+def models_waited_for(connection: Connection) -> set[str]:
+    """Of jobs that are queued and first in their conversations."""
+    return set(
+        connection.execute(select(JobRow.model).where(status_is(Status.QUEUED), JobRow.is_head).distinct()).scalars()
+    )
 
 
 def load(connection: Connection, models: Iterable[str], now: datetime) -> Load:

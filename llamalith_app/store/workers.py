@@ -57,6 +57,12 @@ def told(connection: Connection, now: datetime) -> list[str]:
     return [text for text in connection.execute(select(WorkerRow.engines).where(*_alive(now))).scalars() if text]
 
 
+def served(connection: Connection, now: datetime) -> set[str]:
+    """The models of all workers that are alive."""
+    lists = connection.execute(select(WorkerRow.models).where(*_alive(now))).scalars()
+    return {model for models in lists for model in json.loads(models)}
+
+
 def _alive(now: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return WorkerRow.ended_at.is_(None), WorkerRow.seen_at > now - timedelta(seconds=ALIVE_S)
 

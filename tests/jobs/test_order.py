@@ -70,7 +70,21 @@ def test_a_job_beyond_the_bound_of_its_class_goes_before_the_loaded_model(priori
 def test_of_late_jobs_the_most_urgent_class_goes_first_but_not_for_ever() -> None:
     groups = due("a", 5000, BATCH), due("a", 31, INTERACTIVE), due("a", 121)
     firsts = [chosen(*groups, n_started=n, rooms={"a": loaded()}) for n in range(2 * RELIEF)]
-    assert Counter(firsts) == {("a", INTERACTIVE): 2 * RELIEF - 2, ("a", NORMAL): 2}
+    assert Counter(firsts) == {("a", INTERACTIVE): 2 * RELIEF - 2, ("a", NORMAL): 1, ("a", BATCH): 1}
+
+
+def test_a_new_model_serves_late_jobs_that_had_gathered_before_a_more_urgent_class_takes_its_place() -> None:
+    groups = due("a", 500, INTERACTIVE), due("b", 400, BATCH)._replace(oldest=ago(1000))
+    new = Room(1, ago(30), is_new=True)
+    for model, b in (("b", new), ("a", new._replace(is_new=False)), ("a", new._replace(since=ago(1001)))):
+        found = chosen(*groups, rooms={"a": ABSENT, "b": b})
+        assert found is not None
+        assert found[0] == model
+
+
+def test_a_clock_that_went_back_makes_no_job_one_that_had_gathered() -> None:
+    groups = due("a", 500), due("b", 400)
+    assert chosen(*groups, rooms={"a": ABSENT, "b": loaded(since_s=-3600)}) == ("a", NORMAL)
 
 
 def test_a_model_serves_all_late_jobs_that_had_gathered_before_it_was_loaded_and_then_the_oldest_goes_first() -> None:
@@ -134,7 +148,8 @@ def simulate(jobs: list[Queued], *, job_s: float, load_s: float, models: tuple[s
         for job in here:
             firsts.setdefault((job.model, job.priority), job)
         groups = [Due(m, p, 1, NOW + timedelta(seconds=job.at)) for (m, p), job in firsts.items()]
-        rooms = {m: Room(1, NOW + timedelta(seconds=since)) if m == model else ABSENT for m in models}
+        there = Room(1, NOW + timedelta(seconds=since), is_new=now < since + 2 * load_s)
+        rooms = {m: there if m == model else ABSENT for m in models}
         best = next_start(groups, rooms, MAX_WAIT, n_started, NOW + timedelta(seconds=now))
         assert best is not None
         job = firsts[best.model, best.priority]
@@ -157,6 +172,12 @@ def test_a_hundred_jobs_alternating_between_two_models_that_do_not_fit_together_
     run = simulate([Queued(n * every_s, "ab"[n % 2], NORMAL, n) for n in range(100)], job_s=job_s, load_s=5)
     assert len(run.waits) == 100
     assert run.n_loads <= 6
+
+
+def test_places_that_relieve_a_class_load_no_model_for_each_job() -> None:
+    urgent = [Queued(n * 11.0, "a", INTERACTIVE, n) for n in range(1000)]
+    others = [Queued(n * 0.01, "b", NORMAL, n) for n in range(50)]
+    assert simulate(urgent + others, job_s=10, load_s=60).n_loads <= 20
 
 
 def some_jobs(*priorities: int) -> st.SearchStrategy[list[Queued]]:

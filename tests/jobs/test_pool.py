@@ -72,6 +72,13 @@ async def used(pool: Pool, model: str) -> EngineProcess:
         return await place.engine()
 
 
+async def rested(pool: Pool, model: str) -> None:
+    async def look() -> bool:
+        return not pool.rest_s(model)
+
+    await eventually(look)
+
+
 def is_there(engine: EngineProcess) -> bool:
     return not engine.died.is_set()
 
@@ -109,6 +116,42 @@ async def test_a_model_at_work_is_never_stopped_and_is_told_as_the_one_to_wait_f
             assert pool.reserve("c") is None
         await used(pool, "c")
         assert (is_there(a), is_there(b)) == (True, False)
+
+
+async def test_idle_models_in_the_way_of_one_that_waits_are_told_with_those_at_work(make: Make, tmp_path: Path) -> None:
+    pool = await make()
+    write(tmp_path / "c.gguf", file_bytes=1000 * MIB)
+    await pool.survey()
+    with taken(pool, "a") as place:
+        await place.engine()
+        await used(pool, "b")
+        assert pool.room("c").waits_for == {"a", "b"}
+
+
+async def test_who_waits_for_a_load_that_fails_shares_the_failure_and_the_model_rests_while_others_have_room(
+    make: Make, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    pool = await make({"model": "a", "load_gate": str(gate), "cannot_load": "It is broken."}, n_fit=1.5)
+    with taken(pool, "a") as one, taken(pool, "a") as other:
+        waiting = [asyncio.create_task(place.engine()) for place in (one, other)]
+
+        async def begun() -> bool:
+            return bool(pool.held["a"].starting)
+
+        await eventually(begun)
+        gate.touch()
+        failed = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [str(error) for error in failed] == [str(failed[0])] * 2
+        gate.unlink()
+        assert pool.held["a"].starting is None, "no load of its own"
+        assert pool.reserve("a") is None
+        assert pool.room("a").waits_for == frozenset()
+    await used(pool, "b")
+    await rested(pool, "a")
+    gate.touch()
+    with pytest.raises(EngineLoadFailed, match="It is broken."):
+        await used(pool, "a")
 
 
 async def test_loads_of_one_model_are_one_and_those_of_two_do_not_wait_for_each_other(
@@ -173,6 +216,21 @@ async def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_is_told_so(m
     assert pool.room("a").since is not None
 
 
+async def test_a_pinned_model_that_is_only_tried_ends_no_other_s_jobs(make: Make, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    pool = await make(
+        {"model": "a", "load_gate": str(gate), "cannot_load": "It is broken."}, n_fit=1.5, a={"pinned": True}
+    )
+    with taken(pool, "a") as place:
+        loading = asyncio.create_task(place.engine())
+        assert pool.room("b").waits_for == {"a"}
+        assert pool.reserve("b") is None
+        gate.touch()
+        with pytest.raises(EngineLoadFailed, match="It is broken."):
+            await loading
+    await used(pool, "b")
+
+
 @pytest.mark.parametrize(("idle_unload_s", "seconds", "stays"), [(600, 599, True), (600, 610, False), (0, 1e9, True)])
 async def test_a_model_without_work_is_unloaded_after_its_time(
     make: Make, idle_unload_s: float, seconds: float, stays: bool
@@ -221,7 +279,7 @@ async def test_a_preload_that_fails_is_tried_again_later_and_stands_in_nobody_s_
         return "a" in pool.failures
 
     await eventually(failed)
-    assert "It is broken." in pool.failures["a"].reason
+    assert "It is broken." in str(pool.failures["a"].error)
     (tmp_path / "script.json").write_bytes(b"[]")
     pool.tend(time.monotonic())
     assert pool.held == {}
@@ -256,6 +314,7 @@ async def test_a_file_that_grew_is_judged_again_when_it_is_loaded(make: Make, tm
         await place.engine()
         with pytest.raises(EngineLoadFailed, match="others are at work"):
             await used(pool, "b")
+    await rested(pool, "b")
     await used(pool, "b")
     assert set(pool.held) == {"b"}
 

@@ -58,6 +58,19 @@ def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> Non
     assert again.attempt == 2
 
 
+def test_a_clock_that_went_back_holds_no_job_for_longer_than_a_pause(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        jobs.submit(connection, prompt(), NOW)
+        earlier = NOW - timedelta(hours=1)
+        assert [one.n_jobs for one in jobs.due(connection, ["m"], earlier)] == [1]
+        claim = jobs.claim(connection, "m", 1, worker, earlier)
+        assert claim is not None
+        fail(connection, claim, pause=timedelta(seconds=60))
+        assert jobs.claim(connection, "m", 1, worker, NOW) is None
+        assert jobs.claim(connection, "m", 1, worker, earlier) is not None
+
+
 def test_a_job_that_waits_for_its_pause_holds_its_conversation(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)

@@ -143,6 +143,34 @@ async def test_a_job_whose_engine_is_killed_runs_again_at_once(
     assert (job.started_at - job.created_at).total_seconds() < 3
 
 
+async def test_jobs_of_a_model_that_no_worker_serves_are_told_once(
+    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.05)
+    gone = await submit("x", model="gone")
+    with structlog.testing.capture_logs() as lines:
+        async with working(config, script):
+            assert (await ended(database, await submit("x", "other"))).status == "done"
+
+            async def is_told() -> bool:
+                return any("no worker serves" in line["event"] for line in lines)
+
+            await eventually(is_told)
+            assert (await ended(database, await submit("x", "other"))).status == "done"
+    assert [line["model"] for line in lines if "no worker serves" in line["event"]] == ["gone"]
+    assert await database.write(jobs.cancel, ADMIN_ID, gone, datetime.now(UTC)) == "cancelled"
+
+
+async def test_a_reply_that_was_only_thinking_stays_empty_also_after_an_engine_died(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    thought = "let me think aloud about it</think>"
+    script.write({"when": "die", "after": 20, "signal": 9, "once": str(tmp_path / "died"), "reply": thought})
+    async with working(config, script):
+        job = await ended(database, await submit("die"))
+    assert (job.status, job.attempt, job.result, job.completion_tokens) == ("done", 2, "", len(thought))
+
+
 async def test_a_job_that_kills_each_engine_ends_as_error_after_three_attempts_and_others_go_on(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
