@@ -5,7 +5,11 @@ const OPEN_MS = 700
 const IDLE_MS = 4000
 const TROUBLE_MS = 3000
 const PATIENCE_MS = 10000
+// On a slow line a list is asked for less often, but never this long apart.
+const LONGEST_PAUSE_MS = 15000
 const SENDING_MS = 8000
+// After so long without an event from a stream whose job moves on, its connection has died without a word.
+const SILENCE_MS = 8000
 const ENDED = "Your session has ended. What you typed here is not lost."
 
 const localTimes = (root) => {
@@ -19,21 +23,50 @@ const localTimes = (root) => {
 
 const trouble = document.getElementById("trouble")
 
-// What a person did and what came of it stays until the next time; what a list tells goes with its reason.
+// What a person did and what came of it stays until it is closed, or the next time; what a list tells goes with its reason.
 let stays = false
 
-const tell = (text, link) => {
-  stays = false
-  const label = "Log in (new tab)"
-  if (trouble.textContent === text + (link ? ` ${label}` : "")) return
+const tell = (text, { link, closes } = {}) => {
+  stays = Boolean(closes)
+  const label = link ? "Log in (new tab)" : closes ? "Close" : ""
+  if (trouble.textContent === (label ? `${text} ${label}` : text)) return
   trouble.textContent = text
   if (link) {
     const anchor = document.createElement("a")
     // Beside this page, which holds what was typed.
     Object.assign(anchor, { href: link, target: "_blank", rel: "noopener", textContent: label })
     trouble.append(" ", anchor)
+  } else if (closes) {
+    const button = document.createElement("button")
+    Object.assign(button, { type: "button", className: "quiet", textContent: label, onclick: () => tell("") })
+    trouble.append(" ", button)
   }
   trouble.hidden = !text
+  // Nothing is ever behind it.
+  document.body.style.paddingBottom = text ? `${trouble.offsetHeight}px` : ""
+}
+
+// The text of an answer, however long that takes as long as something comes.
+const fetched = async (path) => {
+  const patience = new AbortController()
+  let timer = 0
+  const wait = () => {
+    clearTimeout(timer)
+    timer = setTimeout(() => patience.abort(), PATIENCE_MS)
+  }
+  wait()
+  try {
+    const answer = await fetch(path, { headers: { Accept: "text/html" }, signal: patience.signal })
+    let text = ""
+    for (const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader(); ;) {
+      wait()
+      const { done, value } = await reader.read()
+      if (done) return { answer, text }
+      text += value
+    }
+  } finally {
+    clearTimeout(timer)
+  }
 }
 
 // A list is replaced item by item, so that focus, selection and open details of what did not change survive.
@@ -44,6 +77,7 @@ class LiveList {
     this.timer = 0
     this.asking = false
     this.again = false
+    this.failed = false
     this.onTaken = () => {}
     localTimes(list)
     document.addEventListener("visibilitychange", () => this.schedule(0))
@@ -65,24 +99,28 @@ class LiveList {
     if (this.asking) return
     this.asking = true
     let next = this.pause
+    let why = "No connection to Llamalith just now."
+    const asked = performance.now()
     try {
-      const answer = await fetch(this.list.dataset.live, {
-        headers: { Accept: "text/html" },
-        signal: AbortSignal.timeout(PATIENCE_MS),
-      })
+      const { answer, text } = await fetched(this.list.dataset.live)
       if (answer.redirected) {
-        tell(ENDED, "/chat/login")
+        tell(ENDED, { link: "/chat/login" })
         // It may begin anew in a window beside this one.
         next = IDLE_MS
         return
       }
-      if (!answer.ok) throw new Error(String(answer.status))
-      this.take(new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(this.list.id))
+      if (!answer.ok) {
+        why = `Llamalith cannot show this just now (${answer.status} ${answer.statusText}).`
+        throw new Error(why)
+      }
+      const moved = this.take(new DOMParser().parseFromString(text, "text/html").getElementById(this.list.id))
       if (!stays) tell("")
-      this.onTaken()
-      next = this.again ? 0 : this.pause
+      this.onTaken({ moved, failed: this.failed })
+      this.failed = false
+      next = this.again ? 0 : Math.min(Math.max(this.pause, 4 * (performance.now() - asked)), LONGEST_PAUSE_MS)
     } catch {
-      tell("No connection to Llamalith just now. Trying again.")
+      this.failed = true
+      if (!stays) tell(`${why} Trying again.`)
       next = TROUBLE_MS
     } finally {
       this.asking = false
@@ -98,6 +136,7 @@ class LiveList {
       for (const item of [...this.list.children]) if (!ids.has(item.id)) this.remove(item)
     }
     const said = []
+    let moved = false
     let place = part ? null : this.list.firstElementChild
     for (const item of order) {
       const there = this.list.querySelector(`:scope > [id="${CSS.escape(item.id)}"]`)
@@ -105,6 +144,7 @@ class LiveList {
       let now = there
       if (!there || this.shown.get(item.id) !== html) {
         if (item.dataset.said && there?.dataset.said !== item.dataset.said) said.push(item.dataset.said)
+        moved = true
         this.shown.set(item.id, html)
         localTimes(item)
         now = there && "brief" in item.dataset ? this.change(there, item) : this.put(there, item, place)
@@ -113,6 +153,7 @@ class LiveList {
     }
     if (said.length) document.getElementById("announcement").textContent = said.join(". ")
     Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
+    return moved
   }
 
   // Of what still runs only these parts come again: a button that is replaced between press and release is not pressed.
@@ -124,21 +165,30 @@ class LiveList {
     return there
   }
 
+  // What is the same stays in its place, with what is selected in it.
   put(there, item, place) {
     if (!there) return this.list.insertBefore(item, place)
     const focused = there.contains(document.activeElement) ? document.activeElement : null
     const opened = [...there.querySelectorAll("details")].map((details) => details.open)
-    there.replaceWith(item)
-    item.querySelectorAll("details").forEach((details, index) => { details.open = opened[index] ?? details.open })
-    if (focused) {
-      const links = [...item.querySelectorAll("a")]
+    const before = [...there.children]
+    const after = [...item.children]
+    after.forEach((fresh, index) => {
+      if (!before[index]) there.append(fresh)
+      else if (!before[index].isEqualNode(fresh)) before[index].replaceWith(fresh)
+    })
+    for (const gone of before.slice(after.length)) gone.remove()
+    for (const { name } of [...there.attributes]) if (!item.hasAttribute(name)) there.removeAttribute(name)
+    for (const { name, value } of item.attributes) there.setAttribute(name, value)
+    there.querySelectorAll("details").forEach((details, index) => { details.open = opened[index] ?? details.open })
+    if (focused && !there.contains(focused)) {
+      const links = [...there.querySelectorAll("a")]
       const same = links.find((a) => a.getAttribute("href") === focused.getAttribute("href"))
       // The focus of a button that is gone stays beside it.
-      const beside = same ?? links[0] ?? item.querySelector("summary, button") ?? item
-      if (beside === item) item.tabIndex = -1
+      const beside = same ?? links[0] ?? there.querySelector("summary, button") ?? there
+      if (beside === there) there.tabIndex = -1
       beside.focus()
     }
-    return item
+    return there
   }
 
   remove(item) {
@@ -153,6 +203,8 @@ class LiveReplies {
   constructor(live) {
     this.live = live
     this.source = null
+    this.heardAt = 0
+    this.changed = new Set()
     document.addEventListener("visibilitychange", () => this.follow())
     this.follow()
   }
@@ -168,11 +220,23 @@ class LiveReplies {
     }
   }
 
+  // A connection may die without a word, and then nothing says so but the list, which goes on.
+  taken({ moved, failed }) {
+    if (failed || (moved && performance.now() - this.heardAt > SILENCE_MS)) {
+      this.source?.close()
+      this.source = null
+    }
+    this.follow()
+  }
+
   open() {
     this.told = new Map()
+    this.heardAt = performance.now()
     this.source = new EventSource(this.live.list.dataset.events)
+    this.source.addEventListener("progress", () => { this.heardAt = performance.now() })
     for (const kind of ["delta", "thinking", "restart"]) {
       this.source.addEventListener(kind, (event) => {
+        this.heardAt = performance.now()
         const { job_id: jobId, text } = JSON.parse(event.data)
         // A new stream tells all from the beginning.
         if (kind === "restart" || !this.told.has(jobId)) {
@@ -181,7 +245,7 @@ class LiveReplies {
         }
         if (kind !== "restart") {
           this.told.get(jobId)[kind] += text
-          this.add(jobId, kind, text)
+          this.change(jobId)
         }
       })
     }
@@ -211,24 +275,49 @@ class LiveReplies {
     }
   }
 
-  add(jobId, kind, text) {
-    const place = [...this.places(jobId)].find((one) => one.dataset.told === kind)
-    if (!place || !text) return
-    const page = document.documentElement
-    const atEnd = page.scrollHeight - page.clientHeight - page.scrollTop < 40
-    const whole = this.told.get(jobId)[kind]
-    if (place.textContent.length + text.length === whole.length) {
-      place.append(text)
-      place.normalize()
-    } else {
-      // It began before the list had brought its place.
-      place.textContent = whole
+  // All that came within a frame is shown at once: each time the browser sets the whole text anew.
+  change(jobId) {
+    if (!this.changed.size) requestAnimationFrame(() => this.write())
+    this.changed.add(jobId)
+  }
+
+  write() {
+    for (const jobId of this.changed) {
+      for (const place of this.places(jobId)) {
+        const whole = this.told.get(jobId)?.[place.dataset.told]
+        if (!whole) continue
+        if (!place.firstChild) place.append("")
+        const shown = place.firstChild
+        // Only ever more of the same: what is new goes behind it, and a selection in it stays.
+        if (shown.length < whole.length) shown.appendData(whole.slice(shown.length))
+        this.show(place, true)
+      }
     }
-    this.show(place, true)
-    // Who reads or types at the end stays there.
-    if (atEnd) page.scrollTop = page.scrollHeight
+    this.changed.clear()
+    if (followsEnd) page.scrollTop = page.scrollHeight
   }
 }
+
+// Who reads or types at the end of a page stays there while it grows, until he turns back.
+const page = document.documentElement
+const toEnd = () => page.scrollHeight - page.clientHeight - page.scrollTop
+let followsEnd = toEnd() < 40
+let lastTop = page.scrollTop
+const turnsBack = () => { followsEnd = false }
+
+addEventListener("wheel", (event) => { if (event.deltaY < 0) turnsBack() }, { passive: true })
+addEventListener("touchmove", turnsBack, { passive: true })
+addEventListener("keydown", (event) => {
+  if (event.target.matches("textarea, input, select")) return
+  if (["ArrowUp", "PageUp", "Home"].includes(event.key) || (event.key === " " && event.shiftKey)) turnsBack()
+  // The end that the browser goes to is another one by the time that it arrives.
+  if (event.key === "End") followsEnd = true
+})
+addEventListener("scroll", () => {
+  if (page.scrollTop < lastTop) followsEnd &&= toEnd() < 1
+  else if (page.scrollTop > lastTop) followsEnd = toEnd() < 40
+  lastTop = page.scrollTop
+}, { passive: true })
 
 const lives = []
 for (const list of document.querySelectorAll("[data-live]")) {
@@ -236,35 +325,38 @@ for (const list of document.querySelectorAll("[data-live]")) {
   lives.push(live)
   if ("events" in list.dataset) {
     const replies = new LiveReplies(live)
-    live.onTaken = () => replies.follow()
+    live.onTaken = (taken) => replies.taken(taken)
   }
 }
 localTimes(document)
 
-for (const form of document.querySelectorAll("form")) {
-  let sent = false
-  const lock = (locked) => {
-    sent = locked
-    form.querySelectorAll("button").forEach((button) => { button.disabled = locked })
+const isBeside = (form) => lives.length > 0 && form.matches("form.cancel, form.retry")
+const sent = new WeakSet()
+
+document.addEventListener("submit", (event) => {
+  const form = event.target
+  if (sent.has(form)) {
+    event.preventDefault()
+    return
   }
-  form.addEventListener("submit", (event) => {
-    if (sent) {
-      event.preventDefault()
-      return
-    }
-    sent = true
-    // After the browser has gathered the fields; and open again, should the person have stopped the sending.
-    setTimeout(() => lock(true))
-    setTimeout(() => lock(false), SENDING_MS)
-  })
-}
+  sent.add(form)
+  if (isBeside(form)) return
+  const lock = (locked) => form.querySelectorAll("button").forEach((button) => { button.disabled = locked })
+  // After the browser has gathered the fields; and open again, should the person have stopped the sending.
+  setTimeout(() => lock(true))
+  setTimeout(() => {
+    sent.delete(form)
+    lock(false)
+  }, SENDING_MS)
+})
 
 // Beside the page, which may hold a message that is being typed: also of buttons that a list brought later.
 document.addEventListener("submit", async (event) => {
   const form = event.target
-  if (event.defaultPrevented || !lives.length || !form.matches("form.cancel, form.retry")) return
+  if (event.defaultPrevented || !isBeside(form)) return
   event.preventDefault()
   tell("")
+  let wrong = ""
   try {
     const answer = await fetch(form.action, {
       method: "POST",
@@ -272,13 +364,15 @@ document.addEventListener("submit", async (event) => {
       body: new URLSearchParams(new FormData(form)),
       signal: AbortSignal.timeout(PATIENCE_MS),
     })
-    if (answer.redirected && new URL(answer.url).pathname === "/chat/login") tell(ENDED, "/chat/login")
-    else if (!answer.ok) tell(`That was not done. ${(await answer.json()).detail}`)
+    if (answer.redirected && new URL(answer.url).pathname === "/chat/login") tell(ENDED, { link: "/chat/login" })
+    else if (!answer.ok) wrong = `That was not done. ${(await answer.json()).detail}`
     else if (form.matches(".retry")) triedAgain(form)
   } catch {
-    tell("That was not done: there is no connection to Llamalith just now.")
+    wrong = "That was not done: there is no connection to Llamalith just now."
+  } finally {
+    sent.delete(form)
   }
-  stays = !trouble.hidden
+  if (wrong) tell(wrong, { closes: true })
   await Promise.all(lives.map((live) => live.refresh()))
 })
 
@@ -286,8 +380,10 @@ document.addEventListener("submit", async (event) => {
 const triedAgain = (form) => {
   if (!form.closest("[data-part]")) return
   const hint = document.createElement("p")
-  Object.assign(hint, { className: "hint", textContent: "Tried again, as the last message." })
+  Object.assign(hint, { className: "hint", textContent: "Tried again, as the last message.", tabIndex: -1 })
+  const hadFocus = form.contains(document.activeElement)
   form.replaceWith(hint)
+  if (hadFocus) hint.focus()
 }
 
 for (const hint of document.querySelectorAll("[data-hint=keys]")) hint.textContent = "Ctrl + Enter sends"
@@ -298,19 +394,67 @@ document.addEventListener("keydown", (event) => {
   }
 })
 
-// A page out of the browser's memory may show what only a session may see, and its buttons are still off. What was typed
-// into it stays, with what makes the form one of a kind: nobody knows whether it was sent.
+// What was typed is kept in this tab until the server has taken it, with what makes its form one of a kind: over a server
+// that was away, a session that had ended, a way back. Nobody knows whether what was sent has arrived, until a page shows
+// its job; sent again, it makes no second one.
 const promptForm = document.querySelector("form.prompt")
-const TYPED = ["content", "system_prompt", "model", "once"]
+const TYPED = ["content", "system_prompt", "system_prompt_was", "model", "once"]
+const HERE = `typed ${location.pathname}${location.search}`
+const SENT = "sent"
 
-window.addEventListener("pageshow", (event) => {
-  if (!event.persisted) return
-  if (promptForm) history.replaceState({ typed: TYPED.map((name) => promptForm.elements[name].value) }, "")
-  location.reload()
+const remember = (key, value) => {
+  try {
+    if (value === null) sessionStorage.removeItem(key)
+    else sessionStorage.setItem(key, JSON.stringify(value))
+  } catch {
+    // Full, or switched off: then only the browser itself may still know it.
+  }
+}
+
+const remembered = (key) => {
+  try {
+    return JSON.parse(sessionStorage.getItem(key))
+  } catch {
+    return null
+  }
+}
+
+const forget = (is) => {
+  for (const key of Object.keys(sessionStorage)) if (key.startsWith("typed ") && is(remembered(key))) remember(key, null)
+  remember(SENT, null)
+}
+
+const keepTyped = () => {
+  const fields = promptForm.elements
+  const isTyped = fields.content.value.trim() !== "" || fields.system_prompt.value !== fields.system_prompt.defaultValue
+  remember(HERE, isTyped ? Object.fromEntries(TYPED.map((name) => [name, fields[name].value])) : null)
+}
+
+const justSent = remembered(SENT)
+if (justSent && location.hash.startsWith("#job-") && location.hash !== justSent.hash) {
+  forget((typed) => typed?.once === justSent.once)
+}
+
+if (promptForm) {
+  const typed = remembered(HERE)
+  if (typed && promptForm.elements.content.defaultValue === "") {
+    for (const name of TYPED) promptForm.elements[name].value = typed[name]
+    for (const details of promptForm.querySelectorAll("details")) details.open ||= promptForm.elements.system_prompt.value !== ""
+  }
+  promptForm.addEventListener("submit", () => {
+    keepTyped()
+    remember(SENT, { hash: location.hash, once: promptForm.elements.once.value })
+  })
+  addEventListener("pagehide", keepTyped)
+}
+
+// On a shared machine nobody is to find what another one wrote.
+document.querySelector("form.leave")?.addEventListener("submit", () => {
+  forget(() => true)
+  removeEventListener("pagehide", keepTyped)
 })
 
-if (promptForm && history.state?.typed) {
-  TYPED.forEach((name, index) => { promptForm.elements[name].value = history.state.typed[index] })
-  for (const details of promptForm.querySelectorAll("details")) details.open ||= promptForm.elements.system_prompt.value !== ""
-  history.replaceState(null, "")
-}
+// A page out of the browser's memory may show what only a session may see, and its buttons are still off.
+addEventListener("pageshow", (event) => {
+  if (event.persisted) location.reload()
+})

@@ -16,6 +16,8 @@ class JobForm(msgspec.Struct, kw_only=True):
     content: Text = ""
     model: Name = ""
     system_prompt: Text = ""
+    system_prompt_was: Text = ""
+    """As the form showed it first; sent back unchanged, the one in force stays."""
     conversation_id: ConversationId = ""
     """Empty: a new conversation."""
     once: Annotated[str, Meta(max_length=64)] = ""

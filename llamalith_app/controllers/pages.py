@@ -97,7 +97,7 @@ class Pages(Controller):
                 content=form.content,
                 conversation_id=form.conversation_id,
                 model=form.model,
-                system_prompt=form.system_prompt,
+                system_prompt="" if form.system_prompt == form.system_prompt_was else form.system_prompt,
                 priority="interactive",
                 key=_key(request.principal.user_id, form),
             )
@@ -171,6 +171,7 @@ async def _conversation(request: AppRequest, public_id: str, before: int | None)
     form = JobForm(
         model=newest.model if newest is not None and newest.model in request.parts.models else "",
         system_prompt=thread.system_prompt,
+        system_prompt_was=thread.system_prompt,
         conversation_id=public_id,
     )
     return page(

@@ -330,6 +330,71 @@ async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(
         assert await page.evaluate("getSelection().toString()") == "select me"
 
 
+async def test_what_was_sent_to_a_server_that_is_away_is_typed_still_and_makes_one_job(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    await client.post("/api/jobs", json={"content": "first", "conversation_id": "c"})
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/conversations/c")
+        message = page.get_by_label("Message")
+        await message.fill("typed for ten minutes")
+        await browser.context.set_offline(True)
+        async with page.expect_event("requestfailed", lambda request: request.method == "POST"):
+            await page.get_by_role("button", name="Send").click()
+        await browser.context.set_offline(False)
+        await page.goto(f"{browser.base}/chat/conversations/c")
+        await expect(message).to_have_value("typed for ten minutes")
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#job-2")).to_contain_text("typed for ten minutes")
+        await expect(message).to_have_value("")
+        # A visit of another page, and what was taken does not come again.
+        await page.goto(f"{browser.base}/chat/")
+        await page.goto(f"{browser.base}/chat/conversations/c")
+        await expect(message).to_have_value("")
+    listed = (await client.get("/api/jobs")).json()["jobs"]
+    assert [job["user_input"] for job in listed] == ["typed for ten minutes", "first"]
+
+
+async def test_what_was_typed_is_gone_from_the_browser_after_a_logout(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/")
+        await page.get_by_label("Message").fill("a secret")
+        await page.reload()
+        await expect(page.get_by_label("Message")).to_have_value("a secret")
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_label("Password")).to_be_visible()
+        assert await page.evaluate("Object.keys(sessionStorage).length") == 0
+
+
+async def test_why_a_cancel_was_not_done_stays_while_the_server_is_away_until_it_is_closed(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    await client.post("/api/jobs", json={"content": "waits"})
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/")
+        cancel = page.get_by_role("button", name="Cancel job 1")
+        await browser.context.set_offline(True)
+        async with page.expect_event("requestfailed", lambda request: "rows" in request.url):
+            await cancel.click()
+        await expect(page.locator("#trouble")).to_contain_text("That was not done")
+        await expect(cancel).to_be_focused()
+        await page.locator("#trouble").get_by_role("button", name="Close").click()
+        await expect(page.locator("#trouble")).not_to_contain_text("That was not done")
+        await browser.context.set_offline(False)
+        # The button works at once, with no time to wait for.
+        await cancel.click()
+        await expect(page.locator("#job-1 .badge")).to_have_text("Cancelled")
+
+
+async def test_a_list_that_the_server_refuses_says_with_what(client: httpx.AsyncClient, chromium: Browser) -> None:
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/")
+        await page.route("**/jobs/rows**", lambda route: route.fulfill(status=503))
+        await expect(page.locator("#trouble")).to_contain_text("cannot show this just now (503", timeout=10_000)
+
+
 @pytest.mark.slow
 async def test_an_open_page_says_that_the_server_is_away_and_goes_on_when_it_is_back(
     client: httpx.AsyncClient, chromium: Browser

@@ -103,6 +103,76 @@ async def test_a_page_that_is_hidden_and_shown_again_has_the_text_once(
         await expect(page.locator("#job-1 .said.model > .text")).to_have_text(STORY)
 
 
+@pytest.mark.slow
+async def test_a_stream_is_opened_anew_after_the_connection_was_away(
+    api: httpx.AsyncClient, chromium: Browser, gate: Path
+) -> None:
+    await submit(api, "Tell me a story.")
+    cookie = await session_cookie(api)
+    async with window(chromium, origin(api)) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/conversations/c")
+        await half_written(page, gate)
+        # The stream's own connection says nothing of it: only the list does.
+        async with page.expect_request("**/events"):
+            await page.route("**/conversation/turns**", lambda route: route.abort(), times=1)
+        gate.touch()
+        await expect(page.locator("#job-1 .said.model > .text")).to_have_text(STORY)
+
+
+@pytest.mark.slow
+async def test_who_turns_back_while_text_comes_is_left_there_and_is_taken_along_at_the_end_again(
+    api: httpx.AsyncClient, chromium: Browser, gate: Path
+) -> None:
+    await submit(api, "Tell me a story.")
+    cookie = await session_cookie(api)
+    script = """() => {
+        const Real = EventSource
+        window.EventSource = class extends Real { constructor(url) { super(url); window.stream = this } }
+        window.say = (text) => window.stream.dispatchEvent(
+            new MessageEvent("delta", { data: JSON.stringify({ job_id: 1, text }) }))
+        window.toEnd = () => document.documentElement.scrollHeight - innerHeight - document.documentElement.scrollTop
+    }"""
+    async with window(chromium, origin(api), viewport={"width": 800, "height": 600}) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        await browser.context.add_init_script(f"({script})()")
+        page = await browser.page("/chat/conversations/c")
+        await page.wait_for_function("() => window.stream && document.querySelector('#job-1 [data-told=delta]')")
+        await page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+        await page.evaluate("say('word '.repeat(3000))")
+        await page.wait_for_function("() => document.documentElement.scrollHeight > 3000 && toEnd() < 1")
+        await page.evaluate("document.activeElement.blur()")
+        await page.evaluate("window.saying = setInterval(() => say('more '), 20)")
+        for _ in range(4):
+            await page.keyboard.press("ArrowUp")
+        await page.wait_for_function("() => toEnd() > 60")
+        stood = await page.evaluate("document.documentElement.scrollTop")
+        await page.wait_for_function(f"() => toEnd() > {await page.evaluate('toEnd()')} + 100")
+        assert await page.evaluate("document.documentElement.scrollTop") <= stood
+        await page.keyboard.press("End")
+        await page.wait_for_function("() => toEnd() < 1")
+        height = await page.evaluate("document.documentElement.scrollHeight")
+        await page.wait_for_function(f"() => document.documentElement.scrollHeight > {height} + 100 && toEnd() < 40")
+        await page.evaluate("clearInterval(window.saying)")
+
+
+@pytest.mark.slow
+async def test_what_is_selected_in_one_s_own_message_stays_selected_when_the_reply_ends(
+    api: httpx.AsyncClient, chromium: Browser, gate: Path
+) -> None:
+    await submit(api, "Tell me a story.")
+    cookie = await session_cookie(api)
+    async with window(chromium, origin(api)) as browser:
+        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+        page = await browser.page("/chat/conversations/c")
+        await half_written(page, gate)
+        mine = page.locator("#job-1 .said.you .text")
+        await mine.evaluate("(text) => getSelection().selectAllChildren(text)")
+        gate.touch()
+        await expect(page.locator("#job-1 .badge")).to_have_text("Done")
+        assert await page.evaluate("getSelection().toString()") == "Tell me a story."
+
+
 async def hide(page: Page, *, hidden: bool) -> None:
     await page.evaluate(
         """(hidden) => {

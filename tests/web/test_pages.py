@@ -565,3 +565,18 @@ async def test_without_redis_the_monitor_says_so_and_every_other_page_works(
             assert (await client.get(path)).status_code == 200, path
         for path in ("queues", "queues/llamalith:smollm2", "queues/llamalith:smollm2/jobs/j1.a1"):
             assert "Redis does not answer" in (await client.get(f"/chat/queue/api/{path}")).json()["error"]
+
+
+async def test_a_system_prompt_that_was_left_as_it_was_shown_turns_no_newer_one_back(
+    browser: httpx.AsyncClient,
+) -> None:
+    await queue(browser, system_prompt="French.", conversation_id="c")
+    shown = hidden_fields((await browser.get("/chat/conversations/c")).text)["system_prompt_was"]
+    assert shown == "French."
+    await queue(browser, content="In another window.", system_prompt="German.", conversation_id="c")
+    await queue(
+        browser, content="Here.", system_prompt="French.", system_prompt_was=shown, conversation_id="c", once="o"
+    )
+    await queue(browser, content="And so.", system_prompt="Latin.", system_prompt_was=shown, conversation_id="c")
+    listed = (await browser.get("/chat/api/conversations/c/messages")).json()["messages"]
+    assert [message["content"] for message in listed if message["role"] == "system"] == ["French.", "German.", "Latin."]
