@@ -126,15 +126,11 @@ class Pages(Controller):
 
     @get("/conversations", opt=PAGE)
     async def conversations(self, request: AppRequest, number: PageNumber = 1) -> Template:
-        found = await request.parts.database.read(
-            conversations.newest,
-            request.principal.user_id,
-            limit=CONVERSATIONS_ON_PAGE + 1,
-            offset=(number - 1) * CONVERSATIONS_ON_PAGE,
-            max_text=EXCERPT_CHARS,
-        )
-        shown, more = found[:CONVERSATIONS_ON_PAGE], len(found) > CONVERSATIONS_ON_PAGE
-        return page(request, "conversations", conversations=shown, number=number, more=more)
+        return await _conversations(request, "conversations", number)
+
+    @get("/conversation/list", opt=BACKGROUND_PAGE)
+    async def conversation_list(self, request: AppRequest, number: PageNumber = 1) -> Template:
+        return await _conversations(request, "_conversations", number)
 
     @get("/conversations/{conversation_id:str}", opt=PAGE)
     async def conversation(self, request: AppRequest, conversation_id: PathId, before: BeforeTurn = None) -> Template:
@@ -184,6 +180,18 @@ async def _conversation(request: AppRequest, public_id: str, before: int | None)
         form=form,
         models=request.parts.models,
     )
+
+
+async def _conversations(request: AppRequest, template: str, number: int) -> Template:
+    found = await request.parts.database.read(
+        conversations.newest,
+        request.principal.user_id,
+        limit=CONVERSATIONS_ON_PAGE + 1,
+        offset=(number - 1) * CONVERSATIONS_ON_PAGE,
+        max_text=EXCERPT_CHARS,
+    )
+    shown, more = found[:CONVERSATIONS_ON_PAGE], len(found) > CONVERSATIONS_ON_PAGE
+    return page(request, template, conversations=shown, number=number, more=more)
 
 
 async def _newest(request: AppRequest, status: str, limit: int, before: int | None) -> list[Job]:

@@ -21,7 +21,7 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
-from tests.browser.conftest import Watched, window
+from tests.browser.conftest import Watched, violations, window
 from tests.browser.payloads import payloads
 from tests.live import publish
 from tests.settle import eventually
@@ -386,6 +386,21 @@ async def test_why_a_cancel_was_not_done_stays_while_the_server_is_away_until_it
         # The button works at once, with no time to wait for.
         await cancel.click()
         await expect(page.locator("#job-1 .badge")).to_have_text("Cancelled")
+
+
+async def test_the_list_of_conversations_keeps_itself_fresh(
+    client: httpx.AsyncClient, chromium: Browser, database: Database
+) -> None:
+    await client.post("/api/jobs", json={"content": "first", "conversation_id": "c"})
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/conversations")
+        await expect(page.locator('[id="conversation-c"] .badge')).to_have_text("Queued")
+        await client.post("/api/jobs", json={"content": "second", "conversation_id": "a b"})
+        await expect(page.locator("#conversations > li")).to_have_count(2, timeout=10_000)
+        await expect(page.locator("#conversations > li").first).to_contain_text("second")
+        await client.post("/api/jobs/1/cancel")
+        await expect(page.locator('[id="conversation-c"] .badge')).to_have_count(0, timeout=10_000)
+        assert await violations(page) == []
 
 
 async def test_a_list_that_the_server_refuses_says_with_what(client: httpx.AsyncClient, chromium: Browser) -> None:
