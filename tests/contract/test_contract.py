@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from llamalith_app.config import Config, ModelConfig
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import LONGEST_PAUSE
 from tests.web.conftest import serving
 from tests.worker.conftest import Script, ended, working
 
@@ -101,7 +102,9 @@ async def finish_one(config: Config, script: Script, database: Database, finishe
             f"UPDATE jobs SET not_before = '{until}' WHERE status = 'queued' AND id <> {finishes['job_id']}"
         )
 
-    await database.write(rest, "2999-01-01 00:00:00.000000")
+    # Longer than a worker takes for one job, shorter than what only a clock that went back explains.
+    pause = datetime.now(UTC) + LONGEST_PAUSE - timedelta(seconds=5)
+    await database.write(rest, pause.strftime("%Y-%m-%d %H:%M:%S.%f"))
     async with working(msgspec.structs.replace(config, redis_url=f"unix://{config.data_dir}/none"), script):
         job = await ended(database, finishes["job_id"])
     await database.write(rest, "2000-01-01 00:00:00.000000")
