@@ -37,6 +37,7 @@ REFUSED = ("$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveRef", "
 
 UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 """JSON writes these by \\u alone, which replies do not have (`grammar.ESCAPES`)."""
+UNWRITABLE_IS = "a control character that no reply can hold: only \\n, \\r, \\t, \\b and \\f are"
 
 
 class Verdict(msgspec.Struct, kw_only=True):
@@ -172,9 +173,13 @@ def _must_be_writable(parts: dict[str, Any]) -> None:
     for at, schema in parts.items():
         if not isinstance(schema, dict):
             continue
-        for place, value in _scalars(_Part(at, {key: schema[key] for key in ("const", "enum") if key in schema})):
+        names = schema.get("properties")
+        if isinstance(names, dict) and any(map(UNWRITABLE.search, names)):
+            raise Flaw(f"{at}/properties", f"has a name with {UNWRITABLE_IS}")
+        fixed = {key: schema[key] for key in ("const", "enum") if key in schema}
+        for place, value in _scalars(_Part(at, fixed)):
             if isinstance(value, str) and UNWRITABLE.search(value):
-                raise Flaw(place, "has a control character that no reply can hold: only \\n, \\r, \\t, \\b and \\f are")
+                raise Flaw(place, f"has {UNWRITABLE_IS}")
             if isinstance(value, (int, float)) and abs(value) > grammar.LAST_EXACT:
                 reason = (
                     f"cannot be told from its neighbours: expected a number within ±{grammar.LAST_EXACT}, or a text"

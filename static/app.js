@@ -305,8 +305,15 @@ let followsEnd = toEnd() < 40
 let lastTop = page.scrollTop
 const turnsBack = () => { followsEnd = false }
 
-addEventListener("wheel", (event) => { if (event.deltaY < 0) turnsBack() }, { passive: true })
-addEventListener("touchmove", turnsBack, { passive: true })
+const canTurnBack = () => page.scrollTop > 0
+let touchedAt = 0
+
+addEventListener("wheel", (event) => { if (event.deltaY < 0 && canTurnBack()) turnsBack() }, { passive: true })
+addEventListener("touchstart", (event) => { touchedAt = event.touches[0].clientY }, { passive: true })
+addEventListener("touchmove", (event) => {
+  if (event.touches[0].clientY > touchedAt + 4 && canTurnBack()) turnsBack()
+}, { passive: true })
+addEventListener("touchend", () => { followsEnd ||= toEnd() < 1 }, { passive: true })
 addEventListener("keydown", (event) => {
   if (event.target.matches("textarea, input, select")) return
   if (["ArrowUp", "PageUp", "Home"].includes(event.key) || (event.key === " " && event.shiftKey)) turnsBack()
@@ -400,7 +407,9 @@ document.addEventListener("keydown", (event) => {
 const promptForm = document.querySelector("form.prompt")
 const TYPED = ["content", "system_prompt", "system_prompt_was", "model", "once"]
 const HERE = `typed ${location.pathname}${location.search}`
-const SENT = "sent"
+// What makes one of a kind the forms that the server has taken, the newest last.
+const TAKEN = "taken"
+const N_TAKEN = 50
 
 const remember = (key, value) => {
   try {
@@ -421,36 +430,40 @@ const remembered = (key) => {
 
 const forget = (is) => {
   for (const key of Object.keys(sessionStorage)) if (key.startsWith("typed ") && is(remembered(key))) remember(key, null)
-  remember(SENT, null)
 }
+
+const isTaken = (once) => (remembered(TAKEN) ?? []).includes(once)
 
 const keepTyped = () => {
   const fields = promptForm.elements
   const isTyped = fields.content.value.trim() !== "" || fields.system_prompt.value !== fields.system_prompt.defaultValue
-  remember(HERE, isTyped ? Object.fromEntries(TYPED.map((name) => [name, fields[name].value])) : null)
+  const kept = isTyped && !isTaken(fields.once.value)
+  remember(HERE, kept ? Object.fromEntries(TYPED.map((name) => [name, fields[name].value])) : null)
 }
 
-const justSent = remembered(SENT)
-if (justSent && location.hash.startsWith("#job-") && location.hash !== justSent.hash) {
-  forget((typed) => typed?.once === justSent.once)
+// The server's word that it has taken a form; it goes with the page that shows the job.
+const taken = document.cookie.match(/(?:^|; )llamalith_taken=([\w-]+)/)?.[1]
+if (taken) {
+  document.cookie = "llamalith_taken=; Max-Age=0; Path=/chat; SameSite=Strict"
+  remember(TAKEN, [...(remembered(TAKEN) ?? []), taken].slice(-N_TAKEN))
+  forget((typed) => typed?.once === taken)
 }
 
 if (promptForm) {
+  // The browser would bring back on a way back what was taken too.
+  promptForm.autocomplete = "off"
   const typed = remembered(HERE)
   if (typed && promptForm.elements.content.defaultValue === "") {
     for (const name of TYPED) promptForm.elements[name].value = typed[name]
     for (const details of promptForm.querySelectorAll("details")) details.open ||= promptForm.elements.system_prompt.value !== ""
   }
-  promptForm.addEventListener("submit", () => {
-    keepTyped()
-    remember(SENT, { hash: location.hash, once: promptForm.elements.once.value })
-  })
   addEventListener("pagehide", keepTyped)
 }
 
 // On a shared machine nobody is to find what another one wrote.
 document.querySelector("form.leave")?.addEventListener("submit", () => {
   forget(() => true)
+  remember(TAKEN, null)
   removeEventListener("pagehide", keepTyped)
 })
 

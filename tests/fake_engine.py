@@ -105,6 +105,9 @@ class FakeRunner:
     def least_cut(self, slot: int) -> int:
         return 0 if self.can_share else self.n_ctx + 1
 
+    def least_cut_restored(self, n_tokens: int) -> int:
+        return self.least_cut(0)
+
     def keep(self, slot: int, n_tokens: int) -> int:
         if not self.can_share and n_tokens != len(self.held[slot]):
             n_tokens = 0

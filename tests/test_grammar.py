@@ -173,6 +173,11 @@ FLAWS: dict[str, tuple[Any, str, str]] = {
         "#/properties/a/minProperties",
         "expected at most 3",
     ),
+    "a name with a control character": (
+        person(a={"type": "object", "properties": {"a\x01": {}}, "required": ["a\x01"]}),
+        "#/properties/a/properties",
+        "control character",
+    ),
     "a control character": (person(a={"enum": [1, {"b": "\x07"}]}), "#/properties/a/enum/1/b", "control character"),
     "a number like another one": (person(a={"enum": [1, 2**53 + 1]}), "#/properties/a/enum/1", "told from its neigh"),
     "depth": (json.loads('{"items":' * 200 + "{}" + "}" * 200), "#", "nested more than 100 deep"),

@@ -58,10 +58,12 @@ def write(
     template: str | None = None,
     pre: str = "smollm",
     unknown: str | None = None,
+    around: bool = False,
     seed: int = 1,
 ) -> Path:
     """The same bytes for the same arguments; template None: SmolLM2's own. `pre` is how llama.cpp splits a text before
-    it makes tokens; `unknown`, the last token, of the type that stands for what there is no token for."""
+    it makes tokens; `unknown`, the last token, of the type that stands for what there is no token for. `around`:
+    a text gets a token for its beginning and one for its end."""
     n_layers = n_layers or N_LAYERS[kind]
     writer = GGUFWriter(path, ARCHITECTURE[kind])
     writer.add_block_count(n_layers)
@@ -70,7 +72,7 @@ def write(
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(N_VOCAB)
     _Weights(writer, np.random.default_rng(seed)).write(kind, n_layers)
-    _write_tokenizer(writer, template, pre, unknown)
+    _write_tokenizer(writer, template, pre, unknown, around=around)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -200,7 +202,7 @@ def _tokenizer() -> _Tokenizer:
     return _Tokenizer(tokens, types[:N_VOCAB], merges, template, n_control)
 
 
-def _write_tokenizer(writer: GGUFWriter, template: str | None, pre: str, unknown: str | None) -> None:
+def _write_tokenizer(writer: GGUFWriter, template: str | None, pre: str, unknown: str | None, *, around: bool) -> None:
     tokenizer = _tokenizer()
     if unknown is not None:
         last = tokenizer.tokens[-1]
@@ -218,7 +220,8 @@ def _write_tokenizer(writer: GGUFWriter, template: str | None, pre: str, unknown
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0 if unknown is None else N_VOCAB - 1)
     writer.add_pad_token_id(2)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(around)
+    writer.add_add_eos_token(around)
     writer.add_add_space_prefix(False)
     writer.add_chat_template(tokenizer.template if template is None else template)
 

@@ -6,10 +6,12 @@ Thin: what is shown is read from the record and from live progress, a prompt goe
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Annotated, Literal
 
 import msgspec
 from litestar import Controller, get, post
+from litestar.datastructures import Cookie
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Redirect, Template
 
@@ -103,9 +105,8 @@ class Pages(Controller):
             )
         except (BadInput, QueueFull, StorageUnavailable) as error:
             return draft_page(request, draft, error.status, str(error))
-        if accepted.created_new:
-            return see(f"/chat/#job-{accepted.job_id}")
-        return see(f"{conversation_url(accepted.conversation_id)}#job-{accepted.job_id}")
+        home = "/chat/" if accepted.created_new else conversation_url(accepted.conversation_id)
+        return see(f"{home}#job-{accepted.job_id}", *_taken(form))
 
     @post("/jobs/{job_id:str}/cancel", opt=PAGE, status_code=303)
     async def cancel(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
@@ -149,6 +150,13 @@ class Pages(Controller):
     ) -> Template:
         thread = await _thread(request, public_id, first=first)
         return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True, known=known)
+
+
+def _taken(form: JobForm) -> list[Cookie]:
+    """Says to the page that shows the job that what was typed into this form has arrived."""
+    if not re.fullmatch(r"[\w-]+", form.once, re.ASCII):
+        return []
+    return [Cookie(key="llamalith_taken", value=form.once, max_age=60, path="/chat", samesite="strict")]
 
 
 def _key(owner_id: int, form: JobForm) -> Key | None:

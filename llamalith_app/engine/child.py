@@ -192,16 +192,18 @@ def _sequence(runner: Runner, submit: Submit) -> Begun | Refused:
 
 
 def fill(scheduler: Scheduler, runner: Runner, admission: Admission) -> bool:
-    """Gives the slot of an admitted sequence what it takes over. False: its state was not taken."""
+    """Gives the slot of an admitted sequence what it takes over. False: llama.cpp did not take its state."""
     slot, source, n_reused, _ = admission.place
+    is_taken = True
     if admission.state is not None:
-        n_reused = n_reused if runner.restore(slot, admission.state.data) else 0
+        is_taken = runner.restore(slot, admission.state.data)
+        n_reused = n_reused if is_taken else 0
     elif source != slot:
         runner.copy(source, slot)
     n_kept = runner.keep(slot, n_reused)
     if n_kept != admission.place.n_reused:
         scheduler.reused(admission, n_kept)
-    return bool(n_kept) or admission.state is None
+    return is_taken
 
 
 class _Loop:
@@ -337,10 +339,9 @@ class _Loop:
 
     def _take_read(self, read: StateRead) -> None:
         reading = self._reading.pop(read.sequence_id)
-        if reading.given_up:
-            return
+        # Also a late one is of use, while its sequence waits for a slot.
         self._scheduler.state_read(read.sequence_id, read.state)
-        if read.state is None and not reading.again and reading.sequence.finish is None:
+        if read.state is None and not (reading.again or reading.given_up) and reading.sequence.finish is None:
             # Another one may have come in its place just now.
             self._begin_reading(reading.sequence, reading.saved)
 
@@ -355,7 +356,7 @@ class _Loop:
             return
         n_lost = len(tokens) - max(n_stays, self._states.n_held(tokens))
         if self._is_worth(n_lost, WORTH_WRITING_S):
-            least_cut = self._runner.least_cut(slot)
+            least_cut = self._runner.least_cut_restored(len(tokens))
             if (data := self._runner.save(slot, self._state_max_bytes)) is not None:
                 state = State(list(tokens), data, least_cut)
                 self._writing.append(self._disk.submit(self._states.write, state, unused_s))

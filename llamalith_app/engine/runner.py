@@ -133,12 +133,13 @@ class LlamaRunner:
     def tokenize(self, text: str) -> list[int]:
         # A template that writes the first token itself must not get it twice.
         add_special = not (self._bos and text.startswith(self._bos))
-        if not self._recurses:
+        parts = parts_of_runs(text, self._specials) if self._recurses else [text]
+        if len(parts) == 1:
             return self._tokenize(text, add_special=add_special)
-        tokens: list[int] = []
-        for part in parts_of_runs(text, self._specials):
-            tokens += self._tokenize(part, add_special=add_special and not tokens)
-        return tokens
+        around = self._tokenize("", add_special=add_special)
+        n_before = int(add_special and llama_cpp.llama_vocab_get_add_bos(self._vocab))
+        inside = [token for part in parts for token in self._tokenize(part, add_special=False)]
+        return [*around[:n_before], *inside, *around[n_before:]]
 
     def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
         data = text.encode()
@@ -240,6 +241,12 @@ class LlamaRunner:
             return self.n_ctx + 1
         first = int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
         return first + self._n_swa if first > 0 else 0
+
+    def least_cut_restored(self, n_tokens: int) -> int:
+        if not self.can_share:
+            return self.n_ctx + 1
+        # Of a sliding window's cells only those are saved that the next token sees.
+        return n_tokens if self._n_swa and n_tokens > self._n_swa else 0
 
     def keep(self, slot: int, n_tokens: int) -> int:
         last = llama_cpp.llama_memory_seq_pos_max(self._memory, slot)

@@ -74,7 +74,6 @@ class States:
 
     def n_held(self, tokens: Sequence[int]) -> int:
         """How many leading tokens of these can be had from some state."""
-        self._look()
         wanted = array("i", tokens)
         return max((_n_usable(saved, wanted) for saved in list(self._known.values())), default=0)
 

@@ -58,6 +58,9 @@ class Model(Protocol):
         """To so few leading tokens, and to any more, the slot could be cut and go on from there. To none, always; to
         more than there are room for: never."""
 
+    def least_cut_restored(self, n_tokens: int) -> int:
+        """The same for a slot that so many tokens were restored into."""
+
     def piece(self, token: int) -> bytes:
         """What the token adds to the text; may be part of a character, and is empty for control tokens."""
 

@@ -135,6 +135,7 @@ class Running:
 class _Start(NamedTuple):
     place: Place
     priority: int
+    counts: bool
 
 
 class _Chain:
@@ -257,11 +258,13 @@ class Generation:
         # Without a pause from here on: what has room now gets its place.
         while not self.draining.is_set():
             rooms = {one.model: self._pool.room(one.model) for one in due}
-            best = order.next_start(due, rooms, self._max_wait, self._n_started + len(starts), now)
+            n_started = self._n_started + sum(start.counts for start in starts)
+            best = order.next_start(due, rooms, self._max_wait, n_started, now)
             place = self._pool.reserve(best.model) if best is not None else None
             if best is None or place is None:
                 break
-            starts.append(_Start(place, best.priority))
+            counts = order.counts(best, due, self._max_wait, n_started, now)
+            starts.append(_Start(place, best.priority, counts))
             due = order.without_one(due, best)
         return starts
 
@@ -300,7 +303,7 @@ class Generation:
             )
             if claim is None:
                 return False
-            self._n_started += 1
+            self._n_started += start.counts
             running = Running(claim)
             if self.draining.is_set():
                 # It began to drain while the claim was on its way.

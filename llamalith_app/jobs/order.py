@@ -41,7 +41,7 @@ def next_start(
     due: Iterable[Due], rooms: Mapping[str, Room], max_wait: Mapping[int, timedelta], n_started: int, now: datetime
 ) -> Due | None:
     """Whose job a place is given to next; None: nothing that is due can start now. `max_wait` is by priority;
-    `n_started` counts the places given so far.
+    `n_started` counts the places given so far, as `counts` says.
 
     What is due is ranked:
     (1) A job that has waited longer than the bound of its class is late, and late ones go before all others:
@@ -58,17 +58,12 @@ def next_start(
         loaded before it.
     """
 
-    def is_late(one: Due) -> bool:
-        return now - one.oldest > max_wait[one.priority]
-
     groups = list(due)
-    others = sorted({one.priority for one in groups if is_late(one)})[1:]
-    turn, place = divmod(n_started, RELIEF)
-    relieved = others[turn % len(others)] if others and place == RELIEF - 1 else None
+    relieved = _relieved(groups, max_wait, n_started, now)
 
     def rank(one: Due) -> tuple[int, bool, bool, int, bool, datetime]:
         room = rooms[one.model]
-        if is_late(one):  # (1)
+        if _is_late(one, max_wait, now):  # (1)
             # Not what a clock says that went back since.
             gathered = room.since is not None and one.oldest <= room.since <= now
             first = gathered and room.is_new
@@ -80,9 +75,26 @@ def next_start(
         room = rooms[one.model]
         if room.n_free > 0 and one.model not in held_back and not (held_back and room.since is None):
             return one
-        if is_late(one) and room.waits_for and not held_back:  # (4)
+        if _is_late(one, max_wait, now) and room.waits_for and not held_back:  # (4)
             held_back = room.waits_for
     return None
+
+
+def counts(started: Due, due: Iterable[Due], max_wait: Mapping[int, timedelta], n_started: int, now: datetime) -> bool:
+    """Whether this start is one of the places that are counted: where it is another class's turn to be relieved, no
+    other start takes that from it, though it may have to wait for room."""
+    return _relieved(list(due), max_wait, n_started, now) in (None, started.priority)
+
+
+def _is_late(one: Due, max_wait: Mapping[int, timedelta], now: datetime) -> bool:
+    return now - one.oldest > max_wait[one.priority]
+
+
+def _relieved(groups: Sequence[Due], max_wait: Mapping[int, timedelta], n_started: int, now: datetime) -> int | None:
+    """The class whose late jobs go before those of more urgent ones at this place; None: none."""
+    others = sorted({one.priority for one in groups if _is_late(one, max_wait, now)})[1:]
+    turn, place = divmod(n_started, RELIEF)
+    return others[turn % len(others)] if others and place == RELIEF - 1 else None
 
 
 def without_one(due: Sequence[Due], started: Due) -> list[Due]:

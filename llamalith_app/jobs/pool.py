@@ -172,7 +172,7 @@ class Pool:
             failure = self.failures.get(model)
             if (
                 (chosen.settings.preload and not self._closed and self._held(model) is None)
-                and (failure is None or now - failure.at > RETRY_PRELOAD_S)
+                and (failure is None or now - failure.at > max(RETRY_PRELOAD_S, REST * failure.took_s))
                 and self.plans[model].need_bytes <= self._free(model)
             ):
                 self._preload(model)
@@ -314,8 +314,8 @@ class Pool:
             if held.live is not None:
                 return held.live
             failure = self.failures.get(model)
-            if failure is not None and failure.at > asked_at:
-                # What this one waited for.
+            if failure is not None and (failure.at > asked_at or failure.rest_s):
+                # What this one waited for, or would only try again.
                 raise type(failure.error)(str(failure.error))
             held.new_until = None
             started_at = time.monotonic()

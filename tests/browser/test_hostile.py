@@ -347,12 +347,33 @@ async def test_what_was_sent_to_a_server_that_is_away_is_typed_still_and_makes_o
         await page.get_by_role("button", name="Send").click()
         await expect(page.locator("#job-2")).to_contain_text("typed for ten minutes")
         await expect(message).to_have_value("")
-        # A visit of another page, and what was taken does not come again.
+        # What was taken does not come again, neither by a way back nor by another visit.
+        await page.go_back()
+        await expect(message).to_have_value("")
         await page.goto(f"{browser.base}/chat/")
         await page.goto(f"{browser.base}/chat/conversations/c")
         await expect(message).to_have_value("")
     listed = (await client.get("/api/jobs")).json()["jobs"]
     assert [job["user_input"] for job in listed] == ["typed for ten minutes", "first"]
+
+
+async def test_what_was_not_delivered_is_typed_still_after_a_look_at_other_jobs(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    await client.post("/api/jobs", json={"content": "first", "conversation_id": "c"})
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/")
+        message = page.get_by_label("Message")
+        await message.fill("typed for ten minutes")
+        await browser.context.set_offline(True)
+        async with page.expect_event("requestfailed", lambda request: request.method == "POST"):
+            await page.get_by_role("button", name="Queue it").click()
+        await browser.context.set_offline(False)
+        await page.goto(f"{browser.base}/chat/")
+        await page.locator("#job-1 a").first.click()
+        await expect(page).to_have_url(f"{browser.base}/chat/conversations/c#job-1")
+        await page.get_by_role("link", name="New job").click()
+        await expect(message).to_have_value("typed for ten minutes")
 
 
 async def test_what_was_typed_is_gone_from_the_browser_after_a_logout(

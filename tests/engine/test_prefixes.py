@@ -172,6 +172,21 @@ def test_a_head_that_was_restored_gives_the_same_reply(kind: str, open_engine: O
         assert kind == "sliding" or reply.tokens == expected.tokens
 
 
+@pytest.mark.parametrize("n_tokens", [50, 100, 500])
+def test_how_far_a_restored_state_can_be_cut_is_known_when_it_is_saved(
+    kind: str, open_engine: Open, n_tokens: int
+) -> None:
+    source, other = open_engine(), open_engine()
+    source.run(tokens(("head", 0), n_tokens), max_tokens=1)
+    data = source.runner.save(0, 1 << 30)
+    assert data is not None
+    assert other.runner.restore(0, data)
+    least = other.runner.least_cut_restored(n_tokens)
+    assert least == other.runner.least_cut(0)
+    if least < n_tokens:
+        assert other.runner.keep(0, least) == least
+
+
 @pytest.mark.parametrize("n_beyond", [1, 20, 300])
 def test_a_slot_that_is_cut_back_gives_the_same_reply(kind: str, open_engine: Open, n_beyond: int) -> None:
     cold, warm = open_engine(), open_engine()

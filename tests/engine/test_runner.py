@@ -7,6 +7,7 @@ import ctypes
 import json
 import operator
 import re
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -22,6 +23,7 @@ from llamalith_app.engine.messages import ChatMessage, Submit
 from llamalith_app.engine.process import EngineRefused
 from llamalith_app.engine.runner import CANDIDATE, LONGEST_RUN, Dice, LlamaRunner, parts_of_runs
 from llamalith_app.engine.steps import Refusal, Sampled, Work
+from tests import tiny_models
 from tests.engine.conftest import load, run, sampling, started, submit
 
 HELLO = [ChatMessage("system", "S"), ChatMessage("user", "Hello")]
@@ -231,6 +233,17 @@ def test_a_text_is_cut_only_in_runs_that_are_too_long_and_never_in_a_special_tok
     assert max(map(len, runs), default=0) <= LONGEST_RUN + len("<|end|>")
     if max(map(len, re.findall(r"\S+|\s+", text)), default=0) < LONGEST_RUN:
         assert parts == [text]
+
+
+def test_what_a_vocabulary_puts_around_a_text_is_around_all_of_its_parts(tmp_path: Path) -> None:
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", around=True)
+    runner = LlamaRunner(load(path=str(path)), lambda _: None)
+    begin, end = llama_cpp.llama_vocab_bos(runner._vocab), llama_cpp.llama_vocab_eos(runner._vocab)
+    for text in ("hello", "a" * 9000 + " end"):
+        tokens = runner.tokenize(text)
+        assert (tokens[0], tokens[-1]) == (begin, end)
+        assert tokens.count(begin) == tokens.count(end) == 1
+    runner.close()
 
 
 def test_a_state_is_of_its_context_and_of_its_number_of_slots() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamalith_app.config_file import MaxWait
-from llamalith_app.jobs.order import RELIEF, Room, bounds, next_start, pause_before, without_one
+from llamalith_app.jobs.order import RELIEF, Room, bounds, counts, next_start, pause_before, without_one
 from llamalith_app.store.jobs import Due
 from llamalith_app.store.tables import Priority
 
@@ -80,6 +80,35 @@ def test_a_new_model_serves_late_jobs_that_had_gathered_before_a_more_urgent_cla
         found = chosen(*groups, rooms={"a": ABSENT, "b": b})
         assert found is not None
         assert found[0] == model
+
+
+@pytest.mark.parametrize("c_s", [0.5, 1.0, 7.0, 13.7])
+def test_a_model_that_stands_in_nobody_s_way_takes_no_turn_from_a_class_that_is_to_be_relieved(c_s: float) -> None:
+    """a: two slots, always late; b: one late job of a class behind, for which a must go; c: beside both, short jobs."""
+    now, n_started, a_ends, c_end = 0.0, 0, [30.0, 60.0], 0.0
+    while now < 3600:
+        a_ends = [end for end in a_ends if end > now]
+        at = NOW + timedelta(seconds=now)
+        while True:
+            rooms = {
+                "a": Room(2 - len(a_ends), ago(7200)),
+                "b": Room(0, None, frozenset("a")) if a_ends else ABSENT,
+                "c": Room(int(c_end <= now), ago(7200)),
+            }
+            groups = [due("b", 3600, BATCH), Due("a", INTERACTIVE, 64, at - timedelta(seconds=300))]
+            groups.append(Due("c", INTERACTIVE, 1, at))
+            best = next_start(groups, rooms, MAX_WAIT, n_started, at)
+            if best is None:
+                break
+            if best.model == "b":
+                return
+            n_started += counts(best, groups, MAX_WAIT, n_started, at)
+            if best.model == "a":
+                a_ends.append(now + 60)
+            else:
+                c_end = now + c_s
+        now = min(*a_ends, c_end) if a_ends and c_end > now else c_end if c_end > now else min(a_ends, default=now + 1)
+    raise AssertionError("b was not started within an hour")
 
 
 def test_a_clock_that_went_back_makes_no_job_one_that_had_gathered() -> None:

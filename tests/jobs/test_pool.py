@@ -154,6 +154,29 @@ async def test_who_waits_for_a_load_that_fails_shares_the_failure_and_the_model_
         await used(pool, "a")
 
 
+async def test_a_model_that_rests_is_loaded_neither_ahead_nor_for_a_place_that_was_given_before(
+    make: Make, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    pool = await make({"model": "a", "load_gate": str(gate), "cannot_load": "It is broken."}, a={"preload": True})
+    with taken(pool, "a") as one, taken(pool, "a") as other:
+        waiting = asyncio.create_task(one.engine())
+
+        async def begun() -> bool:
+            return bool(pool.held["a"].starting)
+
+        await eventually(begun)
+        gate.touch()
+        with pytest.raises(EngineLoadFailed):
+            await waiting
+        pool.failures["a"] = pool.failures["a"]._replace(took_s=1000)
+        gate.unlink()
+        with pytest.raises(EngineLoadFailed, match="It is broken."):
+            await other.engine()
+    pool.tend(time.monotonic() + RETRY_PRELOAD_S + 1)
+    assert pool.held == {}
+
+
 async def test_loads_of_one_model_are_one_and_those_of_two_do_not_wait_for_each_other(
     make: Make, tmp_path: Path
 ) -> None:
@@ -285,6 +308,7 @@ async def test_a_preload_that_fails_is_tried_again_later_and_stands_in_nobody_s_
     assert pool.held == {}
     await used(pool, "b")
     await pool.held["b"].engine.stop()  # type: ignore[union-attr]
+    await rested(pool, "a")
     pool.tend(time.monotonic() + RETRY_PRELOAD_S + 1)
 
     async def loaded() -> bool:
