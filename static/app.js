@@ -298,7 +298,7 @@ class LiveReplies {
   }
 }
 
-// Who reads or types at the end of a page stays there while it grows, until he turns back.
+// Who reads or types at the end of a page stays there while it grows, until they turn back.
 const page = document.documentElement
 const toEnd = () => page.scrollHeight - page.clientHeight - page.scrollTop
 let followsEnd = toEnd() < 40

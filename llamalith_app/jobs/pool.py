@@ -172,7 +172,7 @@ class Pool:
             failure = self.failures.get(model)
             if (
                 (chosen.settings.preload and not self._closed and self._held(model) is None)
-                and (failure is None or now - failure.at > max(RETRY_PRELOAD_S, REST * failure.took_s))
+                and (failure is None or (now - failure.at > RETRY_PRELOAD_S and not failure.rest_s))
                 and self.plans[model].need_bytes <= self._free(model)
             ):
                 self._preload(model)

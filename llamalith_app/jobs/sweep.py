@@ -115,8 +115,8 @@ class Sweeper:
 
     async def _say_what_nobody_serves(self) -> None:
         """They may be out of the configuration, or their worker may come back: only people can tell."""
-        waited_for = await self._database.read(jobs.models_waited_for)
-        unserved = waited_for - await self._database.read(workers.served, datetime.now(UTC))
+        queued = await self._database.read(jobs.n_queued_by_model)
+        unserved = queued.keys() - await self._database.read(workers.served, datetime.now(UTC))
         for model in sorted(unserved - self._unserved):
             log.warning("jobs wait for a model that no worker serves; cancel them, or bring it back", model=model)
         self._unserved = unserved

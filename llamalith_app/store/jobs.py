@@ -761,23 +761,19 @@ def due(connection: Connection, models: Iterable[str], now: datetime) -> list[Du
     return found
 
 
-def models_waited_for(connection: Connection) -> set[str]:
-    """Of jobs that are queued and first in their conversations."""
-    return set(
-        connection.execute(select(JobRow.model).where(status_is(Status.QUEUED), JobRow.is_head).distinct()).scalars()
-    )
-
-
-def load(connection: Connection, models: Iterable[str], now: datetime) -> Load:
-    queued = {
+def n_queued_by_model(connection: Connection) -> dict[str, int]:
+    return {
         row.model: row.n
         for row in connection.execute(
             select(JobRow.model, func.count().label("n")).where(status_is(Status.QUEUED)).group_by(JobRow.model)
         )
     }
+
+
+def load(connection: Connection, models: Iterable[str], now: datetime) -> Load:
     running = connection.execute(select(JobRow.model, JobRow.started_at).where(status_is(Status.PROCESSING)))
     return Load(
-        queued,
+        n_queued_by_model(connection),
         [(model, started_at) for model, started_at in running if started_at is not None],
         due(connection, models, now),
     )

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
 import structlog
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Page, expect
 from redis.asyncio import Redis
 
 from llamalith_app.config import Config
@@ -54,10 +55,10 @@ async def session_cookie(client: httpx.AsyncClient) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def at_home(client: httpx.AsyncClient, chromium: Browser) -> AsyncIterator[Watched]:
+async def at_home(client: httpx.AsyncClient, chromium: Browser, **options: Any) -> AsyncIterator[Watched]:
     """A watched window in the session of `client`, which is logged in by this."""
     cookie = await session_cookie(client)
-    async with window(chromium, origin(client)) as browser:
+    async with window(chromium, origin(client), **options) as browser:
         await browser.context.add_cookies([cookie])  # type: ignore[list-item]
         yield browser
 
@@ -330,6 +331,14 @@ async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(
         assert await page.evaluate("getSelection().toString()") == "select me"
 
 
+async def send_in_vain(browser: Watched, page: Page, button: str) -> None:
+    """Presses the button while the server is away."""
+    await browser.context.set_offline(True)
+    async with page.expect_event("requestfailed", lambda request: request.method == "POST"):
+        await page.get_by_role("button", name=button).click()
+    await browser.context.set_offline(False)
+
+
 async def test_what_was_sent_to_a_server_that_is_away_is_typed_still_and_makes_one_job(
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:
@@ -338,10 +347,7 @@ async def test_what_was_sent_to_a_server_that_is_away_is_typed_still_and_makes_o
         page = await browser.page("/chat/conversations/c")
         message = page.get_by_label("Message")
         await message.fill("typed for ten minutes")
-        await browser.context.set_offline(True)
-        async with page.expect_event("requestfailed", lambda request: request.method == "POST"):
-            await page.get_by_role("button", name="Send").click()
-        await browser.context.set_offline(False)
+        await send_in_vain(browser, page, "Send")
         await page.goto(f"{browser.base}/chat/conversations/c")
         await expect(message).to_have_value("typed for ten minutes")
         await page.get_by_role("button", name="Send").click()
@@ -365,10 +371,7 @@ async def test_what_was_not_delivered_is_typed_still_after_a_look_at_other_jobs(
         page = await browser.page("/chat/")
         message = page.get_by_label("Message")
         await message.fill("typed for ten minutes")
-        await browser.context.set_offline(True)
-        async with page.expect_event("requestfailed", lambda request: request.method == "POST"):
-            await page.get_by_role("button", name="Queue it").click()
-        await browser.context.set_offline(False)
+        await send_in_vain(browser, page, "Queue it")
         await page.goto(f"{browser.base}/chat/")
         await page.locator("#job-1 a").first.click()
         await expect(page).to_have_url(f"{browser.base}/chat/conversations/c#job-1")

@@ -10,8 +10,8 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from llamalith_app.config import Config
-from tests.browser.conftest import nginx, photograph, violations, window
-from tests.browser.test_hostile import origin, session_cookie
+from tests.browser.conftest import nginx, photograph, violations
+from tests.browser.test_hostile import at_home
 from tests.streams.sse import reading
 from tests.web.conftest import TOKEN, make_config, serving
 from tests.worker.conftest import Script, working
@@ -61,10 +61,8 @@ async def test_a_reply_grows_on_its_page_and_thinking_is_folded(
     api: httpx.AsyncClient, chromium: Browser, gate: Path, scheme: str, width: int
 ) -> None:
     await submit(api, "Tell me a story.")
-    cookie = await session_cookie(api)
     viewport = {"width": width, "height": 800}
-    async with window(chromium, origin(api), viewport=viewport, color_scheme=scheme) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(api, chromium, viewport=viewport, color_scheme=scheme) as browser:
         page = await browser.page("/chat/conversations/c")
         await half_written(page, gate)
         written = page.locator('#job-1 [data-told="delta"]')
@@ -87,9 +85,7 @@ async def test_a_page_that_is_hidden_and_shown_again_has_the_text_once(
     api: httpx.AsyncClient, chromium: Browser, gate: Path
 ) -> None:
     await submit(api, "Tell me a story.")
-    cookie = await session_cookie(api)
-    async with window(chromium, origin(api)) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(api, chromium) as browser:
         page = await browser.page("/chat/conversations/c")
         await half_written(page, gate)
         await hide(page, hidden=True)
@@ -108,9 +104,7 @@ async def test_a_stream_is_opened_anew_after_the_connection_was_away(
     api: httpx.AsyncClient, chromium: Browser, gate: Path
 ) -> None:
     await submit(api, "Tell me a story.")
-    cookie = await session_cookie(api)
-    async with window(chromium, origin(api)) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(api, chromium) as browser:
         page = await browser.page("/chat/conversations/c")
         await half_written(page, gate)
         # The stream's own connection says nothing of it: only the list does.
@@ -125,7 +119,6 @@ async def test_who_turns_back_while_text_comes_is_left_there_and_is_taken_along_
     api: httpx.AsyncClient, chromium: Browser, gate: Path
 ) -> None:
     await submit(api, "Tell me a story.")
-    cookie = await session_cookie(api)
     script = """() => {
         const Real = EventSource
         window.EventSource = class extends Real { constructor(url) { super(url); window.stream = this } }
@@ -133,8 +126,7 @@ async def test_who_turns_back_while_text_comes_is_left_there_and_is_taken_along_
             new MessageEvent("delta", { data: JSON.stringify({ job_id: 1, text }) }))
         window.toEnd = () => document.documentElement.scrollHeight - innerHeight - document.documentElement.scrollTop
     }"""
-    async with window(chromium, origin(api), viewport={"width": 800, "height": 600}) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(api, chromium, viewport={"width": 800, "height": 600}) as browser:
         await browser.context.add_init_script(f"({script})()")
         page = await browser.page("/chat/conversations/c")
         await page.wait_for_function("() => window.stream && document.querySelector('#job-1 [data-told=delta]')")
@@ -161,9 +153,7 @@ async def test_what_is_selected_in_one_s_own_message_stays_selected_when_the_rep
     api: httpx.AsyncClient, chromium: Browser, gate: Path
 ) -> None:
     await submit(api, "Tell me a story.")
-    cookie = await session_cookie(api)
-    async with window(chromium, origin(api)) as browser:
-        await browser.context.add_cookies([cookie])  # type: ignore[list-item]
+    async with at_home(api, chromium) as browser:
         page = await browser.page("/chat/conversations/c")
         await half_written(page, gate)
         mine = page.locator("#job-1 .said.you .text")

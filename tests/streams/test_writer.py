@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,15 @@ async def until(redis: Redis, text: str, record: str = RECORD) -> None:
         return text_of(await told(redis, record)) == text
 
     await eventually(is_told)
+
+
+async def listening(redis: Redis, hear: Callable[[int, Entry], None]) -> Hearing:
+    """Every later entry of JOB is heard."""
+    ready = asyncio.Event()
+    hearing = Hearing(redis, RECORD, hear, lambda _: ready.set())
+    hearing.follow(JOB)
+    await ready.wait()
+    return hearing
 
 
 async def test_the_first_text_goes_at_once_and_what_follows_is_joined(redis: Redis, monkeypatch: Any) -> None:
@@ -83,10 +93,7 @@ async def test_an_end_that_comes_while_something_is_told_waits_for_the_rest(redi
 
 async def test_jobs_of_another_record_with_the_same_ids_are_other_jobs(redis: Redis) -> None:
     heard: list[Entry] = []
-    ready = asyncio.Event()
-    hearing = Hearing(redis, RECORD, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
-    hearing.follow(JOB)
-    await ready.wait()
+    hearing = await listening(redis, lambda _, entry: heard.append(entry))
     for record in ("another", RECORD):
         writer = Teller(redis, record).writer(JOB, 1)
         writer.progress(Progress(phase="decode", completion_tokens=len(record)))
@@ -108,10 +115,7 @@ async def test_jobs_of_another_record_with_the_same_ids_are_other_jobs(redis: Re
 
 async def test_a_later_attempt_starts_again_and_a_stale_one_is_refused_and_falls_silent(redis: Redis) -> None:
     heard: list[Entry] = []
-    ready = asyncio.Event()
-    hearing = Hearing(redis, RECORD, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
-    hearing.follow(JOB)
-    await ready.wait()
+    hearing = await listening(redis, lambda _, entry: heard.append(entry))
     stale = Teller(redis, RECORD).writer(JOB, 1)
     stale.write([("delta", "stale")])
     await until(redis, "stale")
@@ -273,10 +277,7 @@ async def test_without_redis_nothing_is_raised_and_the_end_waits_for_nothing(abs
 
 async def test_progress_is_told_and_kept_but_no_part_of_the_stream(redis: Redis) -> None:
     heard: list[Entry] = []
-    ready = asyncio.Event()
-    hearing = Hearing(redis, RECORD, lambda job_id, entry: heard.append(entry), lambda job_id: ready.set())
-    hearing.follow(JOB)
-    await ready.wait()
+    hearing = await listening(redis, lambda _, entry: heard.append(entry))
     writer = Teller(redis, RECORD).writer(JOB, 3)
     writer.progress(Progress(phase="prefill", prompt_tokens=8))
 
@@ -361,12 +362,7 @@ async def _has(ready: list[int], job_id: int, times: int) -> bool:
 async def test_jobs_are_told_together_and_a_reader_hears_of_its_own(redis: Redis, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "JOIN_S", 3600)
     heard: list[tuple[int, str]] = []
-    ready = asyncio.Event()
-    hearing = Hearing(
-        redis, RECORD, lambda job_id, entry: heard.append((job_id, entry.kind)), lambda job_id: ready.set()
-    )
-    hearing.follow(JOB)
-    await ready.wait()
+    hearing = await listening(redis, lambda job_id, entry: heard.append((job_id, entry.kind)))
     # What nobody understands disturbs nobody.
     await redis.publish(streams.channel(RECORD), b"of another version")
     teller = Teller(redis, RECORD)
