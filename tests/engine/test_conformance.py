@@ -13,6 +13,7 @@ import pytest
 from llamalith_app.engine.messages import ChatMessage, Submit
 from llamalith_app.engine.process import EngineProcess, EngineRefused
 from tests.engine.conftest import LAZY_DOG, Script, run, started, submit
+from tests.settle import eventually
 
 Start = Callable[..., AbstractAsyncContextManager[EngineProcess]]
 
@@ -102,11 +103,17 @@ async def test_a_state_comes_back_from_disk_after_the_engine_was_ended(start: St
 
 
 async def test_a_state_is_kept_when_another_conversation_takes_the_slot(start: Start, tmp_path: Path) -> None:
-    kept = {"state_dir": str(tmp_path / "states"), "state_max_bytes": 1 << 30, "n_ctx": 8192}
+    states = tmp_path / "states"
+    kept = {"state_dir": str(states), "state_max_bytes": 1 << 30, "n_ctx": 8192}
+
+    async def kept_state() -> Path | None:
+        return next(states.glob("*.state"), None)
+
     prompt, other = DROWSY_DOG * 80, "Something else. " * 60
     async with start(**kept) as engine:
         first = await run(engine, submit(prompt, max_tokens=1))
         await run(engine, submit(other, max_tokens=1))
+        await eventually(kept_state)
         again = await run(engine, submit([*turn(prompt, first.text), ChatMessage("user", "And now?")], max_tokens=1))
     assert again.advances[-1].prompt_reused > 0.9 * first.advances[-1].prompt_tokens
 
