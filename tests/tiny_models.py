@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from gguf import GGUFReader, GGUFWriter, RopeScalingType
+from gguf import GGUFReader, GGUFWriter, PoolingType, RopeScalingType
 
 Kind = Literal["llama", "sliding", "recurrent", "hybrid"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -73,10 +73,43 @@ def write(
     writer.add_vocab_size(N_VOCAB)
     _Weights(writer, np.random.default_rng(seed)).write(kind, n_layers)
     _write_tokenizer(writer, template, pre, unknown, around=around)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    _close(writer)
+    return path
+
+
+def write_encoder(path: Path) -> Path:
+    """One that makes embeddings of texts and writes none: BERT, with one layer."""
+    writer = GGUFWriter(path, "bert")
+    writer.add_block_count(1)
+    writer.add_context_length(N_CTX_TRAINED)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_feed_forward_length(N_FF)
+    writer.add_head_count(N_HEAD)
+    writer.add_layer_norm_eps(1e-6)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(PoolingType.MEAN)
+    writer.add_vocab_size(N_VOCAB)
+    writer.add_token_type_count(1)
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, np.ones(shape, np.float32))
+
+    add("token_embd.weight", N_VOCAB, N_EMBD)
+    add("token_types.weight", N_EMBD)
+    add("position_embd.weight", N_CTX_TRAINED, N_EMBD)
+    layer = "blk.0"
+    for name in (f"{layer}.attn_q", f"{layer}.attn_k", f"{layer}.attn_v", f"{layer}.attn_output"):
+        add(f"{name}.weight", N_EMBD, N_EMBD)
+        add(f"{name}.bias", N_EMBD)
+    add(f"{layer}.ffn_up.weight", N_FF, N_EMBD)
+    add(f"{layer}.ffn_up.bias", N_FF)
+    add(f"{layer}.ffn_down.weight", N_EMBD, N_FF)
+    add(f"{layer}.ffn_down.bias", N_EMBD)
+    for name in ("token_embd_norm", f"{layer}.attn_output_norm", f"{layer}.layer_output_norm"):
+        add(f"{name}.weight", N_EMBD)
+        add(f"{name}.bias", N_EMBD)
+    _write_tokenizer(writer, None, "smollm", None, around=True)
+    _close(writer)
     return path
 
 
@@ -224,6 +257,13 @@ def _write_tokenizer(writer: GGUFWriter, template: str | None, pre: str, unknown
     writer.add_add_eos_token(around)
     writer.add_add_space_prefix(False)
     writer.add_chat_template(tokenizer.template if template is None else template)
+
+
+def _close(writer: GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 if __name__ == "__main__":

@@ -82,6 +82,11 @@ class LlamaRunner:
         n_batch = load.n_chunk + load.n_slots
         self._context = self._open_context(load, self.n_ctx, n_batch)
         self._memory = llama_cpp.llama_get_memory(self._context)
+        if not self._memory or llama_cpp.llama_model_has_encoder(self._model):
+            raise CannotLoad(
+                f"The file of model {load.model} ({load.path}) is of a kind that cannot chat: it reads text and writes"
+                " none (an embedding model), or translates one text at a time (an encoder with a decoder)."
+            )
         self._n_swa = llama_cpp.llama_model_n_swa(self._model)
         # A state of another number of slots is refused; one of another context may be taken and be wrong: some models
         # turn positions by other factors in a long one.

@@ -189,3 +189,9 @@ async def test_a_model_that_needs_more_memory_than_there_is_says_so_and_loads_wh
         with pytest.raises(EngineLoadFailed, match="not enough memory.*255 slots of 8192 tokens"):
             await EngineProcess.start(load(path=str(path), n_ctx=8192, n_slots=255), BOUND)
     await is_well(path)
+
+
+async def test_a_model_that_writes_no_text_says_so(tmp_path: Path) -> None:
+    path = tiny_models.write_encoder(tmp_path / "encoder.gguf")
+    with pytest.raises(EngineLoadFailed, match=r"encoder.gguf.*reads text and writes none"):
+        await EngineProcess.start(load(path=str(path)))
