@@ -107,6 +107,8 @@ class Progress(msgspec.Struct, kw_only=True):
     phase: Phase
     position: int | None = None
     """Of a queued job: 1 is the next of its model."""
+    waits_for: int | None = None
+    """Of a queued job: the one before it in its conversation, while that has not ended. It starts only after that."""
     start_eta_s: float | None = None
     """Of a queued job: seconds until it starts, by what was measured lately; null until something was."""
     eta_s: float | None = None

@@ -1,11 +1,16 @@
-"""Adds to jobs that have not ended where they stand now: a position from the record, live counts from Redis,
-and when that will have an end."""
+"""Adds to jobs that have not ended where they stand now: a position and what they wait for from the record, live counts
+from Redis, and when that will have an end."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import groupby
 
 from llamalith_app.contracts.jobs import Job, Progress
 from llamalith_app.jobs import order
 from llamalith_app.jobs.forecast import Forecasts
+from llamalith_app.jobs.order import Lane
 from llamalith_app.progress import ProgressReader
 from llamalith_app.store import job_reads
 from llamalith_app.store.database import Database
@@ -19,33 +24,54 @@ class Live:
 
     async def add(self, found: list[Job]) -> None:
         """Without Redis a running job keeps an empty progress."""
-        positions = await self._positions([job for job in found if job.status == "queued"])
-        live = await self._reader.read({job.id: job.attempt for job in found if job.status == "processing"})
         if not any(job.status in ("queued", "processing") for job in found):
             return
+        live = await self._reader.read({job.id: job.attempt for job in found if job.status == "processing"})
         board = await self._forecasts.board()
         for job in found:
-            if job.status == "queued":
-                lane, position = board.lanes.get(job.model), positions.get(job.id)
-                job.progress = Progress(phase="queued", position=position)
-                if lane is not None and position is not None:
-                    job.progress.start_eta_s = _rounded(lane.start_s(position))
-                    job.progress.eta_s = _rounded(lane.end_s(position))
-            elif job.status == "processing" and (progress := live.get(job.id)) is not None:
+            if job.status == "processing" and (progress := live.get(job.id)) is not None:
                 self.add_eta(progress, job.model)
                 job.progress = progress
+        if queued := {job.id: job for job in found if job.status == "queued"}:
+            await self._add_places(queued, board.lanes)
 
     def add_eta(self, progress: Progress, model: str) -> None:
         """To what a running job of the model tells, by the speeds that were last seen."""
         progress.eta_s = _rounded(order.left_s(progress, self._forecasts.newest.engines.get(model)))
 
-    async def _positions(self, queued: list[Job]) -> dict[int, int | None]:
-        if len(queued) == 1:
-            job_id = queued[0].id
-            return {job_id: await self._database.read(job_reads.position, job_id)}
-        if queued:
-            return dict(await self._database.read(job_reads.positions, {job.model for job in queued}))
-        return {}
+    async def _add_places(self, queued: dict[int, Job], lanes: Mapping[str, Lane]) -> None:
+        of_jobs = {job.id: job.model for job in queued.values()}
+        positions, before = await self._database.read(job_reads.queue, of_jobs)
+
+        def tell(job_id: int, model: str, waits_for: int | None, free_s: float | None) -> float | None:
+            """Seconds until its end. `free_s`: until that of the job that it waits for."""
+            position, lane = positions.get(job_id), lanes.get(model)
+            start_s = eta_s = None
+            if position is not None and lane is not None and free_s is not None:
+                start_s = lane.start_s(position, free_s)
+                eta_s = lane.end_of(start_s)
+            if job_id in queued:
+                queued[job_id].progress = Progress(
+                    phase="queued",
+                    position=position,
+                    waits_for=waits_for,
+                    start_eta_s=_rounded(start_s),
+                    eta_s=_rounded(eta_s),
+                )
+            return eta_s
+
+        for job_id in queued.keys() - {one.id for one in before}:
+            tell(job_id, of_jobs[job_id], None, 0.0)
+        now = datetime.now(UTC)
+        for _, conversation in groupby(before, key=lambda one: one.conversation):
+            waits_for, free_s = None, 0.0
+            for one in conversation:
+                if one.started_at is None:
+                    free_s = tell(one.id, one.model, waits_for, free_s)
+                else:
+                    lane = lanes.get(one.model)
+                    free_s = None if lane is None else lane.left_s((now - one.started_at).total_seconds())
+                waits_for = one.id
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -126,16 +126,24 @@ class Lane(NamedTuple):
     job_s: float | None
     """Of one job; None: nothing was measured yet."""
 
-    def start_s(self, position: int) -> float | None:
-        """Until the job at this place of the queue starts; 1 is the next."""
+    def start_s(self, position: int, at_least_s: float = 0.0) -> float | None:
+        """Until the job at this place of the queue starts; 1 is the next. `at_least_s`: for so long it waits for
+        something else as well."""
         if self.job_s is None:
             return None
         wave, slot = divmod(position - 1, len(self.free_s))
-        return self.free_s[slot] + wave * self.job_s
+        return max(self.free_s[slot] + wave * self.job_s, at_least_s)
 
     def end_s(self, position: int) -> float | None:
-        start = self.start_s(position)
-        return None if start is None or self.job_s is None else start + self.job_s
+        return self.end_of(self.start_s(position))
+
+    def end_of(self, start_s: float | None) -> float | None:
+        """Of a job that starts in so many seconds."""
+        return None if start_s is None or self.job_s is None else start_s + self.job_s
+
+    def left_s(self, age_s: float) -> float | None:
+        """Of a job that has run for so long."""
+        return None if self.job_s is None else _left_of(self.job_s, age_s)
 
 
 def merged(told: Iterable[EngineTold]) -> dict[str, EngineTold]:
@@ -162,8 +170,7 @@ def lanes(
     for model, engine in engines.items():
         job_s = engine.job_s
         ages = [(now - started).total_seconds() for of, started in load.running if of == model]
-        # A job that takes longer than most has some time to go still.
-        left = sorted(max(job_s - age, job_s / 10) for age in ages) if job_s is not None else []
+        left = sorted(_left_of(job_s, age) for age in ages) if job_s is not None else []
         free = [0.0] * max(0, engine.n_slots - len(left))
         found[model] = Lane(tuple((free + left)[: max(1, engine.n_slots)]), job_s)
     here = {model for model, engine in engines.items() if engine.state in ("loaded", "loading")}
@@ -180,6 +187,11 @@ def lanes(
             wait_s += min(queue_s, max(0.0, late_s) + running_s)
         found[model] = Lane(tuple(wait_s + free for free in found[model].free_s), engine.job_s)
     return found
+
+
+def _left_of(job_s: float, age_s: float) -> float:
+    # One that takes longer than most has some time to go still.
+    return max(job_s - age_s, job_s / 10)
 
 
 def _drained_s(lane: Lane, n_queued: int) -> float:

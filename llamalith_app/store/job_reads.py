@@ -5,10 +5,10 @@ Reads only; what changes a job is in `store/jobs.py`. Runs in a snapshot of `sto
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import (
@@ -45,11 +45,60 @@ was_tried_again = exists().where(_again.retry_of == JobRow.id)
 MAX_PAGE_CHARS = 10_000_000
 """Characters of prompts and replies in one list."""
 RANKED = 1000
-"""Jobs of a model whose places are told in lists; further back only a single job's place is counted."""
+"""Jobs of a model whose places are told in lists; further back only a single job's place is counted. And open jobs of
+conversations that are looked at to tell when one starts that waits for others."""
 
 
-def positions(connection: Connection, of_models: set[str]) -> dict[int, int]:
-    """Job id -> place in the queue of its model, 1 is the next; of the first RANKED of each model."""
+class Open(NamedTuple):
+    """A job that has not ended."""
+
+    id: int
+    conversation: int
+    model: str
+    started_at: datetime | None
+    """None: it waits."""
+
+
+class Queue(NamedTuple):
+    """Where some queued jobs stand."""
+
+    positions: dict[int, int]
+    """By job id: the place in the queue of its model, 1 is the next."""
+    before: list[Open]
+    """By conversation, in the order in which they run: what is open there, up to these jobs and beyond."""
+
+
+def queue(connection: Connection, of_jobs: Mapping[int, str]) -> Queue:
+    """Of queued jobs, with their models. Of each model the first RANKED places are told, and that of a single job;
+    of conversations where one of them waits for another, the first RANKED jobs together."""
+    before = _open_before(connection, of_jobs)
+    positions = {}
+    if len(of_jobs) > 1 or before:
+        positions = _positions(connection, {*of_jobs.values(), *(one.model for one in before)})
+    if len(of_jobs) == 1:
+        (job_id,) = of_jobs
+        if job_id not in positions and (place := _position(connection, job_id)) is not None:
+            positions[job_id] = place
+    return Queue(positions, before)
+
+
+def _open_before(connection: Connection, job_ids: Iterable[int]) -> list[Open]:
+    behind = select(JobRow.conversation_id).where(
+        JobRow.id.in_(list(job_ids)), status_is(Status.QUEUED), ~JobRow.is_head
+    )
+    rows = connection.execute(
+        select(JobRow.id, JobRow.conversation_id, JobRow.model, JobRow.started_at, JobRow.status)
+        .where(status_is(Status.QUEUED, Status.PROCESSING), JobRow.conversation_id.in_(behind))
+        .order_by(JobRow.conversation_id, JobRow.turn)
+        .limit(RANKED)
+    )
+    return [
+        Open(job_id, conversation, model, started_at if status == Status.PROCESSING else None)
+        for job_id, conversation, model, started_at, status in rows
+    ]
+
+
+def _positions(connection: Connection, of_models: set[str]) -> dict[int, int]:
     found = {}
     for model in of_models:
         ids = connection.execute(
@@ -62,7 +111,7 @@ def positions(connection: Connection, of_models: set[str]) -> dict[int, int]:
     return found
 
 
-def position(connection: Connection, job_id: int) -> int | None:
+def _position(connection: Connection, job_id: int) -> int | None:
     """One queued job's place, however far back."""
     job = connection.execute(
         select(JobRow.model, JobRow.priority).where(status_is(Status.QUEUED), JobRow.id == job_id)

@@ -90,8 +90,11 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "due": (queued, lambda c, _: jobs.due(c, ["m", "n"], NOW)),
     "load": (queued, lambda c, _: jobs.load(c, ["m", "n"], NOW)),
     "n_queued": (queued, lambda c, _: jobs.n_queued(c, ADMIN_ID)),
-    "positions": (queued, lambda c, _: job_reads.positions(c, {"m"})),
-    "position": (queued, job_reads.position),
+    "queue of one job": (queued, lambda c, job_id: job_reads.queue(c, {job_id: "m"})),
+    "queue of jobs that wait for others": (
+        lambda c: [queued(c) for _ in "ab"],
+        lambda c, ids: job_reads.queue(c, dict.fromkeys(ids, "m")),
+    ),
     "newest": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, max_text=200)),
     "newest from an id on": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, before=9)),
     "newest of a status": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, status="done")),

@@ -103,6 +103,7 @@ async def test_queued_jobs_tell_their_place_in_the_queue_of_their_model(api: htt
     assert single["progress"] == {
         "phase": "queued",
         "position": 2,
+        "waits_for": None,
         "prompt_tokens": None,
         "prompt_tokens_done": None,
         "completion_tokens": None,

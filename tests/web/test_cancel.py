@@ -85,7 +85,7 @@ async def test_nobody_cancels_what_is_not_theirs(api: httpx.AsyncClient, databas
         answer = await api.request(method, path)
         assert (answer.status_code, answer.json()["type"]) == (404, "about:llamalith/not-found"), path
     assert (await api.post("/api/jobs/cancel?status=queued")).json() == {"ok": True, "cancelled": 0}
-    assert await database.read(job_reads.position, job_id) == 1
+    assert (await database.read(job_reads.queue, {job_id: "smollm2"})).positions == {job_id: 1}
 
 
 async def test_a_conversation_is_cancelled_as_a_whole(api: httpx.AsyncClient, database: Database) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from llamalith_app.config import Config
 from llamalith_app.contracts.models import EngineTold
-from llamalith_app.store import workers
+from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from tests.store.samples import register_worker
 from tests.web.conftest import log_in, serving
@@ -83,6 +83,36 @@ async def test_queued_jobs_tell_when_they_will_start_and_end_once_something_was_
     told = [(job["progress"]["start_eta_s"], job["progress"]["eta_s"]) for job in reversed(listed)]
     assert told == [(0.0, 10.0), (0.0, 10.0), (10.0, 20.0), (10.0, 20.0), (20.0, 30.0)]
     assert (single["progress"]["start_eta_s"], single["progress"]["eta_s"]) == (20.0, 30.0)
+
+
+async def test_a_job_tells_what_it_waits_for_in_its_conversation_and_starts_no_sooner_than_that_ends(
+    config: Config, database: Database
+) -> None:
+    await tell(database, LOADED)
+    async with serving(config) as browser:
+        for conversation_id in ("c", "c", "other", "c", "c"):
+            await browser.post("/api/jobs", json={"content": "x", "conversation_id": conversation_id})
+        listed = {job["id"]: job["progress"] for job in (await browser.get("/api/jobs")).json()["jobs"]}
+        # The second of its conversation is the second in the queue, for which there is a slot; the last is after all.
+        told = {job_id: (one["waits_for"], one["start_eta_s"], one["eta_s"]) for job_id, one in listed.items()}
+        assert told == {
+            1: (None, 0.0, 10.0),
+            2: (1, 10.0, 20.0),
+            3: (None, 10.0, 20.0),
+            4: (2, 20.0, 30.0),
+            5: (4, 30.0, 40.0),
+        }
+        single = (await browser.get("/api/jobs/5")).json()["progress"]
+        assert single == listed[5]
+        await log_in(browser)
+        assert "Waits for the reply before it, starts in about 30 s" in (await browser.get("/chat/jobs")).text
+        await database.write(jobs.claim, "smollm2", 0, await database.write(register_worker), datetime.now(UTC))
+        behind_a_running = (await browser.get("/api/jobs/2")).json()["progress"]
+        assert behind_a_running["waits_for"] == 1
+        assert 8 < behind_a_running["start_eta_s"] <= 10
+        await browser.post("/api/jobs/1/cancel")
+        free = (await browser.get("/api/jobs/2")).json()["progress"]
+        assert (free["waits_for"], free["start_eta_s"]) == (None, 0.0)
 
 
 async def test_the_page_tells_how_the_models_stand_and_when_a_job_starts(config: Config, database: Database) -> None:
