@@ -64,7 +64,8 @@ class Live:
             tell(job_id, of_jobs[job_id], None, 0.0)
         now = datetime.now(UTC)
         for _, conversation in groupby(before, key=lambda one: one.conversation):
-            waits_for, free_s = None, 0.0
+            waits_for: int | None = None
+            free_s: float | None = 0.0
             for one in conversation:
                 if one.started_at is None:
                     free_s = tell(one.id, one.model, waits_for, free_s)
