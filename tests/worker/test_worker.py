@@ -738,7 +738,7 @@ async def test_a_worker_whose_up_has_died_ends_at_once_when_the_next_up_asks_for
         await eventually(partial(logs, "attempt started"))
         os.kill(os.getpid(), signal.SIGTERM)
         await eventually(partial(logs, "draining"))
-        monkeypatch.setattr(os, "getppid", lambda: 1)
+        monkeypatch.setattr(os, "getppid", lambda: 0)
         os.kill(os.getpid(), signal.SIGTERM)
         await eventually(has_ended)
         (tmp_path / "gate").touch()
