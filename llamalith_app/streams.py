@@ -33,7 +33,7 @@ CHECK_S = 1.0
 JOIN_S = 0.04
 """What is written within so long goes as one event a job, for all jobs together; the first after a pause, at once."""
 BEFORE_S = 2.0
-"""How long an attempt waits for what Redis has of those before it."""
+"""How long an attempt waits for what Redis has of those before it; its client has to wait for so long too."""
 RETRY_S = 0.5
 """Between tries to tell while Redis is away."""
 PAGE = 1000

@@ -350,7 +350,7 @@ class _Loop:
             n_stays = self._scheduler.slots.longest_prefix([*evicted, 0]).n_tokens
             self._save(admission.place.slot, evicted, n_stays)
 
-    def _save(self, slot: int, tokens: list[int], n_stays: int, unused_s: float = 0.0) -> None:
+    def _save(self, slot: int, tokens: list[int], n_stays: int, used_at: float | None = None) -> None:
         self._writing = [one for one in self._writing if not one.done()]
         if self._states is None or len(self._writing) >= MAX_WRITING:
             return
@@ -359,13 +359,14 @@ class _Loop:
             least_cut = self._runner.least_cut_restored(len(tokens))
             if (data := self._runner.save(slot, self._state_max_bytes)) is not None:
                 state = State(list(tokens), data, least_cut)
-                self._writing.append(self._disk.submit(self._states.write, state, unused_s))
+                self._writing.append(self._disk.submit(self._states.write, state, used_at))
 
     def _save_all(self) -> None:
         """What was used last first, for as long as there is time."""
         slots = self._scheduler.slots.slots
+        now = time.time()
         for n_later, index in enumerate(sorted(range(len(slots)), key=lambda index: -slots[index].used_at)):
-            self._save(index, slots[index].tokens, 0, unused_s=n_later)
+            self._save(index, slots[index].tokens, 0, used_at=now - n_later)
             wait(self._writing)
 
     def _is_worth(self, n_tokens: int, seconds: float) -> bool:

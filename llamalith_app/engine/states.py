@@ -95,9 +95,9 @@ class States:
         """The model does not take the state of these."""
         _delete(self._path(array("i", tokens)))
 
-    def write(self, state: State, unused_s: float = 0.0) -> None:
+    def write(self, state: State, used_at: float | None = None) -> None:
         """Replaces states that can be had from this one; deletes those unused for longest above the limit, this one
-        among them where it stood unused for so long."""
+        among them where it was used last at that time (of the wall clock; None: now)."""
         tokens, data, least_cut = state
         if len(data) > self._max_bytes:
             return
@@ -108,7 +108,7 @@ class States:
         try:
             with open(unfinished, "wb", opener=_private) as file:
                 file.writelines((MAGIC, len(head).to_bytes(4, "big"), zlib.crc32(head).to_bytes(4, "big"), head, data))
-            used_at = time.time() - unused_s
+            used_at = time.time() if used_at is None else used_at
             os.utime(unfinished, (used_at, used_at))
             unfinished.replace(path)
         except OSError:

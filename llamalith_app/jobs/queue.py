@@ -52,12 +52,13 @@ class TaskProgress(NamedTuple):
     meta: dict[str, Any]
 
 
-def impatient_redis(url: str) -> Redis:
-    """A client for what may fail: an answer within HINT_TIMEOUT_S or an error, no second try."""
+def impatient_redis(url: str, timeout_s: float | None = None) -> Redis:
+    """A client for what may fail: an answer within `timeout_s` (None: HINT_TIMEOUT_S) or an error, no second try."""
+    timeout_s = HINT_TIMEOUT_S if timeout_s is None else timeout_s
     return Redis.from_url(
         url,
-        socket_timeout=HINT_TIMEOUT_S,
-        socket_connect_timeout=HINT_TIMEOUT_S,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
     )
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import structlog
 
-from llamalith_app import grammar
+from llamalith_app import grammar, streams
 from llamalith_app.config import Config
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import memory
@@ -52,6 +52,7 @@ class Worker:
         self._models = {model.name: model for model in config.models}
         self._database = Database(config.database_path)
         self._redis = impatient_redis(config.redis_url)
+        self._patient_redis = impatient_redis(config.redis_url, streams.BEFORE_S)
         budget_mb = config.memory_budget_mb
         self._pool = Pool(
             self._models,
@@ -77,6 +78,7 @@ class Worker:
             self._database,
             self._pool,
             self._redis,
+            self._patient_redis,
             record=record_id(self._config.database_path),
             worker_id=self.id,
             models=self._models,
@@ -128,6 +130,7 @@ class Worker:
         except StorageUnavailable:
             settled = False
         await self._redis.aclose()
+        await self._patient_redis.aclose()
         # The lock is free from here on: whoever sweeps next takes what could not be given back.
         self._lock.close()
         log.log(

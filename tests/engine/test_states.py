@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -79,9 +80,10 @@ def test_what_was_forgotten_is_not_found(tmp_path: Path) -> None:
 
 def test_what_stood_unused_when_it_was_written_goes_before_what_was_used(tmp_path: Path) -> None:
     states = States(tmp_path, "model", 2 * (len(DATA) + 1000))
+    now = time.time()
     states.write(State([1, *TOKENS], DATA))
-    states.write(State([2, *TOKENS], DATA), unused_s=60)
-    states.write(State([3, *TOKENS], DATA), unused_s=30)
+    states.write(State([2, *TOKENS], DATA), used_at=now - 60)
+    states.write(State([3, *TOKENS], DATA), used_at=now - 30)
     assert [number for number in (1, 2, 3) if states.best([number, *TOKENS, 0]) is not None] == [1, 3]
 
 
