@@ -105,24 +105,27 @@ def test_what_a_slot_lost_is_had_again_from_disk(child: Callable[..., Child]) ->
 
 
 def test_a_disk_that_hangs_is_waited_for_no_longer_than_computing_takes(
-    child: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    child: Callable[..., Child], tmp_path: Path
 ) -> None:
     States(tmp_path, FakeRunner.fingerprint, ENOUGH).write(State(list(b"A" * 1000), b"[]"))
-    asked, goes_on = [], threading.Event()
+    hangs, goes_on = threading.Event(), threading.Event()
 
-    def hang(self: States, saved: Saved) -> None:
-        asked.append(saved)
+    def hang() -> None:
+        hangs.set()
         goes_on.wait()
 
-    monkeypatch.setattr(States, "read", hang)
     one = child(token_s=0.0002)
-    assert one.n_reused("A" * 1000 + "1") == 0
-    # Nothing more is asked of it until it answers.
-    one.runner.held[0].clear()
-    one._loop._scheduler.slots.slots[0].tokens.clear()
-    assert one.n_reused("A" * 1000 + "2") == 0
-    assert len(asked) == 1
-    goes_on.set()
+    one._loop._disk.submit(hang)
+    assert hangs.wait(20)
+    try:
+        assert one.n_reused("A" * 1000 + "1") == 0
+        # Nothing more is asked of it until it answers.
+        one.runner.held[0].clear()
+        one._loop._scheduler.slots.slots[0].tokens.clear()
+        assert one.n_reused("A" * 1000 + "2") == 0
+        assert len(one._loop._reading) == 1
+    finally:
+        goes_on.set()
 
 
 def test_a_sequence_that_was_cancelled_has_nothing_read_for_it(

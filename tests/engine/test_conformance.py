@@ -97,6 +97,8 @@ async def test_a_state_comes_back_from_disk_after_the_engine_was_ended(start: St
     async with start(**kept) as engine:
         first = await run(engine, submit(prompt))
     async with start(**kept) as engine:
+        # So that it knows its speed: else it waits for the disk no longer than a fixed second.
+        await run(engine, submit(DROWSY_DOG, max_tokens=1))
         second = await run(engine, submit([*turn(prompt, first.text), ChatMessage("user", "And now?")]))
     assert second.text
     assert second.advances[-1].prompt_reused > 0.9 * first.advances[-1].prompt_tokens
@@ -104,12 +106,13 @@ async def test_a_state_comes_back_from_disk_after_the_engine_was_ended(start: St
 
 async def test_a_state_is_kept_when_another_conversation_takes_the_slot(start: Start, tmp_path: Path) -> None:
     states = tmp_path / "states"
-    kept = {"state_dir": str(states), "state_max_bytes": 1 << 30, "n_ctx": 8192}
+    kept = {"state_dir": str(states), "state_max_bytes": 1 << 30, "n_ctx": 8192, "n_chunk": 64}
 
     async def kept_state() -> Path | None:
         return next(states.glob("*.state"), None)
 
-    prompt, other = DROWSY_DOG * 80, "Something else. " * 60
+    # Both are slow to read: what computing takes is how long the disk is waited for.
+    prompt, other = DROWSY_DOG * 80, "Something else. " * 60 + DROWSY_DOG
     async with start(**kept) as engine:
         first = await run(engine, submit(prompt, max_tokens=1))
         await run(engine, submit(other, max_tokens=1))
@@ -130,9 +133,10 @@ async def test_a_cancelled_run_ends_with_that_finish_and_gives_its_slot_to_the_n
         assert (await waiting).text
 
 
-async def test_a_cancel_in_prefill_takes_effect_before_the_prompt_is_read(start: Start) -> None:
-    async with start(n_chunk=16) as engine:
-        long = submit(LAZY_DOG * 20)
+async def test_a_cancel_in_prefill_takes_effect_before_the_prompt_is_read(kind: Kind) -> None:
+    async with kind.start(n_ctx=8192, n_chunk=16) as engine:
+        # Some ten seconds of reading, of which only the first step is waited for.
+        long = submit(DROWSY_DOG * (7000 * kind.n_chars_a_token // len(DROWSY_DOG)))
         advances = []
         async for advance in engine.run(long):
             advances.append(advance)

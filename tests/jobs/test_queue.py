@@ -15,6 +15,12 @@ from llamalith_app.jobs.queue import PENDING_HINTS, Hints, refuse_old_redis
 from tests.settle import eventually
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine a server that is there may need longer than a hint may take."""
+    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
+
+
 async def server_that_says(version: str, path: Path) -> asyncio.Server:
     """Answers INFO as a server of that version would; no old one can be installed here."""
 

@@ -56,7 +56,7 @@ async def some(source: AsyncIterator[Event], kind: str, n: int = 1) -> list[Even
 async def test_the_deltas_are_the_stored_reply_and_thinking_is_apart(
     worked: httpx.AsyncClient, script: Script, database: Database
 ) -> None:
-    script.write({"when": "go", "reply": REPLY, "step_s": 0.002})
+    script.write({"when": "go", "reply": REPLY, "step_s": 0.03})
     job_id = await submit(worked, "go")
     got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
     job = await ended(database, job_id)
@@ -71,7 +71,7 @@ async def test_the_deltas_are_the_stored_reply_and_thinking_is_apart(
 async def test_a_reader_that_is_cut_off_after_every_event_misses_and_repeats_nothing(
     worked: httpx.AsyncClient, script: Script, database: Database
 ) -> None:
-    script.write({"when": "go", "reply": REPLY, "step_s": 0.01})
+    script.write({"when": "go", "reply": REPLY, "step_s": 0.03})
     job_id = await submit(worked, "go")
     got = Heard()
     n_connections = 0
@@ -164,35 +164,50 @@ async def test_a_client_that_leaves_stops_nothing(
     assert (job.status, job.attempt) == ("done", 1)
 
 
-async def test_a_cancelled_job_says_so_with_what_had_been_written(worked: httpx.AsyncClient, script: Script) -> None:
+async def test_a_cancelled_job_says_so_with_what_had_been_written(
+    worked: httpx.AsyncClient, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The record may know the end before its last words have come; here the worker's word alone says it.
+    monkeypatch.setattr(follow, "LOOK_S", 3600)
     script.write({"when": "go", "reply": "A reply of some length. " * 40, "step_s": 0.02})
     job_id = await submit(worked, "go")
     waiting_id = await submit(worked, "go")
-    waiting = asyncio.create_task(read_all(worked, f"/api/jobs/{waiting_id}/events"))
-    async with reading(worked, f"/api/jobs/{job_id}/events") as reader:
-        source = reader.events()
+    async with AsyncExitStack() as both:
+        waiting = (await both.enter_async_context(reading(worked, f"/api/jobs/{waiting_id}/events"))).events()
+        await some(waiting, "progress")
+        source = (await both.enter_async_context(reading(worked, f"/api/jobs/{job_id}/events"))).events()
         got = heard(await some(source, "delta", 3))
         answer = await worked.post("/api/conversations/c/cancel")
         assert answer.json()["cancelled"] == 2
         async for event in source:
             got.take(event)
+        assert heard([event async for event in waiting]).kinds[-1] == "cancelled"
     assert got.kinds[-1] == "cancelled"
     assert got.final is not None
     assert got.final["partial"] == got.text.rstrip()
-    assert heard(await waiting).kinds[-1] == "cancelled"
 
 
-async def test_thinking_that_only_closes_is_taken_back(worked: httpx.AsyncClient, script: Script) -> None:
-    script.write({"when": "go", "reply": "so, hm</think>The answer.", "step_s": 0.01})
+async def test_thinking_that_only_closes_is_taken_back(
+    worked: httpx.AsyncClient, script: Script, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script.write({"when": "go", "reply": "so, hm</think>The answer.", "after": 6, "gate": str(gate)})
     job_id = await submit(worked, "go")
-    got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
+    async with reading(worked, f"/api/jobs/{job_id}/events") as reader:
+        source = reader.events()
+        got = heard(await some(source, "delta"))
+        # Who comes later is told no restart.
+        gate.touch()
+        async for event in source:
+            got.take(event)
     assert (got.thinking, got.text) == ("so, hm", "The answer.")
     assert got.kinds.count("restart") == 1
 
 
 async def test_without_redis_the_whole_reply_and_the_last_event_still_come(
-    config: Config, script: Script, absent_redis_url: str
+    config: Config, script: Script, absent_redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(follow, "HISTORY_S", 0.1)
     config = msgspec.structs.replace(config, redis_url=absent_redis_url)
     script.write({"when": "go", "reply": "A reply."})
     async with serving(config) as api, working(config, script):

@@ -44,7 +44,9 @@ def script(tmp_path: Path) -> Script:
 
 
 @pytest.fixture
-def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
+def config(tmp_path: Path, database_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
+    # On a slow machine a Redis that is there may need longer than a worker waits for it.
+    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
     return Config(
         data_dir=tmp_path,
         models=tuple(ModelConfig(name=name, path=tmp_path / f"{name}.gguf") for name in ("m", "n")),

@@ -50,15 +50,18 @@ async def test_models_that_fit_work_at_the_same_time(
 
 
 async def test_a_job_that_waited_for_its_bound_is_run_before_the_loaded_model_s_queue_ends(
-    config: Config, script: Script, submit: Submit, database: Database
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
-    script.write({"when": "x", "reply": "y", "step_s": 0.005})
+    gate = tmp_path / "gate"
+    script.write({"when": "wait", "gate": str(gate), "reply": "y"}, {"when": "x", "reply": "y"})
     own = only_one_fits(msgspec.structs.replace(config, max_wait_s=MaxWait(interactive=0, normal=900)))
     async with working(own, script) as worker:
         await ended(database, await submit("x", "first", model="m"))
-        crowd = [await submit("x", f"c{n}", model="m") for n in range(40)]
+        crowd = [await submit("wait" if n == 0 else "x", f"c{n}", model="m") for n in range(10)]
         await worker.generation.look()
-        urgent = await ended(database, await submit("x", "urgent", model="n", priority=0))
+        urgent_id = await submit("x", "urgent", model="n", priority=0)
+        gate.touch()
+        urgent = await ended(database, urgent_id)
         done = [await ended(database, job_id) for job_id in crowd]
     assert urgent.priority == "interactive"
     last = max(job.processed_at for job in done if job.processed_at)

@@ -59,20 +59,25 @@ async def read(database: Database, job_id: int) -> Job:
 async def test_an_engine_that_hangs_is_killed_and_its_slot_serves_the_next(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
-    silent_s = {"nothing": 0.1, "cancel": 3600, "timeout_s": 3600}[asked]
-    monkeypatch.setattr("llamalith_app.engine.process.SILENT_S", silent_s)
     monkeypatch.setattr("llamalith_app.engine.process.SILENT_AFTER_CANCEL_S", 0.1)
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 1900})
     async with working(slots(config, 1), script) as worker:
-        job_id = await submit("long", timeout_s=1 if asked == "timeout_s" else None, max_attempts=1)
+        job_id = await submit("long", timeout_s=600 if asked == "timeout_s" else None, max_attempts=1)
         next_id = await submit("next")
-        await at_phase(worker, "decode")
+        running = await at_phase(worker, "decode")
         (pid,) = [held.engine.pid for held in worker._pool.held.values() if held.engine is not None]
         os.kill(pid, signal.SIGSTOP)
+        if asked == "nothing":
+            # Not before: each look counts a whole second, also of an engine that is about to tell something.
+            monkeypatch.setattr("llamalith_app.engine.process.SILENT_S", 0.1)
+        if asked == "timeout_s":
+            # As its timer does when its time is over.
+            worker.generation.stop(running, Outcome.FAILED)
         if asked == "cancel":
             await cancel(database, job_id)
-        assert (await ended(database, next_id)).status == "done"
         job = await ended(database, job_id)
+        monkeypatch.setattr("llamalith_app.engine.process.SILENT_S", 3600)
+        assert (await ended(database, next_id)).status == "done"
     if asked == "cancel":
         assert job.status == "cancelled"
     else:
@@ -192,9 +197,11 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
     config: Config, script: Script, submit: Submit, database: Database, redis_url: str, tmp_path: Path
 ) -> None:
     # What could become a tag is held back, and is no text of the reply because a worker ends.
-    reply = "one <two <thi three</think> four"
+    said = "four" + " and more" * 100
+    reply = f"one <two <thi three</think> {said}"
     gate = tmp_path / "gate"
-    script.write({"when": "long", "reply": reply, "after": 13, "gate": str(gate)})
+    # Long enough that the engine hears that it is to stop before the reply is whole.
+    script.write({"when": "long", "reply": reply, "after": 13, "gate": str(gate), "step_s": 0.01})
     worker = Worker(config, fake_engine.argv(script.path))
     await worker.start()
     job_id = await submit("long")
@@ -214,7 +221,7 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
     script.write({"when": "long", "reply": reply})
     async with working(config, script):
         job = await ended(database, job_id)
-    assert (job.result, job.attempt, job.completion_tokens) == ("four", 2, len(reply))
+    assert (job.result, job.attempt, job.completion_tokens) == (said, 2, len(reply))
     assert [outcome for _, outcome, _ in await attempts(database, job_id)] == ["released", "done"]
     async with Redis.from_url(redis_url) as redis:
         entries = await history(redis, record_id(database.path), job_id)
@@ -284,7 +291,8 @@ async def has_some(worker: Worker) -> bool:
 async def test_a_prompt_that_is_being_read_is_cancelled_as_well(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    script.write({"when": "long", "step_s": 0.05})
+    # Steps of few tokens: reading takes half a minute, of which the cancel needs one step.
+    script.write({"when": "long", "step_s": 0.3})
     async with working(config, script) as worker:
         job_id = await submit("long " * 400)
         await at_phase(worker, "prefill")
@@ -369,13 +377,13 @@ async def test_a_job_that_runs_too_long_ends_as_timeout_keeps_what_was_written_a
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 2000})
     async with working(config, script) as worker:
         await ended(database, await submit("warm up"))
-        job = await ended(database, await submit("long", timeout_s=1.5))
+        job = await ended(database, await submit("long", timeout_s=4))
         await idle(worker)
         assert (await ended(database, await submit("other", timeout_s=600))).status == "done"
     assert job.error is not None
-    assert (job.status, job.error.kind, job.attempt, job.timeout_s) == ("error", "timeout", 1, 1.5)
+    assert (job.status, job.error.kind, job.attempt, job.timeout_s) == ("error", "timeout", 1, 4)
     assert job.error.reason.startswith("It ran for ")
-    assert job.error.reason.endswith(" s; timeout_s allowed 1.5.")
+    assert job.error.reason.endswith(" s; timeout_s allowed 4.")
     assert job.partial is not None
     assert set(job.partial) == {"x"}
     assert [attempt[:2] for attempt in await attempts(database, job.id)] == [(1, "failed")]
