@@ -78,7 +78,7 @@ def part(name: str, mode: str, run_dir: Path, parent_fd: int | None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "supervise":
-        up.LATE_S = 0.2
+        up.LATE_S = 2.0
         logs.start("up", Config(data_dir=Path(sys.argv[2]), log_format="json"))
         sys.exit(asyncio.run(supervise(Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])))
     _, _, name, mode, run_dir, *rest = sys.argv

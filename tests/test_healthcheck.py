@@ -79,16 +79,20 @@ def test_a_web_that_answers_an_error_is_not_healthy() -> None:
 
 
 def test_a_web_that_nobody_runs_is_told_in_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.socket() as closed:
+        # Bound without listening: nobody else can be given the port.
+        closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    assert told(ask("web", "--port", str(port))) == (1, f"http://127.0.0.1:{port}/healthz: Connection refused\n")
+        assert told(ask("web", "--port", str(port))) == (1, f"http://127.0.0.1:{port}/healthz: Connection refused\n")
 
 
-@pytest.mark.parametrize(("said", "reason"), [(b"", "timed out"), (b"nonsense\r\n\r\n", "nonsense")])
+@pytest.mark.parametrize(
+    ("said", "patience_s", "reason"), [(b"", 0.2, "timed out"), (b"nonsense\r\n\r\n", 20, "nonsense")]
+)
 def test_a_web_that_hangs_or_speaks_no_http_is_not_healthy(
-    said: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+    said: bytes, patience_s: float, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(healthcheck, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(healthcheck, "PATIENCE_S", patience_s)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

@@ -17,6 +17,7 @@ import pytest
 from llamalith_app import pidfile, up
 from llamalith_app.config import Config
 from llamalith_app.errors import ConfigError
+from tests.settle import eventually
 
 SUPERVISED = Path(__file__).with_name("supervised.py")
 PATIENCE_S = 20.0
@@ -97,6 +98,15 @@ async def supervised(run_dir: Path, *pairs: str, grace_s: float = 10.0) -> Async
         await process.communicate()
 
 
+async def written(path: Path, pid: int) -> None:
+    """Waits until a part's pid stands in its file: a part may speak before its supervisor has written it."""
+
+    async def look() -> bool:
+        return pidfile.read_pid(path) == pid
+
+    await eventually(look)
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -108,7 +118,7 @@ def is_alive(pid: int) -> bool:
 async def test_a_part_that_is_killed_is_started_again_at_once(tmp_path: Path) -> None:
     async with supervised(tmp_path, "web=drains", "worker=drains") as running:
         killed = (await running.started("web", "worker"))["web"]
-        assert pidfile.read_pid(tmp_path / "web.pid") == killed
+        await written(tmp_path / "web.pid", killed)
         os.kill(killed, signal.SIGKILL)
         assert await running.says("web", "started") != killed
         running.signal(signal.SIGTERM)
@@ -166,6 +176,7 @@ async def test_nothing_is_left_running_when_the_supervisor_is_killed(tmp_path: P
 async def test_what_a_dead_supervisor_left_is_replaced(tmp_path: Path) -> None:
     async with supervised(tmp_path, "worker=clings") as first:
         left = await first.says("worker", "started")
+        await written(tmp_path / "worker.pid", left)
         await first.dies()
         async with supervised(tmp_path, "worker=clings") as second:
             assert await second.says("worker", "started") != left
@@ -180,7 +191,7 @@ async def test_a_stale_pid_file_ends_no_stranger(tmp_path: Path) -> None:
         (tmp_path / "worker.pid").write_text(f"{stranger.pid}\n")
         async with supervised(tmp_path, "worker=drains") as running:
             pid = await running.says("worker", "started")
-            assert pidfile.read_pid(tmp_path / "worker.pid") == pid
+            await written(tmp_path / "worker.pid", pid)
             assert stranger.returncode is None
             assert is_alive(stranger.pid)
     finally:
@@ -288,6 +299,7 @@ async def test_a_part_whose_pid_cannot_be_written_lives_and_is_ended_like_the_ot
 
 
 async def test_not_listening_is_not_ready() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert await up.serves("127.0.0.1", port) is False
+    with socket.socket() as closed:
+        # Bound without listening: nobody else can be given the port.
+        closed.bind(("127.0.0.1", 0))
+        assert await up.serves(*closed.getsockname()) is False

@@ -58,6 +58,7 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         await job.get_by_role("link", name="Say hello to the <b>dragon</b>.").click()
         first = page.locator("#job-1 .said.model .text")
         await expect(first).not_to_be_empty()
+        await page.wait_for_load_state()
         assert await page.get_by_label("System prompt").input_value() == "You are brief and kind."
         await page.get_by_label("Message").fill("Say it again.")
         await page.keyboard.press("Control+Enter")
@@ -117,6 +118,9 @@ async def test_what_was_typed_is_there_again_after_a_way_back(installation: Inst
     _, origin, password = installation
     async with window(chromium, origin) as browser:
         page = await log_in(browser, password)
+        await expect(page).to_have_url(f"{origin}/chat/")
+        # The script that keeps what is typed.
+        await page.wait_for_load_state()
         message = page.get_by_label("Message")
         await message.fill("typed for ten minutes")
         await page.get_by_role("link", name="Conversations").first.click()
@@ -224,7 +228,8 @@ async def test_everything_is_done_by_the_keyboard_alone(installation: Installati
         await page.keyboard.type(password)
         await page.keyboard.press("Enter")
         await expect(page).to_have_url(f"{origin}/chat/")
-        await expect(page.get_by_label("Message")).to_be_visible()
+        # Before that no script hears the keys, and with it Chromium goes to the fragment, and its focus, once more.
+        await page.wait_for_load_state()
         await page.keyboard.press("Tab")
         await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
         await page.keyboard.press("Enter")

@@ -27,15 +27,16 @@ def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """The engine writes while this exists."""
+    """The engine writes the first half of the story; then it stands still until this exists."""
     return tmp_path / "gate"
 
 
 @pytest.fixture
 async def api(config: Config, gate: Path, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     script = Script(tmp_path / "script.json")
-    reply = f"<think>{THOUGHT}</think>{STORY}"
-    script.write({"when": "story", "reply": reply, "gate": str(gate), "step_s": 0.01}, {"when": "", "reply": "Short."})
+    thought = f"<think>{THOUGHT}</think>"
+    half = {"after": len(thought.encode()) + 40, "gate": str(gate)}
+    script.write({"when": "story", "reply": thought + STORY, "step_s": 0.01, **half}, {"when": "", "reply": "Short."})
     async with serving(config) as api, working(config, script):
         yield api
         gate.touch()
@@ -46,12 +47,10 @@ async def submit(api: httpx.AsyncClient, content: str) -> None:
     assert answer.status_code == 200, answer.text
 
 
-async def half_written(page: Page, gate: Path) -> None:
-    gate.touch()
+async def half_written(page: Page) -> None:
     await page.wait_for_function(
         """() => document.querySelector('#job-1 [data-told="delta"]')?.textContent.length > 20"""
     )
-    gate.unlink()
 
 
 @pytest.mark.slow
@@ -64,7 +63,7 @@ async def test_a_reply_grows_on_its_page_and_thinking_is_folded(
     viewport = {"width": width, "height": 800}
     async with at_home(api, chromium, viewport=viewport, color_scheme=scheme) as browser:
         page = await browser.page("/chat/conversations/c")
-        await half_written(page, gate)
+        await half_written(page)
         written = page.locator('#job-1 [data-told="delta"]')
         await expect(page.locator("#job-1 .badge")).to_have_text("Running")
         assert STORY.startswith(await written.text_content() or "?")
@@ -87,7 +86,7 @@ async def test_a_page_that_is_hidden_and_shown_again_has_the_text_once(
     await submit(api, "Tell me a story.")
     async with at_home(api, chromium) as browser:
         page = await browser.page("/chat/conversations/c")
-        await half_written(page, gate)
+        await half_written(page)
         await hide(page, hidden=True)
         await hide(page, hidden=False)
         gate.touch()
@@ -106,7 +105,7 @@ async def test_a_stream_is_opened_anew_after_the_connection_was_away(
     await submit(api, "Tell me a story.")
     async with at_home(api, chromium) as browser:
         page = await browser.page("/chat/conversations/c")
-        await half_written(page, gate)
+        await half_written(page)
         # The stream's own connection says nothing of it: only the list does.
         async with page.expect_request("**/events"):
             await page.route("**/conversation/turns**", lambda route: route.abort(), times=1)
@@ -155,7 +154,7 @@ async def test_what_is_selected_in_one_s_own_message_stays_selected_when_the_rep
     await submit(api, "Tell me a story.")
     async with at_home(api, chromium) as browser:
         page = await browser.page("/chat/conversations/c")
-        await half_written(page, gate)
+        await half_written(page)
         mine = page.locator("#job-1 .said.you .text")
         await mine.evaluate("(text) => getSelection().selectAllChildren(text)")
         gate.touch()
@@ -187,11 +186,9 @@ async def test_nginx_holds_no_event_back(api: httpx.AsyncClient, gate: Path, tmp
         ):
             source = reader.events()
             assert (await anext(source)).kind == "progress"
-            gate.touch()
             async for event in source:
                 if event.kind == "delta":
                     break
-            gate.unlink()
             # It came while the engine stands still: nothing pushed it through.
             assert (await api.get("/api/jobs/1")).json()["status"] == "processing"
             gate.touch()

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -81,7 +82,7 @@ async def steps(worker: Worker, phase: str, n_steps: int) -> float:
     [("prefill", LAZY_DOG * 600), ("decode", "Write a very long story about a dragon, in many chapters.")],
     ids=["prefill", "decode"],
 )
-async def test_the_engine_is_idle_half_a_second_after_a_cancel(
+async def test_the_engine_is_idle_half_a_second_after_its_worker_heard_of_a_cancel(
     config: Config, database: Database, monkeypatch: pytest.MonkeyPatch, phase: str, content: str
 ) -> None:
     async with product(config) as (api, worker):
@@ -95,8 +96,20 @@ async def test_the_engine_is_idle_half_a_second_after_a_cancel(
             return cpu_ticks(engine.pid) > before + 2
 
         await eventually(works)
+        stopped: list[float] = []
+        stop = worker.generation.stop
+
+        def note(*told: Any) -> None:
+            stopped.append(time.monotonic())
+            stop(*told)
+
+        async def is_stopped() -> bool:
+            return bool(stopped)
+
+        monkeypatch.setattr(worker.generation, "stop", note)
         answer = await api.post(f"/api/jobs/{job_id}/cancel")
-        idle_s = await idle_after(engine.pid, time.monotonic())
+        await eventually(is_stopped)
+        idle_s = await idle_after(engine.pid, stopped[0])
         assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
         # On a machine whose steps are slow, one of them may stand between.
         assert idle_s < max(IDLE_WITHIN_S, longest_step_s + 0.2), f"{idle_s=} {longest_step_s=}"

@@ -39,6 +39,12 @@ def make_config(folder: Path, database_path: Path, redis_url: str) -> Config:
     )
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Valkey that gets no processor for a moment is not one that is away."""
+    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
+
+
 @pytest.fixture
 def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
     return make_config(tmp_path, database_path, redis_url)

@@ -6,6 +6,7 @@ import asyncio
 import re
 import sqlite3
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from html import unescape
 from pathlib import Path
 
@@ -485,7 +486,7 @@ async def test_the_reference_shows_every_operation_and_the_document_lies_beside_
         assert words in page, words
 
 
-async def test_the_monitor_shows_the_real_queues_and_their_tasks(browser: httpx.AsyncClient) -> None:
+async def test_the_monitor_shows_the_real_queues_and_their_tasks(browser: httpx.AsyncClient, redis_url: str) -> None:
     assert (await browser.get("/chat/queue")).headers["location"] == "/chat/queue/"
     shell = await browser.get("/chat/queue/")
     scripts = re.findall(r'(?:src|href)="(/chat/queue/static/[^"]+)"', shell.text)
@@ -496,6 +497,9 @@ async def test_the_monitor_shows_the_real_queues_and_their_tasks(browser: httpx.
     assert len(scripts) == 4
     await queue(browser)
     await queue(browser, model="other")
+    async with Redis.from_url(redis_url) as redis:
+        for number, model in enumerate(("smollm2", "other"), start=1):
+            await eventually(partial(redis.exists, f"saq:job:llamalith:{model}:j{number}.a1"))
     listed = (await browser.get("/chat/queue/api/queues")).json()["queues"]
     assert [one["name"] for one in listed] == ["llamalith:smollm2", "llamalith:other"]
     for number, name in enumerate(("llamalith:smollm2", "llamalith:other"), start=1):

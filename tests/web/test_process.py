@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -98,6 +99,12 @@ async def test_the_kernel_is_told_once_of_an_answer_and_a_long_one_comes_whole(
         assert b"attached" in await watching.stderr.readline()
         reading_on = asyncio.create_task(watching.stderr.read())
         answer = await client.get("/healthz")
+
+        async def is_told() -> bool:
+            # strace may still stand between the answer and the line of it.
+            return re.search(r'"HTTP/1\.1 200.* = \d+$', seen.read_text(), re.MULTILINE) is not None
+
+        await eventually(is_told)
         watching.terminate()
         await asyncio.gather(watching.wait(), reading_on)
         long_one = await client.get("/api/jobs/1")
