@@ -60,8 +60,8 @@ class Live:
                 )
             return eta_s
 
-        for job_id in queued.keys() - {one.id for one in before}:
-            tell(job_id, of_jobs[job_id], None, 0.0)
+        for job_id, model in of_jobs.items():
+            tell(job_id, model, None, 0.0)
         now = datetime.now(UTC)
         for _, conversation in groupby(before, key=lambda one: one.conversation):
             waits_for: int | None = None
