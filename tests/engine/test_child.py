@@ -6,7 +6,9 @@ import itertools
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +201,14 @@ def test_a_state_that_the_model_does_not_take_is_forgotten_and_another_one_writt
     assert one.n_reused("A" * 1000 + "2") == 1000
 
 
-def test_at_the_end_what_was_used_last_is_kept(child: Callable[..., Child], tmp_path: Path) -> None:
+def test_at_the_end_what_was_used_last_is_kept(
+    child: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = child(n_slots=4, max_bytes=12_000)
     for letter in "ABCD":
         one.n_reused(letter * 1000)
+    # However long each takes to be written.
+    monkeypatch.setattr(time, "time", partial(next, itertools.count(int(time.time()), 10)))
     one.end()
     states = States(tmp_path, FakeRunner.fingerprint, ENOUGH)
     kept = [letter for letter in "ABCD" if states.best([*letter.encode() * 1000, 0]) is not None]
