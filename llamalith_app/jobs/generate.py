@@ -359,7 +359,15 @@ class Generation:
 
     async def _engine(self, running: Running, place: Place) -> EngineProcess | None:
         """None: the attempt is to stop before its model is loaded. The load goes on, for whoever comes next."""
-        loading = asyncio.create_task(place.engine())
+
+        async def load() -> EngineProcess | EngineLoadFailed:
+            # Once the attempt has stopped nobody hears of it: then the next one finds it in the pool.
+            try:
+                return await place.engine()
+            except EngineLoadFailed as error:
+                return error
+
+        loading = asyncio.create_task(load())
         self._hold(loading)
         waiting = asyncio.shield(loading)
         running.cancel = waiting.cancel
@@ -367,11 +375,14 @@ class Generation:
             # It was told so while it read what the attempt before had written.
             waiting.cancel()
         try:
-            return await waiting
+            found = await waiting
         except asyncio.CancelledError:
             if running.ends_as is None:
                 raise
             return None
+        if isinstance(found, EngineLoadFailed):
+            raise found
+        return found
 
     async def _run(self, running: Running, place: Place, publisher: _Publisher) -> None:
         claim = running.claim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import itertools
 import os
@@ -334,6 +335,30 @@ async def test_a_job_is_cancelled_while_its_model_loads_and_the_load_serves_the_
             assert (await ended(database, next_id)).status == "done"
     assert (await read(database, job_id)).status == "cancelled"
     assert len([line for line in lines if line["event"] == "model loaded"]) == 1
+
+
+async def test_a_load_that_fails_once_its_job_was_cancelled_is_no_unexpected_error(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script.write({"model": "m", "load_gate": str(gate), "cannot_load": "It is broken."})
+    unexpected: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: unexpected.append(told))
+    async with working(config, script) as worker:
+        job_id = await submit("x")
+        await at_phase(worker, "loading")
+        await cancel(database, job_id)
+        await idle(worker)
+        gate.touch()
+
+        async def has_failed() -> bool:
+            return "m" in worker._pool.failures
+
+        await eventually(has_failed)
+    # A task that nobody asked for its end complains when it is thrown away.
+    gc.collect()
+    assert unexpected == []
+    assert (await read(database, job_id)).status == "cancelled"
 
 
 async def test_nothing_is_read_while_nothing_runs(
