@@ -35,6 +35,7 @@ WINDOW = 64
 """Tokens that a sliding layer of `sliding` sees."""
 N_EMBD, N_FF, N_HEAD, N_HEAD_KV = 64, 128, 4, 2
 HEAD = N_EMBD // N_HEAD
+N_BUCKETS = 32
 D_INNER, D_STATE, D_CONV, DT_RANK = 2 * N_EMBD, 16, 4, 4
 LOGIT_SCALE = 20.0
 N_LAYERS: dict[Kind, int] = {"llama": 2, "sliding": 12, "recurrent": 4, "hybrid": 4}
@@ -77,37 +78,44 @@ def write(
     return path
 
 
-def write_encoder(path: Path) -> Path:
-    """One that makes embeddings of texts and writes none: BERT, with one layer."""
-    writer = GGUFWriter(path, "bert")
+def write_encoder(path: Path, architecture: Literal["bert", "t5encoder"]) -> Path:
+    """One that makes embeddings of texts and writes none, with one layer."""
+    writer = GGUFWriter(path, architecture)
     writer.add_block_count(1)
     writer.add_context_length(N_CTX_TRAINED)
     writer.add_embedding_length(N_EMBD)
     writer.add_feed_forward_length(N_FF)
     writer.add_head_count(N_HEAD)
-    writer.add_layer_norm_eps(1e-6)
-    writer.add_causal_attention(False)
-    writer.add_pooling_type(PoolingType.MEAN)
     writer.add_vocab_size(N_VOCAB)
-    writer.add_token_type_count(1)
 
     def add(name: str, *shape: int) -> None:
         writer.add_tensor(name, np.ones(shape, np.float32))
 
     add("token_embd.weight", N_VOCAB, N_EMBD)
-    add("token_types.weight", N_EMBD)
-    add("position_embd.weight", N_CTX_TRAINED, N_EMBD)
-    layer = "blk.0"
-    for name in (f"{layer}.attn_q", f"{layer}.attn_k", f"{layer}.attn_v", f"{layer}.attn_output"):
-        add(f"{name}.weight", N_EMBD, N_EMBD)
-        add(f"{name}.bias", N_EMBD)
-    add(f"{layer}.ffn_up.weight", N_FF, N_EMBD)
-    add(f"{layer}.ffn_up.bias", N_FF)
-    add(f"{layer}.ffn_down.weight", N_EMBD, N_FF)
-    add(f"{layer}.ffn_down.bias", N_EMBD)
-    for name in ("token_embd_norm", f"{layer}.attn_output_norm", f"{layer}.layer_output_norm"):
+    if architecture == "bert":
+        writer.add_layer_norm_eps(1e-6)
+        writer.add_causal_attention(False)
+        writer.add_pooling_type(PoolingType.MEAN)
+        writer.add_token_type_count(1)
+        add("token_types.weight", N_EMBD)
+        add("position_embd.weight", N_CTX_TRAINED, N_EMBD)
+        layer, attention = "blk.0", ("attn_q", "attn_k", "attn_v", "attn_output")
+        norms = ("token_embd_norm", f"{layer}.attn_output_norm", f"{layer}.layer_output_norm")
+        for name in (*norms, *(f"{layer}.{one}" for one in (*attention, "ffn_down"))):
+            add(f"{name}.bias", N_EMBD)
+        add(f"{layer}.ffn_up.bias", N_FF)
+    else:
+        writer.add_layer_norm_rms_eps(1e-6)
+        writer.add_relative_attn_buckets_count(N_BUCKETS)
+        layer, attention = "enc.blk.0", ("attn_q", "attn_k", "attn_v", "attn_o")
+        norms = ("enc.output_norm", f"{layer}.attn_norm", f"{layer}.ffn_norm")
+        add(f"{layer}.attn_rel_b.weight", N_BUCKETS, N_HEAD)
+    for name in norms:
         add(f"{name}.weight", N_EMBD)
-        add(f"{name}.bias", N_EMBD)
+    for name in attention:
+        add(f"{layer}.{name}.weight", N_EMBD, N_EMBD)
+    add(f"{layer}.ffn_up.weight", N_FF, N_EMBD)
+    add(f"{layer}.ffn_down.weight", N_EMBD, N_FF)
     _write_tokenizer(writer, None, "smollm", None, around=True)
     _close(writer)
     return path

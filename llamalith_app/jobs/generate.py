@@ -161,7 +161,7 @@ class _Chain:
 
 
 class Generation:
-    """All that runs in this worker. `redis` is told what happens, `patient_redis` asked what attempts before had
+    """All that runs in this worker. `redis` is told what happens, `history_redis` asked what attempts before had
     written; `wake_later` is told how long from now a job will be due again."""
 
     def __init__(
@@ -169,7 +169,7 @@ class Generation:
         database: Database,
         pool: Pool,
         redis: Redis,
-        patient_redis: Redis,
+        history_redis: Redis,
         *,
         record: str,
         worker_id: int,
@@ -180,7 +180,7 @@ class Generation:
     ) -> None:
         self._database = database
         self._pool = pool
-        self._patient_redis = patient_redis
+        self._history_redis = history_redis
         self._record = record
         self._teller = Teller(redis, record)
         self._worker_id = worker_id
@@ -325,7 +325,7 @@ class Generation:
         try:
             lines.info("attempt started")
             if claim.attempt > 1:
-                running.before = await streams.before(self._patient_redis, self._record, claim.job_id, claim.attempt)
+                running.before = await streams.before(self._history_redis, self._record, claim.job_id, claim.attempt)
             writer = self._teller.writer(claim.job_id, claim.attempt, running.before)
             publisher = _Publisher(writer, running, chain)
             await self._run(running, place, publisher)

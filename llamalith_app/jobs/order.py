@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ import msgspec
 from llamalith_app.config_file import MaxWait
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineTold
+from llamalith_app.store.job_reads import Queue
 from llamalith_app.store.jobs import Due, Load
 from llamalith_app.store.tables import Priority
 
@@ -187,6 +189,46 @@ def lanes(
             wait_s += min(queue_s, max(0.0, late_s) + running_s)
         found[model] = Lane(tuple(wait_s + free for free in found[model].free_s), engine.job_s)
     return found
+
+
+class Forecast(NamedTuple):
+    """Of a queued job; seconds from now, None where they are not known."""
+
+    waits_for: int | None
+    """The job before it in its conversation."""
+    start_s: float | None
+    end_s: float | None
+
+
+def forecasts(
+    of_jobs: Mapping[int, str], queue: Queue, lanes: Mapping[str, Lane], now: datetime
+) -> dict[int, Forecast]:
+    """By job id, of these queued jobs at least; `of_jobs`: their models. None starts before the one that it waits for
+    has ended."""
+    found = {job_id: _forecast(queue, lanes, job_id, model, None, 0.0) for job_id, model in of_jobs.items()}
+    for _, conversation in itertools.groupby(queue.before, key=lambda one: one.conversation):
+        waits_for: int | None = None
+        free_s: float | None = 0.0
+        for one in conversation:
+            if one.started_at is None:
+                found[one.id] = _forecast(queue, lanes, one.id, one.model, waits_for, free_s)
+                free_s = found[one.id].end_s
+            else:
+                lane = lanes.get(one.model)
+                free_s = None if lane is None else lane.left_s((now - one.started_at).total_seconds())
+            waits_for = one.id
+    return found
+
+
+def _forecast(
+    queue: Queue, lanes: Mapping[str, Lane], job_id: int, model: str, waits_for: int | None, free_s: float | None
+) -> Forecast:
+    """`free_s`: until the one that it waits for has ended."""
+    position, lane = queue.positions.get(job_id), lanes.get(model)
+    if position is None or lane is None or free_s is None:
+        return Forecast(waits_for, None, None)
+    start_s = lane.start_s(position, free_s)
+    return Forecast(waits_for, start_s, lane.end_of(start_s))
 
 
 def _left_of(job_s: float, age_s: float) -> float:

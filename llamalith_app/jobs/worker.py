@@ -52,7 +52,7 @@ class Worker:
         self._models = {model.name: model for model in config.models}
         self._database = Database(config.database_path)
         self._redis = impatient_redis(config.redis_url)
-        self._patient_redis = impatient_redis(config.redis_url, streams.BEFORE_S)
+        self._history_redis = impatient_redis(config.redis_url, streams.BEFORE_S)
         budget_mb = config.memory_budget_mb
         self._pool = Pool(
             self._models,
@@ -78,7 +78,7 @@ class Worker:
             self._database,
             self._pool,
             self._redis,
-            self._patient_redis,
+            self._history_redis,
             record=record_id(self._config.database_path),
             worker_id=self.id,
             models=self._models,
@@ -130,7 +130,7 @@ class Worker:
         except StorageUnavailable:
             settled = False
         await self._redis.aclose()
-        await self._patient_redis.aclose()
+        await self._history_redis.aclose()
         # The lock is free from here on: whoever sweeps next takes what could not be given back.
         self._lock.close()
         log.log(

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -191,7 +192,8 @@ async def test_a_model_that_needs_more_memory_than_there_is_says_so_and_loads_wh
     await is_well(path)
 
 
-async def test_a_model_that_writes_no_text_says_so(tmp_path: Path) -> None:
-    path = tiny_models.write_encoder(tmp_path / "encoder.gguf")
+@pytest.mark.parametrize("architecture", ["bert", "t5encoder"])
+async def test_a_model_that_writes_no_text_says_so(architecture: Literal["bert", "t5encoder"], tmp_path: Path) -> None:
+    path = tiny_models.write_encoder(tmp_path / "encoder.gguf", architecture)
     with pytest.raises(EngineLoadFailed, match=r"encoder.gguf.*reads text and writes none"):
         await EngineProcess.start(load(path=str(path)))
