@@ -20,10 +20,11 @@ The map:
     jobs/            from an accepted prompt to a stored reply: submit, schemas, cancel, queue, generate, shape, reply,
                      pool, memory, order, forecast, speeds, sweep, worker; and what SAQ's monitor shows
     logs.py          structured logs, and what a command says
-    parent.py        a child notices that its parent is gone
+    parent.py        a child ends with its parent, and holds nothing of its parent's
     pidfile.py       a pid that proves itself by a lock
     progress.py      live progress beside the record
     ranges.py        what sampling may be set to, and how people are told
+    signals.py       which signals ask a process to end
     schema.py        judges a JSON Schema, as a program of its own
     store/           the record: tables, the writer thread, transitions (jobs) and what people read of them (job_reads),
                      invariants, migrations; what it is called beside others (record), answers that are given again

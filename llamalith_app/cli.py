@@ -14,7 +14,7 @@ from typing import NamedTuple
 import click
 from typing_extensions import override
 
-from llamalith_app import __version__
+from llamalith_app import __version__, signals
 from llamalith_app.errors import ConfigError, LlamalithError
 
 
@@ -65,14 +65,17 @@ def llamalith() -> None:
 def main() -> None:
     """Problems of the configuration go to stderr, one a line, and exit code is 2; other known failures: 1."""
     # From the first moment on, also as PID 1, which ends by no signal that it does not handle.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    handled = [number for number in signals.requests_to_end() if number != signal.SIGINT]
+    for number in handled:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         _run()
     except SystemExit as ended:
-        if ended.code == 128 + signal.SIGTERM and os.getpid() != 1:
-            # What was begun is cleaned up; supervisors take a death by their own signal for an orderly one.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
+        for number in handled:
+            if ended.code == 128 + number and os.getpid() != 1:
+                # What was begun is cleaned up; supervisors take a death by their own signal for an orderly one.
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
         raise
 
 

@@ -8,6 +8,7 @@ by now, fools nobody. Knows nothing of what the processes do.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -65,7 +66,9 @@ async def replace(path: Path, *, term_s: float = 10.0, kill_s: float = 5.0) -> t
         os.ftruncate(fd, 0)
         return fd, False
     for number, patience_s in ((signal.SIGTERM, term_s), (signal.SIGKILL, kill_s)):
-        _signal_group(read_pid(path), number)
+        # None: its parent died before it wrote the pid. Such an orphan ends by itself.
+        if (pid := read_pid(path)) is not None:
+            signal_group(pid, number)
         try:
             async with asyncio.timeout(patience_s):
                 while not _lock(fd):
@@ -86,10 +89,9 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def _signal_group(pid: int | None, number: int) -> None:
-    # None: its parent died before it wrote the pid. Such an orphan ends by itself.
-    if pid is not None:
-        try:
-            os.killpg(pid, number)
-        except ProcessLookupError:
-            pass
+def signal_group(pid: int, number: int) -> None:
+    """To the process and all of its group; nothing happens where they are gone. One that is stopped goes on, so that
+    it can do what it is asked to."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+        os.killpg(pid, signal.SIGCONT)

@@ -20,7 +20,7 @@ from typing import NamedTuple, NoReturn
 
 import structlog
 
-from llamalith_app import pidfile, valkey
+from llamalith_app import parent, pidfile, signals, valkey
 from llamalith_app.config import Config, valkey_socket
 from llamalith_app.errors import ConfigError, LlamalithError
 from llamalith_app.logs import say
@@ -29,7 +29,8 @@ EXIT_CONFIG = 2
 STEADY_S = 30.0
 LONGEST_PAUSE_S = 10.0
 VALKEY_START_S = 5.0
-LATE_S = 5.0
+LATE_S = 20.0
+"""Seconds beyond the grace until a part is killed: a worker gives jobs back and its engines save what they hold."""
 PROBE_EVERY_S = 0.05
 LONGEST_PROBE_PAUSE_S = 10.0
 """Of something that is away for long: each look is a line in the log."""
@@ -77,6 +78,8 @@ class Supervisor:
         self._started: set[str] = set()
         """Names of parts whose pid files are of this supervisor."""
         self._stop = asyncio.Event()
+        self._insisted = False
+        """It was asked to end by a signal that counts where a second one ends everything at once."""
         # Nobody else holds the write end: the kernel closes it with this process, however that ends.
         self._parent_fd, self._alive_fd = os.pipe()
 
@@ -86,7 +89,7 @@ class Supervisor:
         Answers the exit code. A second signal ends everything, this process too, at once.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals.requests_to_end():
             loop.add_signal_handler(number, self._on_signal, number)
         working = asyncio.create_task(work)
         stop = asyncio.create_task(self._stop.wait())
@@ -155,7 +158,7 @@ class Supervisor:
                 pass_fds=(lock_fd, self._parent_fd) if part.ours else (lock_fd,),
                 # Ctrl-C in the terminal is for this process alone, which then drains in order.
                 start_new_session=True,
-                preexec_fn=None if part.ours else valkey.dies_with_parent(),
+                preexec_fn=None if part.ours else parent.dies_with_parent(),
             )
             self._running[part] = process
             self._started.add(part.name)
@@ -172,7 +175,7 @@ class Supervisor:
             for part, process in ending.items():
                 if process.returncode is None:
                     log.info("ending part", part=part.name, signal=number.name)
-                    _signal_group(process.pid, number)
+                    pidfile.signal_group(process.pid, number)
             try:
                 async with asyncio.timeout(patience_s):
                     await asyncio.gather(*(process.wait() for process in ending.values()))
@@ -183,12 +186,14 @@ class Supervisor:
             del self._running[part]
 
     def _on_signal(self, number: int) -> None:
-        if self._stop.is_set():
+        if self._insisted and signals.insists(number):
             for process in self._running.values():
                 if process.returncode is None:  # else its pid may be another's by now
-                    _signal_group(process.pid, signal.SIGKILL)
+                    pidfile.signal_group(process.pid, signal.SIGKILL)
             os._exit(128 + number)
-        log.info("stopping; a second signal ends everything at once")
+        self._insisted |= signals.insists(number)
+        if not self._stop.is_set():
+            log.info("stopping; a second SIGTERM or SIGINT ends everything at once", signal=signal.Signals(number).name)
         self._stop.set()
 
     def _pid_path(self, name: str) -> Path:
@@ -196,7 +201,7 @@ class Supervisor:
 
 
 async def run(config: Config, *, host: str, port: int, grace_s: float) -> int:
-    """Runs the product until SIGTERM or SIGINT; answers the exit code, and prints one line when it is ready.
+    """Runs the product until SIGTERM, SIGINT or SIGHUP; answers the exit code, and prints one line when it is ready.
 
     Raises ConfigError where another `up` holds the data directory, the port is taken, or there is no Valkey.
     """
@@ -290,10 +295,3 @@ async def until(true: Callable[[], Awaitable[bool]]) -> None:
 
 def in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _signal_group(pid: int, number: int) -> None:
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        pass

@@ -7,19 +7,14 @@ is stored in it and of who starts it again when it ends.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import importlib.util
 import os
 import shutil
-import signal
 import stat
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from llamalith_app.errors import ConfigError
 
-PR_SET_PDEATHSIG = 1
 PING_S = 1.0
 
 
@@ -62,22 +57,6 @@ def make_folders(*, folder: Path, socket: Path) -> None:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             raise ConfigError([f"{path}: must be a folder of this user, as everything passes through it"])
         path.chmod(0o700)
-
-
-def dies_with_parent() -> Callable[[], None] | None:
-    """What a child calls between fork and exec to be ended with its parent; None where the kernel cannot."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
-
-    def ask_kernel() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            # It went before the kernel was asked.
-            os._exit(1)
-
-    return ask_kernel
 
 
 async def answers(socket: Path) -> bool:

@@ -81,9 +81,11 @@ class Supervised:
 
 
 @asynccontextmanager
-async def supervised(run_dir: Path, *pairs: str, grace_s: float = 10.0) -> AsyncIterator[Supervised]:
+async def supervised(
+    run_dir: Path, *pairs: str, grace_s: float = 10.0, prefix: tuple[str, ...] = ()
+) -> AsyncIterator[Supervised]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        *(*prefix, sys.executable),
         *(str(SUPERVISED), "supervise", str(run_dir), str(grace_s), *pairs),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -133,10 +135,13 @@ def test_pauses_between_starts_grow_to_ten_seconds(n_short_lives: int, seconds: 
     assert up.pause_s(n_short_lives) == seconds
 
 
-async def test_sigterm_drains_our_parts_then_ends_the_others_and_exits_0(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_signal_drains_our_parts_then_ends_the_others_and_exits_0(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     async with supervised(tmp_path, "queue=tool", "web=drains", "worker=drains") as running:
         await running.started("queue", "web", "worker")
-        running.signal(signal.SIGTERM)
+        running.signal(number)
         said = await running.all_gone()
         assert await running.process.wait() == 0
     assert sorted(said[3:5]) == ["web told", "worker told"]
@@ -162,6 +167,34 @@ async def test_a_second_signal_ends_everything_at_once(tmp_path: Path, number: s
         running.signal(number)
         assert "queue told" not in await running.all_gone()
         assert await running.process.wait() == 128 + number
+
+
+async def test_a_hangup_beside_other_signals_is_no_second_one(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "worker=stubborn", grace_s=0.1) as running:
+        await running.started("worker")
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            running.signal(number)
+        await running.all_gone()
+        assert await running.process.wait() == 0
+
+
+async def test_a_hangup_does_nothing_where_nohup_said_so(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "worker=drains", prefix=("nohup",)) as running:
+        killed = await running.says("worker", "started")
+        running.signal(signal.SIGHUP)
+        os.kill(killed, signal.SIGKILL)
+        # It keeps its parts as before.
+        assert await running.says("worker", "started") != killed
+        running.signal(signal.SIGTERM)
+        await running.all_gone()
+        assert await running.process.wait() == 0
+
+
+async def test_a_part_that_is_stopped_drains_all_the_same(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "worker=drains", grace_s=600) as running:
+        os.kill(await running.says("worker", "started"), signal.SIGSTOP)
+        running.signal(signal.SIGTERM)
+        assert "worker told" in await running.all_gone()
 
 
 async def test_nothing_is_left_running_when_the_supervisor_is_killed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 from redis.asyncio import Redis
 
-from llamalith_app import valkey
+from llamalith_app import parent, valkey
 from llamalith_app.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ async def server(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *valkey.argv(valkey.find_binary(), folder=folder, socket=socket),
         start_new_session=True,
-        preexec_fn=valkey.dies_with_parent(),
+        preexec_fn=parent.dies_with_parent(),
     )
     try:
         async with asyncio.timeout(20):

@@ -16,6 +16,7 @@ from llamalith_app.store.migrate import migrate
 
 def begin(name: str, data_dir: Path | None, parent_fd: int | None) -> Config:
     """Raises ConfigError where this process must not start. It drains when the parent behind `parent_fd` is gone."""
+    parent.keep_descriptors()
     _give_way()
     config = load(data_dir=data_dir)
     logs.start(name, config)

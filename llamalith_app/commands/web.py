@@ -13,6 +13,7 @@ import click
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from llamalith_app import signals
 from llamalith_app.app import WebApp, create_app
 from llamalith_app.commands.process import begin
 from llamalith_app.config import Config
@@ -26,9 +27,15 @@ from llamalith_app.config import Config
 def command(host: str, port: int, data_dir: Path | None, parent_fd: int | None) -> None:
     """Serve the API. Needs a worker beside it for anything to be answered."""
     # Heard before uvicorn listens to it, also as PID 1, and after it has drained, when it raises the signal once more.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    handled = [number for number in signals.requests_to_end() if number != signal.SIGINT]
+    for number in handled:
+        signal.signal(number, lambda *_: sys.exit(0))
     config = begin("web", data_dir, parent_fd)
-    server(config, host=host, port=port).run()
+    web = server(config, host=host, port=port)
+    for number in handled:
+        # uvicorn itself knows nothing of SIGHUP.
+        signal.signal(number, web.handle_exit)
+    web.run()
 
 
 class Server(uvicorn.Server):

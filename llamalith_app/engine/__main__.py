@@ -7,11 +7,12 @@ import contextlib
 import os
 import signal
 
+from llamalith_app import signals
 from llamalith_app.engine.child import serve
 from llamalith_app.engine.runner import LlamaRunner
 
 # Its worker drains first, and ends it then: supervisors signal every process of a service at once.
-for number in (signal.SIGTERM, signal.SIGINT):
+for number in signals.requests_to_end():
     signal.signal(number, signal.SIG_IGN)
 # The worker that started it gives way to it.
 with contextlib.suppress(AttributeError, OSError):

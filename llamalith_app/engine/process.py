@@ -6,6 +6,7 @@ One process holds one model until it ends. Knows no jobs; a run is a sequence id
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
@@ -39,6 +40,7 @@ SAVE_S = 10.0
 """Seconds that a child gets at its end to save what its slots hold."""
 END_S = 5.0
 """Seconds more until it is killed."""
+STUCK_S = 1.0
 SILENT_S = 1800.0
 """Seconds for which an engine that loads or has work may tell nothing; it tells something with each step. Then it is
 killed. A step takes a fraction of a second, but the first one may read all weights from a slow disk, and so may the
@@ -200,14 +202,17 @@ class EngineProcess:
             self._process.kill()
 
     async def stop(self) -> None:
-        """Ends the child and waits until it is gone. One that has loaded its model saves its states first."""
+        """Ends the child and waits until it is gone. One that has loaded its model saves its states first; one that
+        still has runs, which were cancelled before this, is taken for hung and gets STUCK_S seconds in all."""
         self._stopping = True
+        is_stuck = bool(self._runs)
         if self._loading.done() and not self._loading.cancelled() and self._loading.exception() is None:
             self._send(End())
-            await self._gone(SAVE_S)
+            await self._gone(STUCK_S if is_stuck else SAVE_S)
         self._writer.close()
-        if not await self._gone(END_S):
-            self._process.kill()
+        if not await self._gone(0 if is_stuck else END_S):
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
             await self._process.wait()
         await asyncio.gather(self._reading, self._lines, return_exceptions=True)
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import structlog
 
-from llamalith_app import grammar, streams
+from llamalith_app import grammar, signals, streams
 from llamalith_app.config import Config
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import memory
@@ -67,6 +66,7 @@ class Worker:
         self._timers: list[asyncio.Task[None]] = []
         self._pauses: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
+        self._hurried = asyncio.Event()
 
     async def start(self) -> None:
         self._lock = hold_lock(self._lock_path)
@@ -110,7 +110,12 @@ class Worker:
         self.generation.draining.set()
         await self._wakers.stop()
         log.info("draining", running=len(self.generation.running), grace_s=grace_s)
-        settled = await self.generation.settled(grace_s)
+        hurried = asyncio.create_task(self._hurried.wait())
+        all_ended = asyncio.create_task(self.generation.settled(grace_s))
+        await asyncio.wait({hurried, all_ended}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        all_ended.cancel()
+        settled = await self.generation.settled(0)
         if not settled:
             for running in list(self.generation.running.values()):
                 self.generation.stop(running, Outcome.RELEASED)
@@ -138,6 +143,10 @@ class Worker:
             "worker ended" if settled else "worker ended before it could give back its jobs",
             worker_id=self.id,
         )
+
+    def hurry(self) -> None:
+        """Cuts the grace of a drain short: what runs is given back now."""
+        self._hurried.set()
 
     async def _registered(self, n_slots: int) -> int:
         while True:
@@ -214,23 +223,30 @@ class Worker:
 async def run(
     config: Config, *, grace_s: float, engine_argv: Sequence[str] | None = None, supervised: bool = False
 ) -> None:
-    """Runs until SIGTERM or SIGINT, then drains; a second signal ends the process at once.
+    """Runs until SIGTERM, SIGINT or SIGHUP, then drains; a second SIGTERM or SIGINT ends the process at once.
 
     `supervised`: by `up`, which uses SIGKILL for that. While it lives, a second SIGTERM only says that somebody else
-    told all processes of the service, as systemd does; once it is gone, the next `up` asks for the place.
+    told all processes of the service, as systemd does; once it is gone, the next `up` asks for the place, and gets it
+    as soon as the jobs are given back.
     """
     parent_pid = os.getppid()
     ended = asyncio.Event()
+    insisted = False
     loop = asyncio.get_running_loop()
+    worker = Worker(config, engine_argv)
 
     def on_signal(number: int) -> None:
-        if ended.is_set() and not (supervised and os.getppid() == parent_pid):
-            os._exit(128 + number)
+        nonlocal insisted
+        if insisted and signals.insists(number):
+            if not supervised:
+                os._exit(128 + number)
+            if os.getppid() != parent_pid:
+                worker.hurry()
+        insisted |= signals.insists(number)
         ended.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals.requests_to_end():
         loop.add_signal_handler(number, on_signal, number)
-    worker = Worker(config, engine_argv)
     starting, asked_to_end = asyncio.ensure_future(worker.start()), asyncio.ensure_future(ended.wait())
     await asyncio.wait((starting, asked_to_end), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():

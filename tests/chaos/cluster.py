@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from llamalith_app import up, valkey
+from llamalith_app import parent, up, valkey
 from llamalith_app.store.database import LOCK_DEADLINE_S
 from tests.chaos.faults import REAL_WORKER, VALKEY, WEBS, WORKERS, Fault
 from tests.product.conftest import clean_environ, free_port
@@ -174,7 +174,7 @@ class Cluster:
                     stderr=log,
                     pass_fds=() if name == VALKEY else (self._parent_fd,),
                     start_new_session=True,
-                    preexec_fn=valkey.dies_with_parent() if name == VALKEY else None,
+                    preexec_fn=parent.dies_with_parent() if name == VALKEY else None,
                 )
             self._processes[name] = process
             code = await process.wait()

@@ -9,7 +9,7 @@ import signal
 import socket
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Product:
         """The lines on standard output up to the ready line."""
         assert self.up.stdout is not None
         lines: list[str] = []
-        while not (lines and "ready" in lines[-1]):
+        while not (lines and "llamalith: ready" in lines[-1]):
             line = await asyncio.wait_for(self.up.stdout.readline(), 60)
             assert line, f"up ended before it was ready: {lines} {self.log()[-2000:]}"
             lines.append(line.decode().rstrip())
@@ -131,7 +131,9 @@ class Product:
         return rows
 
 
-async def start(folder: Path, port: int | None = None, **environ: str) -> Product:
+async def start(
+    folder: Path, port: int | None = None, grace_s: float = 30, environ: Mapping[str, str] | None = None
+) -> Product:
     port = port or free_port()
     config = folder / "config.json"
     if not config.exists():
@@ -139,9 +141,9 @@ async def start(folder: Path, port: int | None = None, **environ: str) -> Produc
         config.write_text('{"model_settings": {"smollm2": {"max_tokens": 150}}}')
     with (folder / "log").open("a") as log:
         up = await asyncio.create_subprocess_exec(
-            *(str(LLAMALITH), "up", "--port", str(port), "--data-dir", str(folder / "data")),
+            *(str(LLAMALITH), "up", "--port", str(port), "--data-dir", str(folder / "data"), "--grace", str(grace_s)),
             cwd=folder,
-            env=clean_environ(LLAMALITH_CONFIG="config.json", **environ),
+            env=clean_environ(LLAMALITH_CONFIG="config.json", **(environ or {})),
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
         )
@@ -150,7 +152,7 @@ async def start(folder: Path, port: int | None = None, **environ: str) -> Produc
 
 @asynccontextmanager
 async def running(folder: Path, **environ: str) -> AsyncIterator[Product]:
-    product = await start(folder, None, **environ)
+    product = await start(folder, environ=environ)
     try:
         product.told = await product.until_ready()
         yield product

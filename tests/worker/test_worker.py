@@ -783,31 +783,47 @@ async def test_a_worker_under_up_takes_every_sigterm_for_the_same_one(
     assert (await ended(database, job_id)).result == "whole"
 
 
-async def test_a_worker_whose_up_has_died_ends_at_once_when_the_next_up_asks_for_its_place(
-    config: Config, script: Script, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_worker_whose_up_has_died_gives_its_jobs_back_when_the_next_up_asks_for_its_place(
+    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script.write({"when": "wait", "gate": str(tmp_path / "gate"), "reply": "whole"})
-    await submit("wait")
-    argv, codes = fake_engine.argv(script.path), list[int]()
-    monkeypatch.setattr(os, "_exit", codes.append)
+    script.write({"when": "long", "step_s": 0.01, "reply": "x" * 100_000})
+    job_id = await submit("long")
+    argv = fake_engine.argv(script.path)
     with structlog.testing.capture_logs() as lines:
 
         async def logs(event: str) -> bool:
             return any(line["event"] == event for line in lines)
 
-        async def has_ended() -> bool:
-            return bool(codes)
-
-        running = asyncio.create_task(run(config, grace_s=20, engine_argv=argv, supervised=True))
+        running = asyncio.create_task(run(config, grace_s=600, engine_argv=argv, supervised=True))
         await eventually(partial(logs, "attempt started"))
         os.kill(os.getpid(), signal.SIGTERM)
         await eventually(partial(logs, "draining"))
         monkeypatch.setattr(os, "getppid", lambda: 0)
         os.kill(os.getpid(), signal.SIGTERM)
-        await eventually(has_ended)
+        await asyncio.wait_for(running, 20)
+    assert [outcome for _, outcome, _ in await attempts(database, job_id)] == ["released"]
+
+
+async def test_a_hangup_drains_a_worker_and_is_no_second_signal(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    script.write({"when": "wait", "gate": str(tmp_path / "gate"), "reply": "whole"})
+    job_id = await submit("wait")
+    with structlog.testing.capture_logs() as lines:
+
+        async def logs(event: str) -> bool:
+            return any(line["event"] == event for line in lines)
+
+        running = asyncio.create_task(run(config, grace_s=20, engine_argv=fake_engine.argv(script.path)))
+        await eventually(partial(logs, "attempt started"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await eventually(partial(logs, "draining"))
+        # As systemd sends them with SendSIGHUP, in either order.
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
         (tmp_path / "gate").touch()
         await running
-    assert codes == [128 + signal.SIGTERM]
+    assert (await ended(database, job_id)).result == "whole"
 
 
 async def test_a_worker_that_waits_for_the_database_ends_when_it_is_told_to(
