@@ -1,6 +1,7 @@
 """The product's processes on this machine: started, started again when they die, killed, frozen and drained.
 
-Parts are found by the pids that this object started, and their engines as their children; nothing else is touched.
+A process is found by the pid that this object started, by the locked pid file of `up`, or as the child of one of
+these; nothing else is touched.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from llamalith_app import parent, up, valkey
+from llamalith_app import pidfile, up
 from llamalith_app.store.database import LOCK_DEADLINE_S
-from tests.chaos.faults import REAL_WORKER, VALKEY, WEBS, WORKERS, Fault
+from tests.chaos.faults import PARTS_OF_UP, REAL_WORKER, UP, VALKEY, WEBS, WORKERS, Fault
 from tests.product.conftest import clean_environ, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,11 @@ REAL_MODEL = "smollm2"
 GRACE_S = 3.0
 READY_S = 60.0
 FLUSH_S = 2.0
-END_S = 30.0
+END_S = 60.0
+ENGINE_END_S = 10.0
+"""An engine that hangs is gone so soon after its worker."""
+UP_WORKER_END_S = 30.0
+"""The same after its `up`, whose next start ends the worker that is left: the time of that start is in it."""
 
 COMPLAINT = re.compile(r'"level":"(error|critical)"|^Traceback')
 HARMLESS = re.compile(r"Upkeep task failed unexpectedly|_GatheringFuture exception was never retrieved.*CancelledError")
@@ -75,6 +80,10 @@ class Cluster:
         self._down_s: dict[str, float] = {}
         """Of parts that are being ended, how long they are to stay down."""
         self._frozen: dict[str, asyncio.Task[None]] = {}
+        self._watched: set[asyncio.Task[None]] = set()
+        """Engines that hang and whose worker was killed, until they are gone."""
+        self._caused: Counter[str] = Counter()
+        """Deaths of parts of `up` that were caused here, by `up`'s name for the part."""
         self._freezes: list[tuple[datetime, datetime]] = []
         """From when to when something was frozen that may have held the lock of the database."""
         self._ending = False
@@ -108,21 +117,20 @@ class Cluster:
             PYTHONFAULTHANDLER="1",
         )
         data_dir, parent = ("--data-dir", str(self.data_dir)), ("--parent-fd", str(self._parent_fd))
-        parts = {
-            name: Part(up.command("web", "--port", str(port), *data_dir, *parent), environ)
-            for name, port in self.ports.items()
-        }
-        fake = (sys.executable, "-m", "tests.chaos.worker", str(self.data_dir), str(script), str(GRACE_S))
-        for name in WORKERS:
-            parts[name] = Part((*fake, str(self._parent_fd)), environ | {"LLM_MODELS": ",".join(FAKE_MODELS)})
+        models, grace = ",".join(FAKE_MODELS), ("--grace", str(GRACE_S))
+        (port,) = (port for name, port in self.ports.items() if name in PARTS_OF_UP)
+        whole = (sys.executable, "-m", "tests.chaos.up", str(script), models, "--port", str(port), *data_dir, *grace)
+        parts = {UP: Part(whole, environ)}
+        for name in (*WEBS, *WORKERS):
+            if name in PARTS_OF_UP:
+                continue
+            fake = (sys.executable, "-m", "tests.chaos.worker", "--script", str(script), "--models", models, *grace)
+            argv = up.command("web", "--port", str(self.ports[name])) if name in WEBS else fake
+            parts[name] = Part((*argv, *data_dir, *parent), environ)
         if self._with_real:
-            worker = up.command("worker", "--grace", str(GRACE_S), *data_dir, *parent)
+            worker = up.command("worker", *grace, *data_dir, *parent)
             parts[REAL_WORKER] = Part(worker, environ | {"LLM_MODELS": REAL_MODEL})
-        folder = self.data_dir / "valkey"
-        self._socket = folder / "valkey.sock"
-        parts[VALKEY] = Part(
-            tuple(valkey.argv(valkey.find_binary(), folder=folder, socket=self._socket)), dict(os.environ)
-        )
+        self._socket = self.data_dir / "valkey" / "valkey.sock"
         return parts
 
     async def run_once(self, *arguments: str) -> tuple[int, str]:
@@ -130,7 +138,7 @@ class Cluster:
         process = await asyncio.create_subprocess_exec(
             *up.command(*arguments, "--data-dir", str(self.data_dir)),
             cwd=self.folder,
-            env=self._parts[WEBS[0]].environ,
+            env=self._parts[UP].environ,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -139,8 +147,7 @@ class Cluster:
 
     async def start(self) -> None:
         """All parts; the database must be there."""
-        valkey.make_folders(folder=self.data_dir / "valkey", socket=self._socket)
-        for name in (VALKEY, *(name for name in self._parts if name != VALKEY)):
+        for name in self._parts:
             self._keepers[name] = asyncio.create_task(self._keep(name))
         await self.until_ready()
 
@@ -150,13 +157,13 @@ class Cluster:
             async with asyncio.timeout(READY_S):
                 await up.until(self._is_ready)
         except TimeoutError:
-            down = [name for name in self._parts if name not in self._processes]
+            down = [name for name in (*self._parts, *PARTS_OF_UP) if self._pid(name) is None]
             deaf = [name for name, port in self.ports.items() if not await up.serves("127.0.0.1", port)]
             self.unexpected.append(f"after {READY_S} s these are not there: {down}, and these not ready: {deaf}")
 
     async def _is_ready(self) -> bool:
         return (
-            len(self._processes) == len(self._parts)
+            all(self._pid(name) is not None for name in (*self._parts, *PARTS_OF_UP))
             and not self._down_s
             and all([await up.serves("127.0.0.1", port) for port in self.ports.values()])
         )
@@ -172,9 +179,8 @@ class Cluster:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=() if name == VALKEY else (self._parent_fd,),
+                    pass_fds=(self._parent_fd,),
                     start_new_session=True,
-                    preexec_fn=parent.dies_with_parent() if name == VALKEY else None,
                 )
             self._processes[name] = process
             code = await process.wait()
@@ -189,45 +195,116 @@ class Cluster:
         if fault.act == "flush":
             self._flushing = asyncio.create_task(self._flush())
             return True
-        process = self._processes.get(fault.target)
-        if process is None or process.returncode is not None or fault.target in self._down_s:
+        pid = self._pid(fault.target)
+        if pid is None or fault.target in self._down_s:
             return False
-        if fault.target in self._frozen and fault.act != "kill engine":
+        match fault.act:
+            case "kill engine":
+                return self._signal_engines(pid, signal.SIGKILL, f"SIGKILL engine of {fault.target}") > 0
+            case "freeze engine":
+                name = f"engine of {fault.target}"
+                engines = self._engines(pid)
+                if not engines or name in self._frozen:
+                    return False
+                self._freeze(name, engines, fault.for_s)
+                return True
+            case "freeze engine and kill":
+                return self._freeze_engines_and_kill(fault, pid)
+        if fault.target in self._frozen:
             # It would never find out, as it must, that others took over meanwhile.
             return False
-        if fault.act == "kill engine":
-            pids = self._engines(process.pid)
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if pids:
-                self.counts[f"SIGKILL engine of {fault.target}"] += len(pids)
-            return bool(pids)
         if fault.act == "freeze":
-            process.send_signal(signal.SIGSTOP)
-            self._frozen[fault.target] = asyncio.create_task(self._thaw(fault.target, process, fault.for_s))
-            self.counts[f"SIGSTOP {fault.target}"] += 1
+            self._freeze(fault.target, [pid], fault.for_s)
             return True
-        self._down_s[fault.target] = fault.for_s
-        number = signal.SIGKILL if fault.act == "kill" else signal.SIGTERM
-        process.send_signal(number)
-        self.counts[f"{number.name} {fault.target}"] += 1
+        self._end(fault, pid, {"kill": signal.SIGKILL, "drain": signal.SIGTERM, "hang up": signal.SIGHUP}[fault.act])
         return True
+
+    def _freeze_engines_and_kill(self, fault: Fault, pid: int) -> bool:
+        worker = self._pid("worker-1") if fault.target == UP else pid
+        engines = [] if worker is None else self._engines(worker)
+        if not engines:
+            return False
+        self.counts[f"SIGSTOP engine of {fault.target}"] += len(engines)
+        for engine in engines:
+            _signal(engine, signal.SIGSTOP)
+        self._end(fault, pid, signal.SIGKILL)
+        within_s = UP_WORKER_END_S + fault.for_s if fault.target == UP else ENGINE_END_S
+        watched = asyncio.create_task(self._see_gone(engines, within_s, f"{fault}"))
+        self._watched.add(watched)
+        watched.add_done_callback(self._watched.discard)
+        return True
+
+    async def _see_gone(self, pids: list[int], within_s: float, fault: str) -> None:
+        async def gone() -> bool:
+            return not any(map(self._is_ours, pids))
+
+        try:
+            async with asyncio.timeout(within_s):
+                await up.until(gone)
+        except TimeoutError:
+            self.unexpected.append(f"engines {pids} are there {within_s} s after: {fault}")
+
+    def _end(self, fault: Fault, pid: int, number: signal.Signals) -> None:
+        if fault.target in PARTS_OF_UP:
+            # `up` starts it again.
+            self._caused[PARTS_OF_UP[fault.target]] += 1
+        else:
+            self._down_s[fault.target] = fault.for_s
+        self.counts[f"{number.name} {fault.target}"] += 1
+        _signal(pid, number)
+
+    def _signal_engines(self, worker: int, number: signal.Signals, name: str) -> int:
+        engines = self._engines(worker)
+        for engine in engines:
+            _signal(engine, number)
+        if engines:
+            self.counts[name] += len(engines)
+        return len(engines)
+
+    def _freeze(self, name: str, pids: list[int], for_s: float) -> None:
+        for pid in pids:
+            _signal(pid, signal.SIGSTOP)
+        self.counts[f"SIGSTOP {name}"] += len(pids)
+        self._frozen[name] = asyncio.create_task(self._thaw(name, pids, for_s))
+
+    def _pid(self, name: str) -> int | None:
+        """None: it is not there just now."""
+        if name not in PARTS_OF_UP:
+            process = self._processes.get(name)
+            return None if process is None or process.returncode is not None else process.pid
+        path = self.data_dir / "run" / f"{PARTS_OF_UP[name]}.pid"
+        if not pidfile.is_held(str(path)):
+            return None
+        pid = pidfile.read_pid(path)
+        return pid if pid is not None and self._is_ours(pid) else None
+
+    def _is_ours(self, pid: int) -> bool:
+        """It lives and was started for this run: the folder stands in its command or its environment."""
+        process = Path(f"/proc/{pid}")
+        try:
+            words = process.joinpath("cmdline").read_bytes() + process.joinpath("environ").read_bytes()
+        except OSError:
+            return False
+        return bytes(self.folder) in words
 
     async def calm(self) -> None:
         """Thaws what is frozen, and waits until everything runs again."""
-        for task in list(self._frozen.values()):
+        for task in [*self._frozen.values(), *self._watched]:
             await task
         await self.until_ready()
 
-    async def _thaw(self, name: str, process: asyncio.subprocess.Process, for_s: float) -> None:
+    async def _thaw(self, name: str, pids: list[int], for_s: float) -> None:
         began = datetime.now(UTC)
+
+        async def gone() -> bool:
+            return not any(map(self._is_ours, pids))
+
         try:
-            async with asyncio.timeout(for_s):
-                await process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGCONT)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(for_s):
+                    await up.until(gone)
+            for pid in filter(self._is_ours, pids):
+                _signal(pid, signal.SIGCONT)
         finally:
             del self._frozen[name]
             if name != VALKEY:
@@ -254,22 +331,31 @@ class Cluster:
             return []
 
     async def end(self) -> None:
-        """Drains the parts of the product, ends Valkey, and kills what does not end."""
+        """Drains all parts, and kills what does not end."""
         self._ending = True
-        for process in self._processes.values():
-            process.send_signal(signal.SIGCONT)
-        for names in (set(self._keepers) - {VALKEY}, {VALKEY}):
-            for number in (signal.SIGTERM, signal.SIGABRT, signal.SIGKILL):
-                left = [name for name in names if name in self._processes]
-                for name in left:
-                    self._processes[name].send_signal(number)
-                    if number is signal.SIGABRT:
-                        pid = self._processes[name].pid
-                        self.unexpected.append(f"{name} (pid {pid}) did not end on SIGTERM within {END_S} s")
-                if left:
-                    await asyncio.wait([self._keepers[name] for name in left], timeout=END_S)
+        for number in (signal.SIGTERM, signal.SIGABRT, signal.SIGKILL):
+            left = list(self._processes)
+            for name in left:
+                self._processes[name].send_signal(signal.SIGCONT)
+                self._processes[name].send_signal(number)
+                if number is signal.SIGABRT:
+                    pid = self._processes[name].pid
+                    self.unexpected.append(f"{name} (pid {pid}) did not end on SIGTERM within {END_S} s")
+            if left:
+                await asyncio.wait([self._keepers[name] for name in left], timeout=END_S)
         os.close(self._alive_fd)
         os.close(self._parent_fd)
+        self._see_deaths_in_up()
+
+    def _see_deaths_in_up(self) -> None:
+        """What `up` started again: no more often than it was killed here."""
+        deaths: Counter[str] = Counter()
+        for line in (self.folder / f"{UP}.log").read_text(errors="replace").splitlines():
+            if '"part died, is started again"' in line:
+                deaths[json.loads(line)["part"]] += 1
+        for part, n in deaths.items():
+            if n > self._caused[part]:
+                self.unexpected.append(f"{part} under up died {n} times, {self._caused[part]} times by a fault")
 
     def complaints(self) -> list[str]:
         """Lines of the logs that tell of an error; what dies, freezes or is away is a warning at most."""
@@ -293,9 +379,14 @@ class Cluster:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = path.read_bytes().split(b"\0")
-                if any(word.startswith(bytes(self.folder)) for word in words):
+                if self._is_ours(int(path.parent.name)):
                     found.append(f"pid {path.parent.name}: {b' '.join(words).decode(errors='replace')}")
         return found
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def kills(counts: Mapping[str, int]) -> int:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import random
 from typing import Literal, NamedTuple
 
-Act = Literal["kill", "kill engine", "freeze", "drain", "flush"]
+Act = Literal["kill", "kill engine", "freeze", "freeze engine", "freeze engine and kill", "drain", "hang up", "flush"]
+"""`freeze engine and kill`: the engines of a worker hang, and then it dies, or the `up` above it. `hang up`: SIGHUP, as
+from a terminal that closes."""
 
+UP = "up"
 WEBS = ("web-1", "web-2")
 WORKERS = ("worker-1", "worker-2")
 REAL_WORKER = "worker-real"
 VALKEY = "valkey"
+PARTS_OF_UP = {"web-1": "web", "worker-1": "worker", VALKEY: "valkey"}
+"""What `up` starts and starts again, and what it calls them. The others stand beside it on the same data."""
 
 PAUSE_S = (0.5, 2.0)
 """Between two faults."""
@@ -20,9 +25,20 @@ FROZEN_S = (1.0, 12.0)
 OUTLIVED_S = (9.5, 12.0)
 """Every other freeze lasts so long that leases are taken away meanwhile: they live 9 s without a beat."""
 
-SHARES: dict[Act, int] = {"kill": 55, "kill engine": 20, "freeze": 15, "drain": 6, "flush": 4}
-KILLED = {"web": 30, "worker": 55, "valkey": 15}
-FROZEN = {"web": 25, "worker": 60, "valkey": 15}
+SHARES: dict[Act, int] = {
+    "kill": 48,
+    "kill engine": 16,
+    "freeze": 13,
+    "freeze engine": 5,
+    "freeze engine and kill": 7,
+    "drain": 5,
+    "hang up": 2,
+    "flush": 4,
+}
+KILLED = {"web": 28, "worker": 50, "valkey": 15, "up": 7}
+FROZEN = {"web": 25, "worker": 55, "valkey": 15, "up": 5}
+HUNG = {"worker": 75, "up": 25}
+ASKED_TO_END = {"worker": 70, "up": 30}
 
 
 class Fault(NamedTuple):
@@ -39,7 +55,17 @@ class Fault(NamedTuple):
 def schedule(seed: int, seconds: float, *, with_real: bool) -> list[Fault]:
     chance = random.Random(seed)
     workers = [*WORKERS, *WORKERS, REAL_WORKER] if with_real else list(WORKERS)
-    members = {"web": list(WEBS), "worker": workers, "valkey": [VALKEY]}
+    members = {"web": list(WEBS), "worker": workers, "valkey": [VALKEY], "up": [UP]}
+    shares = {
+        "kill": KILLED,
+        "kill engine": {"worker": 1},
+        "freeze": FROZEN,
+        "freeze engine": {"worker": 1},
+        "freeze engine and kill": HUNG,
+        "drain": ASKED_TO_END,
+        "hang up": ASKED_TO_END,
+        "flush": {"valkey": 1},
+    }
 
     def one_of(shares: dict[str, int]) -> str:
         return chance.choice(members[chance.choices(list(shares), list(shares.values()))[0]])
@@ -47,12 +73,8 @@ def schedule(seed: int, seconds: float, *, with_real: bool) -> list[Fault]:
     found, at_s = [], chance.uniform(*PAUSE_S)
     while at_s < seconds:
         (act,) = chance.choices(list(SHARES), list(SHARES.values()))
-        target = VALKEY
-        if act in ("kill", "freeze"):
-            target = one_of(KILLED if act == "kill" else FROZEN)
-        elif act in ("kill engine", "drain"):
-            target = chance.choice(workers)
-        for_s = chance.choice((FROZEN_S, OUTLIVED_S)) if act == "freeze" else DOWN_S
+        target = one_of(shares[act])
+        for_s = chance.choice((FROZEN_S, OUTLIVED_S)) if act in ("freeze", "freeze engine") else DOWN_S
         found.append(Fault(at_s, act, target, chance.uniform(*for_s)))
         at_s += chance.uniform(*PAUSE_S)
     return found

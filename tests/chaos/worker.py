@@ -1,11 +1,12 @@
 """`llamalith worker` with the fake engine in place of the real one; everything else is the product's own.
 
-python -m tests.chaos.worker DATA_DIR SCRIPT GRACE_S PARENT_FD
+python -m tests.chaos.worker --data-dir DATA_DIR --script SCRIPT --models NAME,NAME --grace S --parent-fd FD
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import os
 from pathlib import Path
 
 import uvloop
@@ -15,10 +16,19 @@ from llamalith_app.jobs.worker import run
 from tests import fake_engine
 
 
-def main(data_dir: str, script: str, grace_s: str, parent_fd: str) -> None:
-    config = begin("worker", Path(data_dir), int(parent_fd))
-    uvloop.run(run(config, grace_s=float(grace_s), engine_argv=fake_engine.argv(Path(script))))
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.worker")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--script", type=Path, required=True)
+    parser.add_argument("--models", required=True, help="that this worker serves, of those of the configuration")
+    parser.add_argument("--grace", type=float, required=True)
+    parser.add_argument("--parent-fd", type=int, required=True)
+    options = parser.parse_args()
+    os.environ["LLM_MODELS"] = options.models
+    config = begin("worker", options.data_dir, options.parent_fd)
+    engine = fake_engine.argv(options.script)
+    uvloop.run(run(config, grace_s=options.grace, engine_argv=engine, supervised=True))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
