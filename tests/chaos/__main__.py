@@ -2,8 +2,8 @@
 
     python -m tests.chaos [--seconds 600] [--seed N] [--real-share 0.05]
 
-`llamalith up` with a web, Valkey and a worker that has the deterministic fake engine. Beside it, on the same data, a web
-and two workers, one with the fake engine and one with the real small model.
+`llamalith up` with a web, Valkey and a worker that has the deterministic fake engine. Beside it, on the same data, a
+web and two workers, one with the fake engine and one with the real small model.
 Exit code 1 where a promise was broken; then the folder with logs, history and database is kept.
 """
 

@@ -45,8 +45,8 @@ UP_WORKER_END_S = 30.0
 COMPLAINT = re.compile(r'"level":"(error|critical)"|^Traceback')
 HARMLESS = re.compile(r"Upkeep task failed unexpectedly|_GatheringFuture exception was never retrieved.*CancelledError")
 """SAQ's own, where Redis is away while it looks after its hints, or while it ends. Nothing depends on either."""
-HELD_UP = re.compile(r"database is locked|ended before it could give back its jobs")
-"""Right while one that was frozen in the middle of a write holds the lock, and wrong otherwise."""
+HELD_UP = re.compile(r"database is locked|no connection free|ended before it could give back its jobs")
+"""Right of one that was frozen, or while such a one holds the lock, and wrong otherwise."""
 
 SCRIPT = [
     {"when": "slow", "step_s": 0.01},
