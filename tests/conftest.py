@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from redis import Redis
 from redis.backoff import ConstantBackoff
@@ -19,6 +20,10 @@ from llamalith_app import valkey
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.migrate import migrate
 from tests import tiny_models
+
+# A property holds on a busy machine, too: how long an example takes decides nothing.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

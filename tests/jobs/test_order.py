@@ -216,7 +216,7 @@ def some_jobs(*priorities: int) -> st.SearchStrategy[list[Queued]]:
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(jobs=some_jobs(NORMAL, BATCH), job_s=st.floats(0.1, 60))
 def test_no_job_starves_behind_a_flood_of_a_class_before_its_own(jobs: list[Queued], job_s: float) -> None:
     # Four times of what can be done.
@@ -227,7 +227,7 @@ def test_no_job_starves_behind_a_flood_of_a_class_before_its_own(jobs: list[Queu
     assert all(run.waits[job] <= within_s for job in jobs)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(job_s=st.floats(1, 60), load_s=st.floats(0, 60), n_b=st.integers(1, 50))
 def test_of_two_models_that_are_always_late_none_starves(job_s: float, load_s: float, n_b: int) -> None:
     flood = [Queued(n * job_s / 2, "a", NORMAL, n) for n in range(600)]
@@ -239,7 +239,7 @@ def test_of_two_models_that_are_always_late_none_starves(job_s: float, load_s: f
     assert run.n_loads <= 4 + n_b
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(jobs=some_jobs(*Priority))
 def test_while_there_is_time_enough_every_job_starts_within_its_bound(jobs: list[Queued]) -> None:
     run = simulate(jobs, job_s=0.05, load_s=0.2, models=("a", "b", "c"))

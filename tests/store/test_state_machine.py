@@ -338,7 +338,6 @@ def test_no_order_of_transitions_and_crashes_breaks_the_record(
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
