@@ -46,7 +46,7 @@ QUIET = ("httpx", "httpcore", "alembic", "asyncio", "aiosqlite", "sqlalchemy", "
 
 
 def start(process: str, config: Config) -> None:
-    """Called once by a process's composition root; tells what of the configuration had no effect."""
+    """Called once by a process's composition root."""
     log_format, level = config.log_format, config.log_level
     text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
@@ -85,6 +85,3 @@ def start(process: str, config: Config) -> None:
     logging.getLogger("saq").setLevel(logging.ERROR)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    if process != "up":
-        for warning in config.warnings:
-            structlog.get_logger(__name__).warning(warning)

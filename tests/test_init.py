@@ -104,7 +104,10 @@ def test_init_with_a_data_directory_writes_there(tmp_path: Path, monkeypatch: py
     require_secrets(load({}, data_dir=Path("state")))
     (tmp_path / ".env").write_text("MINE=1\n")
     again = CliRunner().invoke(init.command, ["--data-dir", "state", "--force"])
-    assert again.stderr == f"note: from this folder {tmp_path}/.env is read instead\n"
+    assert (
+        again.stderr
+        == f"note: from this folder {tmp_path}/.env is read instead, unless --env-file {tmp_path}/state/.env is given\n"
+    )
 
 
 def test_hash_password_reads_one_line_and_prints_the_hash_alone() -> None:
@@ -134,7 +137,7 @@ def test_a_password_that_bcrypt_or_a_form_cannot_take_is_refused(given: bytes, t
 
 
 def test_the_longest_password_is_taken() -> None:
-    password = b"x" * 72
+    password = "correct horse battery staple, and once again: a horse, now with a rider.".encode()
     assert bcrypt.checkpw(password, hash_password.hashed(password).encode())
 
 
