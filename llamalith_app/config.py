@@ -224,8 +224,8 @@ def check_file(path: Path, examine: Callable[[Sequence[ModelConfig], Path], list
     models = _models(sources)
     sources.problems.extend(sources.warnings)
     sources.problems.extend(examine(models, sources.values.get("grammar_dir", GRAMMARS)))
-    for key, place in (("data_dir", data_dir), ("database_path", sources.values.get("database_path"))):
-        if key in sources.origins and (problem := _not_writable(place)):
+    for key in ("data_dir", "database_path"):
+        if key in sources.origins and (problem := _not_writable(sources.values[key])):
             sources.problems.append(f"{sources.origins[key]}: {problem}")
     return _settled(sources, models, data_dir, None)
 
@@ -459,11 +459,14 @@ def _settled(sources: _Sources, models: tuple[ModelConfig, ...], data_dir: Path,
         for network in values.get("trusted_proxies", ())
         if not _is_network(network)
     ]
+    of_data_dir = []
     if not _is_absent(data_dir):
-        problems += _folder_problems(data_dir, origins.get("data_dir", f"LLAMALITH_DATA_DIR: {data_dir}"))
+        of_data_dir = _folder_problems(data_dir, origins.get("data_dir", f"LLAMALITH_DATA_DIR: {data_dir}"))
+        problems += of_data_dir
     database_path = values.get("database_path", data_dir / "llamalith.db")
-    if _is_other_than_file(database_path):
-        problems.append(f"{origins.get('database_path', database_path)}: cannot be used as a database: not a file")
+    # In a data directory that is none there is no place for a database either: one problem, told once.
+    if (problem := _not_a_file(database_path)) and not (of_data_dir and "database_path" not in origins):
+        problems.append(f"{origins.get('database_path', database_path)}: cannot be used as a database: {problem}")
     if problems:
         raise ConfigError(problems)
     return Config(
@@ -502,11 +505,14 @@ def _is_absent(path: Path) -> bool:
     return False
 
 
-def _is_other_than_file(path: Path) -> bool:
+def _not_a_file(path: Path) -> str:
+    """Empty where there is a file, or one can be made."""
     try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False  # absent, or its user will say why not
+        return "" if stat.S_ISREG(path.stat().st_mode) else "Not a regular file"
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _folder_problems(path: Path, origin: str) -> list[str]:
@@ -521,7 +527,11 @@ def _folder_problems(path: Path, origin: str) -> list[str]:
 def _not_writable(path: Path) -> str:
     """Why a start could make or change nothing at a path; empty: it could."""
     there = next(place for place in (path, *path.parents) if not _is_absent(place))
-    if os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
+    try:
+        is_folder = stat.S_ISDIR(there.stat().st_mode)
+    except OSError:
+        return ""  # told where it is used as a folder or a file
+    if os.access(there, os.W_OK | (os.X_OK if is_folder else 0)):
         return ""
     return f"{there} cannot be written by this user"
 

@@ -11,13 +11,14 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
 import click
 import msgspec
 import structlog
 
-from llamalith_app.config import Config
+from llamalith_app.config import Config, model_warnings
 
 
 class _StandardError:
@@ -85,3 +86,17 @@ def start(process: str, config: Config) -> None:
     logging.getLogger("saq").setLevel(logging.ERROR)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def tell_settings(config: Config, warnings: Iterable[str]) -> None:
+    """Logs in one line which files the settings come from, and each warning, those of the models' files too."""
+    log = structlog.get_logger(__name__)
+    log.info(
+        "settings read",
+        data_dir=str(config.data_dir),
+        env_file=str(config.env_file) if config.env_file else None,
+        config=str(config.config_path) if config.config_path else None,
+        environment=list(config.from_environment),
+    )
+    for warning in (*config.warnings, *warnings, *model_warnings(config)):
+        log.warning(warning)

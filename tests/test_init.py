@@ -137,7 +137,7 @@ def test_a_password_that_bcrypt_or_a_form_cannot_take_is_refused(given: bytes, t
 
 
 def test_the_longest_password_is_taken() -> None:
-    password = "correct horse battery staple, and once again: a horse, now with a rider.".encode()
+    password = b"correct horse battery staple, and once again: a horse, now with a rider."
     assert bcrypt.checkpw(password, hash_password.hashed(password).encode())
 
 

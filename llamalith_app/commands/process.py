@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from llamalith_app import logs, parent
-from llamalith_app.commands import settings
+from llamalith_app.commands.settings import clear_text_warnings
 from llamalith_app.config import Config, load, require_secrets
 from llamalith_app.jobs.queue import refuse_old_redis
 from llamalith_app.store.migrate import migrate
@@ -27,7 +27,7 @@ def begin(
     logs.start(name, config)
     weak = require_secrets(config)
     if parent_fd is None:
-        settings.tell(config, [*weak, *(settings.clear_text_warnings(config, host) if host else [])])
+        logs.tell_settings(config, [*weak, *(clear_text_warnings(config, host) if host else [])])
     asyncio.run(refuse_old_redis(config.redis_url))
     migrate(config.database_path)
     if parent_fd is not None:

@@ -1,20 +1,17 @@
-"""What commands that load the settings have in common: their options, and what is told of the settings at a start."""
+"""What commands that load the settings have in common."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import structlog
 
-from llamalith_app.config import Config, model_warnings
+from llamalith_app.config import Config
 from llamalith_app.config_file import resolved, shown
 from llamalith_app.errors import ConfigError
-
-log = structlog.get_logger(__name__)
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,19 +37,6 @@ def _absolute(_: click.Context, option: click.Parameter, text: str | None) -> Pa
         return resolved(text, Path.cwd())
     except ValueError as error:
         raise ConfigError([f"{option.opts[0]}: {shown(text)} {error}"]) from None
-
-
-def tell(config: Config, warnings: Iterable[str]) -> None:
-    """Logs which files the settings come from, in one line, and each warning, those of model files too."""
-    log.info(
-        "settings read",
-        data_dir=str(config.data_dir),
-        env_file=str(config.env_file) if config.env_file else None,
-        config=str(config.config_path) if config.config_path else None,
-        environment=list(config.from_environment),
-    )
-    for warning in (*config.warnings, *warnings, *model_warnings(config)):
-        log.warning(warning)
 
 
 def clear_text_warnings(config: Config, host: str) -> list[str]:

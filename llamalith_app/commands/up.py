@@ -10,7 +10,7 @@ import click
 
 from llamalith_app import logs, up
 from llamalith_app.commands.init import write_env
-from llamalith_app.commands.settings import clear_text_warnings, settings_options, tell
+from llamalith_app.commands.settings import clear_text_warnings, settings_options
 from llamalith_app.config import Config, exported_secrets, load, require_secrets
 from llamalith_app.errors import ConfigError
 
@@ -28,7 +28,7 @@ def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, 
     except ConfigError as error:
         raise ConfigError([*error.problems, *_why_none_was_made(config)]) from None
     logs.start("up", config)
-    tell(config, [*weak, *clear_text_warnings(config, host)])
+    logs.tell_settings(config, [*weak, *clear_text_warnings(config, host)])
     sys.exit(asyncio.run(up.run(config, host=host, port=port, grace_s=grace)))
 
 
