@@ -44,4 +44,5 @@ def n_guesses(secret: str) -> int:
     n_alphabet = sum(len(alphabet) for alphabet in ALPHABETS if not set(secret).isdisjoint(alphabet))
     # Of other scripts only the characters that are there are counted: nothing is known of how they were drawn.
     n_alphabet += len(set(secret).difference(*ALPHABETS))
-    return n_alphabet**n_characters
+    guesses: int = n_alphabet**n_characters
+    return guesses
