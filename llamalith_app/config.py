@@ -35,6 +35,8 @@ BUNDLED_N_CTX = 2048
 
 SAMPLE_SECRET_KEY = "change-me-to-a-random-secret-of-32-bytes-or-more"  # noqa: S105 - refused, not used
 MIN_SECRET_KEY_BYTES = 32
+MAX_ENV_FILE_BYTES = 64 * 1024
+"""Its parser takes half a second for so many, in the worst case."""
 USUAL_TOKEN_CHARACTERS = 20
 USUAL_BCRYPT_COST = 10
 GGUF_MAGIC = b"GGUF"
@@ -354,7 +356,7 @@ def _bcrypt_cost(text: str) -> int:
 def _read_env_file(path: Path) -> _EnvFile | None:
     """None where there is none. Without interpolation: the `$` of a hash are meant."""
     try:
-        text = files.read_regular(path, config_file.MAX_BYTES).decode("utf-8-sig")
+        text = files.read_regular(path, MAX_ENV_FILE_BYTES).decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

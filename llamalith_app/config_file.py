@@ -28,7 +28,7 @@ MAX_SECONDS = 31_536_000
 """A year."""
 SHOWN_CHARACTERS = 80
 MAX_BYTES = 1024**2
-"""Of a `config.json` or a `.env`; a hundred models take 50 kB."""
+"""Of a `config.json`; a hundred models take 50 kB."""
 NUMBER = re.compile(r"\s*[+-]?\d{1,18}(?:\.\d{1,18})?\s*", re.ASCII)
 
 ChatFormat = Literal[

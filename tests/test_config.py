@@ -362,7 +362,7 @@ def test_a_broken_env_file_is_refused_by_its_place(place: Place, content: bytes,
     assert place.problems({}) == [f"{place.folder}/.env: {problem}"]
 
 
-def special(path: Path, kind: str) -> str:
+def special(path: Path, kind: str, max_bytes: int = config_file.MAX_BYTES) -> str:
     """Makes something there that is no file to read; what is said of it."""
     if kind == "fifo":
         os.mkfifo(path)
@@ -371,8 +371,8 @@ def special(path: Path, kind: str) -> str:
         path.symlink_to("/dev/zero")
         return "Not a regular file"
     with path.open("wb") as file:
-        file.truncate(config_file.MAX_BYTES + 1)
-    return f"More than {config_file.MAX_BYTES} bytes, which is the limit"
+        file.truncate(max_bytes + 1)
+    return f"More than {max_bytes} bytes, which is the limit"
 
 
 KINDS = pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
@@ -380,7 +380,7 @@ KINDS = pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
 
 @KINDS
 def test_an_env_file_that_is_no_file_of_usual_size_is_refused_at_once(place: Place, kind: str) -> None:
-    reason = special(place.folder / ".env", kind)
+    reason = special(place.folder / ".env", kind, config_module.MAX_ENV_FILE_BYTES)
     assert place.problems({}) == [f"{place.folder}/.env: cannot be read: {reason}"]
 
 
