@@ -127,7 +127,7 @@ async def serving(folder: Path, redis_url: str, n_conversations: int) -> AsyncIt
         "REDIS_URL": redis_url,
         "SECRET_KEY": secrets.token_urlsafe(48),
         "N8N_API_TOKEN": token,
-        "ADMIN_PASSWORD_HASH": bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(4)).decode(),
+        "ADMIN_PASSWORD_HASH": bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(6)).decode(),
     }
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

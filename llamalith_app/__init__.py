@@ -13,6 +13,7 @@ The map:
     engine/          the child process that holds a model: plan -> evaluate -> apply; states on disk, and what a
                      GGUF's header tells
     errors.py        one error tree, with what HTTP says of each
+    files.py         reads regular files only, and no more of them than is allowed
     gbnf.py          GBNF, written anew for llguidance
     grammar.py       what a reply may be held to: named grammars, found at start, and JSON Schemas; with which bounds
     grammars/        those that are shipped
@@ -29,6 +30,7 @@ The map:
     store/           the record: tables, the writer thread, transitions (jobs) and what people read of them (job_reads),
                      invariants, migrations; what it is called beside others (record), answers that are given again
                      (keys), whole copies (backup), what is not kept (retention)
+    strength.py      how many guesses a secret withstands
     streams.py       a job's events by Redis: written, told, kept for a while
     up.py            the whole product on one machine
     valkey.py        the embedded Valkey

@@ -13,7 +13,8 @@ import io
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -22,7 +23,7 @@ import msgspec
 from dotenv.parser import parse_stream
 from msgspec import UNSET
 
-from llamalith_app import config_file
+from llamalith_app import config_file, files, strength
 from llamalith_app.config_file import MaxWait, ModelSettings
 from llamalith_app.errors import ConfigError
 
@@ -34,6 +35,11 @@ BUNDLED_N_CTX = 2048
 
 SAMPLE_SECRET_KEY = "change-me-to-a-random-secret-of-32-bytes-or-more"  # noqa: S105 - refused, not used
 MIN_SECRET_KEY_BYTES = 32
+MAX_ENV_FILE_BYTES = 64 * 1024
+"""Its parser takes half a second for so many, in the worst case."""
+USUAL_TOKEN_CHARACTERS = 20
+USUAL_BCRYPT_COST = 10
+GGUF_MAGIC = b"GGUF"
 BCRYPT_HASH = re.compile(r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
 MAX_SOCKET_PATH_BYTES = 103
@@ -73,6 +79,7 @@ VARIABLES = (
     *("SECRET_KEY", "ADMIN_PASSWORD_HASH", "N8N_API_TOKEN", "LLM_MODELS", "LLAMALITH_CONFIG"),
     *SETTING_VARIABLES,
 )
+REQUIRED_SECRETS = ("N8N_API_TOKEN", "SECRET_KEY", "ADMIN_PASSWORD_HASH")
 SECRETS = ("SECRET_KEY", "ADMIN_PASSWORD_HASH", "N8N_API_TOKEN", "REDIS_URL", "DATABASE_URL")
 """Those that are secret, or may hold a password."""
 TEST_VARIABLES = ("LLAMALITH_REQUIRE_ALL",)
@@ -84,6 +91,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: Path
     """The GGUF file; need not exist at start, a job for it then ends as an error that names it."""
+    origin: str = ""
+    """How a message names the path: where it was set, as what, and from which folder; empty for the bundled model."""
     sha256: str | None = None
     """Lower-case hex; None: not checked."""
     chat_format: str = "auto"
@@ -132,57 +141,100 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log_format: str = "auto"
     """`json`, `text`, or `auto`: text on a terminal, JSON else."""
     log_level: str = "info"
+    env_file: Path | None = None
+    """The `.env` that was read; None: there was none."""
+    config_path: Path | None = None
+    """The `config.json` that was read."""
+    from_environment: tuple[str, ...] = ()
+    """Names of the variables that the environment itself sets, over `.env` and `config.json`."""
     warnings: tuple[str, ...] = ()
-    """Told once at start: keys of the original that mean nothing here."""
+    """Told once at start: what has no effect, or another one than it seems to have."""
+
+
+class _Variable(NamedTuple):
+    value: str
+    folder: Path
+    """Where a relative path in it starts: the folder of the `.env` that says it, or the current one."""
+    prefix: str
+    """How a message names its place: the `.env`'s path, or nothing."""
 
 
 class _Sources(NamedTuple):
     """What environment, `.env` and `config.json` say together."""
 
-    variables: dict[str, str]
+    variables: dict[str, _Variable]
     values: dict[str, Any]
+    origins: dict[str, str]
     problems: list[str]
     knows_models: bool
     ignored: list[str]
-    overridden: list[str]
-    """Secrets of which `.env` says something else than the environment."""
+    warnings: list[str]
+    label: str
+    """How messages name the `config.json`."""
+    config_path: Path | None
+    from_environment: tuple[str, ...]
+
+    def text(self, name: str) -> str:
+        """The variable's value; empty where nobody sets it."""
+        return self.variables[name].value if name in self.variables else ""
 
 
 class _EnvFile(NamedTuple):
+    path: Path
     variables: dict[str, str]
     problems: list[str]
 
 
-def load(environ: Mapping[str, str] | None = None, *, data_dir: Path | None = None, cwd: Path | None = None) -> Config:
+def load(
+    environ: Mapping[str, str] | None = None,
+    *,
+    data_dir: Path | None = None,
+    env_file: Path | None = None,
+    cwd: Path | None = None,
+) -> Config:
     """All settings; raises ConfigError with every problem found. Asks for no secret: see `require_secrets`.
 
-    `data_dir` wins over every other place that names one. Relative paths start at `cwd`, those in
-    `config.json` at its folder.
+    `data_dir` wins over every other place that names one. `env_file` is the only `.env` that is read then, and must
+    exist; without it that is the one of `cwd`, else of the data directory. Relative paths start at the folder of the
+    file that says them, those of the environment and of the arguments at `cwd`.
     """
     environ = os.environ if environ is None else environ
     here = Path.cwd() if cwd is None else cwd.absolute()
-    env_file = _read_env_file(here / ".env")
-    sources = _sources(environ, env_file, here)
+    found = _read_env_file(here / (env_file or ".env"))
+    if found is None and env_file is not None:
+        raise ConfigError([f"--env-file: {here / env_file}: there is no such file"])
+    sources = _sources(environ, found, here)
     chosen = here / (data_dir or sources.values.get("data_dir") or "data")
-    if env_file is None and (env_file := _read_env_file(chosen / ".env")) is not None:
-        sources = _sources(environ, env_file, here)
+    if found is None and (found := _read_env_file(chosen / ".env")) is not None:
+        sources = _sources(environ, found, here)
         moved_to = sources.values.get("data_dir", chosen)
         if data_dir is None and moved_to != chosen:
             sources.problems.append(
                 f"{chosen / '.env'}: leads to the data directory {moved_to}, and was found in another one"
             )
-    return _settled(sources, chosen)
+    if data_dir is not None:
+        sources.origins["data_dir"] = config_file.origin("--data-dir", str(data_dir), here)
+    return _settled(sources, _models(sources), chosen, found.path if found else None)
 
 
-def check_file(path: Path) -> Config:
-    """What a `config.json` alone would make. Raises ConfigError with every problem found."""
+def check_file(path: Path, examine: Callable[[Sequence[ModelConfig], Path], list[str]] = lambda *_: []) -> Config:
+    """What a `config.json` alone would make. Raises ConfigError with every problem found, also those that a start only
+    warns of. `examine` adds those of the models' files and of the folder of grammars."""
     here = Path.cwd()
-    sources = _sources({"LLAMALITH_CONFIG": str(path)}, None, here)
-    return _settled(sources, sources.values.get("data_dir", here / "data"))
+    sources = _sources({"LLAMALITH_CONFIG": str(path)}, None, here, config_name="FILE")
+    data_dir = sources.values.get("data_dir", here / "data")
+    models = _models(sources)
+    sources.problems.extend(sources.warnings)
+    sources.problems.extend(examine(models, sources.values.get("grammar_dir", GRAMMARS)))
+    for key in ("data_dir", "database_path"):
+        if key in sources.origins and (problem := _not_writable(sources.values[key])):
+            sources.problems.append(f"{sources.origins[key]}: {problem}")
+    return _settled(sources, models, data_dir, None)
 
 
-def require_secrets(config: Config) -> None:
-    """Raises ConfigError, one line a secret that is missing or unusable."""
+def require_secrets(config: Config) -> list[str]:
+    """Warnings of secrets that are weaker than usual. Raises ConfigError, one line a secret that is missing or
+    unusable, or that can be guessed within a day."""
     problems = [
         f"{name}: {reason}"
         for name, reason in (
@@ -194,11 +246,43 @@ def require_secrets(config: Config) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+    warnings = []
+    if len(config.api_token) < USUAL_TOKEN_CHARACTERS:
+        warnings.append(
+            f"N8N_API_TOKEN: has {len(config.api_token)} characters; {USUAL_TOKEN_CHARACTERS} or more are usual"
+        )
+    if (cost := _bcrypt_cost(config.admin_password_hash)) < USUAL_BCRYPT_COST:
+        warnings.append(
+            f"ADMIN_PASSWORD_HASH: has the bcrypt cost {cost}; {USUAL_BCRYPT_COST} or more is usual:"
+            " `llamalith hash-password` makes a new one"
+        )
+    return warnings
+
+
+def model_file_problem(path: Path) -> str:
+    """Why no model can be read from a file, as far as its first bytes tell; empty: nothing is known against it."""
+    try:
+        with files.open_regular(path) as file:
+            return "" if file.read(len(GGUF_MAGIC)) == GGUF_MAGIC else "is no GGUF file"
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def model_warnings(config: Config) -> list[str]:
+    """A line for each model whose file cannot be used now; jobs for it end as an error until it can."""
+    return [
+        f"{model.origin or f'model {config_file.plain(model.name)}: {model.path}'}: {problem};"
+        " until that is mended, its jobs end as an error"
+        for model in config.models
+        if (problem := model_file_problem(model.path))
+    ]
 
 
 def exported_secrets() -> list[str]:
     """Names of the required secrets that the environment itself sets, whatever a .env says."""
-    return [name for name in ("N8N_API_TOKEN", "SECRET_KEY", "ADMIN_PASSWORD_HASH") if os.environ.get(name)]
+    return [name for name in REQUIRED_SECRETS if os.environ.get(name)]
 
 
 def child_environ(defaults: Mapping[str, str]) -> dict[str, str]:
@@ -226,6 +310,10 @@ def _token_problem(token: str) -> str:
         return "missing; `llamalith init` writes a .env with one"
     if re.fullmatch(r"[!-~]([ -~]*[!-~])?", token) is None:
         return "must be printable ASCII without outer spaces, as it travels in a header"
+    if config_file.is_unexpanded(token, separators=""):
+        return config_file.UNEXPANDED
+    if strength.n_guesses(token) < strength.GUESSES_A_DAY:
+        return "can be guessed within a day; `llamalith init` makes a good one"
     return ""
 
 
@@ -236,73 +324,124 @@ def _secret_key_problem(key: str) -> str:
         return "is the sample that everybody knows; `llamalith init` makes a real one"
     if (n_bytes := len(key.encode())) < MIN_SECRET_KEY_BYTES:
         return f"has {n_bytes} bytes; at least {MIN_SECRET_KEY_BYTES} are needed"
+    if config_file.is_unexpanded(key, separators=""):
+        return config_file.UNEXPANDED
+    if strength.n_guesses(key) < strength.FAST_GUESSES_A_DAY:
+        return "can be guessed within a day; `llamalith init` makes a good one"
     return ""
 
 
 def _hash_problem(text: str) -> str:
     if not text:
         return "missing; `llamalith hash-password` makes one, `llamalith init` a whole .env"
+    if config_file.is_unexpanded(text, separators=""):
+        return config_file.UNEXPANDED
     if BCRYPT_HASH.fullmatch(text) is None:
         return (
             "not a bcrypt hash; `llamalith hash-password` makes one"
             " (single quotes around it in .env keep a shell from reading its $)"
         )
+    if (cost := _bcrypt_cost(text)) <= strength.WORST_COST:
+        return (
+            f"has the bcrypt cost {cost}, at which passwords can be guessed within a day;"
+            " `llamalith hash-password` makes one of the usual cost"
+        )
     return ""
+
+
+def _bcrypt_cost(text: str) -> int:
+    return int(text.split("$")[2])
 
 
 def _read_env_file(path: Path) -> _EnvFile | None:
     """None where there is none. Without interpolation: the `$` of a hash are meant."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = files.read_regular(path, MAX_ENV_FILE_BYTES).decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        return _EnvFile({}, [f"{path}: cannot be read: {error.strerror}"])
+        return _EnvFile(path, {}, [f"{path}: cannot be read: {error.strerror}"])
     except UnicodeDecodeError as error:
-        return _EnvFile({}, [f"{path}: not UTF-8 at byte {error.start + 1}"])
+        return _EnvFile(path, {}, [f"{path}: not UTF-8 at byte {error.start + 1}"])
     variables, problems = {}, []
     for binding in parse_stream(io.StringIO(text)):
         if binding.error:
             problems.append(f"{path}: line {binding.original.line}: expected NAME=VALUE")
         elif binding.key is not None and binding.value is not None:
             variables[binding.key] = binding.value
-    return _EnvFile(variables, problems)
+    return _EnvFile(path, variables, problems)
 
 
-def _sources(environ: Mapping[str, str], env_file: _EnvFile | None, here: Path) -> _Sources:
+def _sources(
+    environ: Mapping[str, str], env_file: _EnvFile | None, here: Path, *, config_name: str = "LLAMALITH_CONFIG"
+) -> _Sources:
+    """`config_name`: how a message names what led to the `config.json`."""
     problems = list(env_file.problems) if env_file else []
+    layers = [(environ, here, "")]
+    if env_file is not None:
+        layers.insert(0, (env_file.variables, env_file.path.parent, f"{env_file.path}: "))
     variables = {
-        name: value
-        for layer in (env_file.variables if env_file else {}, environ)
+        name: _Variable(value, folder, prefix)
+        for layer, folder, prefix in layers
         for name, value in layer.items()
         if (name in VARIABLES or name.startswith("LLAMALITH_")) and name not in TEST_VARIABLES and value.strip()
     }
-    for name, value in list(variables.items()):
+    for name, (value, _, prefix) in list(variables.items()):
         if name not in VARIABLES:
             shown = config_file.plain(name)
-            problems.append(f"{shown}: unknown variable{config_file.suggestion(name, VARIABLES)}")
+            problems.append(f"{prefix}{shown}: unknown variable{config_file.suggestion(name, VARIABLES)}")
         elif not _is_text(value):
-            problems.append(f"{name}: not UTF-8, or with a control character")
+            problems.append(f"{prefix}{name}: not UTF-8, or with a control character")
             del variables[name]
-    file = config_file.Judged({}, [], knows_models=True, ignored=[])
-    if label := variables.get("LLAMALITH_CONFIG"):
-        file = config_file.read(here / label, label)
+        elif name not in REQUIRED_SECRETS and config_file.is_unexpanded(value):
+            problems.append(f"{prefix}{name}: {config_file.shown(value)} {config_file.UNEXPANDED}")
+            del variables[name]
+    file = config_file.Judged({}, {}, [], knows_models=True, ignored=[])
+    label, config_path = "config.json", None
+    if (named := variables.get("LLAMALITH_CONFIG")) is not None:
+        file, label, config_path = _read_config_file(named, config_name, here)
         problems += file.problems
-    said: dict[str, Any] = {}
+    values, origins = dict(file.values), dict(file.origins)
     for name, key in SETTING_VARIABLES.items():
         if name in variables:
-            value, value_problems = config_file.judge_text(key, variables[name], name)
+            text, folder, prefix = variables[name]
+            value, value_problems = config_file.judge_text(key, text, f"{prefix}{name}")
             problems += value_problems
             if value is not UNSET:
-                said[key] = value
-    values = file.values | config_file.located(said, here)
+                absolute, said = config_file.located({key: value}, folder, prefix, problems, {key: name})
+                values |= absolute
+                origins |= said
     overridden = [
         f"{name}: the environment says something else than .env, and wins"
         for name in SECRETS
         if env_file is not None and environ.get(name, "").strip() and env_file.variables.get(name, "").strip()
         if environ[name] != env_file.variables[name]
     ]
-    return _Sources(variables, values, problems, file.knows_models, file.ignored, overridden)
+    return _Sources(
+        variables=variables,
+        values=values,
+        origins=origins,
+        problems=problems,
+        knows_models=file.knows_models,
+        ignored=file.ignored,
+        warnings=overridden,
+        label=label,
+        config_path=config_path,
+        from_environment=tuple(sorted(name for name in VARIABLES if environ.get(name, "").strip())),
+    )
+
+
+def _read_config_file(named: _Variable, name: str, here: Path) -> tuple[config_file.Judged, str, Path | None]:
+    """What stands in the file that LLAMALITH_CONFIG names; how messages name it; its path."""
+    at = f"{named.prefix}{name}"
+    try:
+        path = config_file.resolved(named.value, named.folder)
+    except ValueError as error:
+        problem = f"{at}: {config_file.shown(named.value)} {error}"
+        return config_file.Judged({}, {}, [problem], knows_models=False, ignored=[]), named.value, None
+    # As it was written, where that leads to it from here.
+    label = named.value if named.folder == here else str(path)
+    return config_file.read(path, label, config_file.origin(at, named.value, named.folder)), label, path
 
 
 def _is_text(value: str) -> bool:
@@ -310,33 +449,44 @@ def _is_text(value: str) -> bool:
     return re.search("[\x00-\x1f\x7f\ud800-\udfff]", value) is None
 
 
-def _settled(sources: _Sources, data_dir: Path) -> Config:
-    variables, values, problems = sources.variables, sources.values, sources.problems
-    models = _models(sources)
+def _settled(sources: _Sources, models: tuple[ModelConfig, ...], data_dir: Path, env_file: Path | None) -> Config:
+    values, problems, origins = sources.values, sources.problems, sources.origins
     grammar_dir = values.get("grammar_dir")
     if grammar_dir is not None:
-        problems += _folder_problems(grammar_dir, "LLAMALITH_GRAMMAR_DIR")
+        problems += _folder_problems(grammar_dir, origins["grammar_dir"])
+    proxies = sources.variables.get("LLAMALITH_TRUSTED_PROXIES")
+    place = f"{proxies.prefix}LLAMALITH_TRUSTED_PROXIES" if proxies else f"{sources.label}: trusted_proxies"
     problems += [
-        f"LLAMALITH_TRUSTED_PROXIES: {network} is no address and no network"
+        f"{place}: {network} is no address and no network"
         for network in values.get("trusted_proxies", ())
         if not _is_network(network)
     ]
-    problems += [] if _is_absent(data_dir) else _folder_problems(data_dir, "LLAMALITH_DATA_DIR")
+    of_data_dir = []
+    if not _is_absent(data_dir):
+        of_data_dir = _folder_problems(data_dir, origins.get("data_dir", f"LLAMALITH_DATA_DIR: {data_dir}"))
+        problems += of_data_dir
+    database_path = values.get("database_path", data_dir / "llamalith.db")
+    # In a data directory that is none there is no place for a database either: one problem, told once.
+    if (problem := _not_a_file(database_path)) and not (of_data_dir and "database_path" not in origins):
+        problems.append(f"{origins.get('database_path', database_path)}: cannot be used as a database: {problem}")
     if problems:
         raise ConfigError(problems)
     return Config(
         data_dir=data_dir,
-        secret_key=variables.get("SECRET_KEY", ""),
-        admin_password_hash=variables.get("ADMIN_PASSWORD_HASH", ""),
-        api_token=variables.get("N8N_API_TOKEN", ""),
+        secret_key=sources.text("SECRET_KEY"),
+        admin_password_hash=sources.text("ADMIN_PASSWORD_HASH"),
+        api_token=sources.text("N8N_API_TOKEN"),
         models=models,
         redis_url=values.get("redis_url") or f"unix://{quote(os.fsencode(valkey_socket(data_dir)))}",
         embedded_redis="redis_url" not in values,
-        database_path=values.get("database_path", data_dir / "llamalith.db"),
+        database_path=database_path,
         n_slots=values.get("worker_settings", {}).get("worker_count"),
         max_wait_s=MaxWait(**values.get("max_wait_s", {})),
         grammar_dir=grammar_dir or GRAMMARS,
-        warnings=(*sources.overridden, *_warnings(variables.get("LLAMALITH_CONFIG", ""), sources.ignored)),
+        env_file=env_file,
+        config_path=sources.config_path,
+        from_environment=sources.from_environment,
+        warnings=(*sources.warnings, *_ignored_warnings(sources)),
         **{key: values[key] for key in PLAIN_KEYS if key in values},
     )
 
@@ -357,17 +507,41 @@ def _is_absent(path: Path) -> bool:
     return False
 
 
-def _folder_problems(path: Path, name: str) -> list[str]:
+def _not_a_file(path: Path) -> str:
+    """Empty where there is a file, or one can be made."""
+    try:
+        return "" if stat.S_ISREG(path.stat().st_mode) else "Not a regular file"
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _folder_problems(path: Path, origin: str) -> list[str]:
     try:
         # A folder says what is in it; anything else says why it cannot.
         with os.scandir(path):
             return []
     except OSError as error:
-        return [f"{path}: cannot be used as a folder ({name}): {error.strerror}"]
+        return [f"{origin}: cannot be used as a folder: {error.strerror}"]
 
 
-def _warnings(label: str, ignored: list[str]) -> tuple[str, ...]:
-    return (f"{label}: means nothing here and is ignored: {', '.join(ignored)}",) if ignored else ()
+def _not_writable(path: Path) -> str:
+    """Why a start could make or change nothing at a path; empty: it could."""
+    there = next(place for place in (path, *path.parents) if not _is_absent(place))
+    try:
+        is_folder = stat.S_ISDIR(there.stat().st_mode)
+    except OSError:
+        return ""  # told where it is used as a folder or a file
+    if os.access(there, os.W_OK | (os.X_OK if is_folder else 0)):
+        return ""
+    return f"{there} cannot be written by this user"
+
+
+def _ignored_warnings(sources: _Sources) -> list[str]:
+    return (
+        [f"{sources.label}: means nothing here and is ignored: {', '.join(sources.ignored)}"] if sources.ignored else []
+    )
 
 
 def _models(sources: _Sources) -> tuple[ModelConfig, ...]:
@@ -378,13 +552,24 @@ def _models(sources: _Sources) -> tuple[ModelConfig, ...]:
     bundled = _bundled_path() if BUNDLED_MODEL not in paths else None
     if bundled is not None:
         paths[BUNDLED_MODEL] = bundled
-    label = variables.get("LLAMALITH_CONFIG", "config.json")
-    offered = {f"{label}: available_models": listed}
-    if "LLM_MODELS" in variables:
-        listed = tuple(config_file.split(variables["LLM_MODELS"]))
-        offered["LLM_MODELS"] = listed
+    offered = {f"{sources.label}: available_models": listed}
+    if (chosen := variables.get("LLM_MODELS")) is not None:
+        listed = tuple(config_file.split(chosen.value))
+        offered[f"{chosen.prefix}LLM_MODELS"] = listed
     if sources.knows_models:
         sources.problems.extend(_unknown_names(offered, paths))
+    sources.warnings.extend(
+        f"{sources.label}: model_sha256.{config_file.plain(name)}: 64 zeros stand for a digest;"
+        " write that of the file (`sha256sum` prints it), or leave it out"
+        for name, digest in values.get("model_sha256", {}).items()
+        if set(digest) == {"0"}
+    )
+    sources.warnings.extend(
+        f"{place}: {config_file.shown(name)} stands there {names.count(name)} times"
+        for place, names in offered.items()
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    )
     sources.ignored.extend(
         f"{key}.{config_file.plain(name)} (no such model)"
         for key in ("model_formats", "model_sha256", "model_settings")
@@ -392,7 +577,7 @@ def _models(sources: _Sources) -> tuple[ModelConfig, ...]:
         if name not in paths
     )
     return tuple(
-        _model(name, paths[name], values, is_bundled=paths[name] is bundled)
+        _model(name, paths[name], sources, is_bundled=paths[name] is bundled)
         for name in dict.fromkeys(listed)
         if name in paths
     )
@@ -411,13 +596,15 @@ def _unknown_names(offered: Mapping[str, tuple[str, ...]], paths: Mapping[str, P
     return problems + [f"{place}: names no model" for place, names in offered.items() if not names]
 
 
-def _model(name: str, path: Path, values: Mapping[str, Any], *, is_bundled: bool) -> ModelConfig:
+def _model(name: str, path: Path, sources: _Sources, *, is_bundled: bool) -> ModelConfig:
+    values = sources.values
     sha256: str | None = values.get("model_sha256", {}).get(name, BUNDLED_SHA256 if is_bundled else None)
     chat_format = values.get("model_formats", {}).get(name, "auto")
     defaults = {"n_ctx": BUNDLED_N_CTX} if is_bundled else {}
     return ModelConfig(
         name=name,
         path=path,
+        origin=sources.origins.get(f"model_paths.{name}", ""),
         sha256=sha256 and sha256.lower(),
         chat_format="auto" if chat_format in config_file.TEMPLATE_FORMATS else chat_format,
         settings=ModelSettings(**(defaults | values.get("model_settings", {}).get(name, {}))),

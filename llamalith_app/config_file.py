@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import msgspec
 from msgspec import UNSET, Meta
 
-from llamalith_app import ranges
+from llamalith_app import files, ranges
 from llamalith_app.ranges import in_words, takes_lone_text, title, without_none
 
 # `$` alone would let one line break follow; this end means the same to Python and to JSON Schema.
@@ -26,6 +27,8 @@ HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)"
 MAX_SECONDS = 31_536_000
 """A year."""
 SHOWN_CHARACTERS = 80
+MAX_BYTES = 1024**2
+"""Of a `config.json`; a hundred models take 50 kB."""
 NUMBER = re.compile(r"\s*[+-]?\d{1,18}(?:\.\d{1,18})?\s*", re.ASCII)
 
 ChatFormat = Literal[
@@ -267,7 +270,10 @@ TYPES: Mapping[str, Any] = {field.encode_name: field.type for field in msgspec.s
 
 class Judged(NamedTuple):
     values: dict[str, Any]
-    """What was given and is good, by ConfigFile's keys and of the types there; structs as dicts."""
+    """What was given and is good, by ConfigFile's keys and of the types there, paths absolute; structs as dicts."""
+    origins: dict[str, str]
+    """How a message names a path that was set: where, as what, and from which folder. By key, models as
+    `model_paths.NAME`."""
     problems: list[str]
     knows_models: bool
     """False where model_paths could not be understood: who asks for a model then need not be told so."""
@@ -275,18 +281,18 @@ class Judged(NamedTuple):
     """Places of what the original knew and means nothing here."""
 
 
-def read(path: Path, label: str) -> Judged:
-    """Reads and judges a file; `label` is how problems name it. Never raises for what stands in it."""
+def read(path: Path, label: str, origin: str | None = None) -> Judged:
+    """Reads and judges a file; `label` is how problems name it, `origin` how they do where it cannot be read. Never
+    raises for what stands in it."""
     problems: list[str] = []
-    tree = _parsed(path, label, problems)
-    if tree is UNSET:
-        return Judged({}, problems, knows_models=False, ignored=[])
+    tree = _parsed(path, label, origin or label, problems)
     ignored: list[str] = []
-    values = _Judge(f"{label}: ", problems, ignored).value(tree, ConfigFile, "")
+    values = UNSET if tree is UNSET else _Judge(f"{label}: ", problems, ignored).value(tree, ConfigFile, "")
     if values is UNSET:
-        return Judged({}, problems, knows_models=False, ignored=[])
+        return Judged({}, {}, problems, knows_models=False, ignored=[])
     knows_models = not any(problem.startswith(f"{label}: model_paths") for problem in problems)
-    return Judged(located(values, path.parent), problems, knows_models, ignored)
+    absolute, origins = located(values, path.parent, f"{label}: ", problems)
+    return Judged(absolute, origins, problems, knows_models, ignored)
 
 
 def judge_text(key: str, text: str, name: str) -> tuple[Any, list[str]]:
@@ -305,17 +311,75 @@ def judge_text(key: str, text: str, name: str) -> tuple[Any, list[str]]:
     return value, problems
 
 
-def located(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same with absolute paths (as `Path`), relative ones starting at `folder`."""
-    values = dict(values)
-    for key in PATH_KEYS:
-        if key in values:
-            values[key] = folder / values[key]
-    if "database_url" in values:
-        values["database_path"] = folder / values.pop("database_url").removeprefix("sqlite:///")
-    if "model_paths" in values:
-        values["model_paths"] = {name: folder / path for name, path in values["model_paths"].items()}
-    return values
+def located(
+    values: Mapping[str, Any], folder: Path, prefix: str, problems: list[str], names: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same with absolute paths (as `Path`), relative ones starting at `folder`; and their origins.
+
+    `prefix` and `names` (by key; default: the key itself) are how the place of a value is told. Values that cannot be
+    used are left out, and their problems added.
+    """
+    found: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def locate(key: str, text: str, at: str) -> Path | None:
+        try:
+            path = resolved(text, folder)
+        except ValueError as error:
+            problems.append(f"{at}: {shown(text)} {error}")
+            return None
+        origins[key] = origin(at, text, folder)
+        return path
+
+    for key, value in values.items():
+        at = f"{prefix}{(names or {}).get(key, key)}"
+        if key in PATH_KEYS:
+            found[key] = locate(key, value, at)
+        elif key == "database_url":
+            found["database_path"] = locate("database_path", value.removeprefix("sqlite:///"), at)
+        elif key == "model_paths":
+            paths = {name: locate(f"{key}.{name}", text, f"{at}.{plain(name)}") for name, text in value.items()}
+            found[key] = {name: path for name, path in paths.items() if path is not None}
+        elif key == "redis_url" and is_unexpanded(value):
+            problems.append(f"{at}: {shown(value)} {UNEXPANDED}")
+        else:
+            found[key] = value
+    return {key: value for key, value in found.items() if value is not None}, origins
+
+
+def resolved(text: str, folder: Path) -> Path:
+    """The absolute path that a setting means: `~` is a home directory, a relative path starts at `folder`.
+
+    Raises ValueError, with the rest of a sentence, for a variable that nothing replaced and for an unknown home.
+    """
+    if is_unexpanded(text):
+        raise ValueError(UNEXPANDED)
+    # Not Path's own: to that `./~/x`, which names a folder of this name, is the same as `~/x`.
+    expanded = os.path.expanduser(text)  # noqa: PTH111
+    if expanded.startswith("~"):
+        raise ValueError("starts with a ~ whose home directory is not known; ./~ is a folder of this name")
+    return folder / expanded
+
+
+def origin(at: str, text: str, folder: Path) -> str:
+    """How a message begins that is about a path: where it was set, as what, and from which folder it was resolved."""
+    is_relative = not text.startswith(("/", "~"))
+    return f"{at}: {shown(text)}{f' (relative to {folder})' if is_relative else ''}"
+
+
+UNEXPANDED = (
+    "looks like a variable that nothing replaced: settings are taken as they are written, so write the value itself"
+)
+_VARIABLE = "[A-Za-z_][A-Za-z0-9_]*"
+_BRACED = re.compile(rf"\$\{{{_VARIABLE}[^}}]*\}}|\$\([^)]*\)|\{{\{{.*?\}}\}}")
+_BARE = re.compile(rf"\${_VARIABLE}|%{_VARIABLE}%")
+
+
+def is_unexpanded(text: str, *, separators: str = r"[/:@,]") -> bool:
+    """True for `${NAME}`, `$(command)` and `{{ name }}` anywhere, and for `$NAME` and `%NAME%` where they are all
+    that stands between two separators: a `$` alone may belong to a value."""
+    parts = re.split(separators, text.strip()) if separators else [text.strip()]
+    return _BRACED.search(text) is not None or any(_BARE.fullmatch(part) for part in parts)
 
 
 def split(text: str) -> list[str]:
@@ -358,7 +422,7 @@ def json_schema() -> bytes:
     return msgspec.json.format(msgspec.json.encode(schema), indent=2)
 
 
-def _parsed(path: Path, label: str, problems: list[str]) -> Any:
+def _parsed(path: Path, label: str, origin: str, problems: list[str]) -> Any:
     twice: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -370,11 +434,11 @@ def _parsed(path: Path, label: str, problems: list[str]) -> Any:
 
     try:
         # -sig: some editors put a byte order mark in front.
-        text = path.read_bytes().decode("utf-8-sig")
+        text = files.read_regular(path, MAX_BYTES).decode("utf-8-sig")
         tree = json.loads(text, object_pairs_hook=once)
         json.dumps(tree, ensure_ascii=False).encode()
     except OSError as error:
-        problems.append(f"{label}: cannot be read: {error.strerror or error}")
+        problems.append(f"{origin}: cannot be read: {error.strerror or error}")
     except UnicodeDecodeError as error:
         problems.append(f"{label}: not UTF-8 at byte {error.start + 1}")
     except UnicodeEncodeError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from llamalith_app import gbnf
+from llamalith_app import files, gbnf
 from llamalith_app.errors import ConfigError
 
 MAX_GRAMMAR_BYTES = 100_000
@@ -56,12 +56,11 @@ def load(folder: Path) -> dict[str, str]:
     grammars, problems = {}, []
     for path in sorted(folder.glob("*.gbnf")):
         try:
-            content = path.read_bytes()
-            if len(content) > MAX_GRAMMAR_BYTES:
-                problems.append(f"{path}: {len(content)} bytes; a grammar has at most {MAX_GRAMMAR_BYTES}")
-                continue
-            grammars[path.stem] = of_gbnf(content.decode())
-        except (OSError, UnicodeDecodeError, gbnf.GbnfError) as error:
+            grammars[path.stem] = of_gbnf(files.read_regular(path, MAX_GRAMMAR_BYTES).decode())
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {error.strerror}")
+            continue
+        except (UnicodeDecodeError, gbnf.GbnfError) as error:
             problems.append(f"{path}: {error}")
             continue
         if reason := problem(grammars[path.stem]):

@@ -11,13 +11,14 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
 import click
 import msgspec
 import structlog
 
-from llamalith_app.config import Config
+from llamalith_app.config import Config, model_warnings
 
 
 class _StandardError:
@@ -46,7 +47,7 @@ QUIET = ("httpx", "httpcore", "alembic", "asyncio", "aiosqlite", "sqlalchemy", "
 
 
 def start(process: str, config: Config) -> None:
-    """Called once by a process's composition root; tells what of the configuration had no effect."""
+    """Called once by a process's composition root."""
     log_format, level = config.log_format, config.log_level
     text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
@@ -85,6 +86,17 @@ def start(process: str, config: Config) -> None:
     logging.getLogger("saq").setLevel(logging.ERROR)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    if process != "up":
-        for warning in config.warnings:
-            structlog.get_logger(__name__).warning(warning)
+
+
+def tell_settings(config: Config, warnings: Iterable[str]) -> None:
+    """Logs in one line which files the settings come from, and each warning, those of the models' files too."""
+    log = structlog.get_logger(__name__)
+    log.info(
+        "settings read",
+        data_dir=str(config.data_dir),
+        env_file=str(config.env_file) if config.env_file else None,
+        config=str(config.config_path) if config.config_path else None,
+        environment=list(config.from_environment),
+    )
+    for warning in (*config.warnings, *warnings, *model_warnings(config)):
+        log.warning(warning)

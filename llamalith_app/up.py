@@ -217,7 +217,9 @@ async def run(config: Config, *, host: str, port: int, grace_s: float) -> int:
 
 
 async def _product(supervisor: Supervisor, config: Config, host: str, port: int, grace_s: float) -> None:
-    data_dir = ("--data-dir", str(config.data_dir))
+    # What was read here is what they read, whatever comes into the current folder later.
+    env_file = ("--env-file", str(config.env_file)) if config.env_file else ()
+    settings = ("--data-dir", str(config.data_dir), *env_file)
     for name in ("web", "worker", "valkey", "migrate"):
         await supervisor.replace(name)
     check_port(host, port)
@@ -225,9 +227,9 @@ async def _product(supervisor: Supervisor, config: Config, host: str, port: int,
         async with asyncio.TaskGroup() as parts:
             if config.embedded_redis:
                 await _start_valkey(supervisor, config, parts)
-            await supervisor.once(Part("migrate", command("migrate", "--quiet", *data_dir), ours=False))
-            web = command("web", "--host", host, "--port", str(port), *data_dir)
-            worker = command("worker", *data_dir, "--grace", str(grace_s))
+            await supervisor.once(Part("migrate", command("migrate", "--quiet", *settings), ours=False))
+            web = command("web", "--host", host, "--port", str(port), *settings)
+            worker = command("worker", *settings, "--grace", str(grace_s))
             parts.create_task(supervisor.keep(Part("web", web)))
             parts.create_task(supervisor.keep(Part("worker", worker)))
             await until(lambda: serves(host, port))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -162,7 +163,15 @@ def absent(path: Path, _: Path) -> None:
     return
 
 
-@pytest.mark.parametrize("make", [damaged, another, text, absent])
+def fifo(path: Path, _: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path, _: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [damaged, another, text, absent, fifo, device])
 def test_what_is_no_whole_backup_is_refused_and_leaves_nothing(
     database_path: Path, tmp_path: Path, make: object
 ) -> None:

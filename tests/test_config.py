@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from llama_cpp import llama_chat_format
 from redis import Redis
 
 from llamalith_app import config as config_module
 from llamalith_app import config_file
+from llamalith_app.cli import llamalith
+from llamalith_app.commands import check
 from llamalith_app.commands.config import command
+from llamalith_app.commands.settings import clear_text_warnings
 from llamalith_app.config import (
     BUNDLED_SHA256,
     SAMPLE_SECRET_KEY,
@@ -30,14 +37,20 @@ from llamalith_app.config import (
     Config,
     check_file,
     load,
+    model_warnings,
     require_secrets,
     valkey_socket,
 )
 from llamalith_app.errors import ConfigError
+from tests import gguf
 
 ROOT = Path(__file__).parents[1]
 HASH = "$2b$12$s2SmGdxc0YBntHVJc//zNu2d84kOItQVk1U1O5WZh0U5at1A8vA7G"
-SECRETS = {"N8N_API_TOKEN": "tok", "SECRET_KEY": "k" * 32, "ADMIN_PASSWORD_HASH": HASH}
+SECRETS = {
+    "N8N_API_TOKEN": "a-token-of-the-tests",
+    "SECRET_KEY": "a secret key of the tests, of 32 bytes",
+    "ADMIN_PASSWORD_HASH": HASH,
+}
 
 
 class Place:
@@ -49,8 +62,10 @@ class Place:
     def write(self, content: Any, name: str = "config.json") -> None:
         (self.folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
-    def load(self, environ: Mapping[str, str] | None = None, *, data_dir: Path | None = None) -> Config:
-        return load(environ or {}, data_dir=data_dir, cwd=self.folder)
+    def load(
+        self, environ: Mapping[str, str] | None = None, *, data_dir: Path | None = None, env_file: Path | None = None
+    ) -> Config:
+        return load(environ or {}, data_dir=data_dir, env_file=env_file, cwd=self.folder)
 
     def load_file(self, content: Any) -> Config:
         self.write(content)
@@ -120,7 +135,7 @@ def test_ended_jobs_are_kept_for_ever_unless_days_are_given(place: Place) -> Non
 
 def test_null_in_config_json_is_the_same_as_not_set(place: Place) -> None:
     config = place.load_file({"max_attempts": None, "model_paths": None, "redis_url": None})
-    assert config == place.load()
+    assert msgspec.structs.replace(config, config_path=None, from_environment=()) == place.load()
 
 
 @pytest.mark.parametrize(
@@ -158,12 +173,172 @@ def test_env_file_is_looked_for_in_the_current_folder_first_then_in_the_data_dir
     assert place.load().api_token == ""
 
 
+def test_a_named_env_file_is_the_only_one_that_is_read(place: Place) -> None:
+    for folder in ("data", "etc"):
+        (place.folder / folder).mkdir()
+    place.write("N8N_API_TOKEN=of-here\nLLAMALITH_LOG_LEVEL=error\n", ".env")
+    place.write("N8N_API_TOKEN=of-data\n", "data/.env")
+    place.write("N8N_API_TOKEN=of-etc\n", "etc/a.env")
+    config = place.load(env_file=Path("etc/a.env"))
+    assert (config.api_token, config.log_level) == ("of-etc", "info")
+    assert config.env_file == place.folder / "etc" / "a.env"
+    assert place.load({"N8N_API_TOKEN": "of-environment"}, env_file=Path("etc/a.env")).api_token == "of-environment"
+    assert place.load().env_file == place.folder / ".env"
+    (place.folder / ".env").unlink()
+    assert place.load().env_file == place.folder / "data" / ".env"
+
+
+def test_a_named_env_file_that_is_not_there_is_refused(place: Place) -> None:
+    place.write("N8N_API_TOKEN=of-here\n", ".env")
+    with pytest.raises(ConfigError) as refused:
+        place.load(env_file=Path("typo.env"))
+    assert refused.value.problems == [f"--env-file: {place.folder}/typo.env: there is no such file"]
+
+
+def test_every_command_that_takes_a_data_directory_takes_an_env_file() -> None:
+    def all_of(command: click.Command) -> Iterator[click.Command]:
+        yield command
+        if isinstance(command, click.Group):
+            for name in command.list_commands(click.Context(command)):
+                inner = command.get_command(click.Context(command), name)
+                assert inner is not None
+                yield from all_of(inner)
+
+    options = [{parameter.name for parameter in command.params} for command in all_of(llamalith)]
+    assert sum("data_dir" in names for names in options) == 9
+    assert [names for names in options if ("data_dir" in names) != ("env_file" in names)] == []
+
+
+def test_a_relative_path_starts_at_the_folder_of_the_env_file_that_says_it(place: Place) -> None:
+    (place.folder / "etc" / "g").mkdir(parents=True)
+    place.write({"data_dir": "d"}, "etc/config.json")
+    place.write("LLAMALITH_CONFIG=config.json\nLLAMALITH_GRAMMAR_DIR=g\nDATABASE_URL=sqlite:///f.db\n", "etc/a.env")
+    config = place.load(env_file=Path("etc/a.env"))
+    assert config.config_path == place.folder / "etc" / "config.json"
+    assert config.grammar_dir == place.folder / "etc" / "g"
+    assert config.database_path == place.folder / "etc" / "f.db"
+    assert config.data_dir == place.folder / "etc" / "d"
+    overridden = place.load({"DATABASE_URL": "sqlite:///f.db"}, env_file=Path("etc/a.env"))
+    assert overridden.database_path == place.folder / "f.db"
+
+
+def test_a_problem_with_a_path_names_where_it_was_set_as_what_and_from_which_folder(place: Place) -> None:
+    (place.folder / "etc").mkdir()
+    place.write({"grammar_dir": "g"}, "etc/config.json")
+    place.write("LLAMALITH_CONFIG=config.json\nDATABASE_URL=sqlite:///.\nLLAMALITH_MAX_ATTEMPTS=0\n", "etc/a.env")
+    with pytest.raises(ConfigError) as refused:
+        place.load(env_file=Path("etc/a.env"))
+    etc = place.folder / "etc"
+    assert refused.value.problems == [
+        f"{etc}/a.env: LLAMALITH_MAX_ATTEMPTS: expected int ≥ 1 and ≤ 100, got 0",
+        f'{etc}/config.json: grammar_dir: "g" (relative to {etc}): cannot be used as a folder:'
+        " No such file or directory",
+        f'{etc}/a.env: DATABASE_URL: "." (relative to {etc}): cannot be used as a database: Not a regular file',
+    ]
+    place.write("LLAMALITH_CONFIG=nowhere.json\n", "etc/a.env")
+    with pytest.raises(ConfigError) as refused:
+        place.load(env_file=Path("etc/a.env"))
+    assert refused.value.problems == [
+        f'{etc}/a.env: LLAMALITH_CONFIG: "nowhere.json" (relative to {etc}): cannot be read: No such file or directory'
+    ]
+
+
+def test_a_tilde_is_the_home_directory_wherever_a_path_stands(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = place.folder / "home"
+    (home / "g").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    place.write({"model_paths": {"a": "~/a.gguf"}, "data_dir": "~/d", "database_url": "sqlite:///~/f.db"})
+    place.write("LLAMALITH_GRAMMAR_DIR=~/g\n", ".env")
+    config = place.load({"LLAMALITH_CONFIG": "config.json"})
+    found = (config.models[0].path, config.data_dir, config.database_path, config.grammar_dir)
+    assert found == (home / "a.gguf", home / "d", home / "f.db", home / "g")
+    place.write({}, "home/config.json")
+    config = place.load({"LLAMALITH_CONFIG": "~/config.json", "DATABASE_URL": "sqlite:///~/e.db"})
+    assert (config.config_path, config.database_path) == (home / "config.json", home / "e.db")
+    assert place.load({"LLAMALITH_DATA_DIR": "./~/x"}).data_dir == place.folder / "~" / "x"
+    assert place.load({"LLAMALITH_DATA_DIR": "x/~"}).data_dir == place.folder / "x" / "~"
+
+
+def test_a_tilde_that_the_shell_left_in_an_option_is_the_home_directory(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(place.folder))
+    result = CliRunner().invoke(check.command, ["--data-dir=~/x"])
+    assert str(result.exception) == f"{place.folder}/x/llamalith.db: there is no database"
+    result = CliRunner().invoke(check.command, ["--env-file=~/typo.env"])
+    assert str(result.exception) == f"--env-file: {place.folder}/typo.env: there is no such file"
+    result = CliRunner().invoke(check.command, ["--data-dir=$HOME/x"])
+    assert str(result.exception) == f'--data-dir: "$HOME/x" {config_file.UNEXPANDED}'
+
+
+def test_a_tilde_without_a_home_directory_behind_it_is_refused(place: Place) -> None:
+    assert place.problems({"LLAMALITH_DATA_DIR": "~nobody-of-this-name/x"}) == [
+        'LLAMALITH_DATA_DIR: "~nobody-of-this-name/x" starts with a ~ whose home directory is not known;'
+        " ./~ is a folder of this name"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("LLAMALITH_DATA_DIR", "$HOME/llama", "$HOME/llama"),
+        ("LLAMALITH_DATA_DIR", "/srv/${NAME:-llama}/data", "/srv/${NAME:-llama}/data"),
+        ("LLAMALITH_DATA_DIR", "%APPDATA%", "%APPDATA%"),
+        ("LLAMALITH_GRAMMAR_DIR", "/srv/{{ grammars }}", "/srv/{{ grammars }}"),
+        ("LLAMALITH_CONFIG", "$(pwd)/config.json", "$(pwd)/config.json"),
+        ("DATABASE_URL", "sqlite:///$DATA/f.db", "sqlite:///$DATA/f.db"),
+        ("REDIS_URL", "redis://:$PASSWORD@h:6379/0", "redis://…@h:6379/0"),
+        ("REDIS_URL", "redis://${REDIS_HOST}:6379", "redis://${REDIS_HOST}:6379"),
+        ("LLM_MODELS", "${MODELS}", "${MODELS}"),
+        ("LLAMALITH_MAX_ATTEMPTS", "{{ attempts }}", "{{ attempts }}"),
+    ],
+)
+def test_a_variable_that_nothing_replaced_is_refused_as_a_setting(
+    place: Place, name: str, value: str, shown: str
+) -> None:
+    assert place.problems({name: value}) == [f'{name}: "{shown}" {config_file.UNEXPANDED}']
+    place.write(f"{name}='{value}'\n", ".env")
+    assert place.problems({}) == [f'{place.folder}/.env: {name}: "{shown}" {config_file.UNEXPANDED}']
+
+
+def test_a_variable_that_nothing_replaced_is_refused_in_config_json(place: Place) -> None:
+    content = {"model_paths": {"m": "${MODELS}/m.gguf"}, "data_dir": "$HOME", "redis_url": "redis://%HOST%"}
+    assert place.problems_of_file(content) == [
+        f'config.json: model_paths.m: "${{MODELS}}/m.gguf" {config_file.UNEXPANDED}',
+        f'config.json: data_dir: "$HOME" {config_file.UNEXPANDED}',
+        f'config.json: redis_url: "redis://%HOST%" {config_file.UNEXPANDED}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", "redis://:p%C3%A4%C3%A4s%24x@h"),
+        ("REDIS_URL", "redis://:a$b!c@h"),
+        ("LLAMALITH_DATA_DIR", "c$/100%/$1/a%20b%/{x}"),
+        ("N8N_API_TOKEN", "k$Wz/$Qp7%aB%{b}9-Vn3!xS"),
+        ("ADMIN_PASSWORD_HASH", HASH),
+    ],
+)
+def test_a_dollar_or_a_percent_sign_may_belong_to_a_value(place: Place, name: str, value: str) -> None:
+    require_secrets(place.load(SECRETS | {name: value}))
+
+
+def test_which_settings_come_from_where_is_known(place: Place) -> None:
+    place.write({})
+    place.write("LLAMALITH_CONFIG=config.json\n", ".env")
+    config = place.load({"LLAMALITH_LOG_LEVEL": "error", "N8N_API_TOKEN": "x", "REDIS_URL": " ", "HOME": "/"})
+    assert (config.env_file, config.config_path) == (place.folder / ".env", place.folder / "config.json")
+    assert config.from_environment == ("LLAMALITH_LOG_LEVEL", "N8N_API_TOKEN")
+
+
 def test_the_data_directory_s_env_file_cannot_lead_to_another_one(place: Place) -> None:
     (place.folder / "data").mkdir()
     place.write("LLAMALITH_DATA_DIR=elsewhere\n", "data/.env")
     (problem,) = place.problems({})
     assert problem == (
-        f"{place.folder}/data/.env: leads to the data directory {place.folder}/elsewhere, and was found in another one"
+        f"{place.folder}/data/.env: leads to the data directory {place.folder}/data/elsewhere,"
+        " and was found in another one"
     )
     assert place.load(data_dir=place.folder / "data").data_dir == place.folder / "data"
 
@@ -185,6 +360,44 @@ def test_the_dollars_of_a_hash_in_env_file_stay_as_they_are(place: Place, quote:
 def test_a_broken_env_file_is_refused_by_its_place(place: Place, content: bytes, problem: str) -> None:
     (place.folder / ".env").write_bytes(content)
     assert place.problems({}) == [f"{place.folder}/.env: {problem}"]
+
+
+def special(path: Path, kind: str, max_bytes: int = config_file.MAX_BYTES) -> str:
+    """Makes something there that is no file to read; what is said of it."""
+    if kind == "fifo":
+        os.mkfifo(path)
+        return "Not a regular file"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+        return "Not a regular file"
+    with path.open("wb") as file:
+        file.truncate(max_bytes + 1)
+    return f"More than {max_bytes} bytes, which is the limit"
+
+
+KINDS = pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
+
+
+@KINDS
+def test_an_env_file_that_is_no_file_of_usual_size_is_refused_at_once(place: Place, kind: str) -> None:
+    reason = special(place.folder / ".env", kind, config_module.MAX_ENV_FILE_BYTES)
+    assert place.problems({}) == [f"{place.folder}/.env: cannot be read: {reason}"]
+
+
+@KINDS
+def test_a_config_json_that_is_no_file_of_usual_size_is_refused_at_once(place: Place, kind: str) -> None:
+    reason = special(place.folder / "c.json", kind)
+    assert place.problems({"LLAMALITH_CONFIG": "c.json"}) == [
+        f'LLAMALITH_CONFIG: "c.json" (relative to {place.folder}): cannot be read: {reason}'
+    ]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_a_database_that_is_no_file_is_refused_at_once(place: Place, kind: str) -> None:
+    reason = special(place.folder / "f.db", kind)
+    assert place.problems({"DATABASE_URL": "sqlite:///f.db"}) == [
+        f'DATABASE_URL: "f.db" (relative to {place.folder}): cannot be used as a database: {reason}'
+    ]
 
 
 def test_a_folder_named_env_is_refused(place: Place) -> None:
@@ -470,7 +683,9 @@ def test_a_byte_order_mark_is_passed_over(place: Place) -> None:
 
 @pytest.mark.parametrize(("name", "reason"), [("nowhere", "No such file or directory"), (".", "Is a directory")])
 def test_a_file_that_cannot_be_read_is_refused_by_name(place: Place, name: str, reason: str) -> None:
-    assert place.problems({"LLAMALITH_CONFIG": name}) == [f"{name}: cannot be read: {reason}"]
+    assert place.problems({"LLAMALITH_CONFIG": name}) == [
+        f'LLAMALITH_CONFIG: "{name}" (relative to {place.folder}): cannot be read: {reason}'
+    ]
 
 
 def test_every_problem_is_told_not_the_first_only(place: Place) -> None:
@@ -556,7 +771,6 @@ def problems_or_none(path: Path) -> list[str] | None:
 EXAMPLE = json.loads((ROOT / "config.example.json").read_text())
 
 
-@settings(deadline=None)
 @given(at=st.sampled_from(places(EXAMPLE)), value=JSON, key=st.none() | st.text())
 def test_any_value_at_any_place_is_taken_or_refused_by_one_line_each(
     at: tuple[Any, ...], value: Any, key: str | None
@@ -573,7 +787,6 @@ def test_any_value_at_any_place_is_taken_or_refused_by_one_line_each(
     assert problems is None or [len(problem.splitlines()) for problem in problems] == [1] * len(problems) != []
 
 
-@settings(deadline=None)
 @given(content=st.binary(max_size=200))
 def test_any_bytes_are_taken_or_refused(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -582,7 +795,6 @@ def test_any_bytes_are_taken_or_refused(content: bytes) -> None:
         problems_or_none(path)
 
 
-@settings(deadline=None)
 @given(name=st.sampled_from(VARIABLES), value=st.text(st.characters(exclude_characters="\0")))
 def test_any_value_of_any_variable_is_taken_or_refused(name: str, value: str) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ConfigError):
@@ -670,7 +882,7 @@ def test_a_grammar_folder_must_be_one(place: Place) -> None:
     place.write("", "file")
     for name, reason in (("file", "Not a directory"), ("nowhere", "No such file or directory")):
         assert place.problems({"LLAMALITH_GRAMMAR_DIR": name}) == [
-            f"{place.folder}/{name}: cannot be used as a folder (LLAMALITH_GRAMMAR_DIR): {reason}"
+            f'LLAMALITH_GRAMMAR_DIR: "{name}" (relative to {place.folder}): cannot be used as a folder: {reason}'
         ]
     assert place.load({"LLAMALITH_GRAMMAR_DIR": "."}).grammar_dir == place.folder
 
@@ -678,15 +890,15 @@ def test_a_grammar_folder_must_be_one(place: Place) -> None:
 def test_a_data_directory_that_is_a_file_is_refused(place: Place) -> None:
     place.write("", "data")
     assert place.problems({}) == [
-        f"{place.folder}/data: cannot be used as a folder (LLAMALITH_DATA_DIR): Not a directory"
+        f"LLAMALITH_DATA_DIR: {place.folder}/data: cannot be used as a folder: Not a directory"
     ]
 
 
 # ---- secrets
 
 
-def test_the_seed_s_secrets_are_enough(place: Place) -> None:
-    require_secrets(place.load(SECRETS))
+def test_usual_secrets_are_taken_without_a_word(place: Place) -> None:
+    assert require_secrets(place.load(SECRETS)) == []
 
 
 @pytest.mark.parametrize(
@@ -697,7 +909,33 @@ def test_the_seed_s_secrets_are_enough(place: Place) -> None:
         ("N8N_API_TOKEN", "tök", "must be printable ASCII without outer spaces, as it travels in a header"),
         ("N8N_API_TOKEN", "tok ", "must be printable ASCII without outer spaces, as it travels in a header"),
         ("SECRET_KEY", "", "missing; `llamalith init` writes a .env with one"),
+        ("N8N_API_TOKEN", "x", "can be guessed within a day; `llamalith init` makes a good one"),
+        ("N8N_API_TOKEN", "tok", "can be guessed within a day; `llamalith init` makes a good one"),
+        ("N8N_API_TOKEN", "Password123", "can be guessed within a day; `llamalith init` makes a good one"),
+        ("N8N_API_TOKEN", "x" * 100_000, "can be guessed within a day; `llamalith init` makes a good one"),
+        ("N8N_API_TOKEN", "12345678901234567890", "can be guessed within a day; `llamalith init` makes a good one"),
+        ("N8N_API_TOKEN", "${X}", config_file.UNEXPANDED),
+        ("N8N_API_TOKEN", "$LLAMALITH_TOKEN", config_file.UNEXPANDED),
+        ("N8N_API_TOKEN", "%LLAMALITH_TOKEN%", config_file.UNEXPANDED),
+        ("N8N_API_TOKEN", "{{ llamalith_api_token }}", config_file.UNEXPANDED),
+        ("N8N_API_TOKEN", "$(cat /run/secrets/token)", config_file.UNEXPANDED),
         ("SECRET_KEY", "k" * 31, "has 31 bytes; at least 32 are needed"),
+        ("SECRET_KEY", "k" * 32, "can be guessed within a day; `llamalith init` makes a good one"),
+        ("SECRET_KEY", "abc" * 20, "can be guessed within a day; `llamalith init` makes a good one"),
+        (
+            "SECRET_KEY",
+            "secret-secret-secret-secret-secret",
+            "can be guessed within a day; `llamalith init` makes a good one",
+        ),
+        ("SECRET_KEY", "${SECRET_KEY:?the secret key of this llamalith}", config_file.UNEXPANDED),
+        ("ADMIN_PASSWORD_HASH", "$ADMIN_PASSWORD_HASH", config_file.UNEXPANDED),
+        ("ADMIN_PASSWORD_HASH", "{{ hash }}", config_file.UNEXPANDED),
+        (
+            "ADMIN_PASSWORD_HASH",
+            HASH.replace("$12$", "$04$"),
+            "has the bcrypt cost 4, at which passwords can be guessed within a day;"
+            " `llamalith hash-password` makes one of the usual cost",
+        ),
         (
             "SECRET_KEY",
             SAMPLE_SECRET_KEY,
@@ -737,6 +975,21 @@ def test_what_is_no_bcrypt_hash_is_refused_and_not_shown(place: Place, value: st
     (problem,) = refused.value.problems
     assert problem.startswith("ADMIN_PASSWORD_HASH: not a bcrypt hash;")
     assert value not in problem.removeprefix("ADMIN_PASSWORD_HASH: not a bcrypt hash; `llamalith hash-password`")
+
+
+def test_secrets_below_the_usual_are_taken_with_a_warning(place: Place) -> None:
+    weak = {"N8N_API_TOKEN": "kV7-qz_0aT3p", "ADMIN_PASSWORD_HASH": HASH.replace("$12$", "$06$")}
+    assert require_secrets(place.load(SECRETS | weak)) == [
+        "N8N_API_TOKEN: has 12 characters; 20 or more are usual",
+        "ADMIN_PASSWORD_HASH: has the bcrypt cost 6; 10 or more is usual: `llamalith hash-password` makes a new one",
+    ]
+
+
+def test_of_a_problem_with_a_secret_the_secret_is_no_part(place: Place) -> None:
+    for value in ("tok", "${prefix}-hidden", "hidden hidden"):
+        with pytest.raises(ConfigError) as refused:
+            require_secrets(place.load(dict.fromkeys(SECRETS, value)))
+        assert [problem for problem in refused.value.problems if value in problem.replace("API_TOKEN", "")] == []
 
 
 def test_all_missing_secrets_are_told_at_once(place: Place) -> None:
@@ -782,6 +1035,8 @@ def run(*arguments: str) -> Result:
 
 def test_config_check_says_ok_with_the_models_and_the_warning(place: Place) -> None:
     path = place.folder / "config.json"
+    for name in "ab":
+        gguf.write(place.folder / f"{name}.gguf")
     place.write({"model_paths": {"a": "a.gguf", "b": "b.gguf"}, "story_settings": {}})
     result = run("check", str(path))
     assert result.exit_code == 0
@@ -790,8 +1045,117 @@ def test_config_check_says_ok_with_the_models_and_the_warning(place: Place) -> N
     )
 
 
+def check_problems(place: Place, content: Any) -> list[str]:
+    """Without the path of config.json before them."""
+    place.write(content)
+    path = place.folder / "config.json"
+    refused = run("check", str(path)).exception
+    assert isinstance(refused, ConfigError), refused
+    return [problem.removeprefix(f"{path}: ") for problem in refused.problems]
+
+
+def test_config_check_tells_every_model_file_that_a_job_could_not_use(place: Place) -> None:
+    (place.folder / "folder").mkdir()
+    os.mkfifo(place.folder / "fifo")
+    (place.folder / "text").write_text("not a model")
+    gguf.write(place.folder / "good")
+    (place.folder / "cut").write_bytes((place.folder / "good").read_bytes()[:60])
+    names = ["good", "absent", "folder", "fifo", "text", "cut"]
+    content = {"model_paths": {name: name for name in names}, "model_sha256": {"good": "ab" * 32}}
+    digest = hashlib.sha256((place.folder / "good").read_bytes()).hexdigest()
+    at = f"(relative to {place.folder})"
+    assert check_problems(place, content) == [
+        f'model_paths.good: "good" {at}: its SHA-256 is {digest}, not {"ab" * 32} as model_sha256 says',
+        f'model_paths.absent: "absent" {at}: there is no such file',
+        f'model_paths.folder: "folder" {at}: cannot be read: Is a directory',
+        f'model_paths.fifo: "fifo" {at}: cannot be read: Not a regular file',
+        f'model_paths.text: "text" {at}: is no GGUF file',
+        f'model_paths.cut: "cut" {at}: The model file {place.folder}/cut is truncated or damaged: its header goes on'
+        " beyond its end.",
+    ]
+
+
+def test_config_check_tells_of_a_digest_of_the_bundled_model_that_is_not_its_own(place: Place) -> None:
+    (problem,) = check_problems(place, {"model_sha256": {"smollm2": "ab" * 32}})
+    assert problem.startswith("model smollm2: /")
+    assert problem.endswith(f"its SHA-256 is {BUNDLED_SHA256}, not {'ab' * 32} as model_sha256 says")
+
+
+def test_config_check_tells_of_a_model_that_is_listed_twice(place: Place) -> None:
+    content = {"available_models": ["smollm2", "smollm2"]}
+    assert check_problems(place, content) == ['available_models: "smollm2" stands there 2 times']
+    # A start takes the first of them, and says so.
+    config = place.load({"LLAMALITH_CONFIG": "config.json", "LLM_MODELS": "smollm2, smollm2"})
+    assert [model.name for model in config.models] == ["smollm2"]
+    assert config.warnings == (
+        'config.json: available_models: "smollm2" stands there 2 times',
+        'LLM_MODELS: "smollm2" stands there 2 times',
+    )
+
+
+def test_config_check_tells_of_places_that_the_start_could_not_use(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place.folder / "g").mkdir()
+    (place.folder / "g" / "bad.gbnf").write_text("no grammar")
+    place.write("", "file")
+    at = f"(relative to {place.folder})"
+    assert check_problems(place, {"grammar_dir": "g", "data_dir": "file/d", "database_url": "sqlite:///file/f.db"}) == [
+        f"{place.folder}/g/bad.gbnf: line 1: expected NAME ::=",
+        f'data_dir: "file/d" {at}: cannot be used as a folder: Not a directory',
+        f'database_url: "file/f.db" {at}: cannot be used as a database: Not a directory',
+    ]
+    # Root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    assert check_problems(place, {"data_dir": "a/b", "database_url": "sqlite:///f.db"}) == [
+        f'data_dir: "a/b" {at}: {place.folder} cannot be written by this user',
+        f'database_url: "f.db" {at}: {place.folder} cannot be written by this user',
+    ]
+
+
+def test_config_check_tells_what_must_be_filled_in_in_the_example() -> None:
+    path = ROOT / "config.example.json"
+    refused = run("check", str(path)).exception
+    assert isinstance(refused, ConfigError)
+    assert refused.problems == [
+        f"{path}: model_sha256.mistral: 64 zeros stand for a digest; write that of the file (`sha256sum` prints it), or"
+        " leave it out",
+        f'{path}: model_paths.mistral: "models/mistral-7b-instruct-v0.2.Q4_K_M.gguf" (relative to {ROOT}): there is no'
+        " such file",
+        f'{path}: model_paths.qwen3: "/srv/models/Qwen3-8B-Q4_K_M.gguf": there is no such file',
+    ]
+
+
+def test_the_example_without_its_placeholders_is_good(place: Place) -> None:
+    for name in EXAMPLE["model_paths"]:
+        gguf.write(place.folder / name)
+    place.write(EXAMPLE | {"model_paths": {name: name for name in EXAMPLE["model_paths"]}, "model_sha256": {}})
+    result = run("check", str(place.folder / "config.json"))
+    assert result.output == f"{place.folder}/config.json: ok, 2 models: mistral, qwen3\n"
+
+
+def test_a_start_takes_a_model_file_that_is_not_there_yet_and_warns_by_name(place: Place) -> None:
+    config = place.load_file({"available_models": ["m", "smollm2"], "model_paths": {"m": "m.gguf"}})
+    assert model_warnings(config) == [
+        f'config.json: model_paths.m: "m.gguf" (relative to {place.folder}): there is no such file;'
+        " until that is mended, its jobs end as an error"
+    ]
+    gguf.write(place.folder / "m.gguf")
+    assert model_warnings(config) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [("127.0.0.1", 0), ("127.8.8.8", 0), ("::1", 0), ("localhost", 0), ("0.0.0.0", 1), ("::", 1), ("10.1.2.3", 1)],
+)
+def test_passwords_in_the_clear_are_warned_of(place: Place, host: str, warned: int) -> None:
+    assert len(clear_text_warnings(place.load(), host)) == warned
+    assert clear_text_warnings(place.load({"LLAMALITH_TRUSTED_PROXIES": "10.0.0.1"}), host) == []
+
+
 def test_config_check_tells_the_problems_on_stderr_and_exits_2(place: Place) -> None:
     place.write(with_settings(n_ctx="big"))
+    gguf.write(place.folder / "m.gguf")
     program = [sys.executable, "-m", "llamalith_app.cli", "config", "check", "config.json"]
     result = subprocess.run(program, cwd=place.folder, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (
@@ -822,7 +1186,6 @@ def test_the_schema_describes_every_key_of_the_example() -> None:
 
 
 def test_the_examples_are_good(place: Place) -> None:
-    assert [model.name for model in check_file(ROOT / "config.example.json").models] == ["mistral", "qwen3"]
     place.write((ROOT / ".env.example").read_text(), ".env")
     assert place.load() == Config(
         **{name: getattr(load({}, cwd=place.folder / "x"), name) for name in Config.__struct_fields__}
@@ -831,6 +1194,7 @@ def test_the_examples_are_good(place: Place) -> None:
             "database_path": place.folder / "data" / "llamalith.db",
             "redis_url": f"unix://{place.folder}/data/valkey/valkey.sock",
             "secret_key": SAMPLE_SECRET_KEY,
+            "env_file": place.folder / ".env",
         }
     )
 

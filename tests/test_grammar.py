@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +91,7 @@ BROKEN = {
     "no grammar": "expected NAME ::=",
     'root ::= root "a"': "allows no reply",
     'root ::= ((("a"{2000}){2000}){2000}){2000} ' + "a " * 5000: "no rule named a",
-    "#" + "x" * grammar.MAX_GRAMMAR_BYTES: "a grammar has at most",
+    "#" + "x" * grammar.MAX_GRAMMAR_BYTES: "More than 100000 bytes, which is the limit",
     "root ::= " + '"a"' + "*" * 5000: "deep",
     "root ::= " + " | ".join(f"[{chr(code)}-{chr(code * 2)}] [^{chr(code)}]" for code in range(200, 3500)): "too big",
 }
@@ -106,6 +107,24 @@ def test_a_broken_file_of_the_folder_is_named_at_the_start(tmp_path: Path, text:
     assert problem.startswith(f"{tmp_path / 'bad.gbnf'}: ")
     assert told in problem
     assert len(problem) < 1000
+
+
+def test_what_is_no_file_in_the_folder_is_refused_at_once_and_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.gbnf")
+    (tmp_path / "b.gbnf").symlink_to("/dev/zero")
+    (tmp_path / "c.gbnf").mkdir()
+    with (tmp_path / "d.gbnf").open("wb") as file:
+        file.truncate(2**40)
+    (tmp_path / "e.gbnf").symlink_to("nowhere")
+    with pytest.raises(ConfigError) as error:
+        grammar.load(tmp_path)
+    assert error.value.problems == [
+        f"{tmp_path}/a.gbnf: cannot be read: Not a regular file",
+        f"{tmp_path}/b.gbnf: cannot be read: Not a regular file",
+        f"{tmp_path}/c.gbnf: cannot be read: Is a directory",
+        f"{tmp_path}/d.gbnf: cannot be read: More than 100000 bytes, which is the limit",
+        f"{tmp_path}/e.gbnf: cannot be read: No such file or directory",
+    ]
 
 
 def person(**properties: Any) -> dict[str, Any]:

@@ -104,7 +104,20 @@ def test_init_with_a_data_directory_writes_there(tmp_path: Path, monkeypatch: py
     require_secrets(load({}, data_dir=Path("state")))
     (tmp_path / ".env").write_text("MINE=1\n")
     again = CliRunner().invoke(init.command, ["--data-dir", "state", "--force"])
-    assert again.stderr == f"note: from this folder {tmp_path}/.env is read instead\n"
+    assert (
+        again.stderr
+        == f"note: from this folder {tmp_path}/.env is read instead, unless --env-file {tmp_path}/state/.env is given\n"
+    )
+
+
+def test_init_with_an_env_file_writes_there_whatever_else_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(init.command, ["--env-file", "etc/a.env", "--data-dir", "state"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    require_secrets(load({}, env_file=Path("etc/a.env")))
+    assert [path.name for path in tmp_path.rglob("*")] == ["etc", "a.env"]
 
 
 def test_hash_password_reads_one_line_and_prints_the_hash_alone() -> None:
@@ -124,6 +137,8 @@ def test_hash_password_reads_one_line_and_prints_the_hash_alone() -> None:
         ("ä".encode() * 37, "the password has 74 bytes; bcrypt takes at most 72"),
         (b"\xff\n", "the password is not UTF-8 text"),
         (b"a\0b\n", "the password holds a control character"),
+        (b"a\n", "the password can be guessed within a day; take a longer one, or several rare words"),
+        (b"admin1234\n", "the password can be guessed within a day; take a longer one, or several rare words"),
     ],
 )
 def test_a_password_that_bcrypt_or_a_form_cannot_take_is_refused(given: bytes, told: str) -> None:
@@ -133,8 +148,14 @@ def test_a_password_that_bcrypt_or_a_form_cannot_take_is_refused(given: bytes, t
     assert result.output == ""
 
 
+def test_a_short_password_is_taken_with_a_warning() -> None:
+    result = CliRunner().invoke(hash_password.command, input="kV7-qz_0a\n")
+    assert result.stderr == "warning: the password has 9 characters; 10 or more are usual\n"
+    assert BCRYPT_HASH.fullmatch(result.stdout.strip())
+
+
 def test_the_longest_password_is_taken() -> None:
-    password = b"x" * 72
+    password = b"correct horse battery staple, and once again: a horse, now with a rider."
     assert bcrypt.checkpw(password, hash_password.hashed(password).encode())
 
 

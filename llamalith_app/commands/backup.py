@@ -7,18 +7,19 @@ from pathlib import Path
 
 import click
 
+from llamalith_app.commands.settings import settings_options
 from llamalith_app.config import load
 from llamalith_app.store import backup
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state lives.")
-def command(file: Path, data_dir: Path | None) -> None:
+@settings_options
+def command(file: Path, data_dir: Path | None, env_file: Path | None) -> None:
     """Copy the whole record to FILE, which must not exist, also while everything runs.
 
     FILE holds every prompt and reply, but no secret of .env and no model; it is whole or it is not there."""
-    config = load(data_dir=data_dir)
+    config = load(data_dir=data_dir, env_file=env_file)
     backup.copy(config.database_path, file, tell)
     click.echo(f"{file}: {file.stat().st_size} bytes")
 

@@ -9,6 +9,7 @@ import click
 import msgspec
 from sqlalchemy import create_engine
 
+from llamalith_app.commands.settings import settings_options
 from llamalith_app.config import load
 from llamalith_app.errors import ConfigError
 from llamalith_app.store import check
@@ -16,10 +17,10 @@ from llamalith_app.store.database import plain_errors
 
 
 @click.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state lives.")
-def command(data_dir: Path | None) -> None:
+@settings_options
+def command(data_dir: Path | None, env_file: Path | None) -> None:
     """Print the counts and judge the invariants of a database, also of a live one: exit 0, or 1 with the rows."""
-    config = load(data_dir=data_dir)
+    config = load(data_dir=data_dir, env_file=env_file)
     path = config.database_path
     if not path.is_file():
         raise ConfigError([f"{path}: there is no database"])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from llamalith_app.config import check_file
-from llamalith_app.config_file import json_schema
+from llamalith_app import files, grammar
+from llamalith_app.config import ModelConfig, check_file, model_file_problem
+from llamalith_app.config_file import json_schema, plain
+from llamalith_app.engine import gguf
+from llamalith_app.errors import ConfigError
 
 
 @click.group("config")
@@ -18,8 +23,10 @@ def command() -> None:
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def check(file: Path) -> None:
-    """Judge FILE: exit 0, or 2 with every problem, one a line."""
-    config = check_file(file)
+    """Judge FILE and the files that it names: exit 0, or 2 with every problem, one a line.
+
+    Reads a model's whole file where its SHA-256 is given."""
+    config = check_file(file, problems_of_files)
     names = [model.name for model in config.models]
     click.echo(f"{file}: ok, {len(names)} model{'s' * (len(names) != 1)}: {', '.join(names)}")
     for warning in config.warnings:
@@ -30,3 +37,32 @@ def check(file: Path) -> None:
 def schema() -> None:
     """Print the JSON Schema of config.json."""
     click.echo(json_schema())
+
+
+def problems_of_files(models: Sequence[ModelConfig], grammar_dir: Path) -> list[str]:
+    """Why a start would be refused or the first jobs would fail, as far as the files tell without llama.cpp."""
+    problems = [problem for model in models if (problem := _model_problem(model))]
+    try:
+        grammar.load(grammar_dir)
+    except ConfigError as error:
+        problems += error.problems
+    return problems
+
+
+def _model_problem(model: ModelConfig) -> str:
+    origin = model.origin or f"model {plain(model.name)}: {model.path}"
+    if problem := model_file_problem(model.path):
+        return f"{origin}: {problem}"
+    try:
+        gguf.read(model.path)
+        if model.sha256 is None:
+            return ""
+        with files.open_regular(model.path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except gguf.BadGguf as error:
+        return f"{origin}: {error}"
+    except OSError as error:
+        return f"{origin}: cannot be read: {error.strerror}"
+    if digest != model.sha256:
+        return f"{origin}: its SHA-256 is {digest}, not {model.sha256} as model_sha256 says"
+    return ""

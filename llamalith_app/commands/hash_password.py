@@ -8,9 +8,11 @@ import sys
 import bcrypt
 import click
 
+from llamalith_app import strength
 from llamalith_app.errors import ConfigError
 
 BCRYPT_COST = 12
+USUAL_PASSWORD_CHARACTERS = 10
 MAX_PASSWORD_BYTES = 72
 """bcrypt takes no more."""
 
@@ -24,19 +26,28 @@ def command() -> None:
         password = prompt.encode(errors="surrogateescape")
     else:
         password = sys.stdin.buffer.readline().rstrip(b"\r\n")
-    click.echo(hashed(password))
+    password_hash = hashed(password)
+    if (n_characters := len(password.decode())) < USUAL_PASSWORD_CHARACTERS:
+        click.echo(
+            f"warning: the password has {n_characters} characters; {USUAL_PASSWORD_CHARACTERS} or more are usual",
+            err=True,
+        )
+    click.echo(password_hash)
 
 
 def hashed(password: bytes) -> str:
-    """Its bcrypt hash. Raises ConfigError for one that is empty, longer than 72 bytes, or not text."""
+    """Its bcrypt hash. Raises ConfigError for one that is empty, longer than 72 bytes, not text, or that can be guessed
+    within a day."""
     if not password:
         raise ConfigError(["the password is empty"])
     if len(password) > MAX_PASSWORD_BYTES:
         raise ConfigError([f"the password has {len(password)} bytes; bcrypt takes at most {MAX_PASSWORD_BYTES}"])
     try:
-        password.decode()
+        text = password.decode()
     except UnicodeDecodeError:
         raise ConfigError(["the password is not UTF-8 text"]) from None
     if re.search(rb"[\x00-\x1f\x7f]", password):
         raise ConfigError(["the password holds a control character"])
+    if strength.n_guesses(text) < strength.GUESSES_A_DAY:
+        raise ConfigError(["the password can be guessed within a day; take a longer one, or several rare words"])
     return bcrypt.hashpw(password, bcrypt.gensalt(BCRYPT_COST)).decode()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from llamalith_app.commands.settings import settings_options
 from llamalith_app.config import load
 from llamalith_app.errors import ConfigError, LlamalithError
 from llamalith_app.pidfile import is_held
@@ -48,11 +49,11 @@ def web(port: int) -> None:
 
 
 @command.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state lives.")
-def worker(data_dir: Path | None) -> None:
+@settings_options
+def worker(data_dir: Path | None, env_file: Path | None) -> None:
     """Is a worker of this machine alive."""
     try:
-        path = load(data_dir=data_dir).database_path
+        path = load(data_dir=data_dir, env_file=env_file).database_path
     except ConfigError as error:
         raise Unhealthy("; ".join(error.problems)) from None
     try:

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from llamalith_app.commands.hash_password import hashed
+from llamalith_app.commands.settings import settings_options
 from llamalith_app.errors import ConfigError
 
 
@@ -21,25 +22,20 @@ class Generated(msgspec.Struct, frozen=True):
 
 
 @click.command("init")
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Write the .env there, where it is found when the current folder has none; not here.",
-)
+@settings_options
 @click.option("--force", is_flag=True, help="Replace a .env that is there, with all that stands in it.")
-def command(data_dir: Path | None, force: bool) -> None:
-    """Write a .env with a new admin password, API token and secret key."""
+def command(data_dir: Path | None, env_file: Path | None, force: bool) -> None:
+    """Write a .env with a new admin password, API token and secret key: as ENV_FILE, else into DATA_DIR, where it is
+    found when the current folder has none, else here."""
     here = Path.cwd() / ".env"
-    path = here
-    if data_dir is not None:
-        path = data_dir.absolute() / ".env"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = env_file or (data_dir / ".env" if data_dir else here)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     generated = write_env(path, force=force)
     click.echo(f"wrote {path}; what follows is shown this once")
     click.echo(f"admin password  {generated.password}")
     click.echo(f"API token       {generated.token}")
     if path != here and here.exists():
-        click.echo(f"note: from this folder {here} is read instead", err=True)
+        click.echo(f"note: from this folder {here} is read instead, unless --env-file {path} is given", err=True)
 
 
 def write_env(path: Path, *, force: bool = False) -> Generated:

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import click
 
+from llamalith_app.commands.settings import settings_options
 from llamalith_app.config import load
 from llamalith_app.logs import say
 from llamalith_app.store.migrate import migrate
 
 
 @click.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state lives.")
+@settings_options
 @click.option("--quiet", is_flag=True, help="Say nothing where there was nothing to do.")
-def command(data_dir: Path | None, quiet: bool) -> None:
+def command(data_dir: Path | None, env_file: Path | None, quiet: bool) -> None:
     """Bring the database to this version's schema; web and worker do it by themselves."""
-    config = load(data_dir=data_dir)
+    config = load(data_dir=data_dir, env_file=env_file)
     done = migrate(config.database_path)
     if done or not quiet:
         say(f"{config.database_path}: {'migrated' if done else 'nothing to do'}")

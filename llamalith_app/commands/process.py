@@ -9,18 +9,26 @@ import signal
 from pathlib import Path
 
 from llamalith_app import logs, parent
+from llamalith_app.commands.settings import clear_text_warnings
 from llamalith_app.config import Config, load, require_secrets
 from llamalith_app.jobs.queue import refuse_old_redis
 from llamalith_app.store.migrate import migrate
 
 
-def begin(name: str, data_dir: Path | None, parent_fd: int | None) -> Config:
-    """Raises ConfigError where this process must not start. It drains when the parent behind `parent_fd` is gone."""
+def begin(
+    name: str, data_dir: Path | None, parent_fd: int | None, *, env_file: Path | None = None, host: str | None = None
+) -> Config:
+    """Raises ConfigError where this process must not start. It drains when the parent behind `parent_fd` is gone.
+
+    `host`: the address that it will listen on, if any. Without a parent it tells which settings it read, and warns.
+    """
     parent.keep_descriptors()
     _give_way()
-    config = load(data_dir=data_dir)
+    config = load(data_dir=data_dir, env_file=env_file)
     logs.start(name, config)
-    require_secrets(config)
+    weak = require_secrets(config)
+    if parent_fd is None:
+        logs.tell_settings(config, [*weak, *(clear_text_warnings(config, host) if host else [])])
     asyncio.run(refuse_old_redis(config.redis_url))
     migrate(config.database_path)
     if parent_fd is not None:

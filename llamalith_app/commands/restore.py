@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from llamalith_app.commands.backup import tell
+from llamalith_app.commands.settings import settings_options
 from llamalith_app.config import load
 from llamalith_app.errors import ConfigError
 from llamalith_app.store import backup
@@ -17,13 +18,13 @@ from llamalith_app.store.migrate import migrate
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state shall live.")
-def command(file: Path, data_dir: Path | None) -> None:
+@settings_options
+def command(file: Path, data_dir: Path | None, env_file: Path | None) -> None:
     """Make the record from FILE, where there is none; then web and worker go on from there.
 
     What was running when FILE was written is run again; that start does not count. Ids of jobs go on behind a gap, so
     that none is given twice."""
-    path = load(data_dir=data_dir).database_path
+    path = load(data_dir=data_dir, env_file=env_file).database_path
     left = [beside for suffix in ("-wal", "-journal") if (beside := path.with_name(path.name + suffix)).exists()]
     if left and not path.exists():
         raise ConfigError([f"{left[0]}: belongs to a database that is not there; move it away first"])

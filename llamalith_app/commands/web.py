@@ -16,21 +16,22 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from llamalith_app import signals
 from llamalith_app.app import WebApp, create_app
 from llamalith_app.commands.process import begin
+from llamalith_app.commands.settings import settings_options
 from llamalith_app.config import Config
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state lives.")
+@settings_options
 @click.option("--parent-fd", type=int, default=None, hidden=True)
-def command(host: str, port: int, data_dir: Path | None, parent_fd: int | None) -> None:
+def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, parent_fd: int | None) -> None:
     """Serve the API. Needs a worker beside it for anything to be answered."""
     # Heard before uvicorn listens to it, also as PID 1, and after it has drained, when it raises the signal once more.
     handled = [number for number in signals.requests_to_end() if number != signal.SIGINT]
     for number in handled:
         signal.signal(number, lambda *_: sys.exit(0))
-    config = begin("web", data_dir, parent_fd)
+    config = begin("web", data_dir, parent_fd, env_file=env_file, host=host)
     web = server(config, host=host, port=port)
     for number in handled:
         # uvicorn itself knows nothing of SIGHUP.

@@ -8,11 +8,12 @@ import click
 import uvloop
 
 from llamalith_app.commands.process import begin
+from llamalith_app.commands.settings import settings_options
 from llamalith_app.jobs.worker import run
 
 
 @click.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where all state lives.")
+@settings_options
 @click.option(
     "--grace",
     default=30.0,
@@ -21,7 +22,7 @@ from llamalith_app.jobs.worker import run
     help="Seconds that running jobs get at the end.",
 )
 @click.option("--parent-fd", type=int, default=None, hidden=True)
-def command(data_dir: Path | None, grace: float, parent_fd: int | None) -> None:
+def command(data_dir: Path | None, env_file: Path | None, grace: float, parent_fd: int | None) -> None:
     """Run the jobs. As many as wanted, on any machine that sees the database and the models."""
-    config = begin("worker", data_dir, parent_fd)
+    config = begin("worker", data_dir, parent_fd, env_file=env_file)
     uvloop.run(run(config, grace_s=grace, supervised=parent_fd is not None))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from llamalith_app import files
 from llamalith_app.errors import LlamalithError
 
 MAX_HEADER_BYTES = 64 * 1024 * 1024
@@ -73,7 +74,7 @@ class Header(NamedTuple):
 
 def read(path: Path) -> Header:
     """Raises BadGguf, and OSError where the file cannot be read."""
-    with open(path, "rb") as file:
+    with files.open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         reader = _Reader(file, size, path)

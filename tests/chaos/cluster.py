@@ -110,7 +110,7 @@ class Cluster:
             LLAMALITH_CONFIG=str(config),
             LLAMALITH_LOG_FORMAT="json",
             SECRET_KEY="a secret key of the chaos, of 32 bytes",
-            ADMIN_PASSWORD_HASH=bcrypt.hashpw(b"nobody logs in", bcrypt.gensalt(4)).decode(),
+            ADMIN_PASSWORD_HASH=bcrypt.hashpw(b"nobody logs in", bcrypt.gensalt(6)).decode(),
             N8N_API_TOKEN=TOKEN,
             PYTHONPATH=str(ROOT),
             # What does not end in time is aborted, and says in its log where every thread of it stood.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def test_a_file_that_cannot_be_a_model_is_told_by_its_name(tmp_path: Path, data:
     with pytest.raises(BadGguf, match=told) as error:
         gguf.read(path)
     assert str(error.value).startswith(f"The model file {path} ")
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError, match="Not a regular file|Is a directory"):
+            gguf.read(path)
 
 
 def test_no_more_than_a_bounded_part_is_read(tmp_path: Path) -> None:

@@ -254,8 +254,8 @@ async def test_two_slots_run_two_conversations_side_by_side_on_the_real_model(tm
 @pytest.mark.parametrize("missing", ["N8N_API_TOKEN", "SECRET_KEY", "ADMIN_PASSWORD_HASH"])
 def test_web_and_worker_refuse_to_start_without_a_secret(tmp_path: Path, command: str, missing: str) -> None:
     secrets = {
-        "N8N_API_TOKEN": "tok",
-        "SECRET_KEY": "k" * 32,
+        "N8N_API_TOKEN": "a-token-of-the-tests",
+        "SECRET_KEY": "a secret key of the tests, of 32 bytes",
         "ADMIN_PASSWORD_HASH": "$2b$12$" + "a" * 53,
     }
     del secrets[missing]
@@ -276,7 +276,7 @@ def test_a_shell_that_exports_one_secret_is_told_why_none_were_made(tmp_path: Pa
     done = subprocess.run(
         [LLAMALITH, "up", "--data-dir", tmp_path / "d"],
         cwd=tmp_path,
-        env=clean_environ(N8N_API_TOKEN="tok"),
+        env=clean_environ(N8N_API_TOKEN="a-token-of-the-tests"),
         capture_output=True,
         text=True,
         check=False,

@@ -17,7 +17,7 @@ from llamalith_app.config import Config, ModelConfig
 
 TOKEN = "a-token-of-the-tests"
 PASSWORD = "a password of the tests"
-HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(6)).decode()
 
 
 def make_config(folder: Path, database_path: Path, redis_url: str) -> Config:
