@@ -11,9 +11,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from llamalith_app import ranges
 from llamalith_app.contracts.parameters import Parameters
-from llamalith_app.contracts.text import ConversationId, Name, Text
+from llamalith_app.contracts.text import ConversationId, Name, NumberAsId, RequiredText, Text
 
 JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
@@ -27,7 +26,6 @@ Seconds = Annotated[
         gt=0,
         le=604_800,
         description="More than 0 and at most 604,800 (a week); absent: the configured limit, or none.",
-        extra_json_schema=ranges.ABOVE_ZERO,
     ),
 ]
 
@@ -38,10 +36,11 @@ MaxAttempts = Annotated[int, Meta(ge=1, le=100)]
 class JobCreate(Parameters, kw_only=True):
     """A prompt for a new or an existing conversation; texts are trimmed, unknown fields ignored."""
 
-    content: Text = ""
+    content: Text | None = None
+    """Required where there is no `system_prompt`."""
     model: Name | None = None
     """One of the configured names; absent or empty: the first of them."""
-    conversation_id: ConversationId | None = None
+    conversation_id: ConversationId | NumberAsId | None = None
     """Absent or empty: a new conversation with a UUID."""
     system_prompt: Text | None = None
     """Stored as a system message where it differs from the one in force; alone, without content, too."""
@@ -55,14 +54,14 @@ class JobCreate(Parameters, kw_only=True):
     """Seconds that it may wait for its first start; then it ends as an error of kind `timeout`."""
     max_attempts: MaxAttempts | None = None
     """Starts that may fail or be lost before it ends as an error; absent: the configured number."""
-    priority: PriorityWord = "normal"
+    priority: PriorityWord | None = "normal"
     """`interactive`: somebody waits for it; `batch`: nobody does."""
 
 
 class ReplyCreate(Parameters, kw_only=True):
     """The next prompt of a conversation; an unknown conversation is made."""
 
-    content: Text
+    content: RequiredText
     model: Name | None = None
     system_prompt: Text | None = None
     assistant_context: Text | None = None
@@ -70,14 +69,14 @@ class ReplyCreate(Parameters, kw_only=True):
     timeout_s: Seconds | None = None
     queue_timeout_s: Seconds | None = None
     max_attempts: MaxAttempts | None = None
-    priority: PriorityWord = "normal"
+    priority: PriorityWord | None = "normal"
 
 
 class LegacySubmit(msgspec.Struct, kw_only=True):
     """The original's older way in; the same as JobCreate with other names."""
 
-    user_input: Text
-    session_id: ConversationId | None = None
+    user_input: RequiredText
+    session_id: ConversationId | NumberAsId | None = None
     model: Name | None = None
     system_prompt: Text | None = None
 

@@ -10,7 +10,7 @@ from litestar.params import JSONBody, PathParameter
 from llamalith_app.contracts import parameters
 from llamalith_app.contracts.conversations import Latest, MessageList
 from llamalith_app.contracts.jobs import Cancelled, JobAccepted, ReplyCreate
-from llamalith_app.contracts.text import CONTROL_FREE
+from llamalith_app.contracts.text import CONTROL_FREE, NOT_BLANK
 from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversations
@@ -20,8 +20,9 @@ PathId = Annotated[
     PathParameter(
         min_length=1,
         max_length=200,
-        pattern=CONTROL_FREE,
-        description="A conversation's id: 1 to 200 characters without control characters.",
+        pattern=NOT_BLANK + CONTROL_FREE[1:],
+        description="A conversation's id, percent-encoded (a slash is %2F): 1 to 200 characters without control"
+        " characters. Blanks before and after it do not count.",
     ),
 ]
 
@@ -41,8 +42,6 @@ class Conversations(Controller):
         """An unknown conversation is made."""
         if not data.content.strip():
             raise BadInput("content is required")
-        if not conversation_id.strip():
-            raise BadInput("conversation_id: expected 1 to 200 characters that are not all blank")
         return await request.parts.submissions.submit(
             request.principal.user_id,
             request.id,
@@ -52,7 +51,7 @@ class Conversations(Controller):
             system_prompt=data.system_prompt,
             assistant_context=data.assistant_context,
             grammar_name=data.grammar_name,
-            priority=data.priority,
+            priority=data.priority or "normal",
             parameters=parameters.said(data),
             timeout_s=data.timeout_s,
             queue_timeout_s=data.queue_timeout_s,
@@ -71,8 +70,7 @@ class Conversations(Controller):
 
     @get("/messages", summary="Read the messages, in the order of the turns")
     async def messages(self, request: AppRequest, conversation_id: PathId) -> MessageList:
-        found = await request.parts.database.read(conversations.messages, request.principal.user_id, conversation_id)
-        return MessageList(messages=found)
+        return await request.parts.database.read(conversations.message_list, request.principal.user_id, conversation_id)
 
     @get("/latest", summary="Read the newest prompt, reply and job")
     async def latest(self, request: AppRequest, conversation_id: PathId) -> Latest:

@@ -19,6 +19,7 @@ from llamalith_app.contracts.jobs import (
     Retried,
     RetryableWord,
 )
+from llamalith_app.contracts.text import id_text
 from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import NotFound
 from llamalith_app.store import job_reads
@@ -47,13 +48,13 @@ class Jobs(Controller):
         return await request.parts.submissions.submit(
             request.principal.user_id,
             request.id,
-            content=data.content,
-            conversation_id=data.conversation_id,
+            content=data.content or "",
+            conversation_id=id_text(data.conversation_id),
             model=data.model,
             system_prompt=data.system_prompt,
             assistant_context=data.assistant_context,
             grammar_name=data.grammar_name,
-            priority=data.priority,
+            priority=data.priority or "normal",
             parameters=parameters.said(data),
             timeout_s=data.timeout_s,
             queue_timeout_s=data.queue_timeout_s,

@@ -7,6 +7,7 @@ from litestar.params import JSONBody
 
 from llamalith_app.contracts.conversations import LegacyStatus
 from llamalith_app.contracts.jobs import LegacyAccepted, LegacySubmit
+from llamalith_app.contracts.text import id_text
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput
@@ -27,7 +28,7 @@ class Legacy(Controller):
             request.principal.user_id,
             request.id,
             content=data.user_input,
-            conversation_id=data.session_id,
+            conversation_id=id_text(data.session_id),
             model=data.model,
             system_prompt=data.system_prompt,
             key=await request.key(idempotency_key),
@@ -43,4 +44,8 @@ class Legacy(Controller):
         """Null until it is there; where the newest job failed, for ever."""
         latest = await request.parts.database.read(conversations.latest, request.principal.user_id, conversation_id)
         job = latest.last_job
-        return LegacyStatus(response=job.result if job is not None and job.status == "done" else None)
+        return LegacyStatus(
+            conversation_id=latest.conversation_id,
+            exists=latest.exists,
+            response=job.result if job is not None and job.status == "done" else None,
+        )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     Connection,
     RowMapping,
     Select,
@@ -290,12 +291,13 @@ def parameters(stored: str | None) -> Parameters | None:
     return None if stored is None else msgspec.json.decode(stored, type=Parameters)
 
 
+def is_named(owner_id: int, public_id: str) -> ColumnElement[bool]:
+    """Whoever asks: an id is stored without blanks before and after it, so those do not count."""
+    return and_(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id.strip())
+
+
 def conversation_of(owner_id: int, public_id: str) -> Any:
-    return (
-        select(ConversationRow.id)
-        .where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id)
-        .scalar_subquery()
-    )
+    return select(ConversationRow.id).where(is_named(owner_id, public_id)).scalar_subquery()
 
 
 def seconds_between(start: datetime, end: datetime) -> float:
