@@ -51,11 +51,11 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 
 
-class WebApp(RequestLog):
+class WebApp(MarkedSlashes):
     """The application as a server runs it."""
 
     def __init__(self, app: Litestar, followers: Followers) -> None:
-        super().__init__(Envelope(MarkedSlashes(app)))
+        super().__init__(RequestLog(Envelope(app)))
         self.end_streams = followers.end
         """Before the server waits for open connections: streams would never end by themselves."""
 

@@ -126,21 +126,17 @@ class JobError(msgspec.Struct, kw_only=True):
     reason: str
 
 
-class Job(msgspec.Struct, kw_only=True):
+class JobBrief(msgspec.Struct, kw_only=True):
+    """A job without what was sent to it and what came of it."""
+
     id: int
     conversation_id: str
-    user_input: str
     model: str
-    system_prompt: str
     status: StatusWord
-    result: str | None
-    """The reply when done, the reason when it ended as error."""
     created_at: datetime
     processed_at: datetime | None
     grammar_name: str | None
     priority: PriorityWord
-    parameters: Parameters | None
-    """What the job said of its sampling and of the reply's form; null: nothing."""
     attempt: int
     """Times it was started so far."""
     started_at: datetime | None
@@ -153,9 +149,6 @@ class Job(msgspec.Struct, kw_only=True):
     completion_tokens: int | None
     omitted_messages: int
     """Earlier messages that the reply was made without, since they did not fit the model's context."""
-    partial: str | None = None
-    """What was written of the reply when the job was cancelled (there some tenths of a second after that) or ended in
-    an error; null: nothing, or its worker was lost."""
     timeout_s: float | None = None
     """Seconds that one attempt may run; null: as long as it takes."""
     queue_timeout_s: float | None = None
@@ -172,6 +165,18 @@ class Job(msgspec.Struct, kw_only=True):
     """The job that tries this one again."""
     progress: Progress | None = None
     """Null once it has ended."""
+
+
+class Job(JobBrief, kw_only=True):
+    user_input: str
+    system_prompt: str
+    parameters: Parameters | None
+    """What the job said of its sampling and of the reply's form; null: nothing."""
+    result: str | None
+    """The reply when done, the reason when it ended as error."""
+    partial: str | None = None
+    """What was written of the reply when the job was cancelled (there some tenths of a second after that) or ended in
+    an error; null: nothing, or its worker was lost."""
 
 
 class Attempt(msgspec.Struct, kw_only=True):
@@ -207,6 +212,13 @@ class Retried(msgspec.Struct, kw_only=True):
 class JobList(msgspec.Struct, kw_only=True):
     jobs: list[Job]
     """Newest first. Ends before `limit` where the texts are very long: `before` the last id goes on."""
+
+
+class JobBriefList(msgspec.Struct, kw_only=True):
+    """The answer to `texts=false`."""
+
+    jobs: list[JobBrief]
+    """Newest first."""
 
 
 class Cancelled(msgspec.Struct, kw_only=True):

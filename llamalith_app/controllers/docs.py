@@ -130,6 +130,8 @@ def _events(told: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
 
 
 def _schema_fields(schema: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
+    if "anyOf" in schema:
+        schema = schema["anyOf"][0]
     schema = schemas[schema["$ref"].removeprefix(REF)] if "$ref" in schema else schema
     required = schema.get("required", [])
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from litestar import Controller, delete, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
@@ -13,6 +13,7 @@ from llamalith_app.contracts.jobs import (
     Cancelled,
     Job,
     JobAccepted,
+    JobBriefList,
     JobCreate,
     JobList,
     OpenWord,
@@ -73,17 +74,28 @@ class Jobs(Controller):
             int | None,
             QueryParameter(ge=1, le=MAX_ID, description="Only jobs with a smaller id: the next page."),
         ] = None,
-    ) -> JobList:
-        found = await request.parts.database.read(
-            job_reads.newest,
-            request.principal.user_id,
-            limit=limit,
-            status=status or None,
-            conversation_id=conversation_id or None,
-            before=before,
-        )
-        await request.parts.live.add(found)
-        return JobList(jobs=found)
+        texts: Annotated[
+            bool,
+            QueryParameter(
+                description="`false`: without `user_input`, `system_prompt`, `parameters`, `result` and `partial`, of"
+                " which a page may have megabytes; why a job failed stands in `error`."
+            ),
+        ] = True,
+    ) -> JobList | JobBriefList:
+        filters: dict[str, Any] = {
+            "limit": limit,
+            "status": status or None,
+            "conversation_id": (conversation_id or "").strip() or None,
+            "before": before,
+        }
+        owner_id, database = request.principal.user_id, request.parts.database
+        if texts:
+            found = await database.read(job_reads.newest, owner_id, **filters)
+            await request.parts.live.add(found)
+            return JobList(jobs=found)
+        briefs = await database.read(job_reads.newest_briefs, owner_id, **filters)
+        await request.parts.live.add(briefs)
+        return JobBriefList(jobs=briefs)
 
     @get("/{job_id:str}", summary="Read a job")
     async def one(self, request: AppRequest, job_id: JobIdInPath) -> Job:

@@ -57,6 +57,10 @@ def document(app: Litestar) -> dict[str, Any]:
             for parameter in operation.get("parameters", []):
                 parameter["schema"] = _of_parameter(parameter["schema"])
             for answer in operation["responses"].values():
+                for content in answer.get("content", {}).values():
+                    if "oneOf" in content["schema"]:
+                        # One shape may have all fields of the other.
+                        content["schema"]["anyOf"] = content["schema"].pop("oneOf")
                 if STREAM in answer.get("content", {}):
                     answer["content"][STREAM] = {
                         "schema": {"type": "string"},

@@ -16,16 +16,17 @@ MARK = "\udc2f"
 
 
 class MarkedSlashes:
-    """Around the router."""
+    """Around all that runs in this process."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == ScopeType.HTTP and b"%2f" in (raw := (scope.get("raw_path") or b"").lower()):
-            raw = (scope["raw_path"] or b"").partition(b"?")[0]
-            parts = raw.decode("latin-1").split("/")
-            scope["path"] = "/".join(unquote(part).replace("/", MARK) for part in parts)
+        raw = scope.get("raw_path") or b""
+        if scope["type"] == ScopeType.HTTP and b"%2f" in raw.lower():
+            parts = raw.partition(b"?")[0].decode("latin-1").split("/")
+            # A copy: the server makes its own use of the path, and cannot encode the mark.
+            scope = {**scope, "path": "/".join(unquote(part).replace("/", MARK) for part in parts)}
         await self.app(scope, receive, send)
 
 
@@ -35,10 +36,7 @@ def restored(app: ASGIApp) -> ASGIApp:
     async def with_slashes(scope: Scope, receive: Receive, send: Send) -> None:
         if MARK in scope["path"]:
             scope["path"] = readable(scope["path"])
-            scope["path_params"] = {
-                name: readable(value) if isinstance(value, str) else value
-                for name, value in scope["path_params"].items()
-            }
+            scope["path_params"] = {name: readable(value) for name, value in scope["path_params"].items()}
         await app(scope, receive, send)
 
     return with_slashes

@@ -30,6 +30,7 @@ ALLOWED = {
     "session_id": AN_ID,
     "before": "expected a job's id, a whole number of at least 1",
     "idempotency_key": "expected 1 to 255 visible ASCII characters",
+    "texts": "expected true or false",
     "job_id": "expected a job's id, a whole number of at least 1",
     "priority": "expected one of interactive, normal, batch",
     "status": "expected queued or processing for a cancel, error or cancelled for a retry; both may stand",
@@ -119,15 +120,21 @@ def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, Response
     told = {401: "No token and no session, or a wrong one."}
     if takes:
         told[400] = "What was sent is wrong: `detail` says what, where, and what would be right. Nothing was stored."
+    if handler.http_methods != {"GET"}:
+        told[403] = "Another site sent it, with the cookie of a session; or that session's CSRF token is missing."
     if route.path_parameters:
         told[404] = "There is no such job or conversation of this caller."
     if "data" in takes:
-        told |= {413: "The body is larger than 16 MiB.", 415: "The body is not `application/json`."}
+        told |= {
+            413: "The body is larger than 16 MiB.",
+            415: "The body is not `application/json` in UTF-8, or is compressed.",
+        }
     if "idempotency_key" in takes:
         told |= {
             409: "The Idempotency-Key stands for another request, or the job did not end as `error` or `cancelled`.",
             429: "The queue is full; Retry-After says when to come again.",
         }
+    told[431] = "The headers are larger than 32 KiB together."
     told[503] = "The record cannot be used now and nothing was stored; Retry-After says when to come again."
     return {
         status: ResponseSpec(

@@ -106,7 +106,10 @@ async def test_only_what_was_said_is_told(
 
 
 WRONG = [
-    *(("max_tokens", value, "whole number ≥ 1 and ≤ 1048576") for value in ("0", "-1", "1048577", "1.5", '"x"', "true", "1e30")),
+    *(
+        ("max_tokens", value, "whole number ≥ 1 and ≤ 1048576")
+        for value in ("0", "-1", "1048577", "1.5", '"x"', "true", "1e30")
+    ),
     *(("temperature", value, "number ≥ 0 and ≤ 5") for value in ("-0.1", "5.1", '"hot"', "[]")),
     *(("top_p", value, "number > 0 and ≤ 1") for value in ("0", "1.01", "-1")),
     *(("top_k", value, "whole number ≥ 0 and ≤ 1000000") for value in ("-1", "1000001", "0.5")),
