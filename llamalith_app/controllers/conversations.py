@@ -11,6 +11,7 @@ from llamalith_app.contracts import parameters
 from llamalith_app.contracts.conversations import Latest, MessageList
 from llamalith_app.contracts.jobs import Cancelled, JobAccepted, ReplyCreate
 from llamalith_app.contracts.text import CONTROL_FREE, NOT_BLANK
+from llamalith_app.controllers.problems import TAKES_UNKNOWN
 from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversations
@@ -31,7 +32,7 @@ class Conversations(Controller):
     path = "/conversations/{conversation_id:str}"
     tags = ("Conversations",)
 
-    @post("/reply", status_code=200, summary="Queue the next prompt")
+    @post("/reply", status_code=200, summary="Queue the next prompt", opt=TAKES_UNKNOWN)
     async def reply(
         self,
         request: AppRequest,
@@ -68,11 +69,11 @@ class Conversations(Controller):
         n_cancelled = await request.parts.cancellations.matching(owner_id, conversation_id=conversation_id)
         return Cancelled(ok=True, cancelled=n_cancelled)
 
-    @get("/messages", summary="Read the messages, in the order of the turns")
+    @get("/messages", summary="Read the messages, in the order of the turns", opt=TAKES_UNKNOWN)
     async def messages(self, request: AppRequest, conversation_id: PathId) -> MessageList:
         return await request.parts.database.read(conversations.message_list, request.principal.user_id, conversation_id)
 
-    @get("/latest", summary="Read the newest prompt, reply and job")
+    @get("/latest", summary="Read the newest prompt, reply and job", opt=TAKES_UNKNOWN)
     async def latest(self, request: AppRequest, conversation_id: PathId) -> Latest:
         found = await request.parts.database.read(conversations.latest, request.principal.user_id, conversation_id)
         if found.last_job is not None:

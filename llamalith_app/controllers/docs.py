@@ -130,7 +130,7 @@ def _events(told: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
 
 
 def _schema_fields(schema: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
-    if "anyOf" in schema:
+    if "properties" not in schema and "anyOf" in schema:
         schema = schema["anyOf"][0]
     schema = schemas[schema["$ref"].removeprefix(REF)] if "$ref" in schema else schema
     required = schema.get("required", [])

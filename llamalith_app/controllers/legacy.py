@@ -9,6 +9,7 @@ from llamalith_app.contracts.conversations import LegacyStatus
 from llamalith_app.contracts.jobs import LegacyAccepted, LegacySubmit
 from llamalith_app.contracts.text import id_text
 from llamalith_app.controllers.conversations import PathId
+from llamalith_app.controllers.problems import TAKES_UNKNOWN
 from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput
 from llamalith_app.store import conversations
@@ -39,7 +40,7 @@ class Legacy(Controller):
             created_new=accepted.created_new,
         )
 
-    @get("/status/{conversation_id:str}", summary="Read the reply to the newest prompt")
+    @get("/status/{conversation_id:str}", summary="Read the reply to the newest prompt", opt=TAKES_UNKNOWN)
     async def status(self, request: AppRequest, conversation_id: PathId) -> LegacyStatus:
         """Null until it is there; where the newest job failed, for ever."""
         latest = await request.parts.database.read(conversations.latest, request.principal.user_id, conversation_id)

@@ -13,6 +13,7 @@ from litestar import Litestar, Request
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from llamalith_app.contracts import conversations, events, health, jobs, models, parameters, problems
+from llamalith_app.contracts.text import END
 
 REF = "#/components/schemas/"
 STREAM = "text/event-stream"
@@ -37,6 +38,7 @@ _OF_EVENT = {
     "cancelled": jobs.Job,
 }
 _NOT_BLANK = {"type": "string", "pattern": r"\S"}
+_BLANK = {"pattern": rf"^\s*{END}"}
 
 
 class ExactDocument(JsonRenderPlugin):
@@ -49,7 +51,8 @@ def document(app: Litestar) -> dict[str, Any]:
     shapes = [_SHAPES[name] for name in told["components"]["schemas"]]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF + "{name}")
     schemas["JobCreate"]["anyOf"] = [
-        {"required": [name], "properties": {name: _NOT_BLANK}} for name in ("content", "system_prompt")
+        {"required": ["content"], "properties": {"content": _NOT_BLANK}},
+        {"required": ["system_prompt"], "properties": {"system_prompt": _NOT_BLANK, "assistant_context": _BLANK}},
     ]
     told["components"]["schemas"] = schemas
     for methods in told["paths"].values():

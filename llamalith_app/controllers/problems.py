@@ -41,6 +41,9 @@ ALLOWED = {
 }
 """What would be right, for fields of which msgspec tells half."""
 
+TAKES_UNKNOWN = {"takes_unknown": True}
+"""Options of a route that answers 200 for a conversation that is not there."""
+
 HEADERS = {"idempotency_key": "Idempotency-Key"}
 """What clients call what handlers call so."""
 
@@ -122,7 +125,7 @@ def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, Response
         told[400] = "What was sent is wrong: `detail` says what, where, and what would be right. Nothing was stored."
     if handler.http_methods != {"GET"}:
         told[403] = "Another site sent it, with the cookie of a session; or that session's CSRF token is missing."
-    if route.path_parameters:
+    if route.path_parameters and not handler.opt.get("takes_unknown"):
         told[404] = "There is no such job or conversation of this caller."
     if "data" in takes:
         told |= {

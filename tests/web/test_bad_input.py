@@ -113,6 +113,10 @@ BODIES = {
         body(content="a", queue_timeout_s=True),
         "queue_timeout_s: expected seconds, more than 0 and at most 604800",
     ),
+    "a context without a prompt": (
+        body(system_prompt="a", assistant_context="b"),
+        "assistant_context: stands before a prompt",
+    ),
     "nothing to do": (body(content="  ", system_prompt=" "), "content or system_prompt is required"),
 }
 
