@@ -13,7 +13,6 @@ from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from llamalith_app import __version__, grammar
@@ -31,7 +30,9 @@ from llamalith_app.controllers.live import Live
 from llamalith_app.controllers.login import Doors
 from llamalith_app.controllers.models import Models
 from llamalith_app.controllers.monitor import QueueMonitor
+from llamalith_app.controllers.openapi import ExactDocument
 from llamalith_app.controllers.pages import Pages
+from llamalith_app.controllers.paths import MarkedSlashes, restored
 from llamalith_app.controllers.readiness import Readings
 from llamalith_app.controllers.request import MAX_BODY_BYTES, AppRequest, Parts
 from llamalith_app.controllers.request_log import RequestLog
@@ -50,11 +51,11 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 
 
-class WebApp(RequestLog):
+class WebApp(MarkedSlashes):
     """The application as a server runs it."""
 
     def __init__(self, app: Litestar, followers: Followers) -> None:
-        super().__init__(Envelope(app))
+        super().__init__(RequestLog(Envelope(app)))
         self.end_streams = followers.end
         """Before the server waits for open connections: streams would never end by themselves."""
 
@@ -114,7 +115,7 @@ def create_app(config: Config) -> WebApp:
     api = [Jobs, Conversations, Events, Models, Legacy]
     app = Litestar(
         route_handlers=[
-            Router("/api", route_handlers=api),
+            Router("/api", route_handlers=api, security=[{"bearer": []}, {"token": []}, {"session": []}]),
             Router("/chat/api", route_handlers=api, include_in_schema=False),
             Probes,
             login.front_door,
@@ -124,6 +125,7 @@ def create_app(config: Config) -> WebApp:
         template_config=html.template_config(),
         state=State({"parts": parts}),
         request_class=AppRequest,
+        middleware=[restored],
         request_max_body_size=MAX_BODY_BYTES,
         exception_handlers={
             LoginNeeded: login.of_login_needed,
@@ -153,8 +155,7 @@ def create_app(config: Config) -> WebApp:
             version=__version__,
             description="A durable queue for local language models. The same API stands under /api and /chat/api.",
             path="/api/openapi.json",
-            render_plugins=[JsonRenderPlugin(path="/")],
-            security=[{"bearer": []}, {"token": []}, {"session": []}],
+            render_plugins=[ExactDocument(path="/")],
             components=Components(
                 security_schemes={
                     "bearer": SecurityScheme(type="http", scheme="bearer"),

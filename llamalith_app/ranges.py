@@ -14,24 +14,16 @@ TELL_LIMITS_BELOW = 1_000_000
 """Higher ones are there against nonsense: told only to who went beyond them."""
 LONE_TEXT = "lone_text"
 """Marks a list that may be one text instead."""
-WORDS = {NoneType: "null", str: "text", int: "int", float: "number", bool: "boolean"}
-
-FROM_ZERO: dict[str, Any] = {"extra": {"minimum": 0}}
-ABOVE_ZERO: dict[str, Any] = {"extra": {"exclusive_minimum": 0}}
-"""For the OpenAPI document, in which Litestar leaves out limits of 0."""
+WORDS = {NoneType: "null", str: "text", int: "whole number", float: "number", bool: "boolean"}
 
 MaxTokens = Annotated[int, Meta(ge=1, le=1_048_576, description="Tokens that a reply has at most.")]
-Temperature = Annotated[
-    float, Meta(ge=0, le=5, description="0: always the likeliest token.", extra_json_schema=FROM_ZERO)
-]
-Share = Annotated[float, Meta(ge=0, le=1, extra_json_schema=FROM_ZERO)]
-ShareAboveZero = Annotated[float, Meta(gt=0, le=1, extra_json_schema=ABOVE_ZERO)]
-TopK = Annotated[int, Meta(ge=0, le=1_000_000, description="0: all tokens.", extra_json_schema=FROM_ZERO)]
-RepeatPenalty = Annotated[float, Meta(gt=0, le=5, description="1: none.", extra_json_schema=ABOVE_ZERO)]
+Temperature = Annotated[float, Meta(ge=0, le=5, description="0: always the likeliest token.")]
+Share = Annotated[float, Meta(ge=0, le=1)]
+ShareAboveZero = Annotated[float, Meta(gt=0, le=1)]
+TopK = Annotated[int, Meta(ge=0, le=1_000_000, description="0: all tokens.")]
+RepeatPenalty = Annotated[float, Meta(gt=0, le=5, description="1: none.")]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Seed = Annotated[
-    int, Meta(ge=0, le=2**32 - 1, description="Unset: another one for each job.", extra_json_schema=FROM_ZERO)
-]
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1, description="Unset: another one for each job.")]
 StopText = Annotated[str, Meta(title="text of 1 to 64 characters", min_length=1, max_length=64)]
 Stops = Annotated[
     tuple[StopText, ...],

@@ -527,7 +527,7 @@ def test_the_chat_formats_are_those_of_llama_cpp_python_that_only_write_a_prompt
 
 def test_a_setting_of_a_wrong_type_is_told_by_place_limit_and_value(place: Place) -> None:
     assert place.problems_of_file(with_settings(n_ctx="big")) == [
-        'config.json: model_settings.mistral.n_ctx: expected int ≥ 256, got "big"'
+        'config.json: model_settings.mistral.n_ctx: expected whole number ≥ 256, got "big"'
     ]
 
 
@@ -540,30 +540,30 @@ def test_an_unknown_key_is_told_with_the_one_that_was_meant(place: Place) -> Non
 @pytest.mark.parametrize(
     ("setting", "value", "told"),
     [
-        ("n_ctx", 255, "expected int ≥ 256, got 255"),
-        ("n_ctx", 1_048_577, "expected int ≥ 256 and ≤ 1048576, got 1048577"),
-        ("n_ctx", True, "expected int ≥ 256, got true"),
-        ("n_ctx", 512.0, "expected int ≥ 256, got 512.0"),
-        ("n_ctx", 10**400, f"expected int ≥ 256 and ≤ 1048576, got 1{'0' * 79}…"),
-        ("n_chunk", 0, "expected int ≥ 1 and ≤ 4096, got 0"),
-        ("n_chunk", 4097, "expected int ≥ 1 and ≤ 4096, got 4097"),
-        ("n_threads", 513, "expected int ≥ 0 and ≤ 512, got 513"),
-        ("n_gpu_layers", -2, "expected int ≥ -1, got -2"),
-        ("max_tokens", 0, "expected int ≥ 1, got 0"),
+        ("n_ctx", 255, "expected whole number ≥ 256, got 255"),
+        ("n_ctx", 1_048_577, "expected whole number ≥ 256 and ≤ 1048576, got 1048577"),
+        ("n_ctx", True, "expected whole number ≥ 256, got true"),
+        ("n_ctx", 512.0, "expected whole number ≥ 256, got 512.0"),
+        ("n_ctx", 10**400, f"expected whole number ≥ 256 and ≤ 1048576, got 1{'0' * 79}…"),
+        ("n_chunk", 0, "expected whole number ≥ 1 and ≤ 4096, got 0"),
+        ("n_chunk", 4097, "expected whole number ≥ 1 and ≤ 4096, got 4097"),
+        ("n_threads", 513, "expected whole number ≥ 0 and ≤ 512, got 513"),
+        ("n_gpu_layers", -2, "expected whole number ≥ -1, got -2"),
+        ("max_tokens", 0, "expected whole number ≥ 1, got 0"),
         ("temperature", 5.1, "expected number ≥ 0 and ≤ 5, got 5.1"),
         ("temperature", float("nan"), "expected number ≥ 0 and ≤ 5, got NaN"),
         ("temperature", 10**400, f"expected number ≥ 0 and ≤ 5, got 1{'0' * 79}…"),
         ("temperature", False, "expected number ≥ 0 and ≤ 5, got false"),
         ("top_p", 0, "expected number > 0 and ≤ 1, got 0"),
         ("top_p", {}, "expected number > 0 and ≤ 1, got an object"),
-        ("top_k", -1, "expected int ≥ 0, got -1"),
+        ("top_k", -1, "expected whole number ≥ 0, got -1"),
         ("min_p", float("inf"), "expected number ≥ 0 and ≤ 1, got Infinity"),
         ("typical_p", 0, "expected number > 0 and ≤ 1, got 0"),
         ("repeat_penalty", 0, "expected number > 0 and ≤ 5, got 0"),
         ("presence_penalty", -2.5, "expected number ≥ -2 and ≤ 2, got -2.5"),
         ("frequency_penalty", 3, "expected number ≥ -2 and ≤ 2, got 3"),
-        ("seed", -1, "expected int ≥ 0, got -1"),
-        ("seed", 2**32, "expected int ≥ 0 and ≤ 4294967295, got 4294967296"),
+        ("seed", -1, "expected whole number ≥ 0, got -1"),
+        ("seed", 2**32, "expected whole number ≥ 0 and ≤ 4294967295, got 4294967296"),
         ("stop", 5, "expected text, or a list of at most 16, got 5"),
         ("stop", ["x"] * 17, "expected text, or a list of at most 16, got a list of 17"),
     ],
@@ -611,7 +611,7 @@ def test_a_setting_beyond_its_limits_is_refused(place: Place, setting: str, valu
         ),
         (
             {"worker_settings": {"worker_count": 65}},
-            "worker_settings.worker_count: expected int ≥ 1 and ≤ 64, got 65",
+            "worker_settings.worker_count: expected whole number ≥ 1 and ≤ 64, got 65",
         ),
         (
             {"worker_settings": {"workers": 2}},
@@ -621,7 +621,7 @@ def test_a_setting_beyond_its_limits_is_refused(place: Place, setting: str, valu
         ({"line\nbreak": 1}, "line\\nbreak: unknown key"),
         ({"log_format": "xml"}, 'log_format: expected one of auto, json, text, got "xml"'),
         ({"log_level": 3}, "log_level: expected one of debug, info, warning, error, got 3"),
-        ({"max_attempts": 0}, "max_attempts: expected int ≥ 1 and ≤ 100, got 0"),
+        ({"max_attempts": 0}, "max_attempts: expected whole number ≥ 1 and ≤ 100, got 0"),
         (
             {"database_url": "postgresql://u:pw@h/db"},
             "database_url: expected sqlite:///PATH, a file (this version speaks SQLite only),"
@@ -833,8 +833,8 @@ def test_any_value_of_any_variable_is_taken_or_refused(name: str, value: str) ->
             'expected sqlite:///PATH, a file (this version speaks SQLite only), got "sqlite:///:memory:"',
         ),
         ("LLAMALITH_RETENTION_DAYS", "0", "expected number > 0 and ≤ 36500, got 0.0"),
-        ("LLAMALITH_MAX_ATTEMPTS", "many", 'expected int ≥ 1 and ≤ 100, got "many"'),
-        ("LLAMALITH_MAX_ATTEMPTS", "101", "expected int ≥ 1 and ≤ 100, got 101"),
+        ("LLAMALITH_MAX_ATTEMPTS", "many", 'expected whole number ≥ 1 and ≤ 100, got "many"'),
+        ("LLAMALITH_MAX_ATTEMPTS", "101", "expected whole number ≥ 1 and ≤ 100, got 101"),
         ("LLAMALITH_TIMEOUT_S", "0", "expected number > 0 and ≤ 604800, got 0.0"),
         ("LLAMALITH_TIMEOUT_S", "604800.5", "expected number > 0 and ≤ 604800, got 604800.5"),
         ("LLAMALITH_TIMEOUT_S", "nan", 'expected number > 0 and ≤ 604800, got "nan"'),
@@ -1161,7 +1161,7 @@ def test_config_check_tells_the_problems_on_stderr_and_exits_2(place: Place) -> 
     assert (result.returncode, result.stdout, result.stderr) == (
         2,
         "",
-        'config.json: model_settings.mistral.n_ctx: expected int ≥ 256, got "big"\n',
+        'config.json: model_settings.mistral.n_ctx: expected whole number ≥ 256, got "big"\n',
     )
 
 

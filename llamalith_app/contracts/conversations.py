@@ -12,17 +12,25 @@ class Message(msgspec.Struct, kw_only=True):
     content: str
 
 
-class MessageList(msgspec.Struct, kw_only=True):
+class Named(msgspec.Struct, kw_only=True):
+    """Of which conversation an answer tells."""
+
+    conversation_id: str
+    exists: bool
+    """False: nothing was ever sent under this id, or all of it has expired."""
+
+
+class MessageList(Named, kw_only=True):
     messages: list[Message]
     """In the order of the turns: each prompt is followed by its reply once that exists."""
 
 
-class Latest(msgspec.Struct, kw_only=True):
+class Latest(Named, kw_only=True):
     last_user: Message | None
     last_assistant: Message | None
     last_job: Job | None
 
 
-class LegacyStatus(msgspec.Struct, kw_only=True):
+class LegacyStatus(Named, kw_only=True):
     response: str | None
     """The reply to the newest prompt; null until it is there."""

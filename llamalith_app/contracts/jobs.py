@@ -11,9 +11,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from llamalith_app import ranges
 from llamalith_app.contracts.parameters import Parameters
-from llamalith_app.contracts.text import ConversationId, Name, Text
+from llamalith_app.contracts.text import ConversationId, Name, NumberAsId, RequiredText, Text
 
 JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
@@ -27,7 +26,6 @@ Seconds = Annotated[
         gt=0,
         le=604_800,
         description="More than 0 and at most 604,800 (a week); absent: the configured limit, or none.",
-        extra_json_schema=ranges.ABOVE_ZERO,
     ),
 ]
 
@@ -38,10 +36,11 @@ MaxAttempts = Annotated[int, Meta(ge=1, le=100)]
 class JobCreate(Parameters, kw_only=True):
     """A prompt for a new or an existing conversation; texts are trimmed, unknown fields ignored."""
 
-    content: Text = ""
+    content: Text | None = None
+    """Required where there is no `system_prompt`."""
     model: Name | None = None
     """One of the configured names; absent or empty: the first of them."""
-    conversation_id: ConversationId | None = None
+    conversation_id: ConversationId | NumberAsId | None = None
     """Absent or empty: a new conversation with a UUID."""
     system_prompt: Text | None = None
     """Stored as a system message where it differs from the one in force; alone, without content, too."""
@@ -55,14 +54,14 @@ class JobCreate(Parameters, kw_only=True):
     """Seconds that it may wait for its first start; then it ends as an error of kind `timeout`."""
     max_attempts: MaxAttempts | None = None
     """Starts that may fail or be lost before it ends as an error; absent: the configured number."""
-    priority: PriorityWord = "normal"
+    priority: PriorityWord | None = "normal"
     """`interactive`: somebody waits for it; `batch`: nobody does."""
 
 
 class ReplyCreate(Parameters, kw_only=True):
     """The next prompt of a conversation; an unknown conversation is made."""
 
-    content: Text
+    content: RequiredText
     model: Name | None = None
     system_prompt: Text | None = None
     assistant_context: Text | None = None
@@ -70,14 +69,14 @@ class ReplyCreate(Parameters, kw_only=True):
     timeout_s: Seconds | None = None
     queue_timeout_s: Seconds | None = None
     max_attempts: MaxAttempts | None = None
-    priority: PriorityWord = "normal"
+    priority: PriorityWord | None = "normal"
 
 
 class LegacySubmit(msgspec.Struct, kw_only=True):
     """The original's older way in; the same as JobCreate with other names."""
 
-    user_input: Text
-    session_id: ConversationId | None = None
+    user_input: RequiredText
+    session_id: ConversationId | NumberAsId | None = None
     model: Name | None = None
     system_prompt: Text | None = None
 
@@ -127,21 +126,17 @@ class JobError(msgspec.Struct, kw_only=True):
     reason: str
 
 
-class Job(msgspec.Struct, kw_only=True):
+class JobBrief(msgspec.Struct, kw_only=True):
+    """A job without what was sent to it and what came of it."""
+
     id: int
     conversation_id: str
-    user_input: str
     model: str
-    system_prompt: str
     status: StatusWord
-    result: str | None
-    """The reply when done, the reason when it ended as error."""
     created_at: datetime
     processed_at: datetime | None
     grammar_name: str | None
     priority: PriorityWord
-    parameters: Parameters | None
-    """What the job said of its sampling and of the reply's form; null: nothing."""
     attempt: int
     """Times it was started so far."""
     started_at: datetime | None
@@ -154,9 +149,6 @@ class Job(msgspec.Struct, kw_only=True):
     completion_tokens: int | None
     omitted_messages: int
     """Earlier messages that the reply was made without, since they did not fit the model's context."""
-    partial: str | None = None
-    """What was written of the reply when the job was cancelled (there some tenths of a second after that) or ended in
-    an error; null: nothing, or its worker was lost."""
     timeout_s: float | None = None
     """Seconds that one attempt may run; null: as long as it takes."""
     queue_timeout_s: float | None = None
@@ -173,6 +165,18 @@ class Job(msgspec.Struct, kw_only=True):
     """The job that tries this one again."""
     progress: Progress | None = None
     """Null once it has ended."""
+
+
+class Job(JobBrief, kw_only=True):
+    user_input: str
+    system_prompt: str
+    parameters: Parameters | None
+    """What the job said of its sampling and of the reply's form; null: nothing."""
+    result: str | None
+    """The reply when done, the reason when it ended as error."""
+    partial: str | None = None
+    """What was written of the reply when the job was cancelled (there some tenths of a second after that) or ended in
+    an error; null: nothing, or its worker was lost."""
 
 
 class Attempt(msgspec.Struct, kw_only=True):
@@ -208,6 +212,13 @@ class Retried(msgspec.Struct, kw_only=True):
 class JobList(msgspec.Struct, kw_only=True):
     jobs: list[Job]
     """Newest first. Ends before `limit` where the texts are very long: `before` the last id goes on."""
+
+
+class JobBriefList(msgspec.Struct, kw_only=True):
+    """The answer to `texts=false`."""
+
+    jobs: list[JobBrief]
+    """Newest first."""
 
 
 class Cancelled(msgspec.Struct, kw_only=True):

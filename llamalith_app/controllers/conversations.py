@@ -10,7 +10,8 @@ from litestar.params import JSONBody, PathParameter
 from llamalith_app.contracts import parameters
 from llamalith_app.contracts.conversations import Latest, MessageList
 from llamalith_app.contracts.jobs import Cancelled, JobAccepted, ReplyCreate
-from llamalith_app.contracts.text import CONTROL_FREE
+from llamalith_app.contracts.text import CONTROL_FREE, NOT_BLANK
+from llamalith_app.controllers.problems import TAKES_UNKNOWN
 from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversations
@@ -20,8 +21,9 @@ PathId = Annotated[
     PathParameter(
         min_length=1,
         max_length=200,
-        pattern=CONTROL_FREE,
-        description="A conversation's id: 1 to 200 characters without control characters.",
+        pattern=NOT_BLANK + CONTROL_FREE[1:],
+        description="A conversation's id, percent-encoded (a slash is %2F): 1 to 200 characters without control"
+        " characters. Blanks before and after it do not count.",
     ),
 ]
 
@@ -30,7 +32,7 @@ class Conversations(Controller):
     path = "/conversations/{conversation_id:str}"
     tags = ("Conversations",)
 
-    @post("/reply", status_code=200, summary="Queue the next prompt")
+    @post("/reply", status_code=200, summary="Queue the next prompt", opt=TAKES_UNKNOWN)
     async def reply(
         self,
         request: AppRequest,
@@ -41,8 +43,6 @@ class Conversations(Controller):
         """An unknown conversation is made."""
         if not data.content.strip():
             raise BadInput("content is required")
-        if not conversation_id.strip():
-            raise BadInput("conversation_id: expected 1 to 200 characters that are not all blank")
         return await request.parts.submissions.submit(
             request.principal.user_id,
             request.id,
@@ -52,7 +52,7 @@ class Conversations(Controller):
             system_prompt=data.system_prompt,
             assistant_context=data.assistant_context,
             grammar_name=data.grammar_name,
-            priority=data.priority,
+            priority=data.priority or "normal",
             parameters=parameters.said(data),
             timeout_s=data.timeout_s,
             queue_timeout_s=data.queue_timeout_s,
@@ -69,12 +69,11 @@ class Conversations(Controller):
         n_cancelled = await request.parts.cancellations.matching(owner_id, conversation_id=conversation_id)
         return Cancelled(ok=True, cancelled=n_cancelled)
 
-    @get("/messages", summary="Read the messages, in the order of the turns")
+    @get("/messages", summary="Read the messages, in the order of the turns", opt=TAKES_UNKNOWN)
     async def messages(self, request: AppRequest, conversation_id: PathId) -> MessageList:
-        found = await request.parts.database.read(conversations.messages, request.principal.user_id, conversation_id)
-        return MessageList(messages=found)
+        return await request.parts.database.read(conversations.message_list, request.principal.user_id, conversation_id)
 
-    @get("/latest", summary="Read the newest prompt, reply and job")
+    @get("/latest", summary="Read the newest prompt, reply and job", opt=TAKES_UNKNOWN)
     async def latest(self, request: AppRequest, conversation_id: PathId) -> Latest:
         found = await request.parts.database.read(conversations.latest, request.principal.user_id, conversation_id)
         if found.last_job is not None:

@@ -10,11 +10,10 @@ from litestar import Controller, get
 from litestar.response import Template
 
 from llamalith_app.controllers.html import page
+from llamalith_app.controllers.openapi import EVENTS, REF, STREAM, document
 from llamalith_app.controllers.request import AppRequest
 from llamalith_app.guards.principal import PAGE
 
-REF = "#/components/schemas/"
-EVENT = "an event's data"
 TELL_BELOW = 1e12
 """Limits beyond are there against nonsense."""
 
@@ -46,16 +45,16 @@ class Docs(Controller):
 
     @get("/", opt=PAGE)
     async def reference(self, request: AppRequest) -> Template:
-        document = request.app.openapi_schema.to_schema()
-        found = sorted(operations(document), key=lambda operation: operation.tag)
+        told = document(request.app)
+        found = sorted(operations(told), key=lambda operation: operation.tag)
         origin = f"{request.scope['scheme']}://{request.headers.get('host', '127.0.0.1:8000')}"
         groups = {tag: list(group) for tag, group in groupby(found, key=lambda operation: operation.tag)}
-        return page(request, "docs", groups=groups, shapes=shapes(document), origin=origin)
+        return page(request, "docs", groups=groups, shapes=shapes(told), origin=origin)
 
     @get("/openapi.json", opt=PAGE)
-    async def document(self, request: AppRequest) -> dict[str, Any]:
+    async def for_machines(self, request: AppRequest) -> dict[str, Any]:
         """The same as /api/openapi.json, for those who see /chat alone."""
-        return request.app.openapi_schema.to_schema() | {"servers": [{"url": "/chat"}]}
+        return document(request.app) | {"servers": [{"url": "/chat"}]}
 
 
 def operations(document: dict[str, Any]) -> list[Operation]:
@@ -73,7 +72,7 @@ def shapes(document: dict[str, Any]) -> dict[str, list[Field]]:
     schemas = document["components"]["schemas"]
     inner = {name for schema in schemas.values() for field in schema["properties"].values() for name in _names(field)}
     for operation in operations(document):
-        inner.update(field.name for field in operation.answer if field.type == EVENT)
+        inner.update(field.type for field in operation.answer if field.type in schemas)
         inner.update(field.type for field in operation.refusals)
     return {name: _schema_fields(schemas[name], schemas) for name in sorted(inner)}
 
@@ -99,7 +98,7 @@ def _operation(path: str, method: str, operation: dict[str, Any], schemas: dict[
                 parameter["name"],
                 _in_words(parameter["schema"]),
                 parameter.get("required", False),
-                parameter.get("description", ""),
+                _description(parameter),
             )
             for parameter in operation.get("parameters", [])
         ],
@@ -116,23 +115,35 @@ def _operation(path: str, method: str, operation: dict[str, Any], schemas: dict[
 
 def _fields(content: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
     by_type = content.get("content", {})
-    if "text/event-stream" in by_type:
-        return _events(by_type["text/event-stream"]["schema"], schemas)
+    if STREAM in by_type:
+        return _events(by_type[STREAM][EVENTS], schemas)
     return _schema_fields(by_type.get("application/json", {}).get("schema", {}), schemas)
 
 
-def _events(schema: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
+def _events(told: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
     """What may come, as a field each: the shape of its data, and what that says."""
-    return [Field(name, EVENT, False, schemas[name].get("description", "")) for name in _names(schema)]
+    return [
+        Field(event, shape, False, schemas[shape].get("description", ""))
+        for event, data in told.items()
+        for shape in _names(data)
+    ]
 
 
 def _schema_fields(schema: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
+    if "properties" not in schema and "anyOf" in schema:
+        schema = schema["anyOf"][0]
     schema = schemas[schema["$ref"].removeprefix(REF)] if "$ref" in schema else schema
     required = schema.get("required", [])
     return [
-        Field(name, _in_words(field), name in required, field.get("description", ""))
+        Field(name, _in_words(field), name in required, _description(field))
         for name, field in schema.get("properties", {}).items()
     ]
+
+
+def _description(schema: dict[str, Any]) -> str:
+    """Of the field, or of the first of the shapes that it may have."""
+    alternatives = schema.get("anyOf", [])
+    return str(schema.get("description") or next(filter(None, map(_description, alternatives)), ""))
 
 
 def _in_words(schema: dict[str, Any]) -> str:
@@ -147,13 +158,13 @@ def _in_words(schema: dict[str, Any]) -> str:
     if kind == "array":
         return f"list of {_in_words(schema.get('items', {}))}"
     limits = [
-        f"{words} {int(schema[name]):,}"
+        f"{words} {schema[name]:,}"
         for name, words in (
             ("minimum", "from"),
             ("exclusiveMinimum", "more than"),
             ("maximum", "to"),
             ("maxLength", "at most, characters:"),
         )
-        if name in schema and schema[name] < TELL_BELOW
+        if name in schema and abs(schema[name]) < TELL_BELOW
     ]
     return " ".join([str(schema.get("format", kind)), *limits])

@@ -16,14 +16,15 @@ from typing import Annotated, Any
 from litestar import Controller, Response, get
 from litestar.datastructures import ResponseHeader
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import PathParameter, QueryParameter
+from litestar.params import HeaderParameter, QueryParameter
 from litestar.types import Receive, Scope, Send
 
 from llamalith_app.contracts.events import Event
 from llamalith_app.contracts.jobs import Job
+from llamalith_app.contracts.text import END
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.follow import ENDED, Followers, Line
-from llamalith_app.controllers.jobs import MAX_ID
+from llamalith_app.controllers.jobs import JobIdInPath
 from llamalith_app.controllers.request import AppRequest, Parts
 from llamalith_app.controllers.transcript import FINAL, Cursor
 from llamalith_app.errors import BadInput, NotFound
@@ -35,17 +36,25 @@ RETRY = b"retry: 1000\n\n"
 """Milliseconds after which a browser comes again."""
 COME_AGAIN = b"retry: 1000\n: the server ends; come again\n\n"
 
-JOB_EVENT = re.compile(r"(?P<attempt>[0-9]{1,9})-(?P<n>[0-9]{1,10})")
-LANE_EVENT = re.compile(r"(?P<job>[0-9]{1,18})\.(?P<attempt>[0-9]{1,9})-(?P<n>[0-9]{1,10})")
+JOB_EVENT = re.compile(r"([0-9]{1,9})-([0-9]{1,10})")
+LANE_EVENT = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})-([0-9]{1,10})")
 NOTHING_TOLD = Cursor(0, 0)
 """Attempts and events count from 1; the last event of a job that was never claimed is of attempt 0."""
 
-After = Annotated[
-    str | None,
-    QueryParameter(
-        description="The id of the last event that you have: the stream goes on behind it. A Last-Event-ID header, "
-        "which browsers send when they come again, wins over it.",
-    ),
+AFTER = "The id of the last event that you have: the stream goes on behind it. Empty: from the beginning."
+LAST = "The same, as browsers send it when they come again; it wins over `after`."
+
+
+def _document(form: re.Pattern[str]) -> dict[str, str]:
+    # Not checked by the framework: it could not say what an id looks like.
+    return {"pattern": f"^(?:{form.pattern})?{END}"}
+
+
+After = Annotated[str | None, QueryParameter(description=AFTER, schema_extra=_document(JOB_EVENT))]
+AfterInLane = Annotated[str | None, QueryParameter(description=AFTER, schema_extra=_document(LANE_EVENT))]
+Last = Annotated[str | None, HeaderParameter(name="Last-Event-ID", description=LAST, schema_extra=_document(JOB_EVENT))]
+LastInLane = Annotated[
+    str | None, HeaderParameter(name="Last-Event-ID", description=LAST, schema_extra=_document(LANE_EVENT))
 ]
 STREAM = ResponseSpec(
     data_container=Event | Job,
@@ -53,6 +62,9 @@ STREAM = ResponseSpec(
     generate_examples=False,
     description="Server-Sent Events: `progress`, `delta`, `thinking` and `restart`, and as a job's last one of `done`, "
     "`error` and `cancelled`, whose data is the Job.",
+)
+NOTHING_MORE = ResponseSpec(
+    None, generate_examples=False, description="You have the job's last event: there is nothing more to come."
 )
 
 Chunks = AsyncGenerator[bytes, None]
@@ -109,17 +121,17 @@ class Events(Controller):
     @get(
         "/jobs/{job_id:str}/events",
         summary="Follow a job as it is written",
-        responses={200: STREAM},
+        responses={200: STREAM, 204: NOTHING_MORE},
         response_headers=[ResponseHeader(name="X-Accel-Buffering", value="no", documentation_only=True)],
     )
     async def of_job(
-        self, request: AppRequest, job_id: Annotated[int, PathParameter(ge=1, le=MAX_ID)], after: After = None
+        self, request: AppRequest, job_id: JobIdInPath, after: After = None, last_event_id: Last = None
     ) -> Response[Any]:
         """`progress` tells where the job stands, `delta` brings more of the reply, `thinking` what is no part of it.
         All deltas together are the stored reply; `restart` says to throw away what came so far: the whole follows.
         Whoever comes late gets all from the beginning. The stream ends with exactly one of `done`, `error` and
         `cancelled`; who asks after that one gets 204. A client that leaves stops nothing."""
-        cursor, _ = _cursor(request, after, JOB_EVENT, "1-42")
+        cursor, _ = _cursor(last_event_id, after, JOB_EVENT, "1-42")
         owner_id, parts = request.principal.user_id, request.parts
         job = await parts.database.read(job_reads.one, owner_id, job_id)
         if job is None:
@@ -130,10 +142,16 @@ class Events(Controller):
         return EventStream(request, lambda line: _job_events(parts.followers, job, owner_id, cursor, line))
 
     @get("/conversations/{conversation_id:str}/events", summary="Follow a conversation", responses={200: STREAM})
-    async def of_conversation(self, request: AppRequest, conversation_id: PathId, after: After = None) -> Response[Any]:
+    async def of_conversation(
+        self,
+        request: AppRequest,
+        conversation_id: PathId,
+        after: AfterInLane = None,
+        last_event_id: LastInLane = None,
+    ) -> Response[Any]:
         """The events of its open jobs, one job after another, and of those that come later. Ids have the job's before
         them, as in `7.1-42`; an id alone comes first. Goes on until the client leaves."""
-        cursor, from_job = _cursor(request, after, LANE_EVENT, "7.1-42")
+        cursor, from_job = _cursor(last_event_id, after, LANE_EVENT, "7.1-42")
         owner_id, parts = request.principal.user_id, request.parts
         lane = await parts.database.read(conversations.lane, owner_id, conversation_id, from_job)
         if lane is None:
@@ -142,19 +160,18 @@ class Events(Controller):
 
 
 def _cursor(
-    request: AppRequest, after: str | None, form: re.Pattern[str], example: str
+    last_event_id: str | None, after: str | None, form: re.Pattern[str], example: str
 ) -> tuple[Cursor | None, int | None]:
     """Where to go on, and in which job. Raises BadInput."""
-    header = request.headers.get("last-event-id")
-    name, given = ("Last-Event-ID", header) if header else ("after", after)
+    name, given = ("Last-Event-ID", last_event_id) if last_event_id else ("after", after)
     if not given:
         return None, None
     found = form.fullmatch(given)
     if found is None:
         raise BadInput(f"{name}: expected the id of an event of this stream, such as {example}")
-    fields = {field: int(number) for field, number in found.groupdict().items()}
-    cursor = Cursor(fields["attempt"], fields["n"])
-    return cursor if cursor != NOTHING_TOLD else None, fields.get("job")
+    *job, attempt, n = map(int, found.groups())
+    cursor = Cursor(attempt, n)
+    return cursor if cursor != NOTHING_TOLD else None, job[0] if job else None
 
 
 async def _job_events(

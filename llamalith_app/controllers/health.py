@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from litestar import Controller, Response, get
+from litestar.openapi.datastructures import ResponseSpec
 
 from llamalith_app.contracts.health import Health, Readiness
 from llamalith_app.controllers.request import AppRequest
 from llamalith_app.guards.principal import OPEN
+
+NOT_READY = ResponseSpec(
+    Readiness, description="Not all parts are there; the body tells which.", generate_examples=False
+)
 
 
 class Probes(Controller):
@@ -18,7 +23,7 @@ class Probes(Controller):
     async def healthz(self) -> Health:
         return Health()
 
-    @get("/readyz", summary="Can it do its work")
+    @get("/readyz", summary="Can it do its work", responses={503: NOT_READY})
     async def readyz(self, request: AppRequest) -> Response[Readiness]:
         """503 tells which part is missing."""
         readiness = await request.parts.readings.read()

@@ -34,6 +34,8 @@ SETTLE = timedelta(seconds=10)
 TEMPLATES = ROOT / "templates"
 ASSETS = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir()}
 """In memory: a name from outside is looked up, and never becomes a path."""
+DOTS = (".", "..")
+"""Browsers take these parts of a path away, encoded or not."""
 MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
@@ -84,16 +86,16 @@ def page(request: Request[Any, Any, Any], name: str, *, status_code: int = 200, 
 
 
 def conversation_url(public_id: str) -> str:
-    """The page of a conversation, whatever its id: one with a slash, or a dot alone, can stand in no path."""
-    if "/" in public_id or public_id in (".", ".."):
+    """The page of a conversation, whatever its id: dots alone can stand in no path, and a slash, though encoded, does
+    not come through every proxy. Where a stream does not come through, the page asks now and then instead."""
+    if "/" in public_id or public_id in DOTS:
         return f"/chat/conversation?id={quote(public_id, safe='')}"
     return f"/chat/conversations/{quote(public_id, safe='')}"
 
 
 def _events_url(public_id: str) -> str | None:
     """The conversation's stream; None: its id can stand in no path, and its page asks now and then instead."""
-    url = conversation_url(public_id)
-    return None if "?" in url else url.replace("/chat/", "/chat/api/", 1) + "/events"
+    return None if public_id in DOTS else f"/chat/api/conversations/{quote(public_id, safe='')}/events"
 
 
 def wants_html(request: Request[Any, Any, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from litestar import Controller, delete, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
@@ -13,12 +13,14 @@ from llamalith_app.contracts.jobs import (
     Cancelled,
     Job,
     JobAccepted,
+    JobBriefList,
     JobCreate,
     JobList,
     OpenWord,
     Retried,
     RetryableWord,
 )
+from llamalith_app.contracts.text import id_text
 from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import NotFound
 from llamalith_app.store import job_reads
@@ -47,13 +49,13 @@ class Jobs(Controller):
         return await request.parts.submissions.submit(
             request.principal.user_id,
             request.id,
-            content=data.content,
-            conversation_id=data.conversation_id,
+            content=data.content or "",
+            conversation_id=id_text(data.conversation_id),
             model=data.model,
             system_prompt=data.system_prompt,
             assistant_context=data.assistant_context,
             grammar_name=data.grammar_name,
-            priority=data.priority,
+            priority=data.priority or "normal",
             parameters=parameters.said(data),
             timeout_s=data.timeout_s,
             queue_timeout_s=data.queue_timeout_s,
@@ -72,17 +74,28 @@ class Jobs(Controller):
             int | None,
             QueryParameter(ge=1, le=MAX_ID, description="Only jobs with a smaller id: the next page."),
         ] = None,
-    ) -> JobList:
-        found = await request.parts.database.read(
-            job_reads.newest,
-            request.principal.user_id,
-            limit=limit,
-            status=status or None,
-            conversation_id=conversation_id or None,
-            before=before,
-        )
-        await request.parts.live.add(found)
-        return JobList(jobs=found)
+        texts: Annotated[
+            bool,
+            QueryParameter(
+                description="`false`: without `user_input`, `system_prompt`, `parameters`, `result` and `partial`, of"
+                " which a page may have megabytes; why a job failed stands in `error`."
+            ),
+        ] = True,
+    ) -> JobList | JobBriefList:
+        filters: dict[str, Any] = {
+            "limit": limit,
+            "status": status or None,
+            "conversation_id": (conversation_id or "").strip() or None,
+            "before": before,
+        }
+        owner_id, database = request.principal.user_id, request.parts.database
+        if texts:
+            found = await database.read(job_reads.newest, owner_id, **filters)
+            await request.parts.live.add(found)
+            return JobList(jobs=found)
+        briefs = await database.read(job_reads.newest_briefs, owner_id, **filters)
+        await request.parts.live.add(briefs)
+        return JobBriefList(jobs=briefs)
 
     @get("/{job_id:str}", summary="Read a job")
     async def one(self, request: AppRequest, job_id: JobIdInPath) -> Job:

@@ -7,7 +7,9 @@ from litestar.params import JSONBody
 
 from llamalith_app.contracts.conversations import LegacyStatus
 from llamalith_app.contracts.jobs import LegacyAccepted, LegacySubmit
+from llamalith_app.contracts.text import id_text
 from llamalith_app.controllers.conversations import PathId
+from llamalith_app.controllers.problems import TAKES_UNKNOWN
 from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput
 from llamalith_app.store import conversations
@@ -27,7 +29,7 @@ class Legacy(Controller):
             request.principal.user_id,
             request.id,
             content=data.user_input,
-            conversation_id=data.session_id,
+            conversation_id=id_text(data.session_id),
             model=data.model,
             system_prompt=data.system_prompt,
             key=await request.key(idempotency_key),
@@ -38,9 +40,13 @@ class Legacy(Controller):
             created_new=accepted.created_new,
         )
 
-    @get("/status/{conversation_id:str}", summary="Read the reply to the newest prompt")
+    @get("/status/{conversation_id:str}", summary="Read the reply to the newest prompt", opt=TAKES_UNKNOWN)
     async def status(self, request: AppRequest, conversation_id: PathId) -> LegacyStatus:
         """Null until it is there; where the newest job failed, for ever."""
         latest = await request.parts.database.read(conversations.latest, request.principal.user_id, conversation_id)
         job = latest.last_job
-        return LegacyStatus(response=job.result if job is not None and job.status == "done" else None)
+        return LegacyStatus(
+            conversation_id=latest.conversation_id,
+            exists=latest.exists,
+            response=job.result if job is not None and job.status == "done" else None,
+        )

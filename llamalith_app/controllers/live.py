@@ -3,10 +3,10 @@ from Redis, and when that will have an end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from llamalith_app.contracts.jobs import Job, Progress
+from llamalith_app.contracts.jobs import JobBrief, Progress
 from llamalith_app.jobs import order
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.progress import ProgressReader
@@ -20,7 +20,7 @@ class Live:
         self._reader = reader
         self._forecasts = forecasts
 
-    async def add(self, found: list[Job]) -> None:
+    async def add(self, found: Sequence[JobBrief]) -> None:
         """Without Redis a running job keeps an empty progress."""
         if not any(job.status in ("queued", "processing") for job in found):
             return
@@ -36,7 +36,7 @@ class Live:
         """To what a running job of the model tells, by the speeds that were last seen."""
         progress.eta_s = _rounded(order.left_s(progress, self._forecasts.newest.engines.get(model)))
 
-    async def _add_places(self, queued: list[Job], lanes: Mapping[str, order.Lane]) -> None:
+    async def _add_places(self, queued: list[JobBrief], lanes: Mapping[str, order.Lane]) -> None:
         if not queued:
             return
         of_jobs = {job.id: job.model for job in queued}
@@ -57,6 +57,6 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 
-def may_grow(job: Job) -> bool:
+def may_grow(job: JobBrief) -> bool:
     """Cancelled while it ran: its worker may still add what it had written."""
     return job.status == "cancelled" and job.started_at is not None and job.completion_tokens is None

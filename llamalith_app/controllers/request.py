@@ -5,7 +5,9 @@ Owns the reading of JSON bodies: what is not JSON is the sender's error, whateve
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import re
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -43,6 +45,9 @@ IdempotencyKey = Annotated[
     ),
 ]
 
+CHARSET = re.compile(r"(?:^|;)\s*charset\s*=\s*\"?([^\";]*[^\";\s])")
+UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MAX_BODY_BYTES = 16 * 1024 * 1024
 
 
@@ -85,18 +90,27 @@ class AppRequest(Request[Any, Any, Any]):
 
     async def json(self) -> Any:
         """Litestar's own answers 500 to deep nesting and invalid UTF-8, and takes a form or text/plain for JSON."""
-        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
-            given = f'"{media_type[:80]}"' if media_type else "none"
-            raise UnsupportedMediaType(f"Content-Type: expected application/json, got {given}")
-        body = await self.body()
+        media_type, _, charset = self.headers.get("content-type", "").lower().partition(";")
+        if media_type.strip() != "application/json":
+            raise UnsupportedMediaType(f"Content-Type: expected application/json, got {_quoted(media_type)}")
+        if (found := CHARSET.search(charset)) and found[1] not in UTF_8:
+            raise UnsupportedMediaType(f"Content-Type: expected charset=utf-8, got {_quoted(found[1])}")
+        encoding = self.headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise UnsupportedMediaType(
+                f"Content-Encoding: expected a body as it is (identity), got {_quoted(encoding)}"
+            )
+        body = (await self.body()).removeprefix(codecs.BOM_UTF8)
         try:
             return msgspec.json.decode(body)
         except RecursionError:
             raise BadInput("The body is nested too deeply.") from None
-        except UnicodeDecodeError:
-            raise BadInput("The body is not valid UTF-8.") from None
-        except msgspec.DecodeError as error:
+        except (UnicodeDecodeError, msgspec.DecodeError) as error:
+            # JSON in UTF-8 holds no NUL.
+            if body.startswith(UTF_16) or b"\0" in body[:4]:
+                raise BadInput("The body is UTF-16 or UTF-32: expected UTF-8.") from None
+            if isinstance(error, UnicodeDecodeError):
+                raise BadInput("The body is not valid UTF-8.") from None
             raise BadInput(f"The body is not valid JSON: {error}") from None
 
     async def key(self, given: str | None) -> Key | None:
@@ -133,3 +147,7 @@ class AppRequest(Request[Any, Any, Any]):
             return msgspec.convert(fields, form)
         except msgspec.ValidationError as error:
             raise BadInput(in_words(str(error))) from None
+
+
+def _quoted(value: str) -> str:
+    return f'"{value.strip()[:80]}"' if value.strip() else "none"

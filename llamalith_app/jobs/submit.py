@@ -86,6 +86,8 @@ class Submissions:
         system_prompt = (system_prompt or "").strip()
         if not content and not system_prompt:
             raise BadInput("content or system_prompt is required")
+        if not content and assistant_context and assistant_context.strip():
+            raise BadInput("assistant_context: stands before a prompt, so content is required too")
         given_id = (conversation_id or "").strip() or None
         chosen_model = self._model((model or "").strip())
         chosen_grammar = self._grammar((grammar_name or "").strip())

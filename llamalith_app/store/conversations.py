@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Select, and_, bindparam, func, literal_column, or_, select
 from sqlalchemy.orm import aliased
 
-from llamalith_app.contracts.conversations import Latest, Message
+from llamalith_app.contracts.conversations import Latest, Message, MessageList
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.store import job_reads
 from llamalith_app.store.tables import (
@@ -155,9 +155,7 @@ def thread(
     """`limit` turns at most: the newest, or the first ones from `first` on, or the last ones before `before`. None: no
     such conversation."""
     conversation = connection.execute(
-        select(ConversationRow.id, ConversationRow.next_turn).where(
-            ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id
-        )
+        select(ConversationRow.id, ConversationRow.next_turn).where(job_reads.is_named(owner_id, public_id))
     ).first()
     if conversation is None:
         return None
@@ -218,31 +216,45 @@ def _first_prompt(conversation_id: Any, max_text: int) -> Select[str]:
 
 
 def exists(connection: Connection, owner_id: int, public_id: str) -> bool:
-    found = select(ConversationRow.id).where(
-        ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id
+    return _id(connection, owner_id, public_id) is not None
+
+
+def _id(connection: Connection, owner_id: int, public_id: str) -> int | None:
+    found: int | None = connection.execute(
+        select(ConversationRow.id).where(job_reads.is_named(owner_id, public_id))
+    ).scalar()
+    return found
+
+
+def message_list(connection: Connection, owner_id: int, public_id: str) -> MessageList:
+    found = messages(connection, owner_id, public_id)
+    return MessageList(
+        conversation_id=public_id.strip(),
+        exists=bool(found) or exists(connection, owner_id, public_id),
+        messages=found,
     )
-    return connection.execute(found).first() is not None
 
 
 def messages(connection: Connection, owner_id: int, public_id: str) -> list[Message]:
     """In the order of the turns; empty for an unknown conversation."""
     rows = connection.execute(
         select(MessageRow.role, MessageRow.content)
-        .join(ConversationRow, ConversationRow.id == MessageRow.conversation_id)
-        .where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id)
+        .where(MessageRow.conversation_id == job_reads.conversation_of(owner_id, public_id))
         .order_by(MessageRow.place)
     )
     return [Message(role=role, content=content) for role, content in rows]
 
 
 def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
-    conversation_id = connection.execute(
-        select(ConversationRow.id).where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id)
-    ).scalar()
+    conversation_id = _id(connection, owner_id, public_id)
     if conversation_id is None:
-        return Latest(last_user=None, last_assistant=None, last_job=None)
+        return Latest(
+            conversation_id=public_id.strip(), exists=False, last_user=None, last_assistant=None, last_job=None
+        )
     job_id = connection.execute(select(func.max(JobRow.id)).where(JobRow.conversation_id == conversation_id)).scalar()
     return Latest(
+        conversation_id=public_id.strip(),
+        exists=True,
         last_user=_newest(connection, conversation_id, "user"),
         last_assistant=_newest(connection, conversation_id, "assistant"),
         last_job=None if job_id is None else job_reads.one(connection, owner_id, job_id),
@@ -251,9 +263,7 @@ def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
 
 def lane(connection: Connection, owner_id: int, public_id: str, from_job: int | None = None) -> Lane | None:
     """Its open jobs; or all from `from_job` on, ended or not. None: no such conversation."""
-    conversation_id = connection.execute(
-        select(ConversationRow.id).where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id)
-    ).scalar()
+    conversation_id = _id(connection, owner_id, public_id)
     if conversation_id is None:
         return None
     newest_job = newest_jobs(connection, [conversation_id]).get(conversation_id, 0)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     Connection,
     RowMapping,
     Select,
@@ -27,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from llamalith_app.contracts.jobs import Attempt, Job, JobError
+from llamalith_app.contracts.jobs import Attempt, Job, JobBrief, JobError
 from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.store.tables import (
     AttemptRow,
@@ -174,15 +175,41 @@ def newest(
 
     Ends early, though never empty, once its texts come to MAX_PAGE_CHARS.
     """
-    # Not both, where a conversation is asked for: SQLite would go through all that the owner has.
-    query = as_read(owner_id if conversation_id is None else None, max_text).order_by(JobRow.id.desc()).limit(limit)
-    if conversation_id is not None:
+    query = _newest(as_read(None, max_text), owner_id, limit, status, conversation_id, before)
+    return [job for _, job in _within_a_page(connection, query)]
+
+
+def newest_briefs(
+    connection: Connection,
+    owner_id: int,
+    *,
+    limit: int,
+    status: str | None = None,
+    conversation_id: str | None = None,
+    before: int | None = None,
+) -> list[JobBrief]:
+    """As `newest`, without a look at any text; never ends early."""
+    brief = select(*_BRIEF, JobRow.error.label("reason")).join(
+        ConversationRow, ConversationRow.id == JobRow.conversation_id
+    )
+    rows = connection.execute(_newest(brief, owner_id, limit, status, conversation_id, before)).mappings()
+    return [JobBrief(**_brief(dict(row))) for row in rows]
+
+
+def _newest(
+    query: Select[Any], owner_id: int, limit: int, status: str | None, conversation_id: str | None, before: int | None
+) -> Select[Any]:
+    query = query.order_by(JobRow.id.desc()).limit(limit)
+    # Not both: SQLite would go through all that the owner has.
+    if conversation_id is None:
+        query = query.where(JobRow.owner_id == owner_id)
+    else:
         query = query.where(JobRow.conversation_id == conversation_of(owner_id, conversation_id))
     if status is not None:
         query = query.where(JobRow.status == status)
     if before is not None:
         query = query.where(JobRow.id < before)
-    return [job for _, job in _within_a_page(connection, query)]
+    return query
 
 
 def n_text_chars(job: Job) -> int:
@@ -218,42 +245,47 @@ def of_turns(
     return {row["turn"]: job for row, job in _within_a_page(connection, query)}
 
 
+_BRIEF = (
+    JobRow.id,
+    ConversationRow.public_id.label("conversation_id"),
+    JobRow.model,
+    JobRow.status,
+    JobRow.created_at,
+    JobRow.processed_at,
+    JobRow.grammar_name,
+    JobRow.priority,
+    JobRow.attempt,
+    JobRow.started_at,
+    JobRow.error_kind,
+    JobRow.finish_reason,
+    JobRow.prompt_tokens,
+    JobRow.prompt_tokens_reused,
+    JobRow.completion_tokens,
+    JobRow.omitted_messages,
+    JobRow.timeout_s,
+    JobRow.not_after,
+    JobRow.max_attempts,
+    JobRow.retry_of,
+    select(_again.id).where(_again.retry_of == JobRow.id).scalar_subquery().label("retried_as"),
+    case((and_(status_is(Status.QUEUED), JobRow.attempt > 0), JobRow.not_before), else_=null()).label(
+        "next_attempt_at"
+    ),
+)
+
+
 def as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = None) -> Select[Any]:
     def text(column: Any) -> Any:
         return column if max_text is None else func.substr(column, 1, max_text)
 
     query = (
         select(
-            JobRow.id,
-            ConversationRow.public_id.label("conversation_id"),
+            *_BRIEF,
             text(_prompt.content).label("user_input"),
-            JobRow.model,
             text(JobRow.system_prompt).label("system_prompt"),
-            JobRow.status,
             text(case((status_is(Status.ERROR), JobRow.error), else_=_reply.content)).label("result"),
-            JobRow.created_at,
-            JobRow.processed_at,
-            JobRow.grammar_name,
-            JobRow.priority,
             # Whole or not at all: where texts are cut, nobody reads it.
             (JobRow.parameters if max_text is None else null()).label("parameters"),
-            JobRow.attempt,
-            JobRow.started_at,
-            JobRow.error_kind,
-            JobRow.finish_reason,
-            JobRow.prompt_tokens,
-            JobRow.prompt_tokens_reused,
-            JobRow.completion_tokens,
-            JobRow.omitted_messages,
             text(JobRow.partial).label("partial"),
-            JobRow.timeout_s,
-            JobRow.not_after,
-            JobRow.max_attempts,
-            JobRow.retry_of,
-            select(_again.id).where(_again.retry_of == JobRow.id).scalar_subquery().label("retried_as"),
-            case((and_(status_is(Status.QUEUED), JobRow.attempt > 0), JobRow.not_before), else_=null()).label(
-                "next_attempt_at"
-            ),
         )
         .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
         .join(_prompt, and_(_prompt.job_id == JobRow.id, _prompt.role == "user"))
@@ -277,25 +309,30 @@ def as_job(row: RowMapping) -> Job:
     for of_the_row in ("turn", "of_conversation"):
         fields.pop(of_the_row, None)
     fields["parameters"] = parameters(fields["parameters"])
-    kind, not_after = fields.pop("error_kind"), fields.pop("not_after")
-    fields["priority"] = Priority(fields["priority"]).name.lower()
-    return Job(
-        **fields,
-        error=None if kind is None else JobError(kind=kind, reason=fields["result"]),
-        queue_timeout_s=None if not_after is None else seconds_between(fields["created_at"], not_after),
-    )
+    return Job(**_brief(fields | {"reason": fields["result"]}))
+
+
+def _brief(fields: dict[str, Any]) -> dict[str, Any]:
+    """From columns to fields, for those that a job without its texts has too."""
+    kind, reason, not_after = (fields.pop(column) for column in ("error_kind", "reason", "not_after"))
+    return fields | {
+        "priority": Priority(fields["priority"]).name.lower(),
+        "error": None if kind is None else JobError(kind=kind, reason=reason),
+        "queue_timeout_s": None if not_after is None else seconds_between(fields["created_at"], not_after),
+    }
 
 
 def parameters(stored: str | None) -> Parameters | None:
     return None if stored is None else msgspec.json.decode(stored, type=Parameters)
 
 
+def is_named(owner_id: int, public_id: str) -> ColumnElement[bool]:
+    """Whoever asks: an id is stored without blanks before and after it, so those do not count."""
+    return and_(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id.strip())
+
+
 def conversation_of(owner_id: int, public_id: str) -> Any:
-    return (
-        select(ConversationRow.id)
-        .where(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id)
-        .scalar_subquery()
-    )
+    return select(ConversationRow.id).where(is_named(owner_id, public_id)).scalar_subquery()
 
 
 def seconds_between(start: datetime, end: datetime) -> float:

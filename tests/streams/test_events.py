@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import msgspec
 import pytest
 from redis.asyncio import Redis
@@ -185,6 +186,27 @@ async def test_a_cancelled_job_says_so_with_what_had_been_written(
     assert got.kinds[-1] == "cancelled"
     assert got.final is not None
     assert got.final["partial"] == got.text.rstrip()
+
+
+async def test_every_event_is_what_the_openapi_document_says_of_it(
+    worked: httpx.AsyncClient, script: Script, database: Database
+) -> None:
+    document = (await worked.get("/api/openapi.json")).json()
+    told = document["paths"]["/api/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    script.write(
+        {"when": "go", "reply": REPLY, "step_s": 0.03},
+        {"when": "close", "reply": "aside</think>the reply", "step_s": 0.03},
+        {"when": "fail", "refuse": "Model exploded"},
+    )
+    seen = set()
+    for content in ("go", "close", "fail", "wait"):
+        job_id = await submit(worked, content, conversation_id=content)
+        if content == "wait":
+            await worked.delete(f"/api/jobs/{job_id}")
+        for event in await read_all(worked, f"/api/jobs/{job_id}/events"):
+            seen.add(event.kind)
+            jsonschema.validate(event.data, {**document, **told["x-events"][event.kind]})
+    assert {"progress", "delta", "thinking", "done", "error", "cancelled"} <= seen <= set(told["x-events"])
 
 
 async def test_thinking_that_only_closes_is_taken_back(

@@ -322,7 +322,7 @@ WRONG = {
     "a model that is not there": ({"model": "gpt-5"}, '"gpt-5" is not offered here; these are: smollm2, other'),
     "too long": ({"content": "x" * 1_000_001}, "1000000"),
     "NUL": ({"content": "a\x00b"}, "not allowed here"),
-    "a control character in an id": ({"conversation_id": "a\x07b"}, "not allowed here"),
+    "a control character in an id": ({"conversation_id": "a\x07b"}, "without control characters"),
     "an id that is too long": ({"conversation_id": "x" * 201}, "200"),
 }
 

@@ -1,0 +1,85 @@
+"""The OpenAPI document: Litestar's routes with msgspec's shapes.
+
+Litestar drops limits of lists, unions and 0, and writes ids as floating-point numbers; msgspec describes its types
+exactly. Owns what neither can tell: what a stream sends, and what one of two fields requires.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import Litestar, Request
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from llamalith_app.contracts import conversations, events, health, jobs, models, parameters, problems
+from llamalith_app.contracts.text import END
+
+REF = "#/components/schemas/"
+STREAM = "text/event-stream"
+EVENTS = "x-events"
+"""Beside a stream's schema: the shape of each event's data, by the event's name."""
+MAX_ID = 2**63 - 1
+
+_MODULES = (conversations, events, health, jobs, models, parameters, problems)
+_SHAPES = {
+    name: shape
+    for module in _MODULES
+    for name, shape in vars(module).items()
+    if isinstance(shape, type) and issubclass(shape, msgspec.Struct)
+}
+_OF_EVENT = {
+    "progress": events.ProgressEvent,
+    "delta": events.Delta,
+    "thinking": events.Thinking,
+    "restart": events.Restart,
+    "done": jobs.Job,
+    "error": jobs.Job,
+    "cancelled": jobs.Job,
+}
+_NOT_BLANK = {"type": "string", "pattern": r"\S"}
+_BLANK = {"pattern": rf"^\s*{END}"}
+
+
+class ExactDocument(JsonRenderPlugin):
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002
+        return super().render(request, document(request.app))
+
+
+def document(app: Litestar) -> dict[str, Any]:
+    told = app.openapi_schema.to_schema()
+    shapes = [_SHAPES[name] for name in told["components"]["schemas"]]
+    _, schemas = msgspec.json.schema_components(shapes, ref_template=REF + "{name}")
+    schemas["JobCreate"]["anyOf"] = [
+        {"required": ["content"], "properties": {"content": _NOT_BLANK}},
+        {"required": ["system_prompt"], "properties": {"system_prompt": _NOT_BLANK, "assistant_context": _BLANK}},
+    ]
+    told["components"]["schemas"] = schemas
+    for methods in told["paths"].values():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", []):
+                parameter["schema"] = _of_parameter(parameter["schema"])
+            for answer in operation["responses"].values():
+                for content in answer.get("content", {}).values():
+                    if "oneOf" in content["schema"]:
+                        # One shape may have all fields of the other.
+                        content["schema"]["anyOf"] = content["schema"].pop("oneOf")
+                if STREAM in answer.get("content", {}):
+                    answer["content"][STREAM] = {
+                        "schema": {"type": "string"},
+                        EVENTS: {name: {"$ref": REF + shape.__name__} for name, shape in _OF_EVENT.items()},
+                    }
+    return told
+
+
+def _of_parameter(schema: dict[str, Any]) -> dict[str, Any]:
+    """There is no null in a path, a query or a header: what may be null may be absent."""
+    exact = {name: _whole(value) for name, value in schema.items() if name != "oneOf"}
+    for one in schema.get("oneOf", []):
+        if one != {"type": "null"}:
+            exact |= one
+    return exact
+
+
+def _whole(value: Any) -> Any:
+    return min(int(value), MAX_ID) if isinstance(value, float) and value.is_integer() else value

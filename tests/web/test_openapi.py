@@ -1,0 +1,91 @@
+"""The OpenAPI document against the real application: what it allows is taken, what it forbids is refused, and every
+answer is one that it knows."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import checks
+from schemathesis.core.result import Ok
+
+from llamalith_app.config import Config
+from tests.web.conftest import TOKEN, make_config, serving
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+BOUNDED = settings(
+    max_examples=15,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+ELSEWHERE = [checks.unsupported_method, checks.ignored_auth]
+"""What other tests look at."""
+
+
+@pytest.fixture(scope="module")
+def config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
+    folder = tmp_path_factory.mktemp("web")
+    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(config) as client:
+        yield client
+
+
+def allowed(case: Any) -> None:
+    """What the document cannot know: which models and grammars there are, and which schemas no reply can fit."""
+    if isinstance(case.body, dict):
+        for name, value in (("model", "smollm2"), ("grammar_name", "yes_or_no")):
+            if (case.body.get(name) or "").strip():
+                case.body[name] = value
+        case.body.pop("response_format", None)
+    if "model" in (case.query or {}):
+        case.query["model"] = "other"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE])
+async def test_the_document_tells_the_truth(api: httpx.AsyncClient, mode: schemathesis.GenerationMode) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+
+    def ask_all() -> int:
+        document = schemathesis.openapi.from_url(f"{api.base_url}/api/openapi.json", headers=headers)
+        n_asked = 0
+        for found in document.get_all_operations():
+            assert isinstance(found, Ok), found
+            operation = found.ok()
+            # A stream of an open job has no end, and without a worker nothing is ready.
+            if operation.path.endswith(("/events", "/readyz")):
+                continue
+            # What takes nothing cannot be sent anything wrong.
+            if mode is schemathesis.GenerationMode.NEGATIVE and operation.path in ("/api/models", "/healthz"):
+                continue
+
+            @BOUNDED
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case: Any) -> None:
+                if mode is schemathesis.GenerationMode.POSITIVE:
+                    allowed(case)
+                case.call_and_validate(headers=headers, excluded_checks=ELSEWHERE)
+
+            ask()
+            n_asked += 1
+        return n_asked
+
+    assert await asyncio.to_thread(ask_all) == (17 if mode is schemathesis.GenerationMode.POSITIVE else 15)
