@@ -230,7 +230,7 @@ def test_a_problem_with_a_path_names_where_it_was_set_as_what_and_from_which_fol
         place.load(env_file=Path("etc/a.env"))
     etc = place.folder / "etc"
     assert refused.value.problems == [
-        f"{etc}/a.env: LLAMALITH_MAX_ATTEMPTS: expected int ≥ 1 and ≤ 100, got 0",
+        f"{etc}/a.env: LLAMALITH_MAX_ATTEMPTS: expected whole number ≥ 1 and ≤ 100, got 0",
         f'{etc}/config.json: grammar_dir: "g" (relative to {etc}): cannot be used as a folder:'
         " No such file or directory",
         f'{etc}/a.env: DATABASE_URL: "." (relative to {etc}): cannot be used as a database: Not a regular file',
