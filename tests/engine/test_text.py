@@ -30,7 +30,14 @@ def test_half_a_character_is_held_back_until_its_rest_comes() -> None:
 
 
 def test_bytes_that_are_no_character_become_the_replacement_character() -> None:
-    assert read([b"a\xff", b"b", "é".encode()[:1]], [])[0] == ["a\ufffd", "b", "", "\ufffd"]
+    assert read([b"a\xff", b"b", "é".encode()[:1], b"c"], [])[0] == ["a\ufffd", "b", "", "\ufffdc", ""]
+
+
+@given(st.text(), st.characters(min_codepoint=128, exclude_categories=["Cs"]), st.data())
+def test_a_character_that_is_cut_off_at_the_end_is_left_out(text: str, last: str, data: st.DataObject) -> None:
+    n_bytes = data.draw(st.integers(1, len(last.encode()) - 1))
+    parts, _ = read([text.encode(), last.encode()[:n_bytes]], ["a stop string"])
+    assert "".join(parts) == text
 
 
 @given(
