@@ -8,7 +8,7 @@ A token is one UTF-8 byte. The script, a JSON file that is read anew for each pr
 whose `when` stands in the newest prompt decides, else the reply is the SHA-256 of the whole rendered prompt:
 
     {"when": "hello", "reply": "Hello to you."}
-    {"when": "bad",   "refuse": "Model exploded"}          # kind `internal`, this very reason
+    {"when": "bad",   "refuse": "Model exploded"}          # this very reason; `kind`, else `internal`
     {"when": "die",   "signal": 9, "once": "PATH"}         # dies, but not where PATH exists, which it then makes
     {"when": "wait",  "gate": "PATH", "reply": "x"}        # reads the prompt, then waits until PATH exists
     {"when": "hard",  "prepare_gate": "PATH"}              # is not a sequence yet while PATH does not exist
@@ -92,7 +92,7 @@ class FakeRunner:
         newest = text.rpartition("<user>")[2]
         rule = self._rule_for(newest)
         if "refuse" in rule:
-            raise Refusal("internal", rule["refuse"])
+            raise Refusal(rule.get("kind", "internal"), rule["refuse"])
         while "prepare_gate" in rule and not Path(rule["prepare_gate"]).exists():
             time.sleep(GATE_LOOK_S)
         reply = rule.get("reply", hashlib.sha256(text.encode()).hexdigest())

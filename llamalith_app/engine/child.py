@@ -145,9 +145,7 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
     os._exit(0)
 
 
-def _receive(
-    connection: socket.socket, received: queue.SimpleQueue[ToEngine], inbox: Inbox, coming: Coming
-) -> None:
+def _receive(connection: socket.socket, received: queue.SimpleQueue[ToEngine], inbox: Inbox, coming: Coming) -> None:
     """What ends something goes past the turns that are still to be prepared."""
     decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
     begun = False

@@ -92,9 +92,7 @@ def _shows(
     return all(message.content in prompt for message in wanted)
 
 
-def _folded(
-    system: ChatMessage, rest: Sequence[ChatMessage], place: SystemPlace | None
-) -> list[ChatMessage]:
+def _folded(system: ChatMessage, rest: Sequence[ChatMessage], place: SystemPlace | None) -> list[ChatMessage]:
     users = [at for at, message in enumerate(rest) if message.role == "user"]
     if place == "own":
         return [system, *rest]

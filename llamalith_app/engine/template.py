@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
@@ -349,7 +349,7 @@ def _compiled(program: Program) -> forms.Render:
             return template.render(messages=messages)
         except (Raised, SecurityError, MemoryError):
             raise
-        except Exception as error:  # noqa: BLE001 - it is a program of the model's maker
+        except Exception as error:
             with contextlib.suppress(Exception):
                 return template.render(messages=messages, **NO_TOOLS)
             raise error from None

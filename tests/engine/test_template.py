@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,10 @@ def test_a_long_conversation_is_rendered_whole() -> None:
 
 
 def test_what_is_no_text_is_refused() -> None:
-    with template(r"{{ messages[-1].content }}{{ '\ud800' }}") as made, pytest.raises(TemplateFailed, match="surrogate"):
+    with (
+        template(r"{{ messages[-1].content }}{{ '\ud800' }}") as made,
+        pytest.raises(TemplateFailed, match="surrogate"),
+    ):
         made.render(HELLO)
 
 
@@ -303,13 +306,14 @@ def test_a_process_that_waits_for_a_core_on_a_busy_machine_does_not_hang(
         (process,) = made._idle.queue
         monkeypatch.setattr("llamalith_app.engine.template._doing", lambda _: next(left))
         process._n_silent = 0
-        if outcome == "hangs":
-            with pytest.raises(_ProcessLost, match="hangs"):
-                for _ in seen:
-                    process._look()
-        else:
-            for _ in seen:
-                process._look()
+        hangs = pytest.raises(_ProcessLost, match="hangs") if outcome == "hangs" else nullcontext()
+        with hangs:
+            look_often(process, len(seen))
+
+
+def look_often(process: _Process, n_looks: int) -> None:
+    for _ in range(n_looks):
+        process._look()
 
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -368,7 +372,10 @@ def test_a_template_gets_messages_in_the_form_that_it_shows(source: str, prompt:
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}", "leaves out what the user says"),
+        (
+            "{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}",
+            "leaves out what the user says",
+        ),
         ("A prompt.", "leaves out what the user says"),
         ("{% for m in messages %}{{ m.content[-8:] }}{% endfor %}", None),
         ("{{ messages[-1].content.split('\n\n')[-1] }}", "leaves out the system message"),
@@ -398,12 +405,11 @@ def test_without_a_system_message_one_that_has_no_place_for_it_is_fine() -> None
         "[][0].x",
         "{}['a']['b']",
         "messages | map('nope') | list",
-        "'x' | int(base='a')",
         "1 // 0",
         "'a' * 9999999999",
         "range(10 ** 9)",
         "messages.append(1)",
-        "''.__class__",
+        "''.__class__.__mro__",
         "'%d' % 'x'",
         "'{:d}'.format('x')",
         "messages | tojson(indent=messages)",
@@ -413,22 +419,22 @@ def test_without_a_system_message_one_that_has_no_place_for_it_is_fine() -> None
         "raise_exception(messages, 1)",
         "namespace(1, 2)",
         "'x'.encode('no-such')",
-        "messages | sort(attribute='content.x') | first | int",
-        "(messages | first).content | batch('a') | list",
         "'%c' % -1",
         "none | list",
     ],
 )
 def test_no_error_speaks_python(expression: str) -> None:
-    source = f"{{{{ messages[-1].content }}}}\n{{% if messages[-1].content == 'now' %}}{{{{ {expression} }}}}{{% endif %}}"
+    source = (
+        f"{{{{ messages[-1].content }}}}\n{{% if messages[-1].content == 'now' %}}{{{{ {expression} }}}}{{% endif %}}"
+    )
     with template(source) as made:
         assert made.render([user("before")])
-        try:
+        with pytest.raises(TemplateFailed) as failed:
             made.render([user("now")])
-        except TemplateFailed as error:
-            python = r"object|NoneType|built-in|function|argument|attribute|__|Error|0x|\bint\b|\bstr\b|'list'|'dict'"
-            assert not re.search(python, str(error)), error
-            assert "line" in str(error) or "memory" in str(error)
+    told = str(failed.value)
+    python = r"object|NoneType|built-in|function|argument|attribute|__|Error|0x|\bint\b|\bstr\b|'list'|'dict'"
+    assert not re.search(python, told), told
+    assert "line 2" in told or "memory" in told
 
 
 def test_what_a_template_raises_itself_is_told_in_its_own_words() -> None:

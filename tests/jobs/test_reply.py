@@ -7,7 +7,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamalith_app.jobs.reply import Piece, Reply
@@ -74,7 +74,8 @@ def test_where_the_prompt_opened_the_thinking_the_reply_begins_inside(text: str,
 
 TEXTS = st.lists(
     st.one_of(
-        st.sampled_from(["<think>", "</think>", "<th", "ink>", "<", "/", "a", "ü🐉", " ", "\n", "\0", "\u2003"]), st.text()
+        st.sampled_from(["<think>", "</think>", "<th", "ink>", "<", "/", "a", "ü🐉", " ", "\n", "\0", "\u2003"]),
+        st.text(),
     )
 ).map("".join)
 CUTS = st.lists(st.integers(0, 40))
@@ -85,6 +86,7 @@ def cut(text: str, cuts: list[int]) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(edges)]
 
 
+@settings(deadline=None)
 @given(TEXTS, CUTS)
 def test_of_a_model_that_cannot_think_the_reply_is_what_it_wrote(text: str, cuts: list[int]) -> None:
     reply = Reply()
@@ -119,6 +121,7 @@ def rule(text: str, *, is_opened: bool) -> tuple[str, str, str, str]:
     return first, thinking, second, reply
 
 
+@settings(deadline=None)
 @given(TEXTS, CUTS, st.booleans())
 def test_of_one_that_can_thinking_reply_and_tags_together_are_what_it_wrote_however_it_is_cut(
     text: str, cuts: list[int], is_opened: bool
@@ -131,6 +134,7 @@ def test_of_one_that_can_thinking_reply_and_tags_together_are_what_it_wrote_howe
     assert all(piece.text for piece in told)
 
 
+@settings(deadline=None)
 @given(TEXTS, CUTS, st.integers(0, 60), st.booleans())
 def test_an_attempt_that_is_told_what_was_written_before_at_once_goes_on_as_the_first_would_have(
     text: str, cuts: list[int], n_written: int, is_opened: bool
