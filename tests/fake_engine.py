@@ -74,7 +74,7 @@ class FakeRunner:
     def render(self, messages: Sequence[ChatMessage]) -> str:
         prompt = "".join(f"<{message.role}>{message.content}</{message.role}>" for message in messages)
         opens_thinking = self._rule_for(messages[-1].content).get("opens_thinking", False)
-        return prompt + "<think>" * opens_thinking
+        return f"{prompt}<think>" if opens_thinking else prompt
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
