@@ -133,7 +133,8 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
         )
     )
     computing = threading.Lock()
-    for _ in range(min(MAX_PREPARING, runner.n_slots)):
+    # One more than run side by side: one that was cancelled may still be at its template.
+    for _ in range(min(MAX_PREPARING, runner.n_slots + 1)):
         threading.Thread(target=_prepare, args=(runner, received, inbox, coming, computing), daemon=True).start()
     try:
         _Loop(runner, load, inbox, coming, send).run()
