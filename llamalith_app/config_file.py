@@ -128,6 +128,13 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ) = None
     pinned: Annotated[bool, Meta(description="Once loaded it is never unloaded.")] = False
     preload: Annotated[bool, Meta(description="Loaded before a job asks for it, whenever there is room.")] = False
+    thinking: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="Whether a <think> at the beginning of a reply is kept apart from it; auto: where the model's"
+            " chat template or vocabulary knows the tag."
+        ),
+    ] = "auto"
     max_tokens: ranges.MaxTokens = 1024
     temperature: ranges.Temperature = 0.7
     top_p: ranges.ShareAboveZero = 0.95

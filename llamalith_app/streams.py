@@ -228,8 +228,7 @@ class Writer:
             self._begin_again()
 
     def write(self, pieces: Sequence[tuple[Written, str]], tokens: Sequence[int] = ()) -> bool:
-        """What one step of the engine made certain, and its tokens, whose text may come a little later. A `restart`
-        among the pieces: what came before it comes again behind it.
+        """What one step of the engine made certain, and its tokens, whose text may come a little later.
 
         False: the tokens of `before` are given again, but their text is another one now: they are of another model.
         Only a restart was told then, and the reply has to begin anew.
@@ -251,10 +250,6 @@ class Writer:
         return True
 
     def _write(self, kind: Written, text: str) -> None:
-        if kind == "restart":
-            self._tokens = [token for joined in self._whole for token in joined.tokens] + self._tokens
-            self._begin_again()
-            return
         _join(self._whole, kind, text, self._tokens)
         _join(self._joined, kind, text, self._tokens)
         self._tokens = []
@@ -387,12 +382,10 @@ def _copy(joined: _Joined) -> _Joined:
 
 
 def _runs(pieces: Iterable[tuple[Written, str]]) -> list[tuple[Written, str]]:
-    """Texts since the last restart, those of one kind in a row as one."""
+    """Texts of one kind in a row as one."""
     runs: list[_Joined] = []
     for kind, text in pieces:
-        if kind == "restart":
-            runs.clear()
-        elif text:
+        if text:
             _join(runs, kind, text, [])
     return [run.piece for run in runs]
 

@@ -8,14 +8,16 @@ A token is one UTF-8 byte. The script, a JSON file that is read anew for each pr
 whose `when` stands in the newest prompt decides, else the reply is the SHA-256 of the whole rendered prompt:
 
     {"when": "hello", "reply": "Hello to you."}
-    {"when": "bad",   "refuse": "Model exploded"}          # kind `internal`, this very reason
+    {"when": "bad",   "refuse": "Model exploded"}          # this very reason; `kind`, else `internal`
     {"when": "die",   "signal": 9, "once": "PATH"}         # dies, but not where PATH exists, which it then makes
     {"when": "wait",  "gate": "PATH", "reply": "x"}        # reads the prompt, then waits until PATH exists
     {"when": "hard",  "prepare_gate": "PATH"}              # is not a sequence yet while PATH does not exist
     {"when": "late",  "after": 3, "signal": 9}             # that, or a gate, once it drew 3 tokens itself
     {"when": "slow",  "step_s": 0.05}                      # each step that it takes part in takes so long
     {"when": "new",   "goes_on": false}                    # cannot go on behind what was written before
-    {"model": "m",    "cannot_load": "It is broken."}      # at load, by the model's name
+    {"when": "hm",    "opens_thinking": true}              # the prompt ends inside an open <think>
+    {"model": "m",    "can_think": false}                  # by the model's name; else it can
+    {"model": "m",    "cannot_load": "It is broken."}      # at load
     {"model": "m",    "load_signal": 6}
     {"model": "m",    "load_gate": "PATH"}                 # loads for ever while PATH does not exist
 """
@@ -55,8 +57,10 @@ class FakeRunner:
         n_ctx: int = 2048,
         n_slots: int = 1,
         can_share: bool = True,
+        can_think: bool = True,
     ) -> None:
         self.can_share = can_share
+        self.can_think = can_think
         self.n_ctx = n_ctx
         self.n_slots = n_slots
         self.extra_stop: Sequence[str] = ()
@@ -68,7 +72,9 @@ class FakeRunner:
         """What the KV cache of each slot would hold."""
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
-        return "".join(f"<{message.role}>{message.content}</{message.role}>" for message in messages)
+        prompt = "".join(f"<{message.role}>{message.content}</{message.role}>" for message in messages)
+        opens_thinking = self._rule_for(messages[-1].content).get("opens_thinking", False)
+        return f"{prompt}<think>" if opens_thinking else prompt
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
@@ -84,9 +90,9 @@ class FakeRunner:
     ) -> bool:
         text = bytes(prompt).decode(errors="replace")
         newest = text.rpartition("<user>")[2]
-        rule = next((rule for rule in self._rules() if "when" in rule and rule["when"] in newest), {})
+        rule = self._rule_for(newest)
         if "refuse" in rule:
-            raise Refusal("internal", rule["refuse"])
+            raise Refusal(rule.get("kind", "internal"), rule["refuse"])
         while "prepare_gate" in rule and not Path(rule["prepare_gate"]).exists():
             time.sleep(GATE_LOOK_S)
         reply = rule.get("reply", hashlib.sha256(text.encode()).hexdigest())
@@ -144,6 +150,9 @@ class FakeRunner:
     def close(self) -> None:
         return
 
+    def _rule_for(self, newest: str) -> dict[str, Any]:
+        return next((rule for rule in self._rules() if "when" in rule and rule["when"] in newest), {})
+
     def _obey(self, rule: dict[str, Any]) -> None:
         while "gate" in rule and not Path(rule["gate"]).exists():
             time.sleep(GATE_LOOK_S)
@@ -164,8 +173,10 @@ def main() -> None:
         return found
 
     def open_runner(load: Load, tell: Callable[[float], None]) -> FakeRunner:
+        can_think = True
         for rule in rules():
             if rule.get("model") == load.model:
+                can_think = rule.get("can_think", can_think)
                 while "load_gate" in rule and not Path(rule["load_gate"]).exists():
                     time.sleep(GATE_LOOK_S)
                 if "load_signal" in rule:
@@ -173,7 +184,7 @@ def main() -> None:
                 if "cannot_load" in rule:
                     raise CannotLoad(rule["cannot_load"])
         tell(1.0)
-        return FakeRunner(rules, n_ctx=load.n_ctx, n_slots=load.n_slots)
+        return FakeRunner(rules, n_ctx=load.n_ctx, n_slots=load.n_slots, can_think=can_think)
 
     serve(options.fd, open_runner)
 

@@ -28,7 +28,7 @@ Kind = Literal["llama", "sliding", "recurrent", "hybrid"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 N_VOCAB = 4096
-UNKNOWN = 2
+UNKNOWN, CONTROL = 2, 3
 """Of the types of tokens in a GGUF."""
 N_CTX_TRAINED = 8192
 WINDOW = 64
@@ -38,6 +38,8 @@ HEAD = N_EMBD // N_HEAD
 N_BUCKETS = 32
 D_INNER, D_STATE, D_CONV, DT_RANK = 2 * N_EMBD, 16, 4, 4
 LOGIT_SCALE = 20.0
+N_TENSORS = 3 + 2 * 9
+"""Of a `llama`."""
 N_LAYERS: dict[Kind, int] = {"llama": 2, "sliding": 12, "recurrent": 4, "hybrid": 4}
 ATTENTION_EVERY = 4
 """In `hybrid`, counted from layer 1; the others are recurrent."""
@@ -59,12 +61,15 @@ def write(
     template: str | None = None,
     pre: str = "smollm",
     unknown: str | None = None,
-    around: bool = False,
+    adds_bos: bool = False,
+    adds_eos: bool = False,
+    control: Sequence[str] = (),
     seed: int = 1,
 ) -> Path:
     """The same bytes for the same arguments; template None: SmolLM2's own. `pre` is how llama.cpp splits a text before
-    it makes tokens; `unknown`, the last token, of the type that stands for what there is no token for. `around`:
-    a text gets a token for its beginning and one for its end."""
+    it makes tokens; `unknown`, the last token, of the type that stands for what there is no token for. `adds_bos`,
+    `adds_eos`: the vocabulary asks for a token in front of a text, or behind it. `control`: the last tokens are these,
+    of the type that writes nothing."""
     n_layers = n_layers or N_LAYERS[kind]
     writer = GGUFWriter(path, ARCHITECTURE[kind])
     writer.add_block_count(n_layers)
@@ -73,9 +78,38 @@ def write(
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(N_VOCAB)
     _Weights(writer, np.random.default_rng(seed)).write(kind, n_layers)
-    _write_tokenizer(writer, template, pre, unknown, around=around)
+    _write_tokenizer(writer, template, pre, unknown, adds_bos=adds_bos, adds_eos=adds_eos, control=control)
     _close(writer)
     return path
+
+
+def write_split(folder: Path, n_parts: int = 3) -> list[Path]:
+    """A `llama` in so many files."""
+    writer = _llama(folder / "split.gguf", split_max_tensors=-(-N_TENSORS // n_parts))
+    _Weights(writer, np.random.default_rng(1)).write("llama", N_LAYERS["llama"])
+    _write_tokenizer(writer, None, "smollm", None)
+    _close(writer)
+    return sorted(folder.glob("split-*.gguf"))
+
+
+def write_vocabulary(path: Path) -> Path:
+    """No weights."""
+    writer = _llama(path)
+    writer.add_feed_forward_length(N_FF)
+    writer.add_head_count(N_HEAD)
+    _write_tokenizer(writer, None, "smollm", None)
+    _close(writer)
+    return path
+
+
+def _llama(path: Path, **options: Any) -> GGUFWriter:
+    writer = GGUFWriter(path, ARCHITECTURE["llama"], **options)
+    writer.add_block_count(N_LAYERS["llama"])
+    writer.add_context_length(N_CTX_TRAINED)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(N_VOCAB)
+    return writer
 
 
 def write_encoder(path: Path, architecture: Literal["bert", "t5encoder"]) -> Path:
@@ -116,7 +150,7 @@ def write_encoder(path: Path, architecture: Literal["bert", "t5encoder"]) -> Pat
         add(f"{layer}.{name}.weight", N_EMBD, N_EMBD)
     add(f"{layer}.ffn_up.weight", N_FF, N_EMBD)
     add(f"{layer}.ffn_down.weight", N_EMBD, N_FF)
-    _write_tokenizer(writer, None, "smollm", None, around=True)
+    _write_tokenizer(writer, None, "smollm", None, adds_bos=True, adds_eos=True)
     _close(writer)
     return path
 
@@ -243,15 +277,21 @@ def _tokenizer() -> _Tokenizer:
     return _Tokenizer(tokens, types[:N_VOCAB], merges, template, n_control)
 
 
-def _write_tokenizer(writer: GGUFWriter, template: str | None, pre: str, unknown: str | None, *, around: bool) -> None:
+def _write_tokenizer(
+    writer: GGUFWriter,
+    template: str | None,
+    pre: str,
+    unknown: str | None,
+    *,
+    adds_bos: bool = False,
+    adds_eos: bool = False,
+    control: Sequence[str] = (),
+) -> None:
     tokenizer = _tokenizer()
     if unknown is not None:
-        last = tokenizer.tokens[-1]
-        tokenizer = tokenizer._replace(
-            tokens=[*tokenizer.tokens[:-1], unknown],
-            types=[*tokenizer.types[:-1], UNKNOWN],
-            merges=[merge for merge in tokenizer.merges if merge.replace(" ", "") != last],
-        )
+        tokenizer = _with_last(tokenizer, [unknown], UNKNOWN)
+    if control:
+        tokenizer = _with_last(tokenizer, control, CONTROL)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokenizer.tokens)
@@ -261,10 +301,19 @@ def _write_tokenizer(writer: GGUFWriter, template: str | None, pre: str, unknown
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0 if unknown is None else N_VOCAB - 1)
     writer.add_pad_token_id(2)
-    writer.add_add_bos_token(around)
-    writer.add_add_eos_token(around)
+    writer.add_add_bos_token(adds_bos)
+    writer.add_add_eos_token(adds_eos)
     writer.add_add_space_prefix(False)
     writer.add_chat_template(tokenizer.template if template is None else template)
+
+
+def _with_last(tokenizer: _Tokenizer, tokens: Sequence[str], kind: int) -> _Tokenizer:
+    gone = set(tokenizer.tokens[-len(tokens) :])
+    return tokenizer._replace(
+        tokens=[*tokenizer.tokens[: -len(tokens)], *tokens],
+        types=[*tokenizer.types[: -len(tokens)], *[kind] * len(tokens)],
+        merges=[merge for merge in tokenizer.merges if merge.replace(" ", "") not in gone],
+    )
 
 
 def _close(writer: GGUFWriter) -> None:

@@ -32,7 +32,7 @@ class Delta(msgspec.Struct, kw_only=True):
 
 
 class Thinking(msgspec.Struct, kw_only=True):
-    """`thinking`: more of what the model wrote between `<think>` and `</think>`; no part of the reply."""
+    """`thinking`: more of what the model wrote at first, between `<think>` and `</think>`; no part of the reply."""
 
     job_id: int
     text: str

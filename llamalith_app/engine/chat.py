@@ -17,11 +17,15 @@ Tokenize = Callable[[str], list[int]]
 
 MAX_CHARS_A_TOKEN = 16
 """Older turns that would not fit if every token were this long are left out without being tokenized."""
+OPEN, CLOSE = "<think>", "</think>"
+"""Around what a model writes for itself, at the beginning of its reply."""
 
 
 class Prompt(NamedTuple):
     tokens: list[int]
     omitted_messages: int
+    opens_thinking: bool = False
+    """The template itself wrote the OPEN: the reply begins behind it."""
 
 
 def fit(messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_ctx: int, max_tokens: int) -> Prompt:
@@ -38,15 +42,20 @@ def fit(messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_c
     starts = _starts(rest)
     starts = starts[_first_thinkable(rest, starts, n_fit * MAX_CHARS_A_TOKEN) :]
 
+    opens_thinking = False
+
     def tokens_from(start: int) -> list[int]:
-        tokens = tokenize(_rendered([*system, *rest[start:]], render))
+        nonlocal opens_thinking
+        text = _rendered([*system, *rest[start:]], render)
+        tokens = tokenize(text) if text else []
         if not tokens:
             raise Refusal("template", "The model's chat template makes nothing of this conversation.")
+        opens_thinking = _opens_thinking(text, messages[-1].content)
         return tokens
 
     tokens = tokens_from(starts[0])
     if len(tokens) <= n_fit:
-        return Prompt(tokens, starts[0])
+        return Prompt(tokens, starts[0], opens_thinking)
     shortest = tokens_from(starts[-1]) if len(starts) > 1 else tokens
     if len(shortest) > n_fit:
         with_system = " together with its system message" if system else ""
@@ -64,7 +73,14 @@ def fit(messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_c
             high, best = middle, tokens
         else:
             low = middle + 1
-    return Prompt(best, starts[high])
+    # The end of the prompt is the same, whatever is left out before it.
+    return Prompt(best, starts[high], opens_thinking)
+
+
+def _opens_thinking(prompt: str, newest: str) -> bool:
+    """Not where the newest message says so itself, and the template writes nothing behind it."""
+    prompt, newest = prompt.rstrip(), newest.rstrip()
+    return prompt.endswith(OPEN) and not (newest.endswith(OPEN) and prompt.endswith(newest))
 
 
 def _starts(rest: Sequence[ChatMessage]) -> list[int]:

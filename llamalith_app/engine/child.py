@@ -1,8 +1,9 @@
 """The child's loop: takes in messages, lets the scheduler decide and the runner do, sends one frame a step.
 
 The main thread alone decodes. Beside it one thread blocks on the socket and ends the process when the worker is
-gone; one makes prompts of turns, since a long text takes a second to tokenize; one reads and writes states. They
-hand over by one inbox. Knows no llama.cpp: which runner there is, its composition root says.
+gone; a few make prompts of turns, since a long text takes a second to tokenize, and a template may take a second or
+hang; one reads and writes states. They hand over by one inbox. Knows no llama.cpp: which runner there is, its
+composition root says.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ MAX_READING_S = 1.0
 """How long a state is waited for while it is not known how long computing would take; else, for so long."""
 WORTH_TOKENS = 64
 """The same for both while the speed of reading is not known."""
+MAX_PREPARING = 4
+"""Turns that are made into prompts side by side. They wait for their template side by side, and compute by turns."""
 MAX_WRITING = 2
 """States on their way to disk; each stands in memory until it is written."""
 
@@ -97,6 +100,10 @@ class Begun(NamedTuple):
 Inbox = queue.SimpleQueue[Begun | Refused | Cancel | StateRead | End]
 """What the main thread hears."""
 
+Coming = dict[int, bool]
+"""Sequences that were submitted and have not come to the main thread: by id, whether each was cancelled. Each thread
+does one thing at a time to it."""
+
 
 def serve(fd: int, open_runner: OpenRunner) -> None:
     """Serves the worker at the other end of the socket until that is gone or says `End`."""
@@ -105,7 +112,8 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
     connection = socket.socket(fileno=fd)
     received: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
     inbox: Inbox = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, received, inbox), daemon=True).start()
+    coming: Coming = {}
+    threading.Thread(target=_receive, args=(connection, received, inbox, coming), daemon=True).start()
 
     def send(message: FromEngine) -> None:
         connection.sendall(frames.encode(message))
@@ -119,11 +127,20 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
     except CannotLoad as error:
         send(LoadFailed(str(error)))
         return
-    send(Loaded(n_ctx=runner.n_ctx, n_slots=runner.n_slots, load_s=time.monotonic() - started))
-    cancelled: set[int] = set()
-    threading.Thread(target=_prepare, args=(runner, received, inbox, cancelled), daemon=True).start()
+    send(
+        Loaded(
+            n_ctx=runner.n_ctx,
+            n_slots=runner.n_slots,
+            load_s=time.monotonic() - started,
+            can_think=runner.can_think,
+        )
+    )
+    computing = threading.Lock()
+    # One more than run side by side: one that was cancelled may still be at its template.
+    for _ in range(min(MAX_PREPARING, runner.n_slots + 1)):
+        threading.Thread(target=_prepare, args=(runner, received, inbox, coming, computing), daemon=True).start()
     try:
-        _Loop(runner, load, inbox, cancelled, send).run()
+        _Loop(runner, load, inbox, coming, send).run()
     except Exception:  # noqa: BLE001 - whatever it was, the worker is to hear of it at once, though a disk hangs
         traceback.print_exc()
         sys.stderr.flush()
@@ -132,7 +149,7 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
     os._exit(0)
 
 
-def _receive(connection: socket.socket, received: queue.SimpleQueue[ToEngine], inbox: Inbox) -> None:
+def _receive(connection: socket.socket, received: queue.SimpleQueue[ToEngine], inbox: Inbox, coming: Coming) -> None:
     """What ends something goes past the turns that are still to be prepared."""
     decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
     begun = False
@@ -141,6 +158,8 @@ def _receive(connection: socket.socket, received: queue.SimpleQueue[ToEngine], i
             if begun and isinstance(message, (Cancel, End)):
                 inbox.put(message)
             else:
+                if isinstance(message, Submit):
+                    coming[message.sequence_id] = False
                 received.put(message)
             begun = True
     except frames.BrokenFrame as error:
@@ -163,33 +182,47 @@ def _teller(send: Callable[[FromEngine], None]) -> Callable[[float], None]:
     return tell
 
 
-def _prepare(runner: Runner, received: queue.SimpleQueue[ToEngine], inbox: Inbox, cancelled: Container[int]) -> None:
-    """Makes a sequence of each turn that was not cancelled before, in order."""
+def _prepare(
+    runner: Runner, received: queue.SimpleQueue[ToEngine], inbox: Inbox, coming: Coming, computing: threading.Lock
+) -> None:
+    """Makes a sequence of each turn that was not cancelled before."""
     while True:
         message = received.get()
         if isinstance(message, Submit):
-            if message.sequence_id not in cancelled:
-                inbox.put(_sequence(runner, message))
+            if coming[message.sequence_id]:
+                del coming[message.sequence_id]
+            else:
+                inbox.put(_sequence(runner, message, computing))
         else:
             sys.stderr.write("broken frame from the worker: a model is loaded already\n")
             sys.stderr.flush()
             os._exit(1)
 
 
-def _sequence(runner: Runner, submit: Submit) -> Begun | Refused:
+def _sequence(runner: Runner, submit: Submit, computing: threading.Lock) -> Begun | Refused:
+    def tokenize(text: str) -> list[int]:
+        with computing:
+            return runner.tokenize(text)
+
+    sampling = submit.sampling
     try:
-        prompt = fit(submit.messages, runner.render, runner.tokenize, runner.n_ctx, submit.sampling.max_tokens)
-        goes_on = runner.begin(submit.sequence_id, submit.sampling, submit.grammar, prompt.tokens, submit.written)
+        prompt = fit(submit.messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens)
+        with computing:
+            goes_on = runner.begin(submit.sequence_id, sampling, submit.grammar, prompt.tokens, submit.written)
     except Refusal as refusal:
         return Refused(sequence_id=submit.sequence_id, kind=refusal.kind, reason=refusal.reason)
-    except Exception as error:  # noqa: BLE001 - whatever it was, it is this turn's and nobody else's
-        return Refused(sequence_id=submit.sequence_id, kind="internal", reason=f"{type(error).__name__}: {error}"[:500])
+    except Exception:  # noqa: BLE001 - whatever it was, it is this turn's and nobody else's
+        traceback.print_exc()
+        sys.stderr.flush()
+        reason = "Something went wrong in the engine as it prepared the prompt; its worker's log tells more."
+        return Refused(sequence_id=submit.sequence_id, kind="internal", reason=reason)
     sequence = Sequence(
         id=submit.sequence_id,
         prompt=prompt.tokens,
         max_tokens=submit.sampling.max_tokens,
         text=ReplyText([*submit.stop, *runner.extra_stop]),
         omitted_messages=prompt.omitted_messages,
+        opens_thinking=prompt.opens_thinking,
     )
     return Begun(sequence, submit.written if goes_on else [])
 
@@ -210,21 +243,19 @@ def fill(scheduler: Scheduler, runner: Runner, admission: Admission) -> bool:
 
 
 class _Loop:
-    """`cancelled`: filled here with the ids of sequences that are cancelled before they come."""
+    """`coming`: where it notes which sequences are cancelled before they come."""
 
     def __init__(
         self,
         runner: Runner,
         load: Load,
         inbox: Inbox,
-        cancelled: set[int],
+        coming: Coming,
         send: Callable[[FromEngine], None],
     ) -> None:
         self._runner = runner
         self._inbox = inbox
-        self._cancelled = cancelled
-        self._newest = 0
-        """The last sequence that came, or was refused."""
+        self._coming = coming
         self._send = send
         self._pace = Pace(load.n_chunk)
         self._scheduler = Scheduler(runner)
@@ -274,14 +305,12 @@ class _Loop:
                 return
             match message:
                 case Begun():
-                    self._came(message.sequence.id)
-                    if message.sequence.id in self._cancelled:
+                    if self._was_cancelled(message.sequence.id):
                         self._runner.end(message.sequence.id)
                     else:
                         self._submit(*message)
                 case Refused():
-                    self._came(message.sequence_id)
-                    if message.sequence_id not in self._cancelled:
+                    if not self._was_cancelled(message.sequence_id):
                         self._send(message)
                 case Cancel():
                     self._cancel(message.sequence_id)
@@ -290,15 +319,14 @@ class _Loop:
                 case End():
                     self._ends = True
 
-    def _came(self, sequence_id: int) -> None:
-        """They come in order: of those before it nothing comes any more."""
-        self._newest = sequence_id
-        self._cancelled.difference_update([one for one in self._cancelled if one < sequence_id])
+    def _was_cancelled(self, sequence_id: int) -> bool:
+        """Before it came, which it does now."""
+        return self._coming.pop(sequence_id, False)
 
     def _cancel(self, sequence_id: int) -> None:
         ended = self._scheduler.cancel(sequence_id)
-        if ended is None and sequence_id > self._newest and sequence_id not in self._cancelled:
-            self._cancelled.add(sequence_id)
+        if ended is None and self._coming.get(sequence_id) is False:
+            self._coming[sequence_id] = True
             ended = Advance(
                 sequence_id=sequence_id, prompt_tokens=0, prompt_done=0, prompt_reused=0, finish="cancelled"
             )

@@ -6,8 +6,7 @@ Blocking for the child, asyncio for the worker. Knows no message's meaning.
 from __future__ import annotations
 
 import asyncio
-import socket
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -17,6 +16,12 @@ T = TypeVar("T")
 HEAD_BYTES = 4
 
 _encoder = msgspec.msgpack.Encoder()
+
+
+class Source(Protocol):
+    """A blocking socket, or what stands in front of one."""
+
+    def recv(self, n_bytes: int, /) -> bytes: ...
 
 
 class BrokenFrame(Exception):
@@ -30,7 +35,7 @@ def encode(message: msgspec.Struct) -> bytes:
     return len(body).to_bytes(HEAD_BYTES, "big") + body
 
 
-def read(connection: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
+def read(connection: Source, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
     """The next message; None at the end of the stream. Raises BrokenFrame."""
     head = _exactly(connection, HEAD_BYTES)
     if head is None:
@@ -61,7 +66,7 @@ def _decode(body: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
         raise BrokenFrame(str(error)) from None
 
 
-def _exactly(connection: socket.socket, n_bytes: int) -> bytes | None:
+def _exactly(connection: Source, n_bytes: int) -> bytes | None:
     received = bytearray()
     while len(received) < n_bytes:
         try:

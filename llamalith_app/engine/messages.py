@@ -14,7 +14,8 @@ MAX_FRAME_BYTES = 256 * 1024 * 1024
 """A longer frame is a broken peer, not a message."""
 
 FinishReason = Literal["stop", "length", "cancelled"]
-RefusalKind = Literal["context_overflow", "template", "grammar", "internal"]
+RefusalKind = Literal["context_overflow", "template", "grammar", "internal", "engine_died"]
+"""`engine_died`: of a process beside the engine; another attempt may succeed."""
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
@@ -96,6 +97,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     """Tokens a sequence can hold after the model's own limit was applied."""
     n_slots: int
     load_s: float
+    can_think: bool = False
+    """A reply may begin with a `<think>` that is one."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -106,14 +109,14 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
-    """This sequence cannot run, now or later; nothing else is touched."""
+    """This sequence cannot run, nor later, unless the kind says so; nothing else is touched."""
 
     sequence_id: int
     kind: RefusalKind
     reason: str
 
 
-class Advance(msgspec.Struct, frozen=True, kw_only=True):
+class Advance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one step did for one sequence."""
 
     sequence_id: int
@@ -127,6 +130,8 @@ class Advance(msgspec.Struct, frozen=True, kw_only=True):
     """Whole characters only; what could still become a stop string is held back."""
     omitted_messages: int = 0
     """Earlier messages left out because they did not fit the context."""
+    opens_thinking: bool = False
+    """The prompt ends inside an open `<think>`: the reply goes on behind it."""
     finish: FinishReason | None = None
 
 

@@ -6,6 +6,7 @@ prepares a sequence (`render`, `tokenize`, `begin`), by the thread for that.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import inspect
@@ -15,26 +16,30 @@ import os
 import re
 import secrets
 import stat
+import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
-import msgspec
 import numpy as np
 from llama_cpp import llama_chat_format
 from llguidance import LLTokenizer
 
+from llamalith_app.engine import forms
+from llamalith_app.engine.chat import CLOSE, OPEN
 from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
 from llamalith_app.engine.messages import ChatMessage, Load, Sampling
 from llamalith_app.engine.sequence import own_memory
 from llamalith_app.engine.steps import Sampled, SampleFailed, Work
-from llamalith_app.engine.template import Template
+from llamalith_app.engine.template import Template, TemplateFailed
 
 PENALTY_LAST_N = 64
 """Tokens that the penalties look back; llama.cpp's own default."""
-LOG_LEVELS_SHOWN = (3, 4)
+LOG_LEVEL_ERROR = 4
+LOG_LEVELS_SHOWN = (3, LOG_LEVEL_ERROR)
 """Warnings and errors, as ggml.h counts; llama-cpp-python's own names for the levels are one off."""
 MAX_FILLED = 3
 """Idle slots in a row that are worth a token each."""
@@ -54,6 +59,7 @@ LEAST_TEMPERATURE = 1e-5
 """Below, it is the likeliest token: logits divided by less leave what a float can hold."""
 LEAST_PENALTY = 0.01
 """Of repetition; for the same reason."""
+THINKING_TAGS = (OPEN.encode(), CLOSE.encode())
 F16, BF16 = 1, 30
 """ggml_type."""
 CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)])
@@ -71,6 +77,8 @@ class LlamaRunner:
         self._samplers: dict[int, Sampler | Likeliest] = {}
         self._specials: list[str] = []
         """Texts that llama.cpp takes for one token wherever they stand."""
+        self._tags: dict[int, bytes] = {}
+        """Tokens around thinking. In some vocabularies they are control tokens, of which llama.cpp writes nothing."""
         _judge_file(load)
         _quiet_logs()
         llama_cpp.llama_backend_init()
@@ -99,8 +107,14 @@ class LlamaRunner:
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         )
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
+        bos = llama_cpp.llama_vocab_bos(self._vocab)
+        adds_bos = bos >= 0 and llama_cpp.llama_vocab_get_add_bos(self._vocab)
+        self._begins_with = bos if adds_bos else None
+        """The token in front of each prompt."""
+        self.can_think = False
         self._formatter, self.extra_stop = self._chat_format(load.chat_format)
         self._vocabulary = self._read_vocabulary()
+        self.can_think |= bool(self._tags)
 
     def _open_context(self, load: Load, n_ctx: int, n_batch: int) -> Any:
         params = llama_cpp.llama_context_default_params()
@@ -136,27 +150,25 @@ class LlamaRunner:
         return self._formatter(messages)
 
     def tokenize(self, text: str) -> list[int]:
-        # A template that writes the first token itself must not get it twice.
-        add_special = not (self._bos and text.startswith(self._bos))
         parts = parts_of_runs(text, self._specials) if self._recurses else [text]
-        if len(parts) == 1:
-            return self._tokenize(text, add_special=add_special)
-        around = self._tokenize("", add_special=add_special)
-        n_before = int(add_special and llama_cpp.llama_vocab_get_add_bos(self._vocab))
-        inside = [token for part in parts for token in self._tokenize(part, add_special=False)]
-        return [*around[:n_before], *inside, *around[n_before:]]
+        tokens = [token for part in parts for token in self._tokenize(part)]
+        # llama.cpp would put an end behind it too where the vocabulary asks for that, as embeddings need it; and a
+        # template that writes the first token itself must not get it twice.
+        if self._begins_with is not None and tokens[:1] != [self._begins_with]:
+            return [self._begins_with, *tokens]
+        return tokens
 
-    def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         data = text.encode()
         size = len(data) + 2
         tokens = (llama_cpp.llama_token * size)()
-        n_tokens = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, size, add_special, True)
+        n_tokens = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, size, False, True)
         if n_tokens < 0:
             raise RuntimeError(f"llama_tokenize wants {-n_tokens} tokens for {len(data)} bytes")
         return tokens[:n_tokens]
 
     def piece(self, token: int) -> bytes:
-        return self._piece(token, special=False)
+        return self._tags.get(token) or self._piece(token, special=False)
 
     def is_end(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
@@ -217,6 +229,8 @@ class LlamaRunner:
         pieces, ends = [], []
         for token in range(self._n_vocab):
             piece = self._piece(token, special=True)
+            if piece in THINKING_TAGS:
+                self._tags[token] = piece
             attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
             if attributes & ATOMIC:
                 self._specials.append(piece.decode(errors="replace"))
@@ -350,18 +364,26 @@ class LlamaRunner:
                 llama_cpp.llama_vocab_eos(self._vocab),
             )
         )
-        self._bos = bos
         source = llama_cpp.llama_model_chat_template(self._model, None) if name == "auto" else None
         if source:
+            self.can_think = any(tag in source for tag in THINKING_TAGS)
             self._template = Template(source.decode(errors="replace"), bos=bos, eos=eos)
             return self._template.render, ()
         formatter = named_format(DEFAULT_FORMAT if name == "auto" else name)
         if formatter is None:
             raise CannotLoad(f"Model {self._model_name} has the chat format {name!r}, which there is not.")
 
-        def render(messages: Sequence[ChatMessage]) -> str:
-            prompt: str = formatter(messages=[msgspec.structs.asdict(message) for message in messages]).prompt
+        def write(messages: list[forms.Message]) -> str:
+            prompt: str = formatter(messages=messages).prompt
             return prompt
+
+        form = forms.find(write)
+
+        def render(messages: Sequence[ChatMessage]) -> str:
+            try:
+                return write(form.apply(messages))
+            except forms.LeftOut as error:
+                raise TemplateFailed(str(error)) from None
 
         stop = formatter(messages=[{"role": "user", "content": ""}]).stop
         return render, [stop] if isinstance(stop, str) else stop or ()
@@ -547,18 +569,50 @@ def _load_model(load: Load, tell: Callable[[float], None]) -> Any:
         return True
 
     params.progress_callback = llama_cpp.llama_progress_callback(on_progress)
+    _errors.clear()
     model = llama_cpp.llama_model_load_from_file(os.fsencode(load.path), params)
     if not model:
         raise CannotLoad(
-            f"llama.cpp cannot load the file of model {load.model} ({load.path}): it is damaged, or of a kind"
-            " that this version does not know."
+            f"llama.cpp cannot load the file of model {load.model} ({load.path}): {_why_not_loaded(load.path)}."
         )
     return model
+
+
+def _why_not_loaded(path: str) -> str:
+    """In llama.cpp's words, as one line, unless there are better ones."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        head = file.read(GGUF_HEAD.size)
+        if len(head) == GGUF_HEAD.size and GGUF_HEAD.unpack(head)[2] == 0 and not PART.search(path):
+            return "it holds a vocabulary and no weights"
+    lines = [" ".join(line.split()) for line in b"".join(_errors).decode(errors="replace").splitlines()]
+    told = [line.partition(LOAD_ERROR)[2] for line in lines if LOAD_ERROR in line]
+    # Of a file that it cannot even read it tells the cause first, and then only that it failed.
+    reason = told[0] if told and GENERAL not in told[0] else next(iter(lines), "")
+    reason = FUNCTION.sub("", reason).rstrip(". ")
+    if not reason:
+        return "it is damaged, or of a kind that this version does not know"
+    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in reason)
+    return shown if len(shown) <= MAX_REASON_CHARS else f"{shown[:MAX_REASON_CHARS]}…"
+
+
+LOAD_ERROR = "error loading model: "
+GENERAL = "failed to load "
+FUNCTION = re.compile(r"^(?:[a-z]\w*_\w+: )+")
+"""In front of most of its lines."""
+PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+GGUF_HEAD = struct.Struct("<4sIQQ")
+"""Magic, version, number of tensors, number of keys."""
+MAX_REASON_CHARS = 300
+
+_errors: deque[bytes] = deque(maxlen=100)
+"""What llama.cpp told as errors, in pieces, since a load began."""
 
 
 def _log_problems(level: int, text: bytes, _: object) -> None:
     if level in LOG_LEVELS_SHOWN:
         os.write(2, text)
+    if level == LOG_LEVEL_ERROR:
+        _errors.append(text)
 
 
 _native_log = llama_cpp.llama_log_callback(_log_problems)

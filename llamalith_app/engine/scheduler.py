@@ -252,5 +252,6 @@ def _advance(sequence: Sequence, text: str, tokens: list[int]) -> Advance:
         tokens=tokens,
         text=text,
         omitted_messages=sequence.omitted_messages,
+        opens_thinking=sequence.opens_thinking,
         finish=sequence.finish,
     )

@@ -47,6 +47,8 @@ class Sequence:
     max_tokens: int
     text: ReplyText
     omitted_messages: int = 0
+    opens_thinking: bool = False
+    """Its prompt ends inside an open `<think>`."""
     written: Items[int] = ()
     """Of the reply, by an earlier attempt: the end of `prompt`."""
     written_text: str = ""

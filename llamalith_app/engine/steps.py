@@ -68,10 +68,13 @@ class Model(Protocol):
 
 
 class Runner(Model, Protocol):
-    """Used by one thread; `render`, `tokenize` and `begin`, which prepare a sequence, by another one beside it."""
+    """Used by one thread; `tokenize` and `begin`, which prepare a sequence, by another one beside it at a time;
+    `render` by any."""
 
     extra_stop: Sequence[str]
     """Stop strings that belong to the chat format."""
+    can_think: bool
+    """Its chat template or its vocabulary has a `<think>` or a `</think>`."""
     fingerprint: str
     """Model, context, slots and llama.cpp: what must be equal for a saved state to fit."""
 

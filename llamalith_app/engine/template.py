@@ -3,20 +3,26 @@
 Jinja's sandbox keeps it from reaching Python, not from running for ever or filling the memory; and one multiplication
 of large numbers holds Python's lock, so that no thread beside it could stop it. So a small process compiles and renders
 it, the system ends that process when it has computed for too long, and the next conversation gets a new one. It ends by
-itself when the engine child is gone. Knows no llama.cpp.
+itself when the engine child is gone. A process that somebody else ends, or that hangs, says nothing about the template:
+the conversation is rendered once more by a new one. Knows no llama.cpp.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import queue
 import resource
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
+from threading import Lock
 from typing import Any, NoReturn
 
 import jinja2
@@ -24,9 +30,10 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import msgspec
+from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llamalith_app.engine import frames
+from llamalith_app.engine import forms, frames
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.steps import Refusal
 
@@ -39,6 +46,20 @@ MEMORY_BYTES_A_CHAR = 32
 MAX_REASON_CHARS = 500
 MAX_CHARS = 1_000_000
 """A prompt may have as many characters more than four times its conversation: tokenizing takes time, too."""
+LOOK_S = 0.1
+"""Between two looks at a process that is waited for."""
+SILENT_LOOKS = 10
+"""So many in a row at which it neither computes nor waits for a core: it hangs."""
+SILENT_STARTING_LOOKS = 100
+"""The same while it starts: it waits for the disk then."""
+N_TRIES = 2
+"""Processes that a conversation is given to, one after the other."""
+PATIENCE_S = 0.1
+"""How long a conversation waits for the process of another one before it gets one of its own."""
+KILL_S = 1.0
+"""How long a killed process is waited for; it may be inside the kernel."""
+NO_TOOLS: dict[str, list[Any]] = {"tools": [], "functions": []}
+"""For a template that cannot do with None."""
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -51,6 +72,10 @@ class Program(msgspec.Struct, frozen=True):
 
 class Conversation(msgspec.Struct, frozen=True):
     messages: list[ChatMessage]
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The template is compiled, or known not to be."""
 
 
 class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
@@ -66,55 +91,179 @@ class TemplateFailed(Exception):
 
 
 class Template:
-    """Used by one thread at a time; ended by `close`."""
+    """For any number of threads: each has a process to itself while it renders. Ended by `close`."""
 
     def __init__(self, source: str, *, bos: str, eos: str) -> None:
         self._program = frames.encode(Program(source, bos, eos))
-        self._answers: msgspec.msgpack.Decoder[Rendered | Failed] = msgspec.msgpack.Decoder(Rendered | Failed)
-        self._start()
+        self._lock = Lock()
+        self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
+        self._idle.put(_Process(self._program))
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
-        """Raises TemplateFailed, or Refusal where the template takes more time or memory than it is given."""
-        if self._process.poll() is not None:
-            self.close()
-            self._start()
+        """Raises TemplateFailed; or Refusal: `template` where the template takes more time than it is given,
+        `engine_died` where its processes died of something else."""
+        conversation = frames.encode(Conversation(list(messages)))
+        process = self._take()
+        how = ""
         try:
-            self._connection.sendall(frames.encode(Conversation(list(messages))))
-            answer = frames.read(self._connection, self._answers)
+            for _ in range(N_TRIES):
+                try:
+                    if process is not None and process.is_gone:
+                        process.close()
+                        process = None
+                    process = process or _Process(self._program)
+                    answer = process.ask(conversation)
+                except _ProcessLost as lost:
+                    how = str(lost)
+                except OSError as error:
+                    how = f"cannot be started: {error.strerror}"
+                else:
+                    if isinstance(answer, Failed):
+                        raise TemplateFailed(answer.reason)
+                    return answer.prompt
+        finally:
+            if process is not None:
+                self._give_back(process)
+        raise Refusal("engine_died", f"The process that renders the model's chat template {how}; {N_TRIES} were tried.")
+
+    def close(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
+
+    def _take(self) -> _Process | None:
+        """None: all are at work."""
+        try:
+            return self._idle.get(timeout=PATIENCE_S)
+        except queue.Empty:
+            return None
+
+    def _give_back(self, process: _Process) -> None:
+        """One stays for the next conversation."""
+        with self._lock:
+            if self._idle.empty():
+                self._idle.put(process)
+                return
+        process.close()
+
+
+class _ProcessLost(Exception):
+    """It was ended, but not by its template; or it hangs, and was ended for that. The end of a sentence about it."""
+
+
+class _Process:
+    """One that renders, used by one thread at a time."""
+
+    def __init__(self, program: bytes) -> None:
+        self._answers: msgspec.msgpack.Decoder[Ready | Rendered | Failed] = msgspec.msgpack.Decoder(
+            Ready | Rendered | Failed
+        )
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "llamalith_app.engine.template", "--fd", str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    # The worker takes the engine for alive while somebody holds the engine's.
+                    stderr=subprocess.DEVNULL,
+                )
+        except OSError:
+            ours.close()
+            raise
+        self._connection = ours
+        self.pid = self._process.pid
+        self._is_ready = False
+        self._computed = ""
+        self._n_silent = 0
+        # What there is no room for goes with the first conversation: nobody waits for it yet.
+        self._connection.setblocking(False)
+        self._unsent = program
+        with contextlib.suppress(OSError):
+            self._unsent = program[self._connection.send(program) :]
+        self._connection.settimeout(LOOK_S)
+
+    @property
+    def is_gone(self) -> bool:
+        return self._process.poll() is not None
+
+    def ask(self, conversation: bytes) -> Rendered | Failed:
+        """Raises _ProcessLost, and Refusal where the template computes for too long."""
+        self._n_silent = 0
+        try:
+            self._send(self._unsent + conversation)
+            self._unsent = b""
+            answer = frames.read(self, self._answers)
+            while isinstance(answer, Ready):
+                self._is_ready = True
+                answer = frames.read(self, self._answers)
         except (ConnectionError, frames.BrokenFrame):
             answer = None
+        except _ProcessLost:
+            self.close()
+            raise
         if answer is None:
             self.close()
-            raise Refusal("template", f"The model's chat template {self._how_it_ended()}.")
-        if isinstance(answer, Failed):
-            raise TemplateFailed(answer.reason)
-        return answer.prompt
+            code = self._process.returncode
+            if code == -signal.SIGPROF:
+                raise Refusal("template", f"The model's chat template computes for more than {RENDER_CPU_S:g} s.")
+            raise _ProcessLost(_how_it_ended(code))
+        return answer
+
+    def recv(self, n_bytes: int) -> bytes:
+        """As of a socket, but looks at the process while nothing comes. Raises _ProcessLost."""
+        while True:
+            try:
+                return self._connection.recv(n_bytes)
+            except TimeoutError:
+                self._look()
 
     def close(self) -> None:
         self._connection.close()
         self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_S)
 
-    def _start(self) -> None:
-        self._connection, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "llamalith_app.engine.template", "--fd", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # The worker takes the engine for alive while somebody holds the engine's.
-                stderr=subprocess.DEVNULL,
-            )
-        try:
-            self._connection.sendall(self._program)
-        except ConnectionError:
-            pass  # told by the next `render`
+    def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._connection.send(rest) :]
+            except TimeoutError:
+                self._look()
 
-    def _how_it_ended(self) -> str:
-        if self._process.returncode == -signal.SIGPROF:
-            return f"computes for more than {RENDER_CPU_S:g} s"
-        return f"ended its process (exit code {self._process.returncode})"
+    def _look(self) -> None:
+        """Looks are counted, not seconds: what was frozen together with this process has missed nothing. One that
+        waits for a core on a busy machine does not hang, and what it computes is bounded by the system."""
+        state, computed = _doing(self.pid)
+        if state == "R" or computed != self._computed:
+            self._n_silent, self._computed = 0, computed
+            return
+        self._n_silent += 1
+        starts = not self._is_ready and state not in "Tt"
+        if self._n_silent >= (SILENT_STARTING_LOOKS if starts else SILENT_LOOKS):
+            raise _ProcessLost("hangs")
+
+
+def _doing(pid: int) -> tuple[str, str]:
+    """The state of a process, as Linux names it (R: it runs, or waits for a core), and what it has computed so far, in
+    no unit. Empty: nobody knows."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", ""
+    return fields[0], " ".join(fields[11:13])
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was ended by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
 
 
 def _serve(fd: int) -> None:
@@ -125,12 +274,19 @@ def _serve(fd: int) -> None:
         return
     _bound(n_chars=len(program.source))
     render = _compiled(program)
+
+    def try_out(messages: list[forms.Message]) -> str:
+        _bound(n_chars=len(program.source))
+        return render(messages)
+
+    form = forms.find(try_out)
     _unbound()
+    connection.sendall(frames.encode(Ready()))
     conversations = msgspec.msgpack.Decoder(Conversation)
     while (conversation := frames.read(connection, conversations)) is not None:
         n_chars = sum(len(message.content) for message in conversation.messages)
         _bound(n_chars)
-        answer = _answer(render, conversation, MAX_CHARS + 4 * n_chars)
+        answer = _answer(render, form, conversation, MAX_CHARS + 4 * n_chars)
         _unbound()
         connection.sendall(answer)
 
@@ -149,20 +305,17 @@ def _unbound() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def _answer(render: Callable[..., str], conversation: Conversation, max_chars: int) -> bytes:
-    told = [{"role": message.role, "content": message.content} for message in conversation.messages]
+def _answer(render: forms.Render, form: forms.Form, conversation: Conversation, max_chars: int) -> bytes:
     try:
-        prompt = render(messages=told)
+        prompt = render(form.apply(conversation.messages))
         if len(prompt) > max_chars:
             return frames.encode(Failed(f"it makes a prompt of {len(prompt)} characters; {max_chars} are allowed"))
         return frames.encode(Rendered(prompt))
-    except MemoryError:
-        return frames.encode(Failed(f"it needs more than {MEMORY_BYTES >> 20} MB of memory"))
     except Exception as error:  # noqa: BLE001 - it is a program of the model's maker
-        return frames.encode(Failed(_told(error)))
+        return frames.encode(Failed(_in_words(error)))
 
 
-def _compiled(program: Program) -> Callable[..., str]:
+def _compiled(program: Program) -> forms.Render:
     """The template with what Transformers and llama-cpp-python give to one."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
@@ -181,23 +334,65 @@ def _compiled(program: Program) -> Callable[..., str]:
         "function_call": None,
     }
     try:
-        return environment.from_string(program.source).render
+        template = environment.from_string(program.source)
     except Exception as error:  # noqa: BLE001 - it is a program of the model's maker
-        reason = f"it cannot be compiled: {_told(error)}"
+        # The one who asks next is told; the error itself would hold what it grew out of.
+        reason = f"it cannot be compiled: {_in_words(error)}"
 
-        def refuse(**_: object) -> NoReturn:
-            raise ValueError(reason)
+        def refuse(_: list[forms.Message]) -> NoReturn:
+            raise Raised(reason)
 
         return refuse
 
+    def render(messages: list[forms.Message]) -> str:
+        try:
+            return template.render(messages=messages)
+        except (Raised, SecurityError, MemoryError):
+            raise
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                return template.render(messages=messages, **NO_TOOLS)
+            raise error from None
 
-def _told(error: Exception) -> str:
-    reason = str(error).strip() or type(error).__name__
+    return render
+
+
+class Raised(Exception):
+    """By the template itself, by `raise_exception`: its maker's words."""
+
+
+IN_WORDS: tuple[tuple[type[Exception], str], ...] = (
+    (MemoryError, f"it needs more than {MEMORY_BYTES >> 20} MB of memory"),
+    (SecurityError, "it reaches for what is unsafe to give to a template"),
+    (RecursionError, "its recursion has no end"),
+    (UnicodeError, "it writes what is no text: half of a character (a surrogate)"),
+    (ZeroDivisionError, "it makes a division by 0"),
+    (OverflowError, "a number or a range in it is too large"),
+    (jinja2.UndefinedError, "it needs something that is not given to it"),
+    (jinja2.TemplateNotFound, "it includes another file, and there is none"),
+    (jinja2.TemplateRuntimeError, "it uses a filter or a test that there is not"),
+    (TypeError, "it uses a value of another kind than it expects"),
+    (ValueError, "it uses a value that cannot be what it says"),
+    (LookupError, "it looks for something that is not there"),
+)
+"""What Python and Jinja say of these names their own types, which help nobody who reads a job's error."""
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, (Raised, forms.LeftOut)):
+        reason = str(error).strip() or "it raises an error without a word"
+    elif isinstance(error, jinja2.TemplateSyntaxError):
+        reason = f"{error.message} (line {error.lineno})"
+    else:
+        reason = next((words for kind, words in IN_WORDS if isinstance(error, kind)), "it fails")
+        frames_in = traceback.walk_tb(error.__traceback__)
+        lines = [line for frame, line in frames_in if frame.f_code.co_filename == "<template>"]
+        reason += f" (line {lines[-1]})" if lines else ""
     return reason[:MAX_REASON_CHARS].encode(errors="replace").decode()
 
 
 def _raise(message: str) -> NoReturn:
-    raise ValueError(message)
+    raise Raised(message)
 
 
 def _now(form: str) -> str:

@@ -1,4 +1,5 @@
-"""From tokens' bytes to text that can be shown: whole characters, and no part of a stop string.
+"""From tokens' bytes to text that can be shown: whole characters, and no part of a stop string. Bytes that can begin no
+character are shown as U+FFFD.
 
 Knows bytes and strings, no tokens.
 """
@@ -33,11 +34,9 @@ class ReplyText:
         return text[: len(text) - kept]
 
     def end(self) -> str:
-        """What was held back, once no more comes; half a character becomes U+FFFD."""
-        if self.stopped:
-            return ""
-        text = self._held + self._decoder.decode(b"", final=True)
-        self._held = ""
+        """What was held back, once no more comes. The beginning of a character whose rest was never written is not
+        part of it."""
+        text, self._held = self._held, ""
         return text
 
     def _could_begin_a_stop(self, text: str) -> int:

@@ -58,6 +58,8 @@ class Running:
     def __init__(self, claim: jobs.Claim) -> None:
         self.claim = claim
         self.progress = Progress(phase="loading")
+        self.thinks = False
+        """What it writes may begin with thinking."""
         self.reply = Reply()
         """What it wrote so far."""
         self.before: Before | None = None
@@ -78,6 +80,8 @@ class Running:
     def advance(self, step: Advance) -> list[Piece]:
         """What of its text is certain now."""
         now = time.monotonic()
+        if self.last is None:
+            self.reply = Reply(thinks=self.thinks, is_opened=step.opens_thinking)
         self.last = step
         if step.tokens:
             if not self.completion_tokens:
@@ -330,7 +334,7 @@ class Generation:
             publisher = _Publisher(writer, running, chain)
             await self._run(running, place, publisher)
         except EngineRefused as error:
-            await self._fail(running, error.kind, str(error), final=True)
+            await self._fail(running, error.kind, str(error), final=error.kind != "engine_died")
         except ModelTooLarge as error:
             await self._fail(running, "model_unavailable", str(error), final=True)
         except EngineLoadFailed as error:
@@ -404,6 +408,7 @@ class Generation:
             grammar=shape.grammar(claim, self._grammars),
             written=[] if running.before is None else running.before.tokens,
         )
+        running.thinks = shape.thinks(settings, submit.grammar, engine.loaded)
         if not await self._write(running, engine, submit, publisher):
             running.begin_again()
             submit = msgspec.structs.replace(submit, sequence_id=next(self._sequence_ids), written=[])

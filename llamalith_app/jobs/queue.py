@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,7 +20,7 @@ from redis.backoff import EqualJitterBackoff, NoBackoff
 from redis.exceptions import RedisError
 from saq import Job, Worker
 from saq.queue.redis import RedisQueue
-from saq.types import WorkerInfo
+from saq.types import ListenCallback, WorkerInfo
 
 from llamalith_app.errors import ConfigError
 
@@ -116,6 +116,17 @@ class _PatientQueue(RedisQueue):
             return await super().sweep(lock, abort)
         return []
 
+    async def listen(
+        self,
+        job_keys: Iterable[str],
+        callback: ListenCallback,
+        timeout: float | None = 10,  # noqa: ASYNC109 - SAQ's own
+        poll_interval: float = 0.5,
+    ) -> None:
+        """A sweep would wait here for a dead worker to end its task, by a subscription. SAQ cancels the task that reads
+        it without waiting for its end and forgets it: now and then it is destroyed while it is pending, or reads on
+        beside the next one, which fails then as fast as it can. Nobody ends such a task, so nothing is waited for."""
+
     async def write_worker_info(self, worker_id: str, info: WorkerInfo, ttl: int) -> None:
         with contextlib.suppress(RedisError):
             await super().write_worker_info(worker_id, info, ttl)
@@ -203,15 +214,25 @@ class Wakers:
     async def stop(self) -> None:
         """Within some seconds: what the tasks began goes on by itself.
 
-        Bounded, because a stop tells Redis of its unfinished tasks, patiently, and Redis may be away.
+        Bounded, because an ending task tells Redis of its work, patiently, and Redis may be away. SAQ's own stop is not
+        used: it forgets the tasks that it waits for, and nobody would hold them while they end.
         """
-        stopping = [asyncio.create_task(worker.stop()) for worker in self._workers]
-        await asyncio.wait(stopping, timeout=STOP_S)
-        for task in (*stopping, *self._tasks):
-            task.cancel()
-        await asyncio.wait([*stopping, *self._tasks], timeout=STOP_S)
+        ending = [*self._tasks]
+        for worker in self._workers:
+            worker.event.set()
+            ending += worker.tasks
+            for task in worker.tasks:
+                task.cancel()
+            worker.tasks.clear()
+        if not ending:
+            return
+        _, late = await asyncio.wait(ending, timeout=STOP_S)
         # What SAQ left behind would otherwise connect anew, after everything was closed.
         self._redis.set_retry(Retry(NoBackoff(), 0))
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=STOP_S)
         await self._redis.aclose()
 
     def _worker(self, model: str, n_slots: int) -> Worker[Any]:

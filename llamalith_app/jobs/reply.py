@@ -1,105 +1,115 @@
-"""From what a model writes to what people read, piece by piece: thinking apart from the reply, blanks around each
-stripped.
+"""From what a model writes to what people read, piece by piece: thinking apart from the reply, and nothing lost.
 
-Owns what is thinking: each `<think>…</think>`, one that never closes to its end, and a head that only closes one,
-since a template may open it itself. However a text is cut into pieces, the same comes out. Knows no tokens.
+Owns what is thinking: of a model that can think, what stands between a `<think>` at the beginning and the next
+`</think>`, or the end. Blanks around these two tags belong to them. All else is the reply, letter for letter. However
+a text is cut into pieces, the same comes out. Knows no tokens.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-OPEN, CLOSE = "<think>", "</think>"
-TAGS = {"head": (OPEN, CLOSE), "text": (OPEN,), "thinking": (CLOSE,)}
-"""What ends each state."""
+from llamalith_app.engine.chat import CLOSE, OPEN
+
+State = Literal["head", "opened", "thinking", "closed", "text"]
+"""Nothing but blanks came; nothing but blanks behind the first tag; inside; nothing but blanks behind the second tag;
+in the reply."""
 
 
 class Piece(NamedTuple):
-    kind: Literal["delta", "thinking", "restart"]
-    """`restart`: what came before it was thinking after all, and comes again as such."""
-    text: str = ""
-
-
-class _Stripped:
-    """Text without NULs and without blanks around it; blanks wait for what follows them."""
-
-    def __init__(self) -> None:
-        self._parts: list[str] = []
-        self._blanks: list[str] = []
-
-    def feed(self, text: str) -> str:
-        text = text.replace("\0", "")
-        if not self._parts:
-            text = text.lstrip()
-        written = text.rstrip()
-        blanks = text[len(written) :]
-        if not written:
-            self._blanks.append(blanks)
-            return ""
-        told = "".join((*self._blanks, written))
-        self._blanks = [blanks]
-        self._parts.append(told)
-        return told
-
-    def __str__(self) -> str:
-        return "".join(self._parts)
+    kind: Literal["delta", "thinking"]
+    text: str
 
 
 class Reply:
-    """One reply as it is written, in time linear in its length. `str()` of it is what is stored."""
+    """One reply as it is written, in time linear in its length. `str()` of it is what is stored.
 
-    def __init__(self) -> None:
-        self._text = _Stripped()
-        self._thinking = _Stripped()
-        self._in: Literal["head", "text", "thinking"] = "head"
-        """The head: neither tag was seen yet."""
+    `thinks`: it may begin with thinking; `is_opened`: the prompt ends inside of it.
+    """
+
+    def __init__(self, *, thinks: bool = False, is_opened: bool = False) -> None:
+        self._text: list[str] = []
+        self._state: State = "head" if thinks else "text"
+        self._is_opened = is_opened
+        self._blanks: list[str] = []
+        """What may belong to a tag, in front of what is held."""
         self._held = ""
         """What may become a tag."""
 
     def feed(self, text: str) -> list[Piece]:
         """What is certain by now."""
         pieces: list[Piece] = []
-        text, at = self._held + text, 0
-        while (found := self._next_tag(text, at)) is not None:
-            start, tag = found
-            self._add(pieces, text[at:start])
-            at = start + len(tag)
-            if tag == CLOSE and self._in == "head":
-                self._turn_to_thinking(pieces)
-            self._in = "thinking" if tag == OPEN else "text"
-        end = len(text) - self._could_begin_a_tag(text[at:])
-        self._add(pieces, text[at:end])
-        self._held = text[end:]
+        rest = self._held + text
+        self._held = ""
+        while rest:
+            rest = self._step(rest, pieces)
         return pieces
 
     def end(self) -> list[Piece]:
         """What was held back, once no more comes."""
         pieces: list[Piece] = []
-        self._add(pieces, self._held)
+        if self._state == "head" and self._is_opened:
+            self._blanks.clear()
+        is_thinking = self._state == "thinking" or (self._state == "head" and self._is_opened)
+        self._tell(pieces, "thinking" if is_thinking else "delta", self._held)
         self._held = ""
         return pieces
 
     def __str__(self) -> str:
-        return str(self._text)
+        return "".join(self._text)
 
-    def _next_tag(self, text: str, at: int) -> tuple[int, str] | None:
-        found = [(start, tag) for tag in TAGS[self._in] if (start := text.find(tag, at)) >= 0]
-        return min(found, default=None)
+    def _step(self, text: str, pieces: list[Piece]) -> str:
+        """Takes what it can to the next state, or holds it; returns what is left."""
+        if self._state == "text":
+            self._tell(pieces, "delta", text)
+            return ""
+        if self._state == "thinking":
+            return self._think(text, pieces)
+        rest = text.lstrip()
+        if self._state == "head":
+            self._blanks.append(text[: len(text) - len(rest)])
+            return self._begin(rest)
+        if rest:
+            self._state = "thinking" if self._state == "opened" else "text"
+        return rest
 
-    def _could_begin_a_tag(self, text: str) -> int:
-        """How many of the last characters."""
-        # A tag has its only `<` in front.
-        rest = text[text.rfind("<") :] if "<" in text[-len(CLOSE) :] else ""
-        return len(rest) if any(tag.startswith(rest) for tag in TAGS[self._in]) else 0
+    def _begin(self, text: str) -> str:
+        if text.startswith(OPEN):
+            self._state = "opened"
+            self._blanks.clear()
+            return text[len(OPEN) :]
+        if OPEN.startswith(text):
+            self._held = text
+            return ""
+        if self._is_opened:
+            self._state = "opened"
+            self._blanks.clear()
+            return text
+        self._state = "text"
+        return text
 
-    def _add(self, pieces: list[Piece], text: str) -> None:
-        kind: Literal["delta", "thinking"] = "thinking" if self._in == "thinking" else "delta"
-        told = (self._thinking if kind == "thinking" else self._text).feed(text)
-        if told:
-            pieces.append(Piece(kind, told))
+    def _think(self, text: str, pieces: list[Piece]) -> str:
+        inside, close, rest = text.partition(CLOSE)
+        if not close:
+            # A tag has its only `<` in front.
+            at = inside.rfind("<", -len(CLOSE))
+            if at >= 0 and CLOSE.startswith(inside[at:]):
+                inside, self._held = inside[:at], inside[at:]
+        written = inside.rstrip()
+        if written:
+            self._tell(pieces, "thinking", written)
+        if close:
+            self._state = "closed"
+            self._blanks.clear()
+        else:
+            self._blanks.append(inside[len(written) :])
+        return rest
 
-    def _turn_to_thinking(self, pieces: list[Piece]) -> None:
-        head, self._text = str(self._text), _Stripped()
-        if head:
-            self._thinking.feed(head)
-            pieces[:] = [Piece("restart"), Piece("thinking", head)]
+    def _tell(self, pieces: list[Piece], kind: Literal["delta", "thinking"], text: str) -> None:
+        """With the blanks before it."""
+        text = "".join((*self._blanks, text))
+        self._blanks.clear()
+        if kind == "delta":
+            self._text.append(text)
+        if text:
+            pieces.append(Piece(kind, text))

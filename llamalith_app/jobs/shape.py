@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from llamalith_app import grammar as grammars_of
 from llamalith_app.config_file import ModelSettings
 from llamalith_app.contracts.parameters import JsonObject, JsonSchema, Parameters
-from llamalith_app.engine.messages import Sampling
+from llamalith_app.engine.messages import Loaded, Sampling
 from llamalith_app.engine.process import EngineRefused
 from llamalith_app.store.jobs import Claim
 
@@ -27,6 +27,13 @@ def sampling(settings: ModelSettings, said: Parameters | None) -> Sampling:
 def stops(settings: ModelSettings, said: Parameters | None) -> list[str]:
     stop = settings.stop if said is None or said.stop is None else said.stop
     return [stop] if isinstance(stop, str) else list(stop)
+
+
+def thinks(settings: ModelSettings, grammar: str, loaded: Loaded) -> bool:
+    """Whether the reply may begin with thinking. What a grammar holds is the reply, from its first letter on."""
+    if grammar:
+        return False
+    return loaded.can_think if settings.thinking == "auto" else settings.thinking == "on"
 
 
 def grammar(claim: Claim, named: Mapping[str, str]) -> str:

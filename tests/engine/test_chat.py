@@ -159,3 +159,24 @@ def test_a_template_that_writes_nothing_is_refused() -> None:
     with pytest.raises(Refusal) as refusal:
         kept(HISTORY, render=lambda _: "")
     assert refusal.value.kind == "template"
+
+
+@pytest.mark.parametrize(
+    ("behind", "newest", "opens"),
+    [
+        ("<|assistant|>", "Hi", False),
+        ("<|assistant|><think>", "Hi", True),
+        ("<|assistant|><think>\n", "Hi", True),
+        ("<|assistant|><think>\n\n</think>\n\n", "Hi", False),
+        ("<|assistant|><think>\n", "What is <think>", True),
+        ("<|assistant|><think>\n", ">", True),
+        ("", "What is <think>\n", False),
+        ("\n", "What is <think>", False),
+    ],
+)
+def test_the_prompt_says_whether_it_ends_inside_of_thinking(behind: str, newest: str, opens: bool) -> None:
+    def render(messages: Sequence[ChatMessage]) -> str:
+        return plain(messages)[:-1] + behind
+
+    assert fit([user("1"), assistant("<think>"), user(newest)], render, tokenize, 1000, 1).opens_thinking is opens
+    assert fit([user("1" * 100), user(newest)], render, tokenize, 80, 1).opens_thinking is opens

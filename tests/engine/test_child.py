@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llamalith_app.engine.child import Begun, Inbox, _Loop
+from llamalith_app.engine.child import Begun, Coming, Inbox, _Loop
 from llamalith_app.engine.messages import Advance, Cancel, End, FromEngine, Step
 from llamalith_app.engine.pace import Chunk, Pace
 from llamalith_app.engine.process import EngineDied
@@ -44,12 +44,12 @@ class SteadyPace(Pace):
 class Child:
     def __init__(self, folder: Path, *, n_slots: int = 1, token_s: float = 0.01, max_bytes: int = ENOUGH) -> None:
         self.runner = FakeRunner(lambda: [{"when": "", "reply": REPLY}], n_ctx=8192, n_slots=n_slots)
-        self.cancelled: set[int] = set()
+        self.coming: Coming = {}
         self._inbox: Inbox = queue.SimpleQueue()
         self._told: queue.SimpleQueue[FromEngine] = queue.SimpleQueue()
         self._ids = itertools.count(1)
         settings = load(n_slots=n_slots, state_dir=str(folder), state_max_bytes=max_bytes)
-        self._loop: Any = _Loop(self.runner, settings, self._inbox, self.cancelled, self._told.put)
+        self._loop: Any = _Loop(self.runner, settings, self._inbox, self.coming, self._told.put)
         self._loop._pace = SteadyPace(token_s)
         self._thread = threading.Thread(target=self._loop.run, daemon=True)
         self._thread.start()
@@ -57,6 +57,7 @@ class Child:
     def submit(self, prompt: str) -> int:
         sequence_id = next(self._ids)
         tokens = self.runner.tokenize(prompt)
+        self.coming[sequence_id] = False
         self.runner.begin(sequence_id, sampling(), "", tokens, ())
         self._inbox.put(Begun(Sequence(sequence_id, tokens, 1, ReplyText([])), []))
         return sequence_id
@@ -217,13 +218,28 @@ def test_at_the_end_what_was_used_last_is_kept(
     assert len(kept) < 4
 
 
-def test_ids_of_cancelled_sequences_are_kept_no_longer_than_they_may_come(child: Callable[..., Child]) -> None:
+def test_of_sequences_that_are_cancelled_and_of_such_that_came_nothing_is_kept(child: Callable[..., Child]) -> None:
     one = child()
     for sequence_id in range(100, 1100):
         one.cancel(sequence_id)
     one._ids = itertools.count(1100)
     one.n_reused("a")
-    assert one.cancelled == set()
+    assert one.coming == {}
+
+
+def test_a_sequence_that_was_cancelled_before_it_came_is_told_so_once_and_does_not_run(
+    child: Callable[..., Child],
+) -> None:
+    one = child()
+    one.coming[7] = False
+    one.cancel(7)
+    one.cancel(7)
+    assert one.end_of(7).finish == "cancelled"
+    one._ids = itertools.count(7)
+    assert one.submit("gone") == 7
+    one.coming[7] = True
+    assert one.end_of(one.submit("next")).finish == "length"
+    assert one.coming == {}
 
 
 async def test_a_failure_is_told_before_the_disk_has_done_its_work(tmp_path: Path) -> None:

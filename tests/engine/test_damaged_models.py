@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import re
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -138,7 +141,7 @@ async def test_a_header_that_cannot_be_true_is_refused(
     ("template", "told"),
     [
         ("{{ raise_exception('Only poems, please') }}", "Only poems, please"),
-        ("{% for message in messages %}", "cannot be compiled"),
+        ("{% for message in messages %}", "cannot be compiled: .*endfor"),
         (tiny_models.LOOPING_TEMPLATE, "computes for more than"),
         ("{{ 'a' * 9999999999 }}", "memory"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
@@ -170,6 +173,40 @@ async def test_a_conversation_that_makes_the_template_loop_leaves_the_others_alo
         assert [step.finish async for step in steps][-1] == "cancelled"
 
 
+def template_process(engine: EngineProcess) -> int:
+    (pid,) = subprocess.run(["pgrep", "-P", str(engine.pid)], capture_output=True, text=True, check=True).stdout.split()
+    return int(pid)
+
+
+async def test_a_template_process_that_hangs_is_replaced_and_holds_up_no_other_job(tiny_model: TinyModel) -> None:
+    async with asyncio.timeout(WITHIN_S), started(None, path=str(tiny_model("llama")), n_slots=2) as engine:
+        await run(engine, submit("Hi", max_tokens=1))
+        os.kill(template_process(engine), signal.SIGSTOP)
+        ended: list[str] = []
+
+        async def ask(name: str) -> None:
+            assert (await run(engine, submit(name, max_tokens=4))).finish == "length"
+            ended.append(name)
+
+        first = asyncio.create_task(ask("first"))
+        await asyncio.sleep(0)
+        await asyncio.gather(first, ask("second"))
+        assert ended == ["second", "first"]
+        assert not engine.died.is_set()
+
+
+async def test_a_template_process_that_is_killed_costs_no_attempt(tmp_path: Path) -> None:
+    template = tiny_models.template_that_loops_on("slow").replace("99999", "1500")
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
+    async with asyncio.timeout(WITHIN_S), started(None, path=str(path)) as engine:
+        await run(engine, submit("Hi", max_tokens=1))
+        pid = template_process(engine)
+        asked = asyncio.create_task(run(engine, submit("slow", max_tokens=4)))
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGKILL)
+        assert (await asked).finish == "length"
+
+
 @pytest.mark.parametrize("pre", ["gpt-4o", "deepseek-llm", "bloom"])
 async def test_a_text_that_is_one_long_run_ends_no_engine(pre: str, tmp_path: Path) -> None:
     path = tiny_models.write(tmp_path / "model.gguf", "llama", pre=pre)
@@ -190,6 +227,56 @@ async def test_a_model_that_needs_more_memory_than_there_is_says_so_and_loads_wh
         with pytest.raises(EngineLoadFailed, match="not enough memory.*255 slots of 8192 tokens"):
             await EngineProcess.start(load(path=str(path), n_ctx=8192, n_slots=255), BOUND)
     await is_well(path)
+
+
+async def why_not_loaded(path: Path) -> str:
+    with pytest.raises(EngineLoadFailed) as failed:
+        await EngineProcess.start(load(path=str(path)))
+    told = str(failed.value)
+    assert str(path) in told
+    assert "\n" not in told
+    assert len(told) < 400 + len(str(path))
+    assert told.isprintable()
+    return told
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda whole: patched(whole, b"llama", b"lhama"), "unknown model architecture: 'lhama'"),
+        (lambda whole: patched(whole, b"blk.1.attn_k.", b"blk.1.\n\x01tn_k."), "blk.1.attn_k.weight' not found"),
+        (lambda whole: patched(whole, b"llama.block_count", b"llama.block_c\n\x1b[2"), "llama.block_count"),
+        (lambda whole: whole[: len(whole) // 2], "not within the file bounds"),
+        (lambda whole: whole[:1000], "failed to read key-value pairs"),
+        (lambda whole: with_number(whole, b"tokenizer.ggml.pre", 2**31), ""),
+        (lambda whole: patched(whole, b"smollm", b"smallm"), "unknown pre-tokenizer type: 'smallm'"),
+        (lambda whole: patched(whole, b"blk.0.ffn_up.", b"blk.0\x1b[2J\xff\n.."), ""),
+    ],
+)
+async def test_why_a_file_cannot_be_loaded_is_told_in_llama_cpps_words(
+    damage: Callable[[bytes], bytes], told: str, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(damage(tiny_model("llama").read_bytes()))
+    assert told in await why_not_loaded(path)
+
+
+async def test_a_model_of_several_files_tells_which_of_them_is_wrong(tmp_path: Path) -> None:
+    first, second, third = tiny_models.write_split(tmp_path)
+    await is_well(first)
+    assert "must be loaded with the first split" in await why_not_loaded(second)
+    renamed = tmp_path / "renamed.gguf"
+    renamed.hardlink_to(first)
+    assert "invalid split file name" in await why_not_loaded(renamed)
+    second.unlink()
+    assert f"failed to open GGUF file '{second}'" in await why_not_loaded(first)
+    second.hardlink_to(third)
+    assert f"invalid split file idx: 2 (file: {second}), expected 1" in await why_not_loaded(first)
+
+
+async def test_a_vocabulary_alone_is_told_to_be_one(tmp_path: Path) -> None:
+    path = tiny_models.write_vocabulary(tmp_path / "vocabulary.gguf")
+    assert "a vocabulary and no weights" in await why_not_loaded(path)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5encoder"])

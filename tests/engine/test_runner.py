@@ -14,9 +14,10 @@ import llama_cpp
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamalith_app.config_file import CHAT_FORMATS
 from llamalith_app.engine.chat import fit
 from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.messages import ChatMessage, Submit
@@ -223,6 +224,7 @@ async def test_a_penalty_next_to_0_is_a_small_one() -> None:
 RUNS = st.builds(operator.mul, st.sampled_from(["a", "-", " ", "\n", "春", "<|end|>"]), st.integers(1, 9000))
 
 
+@settings(deadline=None)
 @given(st.lists(RUNS, max_size=6))
 def test_a_text_is_cut_only_in_runs_that_are_too_long_and_never_in_a_special_token(pieces: list[str]) -> None:
     text = "".join(pieces)
@@ -235,15 +237,78 @@ def test_a_text_is_cut_only_in_runs_that_are_too_long_and_never_in_a_special_tok
         assert parts == [text]
 
 
-def test_what_a_vocabulary_puts_around_a_text_is_around_all_of_its_parts(tmp_path: Path) -> None:
-    path = tiny_models.write(tmp_path / "model.gguf", "llama", around=True)
+@pytest.mark.parametrize("writes_bos", [True, False], ids=["template writes it", "template does not"])
+@pytest.mark.parametrize("adds_bos", [True, False], ids=["vocabulary adds it", "vocabulary does not"])
+@pytest.mark.parametrize("adds_eos", [True, False], ids=["and an end", "and no end"])
+def test_a_prompt_begins_with_one_first_token_at_most_and_never_ends_with_an_end(
+    writes_bos: bool, adds_bos: bool, adds_eos: bool, tmp_path: Path
+) -> None:
+    template = "{{ bos_token }}" * writes_bos + "{% for m in messages %}{{ m.content }}{% endfor %}"
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template, adds_bos=adds_bos, adds_eos=adds_eos)
     runner = LlamaRunner(load(path=str(path)), lambda _: None)
     begin, end = llama_cpp.llama_vocab_bos(runner._vocab), llama_cpp.llama_vocab_eos(runner._vocab)
     for text in ("hello", "a" * 9000 + " end"):
-        tokens = runner.tokenize(text)
-        assert (tokens[0], tokens[-1]) == (begin, end)
-        assert tokens.count(begin) == tokens.count(end) == 1
+        prompt = fit([ChatMessage("user", text)], runner.render, runner.tokenize, 10_000, 1)
+        assert prompt.tokens.count(begin) == (writes_bos or adds_bos)
+        assert prompt.tokens[0] == begin or not (writes_bos or adds_bos)
+        assert end not in prompt.tokens
+        assert b"".join(runner.piece(token) for token in prompt.tokens).decode() == text
     runner.close()
+
+
+def test_an_end_that_the_template_writes_stays(tmp_path: Path) -> None:
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", template="{{ messages[0].content }}{{ eos_token }}")
+    runner = LlamaRunner(load(path=str(path)), lambda _: None)
+    tokens = runner.tokenize(runner.render([ChatMessage("user", "hello")]))
+    assert tokens[-1] == llama_cpp.llama_vocab_eos(runner._vocab)
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    ("template", "control", "can_think"),
+    [
+        ("{{ messages[0].content }}", (), False),
+        ("{{ messages[0].content.split('</think>')[-1] }}", (), True),
+        ("{{ messages[0].content }}<think>\n", (), True),
+        ("{{ messages[0].content }}", ("<think>", "</think>"), True),
+    ],
+)
+def test_whether_a_model_can_think_its_template_and_its_vocabulary_say(
+    template: str, control: tuple[str, ...], can_think: bool, tmp_path: Path
+) -> None:
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template, control=control)
+    runner = LlamaRunner(load(path=str(path)), lambda _: None)
+    assert runner.can_think is can_think
+    # Of other control tokens llama.cpp writes nothing.
+    text = "<think>hm</think>hello"
+    assert b"".join(runner.piece(token) for token in runner.tokenize(text)).decode() == text
+    runner.close()
+
+
+def test_the_bundled_model_cannot_think(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = opened(monkeypatch, None)
+    assert not runner.can_think
+    runner.close()
+
+
+async def test_an_engine_tells_that_a_prompt_ends_inside_of_thinking(tmp_path: Path) -> None:
+    template = "{{ messages[-1].content }}{% if '/think' in messages[-1].content %}<think>\n{% endif %}"
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
+    async with started(None, path=str(path)) as engine:
+        assert engine.loaded.can_think
+        opened = await run(engine, submit("Hi /think", max_tokens=2))
+        plain = await run(engine, submit("Hi", max_tokens=2))
+        of_people = await run(engine, submit("Hi <think>", max_tokens=2))
+    assert {advance.opens_thinking for advance in opened.advances} == {True}
+    assert {advance.opens_thinking for advance in [*plain.advances, *of_people.advances]} == {False}
+
+
+async def test_a_character_that_max_tokens_cuts_is_left_out() -> None:
+    async with started(None) as engine:
+        for max_tokens in (1, 2, 3, 4, 5):
+            reply = await run(engine, submit("Hi", grammar='root ::= "a🦊🦊🦊"', max_tokens=max_tokens))
+            assert "\ufffd" not in reply.text
+            assert "a🦊🦊🦊".startswith(reply.text)
 
 
 def test_a_state_is_of_its_context_and_of_its_number_of_slots() -> None:
@@ -277,7 +342,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, template: bytes | None, **changed: A
         (b"{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         (b"{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe"),
         (b"{{ messages.append(1) }}", "safe"),
-        (b"{% for message in messages %}", "cannot be compiled"),
+        (b"{% for message in messages %}", "cannot be compiled: .*endfor"),
         (b"{{ 1 // 0 }}", "division"),
         (b"{{ range(10 ** 9) | list }}", "[Rr]ange"),
     ],
@@ -303,6 +368,15 @@ def test_a_named_format_brings_its_own_stop_string(monkeypatch: pytest.MonkeyPat
     runner = opened(monkeypatch, None, chat_format="zephyr")
     assert runner.render(HELLO).startswith("<|system|>\nS</s>")
     assert list(runner.extra_stop) == ["</s>"]
+    runner.close()
+
+
+@pytest.mark.parametrize("name", CHAT_FORMATS)
+def test_no_named_format_loses_what_a_message_says(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    runner = opened(monkeypatch, None, chat_format=name)
+    prompt = runner.render([ChatMessage("system", "Be brief."), ChatMessage("user", "Hello")])
+    assert "Be brief." in prompt
+    assert "Hello" in prompt
     runner.close()
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +22,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from llamalith_app.engine.chat import fit
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.steps import Refusal
-from llamalith_app.engine.template import Template, TemplateFailed
+from llamalith_app.engine.template import Program, Template, TemplateFailed, _compiled, _Process, _ProcessLost
 from tests.engine.test_process import wait_until_gone
 from tests.tiny_models import LOOPING_TEMPLATE, template_that_loops_on
 
@@ -46,8 +51,7 @@ def template(source: str) -> Iterator[Template]:
 def test_a_template_renders_as_in_llama_cpp_python(source: str) -> None:
     told: list[Any] = [{"role": message.role, "content": message.content} for message in HELLO]
     expected = Jinja2ChatFormatter(source, bos_token="<s>", eos_token="</s>")(messages=told).prompt
-    with template(source) as made:
-        assert made.render(HELLO) == expected
+    assert _compiled(Program(source, "<s>", "</s>"))(told) == expected
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,7 @@ def test_a_template_that_computes_for_ever_is_refused(source: str) -> None:
     ("source", "told"),
     [
         ("{{ 'a' * 9999999999 }}", "memory"),
-        ("{{ '%9999999999d' % 1 }}", "memory|width too big"),
+        ("{{ '%9999999999d' % 1 }}", "memory|cannot be what it says"),
         ("{{ '{:>9999999999}'.format(1) }}", "memory"),
         ("{{ 'a' | center(9999999999) }}", "memory"),
         ("{{ [0] * 99999999999 }}", "memory"),
@@ -81,7 +85,7 @@ def test_a_template_that_computes_for_ever_is_refused(source: str) -> None:
             "memory",
         ),
         ("{% for a in range(99999) %}{{ 'a' * 5000 }}{% endfor %}", "memory|characters"),
-        ("{{ 'a' * 2000000 }}", "2000000 characters; 1000044 are allowed"),
+        ("{{ messages[-1].content }}{{ 'a' * 2000000 }}", "2000000 characters; 1000044 are allowed"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
     ],
 )
@@ -162,16 +166,283 @@ def test_a_long_conversation_is_rendered_whole() -> None:
 
 
 def test_what_is_no_text_is_refused() -> None:
-    with template(r"{{ '\ud800' }}") as made, pytest.raises(TemplateFailed, match="surrogate"):
+    with (
+        template(r"{{ messages[-1].content }}{{ '\ud800' }}") as made,
+        pytest.raises(TemplateFailed, match="surrogate"),
+    ):
         made.render(HELLO)
 
 
 def test_a_process_that_was_killed_while_idle_is_replaced() -> None:
     with template("{{ messages[0].content }}") as made:
         made.render(HELLO)
-        os.kill(made._process.pid, signal.SIGKILL)
-        os.waitid(os.P_PID, made._process.pid, os.WEXITED | os.WNOWAIT)
+        (pid,) = processes(made)
+        kill(pid)
         assert made.render(HELLO) == HELLO[0].content
+
+
+def processes(made: Template) -> list[int]:
+    """Those that nobody uses just now."""
+    return [process.pid for process in made._idle.queue]
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+@contextmanager
+def rendering(made: Template, *messages: ChatMessage) -> Iterator[queue.SimpleQueue[str | Exception]]:
+    """In a thread; what comes of it is put into the queue."""
+    told: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
+
+    def render() -> None:
+        try:
+            told.put(made.render(messages))
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            told.put(error)
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    yield told
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+SLOW = template_that_loops_on("slow").replace("99999", "1500")
+"""Some tenths of a second."""
+
+
+def user(text: str) -> ChatMessage:
+    return ChatMessage("user", text)
+
+
+def until_at_work(made: Template) -> None:
+    while made._idle.qsize():
+        time.sleep(0.001)
+
+
+def test_a_process_that_is_killed_while_it_renders_is_replaced_and_the_conversation_rendered_once_more() -> None:
+    with template(SLOW) as made:
+        made.render([user("ready")])
+        (pid,) = processes(made)
+        with rendering(made, user("slow")) as told:
+            until_at_work(made)
+            os.kill(pid, signal.SIGKILL)
+            assert told.get(timeout=30) == "slow"
+        assert processes(made) != [pid]
+
+
+def test_where_each_process_is_killed_the_refusal_is_one_that_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _Process.ask
+
+    def ask(process: _Process, conversation: bytes) -> Any:
+        os.kill(process.pid, signal.SIGKILL)
+        return real(process, conversation)
+
+    monkeypatch.setattr(_Process, "ask", ask)
+    with template("{{ messages[0].content }}") as made, pytest.raises(Refusal, match="ended by SIGKILL") as refused:
+        made.render(HELLO)
+    assert refused.value.kind == "engine_died"
+
+
+def test_a_process_that_cannot_be_started_is_tried_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    with template("{{ messages[0].content }}") as made:
+        made.render(HELLO)
+        kill(processes(made)[0])
+        monkeypatch.setattr(subprocess, "Popen", fail)
+        with pytest.raises(Refusal, match="no more processes") as refused:
+            made.render(HELLO)
+    assert refused.value.kind == "engine_died"
+
+
+def test_a_process_that_hangs_is_replaced_and_holds_up_nobody_else() -> None:
+    with template("{{ messages[0].content }}") as made:
+        made.render(HELLO)
+        (pid,) = processes(made)
+        os.kill(pid, signal.SIGSTOP)
+        with rendering(made, user("first")) as first:
+            until_at_work(made)
+            with rendering(made, user("second")) as second:
+                assert second.get(timeout=30) == "second"
+            assert first.empty()
+            assert first.get(timeout=30) == "first"
+        wait_until_gone(pid)
+        assert len(processes(made)) == 1
+
+
+def test_a_hanging_process_that_does_not_even_read_is_replaced() -> None:
+    with template("{{ messages[0].content }}") as made:
+        made.render(HELLO)
+        os.kill(processes(made)[0], signal.SIGSTOP)
+        assert made.render([user("x" * 5_000_000)]) == "x" * 5_000_000
+
+
+def test_a_process_that_hangs_as_it_starts_is_replaced() -> None:
+    with template("{{ messages[0].content }}") as made:
+        os.kill(processes(made)[0], signal.SIGSTOP)
+        assert made.render(HELLO) == HELLO[0].content
+
+
+@pytest.mark.parametrize(
+    ("seen", "outcome"),
+    [
+        ([("R", "1")] * 50, "is waited for"),
+        ([("S", str(number)) for number in range(50)], "is waited for"),
+        ([("S", "1")] * 50, "hangs"),
+        ([("T", "1")] * 50, "hangs"),
+        ([("D", "1")] * 50, "hangs"),
+    ],
+)
+def test_a_process_that_waits_for_a_core_on_a_busy_machine_does_not_hang(
+    seen: list[tuple[str, str]], outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(seen)
+    with template("{{ messages[0].content }}") as made:
+        made.render(HELLO)
+        (process,) = made._idle.queue
+        monkeypatch.setattr("llamalith_app.engine.template._doing", lambda _: next(left))
+        process._n_silent = 0
+        hangs = pytest.raises(_ProcessLost, match="hangs") if outcome == "hangs" else nullcontext()
+        with hangs:
+            look_often(process, len(seen))
+
+
+def look_often(process: _Process, n_looks: int) -> None:
+    for _ in range(n_looks):
+        process._look()
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+ASKED = [ChatMessage("system", "Be brief."), user("Hi"), ChatMessage("assistant", "Hello."), user("Bye")]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("ignores_system", "<s>[ASK]Be brief.\n\nHi[/ASK]Hello.</s>[ASK]Bye[/ASK]"),
+        (
+            "typed_content",
+            "<s><system>Be brief.</system><user>Hi</user><assistant>Hello.</assistant><user>Bye</user><assistant>",
+        ),
+        (
+            "needs_tools",
+            "<s><system>You may call:</system><system>Be brief.</system><user>Hi</user>"
+            "<assistant>Hello.</assistant><user>Bye</user><assistant>",
+        ),
+    ],
+)
+def test_what_messages_say_is_in_the_prompt(name: str, prompt: str) -> None:
+    with template((TEMPLATES / f"{name}.jinja").read_text()) as made:
+        assert made.render(ASKED) == prompt
+
+
+@pytest.mark.parametrize(
+    ("source", "prompt"),
+    [
+        # Parts of the user's messages only.
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}{% for part in m.content %}{{ part.text }};{% endfor %}"
+            "{% else %}{{ m.content | trim }};{% endif %}{% endfor %}",
+            "Be brief.;Hi;Hello.;Bye;",
+        ),
+        # Both kinds: a text stays one.
+        (
+            "{% for m in messages %}{% if m.content is string %}{{ m.content }};{% else %}"
+            "{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}{% endfor %}",
+            "Be brief.;Hi;Hello.;Bye;",
+        ),
+        # It looks at the newest message only, where the first user message is lost too.
+        ("{{ messages[-1].content }}", "Be brief.\n\nBye"),
+        # The system message comes late, but it comes.
+        ("{{ messages[-1].content }} ({{ messages[0].content }})", "Bye (Be brief.)"),
+        # `tools` is a list where it is asked for, and None where that is looked at.
+        ("{{ tools is none }}{% for m in messages %}{{ m.content }};{% endfor %}", "TrueBe brief.;Hi;Hello.;Bye;"),
+        ("{{ tools | length }}{% for m in messages %}{{ m.content }};{% endfor %}", "0Be brief.;Hi;Hello.;Bye;"),
+    ],
+)
+def test_a_template_gets_messages_in_the_form_that_it_shows(source: str, prompt: str) -> None:
+    with template(source) as made:
+        assert made.render(ASKED) == prompt
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (
+            "{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}",
+            "leaves out what the user says",
+        ),
+        ("A prompt.", "leaves out what the user says"),
+        ("{% for m in messages %}{{ m.content[-8:] }}{% endfor %}", None),
+        ("{{ messages[-1].content.split('\n\n')[-1] }}", "leaves out the system message"),
+    ],
+)
+def test_what_a_template_shows_in_no_form_is_not_lost_without_a_word(source: str, told: str | None) -> None:
+    with template(source) as made:
+        if told is None:
+            assert made.render(ASKED)
+            return
+        with pytest.raises(TemplateFailed, match=told):
+            made.render(ASKED)
+
+
+def test_without_a_system_message_one_that_has_no_place_for_it_is_fine() -> None:
+    with template("{{ messages[-1].content.split('\n\n')[-1] }}") as made:
+        assert made.render(ASKED[1:]) == "Bye"
+        assert made.render([ChatMessage("system", "  "), *ASKED[1:]]) == "Bye"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "messages + 1",
+        "none.x.y",
+        "messages[9].content.x",
+        "[][0].x",
+        "{}['a']['b']",
+        "messages | map('nope') | list",
+        "1 // 0",
+        "'a' * 9999999999",
+        "range(10 ** 9)",
+        "messages.append(1)",
+        "''.__class__.__mro__",
+        "'%d' % 'x'",
+        "'{:d}'.format('x')",
+        "messages | tojson(indent=messages)",
+        "messages()",
+        "nothing()",
+        "strftime_now(1)",
+        "raise_exception(messages, 1)",
+        "namespace(1, 2)",
+        "'x'.encode('no-such')",
+        "'%c' % -1",
+        "none | list",
+    ],
+)
+def test_no_error_speaks_python(expression: str) -> None:
+    source = (
+        f"{{{{ messages[-1].content }}}}\n{{% if messages[-1].content == 'now' %}}{{{{ {expression} }}}}{{% endif %}}"
+    )
+    with template(source) as made:
+        assert made.render([user("before")])
+        with pytest.raises(TemplateFailed) as failed:
+            made.render([user("now")])
+    told = str(failed.value)
+    python = r"object|NoneType|built-in|function|argument|attribute|__|Error|0x|\bint\b|\bstr\b|'list'|'dict'"
+    assert not re.search(python, told), told
+    assert "line 2" in told or "memory" in told
+
+
+def test_what_a_template_raises_itself_is_told_in_its_own_words() -> None:
+    with (
+        template("{{ messages[-1].content }}{{ raise_exception(\"'NoneType' object is not welcome\") }}") as made,
+        pytest.raises(TemplateFailed, match="^'NoneType' object is not welcome$"),
+    ):
+        made.render(HELLO)
 
 
 OWNER = """
@@ -179,14 +450,14 @@ import sys
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.template import Template
 made = Template(sys.argv[1], bos="", eos="")
-print(made._process.pid, flush=True)
+print(made._idle.queue[0].pid, flush=True)
 made.render([ChatMessage("user", "x")])
 print("rendered", flush=True)
 sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("source", ["x", LOOPING_TEMPLATE])
+@pytest.mark.parametrize("source", ["{{ messages[0].content }}", LOOPING_TEMPLATE])
 def test_the_process_ends_with_its_owner_that_is_killed(source: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamalith_app.engine.text import ReplyText
@@ -17,6 +17,7 @@ def read(pieces: list[bytes], stop: list[str]) -> tuple[list[str], bool]:
     return [*parts, text.end()], text.stopped
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(1, 4))
 def test_text_cut_anywhere_comes_out_whole(text: str, size: int) -> None:
     data = text.encode()
@@ -30,9 +31,18 @@ def test_half_a_character_is_held_back_until_its_rest_comes() -> None:
 
 
 def test_bytes_that_are_no_character_become_the_replacement_character() -> None:
-    assert read([b"a\xff", b"b", "é".encode()[:1]], [])[0] == ["a\ufffd", "b", "", "\ufffd"]
+    assert read([b"a\xff", b"b", "é".encode()[:1], b"c"], [])[0] == ["a\ufffd", "b", "", "\ufffdc", ""]
 
 
+@settings(deadline=None)
+@given(st.text(), st.characters(min_codepoint=128, exclude_categories=["Cs"]), st.data())
+def test_a_character_that_is_cut_off_at_the_end_is_left_out(text: str, last: str, data: st.DataObject) -> None:
+    n_bytes = data.draw(st.integers(1, len(last.encode()) - 1))
+    parts, _ = read([text.encode(), last.encode()[:n_bytes]], ["a stop string"])
+    assert "".join(parts) == text
+
+
+@settings(deadline=None)
 @given(
     st.text("ab", max_size=30),
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),

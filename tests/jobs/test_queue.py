@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from llamalith_app.errors import ConfigError
-from llamalith_app.jobs.queue import PENDING_HINTS, Hints, refuse_old_redis
+from llamalith_app.jobs.queue import PENDING_HINTS, Hint, Hints, Wakers, enqueue, refuse_old_redis, saq_queue
 from tests.settle import eventually
 
 
@@ -70,6 +70,55 @@ async def test_a_crowd_of_hints_is_cut_to_what_says_something_new(redis_url: str
         await eventually(last_is_there)
         assert await redis.llen("saq:llamalith:m:queued") <= PENDING_HINTS + 1
     await hints.close()
+
+
+async def test_a_task_that_a_dead_worker_left_is_swept_at_once_and_by_no_subscription(redis_url: str) -> None:
+    async with Redis.from_url(redis_url) as redis:
+        queue = saq_queue(redis, "m")
+        await enqueue(queue, Hint(1, 1))
+        job = await queue.dequeue(5)
+        assert job is not None
+        swept = asyncio.create_task(queue.sweep())
+
+        async def is_told() -> bool:
+            assert await redis.pubsub_numpat() == 0
+            return swept.done()
+
+        await eventually(is_told)
+        assert await swept == [job.id]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("state", ["idle", "at work", "frozen"])
+async def test_a_stop_leaves_no_task_behind(redis_url: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamalith_app.jobs.queue.STOP_S", 0.3)
+    woken, ends = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        woken.set()
+        await ends.wait()
+
+    wakers = Wakers(redis_url, {"m": 2, "n": 1}, lambda _model, _tell: asyncio.create_task(work()))
+    wakers.start()
+    hints = Hints(redis_url, ("m",))
+
+    async def waits() -> bool:
+        return all(worker.tasks for worker in wakers._workers)
+
+    await eventually(waits)
+    if state != "idle":
+        hints.send("m", 1)
+        await woken.wait()
+    async with Redis.from_url(redis_url) as redis:
+        if state == "frozen":
+            await redis.client_pause(2000)
+        await wakers.stop()
+    ends.set()
+    await hints.close()
+    # What was begun ends by itself.
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert [task for task in left if "work" not in repr(task.get_coro())] == []
+    await asyncio.wait([*left]) if left else None
 
 
 WAIT_FOR_NOBODY = """

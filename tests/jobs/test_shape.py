@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 import pytest
 
 from llamalith_app import grammar
 from llamalith_app.config_file import ModelSettings
 from llamalith_app.contracts.parameters import AnyText, JsonObject, JsonSchema, NamedSchema, Parameters, ResponseFormat
-from llamalith_app.engine.messages import Sampling
+from llamalith_app.engine.messages import Loaded, Sampling
 from llamalith_app.jobs import shape
 from llamalith_app.store.jobs import Claim
 
@@ -56,3 +58,21 @@ def test_a_reply_is_held_to_what_its_job_names() -> None:
     assert shape.grammar(claim(None, JsonObject()), named) == grammar.of_schema({"type": "object"})
     form = JsonSchema(json_schema=NamedSchema(name="n", schema=schema))
     assert shape.grammar(claim(None, form), named) == grammar.of_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("setting", "can_think", "grammar", "thinks"),
+    [
+        ("auto", True, "", True),
+        ("auto", False, "", False),
+        ("on", False, "", True),
+        ("off", True, "", False),
+        ("auto", True, "a grammar", False),
+        ("on", True, "a grammar", False),
+    ],
+)
+def test_a_reply_may_begin_with_thinking_where_the_model_or_its_setting_says_so_and_no_grammar_holds_it(
+    setting: Literal["auto", "on", "off"], can_think: bool, grammar: str, thinks: bool
+) -> None:
+    loaded = Loaded(n_ctx=1, n_slots=1, load_s=0.0, can_think=can_think)
+    assert shape.thinks(ModelSettings(thinking=setting), grammar, loaded) is thinks

@@ -185,7 +185,7 @@ async def test_a_cancelled_job_says_so_with_what_had_been_written(
         assert heard([event async for event in waiting]).kinds[-1] == "cancelled"
     assert got.kinds[-1] == "cancelled"
     assert got.final is not None
-    assert got.final["partial"] == got.text.rstrip()
+    assert got.final["partial"] == got.text
 
 
 async def test_every_event_is_what_the_openapi_document_says_of_it(
@@ -195,7 +195,7 @@ async def test_every_event_is_what_the_openapi_document_says_of_it(
     told = document["paths"]["/api/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
     script.write(
         {"when": "go", "reply": REPLY, "step_s": 0.03},
-        {"when": "close", "reply": "aside</think>the reply", "step_s": 0.03},
+        {"when": "close", "reply": "<think>aside</think>the reply", "step_s": 0.03},
         {"when": "fail", "refuse": "Model exploded"},
     )
     seen = set()
@@ -209,21 +209,36 @@ async def test_every_event_is_what_the_openapi_document_says_of_it(
     assert {"progress", "delta", "thinking", "done", "error", "cancelled"} <= seen <= set(told["x-events"])
 
 
-async def test_thinking_that_only_closes_is_taken_back(
-    worked: httpx.AsyncClient, script: Script, tmp_path: Path
+async def test_where_the_prompt_opened_the_thinking_the_reply_begins_inside(
+    worked: httpx.AsyncClient, script: Script, database: Database
 ) -> None:
-    gate = tmp_path / "gate"
-    script.write({"when": "go", "reply": "so, hm</think>The answer.", "after": 6, "gate": str(gate)})
+    script.write({"when": "go", "reply": "so, hm</think>The answer.", "opens_thinking": True})
     job_id = await submit(worked, "go")
-    async with reading(worked, f"/api/jobs/{job_id}/events") as reader:
-        source = reader.events()
-        got = heard(await some(source, "delta"))
-        # Who comes later is told no restart.
-        gate.touch()
-        async for event in source:
-            got.take(event)
+    got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
     assert (got.thinking, got.text) == ("so, hm", "The answer.")
-    assert got.kinds.count("restart") == 1
+    assert "restart" not in got.kinds
+    assert (await ended(database, job_id)).result == "The answer."
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "To strip it use re.sub(r'<think>.*?</think>', '', s). That is all.",
+        "The `<think>` tag opens the reasoning. It is closed by its counterpart. More text follows.",
+        "Models end their reasoning with `</think>`. Then the answer comes.",
+        "<think>hm</think>",
+        " \n\0 a\0 blank at each end \n\n",
+    ],
+)
+async def test_the_reply_of_a_model_that_cannot_think_is_what_it_wrote(
+    worked: httpx.AsyncClient, script: Script, database: Database, reply: str
+) -> None:
+    script.write({"model": "smollm2", "can_think": False}, {"when": "go", "reply": reply})
+    job_id = await submit(worked, "go")
+    got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
+    assert (got.text, got.thinking) == (reply, "")
+    assert (await ended(database, job_id)).result == reply
+    assert (await worked.get(f"/api/jobs/{job_id}")).json()["result"] == reply
 
 
 async def test_without_redis_the_whole_reply_and_the_last_event_still_come(

@@ -197,18 +197,6 @@ async def test_a_later_attempt_whose_text_is_another_takes_back_what_was_told(re
     assert (third_before.tokens, third_before.since) == ([7], 1)
 
 
-async def test_what_turns_out_to_be_thinking_comes_again_with_its_tokens(redis: Redis) -> None:
-    writer = Teller(redis, RECORD).writer(JOB, 1)
-    writer.write([("delta", "hm")], [1, 2])
-    writer.write([("restart", ""), ("thinking", "hm")], [3])
-    writer.write([("delta", "yes")], [4])
-    await writer.close()
-    before = await streams.before(redis, RECORD, JOB, 2)
-    assert before is not None
-    assert before.tokens == [1, 2, 3, 4]
-    assert [joined.piece for joined in before.whole] == [("thinking", "hm"), ("delta", "yes")]
-
-
 @pytest.mark.parametrize("lost", ["1-1", "1-2"])
 async def test_there_is_no_going_on_behind_what_has_a_gap(redis: Redis, lost: str) -> None:
     for n in range(1, 4):

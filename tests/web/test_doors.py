@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
+from typing import Any
 from types import SimpleNamespace
 from urllib.parse import unquote_to_bytes
 
@@ -29,7 +30,6 @@ from litestar.routes import HTTPRoute
 
 from llamalith_app.app import create_app
 from llamalith_app.config import Config
-from llamalith_app.controllers.envelope import Envelope
 from llamalith_app.guards import forms
 from llamalith_app.guards.passwords import throttled_addresses
 from llamalith_app.guards.sessions import COOKIE
@@ -45,10 +45,9 @@ FORM = "application/x-www-form-urlencoded"
 
 
 def handlers(config: Config) -> Iterator[tuple[str, str, dict[str, object]]]:
-    wrapped = create_app(config).app
-    assert isinstance(wrapped, Envelope)
-    app = wrapped.app
-    assert isinstance(app, Litestar)
+    app: Any = create_app(config)
+    while not isinstance(app, Litestar):
+        app = app.app
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             for handler in route.route_handlers:

@@ -202,7 +202,8 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
     reply = f"one <two <thi three</think> {said}"
     gate = tmp_path / "gate"
     # Long enough that the engine hears that it is to stop before the reply is whole.
-    script.write({"when": "long", "reply": reply, "after": 13, "gate": str(gate), "step_s": 0.01})
+    rule = {"when": "long", "reply": reply, "opens_thinking": True}
+    script.write({**rule, "after": 13, "gate": str(gate), "step_s": 0.01})
     worker = Worker(config, fake_engine.argv(script.path))
     await worker.start()
     job_id = await submit("long")
@@ -219,7 +220,7 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
     await eventually(is_told_to_stop)
     gate.touch()
     await draining
-    script.write({"when": "long", "reply": reply})
+    script.write(rule)
     async with working(config, script):
         job = await ended(database, job_id)
     assert (job.result, job.attempt, job.completion_tokens) == (said, 2, len(reply))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -24,6 +24,7 @@ from sqlalchemy.exc import OperationalError
 
 from llamalith_app import streams, valkey
 from llamalith_app.config import Config
+from llamalith_app.config_file import ModelSettings
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.jobs import sweep
 from llamalith_app.jobs.queue import Hints
@@ -48,7 +49,7 @@ async def test_a_job_is_found_without_any_hint(
     script.write({"when": "hello", "reply": " <think>hm</think> Hello to you.\n"})
     async with working(config, script):
         job = await ended(database, await submit("hello", "c"))
-    assert (job.status, job.result, job.attempt) == ("done", "Hello to you.", 1)
+    assert (job.status, job.result, job.attempt) == ("done", "Hello to you.\n", 1)
     assert job.prompt_tokens == len("<user>hello</user>")
     assert job.finish_reason == "stop"
     assert job.started_at is not None
@@ -171,7 +172,8 @@ async def test_a_reply_that_was_only_thinking_stays_empty_also_after_an_engine_d
     config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
     thought = "let me think aloud about it</think>"
-    script.write({"when": "die", "after": 20, "signal": 9, "once": str(tmp_path / "died"), "reply": thought})
+    dies = {"after": 20, "signal": 9, "once": str(tmp_path / "died")}
+    script.write({"when": "die", "opens_thinking": True, "reply": thought, **dies})
     async with working(config, script):
         job = await ended(database, await submit("die"))
     assert (job.status, job.attempt, job.result, job.completion_tokens) == ("done", 2, "", len(thought))
@@ -190,6 +192,43 @@ async def test_a_job_that_kills_each_engine_ends_as_error_after_three_attempts_a
     assert job.error is not None
     assert job.error.kind == "engine_died"
     assert "SIGSEGV" in job.error.reason
+
+
+async def test_a_job_whose_prompt_was_lost_with_a_process_beside_the_engine_is_tried_again(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write({"when": "lost", "refuse": "It was ended.", "kind": "engine_died"}, {"when": "no", "refuse": "No."})
+    async with working(config, script):
+        lost, refused = [await ended(database, await submit(one, one)) for one in ("lost", "no")]
+    assert [(job.status, job.attempt) for job in (lost, refused)] == [("error", 3), ("error", 1)]
+    assert lost.error is not None
+    assert (lost.error.kind, lost.error.reason) == ("engine_died", "It was ended.")
+
+
+@pytest.mark.parametrize("written", ["<think>abc", "<think>abc</think>", "abc</think>", " <think> </think> "])
+async def test_what_a_grammar_holds_is_the_reply_whole(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path, written: str
+) -> None:
+    (tmp_path / "g.gbnf").write_text('root ::= "x"*')
+    script.write({"when": "held", "reply": written}, {"when": "opened", "reply": written, "opens_thinking": True})
+    async with working(config, script):
+        jobs_ended = [await ended(database, await submit(one, grammar_name="g")) for one in ("held", "opened")]
+    assert [job.result for job in jobs_ended] == [written, written]
+
+
+@pytest.mark.parametrize(("setting", "result"), [("off", "<think>hm</think>Hi"), ("on", "Hi"), ("auto", "Hi")])
+async def test_a_models_setting_says_whether_thinking_is_looked_for(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    setting: Literal["off", "on", "auto"],
+    result: str,
+) -> None:
+    models = [msgspec.structs.replace(model, settings=ModelSettings(thinking=setting)) for model in config.models]
+    script.write({"model": "m", "can_think": setting != "on"}, {"when": "go", "reply": "<think>hm</think>Hi"})
+    async with working(msgspec.structs.replace(config, models=tuple(models)), script):
+        assert (await ended(database, await submit("go"))).result == result
 
 
 async def test_what_was_written_before_the_last_engine_died_is_kept_with_the_error(
