@@ -33,6 +33,7 @@ import msgspec
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llamalith_app import parent
 from llamalith_app.engine import forms, frames
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.steps import Refusal
@@ -268,6 +269,8 @@ def _how_it_ended(code: int | None) -> str:
 
 def _serve(fd: int) -> None:
     """The process: compiles the program, then renders one conversation after another."""
+    # It may be stopped, or hang, when the engine dies.
+    parent.die_with_parent()
     connection = socket.socket(fileno=fd)
     program = frames.read(connection, msgspec.msgpack.Decoder(Program))
     if program is None:

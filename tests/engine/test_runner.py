@@ -24,6 +24,7 @@ from llamalith_app.engine.messages import ChatMessage, Submit
 from llamalith_app.engine.process import EngineRefused
 from llamalith_app.engine.runner import CANDIDATE, LONGEST_RUN, Dice, LlamaRunner, parts_of_runs
 from llamalith_app.engine.steps import Refusal, Sampled, Work
+from llamalith_app.engine.template import TemplateFailed
 from tests import tiny_models
 from tests.engine.conftest import load, run, sampling, started, submit
 
@@ -371,12 +372,20 @@ def test_a_named_format_brings_its_own_stop_string(monkeypatch: pytest.MonkeyPat
     runner.close()
 
 
-@pytest.mark.parametrize("name", CHAT_FORMATS)
+@pytest.mark.parametrize("name", sorted({*CHAT_FORMATS} - {"open-orca"}))
 def test_no_named_format_loses_what_a_message_says(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     runner = opened(monkeypatch, None, chat_format=name)
     prompt = runner.render([ChatMessage("system", "Be brief."), ChatMessage("user", "Hello")])
     assert "Be brief." in prompt
     assert "Hello" in prompt
+    runner.close()
+
+
+def test_a_named_format_that_shows_no_prompt_in_any_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # llama-cpp-python's own mistake: its roles are not the names that messages have.
+    runner = opened(monkeypatch, None, chat_format="open-orca")
+    with pytest.raises(TemplateFailed, match="leaves out what the user says"):
+        runner.render(HELLO)
     runner.close()
 
 

@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
-from typing import Any
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import bcrypt
