@@ -48,7 +48,7 @@ class Docs(Controller):
     async def reference(self, request: AppRequest) -> Template:
         document = request.app.openapi_schema.to_schema()
         found = sorted(operations(document), key=lambda operation: operation.tag)
-        origin = f"{request.scope['scheme']}://{request.headers.get('host', '127.0.0.1:8000')}"
+        origin = request.parts.hosts.origin(request.scope["scheme"], request.headers.get("host", ""))
         groups = {tag: list(group) for tag, group in groupby(found, key=lambda operation: operation.tag)}
         return page(request, "docs", groups=groups, shapes=shapes(document), origin=origin)
 
