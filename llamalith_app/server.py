@@ -129,7 +129,7 @@ class Protocol(HttpToolsProtocol):
         self._writes = OneWrite(transport, self.loop)
         super().connection_made(self._writes)  # type: ignore[arg-type]
         self.flow: Flow = Flow(self._writes)  # type: ignore[arg-type]
-        self._heard = False
+        self.heard = False
         """Something has come."""
         self._deaf = False
         """Nothing that comes is looked at any more."""
@@ -146,8 +146,8 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        self._heard = True
-        if self._expected == "request" and not self._is_answering:
+        self.heard = True
+        if self.expected == "request" and not self._is_answering:
             self._expect("head")
         while data and not self._deaf:
             data = self._feed(data[: self.PIECE]) + data[self.PIECE :] if len(data) > self.PIECE else self._feed(data)
@@ -185,7 +185,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Not those behind a chunked body: whoever has judged the headers has not seen them.
-        if not self._deaf and self._expected == "head":
+        if not self._deaf and self.expected == "head":
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -231,7 +231,7 @@ class Protocol(HttpToolsProtocol):
 
     def _expect(self, what: Literal["head", "body", "request"]) -> None:
         """What the client has to send now; `request`: nothing, it may begin another one."""
-        self._expected = what
+        self.expected = what
         self._moved_on = True
         self._since = self.loop.time()
         self._n_framing = 0
@@ -244,19 +244,19 @@ class Protocol(HttpToolsProtocol):
         """Called every second or so; `now` is the loop's time."""
         if self._ends or self.transport.is_closing():
             self._check_end(now)
-        elif self._deaf or self._expected == "request":
+        elif self._deaf or self.expected == "request":
             # An answer is under way, or the timer of idle connections runs.
             return
-        elif self._expected == "body" and not self._is_answering:
+        elif self.expected == "body" and not self._is_answering:
             if now - self._since >= self.LINGER_S:
                 self.transport.close()
         elif self.flow.read_paused or self.pipeline:
             # We do not read, so it is not the client who is slow.
             self._since = now
-        elif self._expected == "head":
+        elif self.expected == "head":
             if now - self._since < self.HEAD_S:
                 return
-            if not self._heard:
+            if not self.heard:
                 self.transport.close()
             else:
                 self._refuse(
@@ -286,11 +286,11 @@ class Protocol(HttpToolsProtocol):
         request_id = secrets.token_hex(8)
         address = self.client[0] if self.client else ""
         log.warning("request refused", status=status, address=address, reason=detail, request_id=request_id)
-        if answering and self._expected == "body" and not self.pipeline and not cycle.response_started:
+        if answering and self.expected == "body" and not self.pipeline and not cycle.response_started:
             # Its handler waits for more of the body, and has nobody to answer.
             cycle.disconnected = True
             cycle.message_event.set()
-        elif answering or self._expected == "body":
+        elif answering or self.expected == "body":
             # Behind an answer that is not whole, another one would be part of it.
             self.transport.close()
             return

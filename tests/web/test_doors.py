@@ -801,7 +801,7 @@ async def test_a_head_is_a_get_without_its_body(browser: httpx.AsyncClient) -> N
         assert head.headers.get("content-type") == got.headers.get("content-type")
 
 
-LONG = [{"Cookie": 'x="' + "\\a" * 20_000}, {"X": "x" * 100_000}, {"Authorization": "Bearer " + "x" * 40_000}]
+LONG = [{"Cookie": 'x="' + "\\a" * 20_000}, {"X": "x" * 50_000}, {"Authorization": "Bearer " + "x" * 40_000}]
 
 
 @pytest.mark.parametrize("headers", LONG, ids=["cookie", "unknown", "token"])
