@@ -18,6 +18,7 @@ from llamalith_app.server import Protocol, Server
 from llamalith_app.server import server as server_of
 from tests.settle import eventually
 
+WITHIN_S = 20
 Handler = Callable[[Any, Any, Any], Any]
 CONF = Path(__file__).parents[2] / "deploy" / "nginx.conf"
 GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -134,9 +135,13 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
         yield served
 
 
+async def until(reader: asyncio.StreamReader, end: bytes) -> bytes:
+    return await asyncio.wait_for(reader.readuntil(end), WITHIN_S)
+
+
 async def rest(reader: asyncio.StreamReader) -> bytes:
     """All that comes until the connection ends."""
-    return await asyncio.wait_for(reader.read(), 20)
+    return await asyncio.wait_for(reader.read(), WITHIN_S)
 
 
 # Bytes
@@ -162,9 +167,9 @@ async def test_what_stands_before_a_body_and_beside_it_is_counted_as_it_comes(
 ) -> None:
     reader, writer = await served.connect(first)
     if b"/1 " in first:
-        assert (await reader.readuntil(b"/1 0")).startswith(b"HTTP/1.1 200 ")
+        assert (await until(reader, b"/1 0")).startswith(b"HTTP/1.1 200 ")
     writer.write(endless)
-    got = await reader.readuntil(b"}")
+    got = await until(reader, b"}")
     assert got.startswith(b"HTTP/1.1 431 ")
     assert b"\r\nconnection: close\r\n" in got
     assert b"at most 64 KiB before the body" in got
@@ -179,7 +184,7 @@ async def test_a_head_below_the_limit_is_read_in_however_many_pieces(served: Ser
         for start in range(0, len(head), piece):
             writer.write(head[start : start + piece])
             await writer.drain()
-        assert (await reader.readuntil(b"/1 0")).startswith(b"HTTP/1.1 200 ")
+        assert (await until(reader, b"/1 0")).startswith(b"HTTP/1.1 200 ")
         writer.close()
 
 
@@ -189,14 +194,14 @@ async def test_a_body_of_short_chunks_and_one_behind_another_come_whole(served: 
     reader, writer = await served.connect(
         short + b"POST /2 HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n" + body
     )
-    assert b"/ 100000" in await reader.readuntil(b"/ 100000")
-    assert b"/2 100000" in await reader.readuntil(b"/2 100000")
+    assert b"/ 100000" in await until(reader, b"/ 100000")
+    assert b"/2 100000" in await until(reader, b"/2 100000")
     writer.close()
 
 
 async def test_what_stands_behind_a_chunked_body_is_no_header(served: Served) -> None:
     reader, writer = await served.connect(CHUNKED + b"1\r\nx\r\n0\r\nX-API-Token: late\r\nHost: other\r\n\r\n")
-    await reader.readuntil(b"/ 1")
+    await until(reader, b"/ 1")
     assert served.app.headers == [(b"host", b"h"), (b"transfer-encoding", b"chunked")]
     writer.close()
 
@@ -204,7 +209,7 @@ async def test_what_stands_behind_a_chunked_body_is_no_header(served: Served) ->
 async def test_a_few_requests_in_advance_are_answered_in_order(served: Served) -> None:
     reader, writer = await served.connect(b"".join(GET % n for n in range(10)))
     for n in range(10):
-        assert b"200 OK" in await reader.readuntil(b"/%d 0" % n)
+        assert b"200 OK" in await until(reader, b"/%d 0" % n)
     writer.close()
 
 
@@ -233,7 +238,7 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one(served: Ser
     upgrade = b"GET /%d HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     reader, writer = await served.connect(upgrade % 1 + upgrade % 2 + GET % 3)
     for n in (1, 2, 3):
-        assert b"200 OK" in await reader.readuntil(b"/%d 0" % n)
+        assert b"200 OK" in await until(reader, b"/%d 0" % n)
     writer.close()
 
 
@@ -246,20 +251,16 @@ async def test_200_connections_that_dribble_are_gone_in_time(monkeypatch: pytest
         monkeypatch.setattr(Protocol, name, 0.3)
     async with serving() as served:
         crowd = [await served.connect(b"GET / HTTP/1.1\r\n") for _ in range(200)]
-        sending = asyncio.ensure_future(dribble([writer for _, writer in crowd]))
-        await served.is_alone()
-        assert not sending.done()
-        sending.cancel()
+
+        async def all_are_gone() -> bool:
+            for _, writer in crowd:
+                if not writer.is_closing():
+                    writer.write(b"a:b\r\n")
+            return not served.connections
+
+        await eventually(all_are_gone)
         for _, writer in crowd:
             writer.close()
-
-
-async def dribble(writers: list[asyncio.StreamWriter]) -> None:
-    while True:
-        for writer in writers:
-            if not writer.is_closing():
-                writer.write(b"a:b\r\n")
-        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("before", ["", "an answered request"])
@@ -267,7 +268,7 @@ async def dribble(writers: list[asyncio.StreamWriter]) -> None:
 async def test_headers_that_do_not_end_are_given_up(served: Served, before: str, begun: bytes) -> None:
     reader, writer = await served.connect(GET % 1 if before else b"")
     if before:
-        await reader.readuntil(b"/1 0")
+        await until(reader, b"/1 0")
     for seconds in (0, 9, 9.9):
         writer.write(begun)
         await served.expects("head", heard=True)
@@ -330,8 +331,8 @@ async def test_a_body_that_nobody_reads_yet_and_an_answer_that_takes_long_have_n
     may_go_on.set()
     first.write(b" HTTP/1.1\r\nHost: h\r\n\r\n")
     for end in (b"/1 0", b"/2 0", b"/3 0"):
-        assert (await answering.readuntil(end)).startswith(b"HTTP/1.1 200 ")
-    assert (await posting.readuntil(b"/4 2000000")).startswith(b"HTTP/1.1 200 ")
+        assert (await until(answering, end)).startswith(b"HTTP/1.1 200 ")
+    assert (await until(posting, b"/4 2000000")).startswith(b"HTTP/1.1 200 ")
     first.close()
     second.close()
 
@@ -346,11 +347,11 @@ async def test_idle_connections_are_closed_also_after_an_answer_before_the_end_o
         assert (await rest(reader)).endswith(b"no")
         writer.close()
         reader, writer = await served.connect(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
-        await reader.readuntil(b"no")
+        await until(reader, b"no")
         writer.write(b"body" + GET % 1)
-        await reader.readuntil(b"no")
+        await until(reader, b"no")
         writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
-        await reader.readuntil(b"no")
+        await until(reader, b"no")
         writer.write(b"body")
         assert await rest(reader) == b""
         writer.close()
@@ -363,7 +364,7 @@ async def test_a_body_that_goes_on_behind_its_answer_is_not_read_for_ever(served
 
     served.app.handler = early
     reader, writer = await served.connect(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n")
-    await reader.readuntil(b"no")
+    await until(reader, b"no")
     for seconds in (1, 2, 3, 4):
         writer.write(b"x" * 100_000)
         await writer.drain()
@@ -383,13 +384,13 @@ async def test_an_answer_may_be_taken_slowly_and_is_dropped_when_nobody_takes_it
     client.sendall(GET % 1)
     client.setblocking(False)
     loop = asyncio.get_running_loop()
-    await loop.sock_recv(client, 1000)
+    await asyncio.wait_for(loop.sock_recv(client, 1000), WITHIN_S)
     (connection,) = served.connections
     served.look_after(0)
     for looks in range(1, 4):
         unsent = connection.transport.get_write_buffer_size()
         while connection.transport.get_write_buffer_size() > unsent - 100_000:
-            await loop.sock_recv(client, 1_000_000)
+            await asyncio.wait_for(loop.sock_recv(client, 1_000_000), WITHIN_S)
         served.look_after(looks * 5.1)
         assert served.connections
     served.look_after(4 * 5.1)
