@@ -227,7 +227,7 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]
 
     def _expect(self, what: Literal["head", "body", "request"]) -> None:
         """What the client has to send now; `request`: nothing, it may begin another one."""

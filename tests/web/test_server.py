@@ -108,7 +108,7 @@ class Served:
 async def serving(idle_s: float = 60) -> AsyncIterator[Served]:
     app = App()
     settings = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http=Protocol,
         ws="none",
         lifespan="off",
@@ -231,6 +231,30 @@ async def test_of_many_requests_in_advance_no_more_are_kept_than_the_limit(serve
     got = await rest(reader)
     assert re.findall(rb"\r\n\r\n/(\d+)", got) == [b"%d" % n for n in range(Protocol.MAX_PIPELINED + 1)]
     assert got.count(b"connection: close") == 1
+    writer.close()
+
+
+async def test_while_a_request_waits_for_its_turn_nothing_more_is_read(served: Served) -> None:
+    watches, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def watching(scope: Any, receive: Any, send: Any) -> None:
+        """As whoever answers while it looks for the client's end."""
+        await receive()
+        watch = asyncio.create_task(receive())
+        await asyncio.sleep(0)
+        watches.set()
+        await may_answer.wait()
+        await answer(send, scope["path"].encode())
+        await watch
+
+    served.app.handler = watching
+    reader, writer = await served.connect(GET % 1 + GET % 2)
+    await asyncio.wait_for(watches.wait(), WITHIN_S)
+    (connection,) = served.connections
+    assert connection.flow.read_paused
+    may_answer.set()
+    await until(reader, b"\r\n\r\n/2")
+    assert not connection.flow.read_paused
     writer.close()
 
 
@@ -390,7 +414,7 @@ async def test_an_answer_may_be_taken_slowly_and_is_dropped_when_nobody_takes_it
     for looks in range(1, 4):
         unsent = connection.transport.get_write_buffer_size()
         while connection.transport.get_write_buffer_size() > unsent - 100_000:
-            await asyncio.wait_for(loop.sock_recv(client, 1_000_000), WITHIN_S)
+            assert await asyncio.wait_for(loop.sock_recv(client, 1_000_000), WITHIN_S)
         served.look_after(looks * 5.1)
         assert served.connections
     served.look_after(4 * 5.1)
