@@ -17,7 +17,7 @@ The map:
     gbnf.py          GBNF, written anew for llguidance
     grammar.py       what a reply may be held to: named grammars, found at start, and JSON Schemas; with which bounds
     grammars/        those that are shipped
-    guards/          who may come in: token or session, where a browser comes from, passwords
+    guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            from an accepted prompt to a stored reply: submit, schemas, cancel, queue, generate, shape, reply,
                      pool, memory, order, forecast, speeds, sweep, worker; and what SAQ's monitor shows
     logs.py          structured logs, and what a command says
@@ -27,6 +27,7 @@ The map:
     ranges.py        what sampling may be set to, and how people are told
     signals.py       which signals ask a process to end
     schema.py        judges a JSON Schema, as a program of its own
+    server.py        uvicorn, with bounds on what a connection may take
     store/           the record: tables, the writer thread, transitions (jobs) and what people read of them (job_reads),
                      invariants, migrations; what it is called beside others (record), answers that are given again
                      (keys), whole copies (backup), what is not kept (retention)

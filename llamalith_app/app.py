@@ -37,6 +37,7 @@ from llamalith_app.controllers.readiness import Readings
 from llamalith_app.controllers.request import MAX_BODY_BYTES, AppRequest, Parts
 from llamalith_app.controllers.request_log import RequestLog
 from llamalith_app.errors import LlamalithError, LoginNeeded, NotLookedAt, StaleForm
+from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
@@ -54,9 +55,9 @@ from llamalith_app.store.record import record_id
 class WebApp(MarkedSlashes):
     """The application as a server runs it."""
 
-    def __init__(self, app: Litestar, followers: Followers) -> None:
-        super().__init__(RequestLog(Envelope(app)))
-        self.end_streams = followers.end
+    def __init__(self, app: Litestar, parts: Parts) -> None:
+        super().__init__(RequestLog(Envelope(app, parts.hosts)))
+        self.end_streams = parts.followers.end
         """Before the server waits for open connections: streams would never end by themselves."""
 
 
@@ -97,6 +98,7 @@ def create_app(config: Config) -> WebApp:
         models=models,
         model_configs=config.models,
         forecasts=forecasts,
+        hosts=Hosts(config.allowed_hosts),
     )
 
     @asynccontextmanager
@@ -169,4 +171,4 @@ def create_app(config: Config) -> WebApp:
         logging_config=None,
         debug=False,
     )
-    return WebApp(app, parts.followers)
+    return WebApp(app, parts)

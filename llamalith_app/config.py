@@ -51,6 +51,7 @@ SETTING_VARIABLES = {
     "REDIS_URL": "redis_url",
     "LLAMALITH_CORS_ORIGINS": "cors_origins",
     "LLAMALITH_TRUSTED_PROXIES": "trusted_proxies",
+    "LLAMALITH_ALLOWED_HOSTS": "allowed_hosts",
     "LLAMALITH_MAX_ATTEMPTS": "max_attempts",
     "LLAMALITH_TIMEOUT_S": "timeout_s",
     "LLAMALITH_QUEUE_TIMEOUT_S": "queue_timeout_s",
@@ -72,7 +73,7 @@ PLAIN_KEYS = (
         "idle_unload_s",
         "state_cache_mb",
     ),
-    *("cors_origins", "trusted_proxies", "log_format", "log_level"),
+    *("cors_origins", "trusted_proxies", "allowed_hosts", "log_format", "log_level"),
 )
 """Keys of `config.json` that are the same in `Config`."""
 VARIABLES = (
@@ -136,6 +137,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts under which requests are answered, each with or without a port; none: all."""
     grammar_dir: Path = GRAMMARS
     """Folder with the GBNF files that `grammar_name` may name; default: the one shipped in the package."""
     log_format: str = "auto"

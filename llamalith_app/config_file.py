@@ -103,6 +103,13 @@ Network = Annotated[
         pattern=rf"^[0-9A-Fa-f:.]{{2,45}}(?:/\d{{1,3}})?{END}",
     ),
 ]
+AllowedHost = Annotated[
+    str,
+    Meta(
+        title="a name or an address, with or without a port, such as chat.example.org or [::1]:8000",
+        pattern=rf"^(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?:{PORT})?{END}",
+    ),
+]
 Seconds = Annotated[float, Meta(gt=0, le=604_800)]
 
 
@@ -206,6 +213,13 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Annotated[
             tuple[Network, ...],
             Meta(description="Proxies whose X-Forwarded-For and -Proto count; unset: none."),
+        ]
+        | None
+    ) = None
+    allowed_hosts: (
+        Annotated[
+            tuple[AllowedHost, ...],
+            Meta(description="Hosts under which requests are answered; unset: all."),
         ]
         | None
     ) = None

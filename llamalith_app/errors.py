@@ -46,10 +46,10 @@ class LoginNeeded(LlamalithError):
     type = "login-needed"
     title = "See Other"
 
-    def __init__(self, fields: dict[str, str]) -> None:
+    def __init__(self, fields: dict[str, str] | None) -> None:
         super().__init__("Your session has ended, or never began.")
         self.fields = fields
-        """What was typed into the form that came without a session."""
+        """What was typed into the form that came without a session; None: too much to be read before a login."""
 
 
 class CrossSite(LlamalithError):

@@ -47,7 +47,7 @@ class Docs(Controller):
     async def reference(self, request: AppRequest) -> Template:
         told = document(request.app)
         found = sorted(operations(told), key=lambda operation: operation.tag)
-        origin = f"{request.scope['scheme']}://{request.headers.get('host', '127.0.0.1:8000')}"
+        origin = request.parts.hosts.origin(request.scope["scheme"], request.headers.get("host", ""))
         groups = {tag: list(group) for tag, group in groupby(found, key=lambda operation: operation.tag)}
         return page(request, "docs", groups=groups, shapes=shapes(told), origin=origin)
 

@@ -1,23 +1,41 @@
 """What surrounds every request and every answer, whoever makes it, errors and files included.
 
-Refuses headers that are too long to be looked at and hosts that are none, answers HEAD as GET without its body, and
-tells browsers what may run, who may frame it and what may be kept. An answer that says something else under one of
-these names keeps what it says.
+Refuses before anything is made of it what is too long to be looked at, what says twice what can stand once, and Hosts
+that are none or not ours; answers HEAD as GET without its body; and tells browsers what may run, who may frame it and
+what may be kept. An answer that says something else under one of these names keeps what it says.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import msgspec
+import structlog
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from llamalith_app.contracts.problems import Problem
+from llamalith_app.guards.hosts import Hosts
 
 MAX_HEADER_BYTES = 32 * 1024
-"""Of all headers together. uvicorn has no limit of its own."""
+"""Of all headers together. The server reads somewhat more, and no more than that."""
+MAX_URL_BYTES = 8 * 1024
+MAX_QUERY_FIELDS = 50
+"""Litestar keeps what it made of the last thousand addresses and queries."""
 HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?")
+ONCE = {
+    name.lower().encode(): name
+    for name in (
+        *("Host", "Content-Length", "Content-Type", "Content-Encoding", "Authorization", "X-API-Token"),
+        *("Idempotency-Key", "Last-Event-ID", "X-CSRF-Token"),
+    )
+}
+"""Of two, the reader behind and the proxy before might take different ones."""
+PROBES = ("/healthz", "/readyz")
+"""Answered under every Host: who watches over a service asks it by its address, and learns nothing from it."""
+
+log = structlog.get_logger(__name__)
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -36,8 +54,9 @@ HEADERS = {
 
 
 class Envelope:
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
         self.app = app
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -64,40 +83,60 @@ class Envelope:
                 message["body"], message["more_body"], ended = b"", False, True
             await send(message)
 
-        if problem := _refusal(scope):
-            await _answer(problem, send_with_headers)
+        if refused := _refusal(scope, self._hosts):
+            client = scope["client"]
+            address = client[0] if client else ""
+            log.warning("request refused", status=refused.status, address=address, reason=refused.detail)
+            await _answer(refused, send_with_headers)
             return
         if without_body:
             scope["method"] = "GET"
         await self.app(scope, receive, send_with_headers)
 
 
-def _refusal(scope: Scope) -> Problem | None:
+def problem(status: int, word: str, title: str, detail: str, request_id: str) -> Problem:
+    """What is told of a request that no handler has seen."""
+    return Problem(
+        type=f"about:llamalith/{word}",
+        title=title,
+        status=status,
+        detail=detail,
+        request_id=request_id,
+        error=detail if status == 400 else None,
+    )
+
+
+def _refusal(scope: HTTPScope, hosts: Hosts) -> Problem | None:
     request_id = str(scope.get("request_id", ""))
-    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-        return Problem(
-            type="about:llamalith/headers-too-large",
-            title="Headers too large",
-            status=431,
-            detail=f"The headers are too large: at most {MAX_HEADER_BYTES // 1024} KiB together.",
-            request_id=request_id,
-        )
-    for name, value in scope["headers"]:
-        if name == b"host" and value:
-            host = HOST.fullmatch(value)
-            if host is None or int(host[1] or 0) > 65535:
-                return Problem(
-                    type="about:llamalith/bad-input",
-                    title="Bad input",
-                    status=400,
-                    detail="Host: expected a name or an address, and a port after a colon if there is one.",
-                    request_id=request_id,
-                )
+    headers = scope["headers"]
+
+    def bad_input(detail: str) -> Problem:
+        return problem(400, "bad-input", "Bad input", detail, request_id)
+
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        detail = f"The headers are too large: at most {MAX_HEADER_BYTES // 1024} KiB together."
+        return problem(431, "headers-too-large", "Headers too large", detail, request_id)
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
+        detail = f"The address is too long: at most {MAX_URL_BYTES // 1024} KiB with its query."
+        return problem(414, "uri-too-long", "Address too long", detail, request_id)
+    if scope["query_string"].count(b"&") >= MAX_QUERY_FIELDS:
+        return bad_input(f"The query has too many fields: at most {MAX_QUERY_FIELDS}.")
+    counted = Counter(name for name, _ in headers)
+    if twice := [shown for name, shown in ONCE.items() if counted[name] > 1]:
+        return bad_input(f"{twice[0]}: stands twice in the headers; send it once.")
+    host = next((value for name, value in headers if name == b"host"), None)
+    if host is None and scope["http_version"] != "1.0":
+        return bad_input("Host: missing; HTTP/1.1 needs it.")
+    if host and ((found := HOST.fullmatch(host)) is None or int(found[1] or 0) > 65535):
+        return bad_input("Host: expected a name or an address, and a port after a colon if there is one.")
+    if scope["path"] not in PROBES and not hosts.allow((host or b"").decode()):
+        detail = "Host: nothing is answered under this one; LLAMALITH_ALLOWED_HOSTS names those that are."
+        return problem(421, "misdirected-request", "Misdirected request", detail, request_id)
     return None
 
 
-async def _answer(problem: Problem, send: Send) -> None:
-    body = msgspec.json.encode(problem)
+async def _answer(told: Problem, send: Send) -> None:
+    body = msgspec.json.encode(told)
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.start", "status": told.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

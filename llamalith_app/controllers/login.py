@@ -14,12 +14,13 @@ from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import JobForm, LoginForm
+from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers import html
 from llamalith_app.controllers.html import page
 from llamalith_app.controllers.request import AppRequest
 from llamalith_app.errors import CrossSite, LoginNeeded, NotLookedAt, StaleForm, StorageUnavailable, TooManyLogins
 from llamalith_app.guards.cookies import cookie
-from llamalith_app.guards.forms import form_fields
+from llamalith_app.guards.forms import ANONYMOUS_BYTES, form_fields
 from llamalith_app.guards.origin import is_foreign, was_sent_here
 from llamalith_app.guards.principal import OPEN, PAGE, Principal
 
@@ -29,6 +30,8 @@ NEXT_COOKIE = "llamalith_next"
 NEXT_KEPT_S = 600
 MAX_NEXT_CHARS = 2000
 """It goes through a cookie and a header, of which proxies take some thousand bytes."""
+MAX_SHOWN_CHARS = 4_000_000
+"""Of a page that shows what was typed, as it stands in its HTML: one quotation mark is five characters there."""
 OURS = re.compile(r"/chat(?:/(?!/)[^\\\x00-\x20\x7f]*)?(?:\?[^\\\x00-\x20\x7f]*)?")
 """A path below /chat: nothing that a browser could read as another host."""
 
@@ -54,7 +57,7 @@ class Doors(Controller):
             shown.cookies.append(_next_cookie(request, "", 0))
         return shown
 
-    @post("/login", opt=OPEN, status_code=200)
+    @post("/login", opt=OPEN, status_code=200, request_max_body_size=ANONYMOUS_BYTES)
     async def log_in(self, request: AppRequest) -> Redirect | Template:
         """A wrong password is a 401 with the form again, too many are a 429; what a form kept is kept on."""
         if is_foreign(request):
@@ -64,7 +67,7 @@ class Doors(Controller):
         draft = await typed(request)
         target = _ours(form.next)
         try:
-            if not await request.parts.passwords.is_right(form.password, host):
+            if not await request.parts.passwords.is_right(form.password, host, request.headers.get("host", "")):
                 log.warning("login failed", address=host)
                 return page(request, "login", status_code=401, going_to=target, draft=draft, wrong="Wrong password.")
             begun, session = await request.parts.sessions.begin(request)
@@ -118,8 +121,17 @@ def _as_typed(fields: dict[str, str]) -> JobForm | None:
 
 
 def draft_page(request: Request[Any, Any, Any], draft: JobForm, status: int, why: str) -> Template:
-    """What was typed, in a form that can be sent again."""
+    """What was typed, in a form that can be sent again; or only why not, where that would be too long a page."""
+    if sum(map(_shown_chars, (draft.content, draft.system_prompt, draft.system_prompt_was))) > MAX_SHOWN_CHARS:
+        detail = f"{why.rstrip('.')}. It is too long to be shown here again: go back, your browser still has it."
+        request_id = str(request.scope.get("request_id", ""))
+        told = Problem(type="about:blank", title="Not sent yet", status=status, detail=detail, request_id=request_id)
+        return page(request, "error", status_code=status, problem=told, phrase=HTTPStatus(status).phrase)
     return page(request, "draft", status_code=status, form=draft, why=why, models=request.app.state.parts.models)
+
+
+def _shown_chars(text: str) -> int:
+    return len(text) + 4 * sum(map(text.count, "&<>\"'"))
 
 
 def of_stale_form(request: Request[Any, Any, Any], error: StaleForm) -> Response[Any]:
@@ -140,6 +152,10 @@ def of_not_looked_at(request: Request[Any, Any, Any], error: NotLookedAt) -> Res
 
 def of_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> Response[dict[str, str]] | Template:
     """To the login, and back from there; with what was typed, where that was a prompt."""
+    if error.fields is None:
+        # The script of the page keeps what was typed in the tab, and puts it back where it came from.
+        going_to = came_from(request)
+        return page(request, "login", status_code=401, going_to=going_to, draft=None, wrong="", is_too_long=True)
     draft = _as_typed(error.fields)
     if draft is not None:
         return page(request, "login", status_code=401, going_to=HOME, draft=draft, wrong="")
@@ -154,7 +170,7 @@ def of_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> Resp
     return answer
 
 
-def came_from(request: AppRequest) -> str:
+def came_from(request: Request[Any, Any, Any]) -> str:
     """The page of ours whose form was sent, as far as its browser tells; else the dashboard. A path alone, whatever
     host it names."""
     try:

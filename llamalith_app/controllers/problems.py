@@ -91,9 +91,18 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     details = {
         404: f"There is nothing at {readable(request.scope['path'])[:200]}.",
         405: f"{request.method} is not possible here; {headers.get('allow', 'nothing')} is.",
-        413: "The body is too large: at most 16 MiB.",
+        413: f"The body is too large: {_most_body(request)}.",
     }
     return _answer(request, status, word, status.phrase, details.get(status, error.detail), headers)
+
+
+def _most_body(request: Request[Any, Any, Any]) -> str:
+    """What a body may have where this one was sent."""
+    handler = request.scope.get("route_handler")
+    most = handler.resolve_request_max_body_size() if isinstance(handler, HTTPRouteHandler) else None
+    if most is None:
+        return "less is taken here"
+    return f"at most {most // 2**20} MiB" if most >= 2**20 else f"at most {most // 2**10} KiB before a login"
 
 
 def of_anything(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:

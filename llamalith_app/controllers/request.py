@@ -21,6 +21,7 @@ from llamalith_app.controllers.problems import in_words
 from llamalith_app.controllers.readiness import Readings
 from llamalith_app.errors import BadInput, UnsupportedMediaType
 from llamalith_app.guards.forms import form_fields
+from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import Principal
 from llamalith_app.guards.sessions import Sessions
@@ -69,6 +70,7 @@ class Parts(NamedTuple):
     model_configs: tuple[ModelConfig, ...]
     """The same in whole."""
     forecasts: Forecasts
+    hosts: Hosts
 
 
 class AppRequest(Request[Any, Any, Any]):

@@ -6,6 +6,7 @@ Litestar's own parser keeps the last thousand bodies, passwords and all, in memo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +17,10 @@ from llamalith_app.errors import BadInput, UnsupportedMediaType
 
 MEDIA_TYPE = "application/x-www-form-urlencoded"
 MAX_FIELDS = 50
+ANONYMOUS_BYTES = 16 * 1024
+"""Of a body from somebody who has shown no login."""
+DRAFT_BYTES = 12 * 1024
+"""Of a form that is kept over a login: it then fits into the login's own, beside the password."""
 SMALL_BYTES = 64 * 1024
 """Larger ones are read beside the event loop, and a slice of so much at a time."""
 
@@ -31,10 +36,27 @@ async def form_fields(connection: ASGIConnection[Any, Any, Any, Any]) -> dict[st
     """
     if not has_form(connection) or not isinstance(connection, Request):
         raise UnsupportedMediaType(f"Content-Type: expected {MEDIA_TYPE}")
-    body = await connection.body()
+    body = _counted(await connection.body())
+    return _parse(body) if len(body) <= SMALL_BYTES else await asyncio.to_thread(_parse, body)
+
+
+async def anonymous_fields(connection: ASGIConnection[Any, Any, Any, Any]) -> dict[str, str] | None:
+    """The form of somebody who has shown no login; None: it is longer than DRAFT_BYTES, and no more of it is read."""
+    if not isinstance(connection, Request) or (connection.content_length or 0) > DRAFT_BYTES:
+        return None
+    body = bytearray()
+    async with contextlib.aclosing(connection.stream()) as parts:
+        async for part in parts:
+            body += part
+            if len(body) > DRAFT_BYTES:
+                return None
+    return _parse(_counted(bytes(body)))
+
+
+def _counted(body: bytes) -> bytes:
     if body.count(b"&") >= MAX_FIELDS:
         raise BadInput(f"The form has too many fields: at most {MAX_FIELDS}.")
-    return _parse(body) if len(body) <= SMALL_BYTES else await asyncio.to_thread(_parse, body)
+    return body
 
 
 def _parse(body: bytes) -> dict[str, str]:

@@ -6,6 +6,7 @@ Owns the order of a try: throttle, then bcrypt. Knows no session and no route.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ipaddress
 import math
 from collections import Counter
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 import bcrypt
 
 from llamalith_app.errors import TooManyLogins
+from llamalith_app.guards.hosts import is_address, name_of
 from llamalith_app.store import logins
 from llamalith_app.store.database import Database
 
@@ -23,7 +25,9 @@ MAX_BYTES = 72
 AT_ONCE = 2
 """Checks that run beside each other; each takes a core for a quarter of a second."""
 MAX_WAITING = 64
-"""Logins at work in this process; MAX_WAITING_OF_ONE from one address, so that no single one takes all places."""
+"""Logins at work in this process; MAX_WAITING_OF_ADDRESS from one address and MAX_WAITING_OF_ONE of these under one
+Host, so that no single one takes all places."""
+MAX_WAITING_OF_ADDRESS = 24
 MAX_WAITING_OF_ONE = 6
 HOUSEHOLD_BITS, SITE_BITS = 64, 48
 """Of an IPv6 address: below the first one household has every address, below the second one customer may."""
@@ -34,30 +38,37 @@ class Passwords:
         self._database = database
         self._hash = password_hash.encode()
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="bcrypt")
-        self._waiting: Counter[str] = Counter()
+        self._waiting: Counter[tuple[str, str]] = Counter()
 
-    async def is_right(self, password: str, host: str) -> bool:
-        """`host`: the address that it comes from. Raises TooManyLogins, and then nothing was looked at."""
-        addresses = throttled_addresses(host)
-        if self._waiting[addresses[0]] >= MAX_WAITING_OF_ONE or self._waiting.total() >= MAX_WAITING:
+    async def is_right(self, password: str, client: str, host: str) -> bool:
+        """`client`: the address that it comes from; `host`: the header. Raises TooManyLogins, and then nothing was
+        looked at."""
+        addresses, under = throttled_addresses(client), throttled_host(host)
+        one = (addresses[0], under)
+        n_of_address = sum(n for (address, _), n in self._waiting.items() if address == addresses[0])
+        if (
+            self._waiting[one] >= MAX_WAITING_OF_ONE
+            or n_of_address >= MAX_WAITING_OF_ADDRESS
+            or self._waiting.total() >= MAX_WAITING
+        ):
             raise TooManyLogins(1)
-        self._waiting[addresses[0]] += 1
+        self._waiting[one] += 1
         try:
-            return await self._try(password, addresses)
+            return await self._try(password, addresses, under)
         finally:
-            self._waiting[addresses[0]] -= 1
+            self._waiting[one] -= 1
             self._waiting += Counter()  # forgets those at zero
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _try(self, password: str, addresses: tuple[str, ...]) -> bool:
-        wait = await self._database.write(logins.reserve, addresses, datetime.now(UTC))
-        if wait:
-            raise TooManyLogins(math.ceil(wait.total_seconds()))
+    async def _try(self, password: str, addresses: tuple[str, ...], host: str) -> bool:
+        reserved = await self._database.write(logins.reserve, addresses, host, datetime.now(UTC))
+        if reserved.wait:
+            raise TooManyLogins(math.ceil(reserved.wait.total_seconds()))
         right = await asyncio.get_running_loop().run_in_executor(self._threads, self._check, password)
         if right:
-            await self._database.write(logins.succeeded, addresses)
+            await self._database.write(logins.succeeded, reserved.keys)
         return right
 
     def _check(self, password: str) -> bool:
@@ -72,7 +83,7 @@ def throttled_addresses(host: str) -> tuple[str, ...]:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return (host[:64] or "unknown",)
+        return (host[:48] or "unknown",)
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return (str(address.ipv4_mapped),)
@@ -80,3 +91,10 @@ def throttled_addresses(host: str) -> tuple[str, ...]:
             str(ipaddress.ip_network((int(address), bits), strict=False)) for bits in (HOUSEHOLD_BITS, SITE_BITS)
         )
     return (str(address),)
+
+
+def throttled_host(host: str) -> str:
+    """What counts as one Host: a short digest of its name, empty for an address and for none. Only a name can be one
+    that another site has led here."""
+    name = name_of(host)
+    return "" if not name or is_address(name) else hashlib.sha256(name.encode()).hexdigest()[:12]

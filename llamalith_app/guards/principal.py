@@ -15,7 +15,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from llamalith_app.errors import CrossSite, LoginNeeded, NotAuthenticated, NotLookedAt, StaleForm, StorageUnavailable
-from llamalith_app.guards.forms import form_fields, has_form
+from llamalith_app.guards.forms import anonymous_fields, form_fields, has_form
 from llamalith_app.guards.origin import SAFE_METHODS, is_foreign, is_same_origin
 from llamalith_app.guards.sessions import Session, Sessions
 from llamalith_app.store.users import ADMIN_ID
@@ -59,7 +59,7 @@ class PrincipalGuard:
             session = await self._sessions.find(connection, keep_alive=not handler.opt.get("background"))
         except StorageUnavailable as error:
             if is_page and has_form(connection):
-                raise NotLookedAt(str(error), await form_fields(connection)) from None
+                raise NotLookedAt(str(error), await anonymous_fields(connection) or {}) from None
             raise
         if session is None and not is_page:
             raise NotAuthenticated("Invalid or missing token")
@@ -67,7 +67,7 @@ class PrincipalGuard:
         if unsafe and is_foreign(connection):
             raise CrossSite("This request was sent by another site, or by another port of this host.")
         if session is None:
-            raise LoginNeeded(await form_fields(connection) if unsafe and has_form(connection) else {})
+            raise LoginNeeded(await anonymous_fields(connection) if unsafe and has_form(connection) else {})
         if unsafe and not is_same_origin(connection):
             await _require_csrf_token(connection, session, is_page=is_page)
         connection.state.principal = Principal(session.user_id, "session", session.csrf_token)
@@ -88,14 +88,16 @@ async def _require_csrf_token(connection: Connection, session: Session, *, is_pa
 
 
 def _tokens(connection: Connection) -> list[bytes]:
-    """Every credential that was sent; all must be right, so that nobody disagrees on which of them counts."""
+    """Every token that was sent; all must be right, so that nobody disagrees on which of them counts. What another
+    scheme carries, such as a proxy's own Basic login, is none."""
     tokens = []
     for name, value in connection.scope["headers"]:
         if name == b"x-api-token":
             tokens.append(value.strip())
         elif name == b"authorization":
             scheme, _, token = value.strip().partition(b" ")
-            tokens.append(token.strip() if scheme.lower() == b"bearer" else b"")
+            if scheme.lower() == b"bearer":
+                tokens.append(token.strip())
     return tokens
 
 

@@ -1,4 +1,4 @@
-"""How often passwords may be tried: a delay that grows with the failures of an address, and with those of all.
+"""How often passwords may be tried: a delay that grows with the failures of an address under one Host, and of all.
 
 The only writer of login failures. An attempt counts as failed before its password is looked at, in the transaction
 that allows it: so several processes together allow no more than one would, and a restart forgets nothing.
@@ -7,6 +7,7 @@ that allows it: so several processes together allow no more than one would, and 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, insert, select, update
 
@@ -15,6 +16,8 @@ from llamalith_app.store.tables import LoginFailuresRow
 FREE = 5
 """Failures of one address without a delay; from then on 1, 2, 4, … seconds."""
 WIDER = 4
+HOSTS_OF_ONE = 4
+"""Names of this server under which one address has failures of its own."""
 LONGEST = timedelta(minutes=15)
 FORGOTTEN_AFTER = timedelta(hours=24)
 
@@ -27,43 +30,63 @@ FORGOTTEN_OVERALL_AFTER = timedelta(minutes=15)
 EVERYBODY = ""
 
 
-def reserve(connection: Connection, addresses: tuple[str, ...], now: datetime) -> timedelta:
-    """Zero: the attempt may be made and is counted as failed. Else how long to wait, and nothing is counted.
+class Reserved(NamedTuple):
+    wait: timedelta
+    """Zero: the attempt may be made and is counted as failed. Else how long to wait, and nothing is counted."""
+    keys: tuple[str, ...]
+    """What it is counted for beside everybody, the narrowest first."""
 
-    `addresses`: where it comes from, the narrowest first; each wider one has WIDER times as many free failures. The
-    delay of everybody holds from an address's own last failure on: whatever others do, who waits for it may try, and
-    an address without a failure need not wait.
+
+def reserve(connection: Connection, addresses: tuple[str, ...], host: str, now: datetime) -> Reserved:
+    """`addresses`: where it comes from, the narrowest first; each wider one has WIDER times as many free failures. Each
+    counts for itself under every `host`, so that a page that another site has led here slows nobody but itself.
+
+    The delay of everybody holds from an address's own last failure on: whatever others do, who waits for it may try,
+    and an address without a failure need not wait.
     """
     _forget(connection, now)
     n_all, _ = _failures(connection, EVERYBODY, now)
+    keys = tuple(_key(connection, address, host) for address in addresses)
     counts = {EVERYBODY: n_all}
     ready_at = now
     free = FREE
-    for address in addresses:
-        counts[address], last_at = _failures(connection, address, now)
-        delay = _delay(counts[address] - free, 1, LONGEST)
-        if counts[address] and address == addresses[0]:
+    for key in keys:
+        counts[key], last_at = _failures(connection, key, now)
+        delay = _delay(counts[key] - free, 1, LONGEST)
+        if counts[key] and key == keys[0]:
             delay = max(delay, _delay(n_all - FREE_OVERALL, DOUBLED_OVERALL, LONGEST_OVERALL))
         ready_at = max(ready_at, last_at + delay)
         free *= WIDER
     if ready_at > now:
-        return ready_at - now
+        return Reserved(ready_at - now, keys)
     for key, n_failures in counts.items():
         counted = {"n_failures": n_failures + 1, "last_at": now}
         row = LoginFailuresRow.address == key
         if connection.execute(update(LoginFailuresRow).where(row).values(**counted)).rowcount == 0:
             connection.execute(insert(LoginFailuresRow).values(address=key, **counted))
-    return timedelta()
+    return Reserved(timedelta(), keys)
 
 
-def succeeded(connection: Connection, addresses: tuple[str, ...]) -> None:
-    """Forgives the address, and takes its attempt out of the wider counts."""
-    connection.execute(delete(LoginFailuresRow).where(LoginFailuresRow.address == addresses[0]))
+def succeeded(connection: Connection, keys: tuple[str, ...]) -> None:
+    """Forgives the narrowest of them, and takes its attempt out of the wider counts."""
+    connection.execute(delete(LoginFailuresRow).where(LoginFailuresRow.address == keys[0]))
     connection.execute(
         update(LoginFailuresRow)
-        .where(LoginFailuresRow.address.in_([EVERYBODY, *addresses[1:]]), LoginFailuresRow.n_failures > 0)
+        .where(LoginFailuresRow.address.in_([EVERYBODY, *keys[1:]]), LoginFailuresRow.n_failures > 0)
         .values(n_failures=LoginFailuresRow.n_failures - 1)
     )
+
+
+def _key(connection: Connection, address: str, host: str) -> str:
+    """Where the failures of an address under a Host are counted. Names beyond HOSTS_OF_ONE share one count: whoever can
+    think up names would otherwise be as fast as he can think up more."""
+    if not host:
+        return address
+    key = f"{address}#{host}"
+    others = LoginFailuresRow.address.between(f"{address}#", f"{address}$")
+    known = set(connection.scalars(select(LoginFailuresRow.address).where(others)))
+    shared = f"{address}#"
+    return key if key in known or len(known - {shared}) < HOSTS_OF_ONE else shared
 
 
 def _failures(connection: Connection, address: str, now: datetime) -> tuple[int, datetime]:

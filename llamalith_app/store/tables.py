@@ -348,12 +348,12 @@ class SessionRow(DefaultBase):
 
 
 class LoginFailuresRow(DefaultBase):
-    """Wrong passwords lately, and those being checked just now: of one address, or of all together."""
+    """Wrong passwords lately, and those being checked just now: of one address under one Host, or of all together."""
 
     __tablename__ = "login_failures"
     __table_args__ = (Index("login_failures_by_age", "last_at"),)
 
     address: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """Empty: all addresses together."""
+    """Behind a `#` the Host, where that is a name; nothing behind it: all further ones. Empty: all together."""
     n_failures: Mapped[int] = mapped_column(Integer)
     last_at: Mapped[datetime] = mapped_column(DateTimeUTC)

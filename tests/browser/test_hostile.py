@@ -277,6 +277,24 @@ async def test_an_open_page_says_that_its_session_has_ended_and_keeps_what_was_t
 
 
 @pytest.mark.slow
+async def test_what_was_typed_and_is_too_long_for_a_login_is_back_in_its_form_after_it(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    text = "typed for an hour " * 2000
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/")
+        await page.get_by_label("Message").fill(text)
+        await browser.context.clear_cookies()
+        await page.get_by_role("button", name="Queue it").click()
+        await expect(page.get_by_text("Your browser keeps it")).to_be_visible()
+        await page.get_by_label("Password").fill(PASSWORD)
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_label("Message")).to_have_value(text)
+        await page.get_by_role("button", name="Queue it").click()
+        await expect(page.locator("#job-1")).to_contain_text("typed for an hour")
+
+
+@pytest.mark.slow
 async def test_from_an_open_page_one_logs_in_beside_it_and_goes_on_where_one_was(
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:

@@ -294,7 +294,7 @@ async def test_a_way_back_is_no_longer_than_proxies_take(client: httpx.AsyncClie
     [
         *("//evil.example", "/\\evil.example", "\\\\evil.example", "https://evil.example/chat/", "/chat//evil.example"),
         *("javascript:alert(1)", "/chat/\t/evil", "/chat/\r\nSet-Cookie: a=b", "chat/", " /chat/", "/chatter", ""),
-        *("/chat/logout", "/chat/login", "/chat/api/jobs", "/api/jobs", "/chat/\\evil", "/chat/é\x00", "/" * 5000),
+        *("/chat/logout", "/chat/login", "/chat/api/jobs", "/api/jobs", "/chat/\\evil", "/chat/é\x00", "/" * 2500),
         *("/chat/" + "a" * 5000, "/chat@evil.example", "%2F%2Fevil.example", "/chat/./logout", "/chat/x/../logout"),
         *("/chat/%2e%2e/evil", "/chat/%2E/logout", "/chat/%6cogout", "/chat/../evil", "/chat/a/../../evil"),
     ],
@@ -389,6 +389,31 @@ async def test_a_form_of_a_client_that_tells_no_origin_needs_its_own_csrf_token(
     assert (await send(csrf_token)).status_code == 303
 
 
+@pytest.mark.parametrize("scheme", ["Basic dXNlcjpwYXNz", "Digest username=x", "Negotiate", TOKEN, ""])
+async def test_a_login_of_another_scheme_is_no_second_token(client: httpx.AsyncClient, scheme: str) -> None:
+    """A proxy's own, which browsers then send with every request."""
+    session = await come_in(client)
+    other = {"Authorization": scheme}
+    for path in ("/api/jobs", "/chat/api/jobs", "/api/models"):
+        assert (await client.get(path, headers=other | with_session(session))).status_code == 200
+        assert (await client.get(path, headers=other | {"X-API-Token": TOKEN})).status_code == 200
+        assert (
+            await client.get(path, headers=other | {"X-API-Token": "wrong"} | with_session(session))
+        ).status_code == 401
+        assert (await client.get(path, headers=other | with_session("A" * 43))).status_code == 401
+        assert (await client.get(path, headers=other)).status_code == 401
+    assert (await client.get("/chat/", headers=other | with_session(session))).status_code == 200
+    await client.post("/api/jobs", json={"content": "x", "conversation_id": "c"}, headers={"X-API-Token": TOKEN})
+    async with client.stream("GET", "/chat/api/conversations/c/events", headers=other | with_session(session)) as live:
+        assert live.status_code == 200
+
+
+async def test_a_session_beside_another_scheme_still_has_to_come_from_our_pages(client: httpx.AsyncClient) -> None:
+    session = await come_in(client)
+    headers = {"Authorization": "Basic dXNlcjpwYXNz", "Origin": OTHER} | with_session(session)
+    assert (await client.post("/api/jobs", json={"content": "x"}, headers=headers)).status_code == 403
+
+
 async def test_a_login_that_another_site_sent_is_refused(client: httpx.AsyncClient) -> None:
     for headers in ({"Origin": OTHER}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
         answer = await client.post("/chat/login", data={"password": PASSWORD}, headers=headers)
@@ -469,13 +494,105 @@ async def test_a_proxy_that_ends_tls_unannounced_locks_nobody_out(client: httpx.
     assert answer.status_code == 303
 
 
+# Under which Host
+
+
+HOSTS = ("chat.example.org", "llama.lan:8443", "[::1]:8000")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *(
+            ("chat.example.org", 200),
+            ("chat.example.org:81", 200),
+            ("Chat.Example.ORG", 200),
+            ("chat.example.org.", 200),
+        ),
+        *(("llama.lan:8443", 200), ("llama.lan", 421), ("llama.lan:8444", 421), ("[::1]:8000", 200), ("[::1]", 421)),
+        *(("127.0.0.1:8000", 421), ("localhost", 421), ("evil.example", 421), ("a.chat.example.org", 421)),
+        *(("chat.example.org.evil.example", 421), ("", 421)),
+    ],
+)
+async def test_where_hosts_are_named_nothing_else_is_answered(config: Config, host: str, status: int) -> None:
+    async with serving(msgspec.structs.replace(config, allowed_hosts=HOSTS)) as client:
+        for path in ("/chat/login", "/api/jobs", "/chat/static/app.css"):
+            answer = await client.get(path, headers={"Host": host})
+            assert answer.status_code == status, path
+            if status == 421:
+                assert answer.json()["type"] == "about:llamalith/misdirected-request"
+                assert "LLAMALITH_ALLOWED_HOSTS" in answer.json()["detail"]
+        assert (await client.get("/healthz", headers={"Host": host})).status_code == 200
+        assert (await client.get("/readyz", headers={"Host": host})).status_code in (200, 503)
+
+
+async def test_a_named_host_without_a_port_in_the_header_may_be_at_either_usual_one(config: Config) -> None:
+    async with serving(msgspec.structs.replace(config, allowed_hosts=("a.example:443", "b.example:80"))) as client:
+        for host in ("a.example", "b.example"):
+            assert (await client.get("/chat/login", headers={"Host": host})).status_code == 200
+        assert (await client.get("/chat/login", headers={"Host": "a.example:8000"})).status_code == 421
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "shown"),
+    [
+        ((), "evil.example", "http://127.0.0.1:8000"),
+        ((), "localhost:8010", "http://localhost:8010"),
+        ((), "[::1]:8010", "http://[::1]:8010"),
+        ((), "192.168.1.5:8010", "http://192.168.1.5:8010"),
+        (("chat.example.org",), "chat.example.org:8443", "http://chat.example.org:8443"),
+    ],
+)
+async def test_what_is_shown_to_be_copied_never_leads_to_a_name_that_only_a_stranger_told(
+    config: Config, allowed: tuple[str, ...], host: str, shown: str
+) -> None:
+    async with serving(msgspec.structs.replace(config, allowed_hosts=allowed)) as client:
+        client.headers["Host"] = host
+        token = await come_in(client)
+        page = (await client.get("/chat/docs", headers=with_session(token))).text
+    assert f"curl -s {shown}/chat/api/jobs" in page
+    assert "evil" not in page
+
+
+@pytest.mark.usefixtures("stopped_clock")
+async def test_a_page_that_was_led_here_under_its_own_name_slows_nobody_but_itself(client: httpx.AsyncClient) -> None:
+    """Its browser is on the admin's machine, so that it has the admin's address."""
+
+    async def attempt(host: str, password: str) -> int:
+        return (await client.post("/chat/login", data={"password": password}, headers={"Host": host})).status_code
+
+    own = client.base_url.netloc.decode()
+    for _ in range(logins.FREE + 1):
+        last = await attempt("evil.example", "wrong")
+    assert last == 429
+    assert await attempt("evil.example:1", PASSWORD) == 429, "another port is no other name"
+    for host in (own, "localhost", "chat.example.org"):
+        assert await attempt(host, PASSWORD) == 303
+
+
+def test_who_thinks_up_names_gets_no_more_guesses_than_a_few_names_have_and_no_more_rows(database_path: Path) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    with attempting(database_path) as attempt:
+        for client in ("192.0.2.1", "2001:db8:1:2::3"):
+            waits = [attempt(client, now, f"name{number}") for number in range(500) for _ in range(2)]
+            # Two for each of four names, and what all others have together.
+            assert sum(not wait for wait in waits) == 2 * logins.HOSTS_OF_ONE + logins.FREE
+            assert not attempt(client, now, "name0"), "the failures of a known name are still its own"
+            assert not attempt(client, now), "and the address itself has none"
+    with sqlite3.connect(database_path) as connection:
+        keys = [key for (key,) in connection.execute("SELECT address FROM login_failures")]
+    connection.close()
+    assert len(keys) == 1 + 3 * (logins.HOSTS_OF_ONE + 2)
+    assert max(map(len, keys)) <= 64
+
+
 # Passwords
 
 
 @pytest.mark.parametrize(
     "password",
     [
-        *("", "x", PASSWORD + " ", PASSWORD.upper(), "x" * 72, "x" * 73, "x" * 1_000_000, "\x00", f"{PASSWORD}\x00"),
+        *("", "x", PASSWORD + " ", PASSWORD.upper(), "x" * 72, "x" * 73, "x" * 16_000, "\x00", f"{PASSWORD}\x00"),
         *("🐉" * 30, "a\nb", "%", "&password=", "\udc80".encode("utf-8", "surrogatepass").decode("latin-1")),
     ],
 )
@@ -519,15 +636,17 @@ async def test_what_a_form_held_is_not_kept_after_its_answer(client: httpx.Async
 
 
 async def test_a_form_with_more_fields_than_any_of_ours_is_refused(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/chat/login", content=b"a&" * 1_000_000, headers={"Content-Type": FORM})
+    answer = await client.post("/chat/login", content=b"a&" * 1000, headers={"Content-Type": FORM})
     assert answer.status_code == 400
     assert "at most 50" in answer.json()["detail"]
 
 
-async def test_a_form_of_17_mb_is_refused_and_one_of_10_mb_is_only_a_wrong_password(client: httpx.AsyncClient) -> None:
-    big = await client.post("/chat/login", data={"password": "x" * 10_000_000})
-    too_big = await client.post("/chat/login", data={"password": "x" * 17_000_000})
+async def test_a_login_may_weigh_16_kib_and_one_of_16_kib_is_only_a_wrong_password(client: httpx.AsyncClient) -> None:
+    fits = 16 * 1024 - len("password=")
+    big = await client.post("/chat/login", data={"password": "x" * fits})
+    too_big = await client.post("/chat/login", data={"password": "x" * (fits + 1)})
     assert (big.status_code, too_big.status_code) == (401, 413)
+    assert too_big.json()["detail"] == "The body is too large: at most 16 KiB before a login."
 
 
 @pytest.fixture
@@ -579,6 +698,62 @@ async def test_a_flood_from_one_address_takes_no_place_from_another(config: Conf
     assert statuses[-1] == 303
     assert statuses.count(401) == logins.FREE
     assert statuses.count(429) == 60 - logins.FREE
+
+
+# What a form may become before its sender has shown a login
+
+
+@pytest.mark.parametrize("told_length", [True, False], ids=["Content-Length", "chunked"])
+@pytest.mark.parametrize("path", ["/chat/jobs", "/chat/login", "/chat/logout", "/chat/jobs/1/cancel", "/api/jobs"])
+async def test_a_long_body_of_a_stranger_is_answered_before_it_was_sent_and_shortly(
+    client: httpx.AsyncClient, path: str, told_length: bool
+) -> None:
+    length = "Content-Length: 15000000" if told_length else "Transfer-Encoding: chunked"
+    body = b"content=" + b'"' * 20_000
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    lines = [f"POST {path} HTTP/1.1", "Host: h", f"Content-Type: {FORM}", "Accept: text/html", length, "", ""]
+    writer.write("\r\n".join(lines).encode() + (body if told_length else b"%x\r\n%b\r\n" % (len(body), body)))
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    assert int(head.split()[1]) == (413 if path == "/chat/login" else 401)
+    assert int(re.findall(rb"content-length: (\d+)", head)[0]) < 10_000
+    writer.close()
+
+
+async def test_what_is_too_long_for_a_login_stays_with_its_browser_and_its_form_is_gone_back_to(
+    client: httpx.AsyncClient,
+) -> None:
+    headers = {"Accept": "text/html", "Referer": f"{client.base_url}/chat/conversations/c?before=3"}
+    answer = await client.post("/chat/jobs", data={"content": "x" * 20_000}, headers=headers)
+    assert answer.status_code == 401
+    assert "It was not sent. Your browser keeps it" in answer.text
+    (target,) = re.findall(r'name="next" value="([^"]*)"', answer.text)
+    answer = await client.post("/chat/login", data={"password": PASSWORD, "next": unescape(target)})
+    assert answer.headers["location"] == "/chat/conversations/c?before=3"
+
+
+@pytest.mark.parametrize("text", ['"' * 3900, "<&'" * 1300, "é" * 1950, "🐉" * 950, "a\r\n" * 1700])
+async def test_the_longest_draft_that_is_kept_passes_a_wrong_password_and_the_right_one(
+    client: httpx.AsyncClient, text: str
+) -> None:
+    kept = await client.post("/chat/jobs", data={"content": text, "conversation_id": "c"})
+    for password, status in (("wrong", 401), (PASSWORD, 200)):
+        assert len(kept.content) < 5 * forms.ANONYMOUS_BYTES
+        fields = {name: unescape(value) for name, value in re.findall(r'name="(\w+)" value="([^"]*)"', kept.text)}
+        kept = await client.post("/chat/login", data=fields | {"password": password})
+        assert kept.status_code == status, kept.text[:200]
+    (shown,) = re.findall(r'<textarea[^>]*name="content"[^>]*>\n(.*?)</textarea>', kept.text, re.DOTALL)
+    assert unescape(shown) == text.replace("\r\n", "\n")
+
+
+async def test_what_comes_back_to_a_session_is_bounded_in_what_it_becomes(client: httpx.AsyncClient) -> None:
+    session, csrf_token = await session_and_csrf_token(client)
+    headers = {**with_session(session), "Content-Type": FORM, "Accept": "text/html"}
+    for token, status in ((csrf_token, 400), ("stale", 403)):
+        body = f"csrf_token={token}&content=".encode() + b'"' * 2_000_000
+        answer = await client.post("/chat/jobs", content=body, headers=headers)
+        assert answer.status_code == status
+        assert "It is too long to be shown here again: go back" in answer.text
+        assert len(answer.content) < 10_000
 
 
 # Throttling
@@ -652,13 +827,13 @@ def test_failures_are_forgotten_after_a_day(database_path: Path) -> None:
 
 
 @contextmanager
-def attempting(path: Path) -> Iterator[Callable[[str, datetime], timedelta]]:
-    """`attempt(address, now)`, each in a transaction of its own."""
+def attempting(path: Path) -> Iterator[Callable[..., timedelta]]:
+    """`attempt(address, now, host)`, each in a transaction of its own."""
     engine = write_engine(path)
 
-    def attempt(address: str, now: datetime) -> timedelta:
+    def attempt(address: str, now: datetime, host: str = "") -> timedelta:
         with engine.begin() as connection:
-            return logins.reserve(connection, throttled_addresses(address), now)
+            return logins.reserve(connection, throttled_addresses(address), host, now).wait
 
     yield attempt
     engine.dispose()
@@ -737,7 +912,7 @@ async def test_of_several_forwarded_addresses_the_last_that_is_no_proxy_counts(c
         ("::ffff:192.0.2.1", ("192.0.2.1",)),
         ("2001:db8:1:2:3:4:5:6", ("2001:db8:1:2::/64", "2001:db8:1::/48")),
         ("", ("unknown",)),
-        ("x" * 100, ("x" * 64,)),
+        ("x" * 100, ("x" * 48,)),
     ],
 )
 def test_an_address_is_what_one_household_has_and_what_one_site_may(host: str, address: tuple[str, ...]) -> None:
@@ -798,7 +973,7 @@ async def test_a_head_is_a_get_without_its_body(browser: httpx.AsyncClient) -> N
         assert head.headers.get("content-type") == got.headers.get("content-type")
 
 
-LONG = [{"Cookie": 'x="' + "\\a" * 20_000}, {"X": "x" * 100_000}, {"Authorization": "Bearer " + "x" * 40_000}]
+LONG = [{"Cookie": 'x="' + "\\a" * 20_000}, {"X": "x" * 50_000}, {"Authorization": "Bearer " + "x" * 40_000}]
 
 
 @pytest.mark.parametrize("headers", LONG, ids=["cookie", "unknown", "token"])

@@ -17,6 +17,8 @@ from tests.settle import eventually
 from tests.streams.sse import reading
 from tests.web.conftest import HASH, TOKEN
 
+ROOT = Path(__file__).parents[2]
+
 
 @asynccontextmanager
 async def web(
@@ -176,3 +178,78 @@ async def test_a_crowd_that_takes_every_descriptor_does_no_lasting_harm(tmp_path
                 return False
 
         await eventually(takes_work)
+
+
+async def test_more_connections_than_the_soft_limit_of_descriptors_lock_nobody_out(
+    tmp_path: Path, absent_redis_url: str
+) -> None:
+    prlimit = need("prlimit", "util-linux")
+    async with web(tmp_path, absent_redis_url, prlimit, "--nofile=64:1024") as (process, client):
+        host, port = client.base_url.host, client.base_url.port
+        crowd = [await asyncio.open_connection(host, port) for _ in range(100)]
+        for _, writer in crowd:
+            writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n")
+
+        async def all_are_taken() -> bool:
+            return len(list(Path(f"/proc/{process.pid}/fd").iterdir())) > 100
+
+        await eventually(all_are_taken)
+        assert (await client.post("/api/jobs", json={"content": "meanwhile"})).status_code == 200
+        for _, writer in crowd:
+            writer.close()
+
+
+async def test_the_tls_part_of_the_shipped_nginx_conf_works_once_its_marks_are_taken_away(tmp_path: Path) -> None:
+    program, openssl = need("nginx", "nginx-light"), need("openssl", "openssl")
+    key, certificate, (http, https) = tmp_path / "key.pem", tmp_path / "cert.pem", (free_port(), free_port())
+    making = await asyncio.create_subprocess_exec(
+        *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"),
+        *("-subj", "/CN=llamalith.example.org", "-keyout", str(key), "-out", str(certificate)),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await making.wait() == 0
+    ours = (ROOT / "deploy" / "nginx.conf").read_text().replace("    listen 80;\n", "")
+    head, upstream, body = ours.partition("upstream ")
+    body = re.sub(r"^( *)# (?=listen|server|ssl_|add_header|    |return|\})", r"\1", body, flags=re.MULTILINE)
+    ours = head + upstream + body
+    # A machine of the tests may have no IPv6.
+    ours = re.sub(r"^ *listen \[::\].*\n", "", ours, flags=re.MULTILINE)
+    for there, here in (
+        ("listen 443 ssl;", f"listen 127.0.0.1:{https} ssl;"),
+        ("listen 80 default_server;", f"listen 127.0.0.1:{http} default_server;"),
+        ("/etc/ssl/certs/llamalith.example.org.pem", str(certificate)),
+        ("/etc/ssl/private/llamalith.example.org.key", str(key)),
+        ("127.0.0.1:8000", f"127.0.0.1:{free_port()}"),
+    ):
+        assert ours.count(there) == 1, there
+        ours = ours.replace(there, here)
+    (tmp_path / "ours.conf").write_text(ours)
+    log, main = tmp_path / "nginx.log", tmp_path / "nginx.conf"
+    folders = "".join(
+        f"{name}_temp_path {tmp_path}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    main.write_text(
+        f"pid {tmp_path}/pid;\nerror_log {log};\ndaemon off;\nuser root;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{folders}include {tmp_path}/ours.conf;\n}}\n"
+    )
+    process = await asyncio.create_subprocess_exec(program, "-e", str(log), "-c", str(main))
+    try:
+        async with httpx.AsyncClient(verify=False, trust_env=False) as client:
+
+            async def answers() -> httpx.Response | None:
+                assert process.returncode is None, log.read_text()
+                try:
+                    return await client.get(f"https://127.0.0.1:{https}/chat")
+                except httpx.TransportError:
+                    return None
+
+            answer = await eventually(answers)
+            plain = await client.get(f"http://127.0.0.1:{http}/chat/?a=b")
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+    assert answer is not None
+    assert (answer.status_code, answer.headers["strict-transport-security"]) == (301, "max-age=31536000")
+    assert (plain.status_code, plain.headers["location"]) == (308, "https://llamalith.example.org/chat/?a=b")
+    assert "strict-transport-security" not in plain.headers
