@@ -25,6 +25,7 @@ from llamalith_app.contracts.jobs import Job
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers import problems
 from llamalith_app.controllers.live import may_grow
+from llamalith_app.controllers.visible import Kind, visible, visible_html
 from llamalith_app.errors import LlamalithError, NotFound
 from llamalith_app.guards.principal import OPEN
 
@@ -55,6 +56,9 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "iso": lambda moment: moment.isoformat(timespec="seconds"),
         "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
         "seconds_until": _seconds_until,
+        "plain_name": visible,
+        "name": visible_html,
+        "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
     }
     environment.tests["changing"] = _is_changing
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
