@@ -53,8 +53,8 @@ from llamalith_app.store.record import record_id
 class WebApp(RequestLog):
     """The application as a server runs it."""
 
-    def __init__(self, app: Litestar, followers: Followers) -> None:
-        super().__init__(Envelope(app))
+    def __init__(self, app: Litestar, followers: Followers, *, hsts: str) -> None:
+        super().__init__(Envelope(app), hsts=hsts)
         self.end_streams = followers.end
         """Before the server waits for open connections: streams would never end by themselves."""
 
@@ -159,7 +159,12 @@ def create_app(config: Config) -> WebApp:
                 security_schemes={
                     "bearer": SecurityScheme(type="http", scheme="bearer"),
                     "token": SecurityScheme(type="apiKey", name="X-API-Token", security_scheme_in="header"),
-                    "session": SecurityScheme(type="apiKey", name=COOKIE, security_scheme_in="cookie"),
+                    "session": SecurityScheme(
+                        type="apiKey",
+                        name=COOKIE,
+                        security_scheme_in="cookie",
+                        description=f"Over https __Host-{COOKIE}.",
+                    ),
                 }
             ),
         ),
@@ -168,4 +173,4 @@ def create_app(config: Config) -> WebApp:
         logging_config=None,
         debug=False,
     )
-    return WebApp(app, parts.followers)
+    return WebApp(app, parts.followers, hsts=config.hsts)

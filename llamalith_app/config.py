@@ -45,6 +45,7 @@ SETTING_VARIABLES = {
     "REDIS_URL": "redis_url",
     "LLAMALITH_CORS_ORIGINS": "cors_origins",
     "LLAMALITH_TRUSTED_PROXIES": "trusted_proxies",
+    "LLAMALITH_HSTS": "hsts",
     "LLAMALITH_MAX_ATTEMPTS": "max_attempts",
     "LLAMALITH_TIMEOUT_S": "timeout_s",
     "LLAMALITH_QUEUE_TIMEOUT_S": "queue_timeout_s",
@@ -66,7 +67,7 @@ PLAIN_KEYS = (
         "idle_unload_s",
         "state_cache_mb",
     ),
-    *("cors_origins", "trusted_proxies", "log_format", "log_level"),
+    *("cors_origins", "trusted_proxies", "hsts", "log_format", "log_level"),
 )
 """Keys of `config.json` that are the same in `Config`."""
 VARIABLES = (
@@ -127,6 +128,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    hsts: str = ""
+    """Strict-Transport-Security over https: seconds, and what may follow them; empty: none is sent."""
     grammar_dir: Path = GRAMMARS
     """Folder with the GBNF files that `grammar_name` may name; default: the one shipped in the package."""
     log_format: str = "auto"

@@ -100,6 +100,13 @@ Network = Annotated[
         pattern=rf"^[0-9A-Fa-f:.]{{2,45}}(?:/\d{{1,3}})?{END}",
     ),
 ]
+Hsts = Annotated[
+    str,
+    Meta(
+        title="seconds such as 31536000, alone or with '; includeSubDomains' and '; preload' behind them",
+        pattern=rf"^\d{{1,10}}(?:; ?includeSubDomains(?:; ?preload)?)?{END}",
+    ),
+]
 Seconds = Annotated[float, Meta(gt=0, le=604_800)]
 
 
@@ -199,6 +206,9 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ]
         | None
     ) = None
+    hsts: Annotated[Hsts, Meta(description="Seconds of Strict-Transport-Security over https; unset: none.")] | None = (
+        None
+    )
     max_attempts: (
         Annotated[
             int,

@@ -447,9 +447,11 @@ const keepTyped = () => {
 }
 
 // The server's word that it has taken a form; it goes with the page that shows the job.
-const taken = document.cookie.match(/(?:^|; )llamalith_taken=([\w-]+)/)?.[1]
+const [, prefix, taken] = document.cookie.match(/(?:^|; )(__Host-)?llamalith_taken=([\w-]+)/) ?? []
 if (taken) {
-  document.cookie = "llamalith_taken=; Max-Age=0; Path=/chat; SameSite=Strict"
+  document.cookie = prefix
+    ? "__Host-llamalith_taken=; Max-Age=0; Path=/; SameSite=Strict; Secure"
+    : "llamalith_taken=; Max-Age=0; Path=/chat; SameSite=Strict"
   remember(TAKEN, [...(remembered(TAKEN) ?? []), taken].slice(-N_TAKEN))
   forget((typed) => typed?.once === taken)
 }

@@ -6,12 +6,12 @@ from litestar import Controller, Response, get
 
 from llamalith_app.contracts.health import Health, Readiness
 from llamalith_app.controllers.request import AppRequest
-from llamalith_app.guards.principal import OPEN
+from llamalith_app.guards.principal import BACKGROUND, OPEN
 
 
 class Probes(Controller):
     path = ""
-    opt = OPEN
+    opt = OPEN | BACKGROUND
     tags = ("Health",)
 
     @get("/healthz", summary="Is the process there")

@@ -45,8 +45,8 @@ def visible(text: str, kind: Kind = Kind.NAME) -> str:
 
 
 def visible_html(text: str, kind: Kind = Kind.NAME) -> Markup:
-    """The same for HTML, escaped. A name is isolated: it turns nothing beside it. An excerpt is left to an element around
-    it with `dir="auto"`, which finds its direction in the text."""
+    """The same for HTML, escaped. A name is isolated: it turns nothing beside it. An excerpt needs an element around it
+    with `dir="auto"`, which finds its direction in the text."""
     inner = Markup().join(
         part if is_text else Markup().join(MARK.format(_mark(char)) for char in part)
         for is_text, part in _parts(text, kind)
