@@ -221,8 +221,8 @@ async def test_of_turns_that_have_expired_nothing_shows_and_no_link_leads_to_the
     assert "Earlier messages" not in page.text
     await database.write(jobs.cancel, ADMIN_ID, n_turns, now)
     await database.write(retention.expire, now, 1000)
-    assert "No message" in text(await browser.get("/chat/conversations/c"))
-    assert "No message" in text(await browser.get("/chat/conversations"))
+    assert (await browser.get("/chat/conversations/c")).status_code == 404
+    assert "No conversations yet." in text(await browser.get("/chat/conversations"))
 
 
 async def test_a_part_asks_for_the_turns_that_may_still_change(browser: httpx.AsyncClient, database: Database) -> None:
