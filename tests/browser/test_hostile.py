@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
+from llamalith_app.controllers.visible import Kind, visible
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
@@ -109,7 +110,7 @@ async def test_no_payload_runs_whether_message_id_prompt_reply_or_error(
             await page.goto(f"{origin(client)}/chat/conversation?id={quote(ids[number], safe='')}")
             said = page.locator(".said")
             assert await said.first.locator(".text").text_content() == f"{number:03} {payload}"
-            failed = f"This job failed: {payload}" if number % 4 == 3 else payload
+            failed = f"This job failed: {visible(payload, Kind.EXCERPT)}" if number % 4 == 3 else payload
             assert await said.last.locator("p").first.text_content() == failed
             await untouched(page)
     assert len(browser.requests) > len(PAYLOADS)
