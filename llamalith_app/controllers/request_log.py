@@ -75,7 +75,6 @@ class RequestLog:
             if status >= REFUSED:
                 client = scope.get("client")
                 fields |= {"address": client[0] if client else "none", "why": scope.get("problem", "none")}
-            handler = scope.get("route_handler")
-            is_background = handler is not None and handler.opt.get("background")
+            is_background = getattr(scope.get("route_handler"), "opt", {}).get("background", False)
             (log.debug if is_background and status < REFUSED else log.info)("request", **fields)
             structlog.contextvars.clear_contextvars()

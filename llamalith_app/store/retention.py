@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import NamedTuple, cast
 
 from sqlalchemy import (
+    BindParameter,
     Connection,
     Table,
     bindparam,
@@ -72,7 +73,7 @@ _FORGET_SYSTEM = delete(_messages).where(
     .correlate(MessageRow),
 )
 """Against the next one alone: tried against all later ones, 10,000 of them would hold the lock for 20 s."""
-_those = bindparam("those", expanding=True)
+_those: BindParameter[int] = bindparam("those", expanding=True)
 _WITHOUT_JOBS = (
     select(ConversationRow.id)
     .where(ConversationRow.id.in_(_those), ~exists().where(JobRow.conversation_id == ConversationRow.id))
