@@ -298,7 +298,7 @@ async def test_a_page_s_title_and_heading_show_an_id_that_would_turn_them_as_it_
         await expect(page).to_have_title("Conversation invoice-⟨U+202E⟩gpj.exe · Llamalith")
         await expect(page.get_by_text("Conversation invoice-⟨U+202E⟩gpj.exe")).to_be_visible()
         for scheme in ("light", "dark"):
-            await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            await page.emulate_media(color_scheme=scheme)
             assert await violations(page) == []
         # What JavaScript shows of a refusal, too.
         await page.route("**/cancel", lambda route: route.fulfill(status=409, json={"detail": f"No {disguised}"}))
