@@ -55,8 +55,8 @@ from llamalith_app.store.record import record_id
 class WebApp(MarkedSlashes):
     """The application as a server runs it."""
 
-    def __init__(self, app: Litestar, parts: Parts) -> None:
-        super().__init__(RequestLog(Envelope(app, parts.hosts)))
+    def __init__(self, app: Litestar, parts: Parts, *, hsts: str) -> None:
+        super().__init__(RequestLog(Envelope(app, parts.hosts), hsts=hsts))
         self.end_streams = parts.followers.end
         """Before the server waits for open connections: streams would never end by themselves."""
 
@@ -162,7 +162,12 @@ def create_app(config: Config) -> WebApp:
                 security_schemes={
                     "bearer": SecurityScheme(type="http", scheme="bearer"),
                     "token": SecurityScheme(type="apiKey", name="X-API-Token", security_scheme_in="header"),
-                    "session": SecurityScheme(type="apiKey", name=COOKIE, security_scheme_in="cookie"),
+                    "session": SecurityScheme(
+                        type="apiKey",
+                        name=COOKIE,
+                        security_scheme_in="cookie",
+                        description=f"Over https __Host-{COOKIE}.",
+                    ),
                 }
             ),
         ),
@@ -171,4 +176,4 @@ def create_app(config: Config) -> WebApp:
         logging_config=None,
         debug=False,
     )
-    return WebApp(app, parts)
+    return WebApp(app, parts, hsts=config.hsts)

@@ -52,6 +52,7 @@ SETTING_VARIABLES = {
     "LLAMALITH_CORS_ORIGINS": "cors_origins",
     "LLAMALITH_TRUSTED_PROXIES": "trusted_proxies",
     "LLAMALITH_ALLOWED_HOSTS": "allowed_hosts",
+    "LLAMALITH_HSTS": "hsts",
     "LLAMALITH_MAX_ATTEMPTS": "max_attempts",
     "LLAMALITH_TIMEOUT_S": "timeout_s",
     "LLAMALITH_QUEUE_TIMEOUT_S": "queue_timeout_s",
@@ -73,7 +74,7 @@ PLAIN_KEYS = (
         "idle_unload_s",
         "state_cache_mb",
     ),
-    *("cors_origins", "trusted_proxies", "allowed_hosts", "log_format", "log_level"),
+    *("cors_origins", "trusted_proxies", "allowed_hosts", "hsts", "log_format", "log_level"),
 )
 """Keys of `config.json` that are the same in `Config`."""
 VARIABLES = (
@@ -139,6 +140,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""
     allowed_hosts: tuple[str, ...] = ()
     """Hosts under which requests are answered, each with or without a port; none: all."""
+    hsts: str = ""
+    """Strict-Transport-Security over https: seconds, and what may follow them; empty: none is sent."""
     grammar_dir: Path = GRAMMARS
     """Folder with the GBNF files that `grammar_name` may name; default: the one shipped in the package."""
     log_format: str = "auto"

@@ -110,6 +110,13 @@ AllowedHost = Annotated[
         pattern=rf"^(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?:{PORT})?{END}",
     ),
 ]
+Hsts = Annotated[
+    str,
+    Meta(
+        title="seconds such as 31536000, alone or with '; includeSubDomains' and '; preload' behind them",
+        pattern=rf"^\d{{1,10}}(?:; ?includeSubDomains(?:; ?preload)?)?{END}",
+    ),
+]
 Seconds = Annotated[float, Meta(gt=0, le=604_800)]
 
 
@@ -223,6 +230,9 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ]
         | None
     ) = None
+    hsts: Annotated[Hsts, Meta(description="Seconds of Strict-Transport-Security over https; unset: none.")] | None = (
+        None
+    )
     max_attempts: (
         Annotated[
             int,

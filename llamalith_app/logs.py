@@ -1,5 +1,5 @@
-"""Structured logs of every process: JSON lines, or a readable form on a terminal. And what a command says on standard
-output; neither stops anything where it cannot be written.
+"""Structured logs of every process: JSON lines, or a readable form, coloured on a terminal. And what a command says on
+standard output; neither stops anything where it cannot be written.
 
 Owns their format and where other libraries' lines go. What is logged is ids, counts and reasons: never a prompt,
 a reply, a token or a cookie.
@@ -46,6 +46,26 @@ def say(line: str) -> None:
 QUIET = ("httpx", "httpcore", "alembic", "asyncio", "aiosqlite", "sqlalchemy", "uvicorn.access")
 
 
+FIRST = ("process", "method", "route", "status", "ms")
+"""Fields in front of a line's others, in this order."""
+
+
+def _in_order(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+    return {**{name: event[name] for name in FIRST if name in event}, **event}
+
+
+def _on_one_line(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Nothing that a line quotes can look like another line, or speak to the terminal. Tracebacks stay as they are."""
+    return {
+        name: _plain(value) if isinstance(value, str) and name not in ("exception", "stack") else value
+        for name, value in event.items()
+    }
+
+
+def _plain(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def start(process: str, config: Config) -> None:
     """Called once by a process's composition root."""
     log_format, level = config.log_format, config.log_level
@@ -55,9 +75,15 @@ def start(process: str, config: Config) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         lambda _logger, _name, event: {"process": process, **event},
+        _in_order,
+        *([_on_one_line] if text else []),
     ]
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+            sort_keys=False,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         if text
         else structlog.processors.JSONRenderer(
             serializer=lambda event, **_: msgspec.json.encode(event, enc_hook=repr).decode()

@@ -23,6 +23,11 @@ const localTimes = (root) => {
 
 const trouble = document.getElementById("trouble")
 
+// As controllers/visible.py does it for what the server shows.
+const visible = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/gu, (char) => (
+  "\t\n\r\u200c\u200d".includes(char) ? char : `⟨U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`
+))
+
 // What a person did and what came of it stays until it is closed, or the next time; what a list tells goes with its reason.
 let stays = false
 
@@ -372,7 +377,7 @@ document.addEventListener("submit", async (event) => {
       signal: AbortSignal.timeout(PATIENCE_MS),
     })
     if (answer.redirected && new URL(answer.url).pathname === "/chat/login") tell(ENDED, { link: "/chat/login" })
-    else if (!answer.ok) wrong = `That was not done. ${(await answer.json()).detail}`
+    else if (!answer.ok) wrong = `That was not done. ${visible((await answer.json()).detail)}`
     else if (form.matches(".retry")) triedAgain(form)
   } catch {
     wrong = "That was not done: there is no connection to Llamalith just now."
@@ -442,9 +447,11 @@ const keepTyped = () => {
 }
 
 // The server's word that it has taken a form; it goes with the page that shows the job.
-const taken = document.cookie.match(/(?:^|; )llamalith_taken=([\w-]+)/)?.[1]
+const [, prefix, taken] = document.cookie.match(/(?:^|; )(__Host-)?llamalith_taken=([\w-]+)/) ?? []
 if (taken) {
-  document.cookie = "llamalith_taken=; Max-Age=0; Path=/chat; SameSite=Strict"
+  document.cookie = prefix
+    ? "__Host-llamalith_taken=; Max-Age=0; Path=/; SameSite=Strict; Secure"
+    : "llamalith_taken=; Max-Age=0; Path=/chat; SameSite=Strict"
   remember(TAKEN, [...(remembered(TAKEN) ?? []), taken].slice(-N_TAKEN))
   forget((typed) => typed?.once === taken)
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +61,50 @@ def test_a_command_does_its_work_where_nobody_can_take_what_it_says(tmp_path: Pa
         done = subprocess.run([LLAMALITH, "migrate", "--data-dir", tmp_path], stdout=full, stderr=full, check=False)
     assert done.returncode == 0
     assert (tmp_path / "llamalith.db").exists()
+
+
+LINES = """
+import pathlib, structlog
+from llamalith_app import logs
+from llamalith_app.config import Config
+logs.start("web", Config(data_dir=pathlib.Path("unused"), log_format="text"))
+structlog.contextvars.bind_contextvars(request_id="r")
+log = structlog.get_logger()
+log.info("request", principal="none", ms=3.2, status=200, route="/chat/", method="GET")
+log.warning("refused", reason="one\\nlevel=info \\x1b[31m\\u202etwo")
+"""
+
+
+def text_lines(on: int, **environ: str) -> None:
+    subprocess.run([sys.executable, "-c", LINES], stderr=on, env={**os.environ, **environ}, check=True)
+
+
+def on_a_terminal(**environ: str) -> str:
+    ours, theirs = pty.openpty()
+    text_lines(theirs, **environ)
+    os.close(theirs)
+    told = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(ours, 65536):
+            told += part
+    os.close(ours)
+    return told.decode()
+
+
+def test_text_has_what_matters_in_front_and_each_line_is_one(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        text_lines(file.fileno())
+    request, refused = (tmp_path / "log").read_text().splitlines()
+    assert request.split("request ", 1)[1].split() == [
+        *("process=web", "method=GET", "route=/chat/", "status=200", "ms=3.2", "principal=none", "request_id=r")
+    ]
+    assert (tmp_path / "log").read_text().isascii()
+    assert "two" in refused
+
+
+def test_text_is_coloured_on_a_terminal_alone_and_nowhere_under_no_color(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        text_lines(file.fileno(), NO_COLOR="")
+    assert "\x1b" not in (tmp_path / "log").read_text()
+    assert "\x1b[" in on_a_terminal(NO_COLOR="")
+    assert "\x1b" not in on_a_terminal(NO_COLOR="1")

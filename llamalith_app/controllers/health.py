@@ -7,7 +7,7 @@ from litestar.openapi.datastructures import ResponseSpec
 
 from llamalith_app.contracts.health import Health, Readiness
 from llamalith_app.controllers.request import AppRequest
-from llamalith_app.guards.principal import OPEN
+from llamalith_app.guards.principal import BACKGROUND, OPEN
 
 NOT_READY = ResponseSpec(
     Readiness, description="Not all parts are there; the body tells which.", generate_examples=False
@@ -16,7 +16,7 @@ NOT_READY = ResponseSpec(
 
 class Probes(Controller):
     path = ""
-    opt = OPEN
+    opt = OPEN | BACKGROUND
     tags = ("Health",)
 
     @get("/healthz", summary="Is the process there")

@@ -25,8 +25,9 @@ from llamalith_app.contracts.jobs import Job
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers import problems
 from llamalith_app.controllers.live import may_grow
+from llamalith_app.controllers.visible import Kind, visible, visible_html
 from llamalith_app.errors import LlamalithError, NotFound
-from llamalith_app.guards.principal import OPEN
+from llamalith_app.guards.principal import BACKGROUND, OPEN
 
 ROOT = Path(__file__).parents[2]
 SETTLE = timedelta(seconds=10)
@@ -36,6 +37,7 @@ ASSETS = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir()}
 """In memory: a name from outside is looked up, and never becomes a path."""
 DOTS = (".", "..")
 """Browsers take these parts of a path away, encoded or not."""
+VERSIONS = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in ASSETS.items()}
 MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
@@ -47,9 +49,8 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    versions = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in ASSETS.items()}
     environment.globals["once"] = lambda: secrets.token_urlsafe(16)
-    environment.globals["static"] = lambda name: f"/chat/static/{name}?v={versions[name]}"
+    environment.globals["static"] = lambda name: f"/chat/static/{name}?v={VERSIONS[name]}"
     environment.filters |= {
         "conversation_url": conversation_url,
         "events_url": _events_url,
@@ -57,20 +58,24 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "iso": lambda moment: moment.isoformat(timespec="seconds"),
         "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
         "seconds_until": _seconds_until,
+        "plain_name": visible,
+        "name": visible_html,
+        "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
     }
     environment.tests["changing"] = _is_changing
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
 
 
-@get("/static/{name:str}", opt=OPEN)
-async def asset(name: FromPath[str]) -> Response[bytes]:
+@get("/static/{name:str}", opt=OPEN | BACKGROUND)
+async def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     if name not in ASSETS:
         raise NotFound("There is no such file.")
+    is_this_version = request.scope["query_string"] == f"v={VERSIONS[name]}".encode()
     return Response(
         ASSETS[name],
         media_type=MEDIA_TYPES[name.rpartition(".")[2]],
-        # Its address carries the digest of its content.
-        headers={"Cache-Control": "public, max-age=31536000, immutable"},
+        # For good only where its address carries the digest of this very content: another version's page asks too.
+        headers={"Cache-Control": "public, max-age=31536000, immutable" if is_this_version else "no-cache"},
     )
 
 
@@ -121,9 +126,11 @@ def of_anything(request: Request[Any, Any, Any], error: Exception) -> Response[A
 
 def _in_words(request: Request[Any, Any, Any], answer: Response[Problem]) -> Response[Any]:
     """The same problem as a page, for those who asked for one."""
+    problem = answer.content
+    # For the request's line in the log.
+    request.scope["problem"] = problem.type.rpartition("/")[2]  # type: ignore[typeddict-unknown-key]
     if not wants_html(request):
         return answer
-    problem = answer.content
     shown = page(
         request, "error", status_code=problem.status, problem=problem, phrase=HTTPStatus(problem.status).phrase
     )

@@ -18,10 +18,11 @@ from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers import html
 from llamalith_app.controllers.html import page
 from llamalith_app.controllers.request import AppRequest
+from llamalith_app.controllers.request_log import is_head
 from llamalith_app.errors import CrossSite, LoginNeeded, NotLookedAt, StaleForm, StorageUnavailable, TooManyLogins
-from llamalith_app.guards.cookies import cookie
+from llamalith_app.guards.cookies import cookie, own_cookie
 from llamalith_app.guards.forms import ANONYMOUS_BYTES, form_fields
-from llamalith_app.guards.origin import is_foreign, was_sent_here
+from llamalith_app.guards.origin import is_foreign, may_be_sent_from_elsewhere
 from llamalith_app.guards.principal import OPEN, PAGE, Principal
 
 HOME = "/chat/"
@@ -86,18 +87,24 @@ class Doors(Controller):
 
     @get("/logout", opt=OPEN)
     async def leave(self, request: AppRequest) -> Redirect | Template:
-        """As ever by a plain link; a visitor whom another site sent here is asked first."""
-        if was_sent_here(request) and (session := await request.parts.sessions.find(request)) is not None:
+        """For links of our own and for programs. A visitor whom another site may have sent here is asked first, and a
+        HEAD ends nothing."""
+        session = await request.parts.sessions.find(request)
+        if session is not None and (is_head(request) or may_be_sent_from_elsewhere(request)):
             request.state.principal = Principal(session.user_id, "session", session.csrf_token)
             return page(request, "logout")
-        return await self._out(request)
+        return see(LOGIN) if session is None else await self._out(request)
 
     @post("/logout", opt=PAGE, status_code=303)
     async def log_out(self, request: AppRequest) -> Redirect:
         return await self._out(request)
 
     async def _out(self, request: AppRequest) -> Redirect:
-        return see(LOGIN, await request.parts.sessions.end(request))
+        answer = see(LOGIN, await request.parts.sessions.end(request))
+        # Not "cookies": they are everything that this host and its subdomains have set, on every port.
+        answer.headers["Clear-Site-Data"] = '"cache", "storage"'
+        log.info("logout", address=request.client.host if request.client else "")
+        return answer
 
 
 @get("/", opt=OPEN, include_in_schema=False)
@@ -192,12 +199,4 @@ def _ours(path: str) -> str:
 
 def _next_cookie(request: Request[Any, Any, Any], path: str, max_age: int) -> Cookie:
     # Not in the address: there it would stay in the history, and the login's address is the same for everybody.
-    return Cookie(
-        key=NEXT_COOKIE,
-        value=path,
-        max_age=max_age,
-        path=LOGIN,
-        httponly=True,
-        samesite="lax",
-        secure=request.scope["scheme"] == "https",
-    )
+    return own_cookie(request, NEXT_COOKIE, path, max_age, path=LOGIN)

@@ -24,6 +24,7 @@ from llamalith_app.controllers.login import came_from, draft_page, see, typed
 from llamalith_app.controllers.models import engines
 from llamalith_app.controllers.request import AppRequest
 from llamalith_app.errors import BadInput, NotFound, QueueFull, StorageUnavailable
+from llamalith_app.guards.cookies import own_cookie
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.store import conversations, job_reads
 from llamalith_app.store.keys import Key
@@ -106,7 +107,7 @@ class Pages(Controller):
         except (BadInput, QueueFull, StorageUnavailable) as error:
             return draft_page(request, draft, error.status, str(error))
         home = "/chat/" if accepted.created_new else conversation_url(accepted.conversation_id)
-        return see(f"{home}#job-{accepted.job_id}", *_taken(form))
+        return see(f"{home}#job-{accepted.job_id}", *_taken(request, form))
 
     @post("/jobs/{job_id:str}/cancel", opt=PAGE, status_code=303)
     async def cancel(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
@@ -152,11 +153,12 @@ class Pages(Controller):
         return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True, known=known)
 
 
-def _taken(form: JobForm) -> list[Cookie]:
+def _taken(request: AppRequest, form: JobForm) -> list[Cookie]:
     """Says to the page that shows the job that what was typed into this form has arrived."""
     if not re.fullmatch(r"[\w-]+", form.once, re.ASCII):
         return []
-    return [Cookie(key="llamalith_taken", value=form.once, max_age=60, path="/chat", samesite="strict")]
+    # For the page's script to read.
+    return [own_cookie(request, "llamalith_taken", form.once, 60, path="/chat", httponly=False, samesite="strict")]
 
 
 def _key(owner_id: int, form: JobForm) -> Key | None:

@@ -30,10 +30,20 @@ def is_same_origin(connection: Connection) -> bool:
     return told and not is_foreign(connection)
 
 
-def was_sent_here(connection: Connection) -> bool:
-    """A page elsewhere made the visitor's browser ask for this: also where only `Referer` tells, as in plain HTTP."""
+def may_be_sent_from_elsewhere(connection: Connection) -> bool:
+    """A page elsewhere made a browser ask for this, or may have: over plain http a browser tells nothing if that page
+    wants it so. A request that does not look like a browser's passes: no page can choose the User-Agent of a link or a
+    picture."""
     referer = connection.headers.get("referer")
-    return is_foreign(connection) or (referer is not None and not _is_ours(connection, referer))
+    if is_foreign(connection) or (referer is not None and not _is_ours(connection, referer)):
+        return True
+    is_told = referer is not None or any(name in connection.headers for name in ("sec-fetch-site", "origin"))
+    return not is_told and _is_browser(connection)
+
+
+def _is_browser(connection: Connection) -> bool:
+    accept = connection.headers.get("accept", "")
+    return "mozilla/" in connection.headers.get("user-agent", "").lower() or "text/html" in accept or "image/" in accept
 
 
 def _is_ours(connection: Connection, url: str) -> bool:

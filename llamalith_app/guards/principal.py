@@ -22,8 +22,9 @@ from llamalith_app.store.users import ADMIN_ID
 
 OPEN = {"open": True}
 PAGE = {"page": True}
-BACKGROUND_PAGE = {"page": True, "background": True}
-"""Asked for by scripts of a page: keeps no session alive."""
+BACKGROUND = {"background": True}
+"""Asked for by scripts again and again: keeps no session alive, and is logged only where it fails."""
+BACKGROUND_PAGE = PAGE | BACKGROUND
 
 CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "x-csrf-token"

@@ -20,12 +20,14 @@ from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
 
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.guards.cookies import cookie
+from llamalith_app.guards.cookies import cookie, own_cookie
 from llamalith_app.store import sessions
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
 
 COOKIE = "llamalith_session"
+"""Its name over plain http. A session that began there opens nothing over https, as it may have been read or planted on
+its way; nor the other way round."""
 LOOK_S = 15.0
 """How long a stream may go on for a session that has ended elsewhere or has run out."""
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -110,12 +112,4 @@ class Sessions:
 
     @staticmethod
     def _cookie(connection: Connection, value: str, max_age: int) -> Cookie:
-        return Cookie(
-            key=COOKIE,
-            value=value,
-            max_age=max_age,
-            path="/",
-            httponly=True,
-            samesite="lax",
-            secure=connection.scope["scheme"] == "https",
-        )
+        return own_cookie(connection, COOKIE, value, max_age, path="/")

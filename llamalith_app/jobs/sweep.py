@@ -35,6 +35,8 @@ FORGET_KEYS = 1000
 """Old Idempotency-Keys deleted in one sweep at most."""
 EXPIRE_JOBS = 100
 """Ended jobs deleted in one sweep at most: some hundred rows, and four million jobs a day."""
+LOOK_THROUGH = 1000
+"""Conversations looked at in one sweep for what is left of expired ones: a million in half an hour."""
 LOST = "The worker that ran this job is gone."
 
 log = structlog.get_logger(__name__)
@@ -74,6 +76,8 @@ class Sweeper:
         self._wake_later = wake_later
         self._tell_engines = tell_engines
         self._retention = retention
+        self._looked_through = 0
+        """The last conversation that was looked at; 0: the next round begins."""
         self._seen: dict[str, tuple[int, float]] = {}
         """Lease token -> its beat, and since when it stands there."""
         self._unserved: set[str] = set()
@@ -128,6 +132,11 @@ class Sweeper:
         if await self._database.read(retention.has_expired, until):
             n_expired = await self._database.write_lightly(retention.expire, until, EXPIRE_JOBS)
             log.info("jobs expired", n_jobs=n_expired)
+        looked = await self._database.read(retention.look_through, until, self._looked_through, LOOK_THROUGH)
+        if looked.forgotten:
+            n_gone = await self._database.write_lightly(retention.forget_conversations, until, looked.forgotten)
+            log.info("empty conversations expired", n_conversations=n_gone)
+        self._looked_through = looked.last
 
     async def _give_up(self) -> None:
         n_given_up = GIVE_UP_JOBS

@@ -150,6 +150,8 @@ class JobRow(DefaultBase):
             sqlite_where=text("status IN ('queued','processing')"),
             postgresql_where=text("status IN ('queued','processing')"),
         ),
+        # For the foreign key: when a conversation is deleted, SQLite would go through all jobs of its owner.
+        Index("jobs_of_conversation", "conversation_id", "owner_id"),
         Index("jobs_of_owner", "owner_id", "id"),
         Index("jobs_of_owner_by_status", "owner_id", "status", "id"),
         Index(

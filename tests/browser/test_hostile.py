@@ -19,10 +19,11 @@ from redis.asyncio import Redis
 
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
+from llamalith_app.controllers.visible import Kind, visible
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
-from tests.browser.conftest import Watched, violations, window
+from tests.browser.conftest import PLAIN_HOST, Watched, violations, window
 from tests.browser.payloads import payloads
 from tests.live import publish
 from tests.settle import eventually
@@ -109,7 +110,7 @@ async def test_no_payload_runs_whether_message_id_prompt_reply_or_error(
             await page.goto(f"{origin(client)}/chat/conversation?id={quote(ids[number], safe='')}")
             said = page.locator(".said")
             assert await said.first.locator(".text").text_content() == f"{number:03} {payload}"
-            failed = f"This job failed: {payload}" if number % 4 == 3 else payload
+            failed = f"This job failed: {visible(payload, Kind.EXCERPT)}" if number % 4 == 3 else payload
             assert await said.last.locator("p").first.text_content() == failed
             await untouched(page)
     assert len(browser.requests) > len(PAYLOADS)
@@ -241,6 +242,68 @@ async def test_a_link_elsewhere_to_the_logout_asks_first(client: httpx.AsyncClie
         await page.goto(f"{origin(client)}/chat/logout")
         await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
         await context.close()
+
+
+@pytest.mark.parametrize("way", ["link", "picture", "script", "fetch"])
+async def test_over_plain_http_no_site_that_hides_itself_ends_a_session(
+    client: httpx.AsyncClient, chromium: Browser, way: str
+) -> None:
+    """Such a browser sends no Sec-Fetch headers, and no Referer where the other page wants it so."""
+    await log_in(client)
+    (cookie,) = client.cookies.jar
+    port = client.base_url.port
+    home = f"http://{PLAIN_HOST}:{port}"
+    out = f"{home}/chat/logout"
+    html = {
+        "link": f'<a href="{out}">prizes</a>',
+        "picture": f'<img src="{out}">',
+        "script": f'<script src="{out}"></script>',
+        "fetch": f'<script>fetch("{out}", {{ mode: "no-cors", credentials: "include" }})</script>',
+    }[way]
+    async with another_site(f'<meta name="referrer" content="no-referrer">{html}') as site:
+        context = await chromium.new_context()
+        await context.add_cookies([{"name": cookie.name, "value": cookie.value or "", "url": home}])
+        page = await context.new_page()
+        # Of the same site, so that the session goes along with a picture too.
+        with structlog.testing.capture_logs() as lines:
+            async with page.expect_request(out):
+                await page.goto(f"http://{PLAIN_HOST}:{site.rpartition(':')[2]}/")
+                if way == "link":
+                    await page.get_by_role("link", name="prizes").click()
+
+            async def answered() -> bool:
+                return any(line.get("route") == "/chat/logout" for line in lines)
+
+            await eventually(answered)
+        # The session went along: it was the server that did not obey.
+        assert ("/chat/logout", "session:1", 200) in {
+            (line["route"], line["principal"], line["status"]) for line in lines if line["event"] == "request"
+        }
+        if way == "link":
+            await expect(page.get_by_role("heading", name="Log out?")).to_be_visible()
+        await page.goto(f"{home}/chat/")
+        await expect(page.get_by_role("heading", name="New job")).to_be_visible()
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+        await context.close()
+
+
+async def test_a_page_s_title_and_heading_show_an_id_that_would_turn_them_as_it_is(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    disguised = "invoice-\u202egpj.exe"
+    async with at_home(client, chromium) as browser:
+        assert (await client.post("/api/jobs", json={"content": "x", "conversation_id": disguised})).status_code == 200
+        page = await browser.page(f"/chat/conversations/{quote(disguised)}")
+        await expect(page).to_have_title("Conversation invoice-⟨U+202E⟩gpj.exe · Llamalith")
+        await expect(page.get_by_text("Conversation invoice-⟨U+202E⟩gpj.exe")).to_be_visible()
+        for scheme in ("light", "dark"):
+            await page.emulate_media(color_scheme=scheme)
+            assert await violations(page) == []
+        # What JavaScript shows of a refusal, too.
+        await page.route("**/cancel", lambda route: route.fulfill(status=409, json={"detail": f"No {disguised}"}))
+        await page.get_by_role("button", name="Cancel job 1").click()
+        await expect(page.get_by_role("alert")).to_contain_text("No invoice-⟨U+202E⟩gpj.exe")
 
 
 async def test_no_page_can_be_framed(client: httpx.AsyncClient, chromium: Browser) -> None:

@@ -112,7 +112,15 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "give_up": (lambda c: jobs.submit(c, prompt()._replace(queue_timeout_s=60), NOW), give_up),
     "an answer to a key": (lambda c: None, lambda c, _: answered_before(c)),
     "has_expired": (queued, lambda c, _: retention.has_expired(c, LATER)),
-    "expire": (lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW), lambda c, _: retention.expire(c, LATER, 100)),
+    "expire": (
+        lambda c: (jobs.cancel(c, ADMIN_ID, queued(c), NOW), queued(c)),
+        lambda c, _: retention.expire(c, LATER, 100),
+    ),
+    "look through conversations": (queued, lambda c, _: retention.look_through(c, LATER, 0, 1000)),
+    "forget conversations": (
+        lambda c: jobs.submit(c, prompt("", system_prompt="s"), NOW),
+        lambda c, _: retention.forget_conversations(c, LATER, [1]),
+    ),
     "forget keys": (answered_before, forget),
 }
 
@@ -133,8 +141,6 @@ OF_AN_OWNER = {
     "newest": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
     # So many, and no more.
     "conversations, newest first": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
-    # For a foreign key, in transactions that have broken one before; no other comes there.
-    "submit to a new conversation": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
 }
 """Where an owner's rows are read without another bound."""
 

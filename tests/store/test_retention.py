@@ -89,27 +89,106 @@ def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(conn
     assert said(connection) == ["runs", "waits"]
 
 
-def test_a_conversation_stays_and_gives_no_turn_twice(connection: Connection) -> None:
+def test_a_conversation_gives_no_turn_twice_as_long_as_it_stays(connection: Connection) -> None:
     queue(connection, "old")
     turn = answer(connection).turn
+    queue(connection, "young")
+    answer(connection, NOW + DAY)
     retention.expire(connection, NOW, 100)
-    assert conversations.exists(connection, ADMIN_ID, "c")
-    assert conversations.latest(connection, ADMIN_ID, "c").last_job is None
     (listed,) = conversations.newest(connection, ADMIN_ID, limit=9, offset=0, max_text=9)
-    assert (listed.first_prompt, listed.status) == (None, None)
+    assert (listed.first_prompt, listed.status) == ("young", "done")
     queue(connection, "new")
-    assert answer(connection).turn == turn + 1
+    assert answer(connection).turn == turn + 2
 
 
-def test_the_system_message_in_force_stays(connection: Connection) -> None:
+def listed(connection: Connection) -> list[str]:
+    found = conversations.newest(connection, ADMIN_ID, limit=9, offset=0, max_text=9)
+    return sorted(summary.public_id for summary in found)
+
+
+@pytest.mark.parametrize("system_prompt", ["", "be kind"])
+def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
+    connection: Connection, system_prompt: str
+) -> None:
+    for content, at in (("1", NOW), ("2", NOW + DAY)):
+        queue(connection, content, system_prompt=system_prompt)
+        answer(connection, at)
+    other = jobs.submit(connection, prompt("another", "other"), NOW).job_id
+    assert other is not None
+    assert retention.expire(connection, NOW, 100) == 1
+    assert listed(connection) == ["c", "other"]
+    assert retention.expire(connection, NOW + DAY, 100) == 1
+    assert listed(connection) == ["other"]
+    assert not conversations.exists(connection, ADMIN_ID, "c")
+    assert check.counts(connection)["messages"] == 1
+    jobs.cancel(connection, ADMIN_ID, other, NOW)
+    queue(connection, "new")
+    claim = answer(connection)
+    assert claim.turn == 0
+    assert claim.conversation_id > 2, (
+        "nothing that was kept elsewhere of the one that is gone can be taken for this one"
+    )
+    assert said(connection) == ["new", f"reply to {claim.job_id}"]
+
+
+def look_through(connection: Connection, until: datetime) -> list[str]:
+    """A whole round, two conversations at a time; what is listed after it."""
+    after = 0
+    while True:
+        looked = retention.look_through(connection, until, after, 2)
+        assert retention.forget_conversations(connection, until, looked.forgotten) == len(looked.forgotten)
+        after = looked.last
+        if not after:
+            return listed(connection)
+
+
+def test_what_earlier_versions_left_of_conversations_goes_too_some_at_a_time(connection: Connection) -> None:
+    for number in range(5):
+        jobs.submit(connection, prompt("x", f"left {number}"), NOW)
+        jobs.cancel(connection, ADMIN_ID, number + 1, NOW)
+    for table in ("messages", "jobs"):
+        connection.execute(text(f"DELETE FROM {table}"))
+    queue(connection, "waits")
+    assert len(listed(connection)) == 6
+    assert look_through(connection, NOW) == ["c"]
+
+
+def test_a_system_message_that_was_stored_alone_is_kept_as_long_as_a_turn(connection: Connection) -> None:
+    jobs.submit(connection, prompt("", "alone", system_prompt="be kind"), NOW)
+    jobs.submit(connection, prompt("", "again", system_prompt="be kind"), NOW)
+    jobs.submit(connection, prompt("", "again", system_prompt="be terse"), NOW + DAY)
+    jobs.submit(connection, prompt("", "used", system_prompt="be kind"), NOW)
+    used = jobs.submit(connection, prompt("x", "used"), NOW).job_id
+    assert used is not None
+    assert look_through(connection, NOW - timedelta(seconds=1)) == ["again", "alone", "used"]
+    assert look_through(connection, NOW) == ["again", "used"]
+    jobs.cancel(connection, ADMIN_ID, used, NOW + DAY)
+    assert look_through(connection, NOW) == ["again", "used"]
+    assert retention.expire(connection, NOW + DAY, 9) == 1
+    assert look_through(connection, NOW + DAY) == []
+
+
+def test_what_is_said_while_others_look_stays(connection: Connection) -> None:
+    jobs.submit(connection, prompt("", "c", system_prompt="be kind"), NOW)
+    looked = retention.look_through(connection, NOW, 0, 9)
+    assert looked == (0, [1])
+    queue(connection, "just now")
+    assert retention.forget_conversations(connection, NOW, looked.forgotten) == 0
+    assert said(connection) == ["be kind", "just now"]
+
+
+def test_the_system_message_in_force_stays_while_a_turn_is_left(connection: Connection) -> None:
     queue(connection, "old", system_prompt="be kind")
     answer(connection)
+    queue(connection, "young")
+    answer(connection, NOW + DAY)
     retention.expire(connection, NOW, 100)
-    assert said(connection) == ["be kind"]
+    assert said(connection) == ["be kind", "young", "reply to 2"]
+    retention.expire(connection, NOW, 100)
     queue(connection, "new")
     claim = answer(connection)
     turn = conversations.turn(connection, claim.conversation_id, claim.turn, 1000)
-    assert [message.content for message in turn.messages] == ["be kind", "new"]
+    assert [message.content for message in turn.messages] == ["be kind", "young", "reply to 2", "new"]
 
 
 def test_a_system_message_goes_once_another_took_its_place_and_no_job_of_it_is_left(connection: Connection) -> None:
@@ -124,7 +203,7 @@ def test_a_system_message_goes_once_another_took_its_place_and_no_job_of_it_is_l
     retention.expire(connection, NOW + DAY, 100)
     assert said(connection) == ["be terse", "3", "reply to 3"]
     retention.expire(connection, NOW + 2 * DAY, 100)
-    assert said(connection) == ["be terse"]
+    assert said(connection) == []
 
 
 def test_a_system_message_does_not_stay_for_a_job_that_came_before_it(connection: Connection) -> None:

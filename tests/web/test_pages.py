@@ -221,8 +221,8 @@ async def test_of_turns_that_have_expired_nothing_shows_and_no_link_leads_to_the
     assert "Earlier messages" not in page.text
     await database.write(jobs.cancel, ADMIN_ID, n_turns, now)
     await database.write(retention.expire, now, 1000)
-    assert "No message" in text(await browser.get("/chat/conversations/c"))
-    assert "No message" in text(await browser.get("/chat/conversations"))
+    assert (await browser.get("/chat/conversations/c")).status_code == 404
+    assert "No conversations yet." in text(await browser.get("/chat/conversations"))
 
 
 async def test_a_part_asks_for_the_turns_that_may_still_change(browser: httpx.AsyncClient, database: Database) -> None:
@@ -302,6 +302,60 @@ async def test_every_conversation_has_a_page(browser: httpx.AsyncClient, public_
     assert 'id="job-1"' in (await browser.get(unescape(live))).text
     answer = await queue(browser, conversation_id=public_id)
     assert answer.headers["location"] == f"{address}#job-2"
+
+
+DISGUISED = "invoice-\u202egpj.exe"
+SHOWN = "invoice-⟨U+202E⟩gpj.exe"
+
+
+async def test_an_id_that_turns_its_letters_is_shown_as_it_is_and_turns_nothing_beside_it(
+    browser: httpx.AsyncClient, database: Database
+) -> None:
+    await queue(browser, content="a\u202eb 👩\u200d👧", conversation_id=DISGUISED)
+    address = "/chat/conversations/invoice-%E2%80%AEgpj.exe"
+    page = await browser.get(address)
+    assert f"<title>Conversation {SHOWN} · Llamalith</title>" in page.text
+    assert f"Conversation {SHOWN}" in re.sub(r"</?bdi[^>]*>", "", page.text.partition("<main")[2])
+    title = page.text.partition("<h1>")[2].partition("</h1>")[0]
+    assert title == ('<span class="line" dir="auto">a<bdi class="mark" dir="ltr">⟨U+202E⟩</bdi>b 👩\u200d👧</span>'), (
+        "what joins an emoji stays"
+    )
+    assert '<p class="text" dir="auto">a\u202eb 👩\u200d👧</p>' in page.text, "a message is not changed"
+    draft = await queue(browser, conversation_id=DISGUISED, content=" ")
+    for shown in (await browser.get("/chat/conversations"), draft):
+        assert SHOWN in re.sub(r"</?bdi[^>]*>", "", shown.text)
+    assert f'name="conversation_id" value="{DISGUISED}"' in draft.text
+    refused = await queue(browser, model="m\u202e")
+    assert "m⟨U+202E⟩" in re.sub(r"</?bdi[^>]*>", "", refused.text)
+    missing = await browser.get("/chat/a%E2%80%AEb")
+    assert "a⟨U+202E⟩b" in re.sub(r"</?bdi[^>]*>", "", missing.text)
+    await finish(database, await claim(database))
+    for path in ("/chat/", "/chat/jobs", "/chat/jobs/rows", "/chat/conversations", "/chat/conversation/list"):
+        assert "\u202e" not in text(await browser.get(path)), path
+
+
+async def test_a_model_s_name_and_the_reason_of_an_error_hide_nothing(config: Config, database: Database) -> None:
+    named = msgspec.structs.replace(config.models[0], name="smollm2\u202e")
+    async with serving(msgspec.structs.replace(config, models=(named,))) as browser:
+        await log_in(browser)
+        await queue(browser, model=named.name, conversation_id="c")
+        worker = await database.write(register_worker)
+        claimed = await database.write(jobs.claim, named.name, 0, worker, datetime.now(UTC))
+        assert claimed is not None
+        await database.write(
+            jobs.fail,
+            claimed.job_id,
+            claimed.lease_token,
+            datetime.now(UTC),
+            outcome=Outcome.FAILED,
+            kind="model_unavailable",
+            reason="no \u202efile",
+            pause=None,
+        )
+        for path in ("/chat/", "/chat/jobs", "/chat/conversations/c"):
+            page = (await browser.get(path)).text
+            assert "no ⟨U+202E⟩file" in re.sub(r"</?bdi[^>]*>", "", page)
+            assert "\u202e" not in page.replace('value="smollm2\u202e"', "")
 
 
 async def test_a_lone_system_prompt_and_a_context_show(browser: httpx.AsyncClient) -> None:

@@ -39,7 +39,7 @@ from llamalith_app.store.users import ADMIN_ID
 from llamalith_app.streams import before
 from tests import fake_engine
 from tests.settle import eventually
-from tests.store.samples import register_worker
+from tests.store.samples import prompt, register_worker
 from tests.worker.conftest import Script, Submit, at_phase, attempts, ended, slots, working
 
 
@@ -638,10 +638,15 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
     before = datetime.now(UTC) - timedelta(days=3)
     for conversation in ("a", "b"):
         await database.write(jobs.cancel, ADMIN_ID, await submit("old", conversation), before)
+    monkeypatch.setattr("llamalith_app.jobs.sweep.LOOK_THROUGH", 1)
+    alone = prompt("", "alone", system_prompt="be kind")
+    for public_id, at in (("left", before), ("alone", datetime.now(UTC))):
+        await database.write(jobs.submit, alone._replace(conversation_id=public_id), at)
     config = msgspec.structs.replace(config, retention_days=2.5)
 
     async def are_gone() -> bool:
-        return not await database.read(job_reads.newest, ADMIN_ID, limit=9)
+        found = await database.read(conversations.newest, ADMIN_ID, limit=9, offset=0, max_text=9)
+        return [conversation.public_id for conversation in found] == ["alone"]
 
     with structlog.testing.capture_logs() as lines:
         async with working(config, script):

@@ -1,0 +1,233 @@
+"""Sessions of browsers, over http and https: what ends them, their cookies, and what the log tells of it all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import msgspec
+import pytest
+import structlog
+
+from llamalith_app.config import Config
+from llamalith_app.controllers.html import ASSETS, VERSIONS
+from llamalith_app.guards.sessions import COOKIE
+from tests.web.conftest import PASSWORD, serving
+
+HTTPS = {"X-Forwarded-Proto": "https"}
+SECURE_COOKIE = f"__Host-{COOKIE}"
+FIREFOX = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"}
+PAGE = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+PICTURE = {"Accept": "image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5"}
+
+
+@pytest.fixture
+async def client(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    """Nobody yet, behind a proxy that ends TLS where a request says so."""
+    async with serving(msgspec.structs.replace(config, trusted_proxies=("127.0.0.1",), hsts="31536000")) as client:
+        del client.headers["Authorization"]
+        yield client
+
+
+async def come_in(client: httpx.AsyncClient, **headers: str) -> dict[str, str]:
+    """The cookies of a new session."""
+    answer = await client.post("/chat/login", data={"password": PASSWORD}, headers=headers)
+    assert answer.status_code == 303
+    client.cookies.clear()
+    (pair,) = [line.partition(";")[0] for line in answer.headers.get_list("set-cookie") if COOKIE in line]
+    return {"Cookie": pair}
+
+
+async def opens(client: httpx.AsyncClient, cookie: dict[str, str], **headers: str) -> bool:
+    client.cookies.clear()
+    return (await client.get("/api/jobs", headers=cookie | headers)).status_code == 200
+
+
+# What ends one
+
+
+@pytest.mark.parametrize("accept", [PAGE, PICTURE, {"Accept": "*/*"}], ids=["page", "picture", "anything"])
+async def test_a_browser_that_tells_nothing_of_where_it_was_sent_from_is_asked_before_a_logout(
+    client: httpx.AsyncClient, accept: dict[str, str]
+) -> None:
+    cookie = await come_in(client)
+    asked = await client.get("/chat/logout", headers=cookie | FIREFOX | accept)
+    assert "Log out?" in asked.text
+    assert "clear-site-data" not in asked.headers
+    assert await opens(client, cookie)
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/png"])
+async def test_what_wants_a_page_or_a_picture_is_taken_for_a_browser_whatever_it_calls_itself(
+    client: httpx.AsyncClient, accept: str
+) -> None:
+    cookie = await come_in(client)
+    assert (await client.get("/chat/logout", headers=cookie | {"Accept": accept})).status_code == 200
+    assert await opens(client, cookie)
+
+
+@pytest.mark.parametrize(
+    "told", [{"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}, {"Referer": "/chat/"}], ids=str
+)
+async def test_a_browser_that_was_sent_by_a_page_of_ours_or_by_its_owner_is_logged_out(
+    client: httpx.AsyncClient, told: dict[str, str]
+) -> None:
+    cookie = await come_in(client)
+    if "Referer" in told:
+        told = {"Referer": f"{client.base_url}{told['Referer']}".replace("//chat", "/chat")}
+    answer = await client.get("/chat/logout", headers=cookie | FIREFOX | PAGE | told)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/chat/login")
+    assert not await opens(client, cookie)
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json, text/plain, */*"])
+async def test_a_program_ends_its_session_by_a_plain_get_as_ever(client: httpx.AsyncClient, accept: str) -> None:
+    cookie = await come_in(client)
+    program = {"User-Agent": "curl/8.14.1", "Accept": accept}
+    assert (await client.get("/chat/logout", headers=cookie | program)).status_code == 303
+    assert not await opens(client, cookie)
+
+
+@pytest.mark.parametrize("told", [{}, PAGE, {"Sec-Fetch-Site": "same-origin"}], ids=str)
+async def test_a_head_ends_no_session(client: httpx.AsyncClient, told: dict[str, str]) -> None:
+    cookie = await come_in(client)
+    answer = await client.head("/chat/logout", headers=cookie | told)
+    assert "set-cookie" not in answer.headers
+    assert await opens(client, cookie)
+
+
+async def test_a_logout_clears_what_the_browser_keeps_and_one_without_a_session_clears_nothing(
+    client: httpx.AsyncClient,
+) -> None:
+    for headers in ({}, HTTPS):
+        cookie = await come_in(client, **headers)
+        host = str(client.base_url).partition("//")[2].rstrip("/")
+        origin = {"Origin": f"{'https' if headers else 'http'}://{host}"}
+        out = await client.post("/chat/logout", headers=cookie | headers | origin)
+        assert (out.status_code, out.headers["clear-site-data"]) == (303, '"cache", "storage"')
+        assert not await opens(client, cookie, **headers)
+        # What was typed before a session ended is kept over the login, and no link elsewhere takes it away.
+        assert "clear-site-data" not in (await client.get("/chat/logout", headers=cookie | headers | PAGE)).headers
+
+
+# Its cookie
+
+
+async def test_over_https_every_cookie_is_of_this_host_alone(client: httpx.AsyncClient) -> None:
+    login = await client.post("/chat/login", data={"password": PASSWORD}, headers=HTTPS)
+    session = login.headers["set-cookie"].partition(";")[0]
+    led = await client.get("/chat/jobs", headers=HTTPS)
+    made = await client.post(
+        "/chat/jobs",
+        data={"content": "x", "model": "smollm2", "once": "o"},
+        headers={**HTTPS, "Cookie": session, "Sec-Fetch-Site": "same-origin"},
+    )
+    out = await client.get("/chat/logout", headers={**HTTPS, "Cookie": session, "Sec-Fetch-Site": "same-origin"})
+    answers = (login, led, made, out)
+    names = []
+    for answer in answers:
+        (line,) = answer.headers.get_list("set-cookie")
+        pair, *flags = line.split("; ")
+        names.append(pair.partition("=")[0])
+        assert {"Secure", "Path=/"} <= set(flags), line
+        assert "Domain" not in line
+    assert names == [SECURE_COOKIE, "__Host-llamalith_next", "__Host-llamalith_taken", SECURE_COOKIE]
+
+
+async def test_after_a_login_over_https_one_is_where_one_was_going(client: httpx.AsyncClient) -> None:
+    led = await client.get("/chat/jobs?status=done", headers=HTTPS | PAGE)
+    cookie = {"Cookie": led.headers["set-cookie"].partition(";")[0]}
+    shown = await client.get("/chat/login", headers=HTTPS | cookie)
+    assert 'name="next" value="/chat/jobs?status=done"' in shown.text
+
+
+async def test_a_session_of_http_opens_nothing_over_https_and_the_other_way_round(client: httpx.AsyncClient) -> None:
+    plain, secure = await come_in(client), await come_in(client, **HTTPS)
+    assert plain["Cookie"].startswith(f"{COOKIE}=")
+    assert secure["Cookie"].startswith(f"{SECURE_COOKIE}=")
+    assert await opens(client, plain)
+    assert await opens(client, secure, **HTTPS)
+    assert not await opens(client, plain, **HTTPS)
+    assert not await opens(client, secure)
+    both = {"Cookie": f"{secure['Cookie']}; {plain['Cookie']}"}
+    assert (await client.get("/chat/logout", headers=both | HTTPS)).status_code == 303
+    assert not await opens(client, secure, **HTTPS)
+    assert await opens(client, plain)
+
+
+# What comes with answers
+
+
+async def test_https_alone_is_asked_for_over_https_alone_and_where_it_is_configured(
+    client: httpx.AsyncClient, config: Config
+) -> None:
+    for path in ("/healthz", "/chat/login", "/api/nothing", "/chat/static/app.css"):
+        answer = await client.get(path, headers=HTTPS)
+        assert answer.headers["strict-transport-security"] == "max-age=31536000"
+        assert "strict-transport-security" not in (await client.get(path)).headers
+    async with serving(msgspec.structs.replace(config, trusted_proxies=("127.0.0.1",))) as other:
+        assert "strict-transport-security" not in (await other.get("/healthz", headers=HTTPS)).headers
+
+
+@pytest.mark.parametrize("query", ["", "?v=", "?v=000000000000", "?v={version}&v=x", "?v={version}x", "?w={version}"])
+async def test_a_file_under_another_version_s_address_is_not_kept(client: httpx.AsyncClient, query: str) -> None:
+    for name, content in ASSETS.items():
+        kept = await client.get(f"/chat/static/{name}?v={VERSIONS[name]}")
+        assert kept.headers["cache-control"] == "public, max-age=31536000, immutable"
+        answer = await client.get(f"/chat/static/{name}{query.format(version=VERSIONS[name])}")
+        assert (answer.status_code, answer.content) == (200, content)
+        assert answer.headers["cache-control"] == "no-cache"
+
+
+# The log
+
+
+async def test_what_scripts_ask_for_again_and_again_is_told_at_debug_as_long_as_it_succeeds(
+    client: httpx.AsyncClient,
+) -> None:
+    cookie = await come_in(client)
+    paths = (
+        *("/healthz", "/chat/jobs/rows", "/chat/conversation/list", "/chat/queue/api/queues"),
+        *("/chat/static/app.css", "/chat/jobs", "/api/jobs", "/chat/static/nothing", "/chat/conversation/turns?id=no"),
+    )
+    with structlog.testing.capture_logs() as lines:
+        for path in paths:
+            await client.get(path, headers=cookie)
+        await client.get("/readyz")
+    assert [(line["log_level"], line["status"] < 400) for line in lines if line["event"] == "request"] == [
+        *[("debug", True)] * 5,
+        *[("info", True)] * 2,
+        *[("info", False)] * 2,
+        ("info", False),
+    ]
+
+
+async def test_what_was_refused_is_logged_with_the_client_s_address_and_why(client: httpx.AsyncClient) -> None:
+    far = {"X-Forwarded-For": "203.0.113.9"}
+    cookie = await come_in(client)
+    secret = "a-wrong-token"
+    with structlog.testing.capture_logs() as lines:
+        await client.get(f"/api/jobs?token={secret}", headers={**far, "Authorization": f"Bearer {secret}"})
+        await client.post("/chat/logout", headers={**far, **cookie, "Sec-Fetch-Site": "cross-site"})
+        await client.post("/api/jobs", content=b"{", headers={**far, **cookie, "Sec-Fetch-Site": "same-origin"})
+        await client.get(f"/chat/{secret}", headers=far | PAGE)
+        await client.get("/chat/", headers={"X": "x" * 40_000, **far})
+        await client.get("/api/jobs", headers=cookie | far)
+    told = [(line["status"], line.get("address"), line.get("why")) for line in lines if line["event"] == "request"]
+    assert told == [
+        (401, "203.0.113.9", "not-authenticated"),
+        (403, "203.0.113.9", "cross-site"),
+        (415, "203.0.113.9", "unsupported-media-type"),
+        (404, "203.0.113.9", "not-found"),
+        (431, "203.0.113.9", "none"),
+        (200, None, None),
+    ]
+    assert secret not in str(lines)
+
+
+async def test_a_logout_is_logged_with_its_address_and_without_its_token(client: httpx.AsyncClient) -> None:
+    cookie = await come_in(client)
+    with structlog.testing.capture_logs() as lines:
+        await client.get("/chat/logout", headers=cookie | {"X-Forwarded-For": "203.0.113.9"})
+    assert [line["address"] for line in lines if line["event"] == "logout"] == ["203.0.113.9"]
+    assert cookie["Cookie"].partition("=")[2] not in str(lines)
