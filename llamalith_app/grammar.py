@@ -7,13 +7,14 @@ a processor; whoever enforces one (`engine/constraint.py`) does so within the sa
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from llamalith_app import gbnf
+from llamalith_app import gbnf, keywords
 from llamalith_app.errors import ConfigError
 
 MAX_GRAMMAR_BYTES = 100_000
@@ -33,10 +34,6 @@ ONE_BLANK_OR_A_LINE = r"[ ]|\n[ ]{0,20}"
 ESCAPES = 'nrbtf\\"'
 """What may follow a backslash. Keys are compared as written: with \\u a known one could stand there a second time."""
 
-IN_MAPS = ("properties", "patternProperties", "$defs", "definitions")
-"""Keywords of a JSON Schema in which schemas stand by name."""
-IN_NONE = ("const", "enum", "default", "examples")
-"""Keywords in which nothing is a schema, whatever it looks like."""
 LAST_EXACT = 2**53
 """Beyond it not every integer is a float, in which llguidance and many readers of JSON have their numbers."""
 TOO_LARGE = 2**63
@@ -76,37 +73,28 @@ def of_gbnf(text: str) -> str:
     return LLMatcher.grammar_from_lark(gbnf.to_lark(text))
 
 
-def of_schema(schema: Any) -> str:
-    """Of a JSON Schema that was judged (`schema.py`)."""
+def of_schema(schema: Any, unenforced: Collection[str] = ()) -> str:
+    """Of a JSON Schema that was judged (`schema.py`), without what stands at the pointers `unenforced`."""
+    held = keywords.without(keywords.plain(schema), unenforced)
     return LLMatcher.grammar_from_json_schema(
-        json.dumps(_with_kept_bounds(schema)),
+        json.dumps(keywords.changed(held, _with_kept_bounds)),
         # All that a schema could say of itself by `x-guidance`.
         overrides={
             "item_separator": ",",
             "key_separator": ":",
             "whitespace_flexible": True,
             "whitespace_pattern": ONE_BLANK_OR_A_LINE,
-            "coerce_one_of": False,
+            "coerce_one_of": any(map(keywords.reads_as_any_of, unenforced)),
             "lenient": False,
             "json_allowed_escapes": ESCAPES,
         },
     )
 
 
-def _with_kept_bounds(schema: Any) -> Any:
-    """The same schema with those bounds of its numbers that llguidance keeps."""
-    if isinstance(schema, list):
-        return [_with_kept_bounds(inner) for inner in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inside = {}
-    for key, value in schema.items():
-        if key in IN_MAPS and isinstance(value, dict):
-            inside[key] = {name: _with_kept_bounds(inner) for name, inner in value.items()}
-        else:
-            inside[key] = value if key in IN_NONE else _with_kept_bounds(value)
-    inside = _bounded(inside, "minimum", "exclusiveMinimum", upwards=True)
-    return _bounded(inside, "maximum", "exclusiveMaximum", upwards=False)
+def _with_kept_bounds(_at: str, part: dict[str, Any]) -> dict[str, Any]:
+    """The same part of a schema with those bounds of its numbers that llguidance keeps."""
+    part = _bounded(part, "minimum", "exclusiveMinimum", upwards=True)
+    return _bounded(part, "maximum", "exclusiveMaximum", upwards=False)
 
 
 def _bounded(schema: dict[str, Any], closed: str, open_: str, *, upwards: bool) -> dict[str, Any]:

@@ -142,6 +142,14 @@ class Job(msgspec.Struct, kw_only=True):
     priority: PriorityWord
     parameters: Parameters | None
     """What the job said of its sampling and of the reply's form; null: nothing."""
+    unenforced: list[str] = []
+    """JSON pointers to the keywords of its schema that cannot be enforced while the reply is written, such as
+    `#/uniqueItems`. Where there are some, the whole reply is validated at its end."""
+    reply_valid: bool | None = None
+    """Of a job that is done: whether the reply fits all of its schema; null: it was not validated, since all of the
+    schema was enforced, or since it could not be (`reply_problem` says why)."""
+    reply_problem: str | None = None
+    """The first part of the reply that does not fit, and why; null: there is none."""
     attempt: int
     """Times it was started so far."""
     started_at: datetime | None

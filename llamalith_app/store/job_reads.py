@@ -196,7 +196,7 @@ def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple
         for row in rows.mappings():
             job = as_job(row)
             yield row, job
-            n_chars += n_text_chars(job) + len(row["parameters"] or "")
+            n_chars += n_text_chars(job) + len(row["parameters"] or "") + len(row["unenforced"] or "")
             if n_chars >= MAX_PAGE_CHARS:
                 return
 
@@ -237,6 +237,9 @@ def as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = No
             JobRow.priority,
             # Whole or not at all: where texts are cut, nobody reads it.
             (JobRow.parameters if max_text is None else null()).label("parameters"),
+            (JobRow.unenforced if max_text is None else null()).label("unenforced"),
+            JobRow.reply_valid,
+            JobRow.reply_problem,
             JobRow.attempt,
             JobRow.started_at,
             JobRow.error_kind,
@@ -277,6 +280,7 @@ def as_job(row: RowMapping) -> Job:
     for of_the_row in ("turn", "of_conversation"):
         fields.pop(of_the_row, None)
     fields["parameters"] = parameters(fields["parameters"])
+    fields["unenforced"] = unenforced(fields["unenforced"])
     kind, not_after = fields.pop("error_kind"), fields.pop("not_after")
     fields["priority"] = Priority(fields["priority"]).name.lower()
     return Job(
@@ -288,6 +292,10 @@ def as_job(row: RowMapping) -> Job:
 
 def parameters(stored: str | None) -> Parameters | None:
     return None if stored is None else msgspec.json.decode(stored, type=Parameters)
+
+
+def unenforced(stored: str | None) -> list[str]:
+    return [] if stored is None else msgspec.json.decode(stored, type=list[str])
 
 
 def conversation_of(owner_id: int, public_id: str) -> Any:
