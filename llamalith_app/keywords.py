@@ -7,8 +7,10 @@ Owns the tables of formats and keywords; a test holds them against the library.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
 """All others are annotations, as JSON Schema 2020-12 has it."""
@@ -47,6 +49,9 @@ IN_NONE = ("const", "enum", "default", "examples")
 NAMES = ("$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor")
 """What other schemas may refer to; here none does."""
 NOTES = ("title", "description", "$comment", "examples", "default", "deprecated", "$schema", *NAMES)
+
+MAX_REFERENCES = 10
+"""One leading to another."""
 
 Change = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -92,6 +97,63 @@ def changed(schema: Any, change: Change, at: str = "#") -> Any:
     return change(at, inside)
 
 
+def with_tagged_any_of(schema: Any) -> Any:
+    """The same schema with `anyOf` for each `oneOf` whose schemas are told apart by a constant, as those of a tagged
+    union are: llguidance sees so only where they stand in place, not where references lead to them."""
+    if "/oneOf/" in json.dumps(schema):
+        # Something refers to a place in one.
+        return schema
+
+    def tagged(_at: str, part: dict[str, Any]) -> dict[str, Any]:
+        members = part.get("oneOf")
+        if (
+            "anyOf" in part
+            or not isinstance(members, list)
+            or not _have_a_tag([_led_to(schema, one) for one in members])
+        ):
+            return part
+        return {"anyOf" if key == "oneOf" else key: value for key, value in part.items()}
+
+    return changed(schema, tagged)
+
+
+def _led_to(root: Any, part: Any) -> Any:
+    """What the part's reference leads to; None where that is not plain."""
+    for _ in range(MAX_REFERENCES):
+        if not isinstance(part, dict) or "$ref" not in part:
+            return part
+        reference = part["$ref"]
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            return None
+        part = root
+        for segment in reference.split("/")[1:]:
+            part = part.get(unescaped(segment)) if isinstance(part, dict) else None
+    return None
+
+
+def _have_a_tag(members: list[Any]) -> bool:
+    """Whether all are objects that must have one property, which is another text in each."""
+    if not members or not all(isinstance(one, dict) and one.get("type") == "object" for one in members):
+        return False
+    tags = [_tags(one) for one in members]
+    return any(len({one.get(name) for one in tags} - {None}) == len(tags) for name in tags[0])
+
+
+def _tags(part: dict[str, Any]) -> dict[str, str]:
+    properties, required = part.get("properties"), part.get("required")
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        return {}
+    constants = {name: _constant(properties[name]) for name in required if isinstance(name, str) and name in properties}
+    return {name: constant for name, constant in constants.items() if isinstance(constant, str)}
+
+
+def _constant(part: Any) -> Any:
+    if not isinstance(part, dict):
+        return None
+    choices = part.get("enum")
+    return choices[0] if isinstance(choices, list) and len(choices) == 1 else part.get("const")
+
+
 def unenforced(part: dict[str, Any], of_draft: int) -> Iterator[str]:
     """The keywords of a plain part that no reply can be held to."""
     return (key for key in part if UNENFORCED.get(key, NEWEST + 1) <= of_draft)
@@ -99,6 +161,10 @@ def unenforced(part: dict[str, Any], of_draft: int) -> Iterator[str]:
 
 def escaped(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
+
+
+def unescaped(segment: str) -> str:
+    return unquote(segment).replace("~1", "/").replace("~0", "~")
 
 
 def _plain(at: str, part: dict[str, Any]) -> dict[str, Any]:

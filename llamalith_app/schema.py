@@ -16,12 +16,11 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import msgspec
 
 from llamalith_app import grammar, keywords, validation
-from llamalith_app.keywords import escaped
+from llamalith_app.keywords import escaped, unescaped
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_DEPTH = 100
@@ -41,6 +40,10 @@ IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 ALONE = ("items", "additionalItems", "additionalProperties")
 OF_TEXTS = ("pattern", "format", "minLength", "maxLength")
 OF_COUNTS = ("minProperties", "maxProperties")
+MANY, MANY_SCHEMAS = 250, 20
+"""Properties, and schemas of which one is to fit, from which on a part of a schema is tried alone."""
+FEW_ENOUGH = 50
+"""Properties that may be absent while one of them must not: llguidance has a case for each of them."""
 REFUSED = ("$dynamicRef", "$recursiveRef", "x-guidance")
 """Keywords that would change what other parts mean."""
 
@@ -105,7 +108,10 @@ def judge(schema: Any) -> Iterator[Verdict]:
         yield Verdict(reason=reason)
         yield _located(keywords.without(plain, gaps), used, reason)
         return
-    yield _with_gaps(plain, gaps)
+    verdict = _with_gaps(plain, gaps)
+    yield verdict
+    if verdict.reason is None:
+        yield from _breaking_off(keywords.without(plain, gaps), used, gaps)
 
 
 def _peak_bytes() -> int:
@@ -190,7 +196,7 @@ def _target(root: Any, part: _Part) -> _Part:
         raise Flaw(at, "leads out of the schema: only # and #/… are followed")
     found, place = root, "#"
     for segment in reference.split("/")[1:]:
-        key = unquote(segment).replace("~1", "/").replace("~0", "~")
+        key = unescaped(segment)
         if isinstance(found, list) and key.isdecimal() and len(key) < 10 and int(key) < len(found):
             found = found[int(key)]
         elif isinstance(found, dict) and key in found:
@@ -213,14 +219,18 @@ def _known_gaps(parts: dict[str, Any], draft: int) -> dict[str, str]:
 
 
 def _too_many_names(schema: dict[str, Any]) -> str:
-    """Of a least number of properties that one name could reach by standing there again and again."""
-    if not isinstance(schema.get("minProperties"), int):
+    """Why no least number of properties can be kept: one name could reach it by standing there again and again, or it
+    costs too much."""
+    least = schema.get("minProperties")
+    if not isinstance(least, int) or not least:
         return ""
     required = schema.get("required")
-    most = 1 + (len(set(map(str, required))) if isinstance(required, list) else 0)
-    if schema["minProperties"] <= most:
-        return ""
-    return f"is more than can be held to: expected at most {most}, one more than the names in required"
+    names = set(map(str, required)) if isinstance(required, list) else set()
+    if least > 1 + len(names):
+        return f"is more than can be held to: expected at most {1 + len(names)}, one more than the names in required"
+    if least > len(names) and (n_others := len(set(_names(schema)) - names)) > FEW_ENOUGH:
+        return f"cannot be held to: {n_others} properties may be absent; expected at most {FEW_ENOUGH} of them"
+    return ""
 
 
 def _found_gaps(schema: Any, parts: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
@@ -256,6 +266,23 @@ def _suspects(part: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]
         others = part.get("additionalProperties") is not False
         required = {"required": part["required"]} if "required" in part else {}
         yield list(counts), {"type": "object", **named, "additionalProperties": others, **required, **counts}
+
+
+def _breaking_off(schema: Any, parts: dict[str, Any], gaps: Collection[str]) -> Iterator[Verdict]:
+    """A verdict on the first part, if any, at which a reply would break off, since too much may come next there."""
+    keys = [name for part in parts.values() for name in _names(part)]
+    for at, part in parts.items():
+        n_choices = len(_names(part)) + sum(MANY / MANY_SCHEMAS * _length(_of(part, key)) for key in ("anyOf", "oneOf"))
+        if at == "#" or n_choices >= MANY:
+            held = grammar.of_schema(_standing_at(at, schema), gaps)
+            if reason := grammar.problem_on_the_way(held, keys):
+                yield Verdict(reason=reason, at=at)
+                return
+
+
+def _names(part: Any) -> Collection[str]:
+    found = _of(part, "properties")
+    return found.keys() if isinstance(found, dict) else ()
 
 
 def _with_gaps(schema: Any, gaps: dict[str, str]) -> Verdict:
