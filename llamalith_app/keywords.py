@@ -53,7 +53,7 @@ NOTES = ("title", "description", "$comment", "examples", "default", "deprecated"
 MAX_REFERENCES = 10
 """One leading to another."""
 
-Change = Callable[[str, dict[str, Any]], dict[str, Any]]
+Change = Callable[[str, dict[str, Any]], Any]
 
 
 def draft(schema: Any) -> int:
@@ -167,7 +167,9 @@ def unescaped(segment: str) -> str:
     return unquote(segment).replace("~1", "/").replace("~0", "~")
 
 
-def _plain(at: str, part: dict[str, Any]) -> dict[str, Any]:
+def _plain(at: str, part: dict[str, Any]) -> Any:
+    if "not" in part and _takes_everything(part["not"]):
+        return False
     return {key: value for key, value in _with_known_schema(at, part).items() if not _says_nothing(part, key, value)}
 
 
@@ -205,7 +207,7 @@ def _says_nothing(part: dict[str, Any], key: str, value: Any) -> bool:
     if key in ("minContains", "maxContains"):
         return "contains" not in part
     if key == "if":
-        return "then" not in part and "else" not in part
+        return all(_takes_everything(part.get(branch, True)) for branch in ("then", "else"))
     if key in ("then", "else"):
         return "if" not in part or _takes_everything(value)
     return False

@@ -39,6 +39,7 @@ IN_MAPS = ("properties", "patternProperties", *DEFINITIONS)
 IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 ALONE = ("items", "additionalItems", "additionalProperties")
 OF_TEXTS = ("pattern", "format", "minLength", "maxLength")
+OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 OF_COUNTS = ("minProperties", "maxProperties")
 MANY, MANY_SCHEMAS = 250, 20
 """Properties, and schemas of which one is to fit, from which on a part of a schema is tried alone."""
@@ -257,6 +258,8 @@ def _suspects(part: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]
     """Keywords of a part, and a small schema that llguidance refuses where it refuses them."""
     if "pattern" in part:
         yield ["pattern"], {"type": "string"} | {key: part[key] for key in OF_TEXTS if key in part}
+    if bounds := {key: part[key] for key in OF_NUMBERS if key in part}:
+        yield list(bounds), {"type": "integer" if part.get("type") == "integer" else "number"} | bounds
     named = {key: dict.fromkeys(part[key], True) for key in IN_MAPS if isinstance(_of(part, key), dict)}
     if named.get("patternProperties"):
         # What matches none of the patterns is known only where these are.
