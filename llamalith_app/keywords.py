@@ -203,7 +203,7 @@ def _says_nothing(part: dict[str, Any], key: str, value: Any) -> bool:
     if key in ("unevaluatedItems", "unevaluatedProperties"):
         return _takes_everything(value)
     if key in ("dependencies", "dependentRequired", "dependentSchemas"):
-        return value == {}
+        return isinstance(value, dict) and not value
     if key in ("minContains", "maxContains"):
         return "contains" not in part
     if key == "if":

@@ -210,7 +210,7 @@ def _target(root: Any, part: _Part) -> _Part:
 
 def _known_gaps(parts: dict[str, Any], draft: int) -> dict[str, str]:
     """By their places, with the reasons: what no reply can be held to whatever stands there."""
-    found = {}
+    found: dict[str, str] = {}
     for at, schema in parts.items():
         if isinstance(schema, dict):
             found |= {f"{at}/{key}": f"not supported: {key}" for key in keywords.unenforced(schema, draft)}
@@ -263,7 +263,7 @@ def _suspects(part: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]
     named = {key: dict.fromkeys(part[key], True) for key in IN_MAPS if isinstance(_of(part, key), dict)}
     if named.get("patternProperties"):
         # What matches none of the patterns is known only where these are.
-        suspects = [key for key in ("patternProperties", "additionalProperties") if key in part]
+        suspects: list[str] = [key for key in ("patternProperties", "additionalProperties") if key in part]
         yield suspects, {"type": "object", "patternProperties": named["patternProperties"]}
     if counts := {key: part[key] for key in OF_COUNTS if key in part}:
         others = part.get("additionalProperties") is not False

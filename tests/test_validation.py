@@ -70,7 +70,7 @@ async def test_a_validation_without_an_end_leaves_it_open_whether_the_reply_fits
     monkeypatch.setattr(schemas, "WITHIN_S", 0)
     assert await ReplyValidator().validate({}, "1") == Fit(None, "could not be validated within 0 s")
     monkeypatch.undo()
-    monkeypatch.setattr(schemas.sys, "executable", "/nowhere")
+    monkeypatch.setattr("llamalith_app.jobs.schemas.sys.executable", "/nowhere")
     assert await ReplyValidator().validate({}, "1") == Fit(None, "could not be validated")
     monkeypatch.undo()
     assert await ReplyValidator().validate({}, "1") == Fit(True, None)

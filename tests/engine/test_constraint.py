@@ -163,12 +163,28 @@ def test_what_is_taken_at_submit_the_engine_does_not_refuse_whatever_its_size(
             bounded.accept(token)
 
 
+TYPICAL = json.loads(Path(__file__).parent.parent.joinpath("typical_schemas.json").read_text())
+"""As zod, pydantic and OpenAPI write them, with the places of what no reply can be held to."""
+
+
+@pytest.mark.parametrize("typical", TYPICAL, ids=[typical["name"] for typical in TYPICAL])
+def test_a_typical_schema_is_taken_and_the_engine_holds_to_it(vocabulary: Vocabulary, typical: dict[str, Any]) -> None:
+    *_, verdict = schema.judge(typical["schema"])
+    assert verdict.reason is None
+    assert sorted(gap.at for gap in verdict.gaps) == typical["unenforced"]
+    bounded = Constraint(vocabulary, grammar.of_schema(typical["schema"], typical["unenforced"]))
+    for _ in range(3):
+        allowed = bounded.allowed().nonzero()[0]
+        assert len(allowed)
+        bounded.accept(int(allowed[0]))
+
+
 def test_what_the_engine_refuses_is_not_taken_at_submit(vocabulary: Vocabulary) -> None:
     bounded = Constraint(vocabulary, grammar.of_schema(wide(1300)))
     bounded.allowed()
+    opening, *_ = vocabulary.tokenizer.tokenize_str('{"p')
     with pytest.raises(TooSlow, match="too many choices at one place"):
-        for token in vocabulary.tokenizer.tokenize_str('{"p'):
-            bounded.accept(token)
+        bounded.accept(opening)
     *_, verdict = schema.judge(wide(1300))
     assert "too many choices at one place" in (verdict.reason or "")
 
