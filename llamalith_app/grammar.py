@@ -7,36 +7,42 @@ a processor; whoever enforces one (`engine/constraint.py`) does so within the sa
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection, Sequence
 from decimal import Context, Decimal
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from llamalith_app import files, gbnf
+from llamalith_app import files, gbnf, keywords
 from llamalith_app.errors import ConfigError
 
 MAX_GRAMMAR_BYTES = 100_000
 MAX_REASON = 300
 LIMITS = LLParserLimits(
     # Work that is counted, not timed: what is refused here is refused everywhere.
-    max_items_in_row=1000,
-    step_max_items=50_000,
+    # An object takes four for each property that may be absent; of some thousands a token costs some hundredths of a
+    # second. One step of a model's vocabulary takes up to fifteen rows, one of bytes (`problem`) takes one: the second
+    # limit must leave room for what passed the first.
+    max_items_in_row=5000,
+    step_max_items=150_000,
     max_lexer_states=10_000,
     precompute_large_lexemes=False,
     # No state of the parser in a reason that people read.
     verbose_errors=False,
 )
+TOO_WIDE = re.compile(r"row has (\d+) items; max is (\d+)")
+WALKS, STEPS, WORDS = 2, 30, 3
+GO_ON = 0.9
+"""How likely a reply at random does not end something that may go on."""
 ONE_BLANK_OR_A_LINE = r"[ ]|\n[ ]{0,20}"
 """Between the parts of a JSON text. Without an end to it a small model writes blanks for ever."""
 
 ESCAPES = 'nrbtf\\"'
 """What may follow a backslash. Keys are compared as written: with \\u a known one could stand there a second time."""
 
-IN_MAPS = ("properties", "patternProperties", "$defs", "definitions")
-"""Keywords of a JSON Schema in which schemas stand by name."""
-IN_NONE = ("const", "enum", "default", "examples")
-"""Keywords in which nothing is a schema, whatever it looks like."""
 LAST_EXACT = 2**53
 """Beyond it not every integer is a float, in which llguidance and many readers of JSON have their numbers."""
 TOO_LARGE = 2**63
@@ -75,37 +81,28 @@ def of_gbnf(text: str) -> str:
     return LLMatcher.grammar_from_lark(gbnf.to_lark(text))
 
 
-def of_schema(schema: Any) -> str:
-    """Of a JSON Schema that was judged (`schema.py`)."""
+def of_schema(schema: Any, unenforced: Collection[str] = ()) -> str:
+    """Of a JSON Schema that was judged (`schema.py`), without what stands at the pointers `unenforced`."""
+    held = keywords.without(keywords.plain(schema), unenforced)
     return LLMatcher.grammar_from_json_schema(
-        json.dumps(_with_kept_bounds(schema)),
+        json.dumps(keywords.changed(keywords.with_tagged_any_of(held), _with_kept_bounds)),
         # All that a schema could say of itself by `x-guidance`.
         overrides={
             "item_separator": ",",
             "key_separator": ":",
             "whitespace_flexible": True,
             "whitespace_pattern": ONE_BLANK_OR_A_LINE,
-            "coerce_one_of": False,
+            "coerce_one_of": any(map(keywords.reads_as_any_of, unenforced)),
             "lenient": False,
             "json_allowed_escapes": ESCAPES,
         },
     )
 
 
-def _with_kept_bounds(schema: Any) -> Any:
-    """The same schema with those bounds of its numbers that llguidance keeps."""
-    if isinstance(schema, list):
-        return [_with_kept_bounds(inner) for inner in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inside = {}
-    for key, value in schema.items():
-        if key in IN_MAPS and isinstance(value, dict):
-            inside[key] = {name: _with_kept_bounds(inner) for name, inner in value.items()}
-        else:
-            inside[key] = value if key in IN_NONE else _with_kept_bounds(value)
-    inside = _bounded(inside, "minimum", "exclusiveMinimum", upwards=True)
-    return _bounded(inside, "maximum", "exclusiveMaximum", upwards=False)
+def _with_kept_bounds(_at: str, part: dict[str, Any]) -> dict[str, Any]:
+    """The same part of a schema with those bounds of its numbers that llguidance keeps."""
+    part = _bounded(part, "minimum", "exclusiveMinimum", upwards=True)
+    return _bounded(part, "maximum", "exclusiveMaximum", upwards=False)
 
 
 def _bounded(schema: dict[str, Any], closed: str, open_: str, *, upwards: bool) -> dict[str, Any]:
@@ -164,11 +161,45 @@ def problem(grammar: str) -> str:
     return sentence(matcher.get_error())
 
 
+def problem_on_the_way(grammar: str, keys: Sequence[str]) -> str:
+    """Why a reply may break off though it can begin; empty: none of some replies at random does. `keys` are those that
+    the replies of a JSON Schema may have."""
+    random = Random(0)  # noqa: S311 - the same replies for the same grammar
+    words = [json.dumps(key, ensure_ascii=False).encode() + b":" for key in keys]
+    for _ in range(WALKS):
+        matcher = LLMatcher(LLTokenizer("byte"), grammar, limits=LIMITS, log_level=0)
+        for _ in range(STEPS):
+            bits = matcher.compute_bitmask()
+            if matcher.is_error() or matcher.is_stopped():
+                break
+            allowed = bytes(byte for byte in range(256) if bits[byte // 8] >> byte % 8 & 1)
+            if not allowed or not matcher.consume_tokens(list(_next_bytes(matcher, allowed, words, random))):
+                break
+        if matcher.is_error():
+            return sentence(matcher.get_error())
+    return ""
+
+
+def _next_bytes(matcher: LLMatcher, allowed: bytes, words: Sequence[bytes], random: Random) -> bytes:
+    """A key where one may stand, the end of a text, or anything else, though rather not the end of a list."""
+    if b'"' in allowed:
+        for word in random.sample(words, min(WORDS, len(words))):
+            if matcher.validate_tokens(list(word)) == len(word):
+                return word
+        return b'"'
+    more = [byte for byte in allowed if byte not in b"]} \n"] or list(allowed)
+    return bytes([random.choice(more if random.random() < GO_ON else allowed)])
+
+
 def sentence(error: str) -> str:
     """What llguidance says is wrong, without the grammar and the parser's state that it adds, in our words."""
     first, *more = error.splitlines() or [""]
     if "NoExtension" in first:
         return "it allows no reply at all"
+    if (row := TOO_WIDE.search(first)) is not None:
+        return f"too many choices at one place: {row[1]}, at most {row[2]}; a property that may be absent counts as 4"
+    if first.startswith("panic"):
+        return "too large to be compiled"
     if first.startswith("oneOf"):
         return "oneOf is not supported where two of its schemas may fit the same value; anyOf is"
     if first.startswith("Unimplemented keys"):

@@ -1,4 +1,5 @@
-"""Judges a JSON Schema: can replies be held to it, and if not, which part of it is why.
+"""Judges a JSON Schema: can replies be held to it, which parts of it only a whole reply can be validated against, and
+where neither is so, which part is why.
 
 `python -m llamalith_app.schema` is a program of its own, to be killed: what llguidance does with some schemas takes
 minutes and cannot be interrupted. One schema on standard input; on standard output a Verdict a line, of which the
@@ -12,14 +13,14 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import msgspec
 
-from llamalith_app import grammar
+from llamalith_app import grammar, keywords, parent, validation
+from llamalith_app.keywords import escaped, unescaped
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_DEPTH = 100
@@ -30,9 +31,21 @@ GROWTH_BYTES = 32 * 1024 * 1024
 """What a compiled schema may take: the engine's memory is planned with it."""
 ADDRESS_SPACE_BYTES = 2 * 1024 * 1024 * 1024
 
+MAX_UNENFORCED_CHARS = 16 * 1024
+"""Of the pointers to what only a whole reply can be validated against: they are stored and told with the job."""
+
+DEFINITIONS = ("$defs", "definitions")
+IN_MAPS = ("properties", "patternProperties", *DEFINITIONS)
 IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 ALONE = ("items", "additionalItems", "additionalProperties")
-REFUSED = ("$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveRef", "x-guidance")
+OF_TEXTS = ("pattern", "format", "minLength", "maxLength")
+OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+OF_COUNTS = ("minProperties", "maxProperties")
+MANY, MANY_SCHEMAS = 250, 20
+"""Properties, and schemas of which one is to fit, from which on a part of a schema is tried alone."""
+FEW_ENOUGH = 50
+"""Properties that may be absent while one of them must not: llguidance has a case for each of them."""
+REFUSED = ("$dynamicRef", "$recursiveRef", "x-guidance")
 """Keywords that would change what other parts mean."""
 
 UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
@@ -40,11 +53,21 @@ UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 UNWRITABLE_IS = "a control character that no reply can hold: only \\n, \\r, \\t, \\b and \\f are"
 
 
+class Gap(msgspec.Struct):
+    """A keyword that no reply can be held to while it is written."""
+
+    at: str
+    """A JSON pointer to it."""
+    reason: str
+
+
 class Verdict(msgspec.Struct, kw_only=True):
     reason: str | None
-    """None: replies can be held to it."""
+    """None: replies can be held to it, but for the gaps."""
     at: str = "#"
     """A JSON pointer to the part that is why."""
+    gaps: list[Gap] = []
+    """In no order that says anything."""
 
 
 class Flaw(Exception):
@@ -61,23 +84,35 @@ class _Part(NamedTuple):
 def judge(schema: Any) -> Iterator[Verdict]:
     """The verdict, then a better one where that takes more time."""
     try:
-        parts = _parts(schema)
-        _must_be_counted(parts)
+        _parts(schema)
+        plain = keywords.plain(schema)
+        parts = _parts(plain)
         _must_be_writable(parts)
         _must_end(parts)
     except Flaw as flaw:
         yield flaw.verdict
         return
+    used = _used(plain)
+    gaps = _known_gaps(used, keywords.draft(plain))
     before = _peak_bytes()
-    reason = _compiled(schema)
+    reason = _compiled(plain, gaps)
+    if reason and not _is_unsatisfiable(reason):
+        yield Verdict(reason=reason)
+        gaps |= _found_gaps(plain, used, gaps)
+        reason = _compiled(plain, gaps)
     grown = _peak_bytes() - before
     if not reason and grown > GROWTH_BYTES:
         reason = f"takes {grown >> 20} MiB of memory when compiled; {GROWTH_BYTES >> 20} are allowed"
         yield Verdict(reason=reason)
         return
-    yield Verdict(reason=reason or None)
     if reason:
-        yield _located(schema, parts, reason)
+        yield Verdict(reason=reason)
+        yield _located(keywords.without(plain, gaps), used, reason)
+        return
+    verdict = _with_gaps(plain, gaps)
+    yield verdict
+    if verdict.reason is None:
+        yield from _breaking_off(keywords.without(plain, gaps), used, gaps)
 
 
 def _peak_bytes() -> int:
@@ -103,6 +138,15 @@ def _parts(schema: Any) -> dict[str, Any]:
     """Every schema in the schema, by its place, deeper ones first; also those that only a reference leads to."""
     if _depth(schema) > MAX_DEPTH:
         raise Flaw("#", f"is nested more than {MAX_DEPTH} deep")
+    return _reached(schema, but=())
+
+
+def _used(schema: Any) -> dict[str, Any]:
+    """The same without definitions that nothing refers to."""
+    return _reached(schema, but=DEFINITIONS)
+
+
+def _reached(schema: Any, *, but: Collection[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     waiting = [_Part("#", schema)]
     while waiting:
@@ -112,23 +156,33 @@ def _parts(schema: Any) -> dict[str, Any]:
         found[part.at] = part.schema
         if not isinstance(part.schema, (dict, bool)):
             raise Flaw(part.at, "is no schema: expected an object or a boolean")
-        waiting += _children(part)
+        waiting += _children(part, but)
         if isinstance(part.schema, dict):
             for keyword in REFUSED:
-                if keyword in part.schema and not (keyword == "$id" and part.at == "#"):
+                if keyword in part.schema:
                     raise Flaw(f"{part.at}/{keyword}", f"{keyword} is not supported")
+            if "$id" in part.schema and part.at != "#" and _refers(part.schema):
+                raise Flaw(f"{part.at}/$id", "$id is not supported where a $ref within it would start from it")
             if "$ref" in part.schema:
                 waiting.append(_target(schema, part))
     return dict(reversed(found.items()))
 
 
-def _children(part: _Part) -> Iterator[_Part]:
+def _refers(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_refers, value))
+    return isinstance(value, dict) and ("$ref" in value or any(map(_refers, value.values())))
+
+
+def _children(part: _Part, but: Collection[str] = ()) -> Iterator[_Part]:
     if not isinstance(part.schema, dict):
         return
     for key, value in part.schema.items():
-        at = f"{part.at}/{_escaped(key)}"
-        if key in grammar.IN_MAPS and isinstance(value, dict):
-            yield from (_Part(f"{at}/{_escaped(name)}", inner) for name, inner in value.items())
+        at = f"{part.at}/{escaped(key)}"
+        if key in but:
+            continue
+        if key in IN_MAPS and isinstance(value, dict):
+            yield from (_Part(f"{at}/{escaped(name)}", inner) for name, inner in value.items())
         elif key in IN_LISTS and isinstance(value, list):
             yield from (_Part(f"{at}/{index}", inner) for index, inner in enumerate(value))
         elif key in ALONE:
@@ -142,30 +196,107 @@ def _target(root: Any, part: _Part) -> _Part:
     if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
         raise Flaw(at, "leads out of the schema: only # and #/… are followed")
     found, place = root, "#"
-    for escaped in reference.split("/")[1:]:
-        key = unquote(escaped).replace("~1", "/").replace("~0", "~")
+    for segment in reference.split("/")[1:]:
+        key = unescaped(segment)
         if isinstance(found, list) and key.isdecimal() and len(key) < 10 and int(key) < len(found):
             found = found[int(key)]
         elif isinstance(found, dict) and key in found:
             found = found[key]
         else:
             raise Flaw(at, f"leads to nothing: there is no {reference[:200]}")
-        place += f"/{_escaped(key)}"
+        place += f"/{escaped(key)}"
     return _Part(place, found)
 
 
-def _must_be_counted(parts: dict[str, Any]) -> None:
-    """Raises Flaw for a least number of properties that one name could reach by standing there again and again."""
+def _known_gaps(parts: dict[str, Any], draft: int) -> dict[str, str]:
+    """By their places, with the reasons: what no reply can be held to whatever stands there."""
+    found: dict[str, str] = {}
     for at, schema in parts.items():
-        if not isinstance(schema, dict) or not isinstance(schema.get("minProperties"), int):
-            continue
-        required = schema.get("required")
-        most = 1 + (len(set(map(str, required))) if isinstance(required, list) else 0)
-        if schema["minProperties"] > most:
-            raise Flaw(
-                f"{at}/minProperties",
-                f"is more than can be held to: expected at most {most}, one more than the names in required",
-            )
+        if isinstance(schema, dict):
+            found |= {f"{at}/{key}": f"not supported: {key}" for key in keywords.unenforced(schema, draft)}
+            if reason := _too_many_names(schema):
+                found[f"{at}/minProperties"] = reason
+    return found
+
+
+def _too_many_names(schema: dict[str, Any]) -> str:
+    """Why no least number of properties can be kept: one name could reach it by standing there again and again, or it
+    costs too much."""
+    least = schema.get("minProperties")
+    if not isinstance(least, int) or not least:
+        return ""
+    required = schema.get("required")
+    names = set(map(str, required)) if isinstance(required, list) else set()
+    if least > 1 + len(names):
+        return f"is more than can be held to: expected at most {1 + len(names)}, one more than the names in required"
+    if least > len(names) and (n_others := len(set(_names(schema)) - names)) > FEW_ENOUGH:
+        return f"cannot be held to: {n_others} properties may be absent; expected at most {FEW_ENOUGH} of them"
+    return ""
+
+
+def _found_gaps(schema: Any, parts: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
+    """The same for what llguidance takes or not by what stands there."""
+    found: dict[str, str] = {}
+    for at, part in parts.items():
+        if isinstance(part, dict):
+            for suspects, small in _suspects(part):
+                blamed = [f"{at}/{key}" for key in suspects if f"{at}/{key}" not in known]
+                if blamed and (reason := _compiled(small)) and not _is_unsatisfiable(reason):
+                    rest = {key: value for key, value in small.items() if key not in suspects}
+                    found |= {} if _compiled(rest) else dict.fromkeys(blamed, reason)
+    several = {f"{at}/oneOf": at for at, part in parts.items() if _length(_of(part, "oneOf")) > 1}
+    for pointer, at in several.items():
+        # What was found in it before is no fault of its own.
+        mended = keywords.without(schema, known | found, also_one_of=True)
+        if (reason := _compiled(_standing_at(at, mended))).startswith("oneOf"):
+            found[pointer] = reason
+    reason = _compiled(schema, known | found)
+    return found | (dict.fromkeys(several, reason) if reason.startswith("oneOf") else {})
+
+
+def _suspects(part: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Keywords of a part, and a small schema that llguidance refuses where it refuses them."""
+    if "pattern" in part:
+        yield ["pattern"], {"type": "string"} | {key: part[key] for key in OF_TEXTS if key in part}
+    if bounds := {key: part[key] for key in OF_NUMBERS if key in part}:
+        yield list(bounds), {"type": "integer" if part.get("type") == "integer" else "number"} | bounds
+    named = {key: dict.fromkeys(part[key], True) for key in IN_MAPS if isinstance(_of(part, key), dict)}
+    if named.get("patternProperties"):
+        # What matches none of the patterns is known only where these are.
+        suspects: list[str] = [key for key in ("patternProperties", "additionalProperties") if key in part]
+        yield suspects, {"type": "object", "patternProperties": named["patternProperties"]}
+    if counts := {key: part[key] for key in OF_COUNTS if key in part}:
+        others = part.get("additionalProperties") is not False
+        required = {"required": part["required"]} if "required" in part else {}
+        yield list(counts), {"type": "object", **named, "additionalProperties": others, **required, **counts}
+
+
+def _breaking_off(schema: Any, parts: dict[str, Any], gaps: Collection[str]) -> Iterator[Verdict]:
+    """A verdict on the first part, if any, at which a reply would break off, since too much may come next there."""
+    keys = [name for part in parts.values() for name in _names(part)]
+    for at, part in parts.items():
+        n_choices = len(_names(part)) + sum(MANY / MANY_SCHEMAS * _length(_of(part, key)) for key in ("anyOf", "oneOf"))
+        if at == "#" or n_choices >= MANY:
+            held = grammar.of_schema(_standing_at(at, schema), gaps)
+            if reason := grammar.problem_on_the_way(held, keys):
+                yield Verdict(reason=reason, at=at)
+                return
+
+
+def _names(part: Any) -> Collection[str]:
+    found = _of(part, "properties")
+    return found.keys() if isinstance(found, dict) else ()
+
+
+def _with_gaps(schema: Any, gaps: dict[str, str]) -> Verdict:
+    """Replies that no grammar can hold to all of the schema are validated; that has to be possible."""
+    if gaps and (flaw := validation.flaw(schema)):
+        # A pattern that nobody can read, for one.
+        return Verdict(reason=gaps.get(flaw.at, flaw.reason), at=flaw.at)
+    if sum(map(len, gaps)) > MAX_UNENFORCED_CHARS:
+        at, reason = next(iter(gaps.items()))
+        return Verdict(reason=f"{reason}, and so on in {len(gaps)} places, which is more than can be told", at=at)
+    return Verdict(reason=None, gaps=[Gap(at, reason) for at, reason in gaps.items()])
 
 
 def _must_be_writable(parts: dict[str, Any]) -> None:
@@ -194,7 +325,7 @@ def _scalars(part: _Part) -> Iterator[_Part]:
         yield part
         return
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _scalars(_Part(f"{at}/{_escaped(str(key))}", inner))
+        yield from _scalars(_Part(f"{at}/{escaped(str(key))}", inner))
 
 
 def _must_end(parts: dict[str, Any]) -> None:
@@ -238,7 +369,7 @@ def _object_can_end(part: _Part, ending: set[str]) -> bool:
     if not isinstance(properties, dict) or not isinstance(required, list):
         return True
     return all(
-        not isinstance(name, str) or name not in properties or f"{part.at}/properties/{_escaped(name)}" in ending
+        not isinstance(name, str) or name not in properties or f"{part.at}/properties/{escaped(name)}" in ending
         for name in required
     )
 
@@ -253,34 +384,55 @@ def _array_can_end(part: _Part, ending: set[str]) -> bool:
     return all(place in ending for place in places)
 
 
-def _compiled(schema: Any) -> str:
+def _compiled(schema: Any, unenforced: Collection[str] = ()) -> str:
+    """Why nothing can be held to it; empty: something can."""
     try:
-        return grammar.problem(grammar.of_schema(schema))
+        return grammar.problem(grammar.of_schema(schema, unenforced))
     except ValueError as error:
         return grammar.sentence(str(error))
 
 
+def _is_unsatisfiable(reason: str) -> bool:
+    return reason.startswith("Unsatisfiable")
+
+
 def _located(schema: Any, parts: dict[str, Any], reason: str) -> Verdict:
-    """Goes down to the smallest part that alone has the fault."""
-    inside = _moved(schema)
-    frame = {"$schema": inside.pop("$schema")} if isinstance(inside, dict) and "$schema" in inside else {}
+    """Goes down to the smallest part that alone has the fault; a `false` is none, but what must fit it."""
     best, seen = Verdict(reason=reason), {"#"}
     while True:
         part = _Part(best.at, parts[best.at])
-        below = [child.at for child in _children(part)]
+        below = [child.at for child in _children(part, DEFINITIONS)]
         if isinstance(part.schema, dict) and "$ref" in part.schema:
             below.append(_target(schema, part).at)
         for at in below:
-            if at in seen:
+            if at in seen or isinstance(parts.get(at, True), bool):
                 continue
             seen.add(at)
-            reference = "#/$defs/it" + "".join(f"/{_quoted(key)}" for key in at.split("/")[1:])
-            found = _compiled(frame | {"$defs": {"it": inside}, "$ref": reference})
-            if found and (found == best.reason or found.startswith("Unsatisfiable")):
+            found = _compiled(_standing_at(at, schema))
+            if not found:
+                continue
+            # Many a part that nothing fits does no harm, such as a property that may be absent.
+            if (found == best.reason and not _is_unsatisfiable(found)) or (
+                _compiled(_standing_at(best.at, _with_all_at(schema, at))) != best.reason
+            ):
                 best = Verdict(reason=found, at=at)
                 break
         else:
             return best
+
+
+def _standing_at(at: str, schema: Any) -> Any:
+    """A schema that is one part of this one."""
+    if at == "#":
+        return schema
+    frame = {"$schema": schema["$schema"]} if isinstance(schema, dict) and "$schema" in schema else {}
+    reference = "#/$defs/it" + "".join(f"/{_quoted(key)}" for key in at.split("/")[1:])
+    return frame | {"$defs": {"it": _moved(schema)}, "$ref": reference}
+
+
+def _with_all_at(schema: Any, at: str) -> Any:
+    """The schema with a part that everything fits in the place of this one."""
+    return keywords.changed(schema, lambda here, part: {} if here == at else part)
 
 
 def _moved(value: Any) -> Any:
@@ -292,16 +444,16 @@ def _moved(value: Any) -> Any:
     return {
         key: f"#/$defs/it{inner[1:]}" if key == "$ref" and isinstance(inner, str) else _moved(inner)
         for key, inner in value.items()
-        if key != "$id"
+        if key != "$schema" or not isinstance(inner, str)
     }
+
+
+def _of(schema: Any, keyword: str) -> Any:
+    return schema.get(keyword) if isinstance(schema, dict) else None
 
 
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, list) else 0
-
-
-def _escaped(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")
 
 
 def _quoted(key: str) -> str:
@@ -309,6 +461,7 @@ def _quoted(key: str) -> str:
 
 
 def main() -> None:
+    parent.die_with_parent()
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,4 +1,4 @@
-"""GBNF as llguidance takes it, the folder of grammars, and the judging of JSON Schemas."""
+"""GBNF as llguidance takes it, the folder of grammars, and what JSON Schemas hold replies to."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from llamalith_app import gbnf, grammar, schema
+from llamalith_app import gbnf, grammar, keywords, schema
 from llamalith_app.errors import ConfigError
 
 
@@ -143,6 +145,26 @@ GOOD: dict[str, Any] = {
     "a text of several lines": {"enum": ["a\n\tb", "é\u2028"]},
     "one name more than is required": {"type": "object", "required": ["a"], "minProperties": 2, "maxProperties": 3},
     "keywords that only tell": {"title": "t", "description": "d", "default": 1, "examples": [2], "x-mine": 3},
+    "what OpenAPI adds": person(a={"type": "string", "nullable": True, "example": "e", "xml": {}, "readOnly": True}),
+    "names that nothing refers to": person(a={"$id": "a", "$anchor": "b", "$dynamicAnchor": "c", "type": "string"}),
+    "a schema of another kind": {"$schema": "https://example.com/mine", "$id": "https://example.com/x", "type": "null"},
+    "draft 7 by https": {"$schema": "https://json-schema.org/draft-07/schema#", "type": "null"},
+    "a keyword of a later draft": {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "dependentRequired": {"a": ["b"]},
+    },
+    "zod's record": person(a={"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {}}),
+    "zod's never": {"type": "object", "properties": {"a": {"not": {}}}},
+    "keywords that allow everything": {"uniqueItems": False, "unevaluatedProperties": True, "if": {}, "then": {}},
+    "a tagged union of references": {
+        "$defs": {name: person(kind={"const": name, "type": "string"}) for name in ("cat", "dog")},
+        "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
+        "discriminator": {"propertyName": "kind", "mapping": {"cat": "#/$defs/cat", "dog": "#/$defs/dog"}},
+    },
+    **{
+        f"the format {name}": person(a={"type": "string", "format": name})
+        for name in ("uri-reference", "regex", "password", "byte", "phone", "url", "includes", "starts_with", "unknown")
+    },
     "48 objects in one another": json.loads('{"type":"object","properties":{"a":' * 48 + "true" + "}}" * 48),
 }
 
@@ -176,22 +198,21 @@ FLAWS: dict[str, tuple[Any, str, str]] = {
         "minimum (2) is greater than maximum (1)",
     ),
     "no such type": (person(a={"type": "text"}), "#/properties/a", "Invalid type: text"),
-    "not supported": (person(a={"type": "array", "uniqueItems": True}), "#/properties/a", "not supported: uniqueItems"),
-    "behind a reference": (
-        {"$defs": {"a/b": {"format": "nope", "type": "string"}}, "type": "array", "items": {"$ref": "#/$defs/a~1b"}},
-        "#/$defs/a~1b",
-        "Unknown format: nope",
+    "a contradiction beside one that does no harm": (
+        person(a={"type": "object", "properties": {"b": {"enum": []}, "c": {"enum": []}}, "required": ["c"]}),
+        "#/properties/a/properties/c",
+        "anyOf is empty",
     ),
-    "a broken pattern": (person(a={"type": "string", "pattern": "("}), "#/properties/a", "unclosed group"),
-    "one of two that may both fit": ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "#", "anyOf is"),
+    "what nothing fits": (person(a=False) | {"additionalProperties": False}, "#", "property 'a' is unsatisfiable"),
+    "a keyword's value": (
+        person(a=person(b={"type": "string", "minLength": "1"}) | {"additionalProperties": False}),
+        "#/properties/a/properties/b",
+        "minLength",
+    ),
+    "a broken pattern": (person(a={"type": "string", "pattern": "("}), "#/properties/a/pattern", "unclosed group"),
     "no schema": (person(a=5), "#/properties/a", "is no schema"),
-    "an id": (person(a={"$id": "x"}), "#/properties/a/$id", "not supported"),
+    "an id": (person(a={"$id": "x", "items": {"$ref": "#"}}), "#/properties/a/$id", "not supported"),
     "llguidance's own word": ({"x-guidance": {"lenient": True}, "not": {}}, "#/x-guidance", "not supported"),
-    "names that one name could stand for": (
-        person(a={"type": "object", "required": ["b", "c"], "minProperties": 4}),
-        "#/properties/a/minProperties",
-        "expected at most 3",
-    ),
     "a name with a control character": (
         person(a={"type": "object", "properties": {"a\x01": {}}, "required": ["a\x01"]}),
         "#/properties/a/properties",
@@ -211,6 +232,171 @@ def test_a_schema_that_cannot_be_honoured_is_told_with_the_part_that_is_why(bad:
     assert verdict.at.startswith(at)
     if told != "circle":
         assert verdict.at == at
+
+
+LOOK = {"type": "string", "pattern": r"\bfoo\b"}
+CLOSED = {"additionalProperties": False}
+GAPS: dict[str, tuple[Any, set[str], str]] = {
+    "a set": (
+        person(a={"type": "array", "uniqueItems": True}),
+        {"#/properties/a/uniqueItems"},
+        "not supported: unique",
+    ),
+    "one deep within others": (
+        person(a=person(b=person(c={"uniqueItems": True}) | CLOSED) | CLOSED) | CLOSED,
+        {"#/properties/a/properties/b/properties/c/uniqueItems"},
+        "not supported: uniqueItems",
+    ),
+    "behind a reference": (
+        {"$defs": {"a/b": {"not": {"type": "null"}}}, "type": "array", "items": {"$ref": "#/$defs/a~1b"}},
+        {"#/$defs/a~1b/not"},
+        "not supported: not",
+    ),
+    "a condition": (
+        {"if": {"minLength": 2}, "then": {"maxLength": 3}, "else": {"const": ""}},
+        {"#/if", "#/then", "#/else"},
+        "not supported",
+    ),
+    "look-around": (person(a=LOOK) | CLOSED, {"#/properties/a/pattern"}, "lookarounds not supported"),
+    "look-ahead in names": (
+        {"type": "object", "patternProperties": {"^(?=a)": {}}, "additionalProperties": False},
+        {"#/patternProperties", "#/additionalProperties"},
+        "look-around",
+    ),
+    "names that match two patterns": (
+        {"type": "object", "patternProperties": {"a": {}, "b": {}}},
+        {"#/patternProperties"},
+        "not disjoint",
+    ),
+    "one of two that may both fit": ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, {"#/oneOf"}, "anyOf is"),
+    "the inner one of two": (
+        {"oneOf": [{"type": "null"}, {"type": "array", "items": {"oneOf": [{"type": "string"}, {}]}}]},
+        {"#/oneOf/1/items/oneOf"},
+        "anyOf is",
+    ),
+    "names that one name could stand for": (
+        person(a={"type": "object", "required": ["b", "c"], "minProperties": 4}),
+        {"#/properties/a/minProperties"},
+        "expected at most 3",
+    ),
+    "one of very many names": (
+        {"type": "object", "properties": {f"p{n}": {} for n in range(200)}, "minProperties": 1} | CLOSED,
+        {"#/minProperties"},
+        "expected at most 50",
+    ),
+    "counts of what may be absent": (
+        {"type": "object", "properties": {"a": {}, "b": {}}, "minProperties": 1, "maxProperties": 3},
+        {"#/minProperties", "#/maxProperties"},
+        "min/maxProperties only supported",
+    ),
+    "the bounds of a small float": (
+        {"type": "number", "minimum": -3.4028234663852886e38, "maximum": 3.4028234663852886e38},
+        {"#/minimum", "#/maximum"},
+        "float range",
+    ),
+}
+
+
+@pytest.mark.parametrize(("loose", "at", "told"), GAPS.values(), ids=GAPS.keys())
+def test_what_no_reply_can_be_held_to_is_named_and_the_rest_is_held_to(loose: Any, at: set[str], told: str) -> None:
+    *_, verdict = schema.judge(loose)
+    assert verdict.reason is None
+    assert {gap.at for gap in verdict.gaps} == at
+    assert all(told in gap.reason for gap in verdict.gaps)
+    assert grammar.problem(grammar.of_schema(loose, at)) == ""
+
+
+def test_what_is_not_enforced_is_left_out_and_all_else_stays() -> None:
+    loose = person(a=LOOK | {"maxLength": 3}, b={"oneOf": [{"type": "string"}, {"type": "string"}]})
+    (held,) = (grammar.of_schema(loose, ["#/properties/a/pattern", "#/properties/b/oneOf"]),)
+    tokenizer = LLTokenizer("byte")
+    for reply, is_right in (('{"a":"xyz","b":""}', True), ('{"a":"wxyz","b":""}', False), ('{"a":"x","b":1}', False)):
+        matcher = LLMatcher(tokenizer, held, limits=grammar.LIMITS, log_level=0)
+        tokens = list(reply.encode())
+        assert (matcher.try_consume_tokens(tokens) == len(tokens)) is is_right, reply
+
+
+def shuffled(value: Any, random: Random) -> Any:
+    if isinstance(value, list):
+        return [shuffled(inner, random) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: shuffled(value[key], random) for key in random.sample(list(value), len(value))}
+
+
+ONE_FAULT = {name: bad for name, (bad, _, told) in FLAWS.items() if told != "circle"} | {
+    name: loose for name, (loose, _, _) in GAPS.items()
+}
+
+
+@pytest.mark.parametrize("at_fault", ONE_FAULT.values(), ids=ONE_FAULT.keys())
+def test_in_whatever_order_its_keys_stand_the_same_part_of_a_schema_is_blamed(at_fault: Any) -> None:
+    def blamed(order: Any) -> Any:
+        *_, verdict = schema.judge(order)
+        return verdict.at, (verdict.reason or "").partition("(")[0], {gap.at for gap in verdict.gaps}
+
+    expected = blamed(at_fault)
+    assert [blamed(shuffled(at_fault, Random(seed))) for seed in range(4)] == [expected] * 4
+
+
+def raw_problem(bare: Any) -> str:
+    """What the library itself says of a schema."""
+    try:
+        return grammar.problem(LLMatcher.grammar_from_json_schema(json.dumps(bare)))
+    except ValueError as error:
+        return str(error)
+
+
+# Those of JSON Schema's drafts and OpenAPI's registry, and what zod and pydantic write.
+OTHER_FORMATS = """
+    base64 base64url binary byte char cidrv4 cidrv6 color commonmark cuid cuid2 date-time-local decimal double
+    e164 emoji ends_with file-path float host-name html http-date idn-email idn-hostname includes int16 int32 int64 int8
+    ip-address ipvanyaddress iri iri-reference json-pointer json-string jwt ksuid lowercase media-range nanoid
+    password path phone regex relative-json-pointer sf-string starts_with style time-local ulid uppercase uri-reference
+    uri-template url utc-millisec uuid4 xid
+""".split()  # noqa: SIM905
+
+
+def test_the_formats_that_are_enforced_are_those_that_the_library_knows() -> None:
+    assert [name for name in keywords.FORMATS if raw_problem({"type": "string", "format": name})] == []
+    assert [name for name in keywords.FORMATS if fits({"type": "string", "format": name}, '"no such thing: "')] == []
+    assert [name for name in OTHER_FORMATS if not raw_problem({"type": "string", "format": name})] == []
+
+
+def test_the_readme_names_the_formats_that_are_enforced() -> None:
+    readme = Path(__file__).parent.parent.joinpath("README.md").read_text()
+    assert ", ".join(f"`{name}`" for name in keywords.FORMATS) in " ".join(readme.split())
+
+
+@pytest.mark.parametrize(("keyword", "since"), keywords.UNENFORCED.items(), ids=keywords.UNENFORCED.keys())
+def test_the_keywords_that_are_not_enforced_are_those_that_the_library_refuses(keyword: str, since: int) -> None:
+    for uri, draft in keywords.DRAFTS.items():
+        refused = raw_problem({"$schema": uri, keyword: {}}).startswith("not supported")
+        assert refused == (draft >= since), uri
+
+
+def wide(n_names: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(n_names)}}
+
+
+WIDE: dict[str, tuple[Callable[[int], Any], str]] = {
+    "at the root": (wide, "#"),
+    "in what must be there": (lambda n: person(a=wide(n)), "#/properties/a"),
+    "in what may be absent": (lambda n: {"type": "object", "properties": {"a": wide(n)}}, "#/properties/a"),
+    "in a list": (lambda n: {"type": "array", "items": wide(n)}, "#/items"),
+    "behind a reference": (lambda n: {"$defs": {"w": wide(n)}, "anyOf": [{"$ref": "#/$defs/w"}, {}]}, "#/$defs/w"),
+}
+
+
+@pytest.mark.parametrize(("made", "at"), WIDE.values(), ids=WIDE.keys())
+def test_a_schema_of_which_too_much_may_come_next_is_refused_with_the_part_that_is_why(
+    made: Callable[[int], Any], at: str
+) -> None:
+    *_, verdict = schema.judge(made(1300))
+    assert verdict.at == at
+    assert "too many choices at one place" in (verdict.reason or "")
+    *_, verdict = schema.judge(made(1000))
+    assert verdict == schema.Verdict(reason=None)
 
 
 def two(name: str) -> dict[str, Any]:

@@ -137,6 +137,9 @@ class JobBrief(msgspec.Struct, kw_only=True):
     processed_at: datetime | None
     grammar_name: str | None
     priority: PriorityWord
+    reply_valid: bool | None = None
+    """Of a job that is done: whether the reply fits all of its schema; null: it was not validated, since all of the
+    schema was enforced, or since it could not be (`reply_problem` says why)."""
     attempt: int
     """Times it was started so far."""
     started_at: datetime | None
@@ -172,6 +175,11 @@ class Job(JobBrief, kw_only=True):
     system_prompt: str
     parameters: Parameters | None
     """What the job said of its sampling and of the reply's form; null: nothing."""
+    unenforced: list[str] = []
+    """JSON pointers to the keywords of its schema that cannot be enforced while the reply is written, such as
+    `#/uniqueItems`. Where there are some, the whole reply is validated at its end."""
+    reply_problem: str | None = None
+    """The first part of the reply that does not fit, and why; null: there is none."""
     result: str | None
     """The reply when done, the reason when it ended as error."""
     partial: str | None = None

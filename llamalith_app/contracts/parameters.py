@@ -5,37 +5,57 @@ The names are OpenAI's and llama.cpp's; the limits those of `config.json` (`rang
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
 from llamalith_app import ranges
+from llamalith_app.contracts.text import CONTROL_FREE
+
+Schema = Annotated[
+    dict[str, Any],
+    Meta(description="A JSON Schema of at most 65,536 bytes, nested at most 100 deep; references start with #."),
+]
+SchemaName = Annotated[
+    str, Meta(max_length=256, pattern=CONTROL_FREE, description="Decides nothing. At most 256 characters.")
+]
+SchemaDescription = Annotated[str, Meta(max_length=4096, description="Decides nothing.")]
 
 
-class AnyText(msgspec.Struct, kw_only=True, tag_field="type", tag="text"):
+class AnyText(msgspec.Struct, kw_only=True, tag_field="type", tag="text", forbid_unknown_fields=True):
     """The reply is free."""
 
 
-class JsonObject(msgspec.Struct, kw_only=True, tag_field="type", tag="json_object"):
-    """The reply is a JSON object."""
+class JsonObject(
+    msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="type", tag="json_object", forbid_unknown_fields=True
+):
+    """The reply is a JSON object, or fits the schema, as llama.cpp has it."""
+
+    schema: Schema | None = None
 
 
-class NamedSchema(msgspec.Struct, kw_only=True, omit_defaults=True):
-    name: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
-    schema: Annotated[
-        dict[str, Any],
-        Meta(description="A JSON Schema of at most 65,536 bytes, nested at most 100 deep; references start with #."),
-    ]
+class NamedSchema(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    name: SchemaName | None = None
+    schema: Schema
     strict: bool | None = None
-    """Taken as OpenAI's clients send it: a reply is held to its schema either way."""
-    description: Annotated[str, Meta(max_length=1024)] | None = None
+    """True: a schema is refused of which some keyword cannot be enforced while the reply is written. Otherwise it is
+    taken, the job's `unenforced` names these keywords, and the whole reply is validated at its end."""
+    description: SchemaDescription | None = None
 
 
-class JsonSchema(msgspec.Struct, kw_only=True, tag_field="type", tag="json_schema"):
-    """The reply is JSON that fits the schema."""
+class JsonSchema(
+    msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="type", tag="json_schema", forbid_unknown_fields=True
+):
+    """The reply is JSON that fits the schema, which stands in `json_schema`, or beside `type` as the Responses API has
+    it."""
 
-    json_schema: NamedSchema
+    json_schema: NamedSchema | None = None
+    name: SchemaName | None = None
+    schema: Schema | None = None
+    strict: bool | None = None
+    """As that of `json_schema`."""
+    description: SchemaDescription | None = None
 
 
 ResponseFormat = AnyText | JsonObject | JsonSchema
@@ -63,6 +83,26 @@ class Parameters(msgspec.Struct, kw_only=True, omit_defaults=True):
 NAMES = Parameters.__struct_fields__
 
 
+class WantedSchema(NamedTuple):
+    """The JSON Schema that a reply is to fit."""
+
+    schema: dict[str, Any]
+    place: str
+    """Where the request says it."""
+    strict: bool
+
+
+def wanted_schema(wanted: ResponseFormat | None) -> WantedSchema | None:
+    if isinstance(wanted, JsonObject) and wanted.schema:
+        return WantedSchema(wanted.schema, "response_format.schema", False)
+    if not isinstance(wanted, JsonSchema):
+        return None
+    if wanted.json_schema is not None:
+        named = wanted.json_schema
+        return WantedSchema(named.schema, "response_format.json_schema.schema", bool(named.strict))
+    return WantedSchema(wanted.schema or {}, "response_format.schema", bool(wanted.strict))
+
+
 def said(given: Parameters) -> Parameters | None:
     """What a request says of its parameters, without all else that stands in it; None: nothing."""
     parameters = Parameters(**{name: getattr(given, name) for name in NAMES})
@@ -79,5 +119,6 @@ def allowed() -> dict[str, str]:
     return told | {
         "stop": f"expected {ranges.title(ranges.StopText)}, or a list of at most 16 such texts",
         "response_format.type": "expected one of text, json_object, json_schema",
-        "response_format.json_schema.name": "expected 1 to 64 letters, digits, _ or -",
+        "response_format.name": "expected at most 256 characters without control characters",
+        "response_format.json_schema.name": "expected at most 256 characters without control characters",
     }

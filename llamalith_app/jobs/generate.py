@@ -24,6 +24,7 @@ from llamalith_app import streams
 from llamalith_app.config import ModelConfig
 from llamalith_app.config_file import MaxWait
 from llamalith_app.contracts.jobs import Progress
+from llamalith_app.contracts.parameters import wanted_schema
 from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN
 from llamalith_app.engine.messages import Advance, ChatMessage, Submit
 from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineProcess, EngineRefused
@@ -32,6 +33,7 @@ from llamalith_app.jobs import order, shape
 from llamalith_app.jobs.pool import ModelTooLarge, Place, Pool
 from llamalith_app.jobs.queue import TaskProgress
 from llamalith_app.jobs.reply import Piece, Reply
+from llamalith_app.jobs.schemas import Fit, ReplyValidator
 from llamalith_app.jobs.speeds import Measure, Speeds
 from llamalith_app.store import conversations, jobs
 from llamalith_app.store.database import Database
@@ -191,6 +193,7 @@ class Generation:
         self._models = models
         self._grammars = grammars
         self._max_wait = order.bounds(max_wait)
+        self._validator = ReplyValidator()
         self._n_started = 0
         self.speeds = Speeds()
         self._wake_later = wake_later
@@ -421,6 +424,7 @@ class Generation:
         if running.ends_as is Outcome.LOST or last is None or finish_reason is None:
             await self._fail(running, "interrupted", "The attempt was interrupted.")
             return
+        fit = await self._fit(claim, str(running.reply))
         finish = partial(
             jobs.finish,
             reply=str(running.reply),
@@ -429,6 +433,8 @@ class Generation:
             prompt_tokens_reused=last.prompt_reused,
             completion_tokens=running.completion_tokens,
             omitted_messages=last.omitted_messages + turn.n_too_old,
+            reply_valid=fit.is_valid,
+            reply_problem=fit.problem,
         )
         if await self._store(running, finish):
             self.speeds.learn(claim.model, "load_s", engine.loaded.load_s)
@@ -449,6 +455,11 @@ class Generation:
             )
         else:
             await self._keep(running)
+
+    async def _fit(self, claim: jobs.Claim, reply: str) -> Fit:
+        """Whether a whole reply fits what of its schema it could not be held to while it was written."""
+        wanted = wanted_schema(claim.parameters.response_format) if claim.parameters and claim.unenforced else None
+        return Fit(None, None) if wanted is None else await self._validator.validate(wanted.schema, reply)
 
     async def _turn(self, running: Running, max_chars: int) -> conversations.Turn | None:
         """What is to be answered, once the record can be read. None: the attempt is to stop before that."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from llamalith_app import grammar as grammars_of
 from llamalith_app.config_file import ModelSettings
-from llamalith_app.contracts.parameters import JsonObject, JsonSchema, Parameters
+from llamalith_app.contracts.parameters import JsonObject, Parameters, wanted_schema
 from llamalith_app.engine.messages import Loaded, Sampling
 from llamalith_app.engine.process import EngineRefused
 from llamalith_app.store.jobs import Claim
@@ -39,10 +39,10 @@ def thinks(settings: ModelSettings, grammar: str, loaded: Loaded) -> bool:
 def grammar(claim: Claim, named: Mapping[str, str]) -> str:
     """As the engine takes it; empty: none. Raises EngineRefused for a name that this worker does not know."""
     wanted = None if claim.parameters is None else claim.parameters.response_format
+    if (schema := wanted_schema(wanted)) is not None:
+        return grammars_of.of_schema(schema.schema, claim.unenforced)
     if isinstance(wanted, JsonObject):
         return grammars_of.of_schema(ANY_OBJECT)
-    if isinstance(wanted, JsonSchema):
-        return grammars_of.of_schema(wanted.json_schema.schema)
     if claim.grammar_name is None:
         return ""
     if claim.grammar_name not in named:

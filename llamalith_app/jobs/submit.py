@@ -14,7 +14,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from llamalith_app.contracts.jobs import JobAccepted, PriorityWord, Retried
-from llamalith_app.contracts.parameters import AnyText, JsonSchema, Parameters
+from llamalith_app.contracts.parameters import AnyText, JsonSchema, Parameters, wanted_schema
 from llamalith_app.errors import BadInput, NotFound, NotRetryable, QueueFull
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
@@ -91,7 +91,7 @@ class Submissions:
         given_id = (conversation_id or "").strip() or None
         chosen_model = self._model((model or "").strip())
         chosen_grammar = self._grammar((grammar_name or "").strip())
-        await self._judge(parameters, chosen_grammar)
+        unenforced = await self._judge(parameters, chosen_grammar)
         prompt = jobs.Prompt(
             owner_id=owner_id,
             conversation_id=given_id,
@@ -101,6 +101,7 @@ class Submissions:
             model=chosen_model,
             grammar_name=chosen_grammar,
             parameters=parameters,
+            unenforced=unenforced,
             request_id=request_id,
             priority=Priority[priority.upper()],
             max_attempts=self._max_attempts if max_attempts is None else max_attempts,
@@ -244,14 +245,17 @@ class Submissions:
             raise BadInput(f"grammar_name: there is no grammar {_quoted(name)}; these exist: {known}")
         return name
 
-    async def _judge(self, parameters: Parameters | None, grammar: str | None) -> None:
+    async def _judge(self, parameters: Parameters | None, grammar: str | None) -> tuple[str, ...]:
+        """Where its schema says what no reply can be held to while it is written."""
         wanted = None if parameters is None else parameters.response_format
         if wanted is None or isinstance(wanted, AnyText):
-            return
+            return ()
         if grammar is not None:
             raise BadInput("response_format: a reply can be held to it or to grammar_name, not to both")
-        if isinstance(wanted, JsonSchema):
-            await self._schemas.judge(wanted.json_schema.schema)
+        if isinstance(wanted, JsonSchema) and (wanted.json_schema is None) == (wanted.schema is None):
+            raise BadInput("response_format: expected the schema in json_schema.schema, or in schema, and not in both")
+        schema = wanted_schema(wanted)
+        return () if schema is None else await self._schemas.judge(schema)
 
 
 def _answer(prompt: jobs.Prompt, accepted: jobs.Accepted) -> JobAccepted:

@@ -223,7 +223,7 @@ def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple
         for row in rows.mappings():
             job = as_job(row)
             yield row, job
-            n_chars += n_text_chars(job) + len(row["parameters"] or "")
+            n_chars += n_text_chars(job) + len(row["parameters"] or "") + len(row["unenforced"] or "")
             if n_chars >= MAX_PAGE_CHARS:
                 return
 
@@ -258,6 +258,7 @@ _BRIEF = (
     JobRow.started_at,
     JobRow.error_kind,
     JobRow.finish_reason,
+    JobRow.reply_valid,
     JobRow.prompt_tokens,
     JobRow.prompt_tokens_reused,
     JobRow.completion_tokens,
@@ -285,6 +286,8 @@ def as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = No
             text(case((status_is(Status.ERROR), JobRow.error), else_=_reply.content)).label("result"),
             # Whole or not at all: where texts are cut, nobody reads it.
             (JobRow.parameters if max_text is None else null()).label("parameters"),
+            (JobRow.unenforced if max_text is None else null()).label("unenforced"),
+            JobRow.reply_problem,
             text(JobRow.partial).label("partial"),
         )
         .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
@@ -309,6 +312,7 @@ def as_job(row: RowMapping) -> Job:
     for of_the_row in ("turn", "of_conversation"):
         fields.pop(of_the_row, None)
     fields["parameters"] = parameters(fields["parameters"])
+    fields["unenforced"] = unenforced(fields["unenforced"])
     return Job(**_brief(fields | {"reason": fields["result"]}))
 
 
@@ -324,6 +328,10 @@ def _brief(fields: dict[str, Any]) -> dict[str, Any]:
 
 def parameters(stored: str | None) -> Parameters | None:
     return None if stored is None else msgspec.json.decode(stored, type=Parameters)
+
+
+def unenforced(stored: str | None) -> list[str]:
+    return [] if stored is None else msgspec.json.decode(stored, type=list[str])
 
 
 def is_named(owner_id: int, public_id: str) -> ColumnElement[bool]:

@@ -72,6 +72,8 @@ class Prompt(NamedTuple):
     queue_timeout_s: float | None = None
     retry_of: int | None = None
     """The job that this one tries again."""
+    unenforced: tuple[str, ...] = ()
+    """Pointers to what of its schema no reply can be held to while it is written."""
 
 
 class Accepted(NamedTuple):
@@ -92,6 +94,7 @@ class Claim(NamedTuple):
     request_id: str
     parameters: Parameters | None
     timeout_s: float | None
+    unenforced: tuple[str, ...] = ()
 
 
 class Written(NamedTuple):
@@ -227,6 +230,7 @@ _CLAIM = (
         JobRow.request_id,
         JobRow.parameters,
         JobRow.timeout_s,
+        JobRow.unenforced,
     )
 )
 _TAKE_CONVERSATIONS = (
@@ -260,6 +264,8 @@ _FINISH = (
         prompt_tokens_reused=bindparam("n_reused"),
         completion_tokens=bindparam("n_completion"),
         omitted_messages=bindparam("n_omitted"),
+        reply_valid=bindparam("fits"),
+        reply_problem=bindparam("problem"),
     )
     .returning(JobRow.conversation_id, JobRow.turn)
 )
@@ -308,6 +314,7 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
         "system_prompt": prompt.system_prompt,
         "grammar_name": prompt.grammar_name,
         "parameters": None if prompt.parameters is None else msgspec.json.encode(prompt.parameters).decode(),
+        "unenforced": msgspec.json.encode(prompt.unenforced).decode() if prompt.unenforced else None,
         "priority": prompt.priority,
         "request_id": prompt.request_id,
         "max_attempts": prompt.max_attempts,
@@ -389,6 +396,7 @@ def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, n
         timeout_s=job.timeout_s,
         queue_timeout_s=job.queue_timeout_s,
         retry_of=job_id,
+        unenforced=tuple(job.unenforced),
     )
     new_id = submit(connection, prompt, now).job_id
     return Retry(cast(int, new_id), job.conversation_id, job.model, True)
@@ -444,7 +452,9 @@ def claim(connection: Connection, model: str, priority: int, worker_id: int, now
     ).first()
     if row is None:
         return None
-    claimed = Claim._make(row)._replace(parameters=job_reads.parameters(row.parameters))
+    claimed = Claim._make(row)._replace(
+        parameters=job_reads.parameters(row.parameters), unenforced=tuple(job_reads.unenforced(row.unenforced))
+    )
     connection.execute(
         _NEW_ATTEMPT,
         {
@@ -470,6 +480,8 @@ def finish(
     prompt_tokens_reused: int,
     completion_tokens: int,
     omitted_messages: int,
+    reply_valid: bool | None = None,
+    reply_problem: str | None = None,
 ) -> bool:
     """Stores the reply and ends the job. False: the lease is somebody else's now, nothing was written."""
     conversations = _take_conversations(connection, [job_id])
@@ -484,6 +496,8 @@ def finish(
             "n_reused": prompt_tokens_reused,
             "n_completion": completion_tokens,
             "n_omitted": omitted_messages,
+            "fits": reply_valid,
+            "problem": reply_problem,
         },
     ).first()
     if job is None:

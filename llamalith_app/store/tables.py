@@ -194,6 +194,13 @@ class JobRow(DefaultBase):
     grammar_name: Mapped[str | None] = mapped_column(String(100))
     parameters: Mapped[str | None] = mapped_column(Text)
     """What this job says itself of how its reply is drawn, as JSON; null: nothing."""
+    unenforced: Mapped[str | None] = mapped_column(Text)
+    """JSON pointers to the keywords of its schema that no reply can be held to while it is written, as a JSON list;
+    null: none. Found out at submit, since that takes a process of its own."""
+    reply_valid: Mapped[bool | None] = mapped_column(Boolean)
+    """Of a job that is done and has such keywords: its reply fits all of the schema. Null: it was not validated."""
+    reply_problem: Mapped[str | None] = mapped_column(Text)
+    """The first thing that does not fit, or why it could not be validated."""
     timeout_s: Mapped[float | None] = mapped_column(Float)
     """Seconds that one attempt may run; null: as long as it takes."""
     not_after: Mapped[datetime | None] = mapped_column(DateTimeUTC)

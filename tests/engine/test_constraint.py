@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from jsonschema import validate
 
-from llamalith_app import grammar
+from llamalith_app import grammar, schema
 from llamalith_app.engine import constraint
 from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
 from llamalith_app.engine.messages import Submit
@@ -111,6 +111,82 @@ def test_a_token_that_takes_too_long_to_judge_is_the_last(
     monkeypatch.setattr(constraint, "STEP_S", 0.0)
     with pytest.raises(TooSlow, match="a token"):
         bounded.allowed()
+
+
+def wide(n_names: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(n_names)}}
+
+
+WIDE: dict[str, Callable[[int], tuple[Any, Any]]] = {
+    "an object": lambda n: (wide(n), dict.fromkeys(wide(n)["properties"], "x")),
+    "an object of these alone": lambda n: (
+        wide(n) | {"additionalProperties": False},
+        dict.fromkeys(wide(n)["properties"], "x"),
+    ),
+    "one that may be absent": lambda n: (
+        {"type": "object", "properties": {"a": {}, "b": wide(n)}},
+        {"b": dict.fromkeys(wide(n)["properties"], "x")},
+    ),
+    "one of several": lambda n: ({"anyOf": [{"type": "null"}, wide(n)]}, dict.fromkeys(wide(n)["properties"], "x")),
+    "one of which some must be there": lambda n: (
+        wide(n) | {"minProperties": 1, "additionalProperties": False},
+        dict.fromkeys(wide(n)["properties"], "x"),
+    ),
+    "tagged ones": lambda n: (
+        {
+            "oneOf": [
+                {
+                    "type": "object",
+                    "properties": {"kind": {"const": f"k{number}"}, "a": {}, "b": {}},
+                    "required": ["kind"],
+                }
+                for number in range(n // 3)
+            ]
+        },
+        {"kind": "k1", "b": []},
+    ),
+}
+
+
+@pytest.mark.parametrize("made", WIDE.values(), ids=WIDE.keys())
+def test_what_is_taken_at_submit_the_engine_does_not_refuse_whatever_its_size(
+    vocabulary: Vocabulary, made: Callable[[int], tuple[Any, Any]]
+) -> None:
+    for n_names in (40, 60, 250, 1240):
+        asked, reply = made(n_names)
+        *_, verdict = schema.judge(asked)
+        assert verdict.reason is None, n_names
+        bounded = Constraint(vocabulary, grammar.of_schema(asked, [gap.at for gap in verdict.gaps]))
+        text = json.dumps(reply, separators=(",", ":"))
+        for token in vocabulary.tokenizer.tokenize_str(text)[:16]:
+            assert bounded.allowed()[token]
+            bounded.accept(token)
+
+
+TYPICAL = json.loads(Path(__file__).parent.parent.joinpath("typical_schemas.json").read_text())
+"""As zod, pydantic and OpenAPI write them, with the places of what no reply can be held to."""
+
+
+@pytest.mark.parametrize("typical", TYPICAL, ids=[typical["name"] for typical in TYPICAL])
+def test_a_typical_schema_is_taken_and_the_engine_holds_to_it(vocabulary: Vocabulary, typical: dict[str, Any]) -> None:
+    *_, verdict = schema.judge(typical["schema"])
+    assert verdict.reason is None
+    assert sorted(gap.at for gap in verdict.gaps) == typical["unenforced"]
+    bounded = Constraint(vocabulary, grammar.of_schema(typical["schema"], typical["unenforced"]))
+    for _ in range(3):
+        allowed = bounded.allowed().nonzero()[0]
+        assert len(allowed)
+        bounded.accept(int(allowed[0]))
+
+
+def test_what_the_engine_refuses_is_not_taken_at_submit(vocabulary: Vocabulary) -> None:
+    bounded = Constraint(vocabulary, grammar.of_schema(wide(1300)))
+    bounded.allowed()
+    opening, *_ = vocabulary.tokenizer.tokenize_str('{"p')
+    with pytest.raises(TooSlow, match="too many choices at one place"):
+        bounded.accept(opening)
+    *_, verdict = schema.judge(wide(1300))
+    assert "too many choices at one place" in (verdict.reason or "")
 
 
 def test_only_what_a_grammar_allows_may_come_next_and_the_end_only_at_its_end(vocabulary: Vocabulary) -> None:

@@ -93,6 +93,17 @@ TAKEN: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
     ({"response_format": {"type": "text"}}, {"response_format": {"type": "text"}}),
     ({"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_object"}}),
     ({"response_format": {"type": "text"}, "grammar_name": "yes_or_no"}, {"response_format": {"type": "text"}}),
+    *(
+        ({"response_format": wanted}, {"response_format": wanted})
+        for wanted in (
+            {"type": "json_object", "schema": SMALL},
+            {"type": "json_object", "schema": {}},
+            {"type": "json_schema", "name": "d", "schema": SMALL, "strict": True, "description": "of a dragon"},
+            {"type": "json_schema", "schema": SMALL},
+            {"type": "json_schema", "json_schema": {"schema": SMALL}},
+            {"type": "json_schema", "json_schema": {"name": "my.schema v2 (é)", "schema": SMALL}},
+        )
+    ),
 ]
 
 
@@ -148,10 +159,25 @@ FORMS: dict[str, tuple[Any, str]] = {
     "no type": ({}, "response_format.type: missing; expected one of"),
     "an unknown type": ({"type": "xml"}, "response_format.type: expected one of text, json_object, json_schema"),
     "text for it": ("json_object", "response_format: expected an object or null, got a string"),
-    "no schema": ({"type": "json_schema"}, "response_format.json_schema: missing"),
-    "a schema without a name": (
-        {"type": "json_schema", "json_schema": {"schema": {}}},
-        "response_format.json_schema.name: missing",
+    "no schema": ({"type": "json_schema"}, "expected the schema in json_schema.schema, or in schema"),
+    "a name alone": (
+        {"type": "json_schema", "json_schema": {"name": "n"}},
+        "response_format.json_schema.schema: missing",
+    ),
+    "two schemas": (form({}) | {"schema": {}}, "and not in both"),
+    "a name of 257 characters": (
+        {"type": "json_schema", "json_schema": {"name": "n" * 257, "schema": {}}},
+        "response_format.json_schema.name: expected at most 256 characters",
+    ),
+    "a schema for another type": (
+        {"type": "json_object", "json_schema": {"schema": {}}},
+        "json_",
+    ),
+    "a schema for free text": ({"type": "text", "schema": {}}, "schema"),
+    "a field that nobody knows": (form({}, schema_definition={}), "schema_definition"),
+    "a bad reference beside a type": (
+        {"type": "json_object", "schema": {"$ref": "#/$defs/x"}},
+        "response_format.schema: at #/$ref: leads to nothing",
     ),
     "a list for a schema": (form([]), "response_format.json_schema.schema: expected an object, got a list"),
     "a cycle": (form({"$ref": "#"}), "goes round in a circle"),
@@ -167,9 +193,14 @@ FORMS: dict[str, tuple[Any, str]] = {
         "at #/properties/a: Unsatisfiable schema: minLength (3) is greater than maxLength (1)",
     ),
     "an unsupported keyword": (
-        form({"type": "object", "properties": {"a": {"not": {}}}}),
-        "at #/properties/a: not supported: not",
+        form({"type": "object", "properties": {"a": {"uniqueItems": True}}}, strict=True),
+        "at #/properties/a/uniqueItems: not supported: uniqueItems; without strict it is taken",
     ),
+    "the same beside a type": (
+        {"type": "json_schema", "schema": {"not": {"type": "null"}}, "strict": True},
+        "response_format.schema: at #/not: not supported: not; without strict it is taken",
+    ),
+    "a broken pattern, not strict": (form({"type": "string", "pattern": "("}), "at #/pattern: regex parse error"),
     "1 MB": (form({"enum": ["x" * 1_000_000]}), "a schema has at most 65536"),
     "deep nesting": (form(json.loads('{"items":' * 200 + "{}" + "}" * 200)), "nested more than 100 deep"),
 }
@@ -186,6 +217,38 @@ async def test_a_form_that_no_reply_can_have_is_refused_with_the_part_that_is_wh
     assert told in answer.json()["detail"]
     assert len(answer.json()["detail"]) < 500
     assert n_jobs(config) == before
+
+
+@pytest.mark.parametrize("strict", [{}, {"strict": None}, {"strict": False}])
+async def test_a_job_names_what_its_reply_cannot_be_held_to(api: httpx.AsyncClient, strict: dict[str, Any]) -> None:
+    sets = {"properties": {"tags": {"type": "array", "uniqueItems": True}}, "required": ["tags"], "type": "object"}
+    answer = await api.post("/api/jobs", json={"content": "x", "response_format": form(sets, **strict)})
+    assert answer.status_code == 200, answer.text
+    job = (await api.get(f"/api/jobs/{answer.json()['job_id']}")).json()
+    assert job["unenforced"] == ["#/properties/tags/uniqueItems"]
+    assert (job["reply_valid"], job["reply_problem"]) == (None, None)
+    answer = await api.post("/api/jobs", json={"content": "x", "response_format": form(SMALL, **strict)})
+    assert (await api.get(f"/api/jobs/{answer.json()['job_id']}")).json()["unenforced"] == []
+
+
+async def test_a_job_that_is_tried_again_is_held_to_the_same(api: httpx.AsyncClient) -> None:
+    sent = {"content": "x", "response_format": form({"type": "array", "uniqueItems": True})}
+    first = (await api.post("/api/jobs", json=sent)).json()["job_id"]
+    await api.post(f"/api/jobs/{first}/cancel")
+    again = (await api.post(f"/api/jobs/{first}/retry")).json()["job_id"]
+    assert (await api.get(f"/api/jobs/{again}")).json()["unenforced"] == ["#/uniqueItems"]
+
+
+async def test_a_job_of_an_earlier_release_is_read(api: httpx.AsyncClient, config: Config) -> None:
+    """What was stored before names could be absent, and schemas could have gaps."""
+    job_id = (await api.post("/api/jobs", json={"content": "x"})).json()["job_id"]
+    old = {"seed": 1, "response_format": form(SMALL, strict=True)}
+    connection = sqlite3.connect(config.database_path)
+    connection.execute("UPDATE jobs SET parameters = ?, unenforced = NULL WHERE id = ?", (json.dumps(old), job_id))
+    connection.commit()
+    connection.close()
+    job = (await api.get(f"/api/jobs/{job_id}")).json()
+    assert (job["parameters"], job["unenforced"]) == (old, [])
 
 
 async def test_a_reply_is_held_to_one_thing(api: httpx.AsyncClient) -> None:

@@ -73,7 +73,8 @@ def submit(database: Database) -> Submit:
 
     async def submit(content: str, conversation_id: str | None = None, **fields: Any) -> int:
         known = {name: fields.pop(name, None) for name in ("grammar_name", "timeout_s", "queue_timeout_s")}
-        known["priority"] = fields.pop("priority", 1)
+        known |= {"priority": fields.pop("priority", 1), "unenforced": fields.pop("unenforced", ())}
+        known["parameters"] = fields.pop("parameters", None)
         asked = prompt(content, conversation_id, **fields)._replace(**known)
         accepted = await database.write(jobs.submit, asked, datetime.now(UTC))
         assert accepted.job_id is not None

@@ -26,6 +26,7 @@ from llamalith_app import streams, valkey
 from llamalith_app.config import Config
 from llamalith_app.config_file import ModelSettings
 from llamalith_app.contracts.jobs import Progress
+from llamalith_app.contracts.parameters import JsonSchema, Parameters
 from llamalith_app.jobs import sweep
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.sweep import hold_lock
@@ -55,6 +56,27 @@ async def test_a_job_is_found_without_any_hint(
     assert job.started_at is not None
     assert job.processed_at is not None
     assert job.created_at <= job.started_at <= job.processed_at
+
+
+@pytest.mark.parametrize(
+    ("reply", "valid", "problem"),
+    [
+        ("[1, 2]", True, None),
+        ("[1, 1]", False, "at #: [1,1] has non-unique elements"),
+        ("[1", False, "is no JSON: Expecting ',' delimiter: line 1 column 3 (char 2)"),
+    ],
+)
+async def test_a_whole_reply_is_validated_against_what_it_could_not_be_held_to(
+    config: Config, script: Script, submit: Submit, database: Database, reply: str, valid: bool, problem: str | None
+) -> None:
+    sets = Parameters(response_format=JsonSchema(schema={"type": "array", "uniqueItems": True}))
+    script.write({"when": "sets", "reply": reply})
+    async with working(config, script):
+        job = await ended(database, await submit("sets", parameters=sets, unenforced=("#/uniqueItems",)))
+        other = await ended(database, await submit("sets", parameters=sets))
+    assert (job.status, job.result) == ("done", reply)
+    assert (job.unenforced, job.reply_valid, job.reply_problem) == (["#/uniqueItems"], valid, problem)
+    assert (other.unenforced, other.reply_valid, other.reply_problem) == ([], None, None)
 
 
 async def test_a_hint_starts_a_job_long_before_the_worker_looks_by_itself(
