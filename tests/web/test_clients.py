@@ -354,7 +354,8 @@ async def test_a_list_without_texts_is_small_and_has_all_else(api: httpx.AsyncCl
         assert [one["id"] for one in brief] == [one["id"] for one in whole] != []
         for one, other in zip(brief, whole, strict=True):
             assert set(one) == set(JobBrief.__struct_fields__)
-            assert set(other) - set(one) == {"user_input", "system_prompt", "parameters", "result", "partial"}
+            texts = {"user_input", "system_prompt", "result", "partial", "reply_problem"}
+            assert set(other) - set(one) == {*texts, "parameters", "unenforced"}
             one["progress"] = other["progress"] = None
             assert one == {name: other[name] for name in one}
     (failed,) = (await api.get("/api/jobs?status=error&texts=false")).json()["jobs"]
