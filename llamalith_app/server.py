@@ -117,6 +117,8 @@ class Protocol(HttpToolsProtocol):
     """A body brings so much, counted over each BODY_S, while somebody reads it; less is a 408."""
     LINGER_S = 5.0
     """For what is still sent after the answer, and for taking an answer after which the connection ends."""
+    MAX_IGNORED = 32 * 1024 * 1024
+    """Bytes that may come after the answer: twice the largest body, so that who sends one hears why it was refused."""
     MAX_PIPELINED = 32
     """Requests that may wait behind one; the connection ends with the answer to the last of them."""
 
@@ -149,6 +151,8 @@ class Protocol(HttpToolsProtocol):
         self.heard = True
         if self.expected == "request" and not self._is_answering:
             self._expect("head")
+        if self._deaf:
+            self._ignore(len(data))
         while data and not self._deaf:
             data = self._feed(data[: self.PIECE]) + data[self.PIECE :] if len(data) > self.PIECE else self._feed(data)
 
@@ -205,7 +209,15 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         if not self._deaf:
             self._n_body += len(body)
+            if not self._is_answering:
+                self._ignore(len(body))
             super().on_body(body)
+
+    def _ignore(self, n_bytes: int) -> None:
+        """Somebody who goes on sending without end takes no more of the processor than for so many bytes."""
+        self._n_ignored += n_bytes
+        if self._n_ignored > self.MAX_IGNORED:
+            self.transport.abort()
 
     def on_message_complete(self) -> None:
         if self._deaf:
@@ -237,6 +249,7 @@ class Protocol(HttpToolsProtocol):
         self._n_framing = 0
         self._n_body = 0
         self._n_body_before = 0
+        self._n_ignored = 0
 
     # What is given up
 

@@ -399,6 +399,30 @@ async def test_a_body_that_goes_on_behind_its_answer_is_not_read_for_ever(served
     writer.close()
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * 20_000, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n"],
+)
+async def test_who_goes_on_sending_after_the_answer_is_cut_off_long_before_its_time(
+    served: Served, begun: bytes
+) -> None:
+    async def early(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send, b"no")
+
+    async def send_on(n_bytes: int) -> None:
+        for _ in range(n_bytes // 1_000_000):
+            writer.write(b"x" * 1_000_000)
+            await writer.drain()
+
+    served.app.handler = early
+    reader, writer = await served.connect(begun)
+    await until(reader, b"HTTP/1.1 ")
+    with pytest.raises(ConnectionError):
+        await send_on(10 * Protocol.MAX_IGNORED)
+    await served.is_alone()
+    writer.close()
+
+
 async def test_an_answer_may_be_taken_slowly_and_is_dropped_when_nobody_takes_it(served: Served) -> None:
     async def long(scope: Any, receive: Any, send: Any) -> None:
         await answer(send, b"x" * 30_000_000, (b"connection", b"close"))
