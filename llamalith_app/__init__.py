@@ -20,6 +20,7 @@ The map:
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            from an accepted prompt to a stored reply: submit, schemas, cancel, queue, generate, shape, reply,
                      pool, memory, order, forecast, speeds, sweep, worker; and what SAQ's monitor shows
+    keywords.py      keywords of JSON Schema: which are notes, and which cannot be enforced while a reply is written
     logs.py          structured logs, and what a command says
     parent.py        a child ends with its parent, and holds nothing of its parent's
     pidfile.py       a pid that proves itself by a lock
@@ -34,6 +35,7 @@ The map:
     strength.py      how many guesses a secret withstands
     streams.py       a job's events by Redis: written, told, kept for a while
     up.py            the whole product on one machine
+    validation.py    validates a whole reply against its schema, as a program of its own
     valkey.py        the embedded Valkey
 
 Beside the package: templates/ and static/, the pages as HTML, one stylesheet and one script.

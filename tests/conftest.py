@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from llamalith_app import valkey
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.migrate import migrate
 from tests import tiny_models
+
+# Tests that are started under nohup would hand its ignored SIGHUP on to the product.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A property holds on a busy machine, too: how long an example takes decides nothing.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -35,6 +35,7 @@ def ended(status: Any = "done", result: str | None = None, attempt: int = 1) -> 
             "max_attempts": 3,
             "omitted_messages": 0,
             "priority": "normal",
+            "unenforced": [],
         },
         Job,
     )
