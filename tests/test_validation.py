@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
 import pytest
 
 from llamalith_app import validation
+from llamalith_app.errors import JudgeBusy
 from llamalith_app.jobs import schemas
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 
@@ -62,6 +64,24 @@ async def test_a_validation_that_means_harm_ends_in_time_and_raises_nothing(sche
     fit = await ReplyValidator().validate(schema, reply)
     assert fit.is_valid is not True
     assert fit.problem
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+async def test_a_death_from_outside_says_nothing_of_a_schema_or_a_reply(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    run, n_killed = schemas._run, 0
+
+    async def run_and_kill(module: str, text: bytes) -> schemas._Ended:
+        nonlocal n_killed
+        n_killed += 1
+        return schemas._Ended(b"", b"", -number) if n_killed == 1 else await run(module, text)
+
+    monkeypatch.setattr(schemas, "_run", run_and_kill)
+    assert await ReplyValidator().validate({"uniqueItems": True}, "[1, 1]") != Fit(None, "could not be validated")
+    n_killed = 0
+    with pytest.raises(JudgeBusy):
+        await schemas._verdict(b"{}")
 
 
 async def test_a_validation_without_an_end_leaves_it_open_whether_the_reply_fits(

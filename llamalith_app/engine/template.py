@@ -142,7 +142,7 @@ class Template:
     def _give_back(self, process: _Process) -> None:
         """One stays for the next conversation."""
         with self._lock:
-            if self._idle.empty():
+            if self._idle.empty() and not process.is_gone:
                 self._idle.put(process)
                 return
         process.close()
@@ -176,6 +176,7 @@ class _Process:
         self._connection = ours
         self.pid = self._process.pid
         self._is_ready = False
+        self._is_closed = False
         self._computed = ""
         self._n_silent = 0
         # What there is no room for goes with the first conversation: nobody waits for it yet.
@@ -187,7 +188,8 @@ class _Process:
 
     @property
     def is_gone(self) -> bool:
-        return self._process.poll() is not None
+        """It has ended, or is not to be asked any more: one inside the kernel outlives its kill."""
+        return self._is_closed or self._process.poll() is not None
 
     def ask(self, conversation: bytes) -> Rendered | Failed:
         """Raises _ProcessLost, and Refusal where the template computes for too long."""
@@ -221,6 +223,7 @@ class _Process:
                 self._look()
 
     def close(self) -> None:
+        self._is_closed = True
         self._connection.close()
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -424,7 +424,7 @@ class Generation:
         if running.ends_as is Outcome.LOST or last is None or finish_reason is None:
             await self._fail(running, "interrupted", "The attempt was interrupted.")
             return
-        fit = await self._fit(claim, str(running.reply))
+        fit = await self._fit(running)
         finish = partial(
             jobs.finish,
             reply=str(running.reply),
@@ -456,10 +456,23 @@ class Generation:
         else:
             await self._keep(running)
 
-    async def _fit(self, claim: jobs.Claim, reply: str) -> Fit:
-        """Whether a whole reply fits what of its schema it could not be held to while it was written."""
+    async def _fit(self, running: Running) -> Fit:
+        """Whether a whole reply fits what of its schema it could not be held to while it was written. An attempt that
+        is to stop does not wait for that: its reply would be lost to it."""
+        claim = running.claim
         wanted = wanted_schema(claim.parameters.response_format) if claim.parameters and claim.unenforced else None
-        return Fit(None, None) if wanted is None else await self._validator.validate(wanted.schema, reply)
+        if wanted is None:
+            return Fit(None, None)
+        validating = asyncio.create_task(self._validator.validate(wanted.schema, str(running.reply)))
+        running.cancel = validating.cancel
+        if running.ends_as is not None:
+            validating.cancel()
+        try:
+            return await validating
+        except asyncio.CancelledError:
+            if running.ends_as is None:
+                raise
+            return Fit(None, "could not be validated: its worker was ending")
 
     async def _turn(self, running: Running, max_chars: int) -> conversations.Turn | None:
         """What is to be answered, once the record can be read. None: the attempt is to stop before that."""

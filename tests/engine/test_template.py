@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
@@ -272,6 +273,23 @@ def test_a_process_that_hangs_is_replaced_and_holds_up_nobody_else() -> None:
             assert first.get(timeout=30) == "first"
         wait_until_gone(pid)
         assert len(processes(made)) == 1
+
+
+# Python itself waits for such a process later on.
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_a_hanging_process_that_outlives_its_kill_is_replaced_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamalith_app.engine.template.KILL_S", 0)
+    with template("{{ messages[0].content }}") as made:
+        made.render(HELLO)
+        (pid,) = processes(made)
+        os.kill(pid, signal.SIGSTOP)
+        # As while it is inside the kernel.
+        monkeypatch.setattr(subprocess.Popen, "kill", lambda _: None)
+        assert [made.render(HELLO) for _ in range(2)] == [HELLO[0].content] * 2
+        monkeypatch.undo()
+        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 def test_a_hanging_process_that_does_not_even_read_is_replaced() -> None:

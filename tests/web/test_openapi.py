@@ -84,7 +84,7 @@ async def test_the_document_tells_the_truth(api: httpx.AsyncClient, mode: schema
                     allowed(case)
                 else:
                     # A number that may be absent may be null as well, which the document cannot say of a query.
-                    assume(not {None, "null"} & set((case.query or {}).values()))
+                    assume(all(value not in (None, "null") for value in (case.query or {}).values()))
                 case.call_and_validate(headers=headers, excluded_checks=ELSEWHERE)
 
             ask()

@@ -29,6 +29,7 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.parameters import JsonSchema, Parameters
 from llamalith_app.jobs import sweep
 from llamalith_app.jobs.queue import Hints
+from llamalith_app.jobs.schemas import Fit, ReplyValidator
 from llamalith_app.jobs.sweep import hold_lock
 from llamalith_app.jobs.worker import Worker, run
 from llamalith_app.store import conversations, job_reads, jobs, retention, workers
@@ -77,6 +78,27 @@ async def test_a_whole_reply_is_validated_against_what_it_could_not_be_held_to(
     assert (job.status, job.result) == ("done", reply)
     assert (job.unenforced, job.reply_valid, job.reply_problem) == (["#/uniqueItems"], valid, problem)
     assert (other.unenforced, other.reply_valid, other.reply_problem) == ([], None, None)
+
+
+async def test_a_drain_does_not_wait_for_the_validation_of_a_whole_reply_and_keeps_it(
+    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validates = asyncio.Event()
+
+    async def validate(validator: ReplyValidator, schema: Any, reply: str) -> Fit:
+        validates.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(ReplyValidator, "validate", validate)
+    sets = Parameters(response_format=JsonSchema(schema={"type": "array", "uniqueItems": True}))
+    script.write({"when": "sets", "reply": "[]"})
+    async with working(config, script, grace_s=0):
+        job_id = await submit("sets", parameters=sets, unenforced=("#/uniqueItems",))
+        await validates.wait()
+    job = await ended(database, job_id)
+    assert (job.status, job.result, job.attempt, job.reply_valid) == ("done", "[]", 1, None)
+    assert job.reply_problem == "could not be validated: its worker was ending"
 
 
 async def test_a_hint_starts_a_job_long_before_the_worker_looks_by_itself(
