@@ -17,7 +17,7 @@ class JobForm(msgspec.Struct, kw_only=True):
     model: Name = ""
     system_prompt: Text = ""
     system_prompt_was: Text = ""
-    """As the form showed it first; sent back unchanged, the one in force stays."""
+    """As the form showed it first; sent back unchanged, the one in force stays, if there is one."""
     conversation_id: ConversationId = ""
     """Empty: a new conversation."""
     once: Annotated[str, Meta(max_length=64)] = ""
