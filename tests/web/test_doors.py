@@ -754,6 +754,12 @@ async def test_what_comes_back_to_a_session_is_bounded_in_what_it_becomes(client
         assert answer.status_code == status
         assert "It is too long to be shown here again: go back" in answer.text
         assert len(answer.content) < 10_000
+        for field in ("conversation_id", "model", "once"):
+            body = f"csrf_token={token}&content=x&{field}=".encode() + b'"' * 100_000
+            answer = await client.post("/chat/jobs", content=body, headers=headers)
+            assert answer.status_code == status
+            assert len(answer.content) < 20_000, field
+            assert ">\nx</textarea>" in answer.text
 
 
 # Throttling
