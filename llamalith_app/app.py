@@ -85,6 +85,7 @@ def create_app(config: Config) -> WebApp:
     )
     live = Live(database, ProgressReader(redis, record), forecasts)
     followers = Followers(database, live, redis, record)
+    hosts = Hosts(config.allowed_hosts)
     parts = Parts(
         database=database,
         submissions=submissions,
@@ -93,12 +94,12 @@ def create_app(config: Config) -> WebApp:
         followers=followers,
         readings=Readings(database, redis),
         sessions=Sessions(database, secret_key=config.secret_key, password_hash=config.admin_password_hash),
-        passwords=Passwords(database, config.admin_password_hash),
+        passwords=Passwords(database, config.admin_password_hash, hosts),
         monitor=Monitor(config.redis_url, models),
         models=models,
         model_configs=config.models,
         forecasts=forecasts,
-        hosts=Hosts(config.allowed_hosts),
+        hosts=hosts,
     )
 
     @asynccontextmanager

@@ -8,6 +8,8 @@ from msgspec import Meta
 
 MAX_TEXT = 1_000_000
 """Characters (code points) of a prompt, a system prompt or a context."""
+MAX_NAME = 200
+"""Of a name, or of a conversation's id."""
 
 END = r"(?![\s\S])"
 """Of a pattern that clients read too: JavaScript has no other, and $ lets a line break through in Python."""
@@ -35,7 +37,7 @@ RequiredText = Annotated[
 ConversationId = Annotated[
     str,
     Meta(
-        max_length=200,
+        max_length=MAX_NAME,
         pattern=CONTROL_FREE,
         description="1 to 200 characters without control characters; blanks before and after them do not count.",
     ),
@@ -43,7 +45,7 @@ ConversationId = Annotated[
 NumberAsId = Annotated[
     int, Meta(ge=-(2**63), le=2**63 - 1, description="A whole number, as chat platforms have them: taken as its text.")
 ]
-Name = Annotated[str, Meta(max_length=200, pattern=CONTROL_FREE, description="A name of the configuration.")]
+Name = Annotated[str, Meta(max_length=MAX_NAME, pattern=CONTROL_FREE, description="A name of the configuration.")]
 
 
 def id_text(given: str | int | None) -> str:

@@ -13,7 +13,7 @@ from litestar.datastructures import Cookie
 from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 
-from llamalith_app.contracts.forms import JobForm, LoginForm
+from llamalith_app.contracts.forms import SHORT_FIELDS, JobForm, LoginForm
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers import html
 from llamalith_app.controllers.html import page
@@ -118,12 +118,15 @@ def see(path: str, *cookies: Cookie) -> Redirect:
 
 
 async def typed(request: AppRequest) -> JobForm | None:
-    """The prompt's form in the body as it came, good or not; None: no message is in it."""
+    """The prompt's form in the body as it came, good or not; None: no message is in it. Ids and names that are longer
+    than any are left out: nothing of ours has made them, and all of the form is shown again."""
     return _as_typed(await form_fields(request))
 
 
 def _as_typed(fields: dict[str, str]) -> JobForm | None:
-    form = JobForm(**{name: fields.get(name, "").replace("\r\n", "\n") for name in JobForm.__struct_fields__})
+    kept = {name: fields.get(name, "").replace("\r\n", "\n") for name in JobForm.__struct_fields__}
+    kept |= {name: "" for name, limit in SHORT_FIELDS.items() if len(kept[name]) > limit}
+    form = JobForm(**kept)
     return form if form.content.strip() else None
 
 

@@ -100,7 +100,8 @@ class Pages(Controller):
                 content=form.content,
                 conversation_id=form.conversation_id,
                 model=form.model,
-                system_prompt="" if form.system_prompt == form.system_prompt_was else form.system_prompt,
+                system_prompt=form.system_prompt,
+                keeps_system_prompt=form.system_prompt == form.system_prompt_was,
                 priority="interactive",
                 key=_key(request.principal.user_id, form),
             )

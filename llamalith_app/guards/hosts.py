@@ -27,9 +27,13 @@ class Hosts:
             for their_name, their_port in self._allowed
         )
 
+    def is_named(self, host: str) -> bool:
+        """Whether the configuration names it: no stranger has led it here."""
+        return bool(self._allowed) and self.allow(host)
+
     def origin(self, scheme: str, host: str) -> str:
         """Where this server is, for people to copy: never a name that only a stranger has told."""
-        if not is_address(name_of(host)) and not (self._allowed and self.allow(host)):
+        if not is_address(name_of(host)) and not self.is_named(host):
             return NEUTRAL
         return f"{scheme}://{host}"
 

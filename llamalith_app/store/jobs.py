@@ -74,6 +74,8 @@ class Prompt(NamedTuple):
     """The job that this one tries again."""
     unenforced: tuple[str, ...] = ()
     """Pointers to what of its schema no reply can be held to while it is written."""
+    keeps_system_prompt: bool = False
+    """`system_prompt` is what the client was shown before: where one is in force, that one stays."""
 
 
 class Accepted(NamedTuple):
@@ -301,8 +303,13 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
         message = {"conversation_id": conversation_id, "place": TURN_PLACES * turn + part, "role": role}
         connection.execute(_NEW_MESSAGE, {**message, "content": content, "job_id": job_id, "created_at": now})
 
-    if prompt.system_prompt and prompt.system_prompt != _system_in_force(connection, conversation_id, turn):
-        say(SYSTEM, "system", prompt.system_prompt)
+    system_prompt = prompt.system_prompt
+    if system_prompt:
+        in_force = _system_in_force(connection, conversation_id, turn)
+        if prompt.keeps_system_prompt and in_force is not None:
+            system_prompt = ""
+        elif system_prompt != in_force:
+            say(SYSTEM, "system", system_prompt)
     if not prompt.content:
         return Accepted(None, public_id)
     job = {
@@ -311,7 +318,7 @@ def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
         "owner_id": prompt.owner_id,
         "turn": turn,
         "model": prompt.model,
-        "system_prompt": prompt.system_prompt,
+        "system_prompt": system_prompt,
         "grammar_name": prompt.grammar_name,
         "parameters": None if prompt.parameters is None else msgspec.json.encode(prompt.parameters).decode(),
         "unenforced": msgspec.json.encode(prompt.unenforced).decode() if prompt.unenforced else None,

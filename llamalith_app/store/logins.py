@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from llamalith_app.store.tables import LoginFailuresRow
 
@@ -27,7 +27,17 @@ DOUBLED_OVERALL = 10
 LONGEST_OVERALL = timedelta(minutes=1)
 FORGOTTEN_OVERALL_AFTER = timedelta(minutes=15)
 
+MAX_PROVEN = 8
+"""Names under which a login has succeeded lately: each has failures of its own, however many others are thought up."""
+PROVEN_FOR = timedelta(days=90)
+
 EVERYBODY = ""
+PROVEN = "+"
+"""Before the name, in the row of one that is proven."""
+
+
+# Between "+" and the character behind it: what the primary key's index finds.
+_IS_PROVEN = and_(LoginFailuresRow.address >= PROVEN, LoginFailuresRow.address < ",")
 
 
 class Reserved(NamedTuple):
@@ -45,8 +55,26 @@ def reserve(connection: Connection, addresses: tuple[str, ...], host: str, now: 
     and an address without a failure need not wait.
     """
     _forget(connection, now)
+    keys, counts, ready_at = _standing(connection, addresses, host, now)
+    if ready_at > now:
+        return Reserved(ready_at - now, keys)
+    for key, n_failures in counts.items():
+        _note(connection, key, n_failures + 1, now)
+    return Reserved(timedelta(), keys)
+
+
+def wait(connection: Connection, addresses: tuple[str, ...], host: str, now: datetime) -> timedelta:
+    """How long `reserve` would have it wait; only reads."""
+    _, _, ready_at = _standing(connection, addresses, host, now)
+    return ready_at - now
+
+
+def _standing(
+    connection: Connection, addresses: tuple[str, ...], host: str, now: datetime
+) -> tuple[tuple[str, ...], dict[str, int], datetime]:
+    """What an attempt would be counted for, everybody's and each key's failures, and from when it may be made."""
     n_all, _ = _failures(connection, EVERYBODY, now)
-    keys = tuple(_key(connection, address, host) for address in addresses)
+    keys = tuple(_key(connection, address, host, now) for address in addresses)
     counts = {EVERYBODY: n_all}
     ready_at = now
     free = FREE
@@ -57,36 +85,52 @@ def reserve(connection: Connection, addresses: tuple[str, ...], host: str, now: 
             delay = max(delay, _delay(n_all - FREE_OVERALL, DOUBLED_OVERALL, LONGEST_OVERALL))
         ready_at = max(ready_at, last_at + delay)
         free *= WIDER
-    if ready_at > now:
-        return Reserved(ready_at - now, keys)
-    for key, n_failures in counts.items():
-        counted = {"n_failures": n_failures + 1, "last_at": now}
-        row = LoginFailuresRow.address == key
-        if connection.execute(update(LoginFailuresRow).where(row).values(**counted)).rowcount == 0:
-            connection.execute(insert(LoginFailuresRow).values(address=key, **counted))
-    return Reserved(timedelta(), keys)
+    return keys, counts, ready_at
 
 
-def succeeded(connection: Connection, keys: tuple[str, ...]) -> None:
-    """Forgives the narrowest of them, and takes its attempt out of the wider counts."""
-    connection.execute(delete(LoginFailuresRow).where(LoginFailuresRow.address == keys[0]))
+def succeeded(connection: Connection, keys: tuple[str, ...], host: str, now: datetime) -> None:
+    """Forgives the narrowest of `keys`, takes its attempt out of the wider counts, and proves the `host`. What several
+    names share is not forgiven: it is the others' too."""
+    is_shared = keys[0].endswith("#")
+    if not is_shared:
+        connection.execute(delete(LoginFailuresRow).where(LoginFailuresRow.address == keys[0]))
+    wider = [EVERYBODY, *(keys if is_shared else keys[1:])]
     connection.execute(
         update(LoginFailuresRow)
-        .where(LoginFailuresRow.address.in_([EVERYBODY, *keys[1:]]), LoginFailuresRow.n_failures > 0)
+        .where(LoginFailuresRow.address.in_(wider), LoginFailuresRow.n_failures > 0)
         .values(n_failures=LoginFailuresRow.n_failures - 1)
     )
+    if host:
+        _note(connection, f"{PROVEN}{host}", 0, now)
+        newest_first = select(LoginFailuresRow.address).where(_IS_PROVEN).order_by(LoginFailuresRow.last_at.desc())
+        surplus = list(connection.scalars(newest_first.offset(MAX_PROVEN)))
+        connection.execute(delete(LoginFailuresRow).where(LoginFailuresRow.address.in_(surplus)))
 
 
-def _key(connection: Connection, address: str, host: str) -> str:
-    """Where the failures of an address under a Host are counted. Names beyond HOSTS_OF_ONE share one count: whoever can
-    think up names would otherwise be as fast as he can think up more."""
+def _note(connection: Connection, key: str, n_failures: int, now: datetime) -> None:
+    noted = {"n_failures": n_failures, "last_at": now}
+    row = LoginFailuresRow.address == key
+    if connection.execute(update(LoginFailuresRow).where(row).values(**noted)).rowcount == 0:
+        connection.execute(insert(LoginFailuresRow).values(address=key, **noted))
+
+
+def _key(connection: Connection, address: str, host: str, now: datetime) -> str:
+    """Where the failures of an address under a Host are counted. Names beyond HOSTS_OF_ONE share one count, but for
+    proven ones: whoever can think up names would otherwise be as fast as he can think up more."""
     if not host:
         return address
     key = f"{address}#{host}"
-    others = LoginFailuresRow.address.between(f"{address}#", f"{address}$")
-    known = set(connection.scalars(select(LoginFailuresRow.address).where(others)))
     shared = f"{address}#"
-    return key if key in known or len(known - {shared}) < HOSTS_OF_ONE else shared
+    proven = {
+        f"{shared}{name.removeprefix(PROVEN)}"
+        for name in connection.scalars(
+            select(LoginFailuresRow.address).where(_IS_PROVEN, LoginFailuresRow.last_at > now - PROVEN_FOR)
+        )
+    }
+    others = LoginFailuresRow.address.between(shared, f"{address}$")
+    lately = LoginFailuresRow.last_at > now - FORGOTTEN_AFTER
+    known = set(connection.scalars(select(LoginFailuresRow.address).where(others, lately)))
+    return key if key in known | proven or len(known - proven - {shared}) < HOSTS_OF_ONE else shared
 
 
 def _failures(connection: Connection, address: str, now: datetime) -> tuple[int, datetime]:
@@ -104,9 +148,10 @@ def _delay(n_beyond: int, n_doubled: int, longest: timedelta) -> timedelta:
 
 
 def _forget(connection: Connection, now: datetime) -> None:
-    for is_everybody, age in ((True, FORGOTTEN_OVERALL_AFTER), (False, FORGOTTEN_AFTER)):
-        connection.execute(
-            delete(LoginFailuresRow).where(
-                (LoginFailuresRow.address == EVERYBODY) == is_everybody, LoginFailuresRow.last_at <= now - age
-            )
-        )
+    is_everybody = LoginFailuresRow.address == EVERYBODY
+    for those, age in (
+        (is_everybody, FORGOTTEN_OVERALL_AFTER),
+        (~is_everybody & ~_IS_PROVEN, FORGOTTEN_AFTER),
+        (_IS_PROVEN, PROVEN_FOR),
+    ):
+        connection.execute(delete(LoginFailuresRow).where(those, LoginFailuresRow.last_at <= now - age))

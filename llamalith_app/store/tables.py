@@ -363,6 +363,7 @@ class LoginFailuresRow(DefaultBase):
     __table_args__ = (Index("login_failures_by_age", "last_at"),)
 
     address: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """Behind a `#` the Host, where that is a name; nothing behind it: all further ones. Empty: all together."""
+    """Behind a `#` the Host, where that is a name; nothing behind it: all further ones. Empty: all together.
+    Behind a `+`: a Host under which a login has succeeded, without failures."""
     n_failures: Mapped[int] = mapped_column(Integer)
     last_at: Mapped[datetime] = mapped_column(DateTimeUTC)

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
@@ -30,7 +30,7 @@ from litestar.routes import HTTPRoute
 
 from llamalith_app.app import create_app
 from llamalith_app.config import Config
-from llamalith_app.guards import forms
+from llamalith_app.guards import forms, passwords
 from llamalith_app.guards.passwords import throttled_addresses
 from llamalith_app.guards.sessions import COOKIE
 from llamalith_app.store import logins, sessions
@@ -586,6 +586,59 @@ def test_who_thinks_up_names_gets_no_more_guesses_than_a_few_names_have_and_no_m
     assert max(map(len, keys)) <= 64
 
 
+@pytest.mark.usefixtures("stopped_clock")
+async def test_names_that_others_think_up_keep_nobody_out_of_one_that_is_configured_or_known(config: Config) -> None:
+    async def attempt(client: httpx.AsyncClient, host: str, password: str = PASSWORD) -> int:
+        return (await client.post("/chat/login", data={"password": password}, headers={"Host": host})).status_code
+
+    async with serving(config) as client:
+        assert await attempt(client, "known.example.org") == 303
+        for number in range(logins.HOSTS_OF_ONE):
+            assert await attempt(client, f"evil{number}.example", "wrong") == 401
+        for _ in range(logins.FREE):
+            assert await attempt(client, "evil.example", "wrong") == 401
+        assert await attempt(client, "other.example.org") == 429
+        assert await attempt(client, "known.example.org:8443") == 303
+        for _ in range(logins.FREE):
+            assert await attempt(client, "known.example.org", "wrong") == 401
+        assert await attempt(client, "known.example.org") == 429, "a known name has no more guesses than any"
+    async with serving(msgspec.structs.replace(config, allowed_hosts=("other.example.org",))) as client:
+        assert await attempt(client, "other.example.org") == 303
+
+
+def test_a_right_password_under_a_shared_name_forgives_no_other_and_makes_few_rows(database_path: Path) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    engine = write_engine(database_path)
+
+    def attempt(host: str, at: datetime, *, is_right: bool = False) -> timedelta:
+        with engine.begin() as connection:
+            reserved = logins.reserve(connection, ("192.0.2.1",), host, at)
+            if is_right and not reserved.wait:
+                logins.succeeded(connection, reserved.keys, host, at)
+            return reserved.wait
+
+    for number in range(logins.HOSTS_OF_ONE):
+        attempt(f"evil{number}", now)
+    for _ in range(logins.FREE - 1):
+        assert not attempt("evil", now)
+    for number in range(50):
+        assert not attempt(f"own{number}", now + timedelta(seconds=number), is_right=True)
+    now += timedelta(seconds=50)
+    assert not attempt("evil", now)
+    assert attempt("evil", now)
+    assert not attempt("own49", now)
+    with engine.connect() as connection:
+        proven = connection.exec_driver_sql("SELECT count(*) FROM login_failures WHERE address LIKE '+%'").scalar_one()
+    assert proven == logins.MAX_PROVEN
+    later = now + logins.PROVEN_FOR
+    for number in range(logins.HOSTS_OF_ONE):
+        attempt(f"evil{number}", later)
+    for _ in range(logins.FREE):
+        assert not attempt("evil", later)
+    assert attempt("own49", later), "it was forgotten"
+    engine.dispose()
+
+
 # Passwords
 
 
@@ -700,6 +753,76 @@ async def test_a_flood_from_one_address_takes_no_place_from_another(config: Conf
     assert statuses.count(429) == 60 - logins.FREE
 
 
+@pytest.mark.usefixtures("stopped_clock")
+@pytest.mark.parametrize(
+    ("addresses", "places"),
+    [
+        (["192.0.2.1"], {"MAX_STRANGE_OF_ADDRESS": 24}),
+        (["192.0.2.1", "192.0.2.2"], {"MAX_WAITING": 8, "MAX_WAITING_OF_STRANGE": 6}),
+    ],
+    ids=["of an address", "of all"],
+)
+async def test_a_flood_under_strange_names_takes_no_place_from_an_address_that_was_asked_for(
+    config: Config,
+    database_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    addresses: list[str],
+    places: dict[str, int],
+) -> None:
+    for name, n_places in places.items():
+        monkeypatch.setattr(passwords, name, n_places)
+    may_end = threading.Event()
+
+    def slow_check(password: bytes, _: bytes) -> bool:
+        may_end.wait(20)
+        return password == PASSWORD.encode()
+
+    monkeypatch.setattr("llamalith_app.guards.passwords.bcrypt.checkpw", slow_check)
+
+    async with serving(msgspec.structs.replace(config, trusted_proxies=("127.0.0.1",))) as client:
+
+        async def attempt(password: str, address: str, **headers: str) -> int:
+            headers["X-Forwarded-For"] = address
+            return (await client.post("/chat/login", data={"password": password}, headers=headers)).status_code
+
+        def counted() -> int:
+            with closing(sqlite3.connect(database_path)) as connection:
+                return int(connection.execute("SELECT total(n_failures) FROM login_failures").fetchone()[0]) // 2
+
+        flood = [
+            asyncio.create_task(attempt("wrong", address, Host=f"evil{number}.example"))
+            for address in addresses
+            for number in range(logins.HOSTS_OF_ONE + 1)
+            for _ in range(logins.FREE)
+        ]
+        n_strange = min(places.values()) if len(addresses) > 1 else places["MAX_STRANGE_OF_ADDRESS"]
+
+        async def is_full() -> bool:
+            return counted() == n_strange and sum(task.done() for task in flood) == len(flood) - n_strange
+
+        async def has_come() -> bool:
+            return own.done() or counted() > n_strange
+
+        await eventually(is_full)
+        own = asyncio.create_task(attempt(PASSWORD, addresses[0]))
+        await eventually(has_come)
+        may_end.set()
+        assert await own == 303
+        assert sorted(await asyncio.gather(*flood)) == [401] * n_strange + [429] * (len(flood) - n_strange)
+
+
+@pytest.mark.usefixtures("stopped_clock")
+async def test_who_has_to_wait_is_told_so_without_waiting_for_the_writer(
+    client: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
+    for _ in range(logins.FREE):
+        assert (await client.post("/chat/login", data={"password": "wrong"})).status_code == 401
+    with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert (await client.post("/chat/login", data={"password": PASSWORD})).status_code == 429
+
+
 # What a form may become before its sender has shown a login
 
 
@@ -754,6 +877,12 @@ async def test_what_comes_back_to_a_session_is_bounded_in_what_it_becomes(client
         assert answer.status_code == status
         assert "It is too long to be shown here again: go back" in answer.text
         assert len(answer.content) < 10_000
+        for field in ("conversation_id", "model", "once"):
+            body = f"csrf_token={token}&content=x&{field}=".encode() + b'"' * 100_000
+            answer = await client.post("/chat/jobs", content=body, headers=headers)
+            assert answer.status_code == status
+            assert len(answer.content) < 20_000, field
+            assert ">\nx</textarea>" in answer.text
 
 
 # Throttling

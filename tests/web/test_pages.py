@@ -637,3 +637,20 @@ async def test_a_system_prompt_that_was_left_as_it_was_shown_turns_no_newer_one_
     await queue(browser, content="And so.", system_prompt="Latin.", system_prompt_was=shown, conversation_id="c")
     listed = (await browser.get("/chat/api/conversations/c/messages")).json()["messages"]
     assert [message["content"] for message in listed if message["role"] == "system"] == ["French.", "German.", "Latin."]
+
+
+async def test_a_message_from_a_page_whose_conversation_has_expired_takes_the_shown_system_prompt_along(
+    browser: httpx.AsyncClient, database: Database
+) -> None:
+    await queue(browser, system_prompt="Be brief.", conversation_id="c")
+    shown = hidden_fields((await browser.get("/chat/conversations/c")).text)["system_prompt_was"]
+    now = datetime.now(UTC)
+    await database.write(jobs.cancel, ADMIN_ID, 1, now)
+    await database.write(retention.expire, now, 1000)
+    assert (await browser.get("/chat/conversations/c")).status_code == 404
+    await queue(browser, content="Go on.", system_prompt=shown, system_prompt_was=shown, conversation_id="c")
+    listed = (await browser.get("/api/conversations/c/messages")).json()["messages"]
+    assert [(message["role"], message["content"]) for message in listed] == [
+        ("system", "Be brief."),
+        ("user", "Go on."),
+    ]
