@@ -135,6 +135,8 @@ class Protocol(HttpToolsProtocol):
         """Something has come."""
         self._deaf = False
         """Nothing that comes is looked at any more."""
+        self._head_again = b""
+        """A head that offers another protocol, without the offer: to be parsed in its place."""
         self._is_last = False
         self._ends = False
         self._unsent = 0
@@ -165,7 +167,12 @@ class Protocol(HttpToolsProtocol):
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
             # Nothing here speaks another protocol; what was asked is answered in this one.
-            rest = piece[upgrade.args[0] :]
+            rest = self._head_again + piece[upgrade.args[0] :]
+            if self._head_again:
+                # The old one takes nothing more behind a head with `Connection: close`.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self._head_again = b""
         except httptools.HttpParserError as error:
             is_ours = isinstance(error, (httptools.HttpParserCallbackError, httptools.HttpParserInvalidURLError))
             reason = "its address cannot be read" if is_ours else str(error)
@@ -199,6 +206,12 @@ class Protocol(HttpToolsProtocol):
             detail = f"HTTP/{version} is not spoken here: HTTP/1.1 is."
             self._refuse(400, "bad-input", "Bad input", detail)
             return
+        if self.parser.should_upgrade() and (method := self.parser.get_method()) != b"CONNECT":
+            # The parser skips the body of such a request, and clients offer HTTP/2 with any (curl --http2).
+            lines = [b"%b: %b\r\n" % line for line in self.headers if line[0] != b"upgrade"]
+            start = b"%b %b HTTP/%b\r\n" % (method, self.url, version.encode())
+            self._head_again = start + b"".join(lines) + b"\r\n"
+            return
         super().on_headers_complete()
         self._expect("body")
         self.flow.held = bool(self.pipeline)
@@ -220,7 +233,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
     def on_message_complete(self) -> None:
-        if self._deaf:
+        if self._deaf or self._head_again:
             return
         super().on_message_complete()
         self._expect("request")

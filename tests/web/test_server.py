@@ -266,6 +266,45 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one(served: Ser
     writer.close()
 
 
+OFFER = b"Connection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+CHUNKS = b"3\r\nbod\r\n1\r\ny\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("framing", "body"), [(b"Content-Length: 4\r\n", b"body"), (b"Transfer-Encoding: chunked\r\n", CHUNKS)]
+)
+@pytest.mark.parametrize("segments", [1, 2])
+async def test_a_body_behind_an_offer_of_another_protocol_comes_whole(
+    served: Served, framing: bytes, body: bytes, segments: int
+) -> None:
+    offer = OFFER.replace(b"close, ", b"")
+    head = b"POST /%d?q HTTP/1.1\r\nHost: h\r\n" + framing
+    reader, writer = await served.connect()
+    if segments == 1:
+        writer.write(head % 1 + offer + b"\r\n" + body + GET % 2)
+    else:
+        writer.write(head % 1 + offer + b"\r\n")
+        await served.expects("body", heard=True)
+        writer.write(body + GET % 2)
+    assert (await until(reader, b"/1 4")).startswith(b"HTTP/1.1 200 ")
+    assert (await until(reader, b"/2 0")).startswith(b"HTTP/1.1 200 ")
+    assert b"".join(message["body"] for message in served.app.messages) == b"body"
+    writer.write(head % 3 + OFFER + b"\r\n" + body)
+    got = await rest(reader)
+    assert got.endswith(b"/3 4")
+    assert b"connection: close" in got
+    assert (b"host", b"h") in served.app.headers
+    assert b"upgrade" not in dict(served.app.headers)
+    writer.close()
+
+
+async def test_who_asks_for_a_tunnel_is_answered(served: Served) -> None:
+    tunnel = b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    reader, writer = await served.connect(tunnel)
+    assert (await until(reader, b"\r\n")).startswith(b"HTTP/1.1 ")
+    writer.close()
+
+
 # Time
 
 
