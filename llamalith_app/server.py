@@ -110,6 +110,8 @@ class Protocol(HttpToolsProtocol):
 
     MAX_HEAD = 64 * 1024
     """Of a request before its body, and of what a chunked body has beside its content: beyond it is a 431."""
+    MAX_LINES = 200
+    """Of headers: each costs many times its bytes. Beyond it is a 431."""
     HEAD_S = 10.0
     """From the connection or the first byte to the end of the headers; beyond it is a 408."""
     BODY_S = 10.0
@@ -117,6 +119,8 @@ class Protocol(HttpToolsProtocol):
     """A body brings so much, counted over each BODY_S, while somebody reads it; less is a 408."""
     LINGER_S = 5.0
     """For what is still sent after the answer, and for taking an answer after which the connection ends."""
+    TAKEN_S = float(IDLE_S)
+    """While an answer waits for its reader, BODY_BYTES_PER_S of it are taken, counted over each TAKEN_S."""
     MAX_IGNORED = 32 * 1024 * 1024
     """Bytes that may come after the answer: twice the largest body, so that who sends one hears why it was refused."""
     MAX_PIPELINED = 32
@@ -135,9 +139,12 @@ class Protocol(HttpToolsProtocol):
         """Something has come."""
         self._deaf = False
         """Nothing that comes is looked at any more."""
+        self._head_again = b""
+        """A head that offers another protocol, without the offer: to be parsed in its place."""
         self._is_last = False
         self._ends = False
         self._unsent = 0
+        self._unsent_since = 0.0
         self._expect("head")
 
     def eof_received(self) -> None:
@@ -165,21 +172,27 @@ class Protocol(HttpToolsProtocol):
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
             # Nothing here speaks another protocol; what was asked is answered in this one.
-            rest = piece[upgrade.args[0] :]
+            rest = self._head_again + piece[upgrade.args[0] :]
+            if self._head_again:
+                # The old one takes nothing more behind a head with `Connection: close`.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self._head_again = b""
         except httptools.HttpParserError as error:
             is_ours = isinstance(error, (httptools.HttpParserCallbackError, httptools.HttpParserInvalidURLError))
             reason = "its address cannot be read" if is_ours else str(error)
             self._refuse(400, "bad-input", "Bad input", f"This is no HTTP request: {reason}.")
             return b""
-        if not self._moved_on:
+        if not self._moved_on and not self._deaf:
             self._n_framing += len(piece) - (self._n_body - n_body)
             if self._n_framing >= self.MAX_HEAD + self.FRAMING_PER_BYTE * self._n_body:
-                detail = f"The headers are too large: at most {self.MAX_HEAD // 1024} KiB before the body."
-                self._refuse(431, "headers-too-large", "Headers too large", detail)
+                self._refuse_headers(f"The headers are too large: at most {self.MAX_HEAD // 1024} KiB before the body.")
         return rest
 
     def on_message_begin(self) -> None:
         if not self._deaf:
+            # Armed in the same segment, by the end of a body that came behind its answer.
+            self._unset_keepalive_if_required()
             super().on_message_begin()
             self._expect("head")
 
@@ -189,8 +202,12 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Not those behind a chunked body: whoever has judged the headers has not seen them.
-        if not self._deaf and self.expected == "head":
-            super().on_header(name, value)
+        if self._deaf or self.expected != "head":
+            return
+        if len(self.headers) == self.MAX_LINES:
+            self._refuse_headers(f"There are too many headers: at most {self.MAX_LINES} lines.")
+            return
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._deaf:
@@ -198,6 +215,12 @@ class Protocol(HttpToolsProtocol):
         if (version := self.parser.get_http_version()) not in ("1.0", "1.1"):
             detail = f"HTTP/{version} is not spoken here: HTTP/1.1 is."
             self._refuse(400, "bad-input", "Bad input", detail)
+            return
+        if self.parser.should_upgrade() and (method := self.parser.get_method()) != b"CONNECT":
+            # The parser skips the body of such a request, and clients offer HTTP/2 with any (curl --http2).
+            lines = [b"%b: %b\r\n" % line for line in self.headers if line[0] != b"upgrade"]
+            start = b"%b %b HTTP/%b\r\n" % (method, self.url, version.encode())
+            self._head_again = start + b"".join(lines) + b"\r\n"
             return
         super().on_headers_complete()
         self._expect("body")
@@ -220,7 +243,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
     def on_message_complete(self) -> None:
-        if self._deaf:
+        if self._deaf or self._head_again:
             return
         super().on_message_complete()
         self._expect("request")
@@ -231,10 +254,16 @@ class Protocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._count_unsent(self.loop.time())
+
     def on_response_complete(self) -> None:
         # The next of those that wait is taken out by this.
         self.flow.held = len(self.pipeline) > 1
         self._since = self.loop.time()
+        if self._deaf and not self.pipeline:
+            self.transport.close()
         super().on_response_complete()
 
     @property
@@ -257,10 +286,14 @@ class Protocol(HttpToolsProtocol):
         """Called every second or so; `now` is the loop's time."""
         if self._ends or self.transport.is_closing():
             self._check_end(now)
-        elif self._deaf or self.expected == "request":
+            return
+        if self.flow.write_paused and not self._is_taken(now, self.TAKEN_S):
+            self.transport.abort()
+            return
+        if self._deaf or self.expected == "request":
             # An answer is under way, or the timer of idle connections runs.
             return
-        elif self.expected == "body" and not self._is_answering:
+        if self.expected == "body" and not self._is_answering:
             if now - self._since >= self.LINGER_S:
                 self.transport.close()
         elif self.flow.read_paused or self.pipeline:
@@ -283,16 +316,28 @@ class Protocol(HttpToolsProtocol):
 
     def _check_end(self, now: float) -> None:
         """A client that takes the last answer may take its time; one that does not take it may not."""
-        unsent = self.transport.get_write_buffer_size()
         if not self._ends:
-            self._ends, self._unsent, self._since = True, unsent, now
-        elif now - self._since >= self.LINGER_S:
-            if unsent == 0 or self._unsent - unsent < self.LINGER_S * self.BODY_BYTES_PER_S:
-                self.transport.abort()
-            self._unsent, self._since = unsent, now
+            self._ends = True
+            self._count_unsent(now)
+        elif not self._is_taken(now, self.LINGER_S):
+            self.transport.abort()
+
+    def _is_taken(self, now: float, window_s: float) -> bool:
+        """False: less than BODY_BYTES_PER_S of what waits was taken in the last window, or nothing waits any more."""
+        if now - self._unsent_since < window_s:
+            return True
+        unsent, before = self.transport.get_write_buffer_size(), self._unsent
+        self._count_unsent(now)
+        return unsent > 0 and before - unsent >= window_s * self.BODY_BYTES_PER_S
+
+    def _count_unsent(self, now: float) -> None:
+        self._unsent, self._unsent_since = self.transport.get_write_buffer_size(), now
+
+    def _refuse_headers(self, detail: str) -> None:
+        self._refuse(431, "headers-too-large", "Headers too large", detail)
 
     def _refuse(self, status: int, word: str, title: str, detail: str) -> None:
-        """Ends the connection, with an answer where one can still be given."""
+        """Ends the connection, with an answer where one can still be given, and after those that are under way."""
         self._deaf = True
         self._unset_keepalive_if_required()
         answering, cycle = self._is_answering, self.cycle
@@ -303,7 +348,14 @@ class Protocol(HttpToolsProtocol):
             # Its handler waits for more of the body, and has nobody to answer.
             cycle.disconnected = True
             cycle.message_event.set()
-        elif answering or self.expected == "body":
+        elif answering and (self.expected != "body" or self.pipeline):
+            # Requests that came whole get their answers, and the last of these ends the connection.
+            if self.expected == "body":
+                self.pipeline.popleft()
+            else:
+                cycle.keep_alive = False
+            return
+        elif self.expected == "body":
             # Behind an answer that is not whole, another one would be part of it.
             self.transport.close()
             return
@@ -312,7 +364,8 @@ class Protocol(HttpToolsProtocol):
         self._writes.write_eof()
         self.flow.held = False
         self.flow.resume_reading()
-        self._ends, self._unsent, self._since = True, self.transport.get_write_buffer_size(), self.loop.time()
+        self._ends = True
+        self._count_unsent(self.loop.time())
 
 
 def _answer(told: Problem, headers: Sequence[tuple[bytes, bytes]]) -> bytes:

@@ -65,11 +65,13 @@ async def answer(send: Any, body: bytes, *headers: tuple[bytes, bytes]) -> None:
 
 class Served:
     connections: set[Any]
+    tasks: set[asyncio.Task[None]]
 
     def __init__(self, app: App, server: Server, port: int) -> None:
         self.app = app
         self.port = port
         self.connections = server.server_state.connections
+        self.tasks = server.server_state.tasks
 
     async def connect(self, first: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -148,13 +150,14 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
 
 
 BEYOND = Protocol.MAX_HEAD + 2 * Protocol.PIECE
+LINE = b"a: %b\r\n" % (b"b" * 395)
 ENDLESS = {
-    "lines": (b"GET / HTTP/1.1\r\nHost: h\r\n", b"a:b\r\n" * (BEYOND // 5)),
+    "lines": (b"GET / HTTP/1.1\r\nHost: h\r\n", LINE * (BEYOND // 400)),
     "one value": (b"GET / HTTP/1.1\r\nHost: h\r\nX: ", b"x" * BEYOND),
     "one name": (b"GET / HTTP/1.1\r\nHost: h\r\n", b"x" * BEYOND),
     "an address": (b"GET /", b"x" * BEYOND),
     "empty lines before it": (b"", b"\r\n" * (BEYOND // 2)),
-    "lines of a later request": (GET % 1 + b"GET / HTTP/1.1\r\nHost: h\r\n", b"a:b\r\n" * (BEYOND // 5)),
+    "lines of a later request": (GET % 1 + b"GET / HTTP/1.1\r\nHost: h\r\n", LINE * (BEYOND // 400)),
     "a chunk's extension": (CHUNKED + b"1;", b"x" * BEYOND),
     "extensions of many chunks": (CHUNKED, b"1;%b\r\nx\r\n" % (b"x" * 4000) * 20),
     "lines behind the body": (CHUNKED + b"0\r\n", b"a:b\r\n" * (BEYOND // 5)),
@@ -178,7 +181,7 @@ async def test_what_stands_before_a_body_and_beside_it_is_counted_as_it_comes(
 
 
 async def test_a_head_below_the_limit_is_read_in_however_many_pieces(served: Served) -> None:
-    head = b"GET /1 HTTP/1.1\r\nHost: h\r\n" + b"a:b\r\n" * ((Protocol.MAX_HEAD - 40) // 5) + b"\r\n"
+    head = b"GET /1 HTTP/1.1\r\nHost: h\r\n" + LINE * ((Protocol.MAX_HEAD - 40) // 400) + b"\r\n"
     for piece in (1013, 4096, len(head)):
         reader, writer = await served.connect()
         for start in range(0, len(head), piece):
@@ -186,6 +189,57 @@ async def test_a_head_below_the_limit_is_read_in_however_many_pieces(served: Ser
             await writer.drain()
         assert (await until(reader, b"/1 0")).startswith(b"HTTP/1.1 200 ")
         writer.close()
+
+
+async def test_more_header_lines_than_the_limit_are_refused(served: Served) -> None:
+    for n_lines, status in ((Protocol.MAX_LINES, b"200"), (Protocol.MAX_LINES + 1, b"431")):
+        reader, writer = await served.connect(b"GET /1 HTTP/1.1\r\nHost: h\r\n" + b"a:b\r\n" * (n_lines - 1) + b"\r\n")
+        got = await until(reader, b"/1 0" if status == b"200" else b"}")
+        assert got.startswith(b"HTTP/1.1 %b " % status)
+        assert (b"at most 200 lines" in got) == (status == b"431")
+        writer.close()
+
+
+@pytest.mark.parametrize("surplus", [b"\0", b"x\0", b"\r\n}", b" ", GET % 2 + b"\0", CHUNKED + b"x"])
+async def test_what_cannot_be_read_behind_a_request_leaves_it_its_answer(served: Served, surplus: bytes) -> None:
+    may_answer = asyncio.Event()
+
+    async def waiting(scope: Any, receive: Any, send: Any) -> None:
+        await may_answer.wait()
+        await echo(scope, receive, send)
+
+    served.app.handler = waiting
+    reader, writer = await served.connect(b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody" + surplus)
+
+    async def is_read() -> bool:
+        return any(connection._deaf for connection in served.connections)
+
+    await eventually(is_read)
+    may_answer.set()
+    got = await rest(reader)
+    answers = [b"/1 4", b"/2 0"] if GET % 2 in surplus else [b"/1 4"]
+    assert re.findall(rb"\r\n\r\n(/\d? \d)", got) == answers
+    if not surplus.startswith(CHUNKED):
+        assert got.count(b"connection: close") == 1
+    writer.close()
+    await served.is_alone()
+
+
+async def test_a_body_that_cannot_be_read_behind_a_begun_answer_ends_the_connection_at_once(served: Served) -> None:
+    async def early(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await receive()
+        await asyncio.Event().wait()
+
+    served.app.handler = early
+    reader, writer = await served.connect(CHUNKED)
+    await until(reader, b"\r\n\r\n")
+    writer.write(b"1\r\nx\r\nx")
+    assert await rest(reader) == b""
+    writer.close()
+    await served.is_alone()
+    for task in tuple(served.tasks):
+        task.cancel()
 
 
 async def test_a_body_of_short_chunks_and_one_behind_another_come_whole(served: Served) -> None:
@@ -263,6 +317,45 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one(served: Ser
     reader, writer = await served.connect(upgrade % 1 + upgrade % 2 + GET % 3)
     for n in (1, 2, 3):
         assert b"200 OK" in await until(reader, b"/%d 0" % n)
+    writer.close()
+
+
+OFFER = b"Connection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+CHUNKS = b"3\r\nbod\r\n1\r\ny\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("framing", "body"), [(b"Content-Length: 4\r\n", b"body"), (b"Transfer-Encoding: chunked\r\n", CHUNKS)]
+)
+@pytest.mark.parametrize("segments", [1, 2])
+async def test_a_body_behind_an_offer_of_another_protocol_comes_whole(
+    served: Served, framing: bytes, body: bytes, segments: int
+) -> None:
+    offer = OFFER.replace(b"close, ", b"")
+    head = b"POST /%d?q HTTP/1.1\r\nHost: h\r\n" + framing
+    reader, writer = await served.connect()
+    if segments == 1:
+        writer.write(head % 1 + offer + b"\r\n" + body + GET % 2)
+    else:
+        writer.write(head % 1 + offer + b"\r\n")
+        await served.expects("body", heard=True)
+        writer.write(body + GET % 2)
+    assert (await until(reader, b"/1 4")).startswith(b"HTTP/1.1 200 ")
+    assert (await until(reader, b"/2 0")).startswith(b"HTTP/1.1 200 ")
+    assert b"".join(message["body"] for message in served.app.messages) == b"body"
+    writer.write(head % 3 + OFFER + b"\r\n" + body)
+    got = await rest(reader)
+    assert got.endswith(b"/3 4")
+    assert b"connection: close" in got
+    assert (b"host", b"h") in served.app.headers
+    assert b"upgrade" not in dict(served.app.headers)
+    writer.close()
+
+
+async def test_who_asks_for_a_tunnel_is_answered(served: Served) -> None:
+    tunnel = b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    reader, writer = await served.connect(tunnel)
+    assert (await until(reader, b"\r\n")).startswith(b"HTTP/1.1 ")
     writer.close()
 
 
@@ -382,6 +475,32 @@ async def test_idle_connections_are_closed_also_after_an_answer_before_the_end_o
         await served.is_alone()
 
 
+async def test_the_timer_of_idle_connections_ends_with_a_request_in_the_same_segment() -> None:
+    may_end = asyncio.Event()
+
+    async def early(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "GET":
+            await may_end.wait()
+        await answer(send, b"no")
+
+    async with serving() as served:
+        served.app.handler = early
+        reader, writer = await served.connect(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
+        await until(reader, b"no")
+        writer.write(b"body" + GET % 1)
+        await served.expects("request", heard=True)
+
+        async def is_asked() -> bool:
+            return bool(served.tasks)
+
+        await eventually(is_asked)
+        (connection,) = served.connections
+        assert connection.timeout_keep_alive_task is None
+        may_end.set()
+        await until(reader, b"no")
+        writer.close()
+
+
 async def test_a_body_that_goes_on_behind_its_answer_is_not_read_for_ever(served: Served) -> None:
     async def early(scope: Any, receive: Any, send: Any) -> None:
         await answer(send, b"no")
@@ -443,6 +562,35 @@ async def test_an_answer_may_be_taken_slowly_and_is_dropped_when_nobody_takes_it
         assert served.connections
     served.look_after(4 * 5.1)
     await served.is_alone()
+    client.close()
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_an_answer_under_way_is_dropped_when_nobody_takes_what_waits(served: Served, is_stream: bool) -> None:
+    """One that is taken slowly is not."""
+
+    async def long(scope: Any, receive: Any, send: Any) -> None:
+        head = [] if is_stream else [(b"content-length", b"90000000")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        for _ in range(3):
+            await send({"type": "http.response.body", "body": b"x" * 30_000_000, "more_body": True})
+
+    served.app.handler = long
+    client = socket.create_connection(("127.0.0.1", served.port))
+    client.sendall(GET % 1)
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await asyncio.wait_for(loop.sock_recv(client, 1000), WITHIN_S)
+    (connection,) = served.connections
+    for looks in range(1, 4):
+        unsent = connection.transport.get_write_buffer_size()
+        while connection.transport.get_write_buffer_size() > unsent - 100_000:
+            assert await asyncio.wait_for(loop.sock_recv(client, 1_000_000), WITHIN_S)
+        served.look_after(looks * 75.1)
+        assert not connection.transport.is_closing()
+    served.look_after(4 * 75.1)
+    await served.is_alone()
+    assert connection.cycle.disconnected
     client.close()
 
 
