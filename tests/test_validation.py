@@ -12,6 +12,7 @@ from llamalith_app import grammar, keywords, validation
 from llamalith_app.jobs import schemas
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 IPV4 = {"type": "string", "format": "ipv4"}
 CONDITION = {"if": {"properties": {"a": {"format": "email"}}}, "then": {"required": ["b"]}}
 CASES: list[tuple[Any, str, str]] = [
@@ -31,6 +32,16 @@ CASES: list[tuple[Any, str, str]] = [
     ({"$schema": "http://json-schema.org/draft-04/schema", "not": {"format": "uuid"}}, '"abc"', ""),
     ({"type": "string", "not": {"format": "ipv6"}}, '"::ffff:1.2.3.4"', "at #: "),
     (CONDITION, '{"a":"abc"}', ""),
+    *(
+        ({"$schema": draft, key: {name: ["b"]}}, f'{{"{name}":1}}', '"b" is a required property')
+        for draft, key in (
+            ("https://json-schema.org/draft/2020-12/schema", "dependentRequired"),
+            (DRAFT_7, "dependencies"),
+        )
+        for name in ("then", "$id", "propertyNames", "a")
+    ),
+    ({"$schema": DRAFT_7, "dependencies": {"then": {"required": ["b"]}}}, '{"then":1}', "is a required property"),
+    ({"$schema": DRAFT_7, "dependencies": {"a": {"format": "regex", "then": False}}}, '{"a":1}', ""),
     (CONDITION, '{"a":"abc@example.com"}', '"b" is a required property'),
 ]
 
