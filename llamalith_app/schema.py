@@ -290,13 +290,25 @@ def _names(part: Any) -> Collection[str]:
 
 def _with_gaps(schema: Any, gaps: dict[str, str]) -> Verdict:
     """Replies that no grammar can hold to all of the schema are validated; that has to be possible."""
-    if gaps and (flaw := validation.flaw(schema)):
+    flaw = validation.flaw(schema) if gaps else None
+    if flaw:
+        enforced = [at for at in validation.unreadable(schema) if not _is_left_to_validation(at, schema, gaps)]
+        flaw = validation.flaw(keywords.without(schema, enforced)) if enforced else flaw
+    if flaw:
         # A pattern that nobody can read, for one.
         return Verdict(reason=gaps.get(flaw.at, flaw.reason), at=flaw.at)
     if sum(map(len, gaps)) > MAX_UNENFORCED_CHARS:
         at, reason = next(iter(gaps.items()))
         return Verdict(reason=f"{reason}, and so on in {len(gaps)} places, which is more than can be told", at=at)
     return Verdict(reason=None, gaps=[Gap(at, reason) for at, reason in gaps.items()])
+
+
+def _is_left_to_validation(at: str, schema: Any, gaps: Collection[str]) -> bool:
+    """Whether what stands at this place says something that no reply is held to while it is written."""
+    if any(at == gap or at.startswith(f"{gap}/") for gap in gaps):
+        return True
+    # A reference in a gap may lead to it.
+    return any(_refers(_at(gap, schema)) for gap in gaps)
 
 
 def _must_be_writable(parts: dict[str, Any]) -> None:
@@ -446,6 +458,13 @@ def _moved(value: Any) -> Any:
         for key, inner in value.items()
         if key != "$schema" or not isinstance(inner, str)
     }
+
+
+def _at(pointer: str, schema: Any) -> Any:
+    for segment in pointer.split("/")[1:]:
+        key = segment.replace("~1", "/").replace("~0", "~")
+        schema = schema[int(key) if isinstance(schema, list) else key]
+    return schema
 
 
 def _of(schema: Any, keyword: str) -> Any:

@@ -42,9 +42,9 @@ class SchemaFlaw(NamedTuple):
 
 
 def flaw(schema: Any) -> SchemaFlaw | None:
-    """Why nothing can be validated against this schema; None: everything can."""
+    """Why nothing can be validated against the whole of this schema; None: everything can."""
     try:
-        _validator(schema)
+        _validator(keywords.plain(schema))
     except jsonschema_rs.ValidationError as error:
         return SchemaFlaw(_pointer(error.instance_path), _short(error.message))
     except (ValueError, jsonschema_rs.ReferencingError) as error:
@@ -52,8 +52,23 @@ def flaw(schema: Any) -> SchemaFlaw | None:
     return None
 
 
+def unreadable(schema: Any) -> list[str]:
+    """JSON pointers to the patterns that nothing can be validated against."""
+    found = []
+
+    def read(at: str, part: dict[str, Any]) -> dict[str, Any]:
+        pattern = part.get("pattern")
+        if isinstance(pattern, str) and flaw({"pattern": pattern}):
+            found.append(f"{at}/pattern")
+        return part
+
+    keywords.changed(schema, read)
+    return found
+
+
 def problem(schema: Any, reply: str) -> str:
-    """The first thing that does not fit; empty: the reply fits.
+    """The first thing that does not fit; empty: the reply fits. Passes over patterns that it cannot read: they were
+    enforced while the reply was written, or the schema had been refused.
 
     Raises RecursionError or ValueError for JSON that is nested more than about 1000 deep or has numbers of thousands of
     digits.
@@ -62,16 +77,19 @@ def problem(schema: Any, reply: str) -> str:
         value = json.loads(reply)
     except json.JSONDecodeError as error:
         return _short(f"is no JSON: {error}")
+    plain = keywords.plain(schema)
+    if flaw(plain):
+        plain = keywords.without(plain, unreadable(plain))
     try:
-        _validator(schema).validate(value)
+        _validator(plain).validate(value)
     except jsonschema_rs.ValidationError as error:
         return f"at {_pointer(error.instance_path)[:MAX_REASON]}: {_short(error.message)}"
     return ""
 
 
-def _validator(schema: Any) -> Any:
+def _validator(plain: Any) -> Any:
     return jsonschema_rs.validator_for(
-        keywords.plain(schema),
+        plain,
         # A format decides which schema of a `oneOf`, a `not` or an `if` fits; all others are gone from a plain schema.
         validate_formats=True,
         formats=_FORMATS,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from llamalith_app import gbnf, grammar, keywords, schema
+from llamalith_app import gbnf, grammar, keywords, schema, validation
 from llamalith_app.errors import ConfigError
 
 
@@ -304,6 +304,35 @@ def test_what_no_reply_can_be_held_to_is_named_and_the_rest_is_held_to(loose: An
     assert {gap.at for gap in verdict.gaps} == at
     assert all(told in gap.reason for gap in verdict.gaps)
     assert grammar.problem(grammar.of_schema(loose, at)) == ""
+
+
+UNREAD = {"type": "string", "pattern": r"^[\w-\.]+$"}
+"""llguidance has a meaning for the hyphen; jsonschema_rs takes it for the broken start of a range."""
+SET = {"type": "array", "uniqueItems": True}
+
+
+def test_a_pattern_that_is_enforced_need_not_be_read_by_the_validation() -> None:
+    loose = SET | {"items": UNREAD}
+    *_, verdict = schema.judge(loose)
+    assert verdict.reason is None
+    assert {gap.at for gap in verdict.gaps} == {"#/uniqueItems"}
+    assert not fits(loose | {"uniqueItems": False}, '["a b"]')
+    assert validation.problem(loose, '["a-b"]') == ""
+    assert validation.problem(loose, '["a","a"]')
+
+
+@pytest.mark.parametrize(
+    ("loose", "at"),
+    [
+        (SET | {"contains": UNREAD}, "#/contains/pattern"),
+        (SET | {"items": UNREAD, "contains": {"pattern": "["}}, "#/contains/pattern"),
+        ({"type": "string", "not": {"$ref": "#/$defs/a"}, "$defs": {"a": UNREAD}}, "#/$defs/a/pattern"),
+    ],
+)
+def test_a_pattern_that_is_not_enforced_has_to_be_read_by_the_validation(loose: Any, at: str) -> None:
+    *_, verdict = schema.judge(loose)
+    assert verdict.reason
+    assert verdict.at == at
 
 
 def test_what_is_not_enforced_is_left_out_and_all_else_stays() -> None:
