@@ -275,12 +275,30 @@ def _breaking_off(schema: Any, parts: dict[str, Any], gaps: Collection[str]) -> 
     """A verdict on the first part, if any, at which a reply would break off, since too much may come next there."""
     keys = [name for part in parts.values() for name in _names(part)]
     for at, part in parts.items():
-        n_choices = len(_names(part)) + sum(MANY / MANY_SCHEMAS * _length(_of(part, key)) for key in ("anyOf", "oneOf"))
-        if at == "#" or n_choices >= MANY:
+        if at == "#" or _opens_many(parts["#"], _Part(at, part)):
             held = grammar.of_schema(_standing_at(at, schema), gaps)
             if reason := grammar.problem_on_the_way(held, keys):
                 yield Verdict(reason=reason, at=at)
                 return
+
+
+def _opens_many(root: Any, part: _Part) -> bool:
+    """Whether much may come next where this part begins: also what its references, and the schemas of which one or all
+    are to fit, have there. Looks at no more than MANY of these."""
+    n_choices, seen, waiting = 0.0, {part.at}, [part]
+    for one in waiting:
+        n_choices += len(_names(one.schema))
+        inside = [] if _of(one.schema, "$ref") is None else [_target(root, one)]
+        for key in ("allOf", "anyOf", "oneOf"):
+            members = _of(one.schema, key) if _length(_of(one.schema, key)) else []
+            n_choices += 0 if key == "allOf" else MANY / MANY_SCHEMAS * len(members)
+            inside += [_Part(f"{one.at}/{key}/{index}", member) for index, member in enumerate(members)]
+        if n_choices >= MANY:
+            return True
+        new = [inner for inner in inside if inner.at not in seen][: MANY - len(seen)]
+        seen.update(inner.at for inner in new)
+        waiting += new
+    return False
 
 
 def _names(part: Any) -> Collection[str]:

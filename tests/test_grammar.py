@@ -428,6 +428,35 @@ def test_a_schema_of_which_too_much_may_come_next_is_refused_with_the_part_that_
     assert verdict == schema.Verdict(reason=None)
 
 
+def optional(n_schemas: int, n_names: int) -> list[dict[str, Any]]:
+    return [
+        {"type": "object", "properties": {f"p{number}_{name}": {} for name in range(n_names)}}
+        for number in range(n_schemas)
+    ]
+
+
+LATE = {f"a{number}": {"type": "string"} for number in range(6)}
+WIDE_BY_MEMBERS: dict[str, Any] = {
+    "references of which all are to fit": person(**LATE, b={"allOf": [{"$ref": f"#/$defs/d{n}"} for n in range(3)]})
+    | {"$defs": {f"d{number}": part for number, part in enumerate(optional(3, 450))}},
+    "schemas of which all are to fit": person(**LATE, b={"allOf": optional(8, 240)}),
+    "many small schemas": person(**LATE, b={"anyOf": optional(19, 70)}),
+    "fewer larger schemas": person(**LATE, b={"anyOf": optional(15, 90)}),
+}
+
+
+@pytest.mark.parametrize("late", WIDE_BY_MEMBERS.values(), ids=WIDE_BY_MEMBERS.keys())
+def test_what_the_members_of_a_part_open_together_counts(late: Any) -> None:
+    *_, verdict = schema.judge(late)
+    assert verdict.at == "#/properties/b"
+    assert "too many choices at one place" in (verdict.reason or "")
+
+
+def test_references_in_a_circle_are_counted_once() -> None:
+    *_, verdict = schema.judge({"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}})
+    assert verdict == schema.Verdict(reason=None)
+
+
 def two(name: str) -> dict[str, Any]:
     return {"anyOf": [person(**{f"a{name}": {"type": "string"}}), person(**{f"b{name}": {"type": "string"}})]}
 

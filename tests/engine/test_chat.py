@@ -185,7 +185,7 @@ def test_the_prompt_says_whether_it_ends_inside_of_thinking(behind: str, newest:
 
 
 def jinja(source: str) -> Callable[[list[forms.Message]], str]:
-    return lambda messages: Environment().from_string(source).render(messages=messages)  # noqa: S701 - no HTML
+    return lambda messages: Environment().from_string(source).render(messages=messages)
 
 
 @pytest.mark.parametrize("shown", ["upper", "title", "capitalize"])
