@@ -42,9 +42,9 @@ UNENFORCED = {
 """Keywords that no reply can be held to while it is written, with the draft that brought them: before that one they
 say nothing."""
 
-IN_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+IN_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 """Keywords in which schemas stand by name."""
-IN_NONE = ("const", "enum", "default", "examples")
+IN_NONE = ("const", "enum", "default", "examples", "dependentRequired")
 """Keywords in which nothing is a schema, whatever it looks like."""
 NAMES = ("$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor")
 """What other schemas may refer to; here none does."""

@@ -275,12 +275,30 @@ def _breaking_off(schema: Any, parts: dict[str, Any], gaps: Collection[str]) -> 
     """A verdict on the first part, if any, at which a reply would break off, since too much may come next there."""
     keys = [name for part in parts.values() for name in _names(part)]
     for at, part in parts.items():
-        n_choices = len(_names(part)) + sum(MANY / MANY_SCHEMAS * _length(_of(part, key)) for key in ("anyOf", "oneOf"))
-        if at == "#" or n_choices >= MANY:
+        if at == "#" or _opens_many(parts["#"], _Part(at, part)):
             held = grammar.of_schema(_standing_at(at, schema), gaps)
             if reason := grammar.problem_on_the_way(held, keys):
                 yield Verdict(reason=reason, at=at)
                 return
+
+
+def _opens_many(root: Any, part: _Part) -> bool:
+    """Whether much may come next where this part begins: also what its references, and the schemas of which one or all
+    are to fit, have there. Looks at no more than MANY of these."""
+    n_choices, seen, waiting = 0.0, {part.at}, [part]
+    for one in waiting:
+        n_choices += len(_names(one.schema))
+        inside = [] if _of(one.schema, "$ref") is None else [_target(root, one)]
+        for key in ("allOf", "anyOf", "oneOf"):
+            members = _of(one.schema, key) if _length(_of(one.schema, key)) else []
+            n_choices += 0 if key == "allOf" else MANY / MANY_SCHEMAS * len(members)
+            inside += [_Part(f"{one.at}/{key}/{index}", member) for index, member in enumerate(members)]
+        if n_choices >= MANY:
+            return True
+        new = [inner for inner in inside if inner.at not in seen][: MANY - len(seen)]
+        seen.update(inner.at for inner in new)
+        waiting += new
+    return False
 
 
 def _names(part: Any) -> Collection[str]:
@@ -290,13 +308,25 @@ def _names(part: Any) -> Collection[str]:
 
 def _with_gaps(schema: Any, gaps: dict[str, str]) -> Verdict:
     """Replies that no grammar can hold to all of the schema are validated; that has to be possible."""
-    if gaps and (flaw := validation.flaw(schema)):
+    flaw = validation.flaw(schema) if gaps else None
+    if flaw:
+        enforced = [at for at in validation.unreadable(schema) if not _is_left_to_validation(at, schema, gaps)]
+        flaw = validation.flaw(keywords.without(schema, enforced)) if enforced else flaw
+    if flaw:
         # A pattern that nobody can read, for one.
         return Verdict(reason=gaps.get(flaw.at, flaw.reason), at=flaw.at)
     if sum(map(len, gaps)) > MAX_UNENFORCED_CHARS:
         at, reason = next(iter(gaps.items()))
         return Verdict(reason=f"{reason}, and so on in {len(gaps)} places, which is more than can be told", at=at)
     return Verdict(reason=None, gaps=[Gap(at, reason) for at, reason in gaps.items()])
+
+
+def _is_left_to_validation(at: str, schema: Any, gaps: Collection[str]) -> bool:
+    """Whether what stands at this place says something that no reply is held to while it is written."""
+    if any(at == gap or at.startswith(f"{gap}/") for gap in gaps):
+        return True
+    # A reference in a gap may lead to it.
+    return any(_refers(_at(gap, schema)) for gap in gaps)
 
 
 def _must_be_writable(parts: dict[str, Any]) -> None:
@@ -446,6 +476,13 @@ def _moved(value: Any) -> Any:
         for key, inner in value.items()
         if key != "$schema" or not isinstance(inner, str)
     }
+
+
+def _at(pointer: str, schema: Any) -> Any:
+    for segment in pointer.split("/")[1:]:
+        key = segment.replace("~1", "/").replace("~0", "~")
+        schema = schema[int(key) if isinstance(schema, list) else key]
+    return schema
 
 
 def _of(schema: Any, keyword: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from llamalith_app import gbnf, grammar, keywords, schema
+from llamalith_app import gbnf, grammar, keywords, schema, validation
 from llamalith_app.errors import ConfigError
 
 
@@ -306,6 +306,35 @@ def test_what_no_reply_can_be_held_to_is_named_and_the_rest_is_held_to(loose: An
     assert grammar.problem(grammar.of_schema(loose, at)) == ""
 
 
+UNREAD = {"type": "string", "pattern": r"^[\w-\.]+$"}
+"""llguidance has a meaning for the hyphen; jsonschema_rs takes it for the broken start of a range."""
+SET = {"type": "array", "uniqueItems": True}
+
+
+def test_a_pattern_that_is_enforced_need_not_be_read_by_the_validation() -> None:
+    loose = SET | {"items": UNREAD}
+    *_, verdict = schema.judge(loose)
+    assert verdict.reason is None
+    assert {gap.at for gap in verdict.gaps} == {"#/uniqueItems"}
+    assert not fits(loose | {"uniqueItems": False}, '["a b"]')
+    assert validation.problem(loose, '["a-b"]') == ""
+    assert validation.problem(loose, '["a","a"]')
+
+
+@pytest.mark.parametrize(
+    ("loose", "at"),
+    [
+        (SET | {"contains": UNREAD}, "#/contains/pattern"),
+        (SET | {"items": UNREAD, "contains": {"pattern": "["}}, "#/contains/pattern"),
+        ({"type": "string", "not": {"$ref": "#/$defs/a"}, "$defs": {"a": UNREAD}}, "#/$defs/a/pattern"),
+    ],
+)
+def test_a_pattern_that_is_not_enforced_has_to_be_read_by_the_validation(loose: Any, at: str) -> None:
+    *_, verdict = schema.judge(loose)
+    assert verdict.reason
+    assert verdict.at == at
+
+
 def test_what_is_not_enforced_is_left_out_and_all_else_stays() -> None:
     loose = person(a=LOOK | {"maxLength": 3}, b={"oneOf": [{"type": "string"}, {"type": "string"}]})
     (held,) = (grammar.of_schema(loose, ["#/properties/a/pattern", "#/properties/b/oneOf"]),)
@@ -396,6 +425,35 @@ def test_a_schema_of_which_too_much_may_come_next_is_refused_with_the_part_that_
     assert verdict.at == at
     assert "too many choices at one place" in (verdict.reason or "")
     *_, verdict = schema.judge(made(1000))
+    assert verdict == schema.Verdict(reason=None)
+
+
+def optional(n_schemas: int, n_names: int) -> list[dict[str, Any]]:
+    return [
+        {"type": "object", "properties": {f"p{number}_{name}": {} for name in range(n_names)}}
+        for number in range(n_schemas)
+    ]
+
+
+LATE = {f"a{number}": {"type": "string"} for number in range(6)}
+WIDE_BY_MEMBERS: dict[str, Any] = {
+    "references of which all are to fit": person(**LATE, b={"allOf": [{"$ref": f"#/$defs/d{n}"} for n in range(3)]})
+    | {"$defs": {f"d{number}": part for number, part in enumerate(optional(3, 450))}},
+    "schemas of which all are to fit": person(**LATE, b={"allOf": optional(8, 240)}),
+    "many small schemas": person(**LATE, b={"anyOf": optional(19, 70)}),
+    "fewer larger schemas": person(**LATE, b={"anyOf": optional(15, 90)}),
+}
+
+
+@pytest.mark.parametrize("late", WIDE_BY_MEMBERS.values(), ids=WIDE_BY_MEMBERS.keys())
+def test_what_the_members_of_a_part_open_together_counts(late: Any) -> None:
+    *_, verdict = schema.judge(late)
+    assert verdict.at == "#/properties/b"
+    assert "too many choices at one place" in (verdict.reason or "")
+
+
+def test_references_in_a_circle_are_counted_once() -> None:
+    *_, verdict = schema.judge({"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}})
     assert verdict == schema.Verdict(reason=None)
 
 

@@ -7,12 +7,16 @@ import signal
 from typing import Any
 
 import pytest
+from llguidance import LLMatcher, LLTokenizer
 
-from llamalith_app import validation
+from llamalith_app import grammar, keywords, validation
 from llamalith_app.errors import JudgeBusy
 from llamalith_app.jobs import schemas
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+IPV4 = {"type": "string", "format": "ipv4"}
+CONDITION = {"if": {"properties": {"a": {"format": "email"}}}, "then": {"required": ["b"]}}
 CASES: list[tuple[Any, str, str]] = [
     ({"uniqueItems": True}, "[1,2]", ""),
     ({"uniqueItems": True}, "[1,1]", "at #: [1,1] has non-unique elements"),
@@ -22,6 +26,25 @@ CASES: list[tuple[Any, str, str]] = [
     ({"$schema": "https://example.com/x", "$id": "https://example.com/y", "not": {}}, "1", "at #: "),
     ({"uniqueItems": True}, '["a', "is no JSON: "),
     ({"type": "array", "uniqueItems": True}, json.dumps(["x" * 100_000] * 2), "at #: "),
+    ({"oneOf": [IPV4, {"type": "string", "format": "ipv6"}]}, '"1.2.3.4"', ""),
+    ({"oneOf": [IPV4, {"type": "string", "format": "ipv6"}]}, '"abc"', "at #: "),
+    ({"oneOf": [{"format": "date"}, {"format": "date-time"}]}, '"2020-01-01"', ""),
+    ({"type": "string", "not": {"format": "ipv4"}}, '"abc"', ""),
+    ({"type": "string", "not": {"format": "ipv4"}}, '"1.2.3.4"', "at #: "),
+    ({"$schema": "http://json-schema.org/draft-04/schema", "not": {"format": "uuid"}}, '"abc"', ""),
+    ({"type": "string", "not": {"format": "ipv6"}}, '"::ffff:1.2.3.4"', "at #: "),
+    (CONDITION, '{"a":"abc"}', ""),
+    *(
+        ({"$schema": draft, key: {name: ["b"]}}, f'{{"{name}":1}}', '"b" is a required property')
+        for draft, key in (
+            ("https://json-schema.org/draft/2020-12/schema", "dependentRequired"),
+            (DRAFT_7, "dependencies"),
+        )
+        for name in ("then", "$id", "propertyNames", "a")
+    ),
+    ({"$schema": DRAFT_7, "dependencies": {"then": {"required": ["b"]}}}, '{"then":1}', "is a required property"),
+    ({"$schema": DRAFT_7, "dependencies": {"a": {"format": "regex", "then": False}}}, '{"a":1}', ""),
+    (CONDITION, '{"a":"abc@example.com"}', '"b" is a required property'),
 ]
 
 
@@ -31,6 +54,30 @@ def test_the_first_part_of_a_reply_that_does_not_fit_is_told(schema: Any, reply:
     assert problem in found
     assert bool(found) == bool(problem)
     assert len(found) < 1000
+
+
+WRITTEN = {
+    "date": ["2020-01-01", "2023-02-29"],
+    "date-time": ["2020-01-01T13:25:60Z", "2023-02-29T00:00:00z"],
+    "duration": ["P1Y2M3DT4H5M6S", "P2W"],
+    "email": ["a" * 65 + "@example.com", "a@[87.6.39.99]"],
+    "hostname": ["u---8", "a.example"],
+    "ipv4": ["1.2.3.4"],
+    "ipv6": ["::1", "1:2:3:4:5:6:7:8"],
+    "time": ["01:06:60z", "12:00:00.5+01:00"],
+    "uri": ["https://example.com/?q#x", "a:"],
+    "uuid": ["00000000-0000-0000-0000-00000000000a"],
+}
+
+
+@pytest.mark.parametrize("name", keywords.FORMATS)
+def test_what_may_be_written_where_a_format_stands_is_valid(name: str) -> None:
+    schema = {"type": "array", "uniqueItems": True, "items": {"type": "string", "format": name}}
+    reply = json.dumps(WRITTEN[name], separators=(",", ":"))
+    matcher = LLMatcher(LLTokenizer("byte"), grammar.of_schema(schema, ["#/uniqueItems"]), log_level=0)
+    assert matcher.try_consume_tokens(list(reply.encode())) == len(reply)
+    assert validation.problem(schema, reply) == ""
+    assert "at #/0: " in validation.problem(schema, '["no such thing: "]')
 
 
 @pytest.mark.parametrize(

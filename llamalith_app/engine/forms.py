@@ -6,6 +6,7 @@ list of parts. Unlikely words show what arrives in the prompt and what does not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -86,10 +87,15 @@ def _shows(
 ) -> bool | None:
     """Whether the prompt has what was wanted in it; None: the template raises."""
     try:
-        prompt = render([_written(message, parts) for message in messages])
+        prompt = render([_written(message, parts) for message in messages]).casefold()
     except Exception:  # noqa: BLE001 - a template is a program of the model's maker
         return None
-    return all(message.content in prompt for message in wanted)
+    return all(_stands_in(prompt, message.content) for message in wanted)
+
+
+def _stands_in(prompt: str, word: str) -> bool:
+    """In any case, but not where the template wrote a part as Python or JSON does: its model never saw such a list."""
+    return word in prompt and not re.search(rf"""['"]text['"]: ?['"]{word}""", prompt)
 
 
 def _folded(system: ChatMessage, rest: Sequence[ChatMessage], place: SystemPlace | None) -> list[ChatMessage]:

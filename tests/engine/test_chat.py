@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+from jinja2 import Environment
 
+from llamalith_app.engine import forms
 from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN, fit
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.steps import Refusal
@@ -180,3 +182,21 @@ def test_the_prompt_says_whether_it_ends_inside_of_thinking(behind: str, newest:
 
     assert fit([user("1"), assistant("<think>"), user(newest)], render, tokenize, 1000, 1).opens_thinking is opens
     assert fit([user("1" * 100), user(newest)], render, tokenize, 80, 1).opens_thinking is opens
+
+
+def jinja(source: str) -> Callable[[list[forms.Message]], str]:
+    return lambda messages: Environment().from_string(source).render(messages=messages)
+
+
+@pytest.mark.parametrize("shown", ["upper", "title", "capitalize"])
+def test_a_template_that_changes_the_case_shows_what_it_is_given(shown: str) -> None:
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content | FILTER }} {% endfor %}".replace("FILTER", shown)
+    assert forms.find(jinja(source)) == forms.Form()
+
+
+@pytest.mark.parametrize("shown", ["m.content", "m.content | tojson"])
+def test_a_part_that_is_written_as_a_program_writes_it_is_not_shown(shown: str) -> None:
+    source = "{% for m in messages %}{% if m.content is not string %}{{ SHOWN }}{% endif %}{% endfor %}"
+    form = forms.find(jinja(source.replace("SHOWN", shown)))
+    assert form.parts == frozenset()
+    assert not form.shows_prompt
