@@ -291,6 +291,11 @@ def exported_secrets() -> list[str]:
     return [name for name in REQUIRED_SECRETS if os.environ.get(name)]
 
 
+def allows_colours() -> bool:
+    """False where NO_COLOR holds any text (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR")
+
+
 def child_environ(defaults: Mapping[str, str]) -> dict[str, str]:
     """The environment for a process that needs none of the secrets, such as one that parses people's model files."""
     return dict(defaults) | {name: value for name, value in os.environ.items() if name not in SECRETS}

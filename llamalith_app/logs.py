@@ -18,7 +18,7 @@ import click
 import msgspec
 import structlog
 
-from llamalith_app.config import Config, model_warnings
+from llamalith_app.config import Config, allows_colours, model_warnings
 
 
 class _StandardError:
@@ -80,7 +80,7 @@ def start(process: str, config: Config) -> None:
     ]
     renderer: Any = (
         structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+            colors=sys.stderr.isatty() and allows_colours(),
             sort_keys=False,
             exception_formatter=structlog.dev.plain_traceback,
         )
