@@ -40,11 +40,12 @@ def in_words(wanted: Any, found: Any = None) -> str:
     """What a type allows, for the person who gave `found`; without it, all of its limits."""
     if words := title(wanted):
         return words
-    if get_origin(wanted) is Literal:
-        return f"one of {', '.join(get_args(wanted))}"
-    if get_origin(wanted) is not Annotated:
+    bare = get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
+    if get_origin(bare) is Literal:
+        return f"one of {', '.join(get_args(bare))}"
+    if bare is wanted:
         return WORDS[wanted]
-    bare, meta = get_args(wanted)[0], wanted.__metadata__[0]
+    meta = wanted.__metadata__[0]
     beyond = found is None or (isinstance(found, (int, float)) and meta.le is not None and found > meta.le)
     limits = [
         f"{sign} {limit}"
