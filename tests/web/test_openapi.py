@@ -32,6 +32,7 @@ BOUNDED = settings(
 )
 
 
+LONGEST = 10_000
 ELSEWHERE = [checks.unsupported_method, checks.ignored_auth]
 """What other tests look at."""
 
@@ -59,13 +60,27 @@ def allowed(case: Any) -> None:
         case.query["model"] = "other"
 
 
+def with_short_limits(schema: Any) -> Any:
+    """The document without limits of texts that are longer than any that Hypothesis can write."""
+    if isinstance(schema, list):
+        return [with_short_limits(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: with_short_limits(part)
+        for name, part in schema.items()
+        if not (name == "maxLength" and isinstance(part, int) and part > LONGEST)
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE])
 async def test_the_document_tells_the_truth(api: httpx.AsyncClient, mode: schemathesis.GenerationMode) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
+    told = with_short_limits((await api.get("/api/openapi.json")).json())
 
     def ask_all() -> int:
-        document = schemathesis.openapi.from_url(f"{api.base_url}/api/openapi.json", headers=headers)
+        document = schemathesis.openapi.from_dict(told)
         n_asked = 0
         for found in document.get_all_operations():
             assert isinstance(found, Ok), found
@@ -85,7 +100,7 @@ async def test_the_document_tells_the_truth(api: httpx.AsyncClient, mode: schema
                 else:
                     # A number that may be absent may be null as well, which the document cannot say of a query.
                     assume(all(value not in (None, "null") for value in (case.query or {}).values()))
-                case.call_and_validate(headers=headers, excluded_checks=ELSEWHERE)
+                case.call_and_validate(base_url=str(api.base_url), headers=headers, excluded_checks=ELSEWHERE)
 
             ask()
             n_asked += 1
