@@ -45,15 +45,16 @@ def keep_descriptors() -> None:
                 os.set_inheritable(int(entry.name), False)
 
 
-def dies_with_parent() -> Callable[[], None] | None:
-    """What a child calls between fork and exec to get SIGTERM when its parent dies; None where the kernel cannot."""
+def dies_with_parent(number: int = signal.SIGTERM) -> Callable[[], None] | None:
+    """What a child calls between fork and exec to get the signal when the thread that started it ends, with its
+    process or alone; None where the kernel cannot. By SIGKILL a child that is stopped or hung dies all the same."""
     prctl = _prctl()
     parent = os.getpid()
     if prctl is None:
         return None
 
     def ask_kernel() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:
             # It went before the kernel was asked.
             os._exit(1)

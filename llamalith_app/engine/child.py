@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from llamalith_app import parent
 from llamalith_app.engine import frames
 from llamalith_app.engine.chat import fit
 from llamalith_app.engine.messages import (
@@ -107,8 +106,6 @@ does one thing at a time to it."""
 
 def serve(fd: int, open_runner: OpenRunner) -> None:
     """Serves the worker at the other end of the socket until that is gone or says `End`."""
-    # The thread below sees that the worker is gone, too, but not while this process is stopped or hung.
-    parent.die_with_parent()
     connection = socket.socket(fileno=fd)
     received: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
     inbox: Inbox = queue.SimpleQueue()

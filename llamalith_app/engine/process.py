@@ -17,6 +17,7 @@ from typing import Self
 import msgspec
 import structlog
 
+from llamalith_app import parent
 from llamalith_app.config import child_environ
 from llamalith_app.engine import frames
 from llamalith_app.engine.messages import (
@@ -132,6 +133,8 @@ class EngineProcess:
                     pass_fds=(theirs.fileno(),),
                     # Ctrl-C in a terminal is not for it: it ends when its worker does.
                     start_new_session=True,
+                    # It sees by itself that its worker is gone, but not while it is stopped or hung.
+                    preexec_fn=parent.dies_with_parent(signal.SIGKILL),
                     env=child_environ(CHILD_SETTINGS),
                 )
             streams = await asyncio.open_connection(sock=ours)

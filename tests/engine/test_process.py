@@ -18,6 +18,9 @@ from llamalith_app.engine import frames
 from llamalith_app.engine.messages import Cancel, Loading
 from llamalith_app.engine.process import REAL_ENGINE, EngineDied, EngineProcess, EngineRefused
 from tests.engine.conftest import LAZY_DOG, Script, load, run, started, submit
+from tests.settle import eventually
+
+ROOT = Path(__file__).parents[2]
 
 WITHIN_S = 20
 PARENT = """
@@ -195,3 +198,33 @@ async def test_a_flood_on_stderr_neither_stalls_the_child_nor_hides_its_last_wor
     async with asyncio.timeout(WITHIN_S):
         with pytest.raises(EngineDied, match="exit code 3. last words"):
             await EngineProcess.start(load(), [sys.executable, str(program)])
+
+
+STARTS_AN_ENGINE = """
+import sys, uvloop
+from llamalith_app.engine.process import EngineProcess
+from tests.engine.conftest import load
+uvloop.run(EngineProcess.start(load(), ["sh", "-c", 'echo $$ > "$0"; exec sleep 600', sys.argv[1]]))
+"""
+
+
+async def test_an_engine_that_is_stopped_before_it_has_begun_dies_with_its_worker(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    worker = await asyncio.create_subprocess_exec(sys.executable, "-c", STARTS_AN_ENGINE, str(path), cwd=ROOT)
+
+    async def begun() -> int | None:
+        text = path.read_text() if path.exists() else ""
+        return int(text) if text.endswith("\n") else None
+
+    async def gone() -> bool:
+        try:
+            return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            return True
+
+    pid = await eventually(begun)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    worker.kill()
+    await worker.wait()
+    await eventually(gone)

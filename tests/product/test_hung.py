@@ -4,6 +4,7 @@ job pays for it."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import pty
@@ -102,15 +103,19 @@ async def test_a_terminal_that_closes_again_and_again_spends_no_attempt_of_a_lon
         os.close(theirs)
         up.stdout, reading = await reader(ours)
         product = Product(tmp_path, port, up)
-        await product.until_ready()
-        job_id = job_id or await product.submit(STORY)
-        await product.in_phase(job_id, "decode")
-        parts = [product.pid(name) for name in ("web", "worker", "valkey")]
-        parts += product.engine_pids()
-        reading.close()
-        assert await asyncio.wait_for(up.wait(), 60) == 0
-        assert [pid for pid in parts if is_alive(pid)] == []
-        await product.api.aclose()
+        try:
+            await product.until_ready()
+            job_id = job_id or await product.submit(STORY)
+            await product.in_phase(job_id, "decode")
+            parts = [product.pid(name) for name in ("web", "worker", "valkey")]
+            parts += product.engine_pids()
+            reading.close()
+            assert await asyncio.wait_for(up.wait(), 60) == 0
+            assert [pid for pid in parts if is_alive(pid)] == []
+        finally:
+            await product.api.aclose()
+            with contextlib.suppress(ProcessLookupError):
+                up.kill()
     assert [outcome for outcome, _ in product.attempts(job_id)] == ["released"] * 3
 
 
