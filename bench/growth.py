@@ -36,11 +36,11 @@ from bench import stored
 from bench.product import LLAMALITH, OURS
 from bench.stored import MODELS, Shape
 from bench.table import Row, percentile, render, short
-from llamalith_app import valkey
 from llamalith_app.jobs.queue import Hint, enqueue, saq_queue
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.tables import Priority
+from llamalith_app.supervise import valkey
 
 FEW_STORED, FEW_CONVERSATIONS = 1000, 100
 WARM_UP = 20

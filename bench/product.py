@@ -20,7 +20,7 @@ import httpx
 from dotenv import dotenv_values
 
 from bench.client import Answer, Message, events, http
-from llamalith_app import pidfile
+from llamalith_app.supervise import pidfile
 
 LLAMALITH = Path(sys.executable).parent / "llamalith"
 START_S, END_S = 60, 60

@@ -1,4 +1,5 @@
-"""The web's composition root: `create_app(config)` puts the parts together and owns their life.
+"""The web's composition root: `create_app(config)` puts the parts together and owns their life; `create_server(config)`
+serves them.
 
 Never imports the engine or the worker; what it knows of them it reads from the record and from Redis.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import uvicorn
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
@@ -15,28 +17,20 @@ from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
-from llamalith_app import __version__, grammar
-from llamalith_app.config import Config
-from llamalith_app.controllers import html, login, problems
+from llamalith_app import __version__
+from llamalith_app.controllers import login
 from llamalith_app.controllers.conversations import Conversations
 from llamalith_app.controllers.docs import Docs
-from llamalith_app.controllers.envelope import Envelope
 from llamalith_app.controllers.events import Events
-from llamalith_app.controllers.follow import Followers
 from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
-from llamalith_app.controllers.live import Live
 from llamalith_app.controllers.login import Doors
 from llamalith_app.controllers.models import Models
 from llamalith_app.controllers.monitor import QueueMonitor
-from llamalith_app.controllers.openapi import ExactDocument
 from llamalith_app.controllers.pages import Pages
-from llamalith_app.controllers.paths import MarkedSlashes, restored
-from llamalith_app.controllers.readiness import Readings
-from llamalith_app.controllers.request import MAX_BODY_BYTES, AppRequest, Parts
-from llamalith_app.controllers.request_log import RequestLog
 from llamalith_app.errors import LlamalithError, LoginNeeded, NotLookedAt, StaleForm
+from llamalith_app.grammars import grammar
 from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
@@ -47,9 +41,20 @@ from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.queue import Hints, impatient_redis
 from llamalith_app.jobs.submit import Submissions
-from llamalith_app.progress import ProgressReader
+from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
+from llamalith_app.streams.progress import ProgressReader
+from llamalith_app.web import html, problems
+from llamalith_app.web.envelope import Envelope
+from llamalith_app.web.follow import Followers
+from llamalith_app.web.live import Live
+from llamalith_app.web.openapi import ExactDocument
+from llamalith_app.web.paths import MarkedSlashes, restored
+from llamalith_app.web.readiness import Readings
+from llamalith_app.web.request import MAX_BODY_BYTES, AppRequest, Parts
+from llamalith_app.web.request_log import RequestLog
+from llamalith_app.web.server import IDLE_S, Protocol, Server
 
 
 class WebApp(MarkedSlashes):
@@ -178,3 +183,24 @@ def create_app(config: Config) -> WebApp:
         debug=False,
     )
     return WebApp(app, parts, hsts=config.hsts)
+
+
+def create_server(config: Config, *, host: str = "127.0.0.1", port: int = 0) -> Server:
+    """The application on a socket of its own; `port` 0: any free one. Raises what `create_app` raises."""
+    app = create_app(config)
+    settings = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        host=host,
+        port=port,
+        proxy_headers=bool(config.trusted_proxies),
+        forwarded_allow_ips=list(config.trusted_proxies),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_S,
+        # An open connection would otherwise hold the process for ever.
+        timeout_graceful_shutdown=5,
+    )
+    return Server(settings, app.end_streams)

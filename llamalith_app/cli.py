@@ -14,8 +14,9 @@ from typing import NamedTuple
 import click
 from typing_extensions import override
 
-from llamalith_app import __version__, signals
+from llamalith_app import __version__
 from llamalith_app.errors import ConfigError, LlamalithError
+from llamalith_app.supervise import signals
 
 
 class Subcommand(NamedTuple):

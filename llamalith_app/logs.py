@@ -18,7 +18,7 @@ import click
 import msgspec
 import structlog
 
-from llamalith_app.config import Config, allows_colours, model_warnings
+from llamalith_app.settings.config import Config, allows_colours, model_warnings
 
 
 class _StandardError:

@@ -17,9 +17,9 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from sqlalchemy import Engine
 
-from llamalith_app import valkey
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.migrate import migrate
+from llamalith_app.supervise import valkey
 from tests import tiny_models
 
 # Tests that are started under nohup would hand its ignored SIGHUP on to the product.

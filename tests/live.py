@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from llamalith_app import progress
 from llamalith_app.contracts.jobs import Progress
+from llamalith_app.streams import progress
 
 
 async def publish(redis: Redis, record: str, job_id: int, attempt: int, told: Progress) -> None:

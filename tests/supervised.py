@@ -19,8 +19,9 @@ import signal
 import sys
 from pathlib import Path
 
-from llamalith_app import logs, parent, up, valkey
-from llamalith_app.config import Config
+from llamalith_app import logs
+from llamalith_app.settings.config import Config
+from llamalith_app.supervise import parent, up, valkey
 
 
 def part_of(name: str, mode: str, *, run_dir: Path) -> up.Part:

@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 from ruamel.yaml import YAML
 
-from llamalith_app import __version__, cli, config, valkey
+from llamalith_app import __version__, cli
 from llamalith_app.commands import healthcheck, web, worker
-from llamalith_app.jobs.worker import GIVE_BACK_S
+from llamalith_app.jobs.worker.process import GIVE_BACK_S
+from llamalith_app.settings import config
+from llamalith_app.supervise import valkey
 from scripts import pip_install
 
 ROOT = Path(__file__).parents[1]

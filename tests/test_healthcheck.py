@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from sqlalchemy import Engine
 
 from llamalith_app.commands import healthcheck
-from llamalith_app.jobs.sweep import hold_lock
+from llamalith_app.jobs.worker.sweep import hold_lock
 from llamalith_app.store import workers
 from tests.store.samples import NOW
 

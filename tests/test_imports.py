@@ -30,10 +30,10 @@ def test_every_import_contract_holds() -> None:
 @pytest.mark.parametrize(
     ("module", "never"),
     [
-        ("llamalith_app.app", {"llama_cpp", "llamalith_app.engine.runner", "llamalith_app.jobs.generate"}),
+        ("llamalith_app.app", {"llama_cpp", "llamalith_app.engine.runner", "llamalith_app.jobs.worker.generate"}),
         (
             "llamalith_app.commands.web",
-            {"llama_cpp", "llamalith_app.engine.runner", "llamalith_app.jobs.worker"},
+            {"llama_cpp", "llamalith_app.engine.runner", "llamalith_app.jobs.worker.process"},
         ),
         ("llamalith_app.commands.worker", {"llama_cpp", "llamalith_app.app", "llamalith_app.guards"}),
         ("llamalith_app.engine.child", {"litestar", "redis", "saq", "sqlalchemy", "llamalith_app.store"}),

@@ -16,7 +16,7 @@ from tests.product.conftest import LLAMALITH
 LOG = """
 import logging, pathlib, structlog
 from llamalith_app import logs
-from llamalith_app.config import Config
+from llamalith_app.settings.config import Config
 logs.start("worker", Config(data_dir=pathlib.Path("unused"), log_format="{form}"))
 log = structlog.get_logger()
 for _ in range(3):
@@ -66,7 +66,7 @@ def test_a_command_does_its_work_where_nobody_can_take_what_it_says(tmp_path: Pa
 LINES = """
 import pathlib, structlog
 from llamalith_app import logs
-from llamalith_app.config import Config
+from llamalith_app.settings.config import Config
 logs.start("web", Config(data_dir=pathlib.Path("unused"), log_format="text"))
 structlog.contextvars.bind_contextvars(request_id="r")
 log = structlog.get_logger()

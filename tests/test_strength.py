@@ -7,7 +7,7 @@ import string
 
 import pytest
 
-from llamalith_app.strength import FAST_GUESSES_A_DAY, GUESSES_A_DAY, n_guesses
+from llamalith_app.settings.strength import FAST_GUESSES_A_DAY, GUESSES_A_DAY, n_guesses
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from llamalith_app import pidfile, up
-from llamalith_app.config import Config
 from llamalith_app.errors import ConfigError
+from llamalith_app.settings.config import Config
+from llamalith_app.supervise import pidfile, up
 from tests.settle import eventually
 
 SUPERVISED = Path(__file__).with_name("supervised.py")
@@ -310,7 +310,7 @@ async def test_a_part_whose_pid_cannot_be_written_lives_and_is_ended_like_the_ot
     def full(fd: int, pid: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("llamalith_app.pidfile.write_pid", full)
+    monkeypatch.setattr("llamalith_app.supervise.pidfile.write_pid", full)
     supervisor = up.Supervisor(tmp_path, grace_s=5)
     part = up.Part("sleeper", ("sleep", "100"), ours=False)
     lived = asyncio.Event()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from llamalith_app import grammar, keywords, validation
 from llamalith_app.errors import JudgeBusy
+from llamalith_app.grammars import grammar, keywords, validation
 from llamalith_app.jobs import schemas
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 

@@ -13,8 +13,8 @@ from urllib.parse import quote
 import pytest
 from redis.asyncio import Redis
 
-from llamalith_app import parent, valkey
 from llamalith_app.errors import ConfigError
+from llamalith_app.supervise import parent, valkey
 
 
 @asynccontextmanager

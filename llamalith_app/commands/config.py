@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from llamalith_app import files, grammar
-from llamalith_app.config import ModelConfig, check_file, model_file_problem
-from llamalith_app.config_file import json_schema, plain
+from llamalith_app import files
 from llamalith_app.engine import gguf
 from llamalith_app.errors import ConfigError
+from llamalith_app.grammars import grammar
+from llamalith_app.settings.config import ModelConfig, check_file, model_file_problem
+from llamalith_app.settings.config_file import json_schema, plain
 
 
 @click.group("config")

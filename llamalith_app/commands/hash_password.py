@@ -8,8 +8,8 @@ import sys
 import bcrypt
 import click
 
-from llamalith_app import strength
 from llamalith_app.errors import ConfigError
+from llamalith_app.settings import strength
 
 BCRYPT_COST = 12
 USUAL_PASSWORD_CHARACTERS = 10

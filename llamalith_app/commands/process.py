@@ -8,11 +8,12 @@ import os
 import signal
 from pathlib import Path
 
-from llamalith_app import logs, parent
+from llamalith_app import logs
 from llamalith_app.commands.settings import clear_text_warnings
-from llamalith_app.config import Config, load, require_secrets
 from llamalith_app.jobs.queue import refuse_old_redis
+from llamalith_app.settings.config import Config, load, require_secrets
 from llamalith_app.store.migrate import migrate
+from llamalith_app.supervise import parent
 
 
 def begin(

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from llamalith_app.config import Config
-from llamalith_app.config_file import resolved, shown
 from llamalith_app.errors import ConfigError
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.config_file import resolved, shown
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from llamalith_app import logs, up
+from llamalith_app import logs
 from llamalith_app.commands.init import write_env
 from llamalith_app.commands.settings import clear_text_warnings, settings_options
-from llamalith_app.config import Config, exported_secrets, load, require_secrets
 from llamalith_app.errors import ConfigError
+from llamalith_app.settings.config import Config, exported_secrets, load, require_secrets
+from llamalith_app.supervise import up
 
 
 @click.command("up")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from llamalith_app import signals
+from llamalith_app.app import create_server
 from llamalith_app.commands.process import begin
 from llamalith_app.commands.settings import settings_options
-from llamalith_app.server import server
+from llamalith_app.supervise import signals
 
 
 @click.command()
@@ -29,7 +29,7 @@ def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, 
         signal.signal(number, lambda *_: sys.exit(0))
     config = begin("web", data_dir, parent_fd, env_file=env_file, host=host)
     _allow_all_descriptors()
-    web = server(config, host=host, port=port)
+    web = create_server(config, host=host, port=port)
     for number in handled:
         # uvicorn itself knows nothing of SIGHUP.
         signal.signal(number, web.handle_exit)

@@ -10,8 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from llamalith_app import ranges
 from llamalith_app.contracts.text import CONTROL_FREE
+from llamalith_app.settings import ranges
 
 Schema = Annotated[
     dict[str, Any],

@@ -11,10 +11,10 @@ from llamalith_app.contracts import parameters
 from llamalith_app.contracts.conversations import Latest, MessageList
 from llamalith_app.contracts.jobs import Cancelled, JobAccepted, ReplyCreate
 from llamalith_app.contracts.text import CONTROL_FREE, NOT_BLANK
-from llamalith_app.controllers.problems import TAKES_UNKNOWN
-from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversations
+from llamalith_app.web.problems import TAKES_UNKNOWN
+from llamalith_app.web.request import AppRequest, IdempotencyKey
 
 PathId = Annotated[
     str,

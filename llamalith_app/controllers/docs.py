@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from litestar import Controller, get
 from litestar.response import Template
 
-from llamalith_app.controllers.html import page
-from llamalith_app.controllers.openapi import EVENTS, REF, STREAM, document
-from llamalith_app.controllers.request import AppRequest
 from llamalith_app.guards.principal import PAGE
+from llamalith_app.web.html import page
+from llamalith_app.web.openapi import EVENTS, REF, STREAM, document
+from llamalith_app.web.request import AppRequest
 
 TELL_BELOW = 1e12
 """Limits beyond are there against nonsense."""

@@ -23,12 +23,12 @@ from llamalith_app.contracts.events import Event
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.contracts.text import END
 from llamalith_app.controllers.conversations import PathId
-from llamalith_app.controllers.follow import ENDED, Followers, Line
 from llamalith_app.controllers.jobs import JobIdInPath
-from llamalith_app.controllers.request import AppRequest, Parts
-from llamalith_app.controllers.transcript import FINAL, Cursor
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversations, job_reads
+from llamalith_app.web.follow import ENDED, Followers, Line
+from llamalith_app.web.request import AppRequest, Parts
+from llamalith_app.web.transcript import FINAL, Cursor
 
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"

@@ -6,8 +6,8 @@ from litestar import Controller, Response, get
 from litestar.openapi.datastructures import ResponseSpec
 
 from llamalith_app.contracts.health import Health, Readiness
-from llamalith_app.controllers.request import AppRequest
 from llamalith_app.guards.principal import BACKGROUND, OPEN
+from llamalith_app.web.request import AppRequest
 
 NOT_READY = ResponseSpec(
     Readiness, description="Not all parts are there; the body tells which.", generate_examples=False

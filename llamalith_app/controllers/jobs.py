@@ -21,10 +21,10 @@ from llamalith_app.contracts.jobs import (
     RetryableWord,
 )
 from llamalith_app.contracts.text import id_text
-from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import NotFound
 from llamalith_app.store import job_reads
 from llamalith_app.store.tables import Status
+from llamalith_app.web.request import AppRequest, IdempotencyKey
 
 MAX_ID = 2**63 - 1
 JobIdInPath = Annotated[int, PathParameter(ge=1, le=MAX_ID)]

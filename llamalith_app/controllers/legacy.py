@@ -9,10 +9,10 @@ from llamalith_app.contracts.conversations import LegacyStatus
 from llamalith_app.contracts.jobs import LegacyAccepted, LegacySubmit
 from llamalith_app.contracts.text import id_text
 from llamalith_app.controllers.conversations import PathId
-from llamalith_app.controllers.problems import TAKES_UNKNOWN
-from llamalith_app.controllers.request import AppRequest, IdempotencyKey
 from llamalith_app.errors import BadInput
 from llamalith_app.store import conversations
+from llamalith_app.web.problems import TAKES_UNKNOWN
+from llamalith_app.web.request import AppRequest, IdempotencyKey
 
 
 class Legacy(Controller):

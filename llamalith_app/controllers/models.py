@@ -6,9 +6,9 @@ import asyncio
 
 from litestar import Controller, get
 
-from llamalith_app.config import ModelConfig
 from llamalith_app.contracts.models import EngineTold, Model, ModelList
-from llamalith_app.controllers.request import AppRequest, Parts
+from llamalith_app.settings.config import ModelConfig
+from llamalith_app.web.request import AppRequest, Parts
 
 
 class Models(Controller):

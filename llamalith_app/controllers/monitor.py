@@ -9,11 +9,11 @@ from litestar.params import FromPath
 from litestar.response import Redirect, Template
 
 from llamalith_app.controllers import login
-from llamalith_app.controllers.html import page
 from llamalith_app.controllers.login import see
-from llamalith_app.controllers.request import AppRequest
 from llamalith_app.errors import LoginNeeded, NotFound, ReadOnly, RedisUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, OPEN, PAGE
+from llamalith_app.web.html import page
+from llamalith_app.web.request import AppRequest
 
 ROOT = "/chat/queue"
 SHELLS = ["/", "/queues/{queue:str}", "/queues/{queue:str}/jobs/{job:str}"]

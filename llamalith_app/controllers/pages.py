@@ -18,17 +18,17 @@ from litestar.response import Redirect, Template
 from llamalith_app.contracts.forms import JobForm
 from llamalith_app.contracts.jobs import Job, StatusWord
 from llamalith_app.controllers.conversations import PathId
-from llamalith_app.controllers.html import conversation_url, page
 from llamalith_app.controllers.jobs import MAX_ID, JobIdInPath
 from llamalith_app.controllers.login import came_from, draft_page, see, typed
 from llamalith_app.controllers.models import engines
-from llamalith_app.controllers.request import AppRequest
 from llamalith_app.errors import BadInput, NotFound, QueueFull, StorageUnavailable
 from llamalith_app.guards.cookies import own_cookie
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.store import conversations, job_reads
 from llamalith_app.store.keys import Key
 from llamalith_app.store.tables import Status
+from llamalith_app.web.html import conversation_url, page
+from llamalith_app.web.request import AppRequest
 
 EXCERPT_CHARS = 300
 """Of a text in a list."""

@@ -7,9 +7,9 @@ import contextlib
 import os
 import signal
 
-from llamalith_app import signals
 from llamalith_app.engine.child import serve
 from llamalith_app.engine.runner import LlamaRunner
+from llamalith_app.supervise import signals
 
 # Its worker drains first, and ends it then: supervisors signal every process of a service at once.
 for number in signals.requests_to_end():

@@ -15,7 +15,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from llamalith_app.engine.steps import Refusal
-from llamalith_app.grammar import LIMITS, sentence
+from llamalith_app.grammars.grammar import LIMITS, sentence
 
 T = TypeVar("T")
 

@@ -33,10 +33,10 @@ import msgspec
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llamalith_app import parent
 from llamalith_app.engine import forms, frames
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.steps import Refusal
+from llamalith_app.supervise import parent
 
 RENDER_CPU_S = 1.0
 """Seconds of computing for one conversation, and for compiling; milliseconds are usual."""

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from llamalith_app.config_file import MaxWait
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineTold
+from llamalith_app.settings.config_file import MaxWait
 from llamalith_app.store.job_reads import Queue
 from llamalith_app.store.jobs import Due, Load
 from llamalith_app.store.tables import Priority

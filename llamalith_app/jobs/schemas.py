@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from llamalith_app import config, validation
 from llamalith_app.contracts.parameters import WantedSchema
 from llamalith_app.errors import BadInput, JudgeBusy
-from llamalith_app.schema import CPU_S, MAX_SCHEMA_BYTES, Verdict
+from llamalith_app.grammars import validation
+from llamalith_app.grammars.schema import CPU_S, MAX_SCHEMA_BYTES, Verdict
+from llamalith_app.settings import config
 
 AT_ONCE = 2
 WITHIN_S = 4.5
@@ -89,9 +90,9 @@ class ReplyValidator:
         task = msgspec.json.encode(validation.Task(schema, reply))
         try:
             async with asyncio.timeout(WITHIN_S), self._places:
-                ended = await _run("llamalith_app.validation", task)
+                ended = await _run("llamalith_app.grammars.validation", task)
                 if -ended.returncode in FROM_OUTSIDE:
-                    ended = await _run("llamalith_app.validation", task)
+                    ended = await _run("llamalith_app.grammars.validation", task)
         except TimeoutError:
             return Fit(None, f"could not be validated within {WITHIN_S:g} s")
         except OSError as error:
@@ -130,7 +131,7 @@ async def _run(module: str, text: bytes) -> _Ended:
 
 
 async def _verdict(text: bytes) -> Verdict:
-    ended = await _run("llamalith_app.schema", text)
+    ended = await _run("llamalith_app.grammars.schema", text)
     told, complaint = ended.told, ended.complaint
     if lines := told.splitlines():
         # The last one; it may have been stopped while it looked for a smaller part that is why.

@@ -17,12 +17,12 @@ import structlog
 from playwright.async_api import Browser, Page, expect
 from redis.asyncio import Redis
 
-from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
-from llamalith_app.controllers.visible import Kind, visible
+from llamalith_app.settings.config import Config
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
+from llamalith_app.web.visible import Kind, visible
 from tests.browser.conftest import PLAIN_HOST, Watched, violations, window
 from tests.browser.payloads import payloads
 from tests.live import publish

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from llamalith_app.server import server as make_server
+from llamalith_app.app import create_server
 from tests.browser.conftest import window
 from tests.needs import need
 from tests.web.conftest import PASSWORD, make_config
@@ -38,7 +38,7 @@ async def origin(
 ) -> AsyncIterator[str]:
     """The web behind TLS."""
     config = make_config(tmp_path, database_path, redis_url)
-    server = make_server(config)
+    server = create_server(config)
     server.config.ssl_keyfile, server.config.ssl_certfile = certificate[0], str(certificate[1])
     listener = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server.serve(sockets=[listener]))

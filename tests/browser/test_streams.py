@@ -9,7 +9,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from llamalith_app.config import Config
+from llamalith_app.settings.config import Config
 from tests.browser.conftest import nginx, photograph, violations
 from tests.browser.test_hostile import at_home
 from tests.streams.sse import reading

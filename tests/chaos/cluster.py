@@ -24,8 +24,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from llamalith_app import pidfile, up
 from llamalith_app.store.database import LOCK_DEADLINE_S
+from llamalith_app.supervise import pidfile, up
 from tests.chaos.faults import PARTS_OF_UP, REAL_WORKER, UP, VALKEY, WEBS, WORKERS, Fault
 from tests.product.conftest import clean_environ, free_port
 

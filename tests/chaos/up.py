@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from llamalith_app import cli, up
+from llamalith_app import cli
+from llamalith_app.supervise import up
 
 command = up.command
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvloop
 
 from llamalith_app.commands.process import begin
-from llamalith_app.jobs.worker import run
+from llamalith_app.jobs.worker.process import run
 from tests import fake_engine
 
 

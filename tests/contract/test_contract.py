@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from sqlalchemy import Connection
 
-from llamalith_app.config import Config, ModelConfig
+from llamalith_app.settings.config import Config, ModelConfig
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import LONGEST_PAUSE
 from tests.web.conftest import serving

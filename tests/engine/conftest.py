@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from llamalith_app.engine.client.local import EngineProcess
 from llamalith_app.engine.messages import Advance, ChatMessage, FinishReason, Load, Sampling, Submit
-from llamalith_app.engine.process import EngineProcess
-from llamalith_app.grammar import of_gbnf
+from llamalith_app.grammars.grammar import of_gbnf
 from tests import fake_engine
 
 Script = Callable[..., list[str]]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from llamalith_app.engine.child import Begun, Coming, Inbox, _Loop
+from llamalith_app.engine.client.local import EngineDied
 from llamalith_app.engine.messages import Advance, Cancel, End, FromEngine, Step
 from llamalith_app.engine.pace import Chunk, Pace
-from llamalith_app.engine.process import EngineDied
 from llamalith_app.engine.sequence import Sequence, State
 from llamalith_app.engine.states import Saved, States
 from llamalith_app.engine.text import ReplyText

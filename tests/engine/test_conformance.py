@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from llamalith_app.engine.client.local import EngineProcess, EngineRefused
 from llamalith_app.engine.messages import ChatMessage, Submit
-from llamalith_app.engine.process import EngineProcess, EngineRefused
 from tests.engine.conftest import LAZY_DOG, Script, run, started, submit
 from tests.settle import eventually
 

@@ -12,13 +12,13 @@ import msgspec
 import pytest
 from jsonschema import validate
 
-from llamalith_app import grammar, schema
 from llamalith_app.engine import constraint
+from llamalith_app.engine.client.local import EngineRefused
 from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
 from llamalith_app.engine.messages import Submit
-from llamalith_app.engine.process import EngineRefused
 from llamalith_app.engine.runner import LlamaRunner
 from llamalith_app.engine.steps import Refusal
+from llamalith_app.grammars import grammar, schema
 from tests import tiny_models
 from tests.engine.conftest import load, run, started, submit
 

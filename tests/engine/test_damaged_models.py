@@ -14,7 +14,7 @@ from typing import Literal
 
 import pytest
 
-from llamalith_app.engine.process import REAL_ENGINE, EngineDied, EngineLoadFailed, EngineProcess, EngineRefused
+from llamalith_app.engine.client.local import REAL_ENGINE, EngineDied, EngineLoadFailed, EngineProcess, EngineRefused
 from tests import tiny_models
 from tests.engine.conftest import load, run, started, submit
 

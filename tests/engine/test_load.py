@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineProcess
+from llamalith_app.engine.client.local import EngineDied, EngineLoadFailed, EngineProcess
 from tests.engine.conftest import Script, bundled_model, load, run, started, submit
 from tests.settle import eventually
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from llamalith_app.engine import frames
+from llamalith_app.engine.client.local import REAL_ENGINE, EngineDied, EngineProcess, EngineRefused
 from llamalith_app.engine.messages import Cancel, Loading
-from llamalith_app.engine.process import REAL_ENGINE, EngineDied, EngineProcess, EngineRefused
 from tests.engine.conftest import LAZY_DOG, Script, load, run, started, submit
 from tests.settle import eventually
 
@@ -27,8 +27,8 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from llamalith_app import logs
-from llamalith_app.config import Config
-from llamalith_app.engine.process import EngineProcess
+from llamalith_app.settings.config import Config
+from llamalith_app.engine.client.local import EngineProcess
 from tests.engine.conftest import load, run, submit
 
 async def main(prompt, *argv):
@@ -73,8 +73,8 @@ def test_a_child_ends_with_its_parent_that_is_killed(child_is: str, script: Scri
 async def test_an_engine_that_hangs_at_its_load_is_killed(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamalith_app.engine.process.LOOK_S", 0.05)
-    monkeypatch.setattr("llamalith_app.engine.process.SILENT_S", 0.1)
+    monkeypatch.setattr("llamalith_app.engine.client.local.LOOK_S", 0.05)
+    monkeypatch.setattr("llamalith_app.engine.client.local.SILENT_S", 0.1)
     argv = script({"model": "smollm2", "load_gate": str(tmp_path / "gate")})
     async with asyncio.timeout(WITHIN_S):
         with pytest.raises(EngineDied, match="told nothing for"):
@@ -202,7 +202,7 @@ async def test_a_flood_on_stderr_neither_stalls_the_child_nor_hides_its_last_wor
 
 STARTS_AN_ENGINE = """
 import sys, uvloop
-from llamalith_app.engine.process import EngineProcess
+from llamalith_app.engine.client.local import EngineProcess
 from tests.engine.conftest import load
 uvloop.run(EngineProcess.start(load(), ["sh", "-c", 'echo $$ > "$0"; exec sleep 600', sys.argv[1]]))
 """

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from llamalith_app.config_file import MaxWait
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineTold
 from llamalith_app.jobs.order import Lane, bounds, lanes, left_s, merged
-from llamalith_app.jobs.speeds import Speeds
+from llamalith_app.jobs.worker.speeds import Speeds
+from llamalith_app.settings.config_file import MaxWait
 from llamalith_app.store.jobs import Due, Load
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llamalith_app.config import ModelConfig
-from llamalith_app.config_file import ModelSettings
-from llamalith_app.jobs import memory
-from llamalith_app.jobs.memory import MIB
+from llamalith_app.jobs.worker import memory
+from llamalith_app.jobs.worker.memory import MIB
+from llamalith_app.settings.config import ModelConfig
+from llamalith_app.settings.config_file import ModelSettings
 from tests.gguf import LLAMA, write
 
 GROUP = "sys/fs/cgroup"

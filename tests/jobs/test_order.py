@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamalith_app.config_file import MaxWait
 from llamalith_app.jobs.order import RELIEF, Room, bounds, counts, next_start, pause_before, without_one
+from llamalith_app.settings.config_file import MaxWait
 from llamalith_app.store.jobs import Due
 from llamalith_app.store.tables import Priority
 

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from llamalith_app.config import ModelConfig
-from llamalith_app.config_file import ModelSettings
-from llamalith_app.engine.process import EngineLoadFailed, EngineProcess
-from llamalith_app.jobs.memory import MIB, OVERHEAD_BYTES
-from llamalith_app.jobs.pool import RETRY_PRELOAD_S, ModelTooLarge, Place, Pool
+from llamalith_app.engine.client.local import EngineLoadFailed, EngineProcess
+from llamalith_app.jobs.worker.memory import MIB, OVERHEAD_BYTES
+from llamalith_app.jobs.worker.pool import RETRY_PRELOAD_S, ModelTooLarge, Place, Pool
+from llamalith_app.settings.config import ModelConfig
+from llamalith_app.settings.config_file import ModelSettings
 from tests import fake_engine
 from tests.gguf import write
 from tests.settle import eventually

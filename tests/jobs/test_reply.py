@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamalith_app.jobs.reply import Piece, Reply
+from llamalith_app.jobs.worker.reply import Piece, Reply
 
 CLIPPED = "The `<think>` tag opens the reasoning. It is closed by its counterpart. More text follows."
 

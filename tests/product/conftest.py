@@ -18,7 +18,7 @@ import httpx
 import pytest
 from dotenv import dotenv_values
 
-from llamalith_app import pidfile
+from llamalith_app.supervise import pidfile
 from tests.settle import eventually
 
 LLAMALITH = Path(sys.executable).parent / "llamalith"

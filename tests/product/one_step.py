@@ -22,7 +22,7 @@ from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.submit import Submissions
-from llamalith_app.jobs.sweep import Sweeper
+from llamalith_app.jobs.worker.sweep import Sweeper
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.keys import Key

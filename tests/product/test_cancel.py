@@ -15,9 +15,9 @@ import httpx
 import msgspec
 import pytest
 
-from llamalith_app.config import Config, ModelConfig
-from llamalith_app.config_file import ModelSettings
-from llamalith_app.jobs.worker import Worker
+from llamalith_app.jobs.worker.process import Worker
+from llamalith_app.settings.config import Config, ModelConfig
+from llamalith_app.settings.config_file import ModelSettings
 from llamalith_app.store import check
 from llamalith_app.store.database import Database
 from tests.engine.conftest import LAZY_DOG, bundled_model

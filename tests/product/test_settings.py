@@ -15,7 +15,7 @@ import pytest
 from dotenv import dotenv_values
 
 from llamalith_app.commands.settings import clear_text_warnings
-from llamalith_app.config import Config
+from llamalith_app.settings.config import Config
 from tests.product.conftest import LLAMALITH, clean_environ, free_port
 from tests.web.conftest import HASH
 

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from llamalith_app.config import Config
-from llamalith_app.config_file import ModelSettings
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.config_file import ModelSettings
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
-from llamalith_app.streams import Teller, history
+from llamalith_app.streams.streams import Teller, history
 from tests.settle import eventually
 from tests.store.samples import finish, register_worker
 from tests.web.conftest import make_config, serving
@@ -33,7 +33,7 @@ def script(tmp_path: Path) -> Script:
 def config(tmp_path: Path, database_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
     # On a slow machine a Redis that is there may need longer than it is waited for.
     monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
-    monkeypatch.setattr("llamalith_app.controllers.follow.HISTORY_S", 20)
+    monkeypatch.setattr("llamalith_app.web.follow.HISTORY_S", 20)
     return make_config(tmp_path, database_path, redis_url)
 
 

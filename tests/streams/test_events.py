@@ -19,16 +19,18 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import Connection, text
 
-from llamalith_app import guards, streams
-from llamalith_app.config import Config
+from llamalith_app import guards
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineTold
-from llamalith_app.controllers import events, follow
-from llamalith_app.controllers.follow import Followed
+from llamalith_app.controllers import events
+from llamalith_app.settings.config import Config
 from llamalith_app.store import jobs, retention, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 from llamalith_app.store.users import ADMIN_ID
+from llamalith_app.streams import streams
+from llamalith_app.web import follow
+from llamalith_app.web.follow import Followed
 from tests.settle import eventually
 from tests.store.samples import NOW, fail, prompt
 from tests.streams.conftest import attempt, submit

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from llamalith_app.contracts.events import Delta, Restart
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.controllers.transcript import FINAL, MAX_FRAMES, STORED, Cursor, Transcript
-from llamalith_app.streams import Entry
+from llamalith_app.streams.streams import Entry
+from llamalith_app.web.transcript import FINAL, MAX_FRAMES, STORED, Cursor, Transcript
 from tests.streams.sse import Event, Heard
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from llamalith_app import streams
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.jobs.queue import impatient_redis
-from llamalith_app.progress import ProgressReader
-from llamalith_app.streams import Entry, Hearing, Teller, history
+from llamalith_app.streams import streams
+from llamalith_app.streams.progress import ProgressReader
+from llamalith_app.streams.streams import Entry, Hearing, Teller, history
 from tests.settle import eventually
 
 JOB = 7

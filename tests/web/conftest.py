@@ -12,8 +12,8 @@ import bcrypt
 import httpx
 import pytest
 
-from llamalith_app.config import Config, ModelConfig
-from llamalith_app.server import server as server_of
+from llamalith_app.app import create_server
+from llamalith_app.settings.config import Config, ModelConfig
 
 TOKEN = "a-token-of-the-tests"
 PASSWORD = "a password of the tests"
@@ -54,7 +54,7 @@ def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
 async def serving(config: Config) -> AsyncIterator[httpx.AsyncClient]:
     """A client whose base is the running application, with the token."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = server_of(config)
+    server = create_server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     port = listener.getsockname()[1]
     try:

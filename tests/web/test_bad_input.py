@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 import structlog
 
-from llamalith_app.config import Config
+from llamalith_app.settings.config import Config
 from tests.web.conftest import TOKEN, make_config, serving
 
 # Nothing is ever stored here, so one server serves all.

@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 from sqlalchemy import Connection, insert
 from sqlalchemy.exc import OperationalError
 
-from llamalith_app.config import Config
 from llamalith_app.jobs.cancel import CHUNK_JOBS
+from llamalith_app.settings.config import Config
 from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Priority, UserRow

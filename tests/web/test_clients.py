@@ -20,8 +20,8 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import Connection, event
 
-from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import JobBrief, JobCreate, LegacySubmit, ReplyCreate
+from llamalith_app.settings.config import Config
 from llamalith_app.store import job_reads
 from llamalith_app.store.database import Database
 from tests.browser.conftest import nginx

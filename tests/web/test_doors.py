@@ -29,10 +29,10 @@ from litestar._parsers import parse_url_encoded_form_data
 from litestar.routes import HTTPRoute
 
 from llamalith_app.app import create_app
-from llamalith_app.config import Config
 from llamalith_app.guards import forms, passwords
 from llamalith_app.guards.passwords import throttled_addresses
 from llamalith_app.guards.sessions import COOKIE
+from llamalith_app.settings.config import Config
 from llamalith_app.store import logins, sessions
 from llamalith_app.store.database import Database, write_engine
 from tests.settle import eventually

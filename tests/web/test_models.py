@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from llamalith_app.config import Config
 from llamalith_app.contracts.models import EngineTold
+from llamalith_app.settings.config import Config
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from tests.store.samples import register_worker

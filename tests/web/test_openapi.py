@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from schemathesis import checks
 from schemathesis.core.result import Ok
 
-from llamalith_app.config import Config
+from llamalith_app.settings.config import Config
 from tests.web.conftest import TOKEN, make_config, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

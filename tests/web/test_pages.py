@@ -16,9 +16,9 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy.exc import OperationalError
 
-from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.controllers import pages
+from llamalith_app.settings.config import Config
 from llamalith_app.store import job_reads, jobs, retention, sessions
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id

@@ -17,8 +17,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from llamalith_app.config import Config
 from llamalith_app.contracts.parameters import NAMES
+from llamalith_app.settings.config import Config
 from tests.web.conftest import make_config, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, func, select, update
 
-from llamalith_app.config import Config
+from llamalith_app.settings.config import Config
 from llamalith_app.store import check, keys
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import JobRow, KeyRow, Outcome

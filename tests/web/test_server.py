@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from llamalith_app.config import Config
-from llamalith_app.server import Protocol, Server
-from llamalith_app.server import server as server_of
+from llamalith_app.app import create_server
+from llamalith_app.settings.config import Config
+from llamalith_app.web.server import Protocol, Server
 from tests.settle import eventually
 
 WITHIN_S = 20
@@ -597,4 +597,4 @@ async def test_an_answer_under_way_is_dropped_when_nobody_takes_what_waits(serve
 def test_idle_connections_are_kept_for_longer_than_the_shipped_nginx_keeps_them(config: Config) -> None:
     found = re.search(r"^\s*keepalive_timeout (\d+)s;", CONF.read_text(), re.MULTILINE)
     assert found is not None
-    assert server_of(config).config.timeout_keep_alive == 75 > int(found[1])
+    assert create_server(config).config.timeout_keep_alive == 75 > int(found[1])

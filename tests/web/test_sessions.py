@@ -9,9 +9,9 @@ import msgspec
 import pytest
 import structlog
 
-from llamalith_app.config import Config
-from llamalith_app.controllers.html import ASSETS, VERSIONS
 from llamalith_app.guards.sessions import COOKIE
+from llamalith_app.settings.config import Config
+from llamalith_app.web.html import ASSETS, VERSIONS
 from tests.web.conftest import PASSWORD, serving
 
 HTTPS = {"X-Forwarded-Proto": "https"}

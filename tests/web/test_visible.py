@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamalith_app.controllers.visible import Kind, visible, visible_html
+from llamalith_app.web.visible import Kind, visible, visible_html
 
 AS_IT_IS = ["invoice.exe", "naïve é", "שלום 12", "日本語", "\U0001fae8", "e\u0301", "a b", "\u0602"]
 MARKED = {

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from llamalith_app.config import Config, ModelConfig
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.jobs.generate import Running
-from llamalith_app.jobs.worker import Worker
+from llamalith_app.jobs.worker.generate import Running
+from llamalith_app.jobs.worker.process import Worker
+from llamalith_app.settings.config import Config, ModelConfig
 from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID

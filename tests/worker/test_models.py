@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from llamalith_app.config import Config
-from llamalith_app.config_file import MaxWait
 from llamalith_app.contracts.models import EngineTold
-from llamalith_app.jobs.memory import MIB
+from llamalith_app.jobs.worker.memory import MIB
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.config_file import MaxWait
 from llamalith_app.store import workers
 from llamalith_app.store.database import Database
 from tests.gguf import write

@@ -21,19 +21,19 @@ import structlog
 from redis.asyncio import Redis
 from sqlalchemy import Connection
 
-from llamalith_app import streams
-from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.engine.messages import Advance
-from llamalith_app.jobs import generate
-from llamalith_app.jobs.reply import Piece
-from llamalith_app.jobs.worker import Worker
+from llamalith_app.jobs.worker import generate
+from llamalith_app.jobs.worker.process import Worker
+from llamalith_app.jobs.worker.reply import Piece
+from llamalith_app.settings.config import Config
 from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
-from llamalith_app.streams import Before, before, history
+from llamalith_app.streams import streams
+from llamalith_app.streams.streams import Before, before, history
 from tests import fake_engine
 from tests.settle import eventually
 from tests.worker.conftest import Script, Submit, at_phase, attempts, ended, slots, working
@@ -60,7 +60,7 @@ async def read(database: Database, job_id: int) -> Job:
 async def test_an_engine_that_hangs_is_killed_and_its_slot_serves_the_next(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
-    monkeypatch.setattr("llamalith_app.engine.process.SILENT_AFTER_CANCEL_S", 0.1)
+    monkeypatch.setattr("llamalith_app.engine.client.local.SILENT_AFTER_CANCEL_S", 0.1)
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 1900})
     async with working(slots(config, 1), script) as worker:
         job_id = await submit("long", timeout_s=600 if asked == "timeout_s" else None, max_attempts=1)
@@ -70,14 +70,14 @@ async def test_an_engine_that_hangs_is_killed_and_its_slot_serves_the_next(
         os.kill(pid, signal.SIGSTOP)
         if asked == "nothing":
             # Not before: each look counts a whole second, also of an engine that is about to tell something.
-            monkeypatch.setattr("llamalith_app.engine.process.SILENT_S", 0.1)
+            monkeypatch.setattr("llamalith_app.engine.client.local.SILENT_S", 0.1)
         if asked == "timeout_s":
             # As its timer does when its time is over.
             worker.generation.stop(running, Outcome.FAILED)
         if asked == "cancel":
             await cancel(database, job_id)
         job = await ended(database, job_id)
-        monkeypatch.setattr("llamalith_app.engine.process.SILENT_S", 3600)
+        monkeypatch.setattr("llamalith_app.engine.client.local.SILENT_S", 3600)
         assert (await ended(database, next_id)).status == "done"
     if asked == "cancel":
         assert job.status == "cancelled"
@@ -365,9 +365,9 @@ async def test_a_load_that_fails_once_its_job_was_cancelled_is_no_unexpected_err
 async def test_nothing_is_read_while_nothing_runs(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.WATCH_S", 0.001)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.WATCH_S", 0.001)
     # The sweeper reads by itself, of all workers.
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 3600)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 3600)
     looks: list[tuple[Any, ...]] = []
     held = jobs.held
 
@@ -435,7 +435,7 @@ async def test_a_worker_that_was_frozen_does_not_find_the_time_of_its_jobs_over(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.generate.TICK_S", 0.05)
+    monkeypatch.setattr("llamalith_app.jobs.worker.generate.TICK_S", 0.05)
     gate = tmp_path / "gate"
     script.write({"when": "wait", "gate": str(gate), "reply": "x"})
     async with working(config, script) as worker:
@@ -455,7 +455,7 @@ async def test_a_job_that_waits_too_long_ends_as_timeout_and_tells_it_apart(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.05)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.05)
     gate = tmp_path / "gate"
     script.write({"when": "wait", "gate": str(gate), "reply": "x"})
     async with working(config, script) as worker:

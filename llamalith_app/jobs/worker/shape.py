@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llamalith_app import grammar as grammars_of
-from llamalith_app.config_file import ModelSettings
 from llamalith_app.contracts.parameters import JsonObject, Parameters, wanted_schema
+from llamalith_app.engine.client.local import EngineRefused
 from llamalith_app.engine.messages import Loaded, Sampling
-from llamalith_app.engine.process import EngineRefused
+from llamalith_app.grammars import grammar as grammars_of
+from llamalith_app.settings.config_file import ModelSettings
 from llamalith_app.store.jobs import Claim
 
 ANY_OBJECT = {"type": "object"}

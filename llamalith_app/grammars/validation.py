@@ -1,7 +1,8 @@
 """Validates a whole reply against a JSON Schema, where no grammar could hold it to all of that while it was written.
 
-`python -m llamalith_app.validation` is a program of its own, to be killed: a pattern or a reply may mean harm. On
-standard input a schema and a reply as JSON; on standard output a Result. Follows no reference to anything outside.
+`python -m llamalith_app.grammars.validation` is a program of its own, to be killed: a pattern or a reply may mean harm.
+It reads a schema and a reply as JSON from standard input and writes a Result to standard output. It follows no
+reference to anything outside.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import jsonschema_rs
 import msgspec
 from llguidance import LLMatcher, LLTokenizer
 
-from llamalith_app import grammar, keywords, parent
+from llamalith_app.grammars import grammar, keywords
+from llamalith_app.supervise import parent
 
 CPU_S = 2.0
 """Processor time that one validation may take."""

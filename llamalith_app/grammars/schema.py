@@ -1,9 +1,9 @@
 """Judges a JSON Schema: can replies be held to it, which parts of it only a whole reply can be validated against, and
 where neither is so, which part is why.
 
-`python -m llamalith_app.schema` is a program of its own, to be killed: what llguidance does with some schemas takes
-minutes and cannot be interrupted. One schema on standard input; on standard output a Verdict a line, of which the
-last one counts. Reads only the schema: no reference to anything outside is followed.
+`python -m llamalith_app.grammars.schema` is a program of its own, to be killed: llguidance may take minutes with some
+schemas and cannot be interrupted. It reads one schema from standard input and writes a Verdict a line to standard
+output, of which the last one counts. It reads only the schema: it follows no reference to anything outside.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from llamalith_app import grammar, keywords, parent, validation
-from llamalith_app.keywords import escaped, unescaped
+from llamalith_app.grammars import grammar, keywords, validation
+from llamalith_app.grammars.keywords import escaped, unescaped
+from llamalith_app.supervise import parent
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_DEPTH = 100

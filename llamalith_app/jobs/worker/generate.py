@@ -20,25 +20,26 @@ import msgspec
 import structlog
 from redis.asyncio import Redis
 
-from llamalith_app import streams
-from llamalith_app.config import ModelConfig
-from llamalith_app.config_file import MaxWait
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.parameters import wanted_schema
 from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN
+from llamalith_app.engine.client.local import EngineDied, EngineLoadFailed, EngineProcess, EngineRefused
 from llamalith_app.engine.messages import Advance, ChatMessage, Submit
-from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineProcess, EngineRefused
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.jobs import order, shape
-from llamalith_app.jobs.pool import ModelTooLarge, Place, Pool
+from llamalith_app.jobs import order
 from llamalith_app.jobs.queue import TaskProgress
-from llamalith_app.jobs.reply import Piece, Reply
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
-from llamalith_app.jobs.speeds import Measure, Speeds
+from llamalith_app.jobs.worker import shape
+from llamalith_app.jobs.worker.pool import ModelTooLarge, Place, Pool
+from llamalith_app.jobs.worker.reply import Piece, Reply
+from llamalith_app.jobs.worker.speeds import Measure, Speeds
+from llamalith_app.settings.config import ModelConfig
+from llamalith_app.settings.config_file import MaxWait
 from llamalith_app.store import conversations, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome, Status
-from llamalith_app.streams import Before, Teller, Writer
+from llamalith_app.streams import streams
+from llamalith_app.streams.streams import Before, Teller, Writer
 
 T = TypeVar("T")
 

@@ -20,9 +20,9 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from llamalith_app import progress
 from llamalith_app.contracts.events import Delta, ProgressEvent, Restart, Thinking
 from llamalith_app.contracts.jobs import Progress
+from llamalith_app.streams import progress
 
 KEEP_S = 600
 """A stream outlives its last entry for so long; after that the record has the reply."""

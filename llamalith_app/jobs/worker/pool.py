@@ -15,15 +15,15 @@ from typing import NamedTuple, Self
 
 import structlog
 
-from llamalith_app.config import ModelConfig
 from llamalith_app.contracts.models import EngineTold, ModelState
+from llamalith_app.engine.client.local import EngineDied, EngineLoadFailed, EngineProcess
 from llamalith_app.engine.gguf import BadGguf
 from llamalith_app.engine.messages import Load
-from llamalith_app.engine.process import EngineDied, EngineLoadFailed, EngineProcess
-from llamalith_app.jobs import memory
-from llamalith_app.jobs.memory import MIB, Plan
 from llamalith_app.jobs.order import Room
-from llamalith_app.jobs.speeds import Speeds
+from llamalith_app.jobs.worker import memory
+from llamalith_app.jobs.worker.memory import MIB, Plan
+from llamalith_app.jobs.worker.speeds import Speeds
+from llamalith_app.settings.config import ModelConfig
 
 REST = 3.0
 """For so many times as long as a load took that failed, the model is not loaded again: one that cannot be loaded has at

@@ -20,10 +20,10 @@ from typing import NamedTuple, NoReturn
 
 import structlog
 
-from llamalith_app import parent, pidfile, signals, valkey
-from llamalith_app.config import Config, valkey_socket
 from llamalith_app.errors import ConfigError, LlamalithError
 from llamalith_app.logs import say
+from llamalith_app.settings.config import Config, valkey_socket
+from llamalith_app.supervise import parent, pidfile, signals, valkey
 
 EXIT_CONFIG = 2
 STEADY_S = 30.0

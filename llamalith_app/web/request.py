@@ -14,11 +14,6 @@ import msgspec
 from litestar import Request
 from litestar.params import HeaderParameter
 
-from llamalith_app.config import ModelConfig
-from llamalith_app.controllers.follow import Followers
-from llamalith_app.controllers.live import Live
-from llamalith_app.controllers.problems import in_words
-from llamalith_app.controllers.readiness import Readings
 from llamalith_app.errors import BadInput, UnsupportedMediaType
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.hosts import Hosts
@@ -29,8 +24,13 @@ from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.submit import Submissions
+from llamalith_app.settings.config import ModelConfig
 from llamalith_app.store.database import Database
 from llamalith_app.store.keys import Key
+from llamalith_app.web.follow import Followers
+from llamalith_app.web.live import Live
+from llamalith_app.web.problems import in_words
+from llamalith_app.web.readiness import Readings
 
 Form = TypeVar("Form", bound=msgspec.Struct)
 

@@ -19,10 +19,10 @@ import structlog
 
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order
-from llamalith_app.pidfile import is_held
 from llamalith_app.store import jobs, keys, retention, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome
+from llamalith_app.supervise.pidfile import is_held
 
 SWEEP_S = 2.0
 BEAT_S = 3.0

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from llamalith_app.contracts.jobs import JobBrief, Progress
 from llamalith_app.jobs import order
 from llamalith_app.jobs.forecast import Forecasts
-from llamalith_app.progress import ProgressReader
 from llamalith_app.store import job_reads
 from llamalith_app.store.database import Database
+from llamalith_app.streams.progress import ProgressReader
 
 
 class Live:

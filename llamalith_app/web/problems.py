@@ -17,8 +17,8 @@ from litestar.routes import BaseRoute, HTTPRoute
 
 from llamalith_app.contracts import parameters
 from llamalith_app.contracts.problems import Problem
-from llamalith_app.controllers.paths import readable
 from llamalith_app.errors import BadInput, LlamalithError
+from llamalith_app.web.paths import readable
 
 log = structlog.get_logger(__name__)
 

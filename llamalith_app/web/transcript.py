@@ -13,7 +13,7 @@ import msgspec
 
 from llamalith_app.contracts.events import Delta, Restart
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.streams import Entry
+from llamalith_app.streams.streams import Entry
 
 STORED = 1_000_000_000
 """The n of a delta that the record gave: who has it has the whole reply. Beyond what any attempt writes."""

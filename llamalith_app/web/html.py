@@ -23,11 +23,11 @@ from litestar.template import TemplateConfig
 
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.contracts.problems import Problem
-from llamalith_app.controllers import problems
-from llamalith_app.controllers.live import may_grow
-from llamalith_app.controllers.visible import Kind, visible, visible_html
 from llamalith_app.errors import LlamalithError, NotFound
 from llamalith_app.guards.principal import BACKGROUND, OPEN
+from llamalith_app.web import problems
+from llamalith_app.web.live import may_grow
+from llamalith_app.web.visible import Kind, visible, visible_html
 
 ROOT = Path(__file__).parents[2]
 SETTLE = timedelta(seconds=10)

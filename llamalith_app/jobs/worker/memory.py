@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from llamalith_app.config import ModelConfig
 from llamalith_app.engine import gguf
+from llamalith_app.settings.config import ModelConfig
 
 SHARE = 0.8
 """Of the machine's memory, for models; the rest is for web, worker, database and the system."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import httptools
@@ -20,10 +20,8 @@ import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from llamalith_app.app import WebApp, create_app
-from llamalith_app.config import Config
 from llamalith_app.contracts.problems import Problem
-from llamalith_app.controllers.envelope import HEADERS, problem
+from llamalith_app.web.envelope import HEADERS, problem
 
 IDLE_S = 75
 """Longer than proxies keep a connection that they may use again (nginx: 60 s), and than people's programs poll: of two
@@ -38,9 +36,9 @@ class Server(uvicorn.Server):
     LOOK_TICKS = 10
     """Of uvicorn's own clock, which ticks every 0.1 s."""
 
-    def __init__(self, app: WebApp, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
         super().__init__(config)
-        self._app = app
+        self._end_streams = end_streams
 
     async def on_tick(self, counter: int) -> bool:
         if counter % self.LOOK_TICKS == 0:
@@ -52,7 +50,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.end_streams()
+        self._end_streams()
         await super().shutdown(sockets)
 
 
@@ -380,23 +378,3 @@ def _answer(told: Problem, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         (b"connection", b"close"),
     ]
     return STATUS_LINE[told.status] + b"".join(b"%b: %b\r\n" % line for line in lines) + b"\r\n" + body
-
-
-def server(config: Config, *, host: str = "127.0.0.1", port: int = 0) -> Server:
-    app = create_app(config)
-    settings = uvicorn.Config(
-        app,
-        http=Protocol,
-        ws="none",
-        host=host,
-        port=port,
-        proxy_headers=bool(config.trusted_proxies),
-        forwarded_allow_ips=list(config.trusted_proxies),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=IDLE_S,
-        # An open connection would otherwise hold the process for ever.
-        timeout_graceful_shutdown=5,
-    )
-    return Server(app, settings)

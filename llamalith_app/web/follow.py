@@ -17,15 +17,15 @@ import msgspec
 import structlog
 from redis.asyncio import Redis
 
-from llamalith_app import streams
 from llamalith_app.contracts.events import ProgressEvent
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.controllers.live import Live, may_grow
-from llamalith_app.controllers.transcript import Transcript
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.store import conversations, job_reads
 from llamalith_app.store.database import Database
-from llamalith_app.streams import Entry, Hearing
+from llamalith_app.streams import streams
+from llamalith_app.streams.streams import Entry, Hearing
+from llamalith_app.web.live import Live, may_grow
+from llamalith_app.web.transcript import Transcript
 
 log = structlog.get_logger(__name__)
 

@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import msgspec
 from msgspec import UNSET, Meta
 
-from llamalith_app import files, ranges
-from llamalith_app.ranges import in_words, takes_lone_text, title, without_none
+from llamalith_app import files
+from llamalith_app.settings import ranges
+from llamalith_app.settings.ranges import in_words, takes_lone_text, title, without_none
 
 # `$` alone would let one line break follow; this end means the same to Python and to JSON Schema.
 END = r"(?![\s\S])"

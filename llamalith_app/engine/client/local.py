@@ -17,8 +17,6 @@ from typing import Self
 import msgspec
 import structlog
 
-from llamalith_app import parent
-from llamalith_app.config import child_environ
 from llamalith_app.engine import frames
 from llamalith_app.engine.messages import (
     Advance,
@@ -35,6 +33,8 @@ from llamalith_app.engine.messages import (
     ToEngine,
 )
 from llamalith_app.errors import LlamalithError
+from llamalith_app.settings.config import child_environ
+from llamalith_app.supervise import parent
 
 REAL_ENGINE = (sys.executable, "-P", "-m", "llamalith_app.engine")
 SAVE_S = 10.0

@@ -18,18 +18,20 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import structlog
 
-from llamalith_app import grammar, signals, streams
-from llamalith_app.config import Config
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.jobs import memory
-from llamalith_app.jobs.generate import Generation
-from llamalith_app.jobs.pool import Pool
+from llamalith_app.grammars import grammar
 from llamalith_app.jobs.queue import Wakers, impatient_redis
-from llamalith_app.jobs.sweep import BEAT_S, SWEEP_S, Sweeper, hold_lock
+from llamalith_app.jobs.worker import memory
+from llamalith_app.jobs.worker.generate import Generation
+from llamalith_app.jobs.worker.pool import Pool
+from llamalith_app.jobs.worker.sweep import BEAT_S, SWEEP_S, Sweeper, hold_lock
+from llamalith_app.settings.config import Config
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
+from llamalith_app.streams import streams
+from llamalith_app.supervise import signals
 
 WATCH_S = 0.2
 """Between two looks at which leases still hold, while anything runs: so long a cancel waits to be heard."""

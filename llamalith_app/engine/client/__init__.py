@@ -1,0 +1,1 @@
+"""What the worker holds of an engine."""

@@ -1,0 +1,1 @@
+"""What a person sets: the environment and `config.json`."""
