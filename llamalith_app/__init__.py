@@ -2,56 +2,50 @@
 
 The map:
 
-    app.py           the web's composition root: create_app(config)
+    app.py           the web's composition root: create_app(config), and create_server(config)
     cli.py           the `llamalith` command; commands/ has a module for each subcommand
     commands/        up, web, worker, migrate, init, check, backup, restore, healthcheck, config, hash-password
-    config.py        every setting; the only reader of the environment
-    config_file.py   judges a config.json
-    contracts/       the shapes of everything that crosses a wire
-    controllers/     thin HTTP: API, events (follow, transcript), pages, login, monitor, docs, probes; problems,
-                     envelope and the request log
-    engine/          the child process that holds a model: plan -> evaluate -> apply; states on disk, and what a
-                     GGUF's header tells
     errors.py        one error tree, with what HTTP says of each
     files.py         reads regular files only, and no more of them than is allowed
-    gbnf.py          GBNF, written anew for llguidance
-    grammar.py       what a reply may be held to: named grammars, found at start, and JSON Schemas; with which bounds
-    grammars/        those that are shipped
-    guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
-    jobs/            from an accepted prompt to a stored reply: submit, schemas, cancel, queue, generate, shape, reply,
-                     pool, memory, order, forecast, speeds, sweep, worker; and what SAQ's monitor shows
-    keywords.py      keywords of JSON Schema: which are notes, and which cannot be enforced while a reply is written
     logs.py          structured logs, and what a command says
-    parent.py        a child ends with its parent, and holds nothing of its parent's
-    pidfile.py       a pid that proves itself by a lock
-    progress.py      live progress beside the record
-    ranges.py        what sampling may be set to, and how people are told
-    signals.py       which signals ask a process to end
-    schema.py        judges a JSON Schema, as a program of its own
-    server.py        uvicorn, with bounds on what a connection may take
+    settings/        config: every setting, and the only reader of the environment; config_file validates a
+                     config.json; ranges: what sampling may be set to; strength: how many guesses a secret withstands
+    contracts/       the shapes of everything that crosses a wire
+    web/             what HTTP needs and no route owns: server (uvicorn with bounds), envelope, request, request_log,
+                     problems, paths, openapi, readiness; html and visible for pages; follow, transcript and live for
+                     streams and progress
+    controllers/     thin HTTP and nothing else: API, events, pages, login, monitor, docs, probes
+    guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
+    jobs/            the queue: submit, schemas, cancel, order (pure), forecast, queue (sole speaker of SAQ), monitor
+    jobs/worker/     the worker's side: process (its composition root), generate, pool, memory, shape, reply, speeds,
+                     sweep
+    engine/          the child process that holds a model: plan -> evaluate -> apply; states on disk, and what a
+                     GGUF's header tells
+    engine/client/   what the worker holds of an engine: local, the child process
+    streams/         a job's events over Redis, kept for a while; live progress beside the record
+    grammars/        what a reply may be held to: grammar (named ones, and JSON Schema as a grammar), gbnf; schema and
+                     validation (programs of their own), keywords (what cannot be enforced); the shipped files
     store/           the record: tables, the writer thread, transitions (jobs) and what people read of them (job_reads),
-                     invariants, migrations; what it is called beside others (record), answers that are given again
-                     (keys), whole copies (backup), what is not kept (retention)
-    strength.py      how many guesses a secret withstands
-    streams.py       a job's events by Redis: written, told, kept for a while
-    up.py            the whole product on one machine
-    validation.py    validates a whole reply against its schema, as a program of its own
-    valkey.py        the embedded Valkey
+                     invariants, migrations; its name beside others (record), answers that are given again (keys), whole
+                     copies (backup), what is not kept (retention)
+    supervise/       up: the whole product on one machine; valkey: the embedded one; pidfile: a pid that proves itself
+                     by a lock; parent: a child ends with its parent; signals: which ones ask a process to end
 
 Beside the package: templates/ and static/, the pages as HTML, one stylesheet and one script.
 
 Four routes to keep short:
 
 - A prompt: guards -> controllers -> jobs/submit -> store/jobs.submit -> commit -> hint (jobs/queue), and from there
-  jobs/generate -> jobs/pool -> store/jobs.claim -> engine -> store/jobs.finish.
-- A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/process -> jobs/generate
-  -> streams.Writer -> streams.Teller -> Redis -> streams.Hearing -> controllers/follow -> controllers/events
-  -> the reader.
-- A page: guards (session) -> controllers/pages -> store, controllers/live -> templates; static/app.js asks for its
+  jobs/worker/generate -> jobs/worker/pool -> store/jobs.claim -> engine -> store/jobs.finish.
+- A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/client/local
+  -> jobs/worker/generate -> streams (Writer, StreamPublisher) -> Redis -> streams (StreamSubscriber) -> web/follow
+  -> controllers/events -> the reader.
+- A page: guards (session) -> controllers/pages -> store, web/live -> templates; the script in static/ asks for its
   lists again and puts in place what changed.
-- A setting: config.load() -> create_app, Worker or a command -> the constructor that needs it.
+- A setting: config.load() -> create_app, the worker or a command -> the constructor that needs it.
 
-Direction: controllers -> submit -> store <- generate -> engine; contracts, errors and config are leaves.
+Direction: controllers -> submit -> store <- worker -> engine; pyproject.toml has the layers, contracts, settings and
+errors at the bottom.
 """
 
 __version__ = "0.1.0"

@@ -154,7 +154,7 @@ class NotLookedAt(StorageUnavailable):
         self.fields = fields
 
 
-class JudgeBusy(LlamalithError):
+class ValidatorBusy(LlamalithError):
     """Schemas of others are judged, and this one's turn did not come in time."""
 
     status = 503

@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import Any
 
 from llamalith_app.engine.child import CannotLoad, serve
-from llamalith_app.engine.messages import ChatMessage, Load, Sampling
-from llamalith_app.engine.steps import Refusal, Sampled, Work
+from llamalith_app.engine.messages import ChatMessage, LoadModel, Sampling
+from llamalith_app.engine.runner_protocol import Refusal, Sampled, Work
 
 END = 256
 """The token that ends a reply."""
@@ -172,7 +172,7 @@ def main() -> None:
         found: list[dict[str, Any]] = json.loads(options.script.read_text())
         return found
 
-    def open_runner(load: Load, tell: Callable[[float], None]) -> FakeRunner:
+    def open_runner(load: LoadModel, tell: Callable[[float], None]) -> FakeRunner:
         can_think = True
         for rule in rules():
             if rule.get("model") == load.model:

@@ -24,14 +24,14 @@ from llamalith_app.settings.config import Config
 from llamalith_app.supervise import parent, up, valkey
 
 
-def part_of(name: str, mode: str, *, run_dir: Path) -> up.Part:
+def part_of(name: str, mode: str, *, run_dir: Path) -> up.ManagedProcess:
     if name == "valkey":
         folder = Path(mode)
         socket = folder / "valkey.sock"
         valkey.make_folders(folder=folder, socket=socket)
         argv = valkey.argv(valkey.find_binary(), folder=folder, socket=socket)
-        return up.Part("valkey", tuple(argv), ours=False)
-    return up.Part(name, (sys.executable, __file__, "part", name, mode, str(run_dir)), ours=mode != "tool")
+        return up.ManagedProcess("valkey", tuple(argv), ours=False)
+    return up.ManagedProcess(name, (sys.executable, __file__, "part", name, mode, str(run_dir)), ours=mode != "tool")
 
 
 async def supervise(run_dir: Path, grace_s: float, pairs: list[str]) -> int:

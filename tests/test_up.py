@@ -312,7 +312,7 @@ async def test_a_part_whose_pid_cannot_be_written_lives_and_is_ended_like_the_ot
 
     monkeypatch.setattr("llamalith_app.supervise.pidfile.write_pid", full)
     supervisor = up.Supervisor(tmp_path, grace_s=5)
-    part = up.Part("sleeper", ("sleep", "100"), ours=False)
+    part = up.ManagedProcess("sleeper", ("sleep", "100"), ours=False)
     lived = asyncio.Event()
 
     async def work() -> None:

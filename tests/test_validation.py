@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from llamalith_app.errors import JudgeBusy
+from llamalith_app.errors import ValidatorBusy
 from llamalith_app.grammars import grammar, keywords, validation
 from llamalith_app.jobs import schemas
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
@@ -127,7 +127,7 @@ async def test_a_death_from_outside_says_nothing_of_a_schema_or_a_reply(
     monkeypatch.setattr(schemas, "_run", run_and_kill)
     assert await ReplyValidator().validate({"uniqueItems": True}, "[1, 1]") != Fit(None, "could not be validated")
     n_killed = 0
-    with pytest.raises(JudgeBusy):
+    with pytest.raises(ValidatorBusy):
         await schemas._verdict(b"{}")
 
 

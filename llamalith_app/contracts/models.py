@@ -9,7 +9,7 @@ import msgspec
 ModelState = Literal["absent", "loading", "loaded", "failed"]
 
 
-class EngineTold(msgspec.Struct, kw_only=True, omit_defaults=True):
+class EngineStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One model in one worker, told with the worker's beat. Speeds are null until something was measured."""
 
     model: str

@@ -6,7 +6,7 @@ import asyncio
 
 from litestar import Controller, get
 
-from llamalith_app.contracts.models import EngineTold, Model, ModelList
+from llamalith_app.contracts.models import EngineStatus, Model, ModelList
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.web.request import AppRequest, Parts
 
@@ -36,8 +36,8 @@ def _size(model: ModelConfig) -> int | None:
         return None
 
 
-def _model(chosen: ModelConfig, size_bytes: int | None, told: EngineTold | None, queued: int) -> Model:
-    told = told or EngineTold(model=chosen.name, state="absent", n_slots=0)
+def _model(chosen: ModelConfig, size_bytes: int | None, told: EngineStatus | None, queued: int) -> Model:
+    told = told or EngineStatus(model=chosen.name, state="absent", n_slots=0)
     return Model(
         name=chosen.name,
         file=str(chosen.path),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from llamalith_app.engine.messages import ChatMessage
-from llamalith_app.engine.steps import Refusal
+from llamalith_app.engine.runner_protocol import Refusal
 
 Render = Callable[[Sequence[ChatMessage]], str]
 Tokenize = Callable[[str], list[int]]
@@ -21,14 +21,16 @@ OPEN, CLOSE = "<think>", "</think>"
 """Around what a model writes for itself, at the beginning of its reply."""
 
 
-class Prompt(NamedTuple):
+class RenderedPrompt(NamedTuple):
     tokens: list[int]
     omitted_messages: int
     opens_thinking: bool = False
     """The template itself wrote the OPEN: the reply begins behind it."""
 
 
-def fit(messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_ctx: int, max_tokens: int) -> Prompt:
+def fit(
+    messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_ctx: int, max_tokens: int
+) -> RenderedPrompt:
     """Keeps the system message and as many of the newest turns as leave room for the reply.
 
     The room is max_tokens, but no more than a quarter of the context. Raises Refusal: `context_overflow`
@@ -55,7 +57,7 @@ def fit(messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_c
 
     tokens = tokens_from(starts[0])
     if len(tokens) <= n_fit:
-        return Prompt(tokens, starts[0], opens_thinking)
+        return RenderedPrompt(tokens, starts[0], opens_thinking)
     shortest = tokens_from(starts[-1]) if len(starts) > 1 else tokens
     if len(shortest) > n_fit:
         with_system = " together with its system message" if system else ""
@@ -74,7 +76,7 @@ def fit(messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_c
         else:
             low = middle + 1
     # The end of the prompt is the same, whatever is left out before it.
-    return Prompt(best, starts[high], opens_thinking)
+    return RenderedPrompt(best, starts[high], opens_thinking)
 
 
 def _opens_thinking(prompt: str, newest: str) -> bool:

@@ -31,20 +31,20 @@ from llamalith_app.engine.messages import (
     Cancel,
     End,
     FromEngine,
-    Load,
     Loaded,
     LoadFailed,
     Loading,
+    LoadModel,
     Refused,
     Step,
     Submit,
     ToEngine,
 )
-from llamalith_app.engine.pace import Pace
+from llamalith_app.engine.prefill_budget import PrefillBudget
+from llamalith_app.engine.runner_protocol import Refusal, Runner
 from llamalith_app.engine.scheduler import Admission, Scheduler
 from llamalith_app.engine.sequence import Sequence, State
 from llamalith_app.engine.states import Saved, States
-from llamalith_app.engine.steps import Refusal, Runner
 from llamalith_app.engine.text import ReplyText
 
 TELL_LOADING_S = 0.1
@@ -66,8 +66,8 @@ class CannotLoad(Exception):
     """A sentence for people that names model and file."""
 
 
-OpenRunner = Callable[[Load, Callable[[float], None]], Runner]
-"""Opens what `Load` names, telling its progress from 0 to 1; raises CannotLoad."""
+OpenRunner = Callable[[LoadModel, Callable[[float], None]], Runner]
+"""Opens what `LoadModel` names, telling its progress from 0 to 1; raises CannotLoad."""
 
 
 class StateRead(NamedTuple):
@@ -116,7 +116,7 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
         connection.sendall(frames.encode(message))
 
     load = received.get()
-    if not isinstance(load, Load):
+    if not isinstance(load, LoadModel):
         raise frames.BrokenFrame("the first message must load a model")
     started = time.monotonic()
     try:
@@ -245,7 +245,7 @@ class _Loop:
     def __init__(
         self,
         runner: Runner,
-        load: Load,
+        load: LoadModel,
         inbox: Inbox,
         coming: Coming,
         send: Callable[[FromEngine], None],
@@ -254,7 +254,7 @@ class _Loop:
         self._inbox = inbox
         self._coming = coming
         self._send = send
-        self._pace = Pace(load.n_chunk)
+        self._pace = PrefillBudget(load.n_chunk)
         self._scheduler = Scheduler(runner)
         self._states = None
         if load.state_dir:

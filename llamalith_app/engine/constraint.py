@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from llamalith_app.engine.steps import Refusal
+from llamalith_app.engine.runner_protocol import Refusal
 from llamalith_app.grammars.grammar import LIMITS, sentence
 
 T = TypeVar("T")

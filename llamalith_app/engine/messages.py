@@ -1,6 +1,6 @@
 """What worker and engine say to each other: one msgpack frame a message, 4-byte big-endian length first.
 
-Owns the wire shapes and their framing limit only. The worker sends `Load` once, then `Submit` and `Cancel`
+Owns the wire shapes and their framing limit only. The worker sends `LoadModel` once, then `Submit` and `Cancel`
 at any time, and `End` last; the child answers with one `Step` frame a step, whatever number of sequences took part.
 """
 
@@ -38,7 +38,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
+class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """First message to a child: the one model that it will hold until it ends."""
 
     model: str
@@ -139,5 +139,5 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     sequences: list[Advance]
 
 
-ToEngine = Load | Submit | Cancel | End
+ToEngine = LoadModel | Submit | Cancel | End
 FromEngine = Loading | Loaded | LoadFailed | Refused | Step

@@ -31,9 +31,9 @@ from llamalith_app.engine import forms
 from llamalith_app.engine.chat import CLOSE, OPEN
 from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
-from llamalith_app.engine.messages import ChatMessage, Load, Sampling
+from llamalith_app.engine.messages import ChatMessage, LoadModel, Sampling
+from llamalith_app.engine.runner_protocol import Sampled, SampleFailed, Work
 from llamalith_app.engine.sequence import own_memory
-from llamalith_app.engine.steps import Sampled, SampleFailed, Work
 from llamalith_app.engine.template import Template, TemplateFailed
 
 PENALTY_LAST_N = 64
@@ -71,7 +71,7 @@ class LlamaRunner:
 
     _template: Template | None = None
 
-    def __init__(self, load: Load, tell: Callable[[float], None]) -> None:
+    def __init__(self, load: LoadModel, tell: Callable[[float], None]) -> None:
         self.n_slots = load.n_slots
         self._model_name = load.model
         self._samplers: dict[int, Sampler | Likeliest] = {}
@@ -116,7 +116,7 @@ class LlamaRunner:
         self._vocabulary = self._read_vocabulary()
         self.can_think |= bool(self._tags)
 
-    def _open_context(self, load: Load, n_ctx: int, n_batch: int) -> Any:
+    def _open_context(self, load: LoadModel, n_ctx: int, n_batch: int) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx * load.n_slots
         params.n_seq_max = load.n_slots
@@ -525,7 +525,7 @@ def named_format(name: str) -> Callable[..., Any] | None:
     return formatter
 
 
-def _judge_file(load: Load) -> None:
+def _judge_file(load: LoadModel) -> None:
     """What can be said without llama.cpp, which may abort on a file that is none."""
     path = Path(load.path)
     named = f"The file of model {load.model} ({load.path})"
@@ -547,7 +547,7 @@ def _judge_file(load: Load) -> None:
         raise CannotLoad(f"{named} is not the one that was pinned: its SHA-256 is {digest.hexdigest()}.")
 
 
-def _digest(load: Load) -> str:
+def _digest(load: LoadModel) -> str:
     """Of the file: its pinned hash, else what tells it from another one without reading gigabytes."""
     if load.sha256 is not None:
         return load.sha256
@@ -560,7 +560,7 @@ def _digest(load: Load) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {ends}"
 
 
-def _load_model(load: Load, tell: Callable[[float], None]) -> Any:
+def _load_model(load: LoadModel, tell: Callable[[float], None]) -> Any:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = load.n_gpu_layers
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence as Items
 from typing import NamedTuple
 
 from llamalith_app.engine.messages import Advance, FinishReason, Refused
+from llamalith_app.engine.runner_protocol import Sampled, SampleFailed, SlotModel, Work
 from llamalith_app.engine.sequence import Sequence, State, Wait
-from llamalith_app.engine.slots import MIN_COPIED, Place, SlotTable, common_prefix, usable_prefix
-from llamalith_app.engine.steps import Model, Sampled, SampleFailed, Work
+from llamalith_app.engine.slots import MIN_COPIED, SlotAssignment, SlotTable, common_prefix, usable_prefix
 
 
 class Admission(NamedTuple):
@@ -22,12 +22,12 @@ class Admission(NamedTuple):
     the state, and cut it to what is reused."""
 
     sequence: Sequence
-    place: Place
+    place: SlotAssignment
     state: State | None
 
 
 class Scheduler:
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: SlotModel) -> None:
         self.slots = SlotTable(model.n_slots, model.least_cut)
         self._model = model
         self._waiting: deque[Sequence] = deque()
@@ -172,7 +172,7 @@ class Scheduler:
             self._free(sequence)
         return _advance(sequence, "", [])
 
-    def _place(self, sequence: Sequence) -> Place | None:
+    def _place(self, sequence: Sequence) -> SlotAssignment | None:
         if sequence.state is not None:
             tokens, _, least_cut = sequence.state
             n_restored = usable_prefix(tokens, sequence.prompt[:-1], least_cut)
@@ -211,7 +211,7 @@ class Scheduler:
             if n_usable > sequence.n_evaluated:
                 self.slots.copy(wait.slot, sequence.slot, n_usable)
                 sequence.n_evaluated = sequence.n_reused = n_usable
-                found.append(Admission(sequence, Place(sequence.slot, wait.slot, n_usable, []), None))
+                found.append(Admission(sequence, SlotAssignment(sequence.slot, wait.slot, n_usable, []), None))
         return found
 
     def _take(self, sequence: Sequence, token: int) -> str:

@@ -30,7 +30,7 @@ class Prefix(NamedTuple):
     n_tokens: int
 
 
-class Place(NamedTuple):
+class SlotAssignment(NamedTuple):
     """Where a sequence works, and what of its prompt is there before it begins."""
 
     slot: int
@@ -61,7 +61,7 @@ class SlotTable:
         """How many leading tokens of the prompt could be taken over from the slot."""
         return usable_prefix(self.slots[index].tokens, prompt[:-1], self._least_cut(index))
 
-    def try_admit(self, sequence_id: int, prompt: Sequence[int]) -> Place | None:
+    def try_admit(self, sequence_id: int, prompt: Sequence[int]) -> SlotAssignment | None:
         """A slot for the sequence; None: all are taken.
 
         (1) The idle slot that holds the longest prefix and nothing else, an empty one at least: nothing is lost by
@@ -78,7 +78,7 @@ class SlotTable:
             source, n_reused = target, n_own
         return self._take(sequence_id, target, source, n_reused)
 
-    def try_take(self, sequence_id: int, tokens: Sequence[int]) -> Place | None:
+    def try_take(self, sequence_id: int, tokens: Sequence[int]) -> SlotAssignment | None:
         """A slot for tokens that are put there from elsewhere: the idle one that holds most of them and nothing else;
         else the one unused for longest."""
         idle = [index for index in range(len(self.slots)) if self._is_idle(index)]
@@ -110,14 +110,14 @@ class SlotTable:
         if len(taken) != len(set(taken)):
             raise AssertionError(f"one sequence in two slots: {taken}")
 
-    def _take(self, sequence_id: int, target: int, source: int, n_reused: int) -> Place:
+    def _take(self, sequence_id: int, target: int, source: int, n_reused: int) -> SlotAssignment:
         slot = self.slots[target]
         n_stays = n_reused if source == target else common_prefix(slot.tokens, self.slots[source].tokens[:n_reused])
         evicted = slot.tokens if n_stays < len(slot.tokens) else []
         slot.tokens = self.slots[source].tokens[:n_reused]
         slot.sequence_id = sequence_id
         self._touch(slot)
-        return Place(target, source, n_reused, evicted)
+        return SlotAssignment(target, source, n_reused, evicted)
 
     def _oldest(self, idle: Sequence[int]) -> int:
         return min(idle, key=lambda index: self.slots[index].used_at)

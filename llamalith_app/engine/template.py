@@ -35,7 +35,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llamalith_app.engine import forms, frames
 from llamalith_app.engine.messages import ChatMessage
-from llamalith_app.engine.steps import Refusal
+from llamalith_app.engine.runner_protocol import Refusal
 from llamalith_app.supervise import parent
 
 RENDER_CPU_S = 1.0

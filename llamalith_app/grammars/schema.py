@@ -77,7 +77,7 @@ class Flaw(Exception):
         self.verdict = Verdict(reason=reason, at=at)
 
 
-class _Part(NamedTuple):
+class _Subschema(NamedTuple):
     at: str
     schema: Any
 
@@ -149,7 +149,7 @@ def _used(schema: Any) -> dict[str, Any]:
 
 def _reached(schema: Any, *, but: Collection[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    waiting = [_Part("#", schema)]
+    waiting = [_Subschema("#", schema)]
     while waiting:
         part = waiting.pop()
         if part.at in found:
@@ -175,7 +175,7 @@ def _refers(value: Any) -> bool:
     return isinstance(value, dict) and ("$ref" in value or any(map(_refers, value.values())))
 
 
-def _children(part: _Part, but: Collection[str] = ()) -> Iterator[_Part]:
+def _children(part: _Subschema, but: Collection[str] = ()) -> Iterator[_Subschema]:
     if not isinstance(part.schema, dict):
         return
     for key, value in part.schema.items():
@@ -183,14 +183,14 @@ def _children(part: _Part, but: Collection[str] = ()) -> Iterator[_Part]:
         if key in but:
             continue
         if key in IN_MAPS and isinstance(value, dict):
-            yield from (_Part(f"{at}/{escaped(name)}", inner) for name, inner in value.items())
+            yield from (_Subschema(f"{at}/{escaped(name)}", inner) for name, inner in value.items())
         elif key in IN_LISTS and isinstance(value, list):
-            yield from (_Part(f"{at}/{index}", inner) for index, inner in enumerate(value))
+            yield from (_Subschema(f"{at}/{index}", inner) for index, inner in enumerate(value))
         elif key in ALONE:
-            yield _Part(at, value)
+            yield _Subschema(at, value)
 
 
-def _target(root: Any, part: _Part) -> _Part:
+def _target(root: Any, part: _Subschema) -> _Subschema:
     """What the part's reference leads to."""
     reference = part.schema["$ref"]
     at = f"{part.at}/$ref"
@@ -206,7 +206,7 @@ def _target(root: Any, part: _Part) -> _Part:
         else:
             raise Flaw(at, f"leads to nothing: there is no {reference[:200]}")
         place += f"/{escaped(key)}"
-    return _Part(place, found)
+    return _Subschema(place, found)
 
 
 def _known_gaps(parts: dict[str, Any], draft: int) -> dict[str, str]:
@@ -276,14 +276,14 @@ def _breaking_off(schema: Any, parts: dict[str, Any], gaps: Collection[str]) -> 
     """A verdict on the first part, if any, at which a reply would break off, since too much may come next there."""
     keys = [name for part in parts.values() for name in _names(part)]
     for at, part in parts.items():
-        if at == "#" or _opens_many(parts["#"], _Part(at, part)):
+        if at == "#" or _opens_many(parts["#"], _Subschema(at, part)):
             held = grammar.of_schema(_standing_at(at, schema), gaps)
             if reason := grammar.problem_on_the_way(held, keys):
                 yield Verdict(reason=reason, at=at)
                 return
 
 
-def _opens_many(root: Any, part: _Part) -> bool:
+def _opens_many(root: Any, part: _Subschema) -> bool:
     """Whether much may come next where this part begins: also what its references, and the schemas of which one or all
     are to fit, have there. Looks at no more than MANY of these."""
     n_choices, seen, waiting = 0.0, {part.at}, [part]
@@ -293,7 +293,7 @@ def _opens_many(root: Any, part: _Part) -> bool:
         for key in ("allOf", "anyOf", "oneOf"):
             members = _of(one.schema, key) if _length(_of(one.schema, key)) else []
             n_choices += 0 if key == "allOf" else MANY / MANY_SCHEMAS * len(members)
-            inside += [_Part(f"{one.at}/{key}/{index}", member) for index, member in enumerate(members)]
+            inside += [_Subschema(f"{one.at}/{key}/{index}", member) for index, member in enumerate(members)]
         if n_choices >= MANY:
             return True
         new = [inner for inner in inside if inner.at not in seen][: MANY - len(seen)]
@@ -339,7 +339,7 @@ def _must_be_writable(parts: dict[str, Any]) -> None:
         if isinstance(names, dict) and any(map(UNWRITABLE.search, names)):
             raise Flaw(f"{at}/properties", f"has a name with {UNWRITABLE_IS}")
         fixed = {key: schema[key] for key in ("const", "enum") if key in schema}
-        for place, value in _scalars(_Part(at, fixed)):
+        for place, value in _scalars(_Subschema(at, fixed)):
             if isinstance(value, str) and UNWRITABLE.search(value):
                 raise Flaw(place, f"has {UNWRITABLE_IS}")
             if isinstance(value, (int, float)) and abs(value) > grammar.LAST_EXACT:
@@ -349,14 +349,14 @@ def _must_be_writable(parts: dict[str, Any]) -> None:
                 raise Flaw(place, reason)
 
 
-def _scalars(part: _Part) -> Iterator[_Part]:
+def _scalars(part: _Subschema) -> Iterator[_Subschema]:
     """The values in a value that hold no others."""
     at, value = part
     if not isinstance(value, (dict, list)):
         yield part
         return
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _scalars(_Part(f"{at}/{escaped(str(key))}", inner))
+        yield from _scalars(_Subschema(f"{at}/{escaped(str(key))}", inner))
 
 
 def _must_end(parts: dict[str, Any]) -> None:
@@ -364,7 +364,9 @@ def _must_end(parts: dict[str, Any]) -> None:
     ending: set[str] = set()
     root = parts["#"]
     while True:
-        new = {at for at, schema in parts.items() if at not in ending and _can_end(root, _Part(at, schema), ending)}
+        new = {
+            at for at, schema in parts.items() if at not in ending and _can_end(root, _Subschema(at, schema), ending)
+        }
         if not new:
             break
         ending |= new
@@ -373,7 +375,7 @@ def _must_end(parts: dict[str, Any]) -> None:
             raise Flaw(at, "goes round in a circle: no value that fits it could ever end")
 
 
-def _can_end(root: Any, part: _Part, ending: set[str]) -> bool:
+def _can_end(root: Any, part: _Subschema, ending: set[str]) -> bool:
     """As far as is known by now."""
     at, schema = part
     if not isinstance(schema, dict):
@@ -395,7 +397,7 @@ def _can_end(root: Any, part: _Part, ending: set[str]) -> bool:
     return ("object" in types and _object_can_end(part, ending)) or ("array" in types and _array_can_end(part, ending))
 
 
-def _object_can_end(part: _Part, ending: set[str]) -> bool:
+def _object_can_end(part: _Subschema, ending: set[str]) -> bool:
     properties, required = part.schema.get("properties", {}), part.schema.get("required", [])
     if not isinstance(properties, dict) or not isinstance(required, list):
         return True
@@ -405,7 +407,7 @@ def _object_can_end(part: _Part, ending: set[str]) -> bool:
     )
 
 
-def _array_can_end(part: _Part, ending: set[str]) -> bool:
+def _array_can_end(part: _Subschema, ending: set[str]) -> bool:
     least, first = part.schema.get("minItems", 0), part.schema.get("prefixItems", [])
     if not isinstance(least, int) or not isinstance(first, list):
         return True
@@ -431,7 +433,7 @@ def _located(schema: Any, parts: dict[str, Any], reason: str) -> Verdict:
     """Goes down to the smallest part that alone has the fault; a `false` is none, but what must fit it."""
     best, seen = Verdict(reason=reason), {"#"}
     while True:
-        part = _Part(best.at, parts[best.at])
+        part = _Subschema(best.at, parts[best.at])
         below = [child.at for child in _children(part, DEFINITIONS)]
         if isinstance(part.schema, dict) and "$ref" in part.schema:
             below.append(_target(schema, part).at)

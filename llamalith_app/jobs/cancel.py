@@ -72,6 +72,6 @@ class Cancellations:
         waited behind it is woken."""
         self._tell_ended(cancelled)
         with contextlib.suppress(StorageUnavailable):  # cancelled they are; a worker's own look finds what is free
-            for waiting in await self._database.read(jobs.freed, cancelled, datetime.now(UTC)):
+            for waiting in await self._database.read(jobs.newly_runnable, cancelled, datetime.now(UTC)):
                 if waiting.model in self._models:
                     self._hints.send(waiting.model, waiting.job_id, waiting.attempt + 1)

@@ -1,4 +1,4 @@
-"""When a job will start and end: what the record and the workers' beats say, put before `order.lanes`.
+"""When a job will start and end: what the record and the workers' beats say, put before `order.model_queues`.
 
 Read by the web. One look at the record serves everybody for FRESH_S.
 """
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from llamalith_app.contracts.models import EngineTold
-from llamalith_app.jobs.order import Lane, lanes, merged
+from llamalith_app.contracts.models import EngineStatus
+from llamalith_app.jobs.order import ModelQueue, merged, model_queues
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 
@@ -23,10 +23,10 @@ UNKNOWN_S = 60
 
 
 class Board(NamedTuple):
-    engines: dict[str, EngineTold]
+    engines: dict[str, EngineStatus]
     """By model, over all workers that are alive."""
     queued: dict[str, int]
-    lanes: dict[str, Lane]
+    model_queues: dict[str, ModelQueue]
 
 
 class Forecasts:
@@ -44,13 +44,13 @@ class Forecasts:
         now = datetime.now(UTC)
         told = await self._database.read(workers.told, now)
         load = await self._database.read(jobs.load, self._models, now)
-        engines = merged(one for text in told for one in msgspec.json.decode(text, type=list[EngineTold]))
-        self.newest = Board(engines, load.queued, lanes(engines, load, self._max_wait, now))
+        engines = merged(one for text in told for one in msgspec.json.decode(text, type=list[EngineStatus]))
+        self.newest = Board(engines, load.queued, model_queues(engines, load, self._max_wait, now))
         self._fresh_until = time.monotonic() + FRESH_S
         return self.newest
 
     async def retry_after_s(self) -> int:
         """Until the next queued job will have started, which makes room for one more."""
         board = await self.board()
-        starts = [lane.start_s(1) for model, lane in board.lanes.items() if board.queued.get(model)]
+        starts = [lane.start_s(1) for model, lane in board.model_queues.items() if board.queued.get(model)]
         return max(1, round(min((start for start in starts if start is not None), default=UNKNOWN_S)))

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import msgspec
 
 from llamalith_app.contracts.jobs import Progress
-from llamalith_app.contracts.models import EngineTold
+from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.settings.config_file import MaxWait
 from llamalith_app.store.job_reads import Queue
-from llamalith_app.store.jobs import Due, Load
+from llamalith_app.store.jobs import Due, QueueDepth
 from llamalith_app.store.tables import Priority
 
-RELIEF = 8
+STARVATION_INTERVAL = 8
 """Of so many places one goes to late jobs of other classes than the most urgent."""
 
 STATES = ("loaded", "loading", "failed", "absent")
@@ -26,7 +26,7 @@ SUMS = ("n_slots", "n_used", "prompt_tokens_computed", "prompt_tokens_reused")
 MEASURES = ("tokens_per_s", "prompt_tokens_per_s", "load_s", "job_s", "completion_tokens")
 
 
-class Room(NamedTuple):
+class ModelCapacity(NamedTuple):
     """How a model stands in the pool."""
 
     n_free: int
@@ -40,7 +40,11 @@ class Room(NamedTuple):
 
 
 def next_start(
-    due: Iterable[Due], rooms: Mapping[str, Room], max_wait: Mapping[int, timedelta], n_started: int, now: datetime
+    due: Iterable[Due],
+    rooms: Mapping[str, ModelCapacity],
+    max_wait: Mapping[int, timedelta],
+    n_started: int,
+    now: datetime,
 ) -> Due | None:
     """Whose job a place is given to next; None: nothing that is due can start now. `max_wait` is by priority;
     `n_started` counts the places given so far, as `counts` says.
@@ -95,8 +99,8 @@ def _is_late(one: Due, max_wait: Mapping[int, timedelta], now: datetime) -> bool
 def _relieved(groups: Sequence[Due], max_wait: Mapping[int, timedelta], n_started: int, now: datetime) -> int | None:
     """The class whose late jobs go before those of more urgent ones at this place; None: none."""
     others = sorted({one.priority for one in groups if _is_late(one, max_wait, now)})[1:]
-    turn, place = divmod(n_started, RELIEF)
-    return others[turn % len(others)] if others and place == RELIEF - 1 else None
+    turn, place = divmod(n_started, STARVATION_INTERVAL)
+    return others[turn % len(others)] if others and place == STARVATION_INTERVAL - 1 else None
 
 
 def without_one(due: Sequence[Due], started: Due) -> list[Due]:
@@ -113,14 +117,14 @@ def bounds(max_wait: MaxWait) -> dict[int, timedelta]:
     return {one: timedelta(seconds=getattr(max_wait, one.name.lower())) for one in Priority}
 
 
-def pause_before(attempt: int) -> timedelta:
+def retry_backoff(attempt: int) -> timedelta:
     """Between a failed attempt (1 is the first) and the next: 0.25 s, 1 s, 4 s … at most a minute; up to a fifth more
     or less, so that what failed together is not tried again together."""
     seconds = min(60.0, 0.25 * 4.0 ** min(attempt - 1, 10))
     return timedelta(seconds=seconds * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
 
-class Lane(NamedTuple):
+class ModelQueue(NamedTuple):
     """The queue of one model, as far as it can be foreseen."""
 
     free_s: tuple[float, ...]
@@ -148,9 +152,9 @@ class Lane(NamedTuple):
         return None if self.job_s is None else _left_of(self.job_s, age_s)
 
 
-def merged(told: Iterable[EngineTold]) -> dict[str, EngineTold]:
+def merged(told: Iterable[EngineStatus]) -> dict[str, EngineStatus]:
     """What several workers tell, by model: the best state of all, the slots of all, the speeds of who has some."""
-    found: dict[str, EngineTold] = {}
+    found: dict[str, EngineStatus] = {}
     for one in told:
         best = found.get(one.model)
         if best is None:
@@ -163,9 +167,9 @@ def merged(told: Iterable[EngineTold]) -> dict[str, EngineTold]:
     return found
 
 
-def lanes(
-    engines: Mapping[str, EngineTold], load: Load, max_wait: Mapping[int, timedelta], now: datetime
-) -> dict[str, Lane]:
+def model_queues(
+    engines: Mapping[str, EngineStatus], load: QueueDepth, max_wait: Mapping[int, timedelta], now: datetime
+) -> dict[str, ModelQueue]:
     """The queues by model. A model that is not there waits for its load; and where others have to go first, until
     their queues end or its own oldest job is late, whichever comes sooner."""
     found = {}
@@ -174,7 +178,7 @@ def lanes(
         ages = [(now - started).total_seconds() for of, started in load.running if of == model]
         left = sorted(_left_of(job_s, age) for age in ages) if job_s is not None else []
         free = [0.0] * max(0, engine.n_slots - len(left))
-        found[model] = Lane(tuple((free + left)[: max(1, engine.n_slots)]), job_s)
+        found[model] = ModelQueue(tuple((free + left)[: max(1, engine.n_slots)]), job_s)
     here = {model for model, engine in engines.items() if engine.state in ("loaded", "loading")}
     for model in engines.keys() - here:
         engine = engines[model]
@@ -187,7 +191,7 @@ def lanes(
             queue_s = max((_drained_s(found[other], load.queued.get(other, 0)) for other in here), default=0.0)
             running_s = max((found[other].free_s[-1] for other in here), default=0.0)
             wait_s += min(queue_s, max(0.0, late_s) + running_s)
-        found[model] = Lane(tuple(wait_s + free for free in found[model].free_s), engine.job_s)
+        found[model] = ModelQueue(tuple(wait_s + free for free in found[model].free_s), engine.job_s)
     return found
 
 
@@ -201,30 +205,35 @@ class Forecast(NamedTuple):
 
 
 def forecasts(
-    of_jobs: Mapping[int, str], queue: Queue, lanes: Mapping[str, Lane], now: datetime
+    of_jobs: Mapping[int, str], queue: Queue, model_queues: Mapping[str, ModelQueue], now: datetime
 ) -> dict[int, Forecast]:
     """By job id, of these queued jobs at least; `of_jobs`: their models. None starts before the one that it waits for
     has ended."""
-    found = {job_id: _forecast(queue, lanes, job_id, model, None, 0.0) for job_id, model in of_jobs.items()}
+    found = {job_id: _forecast(queue, model_queues, job_id, model, None, 0.0) for job_id, model in of_jobs.items()}
     for _, conversation in itertools.groupby(queue.before, key=lambda one: one.conversation):
         waits_for: int | None = None
         free_s: float | None = 0.0
         for one in conversation:
             if one.started_at is None:
-                found[one.id] = _forecast(queue, lanes, one.id, one.model, waits_for, free_s)
+                found[one.id] = _forecast(queue, model_queues, one.id, one.model, waits_for, free_s)
                 free_s = found[one.id].end_s
             else:
-                lane = lanes.get(one.model)
+                lane = model_queues.get(one.model)
                 free_s = None if lane is None else lane.left_s((now - one.started_at).total_seconds())
             waits_for = one.id
     return found
 
 
 def _forecast(
-    queue: Queue, lanes: Mapping[str, Lane], job_id: int, model: str, waits_for: int | None, free_s: float | None
+    queue: Queue,
+    model_queues: Mapping[str, ModelQueue],
+    job_id: int,
+    model: str,
+    waits_for: int | None,
+    free_s: float | None,
 ) -> Forecast:
     """`free_s`: until the one that it waits for has ended."""
-    position, lane = queue.positions.get(job_id), lanes.get(model)
+    position, lane = queue.positions.get(job_id), model_queues.get(model)
     if position is None or lane is None or free_s is None:
         return Forecast(waits_for, None, None)
     start_s = lane.start_s(position, free_s)
@@ -236,11 +245,11 @@ def _left_of(job_s: float, age_s: float) -> float:
     return max(job_s - age_s, job_s / 10)
 
 
-def _drained_s(lane: Lane, n_queued: int) -> float:
+def _drained_s(lane: ModelQueue, n_queued: int) -> float:
     return (lane.end_s(n_queued) or 0.0) if n_queued else lane.free_s[-1]
 
 
-def left_s(progress: Progress, engine: EngineTold | None) -> float | None:
+def left_s(progress: Progress, engine: EngineStatus | None) -> float | None:
     """Until a running job ends; None: not known. Its reply is taken to be as long as others lately."""
     if engine is None or engine.completion_tokens is None or engine.tokens_per_s is None:
         return None

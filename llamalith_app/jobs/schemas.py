@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from llamalith_app.contracts.parameters import WantedSchema
-from llamalith_app.errors import BadInput, JudgeBusy
+from llamalith_app.errors import BadInput, ValidatorBusy
 from llamalith_app.grammars import validation
 from llamalith_app.grammars.schema import CPU_S, MAX_SCHEMA_BYTES, Verdict
 from llamalith_app.settings import config
@@ -36,7 +36,7 @@ FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 log = structlog.get_logger(__name__)
 
 
-class SchemaJudge:
+class SchemaValidator:
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(AT_ONCE)
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
@@ -69,7 +69,7 @@ class SchemaJudge:
             async with asyncio.timeout(WITHIN_S), self._places:
                 return await _verdict(text)
         except TimeoutError:
-            raise JudgeBusy("The schema could not be judged in time; try again.") from None
+            raise ValidatorBusy("The schema could not be judged in time; try again.") from None
 
 
 class Fit(NamedTuple):
@@ -139,7 +139,7 @@ async def _verdict(text: bytes) -> Verdict:
     if -ended.returncode in FROM_OUTSIDE or (ended.returncode > 0 and b"MemoryError" not in complaint):
         # Not by its own limits: that says nothing of the schema.
         log.error("a schema's judge failed", complaint=complaint.decode(errors="replace")[-1000:])
-        raise JudgeBusy("The schema could not be judged; try again.")
+        raise ValidatorBusy("The schema could not be judged; try again.")
     return Verdict(
         reason=f"takes more than {CPU_S:g} s of processor time or too much memory to compile; make it simpler:"
         " fewer patterns, and fewer choices within allOf"

@@ -18,7 +18,7 @@ from llamalith_app.contracts.parameters import AnyText, JsonSchema, Parameters, 
 from llamalith_app.errors import BadInput, NotFound, NotRetryable, QueueFull
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
-from llamalith_app.jobs.schemas import SchemaJudge
+from llamalith_app.jobs.schemas import SchemaValidator
 from llamalith_app.store import jobs, keys
 from llamalith_app.store.database import Database
 from llamalith_app.store.keys import Key
@@ -55,7 +55,7 @@ class Submissions:
         self._uncounted: dict[int, int] = {}
         """By owner: jobs that can be taken before those that wait are counted again."""
         self._counting = asyncio.Lock()
-        self._schemas = SchemaJudge()
+        self._schemas = SchemaValidator()
         self._timeout_s = timeout_s
         self._queue_timeout_s = queue_timeout_s
 

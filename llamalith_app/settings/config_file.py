@@ -319,7 +319,7 @@ def read(path: Path, label: str, origin: str | None = None) -> Judged:
     problems: list[str] = []
     tree = _parsed(path, label, origin or label, problems)
     ignored: list[str] = []
-    values = UNSET if tree is UNSET else _Judge(f"{label}: ", problems, ignored).value(tree, ConfigFile, "")
+    values = UNSET if tree is UNSET else ConfigValidator(f"{label}: ", problems, ignored).value(tree, ConfigFile, "")
     if values is UNSET:
         return Judged({}, {}, problems, knows_models=False, ignored=[])
     knows_models = not any(problem.startswith(f"{label}: model_paths") for problem in problems)
@@ -339,7 +339,7 @@ def judge_text(key: str, text: str, name: str) -> tuple[Any, list[str]]:
     elif bare is float and NUMBER.fullmatch(text):
         found = float(text)
     problems: list[str] = []
-    value = _Judge("", problems, []).value(found, wanted, name)
+    value = ConfigValidator("", problems, []).value(found, wanted, name)
     return value, problems
 
 
@@ -488,7 +488,7 @@ def _parsed(path: Path, label: str, origin: str, problems: list[str]) -> Any:
     return UNSET
 
 
-class _Judge:
+class ConfigValidator:
     """Walks a value and its type together and collects what does not fit."""
 
     def __init__(self, prefix: str, problems: list[str], ignored: list[str]) -> None:

@@ -117,7 +117,7 @@ class Waiting(NamedTuple):
     """Claims so far."""
 
 
-class Held(NamedTuple):
+class ActiveLease(NamedTuple):
     """A job that somebody is working on, as a sweeper sees it."""
 
     job_id: int
@@ -138,7 +138,7 @@ class Due(NamedTuple):
     """When the first of them was accepted."""
 
 
-class Load(NamedTuple):
+class QueueDepth(NamedTuple):
     """What is to be done and what is being done."""
 
     queued: dict[str, int]
@@ -245,7 +245,7 @@ _TAKE_CONVERSATIONS = (
     .order_by(ConversationRow.id)
     .with_for_update()
 )
-_MOVE_UP = (
+_PROMOTE = (
     update(_jobs).where(JobRow.id == _first_open(bindparam("of_conversation")), ~JobRow.is_head).values(is_head=True)
 )
 _NEW_ATTEMPT = insert(_attempts)
@@ -521,7 +521,7 @@ def finish(
         },
     )
     _close_attempt(connection, lease_token, Outcome.DONE, None, now)
-    _move_up(connection, conversations)
+    _promote_next_head(connection, conversations)
     return True
 
 
@@ -532,10 +532,10 @@ def _take_conversations(connection: Connection, job_ids: Collection[int]) -> lis
     return list(connection.execute(_TAKE_CONVERSATIONS, {"of_jobs": list(job_ids)}).scalars())
 
 
-def _move_up(connection: Connection, conversations: Collection[int]) -> None:
+def _promote_next_head(connection: Connection, conversations: Collection[int]) -> None:
     """Jobs of these conversations have ended: what is open first is the head now."""
     if conversations:
-        connection.execute(_MOVE_UP, [{"of_conversation": conversation_id} for conversation_id in conversations])
+        connection.execute(_PROMOTE, [{"of_conversation": conversation_id} for conversation_id in conversations])
 
 
 def fail(
@@ -592,7 +592,7 @@ def fail(
             **({} if written is None else _as_columns(written)),
         )
     )
-    _move_up(connection, conversations)
+    _promote_next_head(connection, conversations)
     return Status.ERROR
 
 
@@ -615,7 +615,7 @@ def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) ->
     )
     if job.lease_token is not None:
         _close_attempt(connection, job.lease_token, Outcome.CANCELLED, None, now)
-    _move_up(connection, conversations)
+    _promote_next_head(connection, conversations)
     return Status.CANCELLED
 
 
@@ -660,7 +660,7 @@ def cancel_open(
     for _, lease_token in found:
         if lease_token is not None:
             _close_attempt(connection, lease_token, Outcome.CANCELLED, None, now)
-    _move_up(connection, conversations)
+    _promote_next_head(connection, conversations)
     return ids
 
 
@@ -715,11 +715,11 @@ def give_up(connection: Connection, now: datetime, limit: int) -> list[int]:
                 for job in late
             ],
         )
-        _move_up(connection, conversations)
+        _promote_next_head(connection, conversations)
     return [job.id for job in late]
 
 
-def freed(connection: Connection, ended: Collection[int], now: datetime) -> list[Waiting]:
+def newly_runnable(connection: Connection, ended: Collection[int], now: datetime) -> list[Waiting]:
     """Of the conversations of these jobs, which have ended, the jobs that may start now."""
     heads = select(_first_open(_ended.conversation_id)).where(_ended.id.in_(ended))
     rows = connection.execute(
@@ -755,10 +755,10 @@ def beat(connection: Connection, lease_tokens: list[str]) -> None:
     )
 
 
-def held(connection: Connection, worker_id: int | None = None) -> list[Held]:
+def held(connection: Connection, worker_id: int | None = None) -> list[ActiveLease]:
     """Every lease that is out, or those of one worker."""
     rows = connection.execute(_HELD) if worker_id is None else connection.execute(_HELD_BY, {"by_worker": worker_id})
-    return [Held._make(row) for row in rows]
+    return [ActiveLease._make(row) for row in rows]
 
 
 LONGEST_PAUSE = timedelta(minutes=2)
@@ -791,9 +791,9 @@ def n_queued_by_model(connection: Connection) -> dict[str, int]:
     }
 
 
-def load(connection: Connection, models: Iterable[str], now: datetime) -> Load:
+def load(connection: Connection, models: Iterable[str], now: datetime) -> QueueDepth:
     running = connection.execute(select(JobRow.model, JobRow.started_at).where(status_is(Status.PROCESSING)))
-    return Load(
+    return QueueDepth(
         n_queued_by_model(connection),
         [(model, started_at) for model, started_at in running if started_at is not None],
         due(connection, models, now),

@@ -24,13 +24,13 @@ from llamalith_app.contracts.events import Delta, ProgressEvent, Restart, Thinki
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.streams import progress
 
-KEEP_S = 600
+STREAM_TTL_S = 600
 """A stream outlives its last entry for so long; after that the record has the reply."""
-EXTEND_S = 60
+TTL_REFRESH_S = 60
 """So often it is said anew that a stream is kept."""
 CHECK_S = 1.0
 """So often Redis is asked whether it has all of a stream."""
-JOIN_S = 0.04
+COALESCE_S = 0.04
 """What is written within so long goes as one event a job, for all jobs together; the first after a pause, at once."""
 BEFORE_S = 2.0
 """How long an attempt waits for what Redis has of those before it; its client has to wait for so long too."""
@@ -64,15 +64,15 @@ class Entry(NamedTuple):
     """The attempt that began the text which this goes on with; most often its own."""
 
 
-class Told(NamedTuple):
+class StreamMessage(NamedTuple):
     """What a message on the channel is made of."""
 
     job_id: int
     entry: Entry
 
 
-_encode: Callable[[list[Told]], bytes] = msgspec.msgpack.Encoder().encode
-_decode: Callable[[bytes], list[Told]] = msgspec.msgpack.Decoder(list[Told]).decode
+_encode: Callable[[list[StreamMessage]], bytes] = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes], list[StreamMessage]] = msgspec.msgpack.Decoder(list[StreamMessage]).decode
 
 
 def channel(record: str) -> str:
@@ -88,11 +88,11 @@ async def tell_ended(redis: Redis, record: str, job_ids: Iterable[int]) -> None:
     """The end of these jobs is in the record: readers may look. Never raises for a Redis that is away."""
     with contextlib.suppress(*UNAVAILABLE):
         await redis.publish(
-            channel(record), _encode([Told(job_id, Entry(0, 0, "ended", b"", 0)) for job_id in job_ids])
+            channel(record), _encode([StreamMessage(job_id, Entry(0, 0, "ended", b"", 0)) for job_id in job_ids])
         )
 
 
-class _Joined(NamedTuple):
+class TextChunk(NamedTuple):
     """Text of one kind that is not an entry yet."""
 
     kind: Written
@@ -104,14 +104,14 @@ class _Joined(NamedTuple):
         return self.kind, "".join(self.texts)
 
 
-class Before(NamedTuple):
+class ResumePoint(NamedTuple):
     """What Redis has of a reply that earlier attempts wrote."""
 
     since: int
     n: int
     """Of its last entry."""
     n_entries: int
-    whole: list[_Joined]
+    whole: list[TextChunk]
 
     @property
     def tokens(self) -> list[int]:
@@ -122,7 +122,7 @@ class Before(NamedTuple):
         return "".join(joined.piece[1] for joined in self.whole if joined.kind == "delta")
 
 
-class Teller:
+class StreamPublisher:
     """Tells what the attempts of one worker tell, all in one go. Nobody waits for it and it raises nothing; what Redis
     did not take is told later."""
 
@@ -136,7 +136,7 @@ class Teller:
         """Something ends, and waits."""
         self._pump: asyncio.Task[None] | None = None
 
-    def writer(self, job_id: int, attempt: int, before: Before | None = None) -> Writer:
+    def writer(self, job_id: int, attempt: int, before: ResumePoint | None = None) -> Writer:
         return Writer(self._record, job_id, attempt, self._wake, before)
 
     def _wake(self, writer: Writer) -> None:
@@ -157,9 +157,9 @@ class Teller:
             await self._send(writers)
 
     async def _send(self, writers: list[Writer]) -> None:
-        self._next = time.monotonic() + JOIN_S
+        self._next = time.monotonic() + COALESCE_S
         pipeline = self._redis.pipeline(transaction=False)
-        told: list[Told] = []
+        told: list[StreamMessage] = []
         ends = [0]
         for writer in writers:
             told += writer.add(pipeline)
@@ -188,7 +188,7 @@ class Writer:
         job_id: int,
         attempt: int,
         wake: Callable[[Writer], None],
-        before: Before | None = None,
+        before: ResumePoint | None = None,
     ) -> None:
         self._record = record
         self._name = _name(record, job_id)
@@ -197,9 +197,9 @@ class Writer:
         self._since = attempt
         self._before = before
         self._wake = wake
-        self._whole: list[_Joined] = []
+        self._whole: list[TextChunk] = []
         """All since the last restart, for a stream that was lost."""
-        self._joined: list[_Joined] = []
+        self._joined: list[TextChunk] = []
         self._untold: list[Entry] = []
         self._tokens: list[int] = []
         """Of which there is no text yet."""
@@ -281,7 +281,7 @@ class Writer:
     def has_news(self) -> bool:
         return bool(self._joined or self._untold or self._progress) and not self.is_over
 
-    def add(self, pipeline: Any) -> list[Told]:
+    def add(self, pipeline: Any) -> list[StreamMessage]:
         """Adds what Redis is to keep to a pipeline; returns what is to be told at once."""
         now = time.monotonic()
         if not self._untold:
@@ -298,16 +298,16 @@ class Writer:
             for entry in self._untold:
                 self._add_entry(pipeline, entry, must_exist=self._is_begun or entry is not self._untold[0])
             told += self._untold
-            if not self._is_begun or self.is_over or now - self._extended_at > EXTEND_S:
+            if not self._is_begun or self.is_over or now - self._extended_at > TTL_REFRESH_S:
                 self._extended_at = now
-                pipeline.expire(self._name, KEEP_S)
+                pipeline.expire(self._name, STREAM_TTL_S)
         if self._is_begun and (self.is_over or now - self._checked_at > CHECK_S):
             self._checked_at = now
             pipeline.xlen(self._name)
         if self.is_over:
             self._says_ended = True
             told.append(Entry(self._attempt, 0, "ended", b"", self._since))
-        return [Told(self._job_id, entry) for entry in told]
+        return [StreamMessage(self._job_id, entry) for entry in told]
 
     def take(self, answers: list[Any] | None) -> None:
         """What Redis answered to all that was added; None: it is unknown what it did."""
@@ -330,7 +330,7 @@ class Writer:
         n_there = answers[-1] if answers and self._is_begun and type(answers[-1]) is int else None
         n_lost = self._n if vanished else self._n - n_there if n_there is not None else self._n_lost
         if n_lost > self._n_lost and not self._superseded:
-            self._joined = [_Joined("restart", [], []), *(_copy(joined) for joined in self._whole)]
+            self._joined = [TextChunk("restart", [], []), *(_copy(joined) for joined in self._whole)]
         self._n_lost = max(n_lost, self._n_lost)
 
     def _number(self) -> None:
@@ -369,28 +369,28 @@ def as_event(progress: Progress, job_id: int, attempt: int) -> ProgressEvent:
     return ProgressEvent(**msgspec.structs.asdict(progress), job_id=job_id, attempt=attempt)
 
 
-def _join(into: list[_Joined], kind: Written, text: str, tokens: list[int]) -> None:
+def _join(into: list[TextChunk], kind: Written, text: str, tokens: list[int]) -> None:
     if into and into[-1].kind == kind != "restart":
         into[-1].texts.append(text)
         into[-1].tokens.extend(tokens)
     else:
-        into.append(_Joined(kind, [text], list(tokens)))
+        into.append(TextChunk(kind, [text], list(tokens)))
 
 
-def _copy(joined: _Joined) -> _Joined:
-    return _Joined(joined.kind, list(joined.texts), list(joined.tokens))
+def _copy(joined: TextChunk) -> TextChunk:
+    return TextChunk(joined.kind, list(joined.texts), list(joined.tokens))
 
 
 def _runs(pieces: Iterable[tuple[Written, str]]) -> list[tuple[Written, str]]:
     """Texts of one kind in a row as one."""
-    runs: list[_Joined] = []
+    runs: list[TextChunk] = []
     for kind, text in pieces:
         if text:
             _join(runs, kind, text, [])
     return [run.piece for run in runs]
 
 
-def _behind(told: list[_Joined], pieces: Sequence[tuple[Written, str]]) -> list[tuple[Written, str]] | None:
+def _behind(told: list[TextChunk], pieces: Sequence[tuple[Written, str]]) -> list[tuple[Written, str]] | None:
     """What the pieces have more than was told; None: they differ from it."""
     before, again = _runs(run.piece for run in told), _runs(pieces)
     if not before:
@@ -406,7 +406,7 @@ def _behind(told: list[_Joined], pieces: Sequence[tuple[Written, str]]) -> list[
     return [*([(kind, rest)] if rest else []), *again[n_whole + 1 :]]
 
 
-async def before(redis: Any, record: str, job_id: int, attempt: int) -> Before | None:
+async def before(redis: Any, record: str, job_id: int, attempt: int) -> ResumePoint | None:
     """What Redis has whole of the reply that earlier attempts wrote, and those can write no more from now on. None:
     nothing, or nothing that can be understood, or Redis did not say in time."""
     try:
@@ -420,7 +420,7 @@ async def before(redis: Any, record: str, job_id: int, attempt: int) -> Before |
         return None
 
 
-def _whole(entries: list[Entry]) -> Before | None:
+def _whole(entries: list[Entry]) -> ResumePoint | None:
     """What a stream comes to; None: something of it is missing."""
     entries = [entry for entry in entries if entry.since == entries[-1].since]
     begins = max((at for at, entry in enumerate(entries) if entry.n == 1 or entry.kind == "restart"), default=None)
@@ -429,15 +429,15 @@ def _whole(entries: list[Entry]) -> Before | None:
     last = entries[begins:]
     if [entry.n for entry in last] != list(range(last[0].n, last[-1].n + 1)):
         return None
-    whole: list[_Joined] = []
+    whole: list[TextChunk] = []
     for entry in last:
         if entry.kind != "restart":
-            told = msgspec.json.decode(entry.data, type=_Told)
+            told = msgspec.json.decode(entry.data, type=_TextMessage)
             _join(whole, cast(Written, entry.kind), told.text, told.tokens)
-    return Before(last[0].since, last[-1].n, len(entries), whole)
+    return ResumePoint(last[0].since, last[-1].n, len(entries), whole)
 
 
-class _Told(msgspec.Struct):
+class _TextMessage(msgspec.Struct):
     """What a delta and thinking have in common."""
 
     text: str
@@ -459,7 +459,7 @@ async def history(redis: Redis, record: str, job_id: int, after: tuple[int, int]
         after = found[-1][:2]
 
 
-class Hearing:
+class StreamSubscriber:
     """Hears of the jobs that somebody follows, over one connection. Comes back by itself when Redis does.
 
     `hear` gets what is told, and may raise MsgspecError for what it cannot read; `ready` gets the job whose every later

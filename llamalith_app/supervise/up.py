@@ -38,7 +38,7 @@ LONGEST_PROBE_PAUSE_S = 10.0
 log = structlog.get_logger(__name__)
 
 
-class Part(NamedTuple):
+class ManagedProcess(NamedTuple):
     name: str
     argv: tuple[str, ...]
     ours: bool = True
@@ -74,7 +74,7 @@ class Supervisor:
     def __init__(self, run_dir: Path, *, grace_s: float) -> None:
         self._run_dir = run_dir
         self._grace_s = grace_s
-        self._running: dict[Part, asyncio.subprocess.Process] = {}
+        self._running: dict[ManagedProcess, asyncio.subprocess.Process] = {}
         self._started: set[str] = set()
         """Names of parts whose pid files are of this supervisor."""
         self._stop = asyncio.Event()
@@ -119,7 +119,7 @@ class Supervisor:
         if was_there:
             log.warning("replaced what an earlier start left running", part=name)
 
-    async def once(self, part: Part) -> None:
+    async def once(self, part: ManagedProcess) -> None:
         """Runs a part to its end. Raises PartFailed where that is not exit code 0."""
         process = await self._start(part)
         code = await process.wait()
@@ -127,7 +127,7 @@ class Supervisor:
         if code:
             raise PartFailed(part.name, code)
 
-    async def keep(self, part: Part) -> NoReturn:
+    async def keep(self, part: ManagedProcess) -> NoReturn:
         """Starts a part, and again when it dies. Raises PartFailed if its first life ends in EXIT_CONFIG."""
         n_lives = n_short_lives = 0
         while True:
@@ -147,7 +147,7 @@ class Supervisor:
             log.warning("part died, is started again", part=part.name, reason=reason, in_s=pause)
             await asyncio.sleep(pause)
 
-    async def _start(self, part: Part) -> asyncio.subprocess.Process:
+    async def _start(self, part: ManagedProcess) -> asyncio.subprocess.Process:
         # A process that the part started may hold its lock a moment longer than the part.
         lock_fd, _ = await pidfile.replace(self._pid_path(part.name))
         try:
@@ -169,7 +169,7 @@ class Supervisor:
         log.info("part started", part=part.name, pid=process.pid)
         return process
 
-    async def _end(self, parts: Iterable[Part], patience_s: float) -> None:
+    async def _end(self, parts: Iterable[ManagedProcess], patience_s: float) -> None:
         ending = {part: self._running[part] for part in parts}
         for number in (signal.SIGTERM, signal.SIGKILL):
             for part, process in ending.items():
@@ -227,11 +227,11 @@ async def _product(supervisor: Supervisor, config: Config, host: str, port: int,
         async with asyncio.TaskGroup() as parts:
             if config.embedded_redis:
                 await _start_valkey(supervisor, config, parts)
-            await supervisor.once(Part("migrate", command("migrate", "--quiet", *settings), ours=False))
+            await supervisor.once(ManagedProcess("migrate", command("migrate", "--quiet", *settings), ours=False))
             web = command("web", "--host", host, "--port", str(port), *settings)
             worker = command("worker", *settings, "--grace", str(grace_s))
-            parts.create_task(supervisor.keep(Part("web", web)))
-            parts.create_task(supervisor.keep(Part("worker", worker)))
+            parts.create_task(supervisor.keep(ManagedProcess("web", web)))
+            parts.create_task(supervisor.keep(ManagedProcess("worker", worker)))
             await until(lambda: serves(host, port))
             say(f"llamalith: ready http://{in_url(host)}:{port}/chat")
     except ExceptionGroup as failed:
@@ -243,7 +243,7 @@ async def _start_valkey(supervisor: Supervisor, config: Config, parts: asyncio.T
     folder, socket_path = config.data_dir / "valkey", valkey_socket(config.data_dir)
     valkey.make_folders(folder=folder, socket=socket_path)
     argv = valkey.argv(valkey.find_binary(), folder=folder, socket=socket_path)
-    parts.create_task(supervisor.keep(Part("valkey", tuple(argv), ours=False)))
+    parts.create_task(supervisor.keep(ManagedProcess("valkey", tuple(argv), ours=False)))
     try:
         async with asyncio.timeout(VALKEY_START_S):
             await until(lambda: valkey.answers(socket_path))

@@ -23,7 +23,7 @@ from llamalith_app.errors import StorageUnavailable
 from llamalith_app.store import conversations, job_reads
 from llamalith_app.store.database import Database
 from llamalith_app.streams import streams
-from llamalith_app.streams.streams import Entry, Hearing
+from llamalith_app.streams.streams import Entry, StreamSubscriber
 from llamalith_app.web.live import Live, may_grow
 from llamalith_app.web.transcript import Transcript
 
@@ -102,7 +102,7 @@ class Followers:
         self._record = record
         self._jobs: dict[int, FollowedJob] = {}
         self._lanes: dict[int, FollowedLane] = {}
-        self._hearing = Hearing(redis, record, self._hear, self._catch_up)
+        self._hearing = StreamSubscriber(redis, record, self._hear, self._catch_up)
         self._looking: asyncio.Task[None] | None = None
         self._look_now = asyncio.Event()
         self._ended_now: set[int] = set()

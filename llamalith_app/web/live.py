@@ -30,13 +30,13 @@ class Live:
             if job.status == "processing" and (progress := live.get(job.id)) is not None:
                 self.add_eta(progress, job.model)
                 job.progress = progress
-        await self._add_places([job for job in found if job.status == "queued"], board.lanes)
+        await self._add_places([job for job in found if job.status == "queued"], board.model_queues)
 
     def add_eta(self, progress: Progress, model: str) -> None:
         """To what a running job of the model tells, by the speeds that were last seen."""
         progress.eta_s = _rounded(order.left_s(progress, self._forecasts.newest.engines.get(model)))
 
-    async def _add_places(self, queued: list[JobBrief], lanes: Mapping[str, order.Lane]) -> None:
+    async def _add_places(self, queued: list[JobBrief], lanes: Mapping[str, order.ModelQueue]) -> None:
         if not queued:
             return
         of_jobs = {job.id: job.model for job in queued}

@@ -56,7 +56,7 @@ SCRIPT = [
 """Seconds that a token takes by the word in its prompt; a reply has 64 of them."""
 
 
-class Part(NamedTuple):
+class ManagedProcess(NamedTuple):
     argv: tuple[str, ...]
     environ: dict[str, str]
 
@@ -89,7 +89,7 @@ class Cluster:
         self._ending = False
         self._parts = self._make_parts()
 
-    def _make_parts(self) -> dict[str, Part]:
+    def _make_parts(self) -> dict[str, ManagedProcess]:
         script, config = self.folder / "script.json", self.folder / "config.json"
         script.write_text(json.dumps(SCRIPT))
         paths = {name: str(self.folder / f"{name}.gguf") for name in FAKE_MODELS}
@@ -120,16 +120,16 @@ class Cluster:
         models, grace = ",".join(FAKE_MODELS), ("--grace", str(GRACE_S))
         (port,) = (port for name, port in self.ports.items() if name in PARTS_OF_UP)
         whole = (sys.executable, "-m", "tests.chaos.up", str(script), models, "--port", str(port), *data_dir, *grace)
-        parts = {UP: Part(whole, environ)}
+        parts = {UP: ManagedProcess(whole, environ)}
         for name in (*WEBS, *WORKERS):
             if name in PARTS_OF_UP:
                 continue
             fake = (sys.executable, "-m", "tests.chaos.worker", "--script", str(script), "--models", models, *grace)
             argv = up.command("web", "--port", str(self.ports[name])) if name in WEBS else fake
-            parts[name] = Part((*argv, *data_dir, *parent), environ)
+            parts[name] = ManagedProcess((*argv, *data_dir, *parent), environ)
         if self._with_real:
             worker = up.command("worker", *grace, *data_dir, *parent)
-            parts[REAL_WORKER] = Part(worker, environ | {"LLM_MODELS": REAL_MODEL})
+            parts[REAL_WORKER] = ManagedProcess(worker, environ | {"LLM_MODELS": REAL_MODEL})
         self._socket = self.data_dir / "valkey" / "valkey.sock"
         return parts
 

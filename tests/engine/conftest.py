@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from llamalith_app.engine.client.local import EngineProcess
-from llamalith_app.engine.messages import Advance, ChatMessage, FinishReason, Load, Sampling, Submit
+from llamalith_app.engine.messages import Advance, ChatMessage, FinishReason, LoadModel, Sampling, Submit
 from llamalith_app.grammars.grammar import of_gbnf
 from tests import fake_engine
 
@@ -46,7 +46,7 @@ def sampling(**changed: Any) -> Sampling:
     return Sampling(**(settings | changed))
 
 
-def load(**changed: Any) -> Load:
+def load(**changed: Any) -> LoadModel:
     settings: dict[str, Any] = {
         "model": "smollm2",
         "path": str(bundled_model()),
@@ -58,7 +58,7 @@ def load(**changed: Any) -> Load:
         "n_threads": 0,
         "n_gpu_layers": 0,
     }
-    return Load(**(settings | changed))
+    return LoadModel(**(settings | changed))
 
 
 def submit(

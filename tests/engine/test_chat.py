@@ -10,7 +10,7 @@ from jinja2 import Environment
 from llamalith_app.engine import forms
 from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN, fit
 from llamalith_app.engine.messages import ChatMessage
-from llamalith_app.engine.steps import Refusal
+from llamalith_app.engine.runner_protocol import Refusal
 
 
 def system(content: str) -> ChatMessage:

@@ -17,7 +17,7 @@ import pytest
 from llamalith_app.engine.child import Begun, Coming, Inbox, _Loop
 from llamalith_app.engine.client.local import EngineDied
 from llamalith_app.engine.messages import Advance, Cancel, End, FromEngine, Step
-from llamalith_app.engine.pace import Chunk, Pace
+from llamalith_app.engine.prefill_budget import Chunk, PrefillBudget
 from llamalith_app.engine.sequence import Sequence, State
 from llamalith_app.engine.states import Saved, States
 from llamalith_app.engine.text import ReplyText
@@ -28,7 +28,7 @@ ENOUGH = 1 << 30
 REPLY = "r"
 
 
-class SteadyPace(Pace):
+class SteadyPace(PrefillBudget):
     """Of an engine whose speed is known, so that the fake's own does not decide."""
 
     def __init__(self, token_s: float) -> None:

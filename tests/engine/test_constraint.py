@@ -17,7 +17,7 @@ from llamalith_app.engine.client.local import EngineRefused
 from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
 from llamalith_app.engine.messages import Submit
 from llamalith_app.engine.runner import LlamaRunner
-from llamalith_app.engine.steps import Refusal
+from llamalith_app.engine.runner_protocol import Refusal
 from llamalith_app.grammars import grammar, schema
 from tests import tiny_models
 from tests.engine.conftest import load, run, started, submit

@@ -17,10 +17,10 @@ import pytest
 
 from llamalith_app.engine.child import fill
 from llamalith_app.engine.runner import LlamaRunner
+from llamalith_app.engine.runner_protocol import Work
 from llamalith_app.engine.scheduler import Scheduler
-from llamalith_app.engine.sequence import Sequence as Running
+from llamalith_app.engine.sequence import Sequence as RunningAttempt
 from llamalith_app.engine.sequence import State
-from llamalith_app.engine.steps import Work
 from llamalith_app.engine.text import ReplyText
 from tests.engine.conftest import bundled_model, load, sampling
 from tests.tiny_models import N_VOCAB, write
@@ -53,7 +53,7 @@ class Engine:
         self._ids += 1
         self.runner.begin(self._ids, sampling(), "", prompt, ())
         self.replies[self._ids] = []
-        self.scheduler.submit(Running(self._ids, prompt, max_tokens, ReplyText([]), state=state))
+        self.scheduler.submit(RunningAttempt(self._ids, prompt, max_tokens, ReplyText([]), state=state))
         return self._ids
 
     def step(self) -> None:

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llamalith_app.engine.child import fill
 from llamalith_app.engine.messages import Advance, Refused
+from llamalith_app.engine.runner_protocol import SampleFailed
 from llamalith_app.engine.scheduler import Admission, Scheduler
 from llamalith_app.engine.sequence import Sequence, State
-from llamalith_app.engine.steps import SampleFailed
 from llamalith_app.engine.text import ReplyText
 from tests.engine.conftest import sampling
 from tests.fake_engine import FakeRunner

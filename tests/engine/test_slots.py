@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamalith_app.engine.slots import MIN_COPIED, Place, SlotTable, common_prefix
+from llamalith_app.engine.slots import MIN_COPIED, SlotAssignment, SlotTable, common_prefix
 
 LONG = list(range(100, 100 + MIN_COPIED))
 
@@ -34,8 +34,8 @@ def idle(table: SlotTable, *contents: list[int]) -> list[int]:
 def test_a_prompt_goes_where_the_longest_part_of_it_stands() -> None:
     table = table_of(3)
     short, long, _ = idle(table, [1, 2], [1, 2, 3], [9])
-    assert table.try_admit(10, [1, 2, 3, 4]) == Place(long, long, 3, [])
-    assert table.try_admit(11, [1, 2, 3, 4]) == Place(short, short, 2, [])
+    assert table.try_admit(10, [1, 2, 3, 4]) == SlotAssignment(long, long, 3, [])
+    assert table.try_admit(11, [1, 2, 3, 4]) == SlotAssignment(short, short, 2, [])
 
 
 def test_among_equals_the_slot_unused_for_longest_is_taken() -> None:
@@ -43,13 +43,13 @@ def test_among_equals_the_slot_unused_for_longest_is_taken() -> None:
     first, second = admitted(table, 1, [1]), admitted(table, 2, [2])
     table.free(second)
     table.free(first)
-    assert table.try_admit(3, [7, 8]) == Place(second, second, 0, [2])
+    assert table.try_admit(3, [7, 8]) == SlotAssignment(second, second, 0, [2])
 
 
 def test_the_last_prompt_token_is_never_reused() -> None:
     table = table_of(1)
     table.free(admitted(table, 1, [1, 2, 3]))
-    assert table.try_admit(2, [1, 2, 3]) == Place(0, 0, 2, [1, 2, 3])
+    assert table.try_admit(2, [1, 2, 3]) == SlotAssignment(0, 0, 2, [1, 2, 3])
     assert table.slots[0].tokens == [1, 2]
 
 
@@ -63,7 +63,7 @@ def test_a_prefix_is_copied_into_an_empty_slot_rather_than_cut_out_of_its_own() 
     table = table_of(2)
     (held,) = idle(table, [*LONG, 1, 2, 3])
     place = table.try_admit(1, [*LONG, 7, 8])
-    assert place == Place(1 - held, held, len(LONG), [])
+    assert place == SlotAssignment(1 - held, held, len(LONG), [])
     assert table.slots[held].tokens == [*LONG, 1, 2, 3]
     assert table.slots[1 - held].tokens == LONG
 
@@ -71,26 +71,26 @@ def test_a_prefix_is_copied_into_an_empty_slot_rather_than_cut_out_of_its_own() 
 def test_a_prefix_is_copied_from_a_slot_that_is_at_work() -> None:
     table = table_of(2)
     working = admitted(table, 1, [*LONG, 1, 2, 3])
-    assert table.try_admit(2, [*LONG, 7, 8]) == Place(1 - working, working, len(LONG), [])
+    assert table.try_admit(2, [*LONG, 7, 8]) == SlotAssignment(1 - working, working, len(LONG), [])
 
 
 def test_a_prefix_that_is_too_short_is_not_copied() -> None:
     table = table_of(2)
     working = admitted(table, 1, [*LONG[1:], 1, 2, 3])
-    assert table.try_admit(2, [*LONG[1:], 7]) == Place(1 - working, 1 - working, 0, [])
+    assert table.try_admit(2, [*LONG[1:], 7]) == SlotAssignment(1 - working, 1 - working, 0, [])
 
 
 def test_what_is_lost_with_a_slot_is_told_whole() -> None:
     table = table_of(1)
     idle(table, [*LONG, 1, 2])
-    assert table.try_admit(1, [*LONG, 7]) == Place(0, 0, len(LONG), [*LONG, 1, 2])
+    assert table.try_admit(1, [*LONG, 7]) == SlotAssignment(0, 0, len(LONG), [*LONG, 1, 2])
 
 
 def test_a_slot_that_cannot_be_cut_is_reused_whole_or_not_at_all() -> None:
     table = table_of(2, can_cut=False)
     (held,) = idle(table, LONG)
-    assert table.try_admit(1, [*LONG[:-1], 7, 8]) == Place(1 - held, 1 - held, 0, [])
-    assert table.try_admit(2, [*LONG, 7]) == Place(held, held, len(LONG), [])
+    assert table.try_admit(1, [*LONG[:-1], 7, 8]) == SlotAssignment(1 - held, 1 - held, 0, [])
+    assert table.try_admit(2, [*LONG, 7]) == SlotAssignment(held, held, len(LONG), [])
 
 
 def test_one_sequence_in_two_slots_is_noticed() -> None:

@@ -22,7 +22,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from llamalith_app.engine.chat import fit
 from llamalith_app.engine.messages import ChatMessage
-from llamalith_app.engine.steps import Refusal
+from llamalith_app.engine.runner_protocol import Refusal
 from llamalith_app.engine.template import Program, Template, TemplateFailed, _compiled, _Process, _ProcessLost
 from tests.engine.test_process import wait_until_gone
 from tests.tiny_models import LOOPING_TEMPLATE, template_that_loops_on

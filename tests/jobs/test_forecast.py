@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from llamalith_app.contracts.jobs import Progress
-from llamalith_app.contracts.models import EngineTold
-from llamalith_app.jobs.order import Lane, bounds, lanes, left_s, merged
+from llamalith_app.contracts.models import EngineStatus
+from llamalith_app.jobs.order import ModelQueue, bounds, left_s, merged, model_queues
 from llamalith_app.jobs.worker.speeds import Speeds
 from llamalith_app.settings.config_file import MaxWait
-from llamalith_app.store.jobs import Due, Load
+from llamalith_app.store.jobs import Due, QueueDepth
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 MAX_WAIT = bounds(MaxWait(normal=120))
@@ -22,14 +22,14 @@ def ago(seconds: float) -> datetime:
     return NOW - timedelta(seconds=seconds)
 
 
-def engine(model: str = "a", **told: Any) -> EngineTold:
+def engine(model: str = "a", **told: Any) -> EngineStatus:
     fields = {"state": "loaded", "n_slots": 2, "job_s": 10.0, "load_s": 3.0, **told}
-    return EngineTold(model=model, **fields)
+    return EngineStatus(model=model, **fields)
 
 
-def foreseen(*engines: EngineTold, **load: Any) -> dict[str, Lane]:
+def foreseen(*engines: EngineStatus, **load: Any) -> dict[str, ModelQueue]:
     fields = {"queued": {}, "running": [], "due": [], **load}
-    return lanes({one.model: one for one in engines}, Load(**fields), MAX_WAIT, NOW)
+    return model_queues({one.model: one for one in engines}, QueueDepth(**fields), MAX_WAIT, NOW)
 
 
 def test_jobs_start_as_slots_become_free() -> None:

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamalith_app.jobs.order import RELIEF, Room, bounds, counts, next_start, pause_before, without_one
+from llamalith_app.jobs.order import (
+    STARVATION_INTERVAL,
+    ModelCapacity,
+    bounds,
+    counts,
+    next_start,
+    retry_backoff,
+    without_one,
+)
 from llamalith_app.settings.config_file import MaxWait
 from llamalith_app.store.jobs import Due
 from llamalith_app.store.tables import Priority
@@ -18,8 +26,8 @@ from llamalith_app.store.tables import Priority
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 INTERACTIVE, NORMAL, BATCH = Priority
 MAX_WAIT = bounds(MaxWait(interactive=30, normal=120, batch=900))
-ABSENT = Room(1)
-FULL = Room(0, NOW)
+ABSENT = ModelCapacity(1)
+FULL = ModelCapacity(0, NOW)
 
 
 def ago(seconds: float) -> datetime:
@@ -30,11 +38,11 @@ def due(model: str, waited_s: float, priority: int = NORMAL) -> Due:
     return Due(model, priority, 1, ago(waited_s))
 
 
-def loaded(since_s: float = 10_000, n_free: int = 1) -> Room:
-    return Room(n_free, ago(since_s))
+def loaded(since_s: float = 10_000, n_free: int = 1) -> ModelCapacity:
+    return ModelCapacity(n_free, ago(since_s))
 
 
-def chosen(*groups: Due, rooms: dict[str, Room], n_started: int = 0) -> tuple[str, int] | None:
+def chosen(*groups: Due, rooms: dict[str, ModelCapacity], n_started: int = 0) -> tuple[str, int] | None:
     found = next_start(groups, rooms, MAX_WAIT, n_started, NOW)
     return None if found is None else (found.model, found.priority)
 
@@ -69,13 +77,13 @@ def test_a_job_beyond_the_bound_of_its_class_goes_before_the_loaded_model(priori
 
 def test_of_late_jobs_the_most_urgent_class_goes_first_but_not_for_ever() -> None:
     groups = due("a", 5000, BATCH), due("a", 31, INTERACTIVE), due("a", 121)
-    firsts = [chosen(*groups, n_started=n, rooms={"a": loaded()}) for n in range(2 * RELIEF)]
-    assert Counter(firsts) == {("a", INTERACTIVE): 2 * RELIEF - 2, ("a", NORMAL): 1, ("a", BATCH): 1}
+    firsts = [chosen(*groups, n_started=n, rooms={"a": loaded()}) for n in range(2 * STARVATION_INTERVAL)]
+    assert Counter(firsts) == {("a", INTERACTIVE): 2 * STARVATION_INTERVAL - 2, ("a", NORMAL): 1, ("a", BATCH): 1}
 
 
 def test_a_new_model_serves_late_jobs_that_had_gathered_before_a_more_urgent_class_takes_its_place() -> None:
     groups = due("a", 500, INTERACTIVE), due("b", 400, BATCH)._replace(oldest=ago(1000))
-    new = Room(1, ago(30), is_new=True)
+    new = ModelCapacity(1, ago(30), is_new=True)
     for model, b in (("b", new), ("a", new._replace(is_new=False)), ("a", new._replace(since=ago(1001)))):
         found = chosen(*groups, rooms={"a": ABSENT, "b": b})
         assert found is not None
@@ -91,9 +99,9 @@ def test_a_model_that_stands_in_nobody_s_way_takes_no_turn_from_a_class_that_is_
         at = NOW + timedelta(seconds=now)
         while True:
             rooms = {
-                "a": Room(2 - len(a_ends), ago(7200)),
-                "b": Room(0, None, frozenset("a")) if a_ends else ABSENT,
-                "c": Room(int(c_end <= now), ago(7200)),
+                "a": ModelCapacity(2 - len(a_ends), ago(7200)),
+                "b": ModelCapacity(0, None, frozenset("a")) if a_ends else ABSENT,
+                "c": ModelCapacity(int(c_end <= now), ago(7200)),
             }
             groups = [due("b", 3600, BATCH), Due("a", INTERACTIVE, 64, at - timedelta(seconds=300))]
             groups.append(Due("c", INTERACTIVE, 1, at))
@@ -124,7 +132,7 @@ def test_a_model_serves_all_late_jobs_that_had_gathered_before_it_was_loaded_and
 
 def test_a_late_job_whose_model_must_wait_holds_back_only_those_that_are_in_its_way() -> None:
     groups = due("late", 200), due("busy", 1), due("other", 1), due("absent", 1)
-    waits = Room(0, None, frozenset({"busy"}))
+    waits = ModelCapacity(0, None, frozenset({"busy"}))
     rooms = {"late": waits, "busy": loaded(), "other": loaded(), "absent": ABSENT}
     assert chosen(*groups, rooms=rooms) == ("other", NORMAL)
     assert chosen(*groups, rooms=rooms | {"other": FULL}) is None
@@ -145,7 +153,7 @@ def test_one_job_less_is_told_of_its_own_group_only() -> None:
 
 @pytest.mark.parametrize(("attempt", "seconds"), [(1, 0.25), (2, 1), (3, 4), (4, 16), (9, 60), (10_000, 60)])
 def test_pauses_grow_to_a_minute_and_spread(attempt: int, seconds: float) -> None:
-    pauses = {pause_before(attempt).total_seconds() for _ in range(100)}
+    pauses = {retry_backoff(attempt).total_seconds() for _ in range(100)}
     assert all(0.8 * seconds <= pause <= 1.2 * seconds for pause in pauses)
     assert len(pauses) > 50
 
@@ -177,7 +185,7 @@ def simulate(jobs: list[Queued], *, job_s: float, load_s: float, models: tuple[s
         for job in here:
             firsts.setdefault((job.model, job.priority), job)
         groups = [Due(m, p, 1, NOW + timedelta(seconds=job.at)) for (m, p), job in firsts.items()]
-        there = Room(1, NOW + timedelta(seconds=since), is_new=now < since + 2 * load_s)
+        there = ModelCapacity(1, NOW + timedelta(seconds=since), is_new=now < since + 2 * load_s)
         rooms = {m: there if m == model else ABSENT for m in models}
         best = next_start(groups, rooms, MAX_WAIT, n_started, NOW + timedelta(seconds=now))
         assert best is not None
@@ -223,7 +231,7 @@ def test_no_job_starves_behind_a_flood_of_a_class_before_its_own(jobs: list[Queu
     flood = [Queued(n * job_s / 4, "a", INTERACTIVE) for n in range(600)]
     run = simulate(flood + jobs, job_s=job_s, load_s=1, models=("a", "b", "c"))
     # Each is late at its bound; from then on each RELIEF-th place is for one of them.
-    within_s = 900 + (len(jobs) + 2) * (RELIEF + 1) * (job_s + 1)
+    within_s = 900 + (len(jobs) + 2) * (STARVATION_INTERVAL + 1) * (job_s + 1)
     assert all(run.waits[job] <= within_s for job in jobs)
 
 

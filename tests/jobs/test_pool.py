@@ -16,7 +16,7 @@ import pytest
 
 from llamalith_app.engine.client.local import EngineLoadFailed, EngineProcess
 from llamalith_app.jobs.worker.memory import MIB, OVERHEAD_BYTES
-from llamalith_app.jobs.worker.pool import RETRY_PRELOAD_S, ModelTooLarge, Place, Pool
+from llamalith_app.jobs.worker.pool import RETRY_PRELOAD_S, ModelTooLarge, Pool, Reservation
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.settings.config_file import ModelSettings
 from tests import fake_engine
@@ -60,7 +60,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
         yield make
 
 
-def taken(pool: Pool, model: str) -> Place:
+def taken(pool: Pool, model: str) -> Reservation:
     place = pool.reserve(model)
     assert place is not None
     return place

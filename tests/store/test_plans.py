@@ -76,7 +76,7 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
             c, ADMIN_ID, NOW, statuses=[Status.QUEUED, Status.PROCESSING], limit=1000, conversation_id="c"
         ),
     ),
-    "freed": (queued, lambda c, job_id: jobs.freed(c, [job_id], NOW)),
+    "freed": (queued, lambda c, job_id: jobs.newly_runnable(c, [job_id], NOW)),
     "retry": (
         lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW),
         lambda c, _: jobs.retry(c, ADMIN_ID, 1, "r", NOW),

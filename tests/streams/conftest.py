@@ -17,7 +17,7 @@ from llamalith_app.settings.config_file import ModelSettings
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
-from llamalith_app.streams.streams import Teller, history
+from llamalith_app.streams.streams import StreamPublisher, history
 from tests.settle import eventually
 from tests.store.samples import finish, register_worker
 from tests.web.conftest import make_config, serving
@@ -73,7 +73,7 @@ class Attempt:
         self._database = database
         self._redis = redis
         self._record = record
-        self.writer = Teller(redis, record).writer(claim.job_id, claim.attempt)
+        self.writer = StreamPublisher(redis, record).writer(claim.job_id, claim.attempt)
         self.reply = ""
 
     async def write(self, *texts: str) -> None:

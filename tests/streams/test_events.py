@@ -21,7 +21,7 @@ from sqlalchemy import Connection, text
 
 from llamalith_app import guards
 from llamalith_app.contracts.jobs import Progress
-from llamalith_app.contracts.models import EngineTold
+from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.controllers import events
 from llamalith_app.settings.config import Config
 from llamalith_app.store import jobs, retention, workers
@@ -112,7 +112,7 @@ async def test_a_late_reader_may_begin_after_any_event(
 async def test_each_attempt_goes_on_behind_the_one_before_and_all_tell_what_one_alone_would(
     worked: httpx.AsyncClient, script: Script, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.order.pause_before", lambda _: timedelta())
+    monkeypatch.setattr("llamalith_app.jobs.order.retry_backoff", lambda _: timedelta())
     script.write({"when": "go", "reply": REPLY}, {"when": "fall", "reply": REPLY, "after": 9, "signal": 9})
     whole = heard(await read_all(worked, f"/api/jobs/{await submit(worked, 'go', 'one')}/events"))
     answer = await worked.post("/api/jobs", json={"content": "fall", "max_attempts": 20})
@@ -373,7 +373,7 @@ async def test_a_queued_job_tells_its_place_when_that_changes(
 async def test_a_running_job_tells_when_it_will_end(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
     job_id = await submit(api, "x")
     making = await attempt(database, redis)
-    engine = EngineTold(model="smollm2", state="loaded", n_slots=1, tokens_per_s=10.0, completion_tokens=100.0)
+    engine = EngineStatus(model="smollm2", state="loaded", n_slots=1, tokens_per_s=10.0, completion_tokens=100.0)
     told = msgspec.json.encode([engine]).decode()
     await database.write(workers.beat, 1, datetime.now(UTC), told)
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
@@ -437,7 +437,7 @@ async def test_a_word_of_another_version_ends_no_hearing(
 ) -> None:
     job_id = await submit(api, "x")
     making = await attempt(database, redis)
-    told = streams.Told(job_id, streams.Entry(1, 0, "progress", b'{"phase": "of the next version"}', 1))
+    told = streams.StreamMessage(job_id, streams.Entry(1, 0, "progress", b'{"phase": "of the next version"}', 1))
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()
         await making.write("a")

@@ -15,7 +15,7 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.jobs.queue import impatient_redis
 from llamalith_app.streams import streams
 from llamalith_app.streams.progress import ProgressReader
-from llamalith_app.streams.streams import Entry, Hearing, Teller, history
+from llamalith_app.streams.streams import Entry, StreamPublisher, StreamSubscriber, history
 from tests.settle import eventually
 
 JOB = 7
@@ -42,18 +42,18 @@ async def until(redis: Redis, text: str, record: str = RECORD) -> None:
     await eventually(is_told)
 
 
-async def listening(redis: Redis, hear: Callable[[int, Entry], None]) -> Hearing:
+async def listening(redis: Redis, hear: Callable[[int, Entry], None]) -> StreamSubscriber:
     """Every later entry of JOB is heard."""
     ready = asyncio.Event()
-    hearing = Hearing(redis, RECORD, hear, lambda _: ready.set())
+    hearing = StreamSubscriber(redis, RECORD, hear, lambda _: ready.set())
     hearing.follow(JOB)
     await ready.wait()
     return hearing
 
 
 async def test_the_first_text_goes_at_once_and_what_follows_is_joined(redis: Redis, monkeypatch: Any) -> None:
-    monkeypatch.setattr(streams, "JOIN_S", 3600)
-    writer = Teller(redis, RECORD).writer(JOB, 1)
+    monkeypatch.setattr(streams, "COALESCE_S", 3600)
+    writer = StreamPublisher(redis, RECORD).writer(JOB, 1)
     writer.write([("delta", "a")], [1])
     await until(redis, "a")
     for letter in "bcd":
@@ -70,11 +70,11 @@ async def test_the_first_text_goes_at_once_and_what_follows_is_joined(redis: Red
     entries = [msgspec.json.decode(entry.data) for entry in await history(redis, RECORD, JOB)]
     assert [entry["tokens"] for entry in entries] == [[1], [2, 2, 2], [], [3, 4]]
     assert [entry.get("offset") for entry in entries] == [0, 1, None, 4]
-    assert 0 < await redis.ttl(NAME) <= streams.KEEP_S
+    assert 0 < await redis.ttl(NAME) <= streams.STREAM_TTL_S
 
 
 async def test_an_end_that_comes_while_something_is_told_waits_for_the_rest(redis: Redis) -> None:
-    teller = Teller(redis, RECORD)
+    teller = StreamPublisher(redis, RECORD)
     writer = teller.writer(JOB, 1)
     writer.write([("delta", "one ")])
     await until(redis, "one ")
@@ -95,7 +95,7 @@ async def test_jobs_of_another_record_with_the_same_ids_are_other_jobs(redis: Re
     heard: list[Entry] = []
     hearing = await listening(redis, lambda _, entry: heard.append(entry))
     for record in ("another", RECORD):
-        writer = Teller(redis, record).writer(JOB, 1)
+        writer = StreamPublisher(redis, record).writer(JOB, 1)
         writer.progress(Progress(phase="decode", completion_tokens=len(record)))
         writer.write([("delta", record)], [1])
         await until(redis, record, record)
@@ -116,10 +116,10 @@ async def test_jobs_of_another_record_with_the_same_ids_are_other_jobs(redis: Re
 async def test_a_later_attempt_starts_again_and_a_stale_one_is_refused_and_falls_silent(redis: Redis) -> None:
     heard: list[Entry] = []
     hearing = await listening(redis, lambda _, entry: heard.append(entry))
-    stale = Teller(redis, RECORD).writer(JOB, 1)
+    stale = StreamPublisher(redis, RECORD).writer(JOB, 1)
     stale.write([("delta", "stale")])
     await until(redis, "stale")
-    later = Teller(redis, RECORD).writer(JOB, 2)
+    later = StreamPublisher(redis, RECORD).writer(JOB, 2)
     later.write([("delta", "later")])
     await until(redis, "later")
     for n in (2, 3, 4):
@@ -154,14 +154,14 @@ REPLY: list[tuple[streams.Written, str]] = [
 
 @pytest.mark.parametrize("n_told", range(1, 6))
 async def test_a_later_attempt_counts_on_and_tells_only_what_was_not_told(redis: Redis, n_told: int) -> None:
-    stale = Teller(redis, RECORD).writer(JOB, 1)
+    stale = StreamPublisher(redis, RECORD).writer(JOB, 1)
     for n, piece in enumerate(REPLY[:n_told]):
         stale.write([piece], [n])
         await eventually(partial(_has_told, redis, n + 1))
     before = await streams.before(redis, RECORD, JOB, 2)
     assert before is not None
     assert before.tokens == list(range(n_told))
-    later = Teller(redis, RECORD).writer(JOB, 2, before)
+    later = StreamPublisher(redis, RECORD).writer(JOB, 2, before)
     assert later.write(REPLY, list(range(len(REPLY))))
     stale.write([("delta", "of one that was given up")], [9])
     await asyncio.gather(stale.close(), later.close())
@@ -178,11 +178,11 @@ async def _has_told(redis: Redis, n: int) -> bool:
 
 
 async def test_a_later_attempt_whose_text_is_another_takes_back_what_was_told(redis: Redis) -> None:
-    first = Teller(redis, RECORD).writer(JOB, 1)
+    first = StreamPublisher(redis, RECORD).writer(JOB, 1)
     first.write([("delta", "one")], [1])
     await first.close()
     before = await streams.before(redis, RECORD, JOB, 2)
-    of_another_model = Teller(redis, RECORD).writer(JOB, 2, before)
+    of_another_model = StreamPublisher(redis, RECORD).writer(JOB, 2, before)
     assert not of_another_model.write([("delta", "eins zwei")], [1, 2])
     assert of_another_model.write([("delta", "uno")], [7])
     await of_another_model.close()
@@ -216,7 +216,7 @@ async def test_there_is_no_going_on_behind_what_cannot_be_understood(redis: Redi
 
 
 async def test_a_stream_that_was_wiped_is_told_again_as_a_whole(redis: Redis) -> None:
-    writer = Teller(redis, RECORD).writer(JOB, 1)
+    writer = StreamPublisher(redis, RECORD).writer(JOB, 1)
     writer.write([("thinking", "hm")])
     writer.write([("delta", "one ")])
     await until(redis, "one ")
@@ -239,7 +239,7 @@ async def test_a_stream_that_was_wiped_is_told_again_as_a_whole(redis: Redis) ->
 async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, redis_url: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "RETRY_S", 0.02)
     impatient = impatient_redis(redis_url)
-    writer = Teller(impatient, RECORD).writer(JOB, 1)
+    writer = StreamPublisher(impatient, RECORD).writer(JOB, 1)
     writer.write([("delta", "one ")])
     await until(redis, "one ")
     # Answers nothing for longer than the writer waits; what was sent meanwhile is done afterwards, and tried again.
@@ -255,7 +255,7 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, red
 
 async def test_without_redis_nothing_is_raised_and_the_end_waits_for_nothing(absent_redis_url: str) -> None:
     redis = impatient_redis(absent_redis_url)
-    writer = Teller(redis, RECORD).writer(JOB, 1)
+    writer = StreamPublisher(redis, RECORD).writer(JOB, 1)
     writer.write([("delta", "text")])
     writer.progress(Progress(phase="decode"))
     await asyncio.wait_for(writer.close(), 5)
@@ -266,7 +266,7 @@ async def test_without_redis_nothing_is_raised_and_the_end_waits_for_nothing(abs
 async def test_progress_is_told_and_kept_but_no_part_of_the_stream(redis: Redis) -> None:
     heard: list[Entry] = []
     hearing = await listening(redis, lambda _, entry: heard.append(entry))
-    writer = Teller(redis, RECORD).writer(JOB, 3)
+    writer = StreamPublisher(redis, RECORD).writer(JOB, 3)
     writer.progress(Progress(phase="prefill", prompt_tokens=8))
 
     async def is_heard() -> bool:
@@ -283,18 +283,18 @@ async def test_progress_is_told_and_kept_but_no_part_of_the_stream(redis: Redis)
 
 
 async def test_of_an_attempt_that_is_over_redis_keeps_its_stream_for_a_while_and_nothing_else(redis: Redis) -> None:
-    writer = Teller(redis, RECORD).writer(JOB, 1)
+    writer = StreamPublisher(redis, RECORD).writer(JOB, 1)
     writer.progress(Progress(phase="prefill"))
     writer.write([("delta", "text")])
     await until(redis, "text")
     writer.progress(Progress(phase="decode"))
     await writer.close()
     assert await redis.keys() == [NAME.encode()]
-    assert 0 < await redis.ttl(NAME) <= streams.KEEP_S
+    assert 0 < await redis.ttl(NAME) <= streams.STREAM_TTL_S
 
 
 async def test_an_attempt_that_was_overtaken_leaves_the_progress_of_the_next_one_alone(redis: Redis) -> None:
-    teller = Teller(redis, RECORD)
+    teller = StreamPublisher(redis, RECORD)
     overtaken, later = teller.writer(JOB, 1), teller.writer(JOB, 2)
     later.write([("delta", "later")])
     await until(redis, "later")
@@ -324,7 +324,7 @@ async def test_a_history_is_read_page_by_page(redis: Redis, n_entries: int) -> N
 
 async def test_hearing_comes_back_with_redis_and_says_what_to_look_up(redis: Redis) -> None:
     ready: list[int] = []
-    hearing = Hearing(redis, RECORD, lambda job_id, entry: None, ready.append)
+    hearing = StreamSubscriber(redis, RECORD, lambda job_id, entry: None, ready.append)
     hearing.follow(JOB)
     hearing.follow(8)
 
@@ -348,12 +348,12 @@ async def _has(ready: list[int], job_id: int, times: int) -> bool:
 
 
 async def test_jobs_are_told_together_and_a_reader_hears_of_its_own(redis: Redis, monkeypatch: Any) -> None:
-    monkeypatch.setattr(streams, "JOIN_S", 3600)
+    monkeypatch.setattr(streams, "COALESCE_S", 3600)
     heard: list[tuple[int, str]] = []
     hearing = await listening(redis, lambda job_id, entry: heard.append((job_id, entry.kind)))
     # What nobody understands disturbs nobody.
     await redis.publish(streams.channel(RECORD), b"of another version")
-    teller = Teller(redis, RECORD)
+    teller = StreamPublisher(redis, RECORD)
     mine, other = teller.writer(JOB, 1), teller.writer(8, 1)
     mine.write([("delta", "a")])
     other.write([("delta", "b")])
@@ -370,7 +370,7 @@ async def test_jobs_are_told_together_and_a_reader_hears_of_its_own(redis: Redis
 
 async def test_entries_that_redis_lost_from_the_end_are_noticed(redis: Redis, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "CHECK_S", 0)
-    writer = Teller(redis, RECORD).writer(JOB, 1)
+    writer = StreamPublisher(redis, RECORD).writer(JOB, 1)
     for text in ("one ", "two ", "three "):
         writer.write([("delta", text)])
         await until(redis, "one two three "[: "one two three ".index(text) + len(text)])

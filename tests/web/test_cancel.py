@@ -169,7 +169,7 @@ async def test_a_cancel_that_is_on_disk_is_no_503_when_the_record_cannot_be_read
     def unreadable(*_: object) -> None:
         raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
 
-    monkeypatch.setattr(jobs, "freed", unreadable)
+    monkeypatch.setattr(jobs, "newly_runnable", unreadable)
     await queue(api)
     answer = await api.post("/api/jobs/cancel?status=queued")
     assert (answer.status_code, answer.json()["cancelled"]) == (200, 1)

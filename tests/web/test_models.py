@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from llamalith_app.contracts.models import EngineTold
+from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.settings.config import Config
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
@@ -18,13 +18,13 @@ from tests.store.samples import register_worker
 from tests.web.conftest import log_in, serving
 
 
-async def tell(database: Database, *engines: EngineTold) -> None:
+async def tell(database: Database, *engines: EngineStatus) -> None:
     """As a worker's beat does."""
     worker = await database.write(register_worker)
     await database.write(workers.beat, worker, datetime.now(UTC), msgspec.json.encode(engines).decode())
 
 
-LOADED = EngineTold(
+LOADED = EngineStatus(
     model="smollm2",
     state="loaded",
     n_slots=2,
@@ -40,8 +40,8 @@ LOADED = EngineTold(
 async def test_models_are_listed_with_what_the_workers_tell_of_them(
     config: Config, api: httpx.AsyncClient, database: Database
 ) -> None:
-    await tell(database, LOADED, EngineTold(model="other", state="failed", reason="It is broken.", n_slots=4))
-    await tell(database, EngineTold(model="smollm2", state="loading", progress=0.5, n_slots=3, n_used=2))
+    await tell(database, LOADED, EngineStatus(model="other", state="failed", reason="It is broken.", n_slots=4))
+    await tell(database, EngineStatus(model="smollm2", state="loading", progress=0.5, n_slots=3, n_used=2))
     await api.post("/api/jobs", json={"content": "x", "model": "other"})
     first, second = (await api.get("/api/models")).json()["models"]
     assert first == {

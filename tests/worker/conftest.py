@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.jobs.worker.generate import Running
+from llamalith_app.jobs.worker.generate import RunningAttempt
 from llamalith_app.jobs.worker.process import Worker
 from llamalith_app.settings.config import Config, ModelConfig
 from llamalith_app.store import check, job_reads, jobs
@@ -97,10 +97,10 @@ async def ended(database: Database, job_id: int, *, within_s: float = 20) -> Job
     return job
 
 
-async def at_phase(worker: Worker, phase: str) -> Running:
+async def at_phase(worker: Worker, phase: str) -> RunningAttempt:
     """What runs, once it is there."""
 
-    async def look() -> Running | None:
+    async def look() -> RunningAttempt | None:
         return next((one for one in worker.generation.running.values() if one.progress.phase == phase), None)
 
     found = await eventually(look)

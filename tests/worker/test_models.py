@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from llamalith_app.contracts.models import EngineTold
+from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.jobs.worker.memory import MIB
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.config_file import MaxWait
@@ -105,9 +105,9 @@ async def test_a_worker_tells_its_engines_with_its_beat(
         await ended(database, await submit("x", "a", model="m"))
         await ended(database, await submit("x", "b", model="n", max_attempts=1))
 
-        async def told() -> dict[str, EngineTold]:
+        async def told() -> dict[str, EngineStatus]:
             texts = await database.read(workers.told, datetime.now(UTC))
-            found = {one.model: one for text in texts for one in msgspec.json.decode(text, type=list[EngineTold])}
+            found = {one.model: one for text in texts for one in msgspec.json.decode(text, type=list[EngineStatus])}
             return found if found and found["n"].state == "failed" and found["m"].job_s else {}
 
         engines = await eventually(told)

@@ -33,7 +33,7 @@ from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from llamalith_app.streams import streams
-from llamalith_app.streams.streams import Before, before, history
+from llamalith_app.streams.streams import ResumePoint, before, history
 from tests import fake_engine
 from tests.settle import eventually
 from tests.worker.conftest import Script, Submit, at_phase, attempts, ended, slots, working
@@ -98,7 +98,7 @@ async def test_a_cancel_while_the_attempt_before_is_read_ends_the_wait_for_the_m
     script.write({"when": "die", "signal": 9})
     reads, goes_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(*of: Any) -> Before | None:
+    async def slow(*of: Any) -> ResumePoint | None:
         reads.set()
         await goes_on.wait()
         return await before(*of)
@@ -124,14 +124,14 @@ async def test_a_reply_that_was_whole_when_the_drain_stopped_it_keeps_its_last_c
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script.write({"when": "long", "reply": "if a <"})
-    advance = generate.Running.advance
+    advance = generate.RunningAttempt.advance
 
-    def advance_and_stop(running: generate.Running, step: Advance) -> list[Piece]:
+    def advance_and_stop(running: generate.RunningAttempt, step: Advance) -> list[Piece]:
         if step.finish == "stop":
             running.ends_as = Outcome.RELEASED
         return advance(running, step)
 
-    monkeypatch.setattr(generate.Running, "advance", advance_and_stop)
+    monkeypatch.setattr(generate.RunningAttempt, "advance", advance_and_stop)
     async with working(config, script):
         job = await ended(database, await submit("long"))
     assert (job.status, job.result) == ("done", "if a <")
@@ -142,7 +142,7 @@ async def test_what_an_attempt_before_had_written_is_kept_of_a_job_that_is_cance
 ) -> None:
     script.write({"when": "late", "after": 3, "signal": 9, "reply": "abcdefghijklmnop"})
 
-    async def then_slow(*of: Any) -> Before | None:
+    async def then_slow(*of: Any) -> ResumePoint | None:
         found = await before(*of)
         script.write({"when": "late", "step_s": 0.3, "reply": "abcdefghijklmnop"})
         return found
@@ -152,7 +152,7 @@ async def test_what_an_attempt_before_had_written_is_kept_of_a_job_that_is_cance
         async with working(config, script) as worker:
             job_id = await submit("late" + 400 * ".")
 
-            async def reads_again() -> generate.Running | None:
+            async def reads_again() -> generate.RunningAttempt | None:
                 running = worker.generation.running.values()
                 return next((one for one in running if one.before is not None and one.last is not None), None)
 
@@ -371,7 +371,7 @@ async def test_nothing_is_read_while_nothing_runs(
     looks: list[tuple[Any, ...]] = []
     held = jobs.held
 
-    def counted(*args: Any) -> list[jobs.Held]:
+    def counted(*args: Any) -> list[jobs.ActiveLease]:
         looks.append(args[1:])
         return held(*args)
 
@@ -498,9 +498,9 @@ async def test_a_cancel_that_races_with_the_end_is_answered_with_what_the_record
             await ended_somehow(database, job_id)
         answers[job_id] = await cancel(database, job_id)
 
-    advance = generate.Running.advance
+    advance = generate.RunningAttempt.advance
 
-    def advance_and_race(running: generate.Running, step: Advance) -> list[Piece]:
+    def advance_and_race(running: generate.RunningAttempt, step: Advance) -> list[Piece]:
         is_first = running.last is None
         pieces = advance(running, step)
         job_id = running.claim.job_id
@@ -508,7 +508,7 @@ async def test_a_cancel_that_races_with_the_end_is_answered_with_what_the_record
             cancels.append(asyncio.create_task(cancel_it(job_id)))
         return pieces
 
-    monkeypatch.setattr(generate.Running, "advance", advance_and_race)
+    monkeypatch.setattr(generate.RunningAttempt, "advance", advance_and_race)
     script.write({"when": "race", "reply": "abc" * 3})
     ids = [await submit("race " + "x" * 200, f"c{number % 50}") for number in range(n_jobs)]
     async with working(slots(config, 4), script):

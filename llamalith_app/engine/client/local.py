@@ -23,10 +23,10 @@ from llamalith_app.engine.messages import (
     Cancel,
     End,
     FromEngine,
-    Load,
     Loaded,
     LoadFailed,
     Loading,
+    LoadModel,
     RefusalKind,
     Refused,
     Submit,
@@ -115,7 +115,7 @@ class EngineProcess:
 
     @classmethod
     async def start(
-        cls, load: Load, argv: Sequence[str] | None = None, tell: Callable[[float], None] | None = None
+        cls, load: LoadModel, argv: Sequence[str] | None = None, tell: Callable[[float], None] | None = None
     ) -> Self:
         """`tell` hears how far it is, from 0 to 1.
 

@@ -30,7 +30,7 @@ from llamalith_app.jobs import order
 from llamalith_app.jobs.queue import TaskProgress
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 from llamalith_app.jobs.worker import shape
-from llamalith_app.jobs.worker.pool import ModelTooLarge, Place, Pool
+from llamalith_app.jobs.worker.pool import ModelTooLarge, Pool, Reservation
 from llamalith_app.jobs.worker.reply import Piece, Reply
 from llamalith_app.jobs.worker.speeds import Measure, Speeds
 from llamalith_app.settings.config import ModelConfig
@@ -39,7 +39,7 @@ from llamalith_app.store import conversations, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.streams import streams
-from llamalith_app.streams.streams import Before, Teller, Writer
+from llamalith_app.streams.streams import ResumePoint, StreamPublisher, Writer
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ TICK_S = 1.0
 log = structlog.get_logger(__name__)
 
 
-class Running:
+class RunningAttempt:
     """One attempt that this worker is making."""
 
     def __init__(self, claim: jobs.Claim) -> None:
@@ -65,7 +65,7 @@ class Running:
         """What it writes may begin with thinking."""
         self.reply = Reply()
         """What it wrote so far."""
-        self.before: Before | None = None
+        self.before: ResumePoint | None = None
         """What earlier attempts wrote, behind which it is to go on."""
         self.last: Advance | None = None
         self.ends_as: Outcome | None = None
@@ -140,12 +140,12 @@ class Running:
 
 
 class _Start(NamedTuple):
-    place: Place
+    place: Reservation
     priority: int
     counts: bool
 
 
-class _Chain:
+class TaskMirror:
     """Jobs that run one after another, each begun where one ended, and who shows on SAQ's monitor what runs in it:
     nobody, until a task of SAQ takes an interest."""
 
@@ -189,7 +189,7 @@ class Generation:
         self._pool = pool
         self._history_redis = history_redis
         self._record = record
-        self._teller = Teller(redis, record)
+        self._teller = StreamPublisher(redis, record)
         self._worker_id = worker_id
         self._models = models
         self._grammars = grammars
@@ -200,8 +200,8 @@ class Generation:
         self._wake_later = wake_later
         self._sequence_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._chains: set[_Chain] = set()
-        self.running: dict[str, Running] = {}
+        self._chains: set[TaskMirror] = set()
+        self.running: dict[str, RunningAttempt] = {}
         """By lease token."""
         self.draining = asyncio.Event()
 
@@ -247,10 +247,10 @@ class Generation:
                 chain.be_shown(tell)
                 await chain.ended.wait()
 
-    def _unseen(self, model: str) -> _Chain | None:
+    def _unseen(self, model: str) -> TaskMirror | None:
         return next((chain for chain in self._chains if chain.tell is None and chain.model == model), None)
 
-    def stop(self, running: Running, ends_as: Outcome) -> None:
+    def stop(self, running: RunningAttempt, ends_as: Outcome) -> None:
         """Ends an attempt before its reply is whole, within one step of the engine. The first reason counts."""
         if running.ends_as is not None:
             return
@@ -287,12 +287,12 @@ class Generation:
     def _begin(self, start: _Start) -> None:
         self._spawn(self._go_on(start, self._chain(start, None)))
 
-    def _chain(self, start: _Start, tell: Callable[[TaskProgress], None] | None) -> _Chain:
-        chain = _Chain(start.place.model, tell)
+    def _chain(self, start: _Start, tell: Callable[[TaskProgress], None] | None) -> TaskMirror:
+        chain = TaskMirror(start.place.model, tell)
         self._chains.add(chain)
         return chain
 
-    async def _go_on(self, start: _Start, chain: _Chain) -> None:
+    async def _go_on(self, start: _Start, chain: TaskMirror) -> None:
         """Runs a job in the place, gives it back, and so on with whatever is next then."""
         following: _Start | None = start
         try:
@@ -304,7 +304,7 @@ class Generation:
             self._chains.remove(chain)
             chain.ended.set()
 
-    async def _serve(self, start: _Start, chain: _Chain) -> bool:
+    async def _serve(self, start: _Start, chain: TaskMirror) -> bool:
         """True if it ran a job; somebody else may have been faster."""
         with start.place as place:
             chain.model = place.model
@@ -314,7 +314,7 @@ class Generation:
             if claim is None:
                 return False
             self._n_started += start.counts
-            running = Running(claim)
+            running = RunningAttempt(claim)
             if self.draining.is_set():
                 # It began to drain while the claim was on its way.
                 running.ends_as = Outcome.RELEASED
@@ -323,7 +323,7 @@ class Generation:
             await self._attempt(running, place, chain)
             return True
 
-    async def _attempt(self, running: Running, place: Place, chain: _Chain) -> None:
+    async def _attempt(self, running: RunningAttempt, place: Reservation, chain: TaskMirror) -> None:
         """One attempt from its claim to the end of its lease; raises nothing."""
         claim = running.claim
         self.running[claim.lease_token] = running
@@ -356,7 +356,7 @@ class Generation:
                 self._hold(asyncio.create_task(publisher.close()))
             del self.running[claim.lease_token]
 
-    async def _end_in_time(self, running: Running, timeout_s: float) -> None:
+    async def _end_in_time(self, running: RunningAttempt, timeout_s: float) -> None:
         """Counts only while this process runs: one that was frozen must not find its attempts over at once."""
         left = timeout_s
         while left > 0:
@@ -365,7 +365,7 @@ class Generation:
             left -= min(time.monotonic() - before, 2 * TICK_S)
         self.stop(running, Outcome.FAILED)
 
-    async def _engine(self, running: Running, place: Place) -> EngineProcess | None:
+    async def _engine(self, running: RunningAttempt, place: Reservation) -> EngineProcess | None:
         """None: the attempt is to stop before its model is loaded. The load goes on, for whoever comes next."""
 
         async def load() -> EngineProcess | EngineLoadFailed:
@@ -392,7 +392,7 @@ class Generation:
             raise found
         return found
 
-    async def _run(self, running: Running, place: Place, publisher: _Publisher) -> None:
+    async def _run(self, running: RunningAttempt, place: Reservation, publisher: _Publisher) -> None:
         claim = running.claim
         publisher.tell()
         engine = await self._engine(running, place)
@@ -457,7 +457,7 @@ class Generation:
         else:
             await self._keep(running)
 
-    async def _fit(self, running: Running) -> Fit:
+    async def _fit(self, running: RunningAttempt) -> Fit:
         """Whether a whole reply fits what of its schema it could not be held to while it was written. An attempt that
         is to stop does not wait for that: its reply would be lost to it."""
         claim = running.claim
@@ -475,7 +475,7 @@ class Generation:
                 raise
             return Fit(None, "could not be validated: its worker was ending")
 
-    async def _turn(self, running: Running, max_chars: int) -> conversations.Turn | None:
+    async def _turn(self, running: RunningAttempt, max_chars: int) -> conversations.Turn | None:
         """What is to be answered, once the record can be read. None: the attempt is to stop before that."""
         claim = running.claim
         is_told = False
@@ -489,7 +489,9 @@ class Generation:
                 await asyncio.sleep(STORE_AGAIN_S)
         return None
 
-    async def _write(self, running: Running, engine: EngineProcess, submit: Submit, publisher: _Publisher) -> bool:
+    async def _write(
+        self, running: RunningAttempt, engine: EngineProcess, submit: Submit, publisher: _Publisher
+    ) -> bool:
         """To the reply's end, or the attempt's. False: it cannot go on behind what was written before."""
         running.cancel = partial(engine.cancel, submit.sequence_id)
         running.sent()
@@ -501,7 +503,7 @@ class Generation:
                     publisher.tell()
         return True
 
-    async def _fail(self, running: Running, kind: str, reason: str, *, final: bool = False) -> None:
+    async def _fail(self, running: RunningAttempt, kind: str, reason: str, *, final: bool = False) -> None:
         claim = running.claim
         outcome = running.ends_as or Outcome.FAILED
         if outcome is Outcome.LOST:
@@ -510,7 +512,7 @@ class Generation:
         if running.ends_as is Outcome.FAILED:
             kind, final = jobs.TIMEOUT, True
             reason = f"It ran for {running.seconds():.1f} s; timeout_s allowed {claim.timeout_s:g}."
-        pause = None if final else order.pause_before(claim.attempt)
+        pause = None if final else order.retry_backoff(claim.attempt)
         if outcome is Outcome.RELEASED:
             kind, reason, pause = "drained", "The worker was ending.", timedelta()
         fail = partial(jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause, written=running.written())
@@ -530,7 +532,7 @@ class Generation:
         if status is Status.QUEUED and pause is not None:
             self._wake_later(pause)
 
-    async def _keep(self, running: Running) -> None:
+    async def _keep(self, running: RunningAttempt) -> None:
         """After the lease was gone: where a cancel took it, what was written stays readable."""
         claim = running.claim
         cancelled = await self._store(running, partial(jobs.keep_written, written=running.written()))
@@ -543,7 +545,7 @@ class Generation:
             model=claim.model,
         )
 
-    async def _store(self, running: Running, transition: Callable[..., T]) -> T:
+    async def _store(self, running: RunningAttempt, transition: Callable[..., T]) -> T:
         """The end of an attempt, held and tried again while the database takes no writes."""
         claim = running.claim
         is_held = False
@@ -561,7 +563,7 @@ class _Publisher:
     """Tells what one attempt does to those who follow it, and now and then its progress, to Redis and to SAQ's task;
     nobody waits for it."""
 
-    def __init__(self, writer: Writer, running: Running, chain: _Chain) -> None:
+    def __init__(self, writer: Writer, running: RunningAttempt, chain: TaskMirror) -> None:
         self._writer = writer
         self._running = running
         self._chain = chain

@@ -15,17 +15,17 @@ from typing import NamedTuple, Self
 
 import structlog
 
-from llamalith_app.contracts.models import EngineTold, ModelState
+from llamalith_app.contracts.models import EngineStatus, ModelState
 from llamalith_app.engine.client.local import EngineDied, EngineLoadFailed, EngineProcess
 from llamalith_app.engine.gguf import BadGguf
-from llamalith_app.engine.messages import Load
-from llamalith_app.jobs.order import Room
+from llamalith_app.engine.messages import LoadModel
+from llamalith_app.jobs.order import ModelCapacity
 from llamalith_app.jobs.worker import memory
 from llamalith_app.jobs.worker.memory import MIB, Plan
 from llamalith_app.jobs.worker.speeds import Speeds
 from llamalith_app.settings.config import ModelConfig
 
-REST = 3.0
+COOLDOWN_FACTOR = 3.0
 """For so many times as long as a load took that failed, the model is not loaded again: one that cannot be loaded has at
 most a quarter of the time."""
 RETRY_PRELOAD_S = 60.0
@@ -38,7 +38,7 @@ class ModelTooLarge(EngineLoadFailed):
     """It can never be loaded with this budget; says how much it needs and how much is allowed."""
 
 
-class Held:
+class PooledModel:
     """A model that has a share of the memory: loaded, being loaded, or about to be."""
 
     def __init__(self, plan: Plan) -> None:
@@ -83,7 +83,7 @@ class Failure(NamedTuple):
     @property
     def rest_s(self) -> float:
         """For which the model is not loaded again: others have the engines meanwhile."""
-        return max(0.0, self.at + REST * self.took_s - time.monotonic())
+        return max(0.0, self.at + COOLDOWN_FACTOR * self.took_s - time.monotonic())
 
 
 class Pool:
@@ -108,7 +108,7 @@ class Pool:
         self._state_dir = state_dir
         self._state_max_bytes = state_max_bytes
         self._engine_argv = engine_argv
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, PooledModel] = {}
         self.plans: dict[str, Plan] = {}
         """Of every model, by `survey`; judged again at each load."""
         self.failures: dict[str, Failure] = {}
@@ -126,39 +126,39 @@ class Pool:
                 self.plans[name] = Plan(self._worker_count or 1, 0)
                 log.warning("model cannot be used", model=name, reason=str(error))
 
-    def room(self, model: str) -> Room:
+    def room(self, model: str) -> ModelCapacity:
         """What `reserve` would do for the model now."""
         held, failure = self._held(model), self.failures.get(model)
         if held is not None and held.live is not None:
-            return Room(held.plan.n_slots - held.n_taken, held.since, is_new=held.is_new)
+            return ModelCapacity(held.plan.n_slots - held.n_taken, held.since, is_new=held.is_new)
         if failure is not None and failure.rest_s:
-            return Room(0)
+            return ModelCapacity(0)
         if held is not None:
-            return Room(held.plan.n_slots - held.n_taken, held.since, is_new=True)
+            return ModelCapacity(held.plan.n_slots - held.n_taken, held.since, is_new=True)
         if self._beyond(model, self.plans[model].need_bytes):
-            return Room(1)  # to be told so
+            return ModelCapacity(1)  # to be told so
         idle, busy = self._in_the_way(model)
         # The idle ones as well: they would be at work again before the others have ended.
-        return Room(0, None, busy | frozenset(idle)) if busy else Room(self.plans[model].n_slots)
+        return ModelCapacity(0, None, busy | frozenset(idle)) if busy else ModelCapacity(self.plans[model].n_slots)
 
     def rest_s(self, model: str) -> float:
         """Until a model whose load failed may be loaded again."""
         failure = self.failures.get(model)
         return 0.0 if failure is None else failure.rest_s
 
-    def reserve(self, model: str) -> Place | None:
+    def reserve(self, model: str) -> Reservation | None:
         """A place in the model's engine, or the right to load it; None: not now. Never waits."""
         if self.room(model).n_free < 1:
             return None
         held = self._held(model)
         if held is None:
             if why := self._beyond(model, self.plans[model].need_bytes):
-                return Place(model, lambda: _refuse(why), lambda: None)
+                return Reservation(model, lambda: _refuse(why), lambda: None)
             for other in self._in_the_way(model)[0]:
                 self._unload(other, "another model needs its memory")
-            held = self.held[model] = Held(self.plans[model])
+            held = self.held[model] = PooledModel(self.plans[model])
         held.n_taken += 1
-        return Place(model, lambda: self._loaded(model, held), lambda: self._give_back(model, held))
+        return Reservation(model, lambda: self._loaded(model, held), lambda: self._give_back(model, held))
 
     def tend(self, now: float) -> None:
         """Unloads what was idle for long, and loads what is to be there; to be called now and then with the
@@ -183,16 +183,16 @@ class Pool:
             if (engine := held.live) is not None:
                 engine.watch(seconds)
 
-    def told(self, speeds: Speeds) -> list[EngineTold]:
+    def told(self, speeds: Speeds) -> list[EngineStatus]:
         """How each model stands, for those who ask."""
         return [self._told(model, speeds) for model in self._models]
 
-    def _told(self, model: str, speeds: Speeds) -> EngineTold:
+    def _told(self, model: str, speeds: Speeds) -> EngineStatus:
         held, failure = self._held(model), self.failures.get(model)
         state: ModelState = "absent" if failure is None else "failed"
         if held is not None:
             state = "loading" if held.live is None else "loaded"
-        return EngineTold(
+        return EngineStatus(
             model=model,
             state=state,
             progress=round(held.progress, 2) if held is not None and state == "loading" else None,
@@ -217,7 +217,7 @@ class Pool:
             await asyncio.gather(*self._ending, *self._preloads, return_exceptions=True)
         await asyncio.gather(*starting, return_exceptions=True)
 
-    def _held(self, model: str) -> Held | None:
+    def _held(self, model: str) -> PooledModel | None:
         """Forgets an engine that died without work."""
         held = self.held.get(model)
         if held is not None and held.engine is not None and held.live is None and not held.is_busy:
@@ -261,12 +261,12 @@ class Pool:
             found[self.held[name].is_busy].append(name)
         return found[False], frozenset(found[True])
 
-    def _give_back(self, model: str, held: Held) -> None:
+    def _give_back(self, model: str, held: PooledModel) -> None:
         held.n_taken -= 1
         held.used_at = time.monotonic()
         self._forget_unloaded(model, held)
 
-    def _forget_unloaded(self, model: str, held: Held) -> None:
+    def _forget_unloaded(self, model: str, held: PooledModel) -> None:
         if not held.is_busy and held.live is None and self.held.get(model) is held:
             del self.held[model]
 
@@ -280,7 +280,7 @@ class Pool:
         task.add_done_callback(self._ending.discard)
 
     def _preload(self, model: str) -> None:
-        held = self.held[model] = Held(self.plans[model])
+        held = self.held[model] = PooledModel(self.plans[model])
         held.preloading = True
 
         async def load() -> None:
@@ -299,7 +299,7 @@ class Pool:
     async def _plan(self, model: str) -> Plan:
         return await asyncio.to_thread(memory.plan, self._models[model], self._worker_count, self.budget_bytes)
 
-    async def _loaded(self, model: str, held: Held) -> EngineProcess:
+    async def _loaded(self, model: str, held: PooledModel) -> EngineProcess:
         # Who asked may be gone by now, and what was held for it with it.
         if (there := self.held.setdefault(model, held)) is not held:
             return await self._loaded(model, there)
@@ -308,7 +308,7 @@ class Pool:
         finally:
             self._forget_unloaded(model, held)
 
-    async def _loaded_once(self, model: str, held: Held) -> EngineProcess:
+    async def _loaded_once(self, model: str, held: PooledModel) -> EngineProcess:
         asked_at = time.monotonic()
         async with held.loading:
             if held.live is not None:
@@ -329,7 +329,7 @@ class Pool:
             log.info("model loaded", model=model, pid=held.engine.pid, load_s=held.engine.loaded.load_s)
             return held.engine
 
-    async def _start(self, model: str, held: Held) -> EngineProcess:
+    async def _start(self, model: str, held: PooledModel) -> EngineProcess:
         """The file may be another one than at the last look, so its need is judged again."""
         try:
             plan = self.plans[model] = held.plan = await self._plan(model)
@@ -369,9 +369,9 @@ class Pool:
         if self._closed:
             raise EngineLoadFailed("This worker is ending.")
 
-    def _load(self, model: str, plan: Plan) -> Load:
+    def _load(self, model: str, plan: Plan) -> LoadModel:
         chosen = self._models[model]
-        return Load(
+        return LoadModel(
             model=model,
             path=str(chosen.path),
             sha256=chosen.sha256,
@@ -386,7 +386,7 @@ class Pool:
         )
 
 
-class Place:
+class Reservation:
     """The right to run one sequence of a model; `with` gives it back."""
 
     def __init__(self, model: str, load: Callable[[], Awaitable[EngineProcess]], give_back: Callable[[], None]) -> None:

@@ -157,9 +157,9 @@ class Sweeper:
         if time.monotonic() - started > SLOW_WRITE_S:
             self._seen.clear()
 
-    async def _take(self, leases: Iterable[jobs.Held], why: str) -> None:
+    async def _take(self, leases: Iterable[jobs.ActiveLease], why: str) -> None:
         for lease in leases:
-            pause = order.pause_before(lease.attempt)
+            pause = order.retry_backoff(lease.attempt)
             status = await self._database.write(
                 jobs.fail,
                 lease.job_id,

@@ -45,7 +45,7 @@ class SampleFailed(NamedTuple):
     reason: str
 
 
-class Model(Protocol):
+class SlotModel(Protocol):
     """What a scheduler has to know of a loaded model with its slots."""
 
     n_ctx: int
@@ -67,7 +67,7 @@ class Model(Protocol):
     def is_end(self, token: int) -> bool: ...
 
 
-class Runner(Model, Protocol):
+class Runner(SlotModel, Protocol):
     """Used by one thread; `tokenize` and `begin`, which prepare a sequence, by another one beside it at a time;
     `render` by any."""
 

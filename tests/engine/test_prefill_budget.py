@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamalith_app.engine.pace import ALONE_S, BESIDE_S, FIRST_CHUNK, MIN_CHUNK, Pace
+from llamalith_app.engine.prefill_budget import ALONE_S, BESIDE_S, FIRST_CHUNK, MIN_CHUNK, PrefillBudget
 
 LATE_S = 0.2
 """What a token of others may be late by a prompt."""
@@ -14,9 +14,9 @@ LATE_S = 0.2
 
 def settled(
     token_s: float, decode_s: float, n_decoding: int, n_chunk: int = 2048, *, to_the_end: bool = False
-) -> tuple[Pace, list[float]]:
+) -> tuple[PrefillBudget, list[float]]:
     """A pace that read alone first and then beside others, and how long those steps took."""
-    pace = Pace(n_chunk)
+    pace = PrefillBudget(n_chunk)
     took = []
     for n_beside in (0, 0, 0, *[n_decoding] * 20):
         n_read = sum(pace.chunk(n_beside)) if to_the_end else pace.chunk(n_beside).n_tokens
@@ -45,7 +45,7 @@ def test_a_chunk_is_as_large_as_its_time_allows(token_s: float, n_decoding: int)
 def test_what_a_step_costs_at_least_is_told_from_what_a_token_costs(
     token_s: float, decode_s: float, fixed_s: float
 ) -> None:
-    pace = Pace(2048)
+    pace = PrefillBudget(2048)
     for _ in range(40):
         for n_decoding in (1, 8):
             pace.took(0, n_decoding, fixed_s + n_decoding * decode_s)
@@ -57,8 +57,8 @@ def test_what_a_step_costs_at_least_is_told_from_what_a_token_costs(
 
 
 def test_the_first_chunk_is_small() -> None:
-    assert Pace(2048).chunk(8) == (FIRST_CHUNK, 0)
-    assert Pace(5).chunk(8) == (5, 0)
+    assert PrefillBudget(2048).chunk(8) == (FIRST_CHUNK, 0)
+    assert PrefillBudget(5).chunk(8) == (5, 0)
 
 
 def test_a_chunk_is_never_larger_than_the_configured_one() -> None:
@@ -76,7 +76,7 @@ def test_one_step_that_stalled_does_not_count_for_ever(n_stalled: int) -> None:
 
     chunks = []
     for stall_s in (0.0, 30.0):
-        pace = Pace(512)
+        pace = PrefillBudget(512)
         took(32, 0)
         for n_decoding in (1, 2, 3) * 20:
             took(0, n_decoding)
@@ -91,7 +91,7 @@ def test_one_step_that_stalled_does_not_count_for_ever(n_stalled: int) -> None:
 
 
 def test_a_slow_step_counts_at_once_and_is_forgotten_slowly() -> None:
-    pace = Pace(2048)
+    pace = PrefillBudget(2048)
     pace.took(100, 0, 0.1)
     quick = pace.chunk(0).n_tokens
     pace.took(100, 0, 0.4)

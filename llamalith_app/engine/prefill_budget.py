@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
     """Beyond that, where they end a prompt."""
 
 
-class Pace:
+class PrefillBudget:
     def __init__(self, n_chunk: int) -> None:
         self._n_chunk = n_chunk
         self._decode_s: dict[int, float] = {}
