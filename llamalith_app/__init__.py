@@ -17,11 +17,14 @@ The map:
     controllers/     thin HTTP and nothing else: API, events, pages, login, monitor, docs, probes
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            the queue: submit, schemas, cancel, order (pure), forecast, queue (sole speaker of SAQ), monitor
-    jobs/worker/     the worker's side: process (its composition root), generate, pool, memory, shape, reply, speeds,
-                     sweep
+    jobs/worker/     the worker's side: process (its composition root), dispatch (who gets a place), pool and placement
+                     (which models are loaded: done and decided), attempt, running and settle (one attempt: run, its
+                     state, what came of it), shape and reply (what the engine is asked, what is thinking), sweep,
+                     task_mirror, memory, speeds, tasks
     engine/          the child process that holds a model: plan -> evaluate -> apply; states on disk, and what a
                      GGUF's header tells
-    engine/client/   what the worker holds of an engine: local, the child process
+    engine/client/   the worker's side of an engine: protocol (all that the worker knows of one), local (the child
+                     process), factory and plan (which engine a model gets, and what it needs)
     streams/         a job's events over Redis, kept for a while; live progress beside the record
     grammars/        what a reply may be held to: grammar (named ones, and JSON Schema as a grammar), gbnf; schema and
                      validation (programs of their own), keywords (what cannot be enforced); the shipped files
@@ -36,9 +39,10 @@ Beside the package: templates/ and static/, the pages as HTML, one stylesheet an
 Four routes to keep short:
 
 - A prompt: guards -> controllers -> jobs/submit -> store/jobs.submit -> commit -> hint (jobs/queue), and from there
-  jobs/worker/generate -> jobs/worker/pool -> store/jobs.claim -> engine -> store/jobs.finish.
+  jobs/worker/dispatch -> jobs/worker/pool -> store/jobs.claim -> jobs/worker/attempt -> engine -> jobs/worker/settle
+  -> store/jobs.finish.
 - A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/client/local
-  -> jobs/worker/generate -> streams (Writer, StreamPublisher) -> Redis -> streams (StreamSubscriber) -> web/follow
+  -> jobs/worker/attempt -> streams (Writer, StreamPublisher) -> Redis -> streams (StreamSubscriber) -> web/follow
   -> controllers/events -> the reader.
 - A page: guards (session) -> controllers/pages -> store, web/live -> templates; the script in static/ asks for its
   lists again and puts in place what changed.

@@ -158,7 +158,7 @@ async def test_a_reply_that_finds_the_disk_full_is_held_until_there_is_room(
             job_id = await submit(api, "held")
 
             async def is_at_the_gate() -> bool:
-                return any(one.completion_tokens for one in worker.generation.running.values())
+                return any(one.completion_tokens for one in worker.dispatcher.running.values())
 
             await eventually(is_at_the_gate)
             ballast = small_disk / "ballast"

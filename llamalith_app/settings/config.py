@@ -92,14 +92,20 @@ GRAMMARS = Path(__file__).parents[1] / "grammars"
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: str
-    path: Path
-    """The GGUF file; need not exist at start, a job for it then ends as an error that names it."""
+    path: Path | None = None
+    """The GGUF file; need not exist at start, a job for it then ends as an error that names it. None: the model is no
+    file of this machine."""
     origin: str = ""
     """How a message names the path: where it was set, as what, and from which folder; empty for the bundled model."""
     sha256: str | None = None
     """Lower-case hex; None: not checked."""
     chat_format: str = "auto"
     settings: ModelSettings = ModelSettings()
+
+    @property
+    def title(self) -> str:
+        """The name, with the path where there is one; for messages to people."""
+        return self.name if self.path is None else f"{self.name} ({self.path})"
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,7 +289,7 @@ def model_warnings(config: Config) -> list[str]:
         f"{model.origin or f'model {config_file.plain(model.name)}: {model.path}'}: {problem};"
         " until that is mended, its jobs end as an error"
         for model in config.models
-        if (problem := model_file_problem(model.path))
+        if model.path is not None and (problem := model_file_problem(model.path))
     ]
 
 

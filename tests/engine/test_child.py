@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llamalith_app.engine.child import Begun, Coming, Inbox, _Loop
-from llamalith_app.engine.client.local import EngineDied
+from llamalith_app.engine.client.protocol import EngineDied
 from llamalith_app.engine.messages import Advance, Cancel, End, FromEngine, Step
 from llamalith_app.engine.prefill_budget import Chunk, PrefillBudget
 from llamalith_app.engine.sequence import Sequence, State

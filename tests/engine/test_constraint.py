@@ -13,7 +13,7 @@ import pytest
 from jsonschema import validate
 
 from llamalith_app.engine import constraint
-from llamalith_app.engine.client.local import EngineRefused
+from llamalith_app.engine.client.protocol import EngineRefused
 from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
 from llamalith_app.engine.messages import Submit
 from llamalith_app.engine.runner import LlamaRunner

@@ -89,9 +89,9 @@ def test_a_running_job_is_expected_to_write_as_much_as_others_did() -> None:
 
 def test_an_average_follows_what_was_measured_lately() -> None:
     speeds = Speeds()
-    assert speeds.of("a") == {}
+    assert speeds.averages("a") == {}
     speeds.learn("a", "job_s", 10)
-    assert speeds.of("a") == {"job_s": 10}
+    assert speeds.averages("a") == {"job_s": 10}
     for _ in range(50):
         speeds.learn("a", "job_s", 20)
-    assert 19.9 < speeds.of("a")["job_s"] <= 20
+    assert 19.9 < speeds.averages("a")["job_s"] <= 20

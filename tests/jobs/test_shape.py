@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from llamalith_app.contracts.parameters import AnyText, JsonObject, JsonSchema, NamedSchema, Parameters, ResponseFormat
-from llamalith_app.engine.messages import Loaded, Sampling
+from llamalith_app.engine.client.protocol import EngineLimits
+from llamalith_app.engine.messages import Sampling
 from llamalith_app.grammars import grammar
 from llamalith_app.jobs.worker import shape
 from llamalith_app.settings.config_file import ModelSettings
@@ -85,5 +86,5 @@ def test_a_reply_is_not_held_to_what_cannot_be_enforced() -> None:
 def test_a_reply_may_begin_with_thinking_where_the_model_or_its_setting_says_so_and_no_grammar_holds_it(
     setting: Literal["auto", "on", "off"], can_think: bool, grammar: str, thinks: bool
 ) -> None:
-    loaded = Loaded(n_ctx=1, n_slots=1, load_s=0.0, can_think=can_think)
-    assert shape.thinks(ModelSettings(thinking=setting), grammar, loaded) is thinks
+    limits = EngineLimits(n_ctx=1, n_slots=1, can_think=can_think)
+    assert shape.may_think(ModelSettings(thinking=setting), grammar, limits) is thinks

@@ -67,6 +67,7 @@ async def test_models_are_listed_with_what_the_workers_tell_of_them(
 async def test_without_a_worker_models_are_absent_and_their_files_are_measured(
     config: Config, api: httpx.AsyncClient, tmp_path: Path
 ) -> None:
+    assert config.models[0].path is not None
     config.models[0].path.write_bytes(b"12345")
     for model in (await api.get("/api/models")).json()["models"]:
         assert (model["state"], model["slots"], model["size_bytes"]) == ("absent", 0, 5)

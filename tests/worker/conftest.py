@@ -1,4 +1,4 @@
-"""A real worker in this process, with the fake engine as its child."""
+"""A real worker in this process, with engines that follow a script: a child, or none."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import msgspec
 import pytest
 
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.jobs.worker.generate import RunningAttempt
-from llamalith_app.jobs.worker.process import Worker
+from llamalith_app.engine.client.protocol import EngineFactory
+from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, local_engines
+from llamalith_app.jobs.worker.running import RunningAttempt
+from llamalith_app.jobs.worker.sweep import BATCHES, SweepBatches, SweepTimings
 from llamalith_app.settings.config import Config, ModelConfig
 from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.database import Database
@@ -27,8 +29,16 @@ Submit = Callable[..., Awaitable[int]]
 ENDED = ("done", "error", "cancelled")
 
 
+def sweeping(**timings: float) -> WorkerTimings:
+    return WorkerTimings(sweep=SweepTimings(**timings))
+
+
+NO_POLL = sweeping(sweep_s=3600)
+"""After the first sweep and poll, at the start, there is none."""
+
+
 class Script:
-    """The rules that the fake engine follows."""
+    """The rules that the fake engines follow."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,8 +68,18 @@ def config(tmp_path: Path, database_path: Path, redis_url: str, monkeypatch: pyt
 
 
 @asynccontextmanager
-async def working(config: Config, script: Script, *, grace_s: float = 5) -> AsyncIterator[Worker]:
-    worker = Worker(config, fake_engine.argv(script.path))
+async def working(
+    config: Config,
+    script: Script,
+    *,
+    grace_s: float = 5,
+    engines: EngineFactory | None = None,
+    timings: WorkerTimings = TIMINGS,
+    batches: SweepBatches = BATCHES,
+) -> AsyncIterator[Worker]:
+    """`engines`: None: children with the fake runner."""
+    engines = engines or local_engines(config, fake_engine.argv(script.path))
+    worker = Worker(config, engines, timings=timings, batches=batches)
     await worker.start()
     try:
         yield worker
@@ -101,11 +121,19 @@ async def at_phase(worker: Worker, phase: str) -> RunningAttempt:
     """What runs, once it is there."""
 
     async def look() -> RunningAttempt | None:
-        return next((one for one in worker.generation.running.values() if one.progress.phase == phase), None)
+        return next((one for one in worker.dispatcher.running.values() if one.progress.phase == phase), None)
 
     found = await eventually(look)
     assert found is not None
     return found
+
+
+def engine_pid(worker: Worker) -> int:
+    """Of the only child that is there."""
+    (pooled,) = worker._pool.pooled.values()
+    assert pooled.engine is not None
+    assert pooled.engine.pid is not None
+    return pooled.engine.pid
 
 
 async def attempts(database: Database, job_id: int) -> list[tuple[Any, ...]]:

@@ -21,6 +21,7 @@ from tests.worker.conftest import Script, Submit, ended, slots, working
 
 def only_one_fits(config: Config) -> Config:
     for model in config.models:
+        assert model.path is not None
         write(model.path, file_bytes=500 * MIB)
     return msgspec.structs.replace(config, memory_budget_mb=900)
 
@@ -58,7 +59,7 @@ async def test_a_job_that_waited_for_its_bound_is_run_before_the_loaded_model_s_
     async with working(own, script) as worker:
         await ended(database, await submit("x", "first", model="m"))
         crowd = [await submit("wait" if n == 0 else "x", f"c{n}", model="m") for n in range(10)]
-        await worker.generation.look()
+        await worker.dispatcher.poll()
         urgent_id = await submit("x", "urgent", model="n", priority=0)
         gate.touch()
         urgent = await ended(database, urgent_id)
@@ -86,6 +87,7 @@ async def test_a_model_that_can_never_fit_ends_its_jobs_at_once_and_the_others_g
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     own = msgspec.structs.replace(config, memory_budget_mb=300)
+    assert own.models[0].path is not None
     write(own.models[0].path, file_bytes=500 * MIB)
     async with working(own, script):
         failed = [await ended(database, await submit("x", f"c{n}")) for n in range(3)]
@@ -124,7 +126,7 @@ async def test_an_idle_model_is_unloaded_by_the_worker_itself(
         await ended(database, await submit("x"))
 
         async def unloaded() -> bool:
-            return not worker._pool.held
+            return not worker._pool.pooled
 
         await eventually(unloaded)
         assert (await ended(database, await submit("x"))).status == "done"

@@ -27,8 +27,9 @@ from llamalith_app.contracts.parameters import JsonSchema, Parameters
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 from llamalith_app.jobs.worker import sweep
-from llamalith_app.jobs.worker.process import Worker, run
-from llamalith_app.jobs.worker.sweep import hold_lock
+from llamalith_app.jobs.worker.attempt import AttemptTimings
+from llamalith_app.jobs.worker.process import Worker, WorkerTimings, local_engines, run
+from llamalith_app.jobs.worker.sweep import SweepBatches, hold_lock
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.config_file import ModelSettings
 from llamalith_app.store import conversations, job_reads, jobs, retention, workers
@@ -43,7 +44,18 @@ from llamalith_app.supervise import valkey
 from tests import fake_engine
 from tests.settle import eventually
 from tests.store.samples import prompt, register_worker
-from tests.worker.conftest import Script, Submit, at_phase, attempts, ended, slots, working
+from tests.worker.conftest import (
+    NO_POLL,
+    Script,
+    Submit,
+    at_phase,
+    attempts,
+    ended,
+    engine_pid,
+    slots,
+    sweeping,
+    working,
+)
 
 
 async def test_a_job_is_found_without_any_hint(
@@ -103,11 +115,10 @@ async def test_a_drain_does_not_wait_for_the_validation_of_a_whole_reply_and_kee
 
 
 async def test_a_hint_starts_a_job_long_before_the_worker_looks_by_itself(
-    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 3600)
     hints = Hints(config.redis_url, ("m", "n"))
-    async with working(config, script):
+    async with working(config, script, timings=NO_POLL):
         job_id = await submit("hello")
         hints.send("m", job_id)
         assert (await ended(database, job_id)).status == "done"
@@ -175,18 +186,12 @@ async def test_a_refused_prompt_is_an_error_with_its_reason_and_is_not_tried_aga
 
 
 async def test_a_job_whose_engine_is_killed_runs_again_at_once(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
     # Only its first look finds the job; what comes later does not wait for another one.
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 3600)
     script.write({"when": "die", "signal": 9, "once": str(tmp_path / "died"), "reply": "Alive."})
     job_id = await submit("die")
-    async with working(config, script):
+    async with working(config, script, timings=NO_POLL):
         job = await ended(database, job_id)
     assert (job.status, job.result, job.attempt) == ("done", "Alive.", 2)
     (first, second) = await attempts(database, job.id)
@@ -196,12 +201,11 @@ async def test_a_job_whose_engine_is_killed_runs_again_at_once(
 
 
 async def test_jobs_of_a_model_that_no_worker_serves_are_told_once(
-    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.05)
     gone = await submit("x", model="gone")
     with structlog.testing.capture_logs() as lines:
-        async with working(config, script):
+        async with working(config, script, timings=sweeping(sweep_s=0.05)):
             assert (await ended(database, await submit("x", "other"))).status == "done"
 
             async def is_told() -> bool:
@@ -334,8 +338,7 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
         async with working(config, script) as worker:
             job_id = await submit("late")
             await eventually(partial(streams.history, redis, record_id(database.path), job_id))
-            (pid,) = [held.engine.pid for held in worker._pool.held.values() if held.engine is not None]
-            os.kill(pid, signal.SIGKILL)
+            os.kill(engine_pid(worker), signal.SIGKILL)
             gate.touch()
             job = await ended(database, job_id)
     assert (job.result, job.attempt) == ("abcdefghijklmnop", 2)
@@ -404,15 +407,17 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
     monkeypatch.setattr("llamalith_app.jobs.queue.MIRROR_S", 0.05)
     # Its task is the only way to this job here, so on a slow machine the hint must not give up.
     monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
-    monkeypatch.setattr("llamalith_app.jobs.worker.generate.PUBLISH_S", 0)
-    monkeypatch.setattr(Worker, "_sweep_and_look", nothing)
+    monkeypatch.setattr(Worker, "_sweep_and_poll", nothing)
     gate, load_gate = tmp_path / "gate", tmp_path / "load_gate"
     script.write(
         {"model": "m", "load_gate": str(load_gate)},
         {"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)},
     )
     hints = Hints(config.redis_url, ("m",))
-    async with Redis.from_url(config.redis_url) as redis, working(config, script):
+    async with (
+        Redis.from_url(config.redis_url) as redis,
+        working(config, script, timings=WorkerTimings(attempt=AttemptTimings(progress_s=0))),
+    ):
         job_id = await submit("long" * 300)
         hints.send("m", job_id)
 
@@ -504,13 +509,13 @@ async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_loo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looked_at: list[datetime] = []
-    look = Worker._sweep_and_look
+    look = Worker._sweep_and_poll
 
     async def look_and_tell(worker: Worker) -> None:
         looked_at.append(datetime.now(UTC))
         await look(worker)
 
-    monkeypatch.setattr(Worker, "_sweep_and_look", look_and_tell)
+    monkeypatch.setattr(Worker, "_sweep_and_poll", look_and_tell)
     async with working(msgspec.structs.replace(config, redis_url=absent_redis_url), script):
         await ended(database, await submit("warm up"))
         job_id = await submit("x")
@@ -535,7 +540,7 @@ async def test_a_drain_lets_a_short_job_end(config: Config, script: Script, subm
 
 
 async def running(worker: object) -> bool:
-    return bool(worker.generation.running)  # type: ignore[attr-defined]
+    return bool(worker.dispatcher.running)  # type: ignore[attr-defined]
 
 
 async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_attempt(
@@ -555,15 +560,10 @@ async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_at
 
 
 async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.WATCH_S", 0.02)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
-    async with working(config, script) as worker:
+    async with working(config, script, timings=WorkerTimings(lease_check_s=0.02)) as worker:
         job_id = await submit("long")
         await eventually(lambda: running(worker))
         (lease,) = await database.read(jobs.held)
@@ -579,7 +579,7 @@ async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
         )
 
         async def stopped() -> bool:
-            return not worker.generation.running
+            return not worker.dispatcher.running
 
         await eventually(stopped)
         assert (await ended(database, await submit("next"))).status == "done"
@@ -604,20 +604,13 @@ async def test_the_jobs_of_a_worker_that_is_gone_from_this_machine_run_again_at_
 
 
 async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.STALE_S", 0.3)
     frozen = await database.write(register_worker, str(tmp_path / "on another machine"))
     job_id = await submit("left behind")
     claim = await database.write(jobs.claim, "m", 1, frozen, datetime.now(UTC))
     assert claim is not None
-    async with working(config, script):
+    async with working(config, script, timings=sweeping(sweep_s=0.02, stale_s=0.3)):
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
     assert claim.lease_token not in {lease.lease_token for lease in await database.read(jobs.held)}
@@ -676,14 +669,11 @@ async def test_a_folder_for_states_that_cannot_be_made_costs_no_job(
 
 
 async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
-    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.EXPIRE_JOBS", 1)
     before = datetime.now(UTC) - timedelta(days=3)
     for conversation in ("a", "b"):
         await database.write(jobs.cancel, ADMIN_ID, await submit("old", conversation), before)
-    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.LOOK_THROUGH", 1)
     alone = prompt("", "alone", system_prompt="be kind")
     for public_id, at in (("left", before), ("alone", datetime.now(UTC))):
         await database.write(jobs.submit, alone._replace(conversation_id=public_id), at)
@@ -694,7 +684,9 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
         return [conversation.public_id for conversation in found] == ["alone"]
 
     with structlog.testing.capture_logs() as lines:
-        async with working(config, script):
+        async with working(
+            config, script, timings=sweeping(sweep_s=0.02), batches=SweepBatches(expired_jobs=1, conversations=1)
+        ):
             await eventually(are_gone)
             young = await submit("young", "a")
             assert (await ended(database, young)).status == "done"
@@ -703,28 +695,21 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
 
 
 async def test_nothing_expires_where_nothing_says_so(
-    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
     old = await submit("old")
     await database.write(jobs.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
-    async with working(config, script):
+    async with working(config, script, timings=sweeping(sweep_s=0.02)):
         await ended(database, await submit("young"))
     assert await database.read(retention.has_expired, datetime(2000, 1, 1, tzinfo=UTC))
 
 
 async def test_a_worker_that_beats_keeps_its_lease_however_long_its_job_takes(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.BEAT_S", 0.05)
-    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.STALE_S", 0.4)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 60})
-    async with working(config, script), working(config, script):
+    timings = sweeping(sweep_s=0.02, heartbeat_s=0.05, stale_s=0.4)
+    async with working(config, script, timings=timings), working(config, script, timings=timings):
         job = await ended(database, await submit("long"))
     assert (job.status, job.attempt) == ("done", 1)
 
@@ -734,9 +719,9 @@ async def test_an_idle_engine_that_dies_costs_no_job_an_attempt(
 ) -> None:
     async with working(config, script) as worker:
         await ended(database, await submit("first"))
-        engine = worker._pool.held["m"].engine
+        engine = worker._pool.pooled["m"].engine
         assert engine is not None
-        os.kill(engine.pid, signal.SIGKILL)
+        os.kill(engine_pid(worker), signal.SIGKILL)
         await engine.died.wait()
         job = await ended(database, await submit("second"))
     assert (job.status, job.attempt) == ("done", 1)
@@ -761,19 +746,13 @@ async def test_nothing_that_people_or_models_wrote_is_logged(
 
 
 async def test_a_claim_that_nobody_runs_is_given_back_by_the_worker_that_made_it(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.STALE_S", 0.3)
-    async with working(config, script) as worker:
-        worker.generation.draining.set()
+    async with working(config, script, timings=sweeping(sweep_s=0.02, stale_s=0.3)) as worker:
+        worker.dispatcher.draining.set()
         job_id = await submit("claimed and dropped")
         assert await database.write(jobs.claim, "m", 1, worker.id, datetime.now(UTC))
-        worker.generation.draining.clear()
+        worker.dispatcher.draining.clear()
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
 
@@ -841,7 +820,7 @@ async def test_a_worker_that_starts_while_the_database_takes_no_writes_waits(
 ) -> None:
     monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
     job_id = await submit("x")
-    worker = Worker(config, fake_engine.argv(script.path))
+    worker = Worker(config, local_engines(config, fake_engine.argv(script.path)))
     with structlog.testing.capture_logs() as lines, locked(database_path):
         assert not migrate(database_path)
         starting = asyncio.create_task(worker.start())
@@ -856,13 +835,13 @@ async def test_a_worker_under_up_takes_every_sigterm_for_the_same_one(
 ) -> None:
     script.write({"when": "wait", "gate": str(tmp_path / "gate"), "reply": "whole"})
     job_id = await submit("wait")
-    argv = fake_engine.argv(script.path)
+    engines = local_engines(config, fake_engine.argv(script.path))
     with structlog.testing.capture_logs() as lines:
 
         async def logs(event: str) -> bool:
             return any(line["event"] == event for line in lines)
 
-        running = asyncio.create_task(run(config, grace_s=20, engine_argv=argv, supervised=True))
+        running = asyncio.create_task(run(config, grace_s=20, engines=engines, supervised=True))
         await eventually(partial(logs, "attempt started"))
         os.kill(os.getpid(), signal.SIGTERM)
         await eventually(partial(logs, "draining"))
@@ -877,13 +856,13 @@ async def test_a_worker_whose_up_has_died_gives_its_jobs_back_when_the_next_up_a
 ) -> None:
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 100_000})
     job_id = await submit("long")
-    argv = fake_engine.argv(script.path)
+    engines = local_engines(config, fake_engine.argv(script.path))
     with structlog.testing.capture_logs() as lines:
 
         async def logs(event: str) -> bool:
             return any(line["event"] == event for line in lines)
 
-        running = asyncio.create_task(run(config, grace_s=600, engine_argv=argv, supervised=True))
+        running = asyncio.create_task(run(config, grace_s=600, engines=engines, supervised=True))
         await eventually(partial(logs, "attempt started"))
         os.kill(os.getpid(), signal.SIGTERM)
         await eventually(partial(logs, "draining"))
@@ -903,7 +882,9 @@ async def test_a_hangup_drains_a_worker_and_is_no_second_signal(
         async def logs(event: str) -> bool:
             return any(line["event"] == event for line in lines)
 
-        running = asyncio.create_task(run(config, grace_s=20, engine_argv=fake_engine.argv(script.path)))
+        running = asyncio.create_task(
+            run(config, grace_s=20, engines=local_engines(config, fake_engine.argv(script.path)))
+        )
         await eventually(partial(logs, "attempt started"))
         os.kill(os.getpid(), signal.SIGHUP)
         await eventually(partial(logs, "draining"))
@@ -920,7 +901,9 @@ async def test_a_worker_that_waits_for_the_database_ends_when_it_is_told_to(
 ) -> None:
     monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
     with structlog.testing.capture_logs() as lines, locked(database_path):
-        running = asyncio.create_task(run(config, grace_s=5, engine_argv=fake_engine.argv(script.path)))
+        running = asyncio.create_task(
+            run(config, grace_s=5, engines=local_engines(config, fake_engine.argv(script.path)))
+        )
         await eventually(partial(waits_for_the_database, lines))
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(running, 5)
@@ -936,12 +919,11 @@ async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_work
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.GIVE_BACK_S", 0.2)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
     # Before the worker writes too: this one waits no longer for the lock than it does.
     job_id = await submit("long", max_attempts=1)
     with ExitStack() as until_it_has_ended:
-        async with working(config, script, grace_s=0.1) as worker:
+        async with working(config, script, grace_s=0.1, timings=WorkerTimings(give_back_s=0.2)) as worker:
             await eventually(lambda: running(worker))
             until_it_has_ended.enter_context(locked(database_path))
     monkeypatch.undo()
