@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.engine.client.protocol import EngineFactory
-from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, local_engines
+from llamalith_app.jobs.worker.process import Worker, WorkerTimings, local_engines
 from llamalith_app.jobs.worker.running import RunningAttempt
 from llamalith_app.jobs.worker.sweep import BATCHES, SweepBatches, SweepTimings
 from llamalith_app.settings.config import Config, ModelConfig
@@ -22,6 +22,7 @@ from llamalith_app.store import check, job_reads, jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
 from tests import fake_engine
+from tests.in_process_engine import InProcessEngines
 from tests.settle import eventually
 from tests.store.samples import prompt
 
@@ -35,6 +36,8 @@ def sweeping(**timings: float) -> WorkerTimings:
 
 NO_POLL = sweeping(sweep_s=3600)
 """After the first sweep and poll, at the start, there is none."""
+OFTEN = sweeping(sweep_s=0.2)
+"""So that a job that was submitted without a hint starts soon."""
 
 
 class Script:
@@ -74,7 +77,7 @@ async def working(
     *,
     grace_s: float = 5,
     engines: EngineFactory | None = None,
-    timings: WorkerTimings = TIMINGS,
+    timings: WorkerTimings = OFTEN,
     batches: SweepBatches = BATCHES,
 ) -> AsyncIterator[Worker]:
     """`engines`: None: children with the fake runner."""
@@ -85,6 +88,11 @@ async def working(
         yield worker
     finally:
         await worker.drain(grace_s)
+
+
+def working_in_process(config: Config, script: Script, **changed: Any) -> AbstractAsyncContextManager[Worker]:
+    """As `working`, with engines that are no processes: for what does not depend on how an engine is made."""
+    return working(config, script, engines=InProcessEngines(script.path, default_n_slots=config.n_slots), **changed)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 from llamalith_app.jobs.worker import sweep
 from llamalith_app.jobs.worker.attempt import AttemptTimings
-from llamalith_app.jobs.worker.process import Worker, WorkerTimings, local_engines, run
+from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, local_engines, run
 from llamalith_app.jobs.worker.sweep import SweepBatches, hold_lock
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.config_file import ModelSettings
@@ -55,6 +55,7 @@ from tests.worker.conftest import (
     slots,
     sweeping,
     working,
+    working_in_process,
 )
 
 
@@ -62,7 +63,7 @@ async def test_a_job_is_found_without_any_hint(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "hello", "reply": " <think>hm</think> Hello to you.\n"})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("hello", "c"))
     assert (job.status, job.result, job.attempt) == ("done", "Hello to you.\n", 1)
     assert job.prompt_tokens == len("<user>hello</user>")
@@ -85,7 +86,7 @@ async def test_a_whole_reply_is_validated_against_what_it_could_not_be_held_to(
 ) -> None:
     sets = Parameters(response_format=JsonSchema(schema={"type": "array", "uniqueItems": True}))
     script.write({"when": "sets", "reply": reply})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("sets", parameters=sets, unenforced=("#/uniqueItems",)))
         other = await ended(database, await submit("sets", parameters=sets))
     assert (job.status, job.result) == ("done", reply)
@@ -106,7 +107,7 @@ async def test_a_drain_does_not_wait_for_the_validation_of_a_whole_reply_and_kee
     monkeypatch.setattr(ReplyValidator, "validate", validate)
     sets = Parameters(response_format=JsonSchema(schema={"type": "array", "uniqueItems": True}))
     script.write({"when": "sets", "reply": "[]"})
-    async with working(config, script, grace_s=0):
+    async with working_in_process(config, script, grace_s=0):
         job_id = await submit("sets", parameters=sets, unenforced=("#/uniqueItems",))
         await validates.wait()
     job = await ended(database, job_id)
@@ -118,7 +119,7 @@ async def test_a_hint_starts_a_job_long_before_the_worker_looks_by_itself(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     hints = Hints(config.redis_url, ("m", "n"))
-    async with working(config, script, timings=NO_POLL):
+    async with working_in_process(config, script, timings=NO_POLL):
         job_id = await submit("hello")
         hints.send("m", job_id)
         assert (await ended(database, job_id)).status == "done"
@@ -158,7 +159,7 @@ async def test_conversations_run_beside_each_other_and_each_in_order(
 ) -> None:
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 40})
     ids = [await submit(f"long {n}", conversation_id) for n in range(3) for conversation_id in "abc"]
-    async with working(slots(config, 3), script):
+    async with working_in_process(slots(config, 3), script):
         done = [await ended(database, job_id) for job_id in ids]
     spans = {
         name: sorted(
@@ -178,7 +179,7 @@ async def test_a_refused_prompt_is_an_error_with_its_reason_and_is_not_tried_aga
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "bad", "refuse": "Model exploded"})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("bad"))
     assert (job.status, job.result, job.attempt) == ("error", "Model exploded", 1)
     assert job.error is not None
@@ -205,7 +206,7 @@ async def test_jobs_of_a_model_that_no_worker_serves_are_told_once(
 ) -> None:
     gone = await submit("x", model="gone")
     with structlog.testing.capture_logs() as lines:
-        async with working(config, script, timings=sweeping(sweep_s=0.05)):
+        async with working_in_process(config, script, timings=sweeping(sweep_s=0.05)):
             assert (await ended(database, await submit("x", "other"))).status == "done"
 
             async def is_told() -> bool:
@@ -223,7 +224,7 @@ async def test_a_reply_that_was_only_thinking_stays_empty_also_after_an_engine_d
     thought = "let me think aloud about it</think>"
     dies = {"after": 20, "signal": 9, "once": str(tmp_path / "died")}
     script.write({"when": "die", "opens_thinking": True, "reply": thought, **dies})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("die"))
     assert (job.status, job.attempt, job.result, job.completion_tokens) == ("done", 2, "", len(thought))
 
@@ -260,7 +261,7 @@ async def test_what_a_grammar_holds_is_the_reply_whole(
 ) -> None:
     (tmp_path / "g.gbnf").write_text('root ::= "x"*')
     script.write({"when": "held", "reply": written}, {"when": "opened", "reply": written, "opens_thinking": True})
-    async with working(config, script):
+    async with working_in_process(config, script):
         jobs_ended = [await ended(database, await submit(one, grammar_name="g")) for one in ("held", "opened")]
     assert [job.result for job in jobs_ended] == [written, written]
 
@@ -276,7 +277,7 @@ async def test_a_models_setting_says_whether_thinking_is_looked_for(
 ) -> None:
     models = [msgspec.structs.replace(model, settings=ModelSettings(thinking=setting)) for model in config.models]
     script.write({"model": "m", "can_think": setting != "on"}, {"when": "go", "reply": "<think>hm</think>Hi"})
-    async with working(msgspec.structs.replace(config, models=tuple(models)), script):
+    async with working_in_process(msgspec.structs.replace(config, models=tuple(models)), script):
         assert (await ended(database, await submit("go"))).result == result
 
 
@@ -284,7 +285,7 @@ async def test_what_was_written_before_the_last_engine_died_is_kept_with_the_err
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "late", "after": 3, "signal": 9, "reply": "abcdefghijklmnop"})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("late"))
     assert job.error is not None
     assert (job.status, job.error.kind) == ("error", "engine_died")
@@ -305,7 +306,7 @@ async def test_what_an_attempt_before_the_last_had_written_is_kept_too(
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(streams, "before", told_once_more)
-        async with working(config, script):
+        async with working_in_process(config, script):
             job = await ended(database, await submit("late", max_attempts=2))
     assert [outcome for _, outcome, _ in await attempts(database, job.id)] == ["failed", "failed"]
     assert job.partial
@@ -349,7 +350,7 @@ async def test_a_model_that_cannot_be_loaded_is_told_by_name_and_other_models_go
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"model": "m", "cannot_load": "The file of model m (/x.gguf) is damaged."})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("x", model="m"))
         assert (await ended(database, await submit("x", model="n"))).status == "done"
     assert (job.status, job.attempt) == ("error", 3)
@@ -375,7 +376,7 @@ async def test_models_that_fit_together_are_loaded_once_each(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     with structlog.testing.capture_logs() as lines:
-        async with working(config, script):
+        async with working_in_process(config, script):
             ids = [await submit(f"{n}", model=model) for n, model in enumerate(["m", "m", "n", "m", "n"])]
             for job_id in ids:
                 assert (await ended(database, job_id)).status == "done"
@@ -386,7 +387,7 @@ async def test_models_that_fit_together_are_loaded_once_each(
 async def test_a_grammar_that_the_worker_does_not_have_is_an_error_of_that_job(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("x", grammar_name="gone"))
     assert job.error is not None
     assert job.error.kind == "grammar"
@@ -416,7 +417,7 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
     hints = Hints(config.redis_url, ("m",))
     async with (
         Redis.from_url(config.redis_url) as redis,
-        working(config, script, timings=WorkerTimings(attempt=AttemptTimings(progress_s=0))),
+        working_in_process(config, script, timings=WorkerTimings(attempt=AttemptTimings(progress_s=0))),
     ):
         job_id = await submit("long" * 300)
         hints.send("m", job_id)
@@ -459,7 +460,7 @@ async def test_a_task_of_saq_shows_the_job_that_others_run_already(
     gate = tmp_path / "gate"
     script.write({"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)})
     hints = Hints(config.redis_url, ("m",))
-    async with Redis.from_url(config.redis_url) as redis, working(config, script) as worker:
+    async with Redis.from_url(config.redis_url) as redis, working_in_process(config, script) as worker:
         first = await submit("long" * 300)
         await at_phase(worker, "prefill")
         waiting = await submit("hello", "other")
@@ -516,7 +517,8 @@ async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_loo
         await look(worker)
 
     monkeypatch.setattr(Worker, "_sweep_and_poll", look_and_tell)
-    async with working(msgspec.structs.replace(config, redis_url=absent_redis_url), script):
+    without_redis = msgspec.structs.replace(config, redis_url=absent_redis_url)
+    async with working_in_process(without_redis, script, timings=TIMINGS):
         await ended(database, await submit("warm up"))
         job_id = await submit("x")
         submitted_at = datetime.now(UTC)
@@ -527,7 +529,7 @@ async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_loo
 
 async def test_a_drain_lets_a_short_job_end(config: Config, script: Script, submit: Submit, database: Database) -> None:
     script.write({"when": "short", "step_s": 0.01, "reply": "x" * 30})
-    async with working(config, script) as worker:
+    async with working_in_process(config, script) as worker:
         job_id = await submit("short")
         waiting = await submit("later")
         await eventually(lambda: running(worker))
@@ -563,7 +565,7 @@ async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
-    async with working(config, script, timings=WorkerTimings(lease_check_s=0.02)) as worker:
+    async with working_in_process(config, script, timings=WorkerTimings(lease_check_s=0.02)) as worker:
         job_id = await submit("long")
         await eventually(lambda: running(worker))
         (lease,) = await database.read(jobs.held)
@@ -596,7 +598,7 @@ async def test_the_jobs_of_a_worker_that_is_gone_from_this_machine_run_again_at_
     gone = await database.write(register_worker, str(lock_path))
     job_id = await submit("left behind")
     assert await database.write(jobs.claim, "m", 1, gone, datetime.now(UTC))
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
     assert [sibling.id for sibling in await database.read(workers.not_ended)] == []
@@ -610,7 +612,7 @@ async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
     job_id = await submit("left behind")
     claim = await database.write(jobs.claim, "m", 1, frozen, datetime.now(UTC))
     assert claim is not None
-    async with working(config, script, timings=sweeping(sweep_s=0.02, stale_s=0.3)):
+    async with working_in_process(config, script, timings=sweeping(sweep_s=0.02, stale_s=0.3)):
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
     assert claim.lease_token not in {lease.lease_token for lease in await database.read(jobs.held)}
@@ -655,7 +657,7 @@ async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(
         return turn(*of)
 
     monkeypatch.setattr(conversations, "turn", once_unreadable)
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("x", max_attempts=1))
     assert (job.status, n_read) == ("done", 2)
 
@@ -684,7 +686,7 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
         return [conversation.public_id for conversation in found] == ["alone"]
 
     with structlog.testing.capture_logs() as lines:
-        async with working(
+        async with working_in_process(
             config, script, timings=sweeping(sweep_s=0.02), batches=SweepBatches(expired_jobs=1, conversations=1)
         ):
             await eventually(are_gone)
@@ -699,7 +701,7 @@ async def test_nothing_expires_where_nothing_says_so(
 ) -> None:
     old = await submit("old")
     await database.write(jobs.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
-    async with working(config, script, timings=sweeping(sweep_s=0.02)):
+    async with working_in_process(config, script, timings=sweeping(sweep_s=0.02)):
         await ended(database, await submit("young"))
     assert await database.read(retention.has_expired, datetime(2000, 1, 1, tzinfo=UTC))
 
@@ -709,7 +711,7 @@ async def test_a_worker_that_beats_keeps_its_lease_however_long_its_job_takes(
 ) -> None:
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 60})
     timings = sweeping(sweep_s=0.02, heartbeat_s=0.05, stale_s=0.4)
-    async with working(config, script, timings=timings), working(config, script, timings=timings):
+    async with working_in_process(config, script, timings=timings), working_in_process(config, script, timings=timings):
         job = await ended(database, await submit("long"))
     assert (job.status, job.attempt) == ("done", 1)
 
@@ -748,7 +750,7 @@ async def test_nothing_that_people_or_models_wrote_is_logged(
 async def test_a_claim_that_nobody_runs_is_given_back_by_the_worker_that_made_it(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    async with working(config, script, timings=sweeping(sweep_s=0.02, stale_s=0.3)) as worker:
+    async with working_in_process(config, script, timings=sweeping(sweep_s=0.02, stale_s=0.3)) as worker:
         worker.dispatcher.draining.set()
         job_id = await submit("claimed and dropped")
         assert await database.write(jobs.claim, "m", 1, worker.id, datetime.now(UTC))
@@ -769,7 +771,7 @@ async def test_a_drain_ends_also_while_redis_is_away_in_the_middle_of_a_hinted_j
     script.write({"when": "short", "step_s": 0.02, "reply": "x" * 40})
     hints = Hints(f"unix://{folder}/s", ("m",))
     own = msgspec.structs.replace(config, redis_url=f"unix://{folder}/s")
-    async with working(own, script) as worker:
+    async with working_in_process(own, script) as worker:
         job_id = await submit("short")
         hints.send("m", job_id)
         await eventually(lambda: running(worker))
