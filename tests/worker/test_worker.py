@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import msgspec
@@ -26,10 +25,9 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.parameters import JsonSchema, Parameters
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
-from llamalith_app.jobs.worker import sweep
 from llamalith_app.jobs.worker.attempt import AttemptTimings
 from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, local_engines, run
-from llamalith_app.jobs.worker.sweep import SweepBatches, hold_lock
+from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, hold_lock
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.config_file import ModelSettings
 from llamalith_app.store import conversations, job_reads, jobs, retention, workers
@@ -619,17 +617,16 @@ async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
 
 
 async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_was_away(
-    submit: Submit, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    submit: Submit, database: Database, tmp_path: Path
 ) -> None:
     clock = 0.0
-    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: clock))
     with hold_lock(tmp_path / "others"), hold_lock(tmp_path / "mine"):
         other = await database.write(register_worker, str(tmp_path / "others"))
         mine = await database.write(register_worker, str(tmp_path / "mine"))
         job_id = await submit("runs on")
         claim = await database.write(jobs.claim, "m", 1, other, datetime.now(UTC))
         assert claim is not None
-        sweeper = sweep.Sweeper(database, mine, set, lambda _: None, lambda: "[]")
+        sweeper = Sweeper(database, mine, set, lambda _: None, lambda: "[]", clock=lambda: clock)
 
         async def status_after(seconds: float) -> str:
             nonlocal clock

@@ -153,12 +153,25 @@ class AttemptExecutor:
             running.restart()
             request = msgspec.structs.replace(request, sequence_id=next(self._sequence_ids), written=[])
             await self._stream(running, engine, request, writer, progress)
-        last, reason = running.last_step, running.stop_reason
+        return await self._whole_reply(running, engine, turn, writer, is_resumed=bool(request.written))
+
+    async def _whole_reply(
+        self,
+        running: RunningAttempt,
+        engine: Engine,
+        turn: conversations.Turn,
+        writer: Writer,
+        *,
+        is_resumed: bool,
+    ) -> Replied | None:
+        """The reply, if it was whole when its sequence ended."""
+        last, stop_reason = running.last_step, running.stop_reason
         finish = None if last is None or last.finish == "cancelled" else last.finish
-        if finish is not None or reason is not StopReason.DRAIN:
+        if finish is not None or stop_reason is not StopReason.DRAIN:
+            # The next attempt goes on behind what is held back; any other end gives it to the readers.
             writer.write(running.reply.end())
         # Whole before it was stopped: the time it took is spent, and only a lease that is gone stands against it.
-        if last is None or finish is None or reason is StopReason.LEASE_LOST:
+        if last is None or finish is None or stop_reason is StopReason.LEASE_LOST:
             return None
         return Replied(
             text=str(running.reply),
@@ -169,7 +182,7 @@ class AttemptExecutor:
             omitted_messages=last.omitted_messages + turn.n_too_old,
             fit=await self._validate(running),
             load_s=engine.load_s,
-            is_resumed=bool(request.written),
+            is_resumed=is_resumed,
         )
 
     async def _load(self, running: RunningAttempt, reservation: Reservation) -> Engine | None:

@@ -37,7 +37,6 @@ class RunningAttempt:
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
-        self.progress = Progress(phase="loading")
         self.may_think = False
         """The reply may begin with thinking."""
         self.reply = Reply()
@@ -55,6 +54,26 @@ class RunningAttempt:
         self._decode_started_at = 0.0
         self._n_first = 0
         """Tokens that came together with the first one."""
+
+    @property
+    def progress(self) -> Progress:
+        step = self.last_step
+        if step is None:
+            return Progress(phase="loading")
+        is_decoding = self.completion_tokens > 0
+        if is_decoding:
+            n_tokens, since = self.completion_tokens - self._n_first, self._decode_started_at
+        else:
+            # Tokens that were reused, and the time of loading, say nothing of the speed of reading.
+            n_tokens, since = step.prompt_done - step.prompt_reused, self._submitted_at
+        seconds = time.monotonic() - since
+        return Progress(
+            phase="decode" if is_decoding else "prefill",
+            prompt_tokens=step.prompt_tokens,
+            prompt_tokens_done=step.prompt_done,
+            completion_tokens=self.completion_tokens,
+            tokens_per_s=round(n_tokens / seconds, 2) if n_tokens and seconds > 0 else None,
+        )
 
     def stop(self, reason: StopReason) -> None:
         """Ends the attempt within one step of the engine. The first reason counts."""
@@ -90,7 +109,6 @@ class RunningAttempt:
             if not self.completion_tokens:
                 self._decode_started_at, self._n_first = time.monotonic(), len(step.tokens)
             self.completion_tokens += len(step.tokens)
-        self.progress = self._progress(step)
         return self.reply.feed(step.text)
 
     def restart(self) -> None:
@@ -123,19 +141,3 @@ class RunningAttempt:
         if n_read > 0:
             found["prompt_tokens_per_s"] = n_read / max(self._decode_started_at - self._submitted_at, 1e-6)
         return found
-
-    def _progress(self, step: Advance) -> Progress:
-        is_decoding = self.completion_tokens > 0
-        if is_decoding:
-            n_tokens, since = self.completion_tokens - self._n_first, self._decode_started_at
-        else:
-            # Tokens that were reused, and the time of loading, say nothing of the speed of reading.
-            n_tokens, since = step.prompt_done - step.prompt_reused, self._submitted_at
-        seconds = time.monotonic() - since
-        return Progress(
-            phase="decode" if is_decoding else "prefill",
-            prompt_tokens=step.prompt_tokens,
-            prompt_tokens_done=step.prompt_done,
-            completion_tokens=self.completion_tokens,
-            tokens_per_s=round(n_tokens / seconds, 2) if n_tokens and seconds > 0 else None,
-        )

@@ -87,6 +87,7 @@ class Sweeper:
         *,
         timings: SweepTimings = TIMINGS,
         batches: SweepBatches = BATCHES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._worker_id = worker_id
@@ -98,11 +99,12 @@ class Sweeper:
         self._batches = batches
         self._last_searched = 0
         """The id of the last conversation that was searched; 0: the next round begins."""
-        self._seen: dict[str, tuple[int, float]] = {}
-        """Lease token -> its heartbeat, and since when on `_clock` it has not moved."""
+        self._seen_heartbeats: dict[str, tuple[int, float]] = {}
+        """Lease token -> its heartbeat, and since when in `_awake_s` it has not moved."""
         self._unserved: set[str] = set()
-        self._swept_at = time.monotonic()
-        self._clock = 0.0
+        self._clock = clock
+        self._swept_at = clock()
+        self._awake_s = 0.0
         """Seconds for which this process ran: a process that was frozen must not count that time against others."""
 
     async def sweep(self) -> None:
@@ -125,13 +127,13 @@ class Sweeper:
                 _delete_lock(sibling.lock_path)
 
     async def _release_stale_leases(self) -> None:
-        swept_at, self._swept_at = self._swept_at, time.monotonic()
-        self._clock += min(self._swept_at - swept_at, 2 * self._timings.sweep_s)
-        now = self._clock
+        swept_at, self._swept_at = self._swept_at, self._clock()
+        self._awake_s += min(self._swept_at - swept_at, 2 * self._timings.sweep_s)
+        now = self._awake_s
         held = await self._database.read(jobs.held)
-        self._seen = {
+        self._seen_heartbeats = {
             lease.lease_token: seen
-            if (seen := self._seen.get(lease.lease_token)) and seen[0] == lease.beat
+            if (seen := self._seen_heartbeats.get(lease.lease_token)) and seen[0] == lease.beat
             else (lease.beat, now)
             for lease in held
         }
@@ -140,7 +142,8 @@ class Sweeper:
             lease
             for lease in held
             # A process that was frozen must not release what it runs; what it claimed and does not run, it must.
-            if lease.lease_token not in here and now - self._seen[lease.lease_token][1] >= self._timings.stale_s
+            if lease.lease_token not in here
+            and now - self._seen_heartbeats[lease.lease_token][1] >= self._timings.stale_s
         ]
         await self._release(stale, "its heartbeat did not move")
 
@@ -178,16 +181,16 @@ class Sweeper:
 
     async def _check_that_heartbeats_can_be_written(self) -> None:
         """While the database takes no writes no heartbeat moves, and none of them means a death."""
-        started_at = time.monotonic()
+        started_at = self._clock()
         try:
             await self._database.write_lightly(
                 workers.beat, self._worker_id, datetime.now(UTC), self._engine_statuses()
             )
         except StorageUnavailable:
-            self._seen.clear()
+            self._seen_heartbeats.clear()
             raise
-        if time.monotonic() - started_at > self._timings.slow_write_s:
-            self._seen.clear()
+        if self._clock() - started_at > self._timings.slow_write_s:
+            self._seen_heartbeats.clear()
 
     async def _release(self, leases: Iterable[jobs.ActiveLease], why: str) -> None:
         for lease in leases:
