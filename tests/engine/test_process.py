@@ -79,7 +79,7 @@ async def test_an_engine_that_hangs_at_its_load_is_killed(script: Script, tmp_pa
             await LocalEngine.start(load(), argv, timings=timings)
 
 
-async def test_a_death_is_told_to_every_run_at_once(script: Script) -> None:
+async def test_a_death_ends_every_run_at_once(script: Script) -> None:
     argv = script(
         {"when": "die", "signal": signal.SIGSEGV.value},
         {"when": "other", "step_s": 0.01, "reply": "x" * 9999},
@@ -159,7 +159,7 @@ LOAD = frames.encode(load())
     ],
 )
 @pytest.mark.parametrize("kind", ["fake", "real"])
-def test_a_child_that_is_told_nonsense_ends_with_an_error(sent: bytes, kind: str, script: Script) -> None:
+def test_a_child_that_receives_nonsense_ends_with_an_error(sent: bytes, kind: str, script: Script) -> None:
     argv = script() if kind == "fake" else REAL_ENGINE
     ours, theirs = socket.socketpair()
     with (
@@ -175,7 +175,7 @@ def test_a_child_that_is_told_nonsense_ends_with_an_error(sent: bytes, kind: str
     assert said.strip()
 
 
-async def test_a_child_that_talks_nonsense_is_ended(tmp_path: Path) -> None:
+async def test_a_child_that_sends_nonsense_is_ended(tmp_path: Path) -> None:
     program = tmp_path / "liar.py"
     program.write_text(
         "import socket, sys, threading\n"

@@ -105,7 +105,7 @@ async def test_the_least_recently_used_idle_model_gives_way_and_is_gone_before_t
     assert pool.capacity("b").since is None
 
 
-async def test_a_model_at_work_is_never_stopped_and_is_told_as_the_one_to_wait_for(make: Make) -> None:
+async def test_a_model_at_work_is_never_stopped_and_is_the_one_to_wait_for(make: Make) -> None:
     pool = await make()
     with taken(pool, "a") as place:
         a = await place.engine()
@@ -118,7 +118,7 @@ async def test_a_model_at_work_is_never_stopped_and_is_told_as_the_one_to_wait_f
         assert (is_there(a), is_there(b)) == (True, False)
 
 
-async def test_idle_models_in_the_way_of_one_that_waits_are_told_with_those_at_work(make: Make, tmp_path: Path) -> None:
+async def test_idle_models_in_the_way_of_one_that_waits_go_with_those_at_work(make: Make, tmp_path: Path) -> None:
     pool = await make()
     write(tmp_path / "c.gguf", file_bytes=1000 * MIB)
     await pool.survey()
@@ -229,7 +229,7 @@ async def test_what_can_never_fit_says_what_it_needs_and_what_is_allowed(make: M
     assert pool.pooled == {}
 
 
-async def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_is_told_so(make: Make) -> None:
+async def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_fails_with_the_reason(make: Make) -> None:
     pool = await make(n_fit=1.5, a={"pinned": True})
     a = await used(pool, "a")
     with pytest.raises(ModelTooLarge, match="beside the 652 MiB of pinned models"):
@@ -344,7 +344,7 @@ async def test_a_file_that_grew_is_planned_again_when_it_is_loaded(make: Make, t
     assert set(pool.pooled) == {"b"}
 
 
-async def test_an_end_while_a_model_loads_ends_the_load_and_tells_who_waits(make: Make) -> None:
+async def test_a_close_while_a_model_loads_ends_the_load_and_fails_whoever_waits_for_it(make: Make) -> None:
     pool = await make({"model": "a", "load_gate": "/nonexistent/never"})
     waiting = asyncio.create_task(used(pool, "a"))
 

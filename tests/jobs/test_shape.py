@@ -23,14 +23,14 @@ def claim(grammar_name: str | None, response_format: ResponseFormat | None = Non
     return Claim(1, 1, "lease", 1, 0, "m", grammar_name, "r", said, None)
 
 
-def test_what_a_job_says_stands_over_its_models_settings_and_those_over_the_defaults() -> None:
+def test_the_parameters_of_a_job_override_its_models_settings_and_those_the_defaults() -> None:
     said = shape.sampling(SETTINGS, Parameters(temperature=0.0, max_tokens=5, seed=0))
     assert (said.temperature, said.max_tokens, said.seed) == (0.0, 5, 0)
     assert (said.top_k, said.top_p) == (7, ModelSettings().top_p)
     assert shape.sampling(SETTINGS, None) == shape.sampling(SETTINGS, Parameters())
 
 
-def test_every_setting_of_the_sampling_can_be_said_by_a_job() -> None:
+def test_every_setting_of_the_sampling_can_be_overridden_by_a_job() -> None:
     said = msgspec.convert(dict.fromkeys(Sampling.__struct_fields__, 1), Parameters)
     told = shape.sampling(SETTINGS, said)
     assert [getattr(told, name) for name in Sampling.__struct_fields__] == [1] * len(Sampling.__struct_fields__)

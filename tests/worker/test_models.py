@@ -99,7 +99,7 @@ async def test_a_model_that_can_never_fit_ends_its_jobs_at_once_and_the_others_g
         assert "300 MiB are allowed" in job.error.reason
 
 
-async def test_a_worker_tells_its_engines_with_its_beat(
+async def test_a_worker_reports_its_engines_with_its_heartbeat(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "x", "reply": "y" * 20}, {"model": "n", "cannot_load": "It is broken."})

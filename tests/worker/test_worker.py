@@ -113,7 +113,7 @@ async def test_a_drain_does_not_wait_for_the_validation_of_a_whole_reply_and_kee
     assert job.reply_problem == "could not be validated: its worker was ending"
 
 
-async def test_a_hint_starts_a_job_long_before_the_worker_looks_by_itself(
+async def test_a_hint_starts_a_job_long_before_the_worker_polls(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     hints = Hints(config.redis_url, ("m", "n"))
@@ -187,7 +187,7 @@ async def test_a_refused_prompt_is_an_error_with_its_reason_and_is_not_tried_aga
 async def test_a_job_whose_engine_is_killed_runs_again_at_once(
     config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
-    # Only its first look finds the job; what comes later does not wait for another one.
+    # Only the first poll finds the job; its second attempt does not wait for another poll.
     script.write({"when": "die", "signal": 9, "once": str(tmp_path / "died"), "reply": "Alive."})
     job_id = await submit("die")
     async with working(config, script, timings=NO_POLL):
@@ -199,7 +199,7 @@ async def test_a_job_whose_engine_is_killed_runs_again_at_once(
     assert second == (2, "done", None)
 
 
-async def test_jobs_of_a_model_that_no_worker_serves_are_told_once(
+async def test_jobs_of_a_model_that_no_worker_serves_are_logged_once(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     gone = await submit("x", model="gone")
@@ -297,13 +297,13 @@ async def test_what_an_attempt_before_the_last_had_written_is_kept_too(
 ) -> None:
     script.write({"when": "late", "after": 3, "signal": 9, "once": str(tmp_path / "died"), "reply": "abcdefghijklmnop"})
 
-    async def told_once_more(*of: Any) -> Any:
+    async def and_refuse_next(*of: Any) -> Any:
         found = await before(*of)
         script.write({"when": "late", "refuse": "It is broken."})
         return found
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(streams, "before", told_once_more)
+        patched.setattr(streams, "before", and_refuse_next)
         async with working_in_process(config, script):
             job = await ended(database, await submit("late", max_attempts=2))
     assert [outcome for _, outcome, _ in await attempts(database, job.id)] == ["failed", "failed"]
@@ -344,7 +344,7 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
     assert [one is not None and one.text for one in found] in (["a"], ["ab"], ["abc"])
 
 
-async def test_a_model_that_cannot_be_loaded_is_told_by_name_and_other_models_go_on(
+async def test_a_model_that_cannot_be_loaded_is_named_and_other_models_go_on(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"model": "m", "cannot_load": "The file of model m (/x.gguf) is damaged."})
@@ -392,7 +392,7 @@ async def test_a_grammar_that_the_worker_does_not_have_is_an_error_of_that_job(
 
 
 async def nothing(_: Worker) -> None:
-    """In place of the worker's own look: jobs come by hints alone."""
+    """In place of the worker's own sweep and poll: jobs start by hints alone."""
 
 
 async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
@@ -499,7 +499,7 @@ async def wipe(redis: Redis) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_look(
+async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_poll(
     config: Config,
     script: Script,
     submit: Submit,
@@ -507,14 +507,14 @@ async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_loo
     absent_redis_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    looked_at: list[datetime] = []
-    look = Worker._sweep_and_poll
+    polled_at: list[datetime] = []
+    poll = Worker._sweep_and_poll
 
-    async def look_and_tell(worker: Worker) -> None:
-        looked_at.append(datetime.now(UTC))
-        await look(worker)
+    async def note_and_poll(worker: Worker) -> None:
+        polled_at.append(datetime.now(UTC))
+        await poll(worker)
 
-    monkeypatch.setattr(Worker, "_sweep_and_poll", look_and_tell)
+    monkeypatch.setattr(Worker, "_sweep_and_poll", note_and_poll)
     without_redis = msgspec.structs.replace(config, redis_url=absent_redis_url)
     async with working_in_process(without_redis, script, timings=TIMINGS):
         await ended(database, await submit("warm up"))
@@ -522,7 +522,7 @@ async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_loo
         submitted_at = datetime.now(UTC)
         job = await ended(database, job_id)
     assert job.started_at is not None
-    assert sum(submitted_at < at < job.started_at for at in looked_at) <= 1, "the first look finds it"
+    assert sum(submitted_at < at < job.started_at for at in polled_at) <= 1, "the first poll finds it"
 
 
 async def test_a_drain_lets_a_short_job_end(config: Config, script: Script, submit: Submit, database: Database) -> None:
@@ -603,7 +603,7 @@ async def test_the_jobs_of_a_worker_that_is_gone_from_this_machine_run_again_at_
     assert (await attempts(database, job_id))[0][:2] == (1, "lost")
 
 
-async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
+async def test_the_jobs_of_a_worker_whose_heartbeat_does_not_move_run_again(
     config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
     frozen = await database.write(register_worker, str(tmp_path / "on another machine"))
@@ -703,7 +703,7 @@ async def test_nothing_expires_where_nothing_says_so(
     assert await database.read(retention.has_expired, datetime(2000, 1, 1, tzinfo=UTC))
 
 
-async def test_a_worker_that_beats_keeps_its_lease_however_long_its_job_takes(
+async def test_a_worker_with_a_heartbeat_keeps_its_lease_however_long_its_job_takes(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 60})
