@@ -16,7 +16,7 @@ from litestar.response import Redirect, Template
 from llamalith_app.contracts.forms import SHORT_FIELDS, JobForm, LoginForm
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import CrossSite, LoginNeeded, NotLookedAt, StaleForm, StorageUnavailable, TooManyLogins
-from llamalith_app.guards.cookies import cookie, own_cookie
+from llamalith_app.guards.cookies import cookie, is_https, own_cookie
 from llamalith_app.guards.forms import ANONYMOUS_BYTES, form_fields
 from llamalith_app.guards.origin import is_foreign, may_be_sent_from_elsewhere
 from llamalith_app.guards.principal import OPEN, PAGE, Principal
@@ -101,8 +101,10 @@ class Doors(Controller):
 
     async def _out(self, request: AppRequest) -> Redirect:
         answer = see(LOGIN, await request.parts.sessions.end(request))
-        # Not "cookies": they are everything that this host and its subdomains have set, on every port.
-        answer.headers["Clear-Site-Data"] = '"cache", "storage"'
+        # Browsers ignore it over plain http.
+        if is_https(request):
+            # Not "cookies": they are everything that this host and its subdomains have set, on every port.
+            answer.headers["Clear-Site-Data"] = '"cache", "storage"'
         log.info("logout", address=request.client.host if request.client else "")
         return answer
 
