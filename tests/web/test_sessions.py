@@ -155,6 +155,20 @@ async def test_a_session_of_http_opens_nothing_over_https_and_the_other_way_roun
     assert await opens(client, plain)
 
 
+@pytest.mark.parametrize(("began", "sent"), [({}, HTTPS), (HTTPS, {})], ids=["http to https", "https to http"])
+async def test_a_token_of_one_scheme_opens_and_ends_nothing_over_the_other_under_the_other_s_name(
+    client: httpx.AsyncClient, began: dict[str, str], sent: dict[str, str]
+) -> None:
+    cookie = await come_in(client, **began)
+    token = cookie["Cookie"].partition("=")[2]
+    renamed = {"Cookie": f"{SECURE_COOKIE if sent else COOKIE}={token}"}
+    assert not await opens(client, renamed, **sent)
+    page = await client.get("/chat/jobs", headers=renamed | sent)
+    assert (page.status_code, page.headers["location"]) == (303, "/chat/login")
+    await client.get("/chat/logout", headers=renamed | sent)
+    assert await opens(client, cookie, **began)
+
+
 # What comes with answers
 
 
