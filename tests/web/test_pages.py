@@ -18,7 +18,8 @@ from sqlalchemy.exc import OperationalError
 
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
-from llamalith_app.controllers import pages
+from llamalith_app.controllers.pages.conversation import TURNS_ON_PAGE
+from llamalith_app.controllers.pages.jobs import JOBS_ON_PAGE
 from llamalith_app.store import job_reads, jobs, retention, sessions
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
@@ -173,14 +174,14 @@ async def test_empty_pages_say_what_to_do_next(browser: httpx.AsyncClient) -> No
 
 
 async def test_older_jobs_and_conversations_are_a_link_away(browser: httpx.AsyncClient) -> None:
-    for number in range(pages.JOBS_ON_PAGE + 5):
+    for number in range(JOBS_ON_PAGE + 5):
         await browser.post("/api/jobs", json={"content": f"prompt {number}", "conversation_id": f"c{number}"})
     newest = await browser.get("/chat/jobs")
     (older,) = re.findall(r'href="([^"]*before=[^"]*)">Older jobs', newest.text)
     rows = await browser.get("/chat/jobs/rows")
     assert older in rows.text, "the link moves on with the list"
     page = await browser.get(unescape(older))
-    assert len(re.findall(r'<li id="job-', newest.text)) == pages.JOBS_ON_PAGE
+    assert len(re.findall(r'<li id="job-', newest.text)) == JOBS_ON_PAGE
     assert re.findall(r'<li id="job-(\d+)', page.text) == ["5", "4", "3", "2", "1"]
     assert "Older jobs" not in page.text
     first = await browser.get("/chat/conversations")
@@ -192,7 +193,7 @@ async def test_older_jobs_and_conversations_are_a_link_away(browser: httpx.Async
 async def test_of_a_long_conversation_the_newest_turns_show_and_the_rest_is_a_link_away(
     browser: httpx.AsyncClient,
 ) -> None:
-    n_turns = pages.TURNS_ON_PAGE + 3
+    n_turns = TURNS_ON_PAGE + 3
     for number in range(n_turns):
         await browser.post("/api/jobs", json={"content": f"prompt {number};", "conversation_id": "a/b"})
     page = await browser.get("/chat/conversation?id=a/b")
@@ -208,7 +209,7 @@ async def test_of_a_long_conversation_the_newest_turns_show_and_the_rest_is_a_li
 async def test_of_turns_that_have_expired_nothing_shows_and_no_link_leads_to_them(
     browser: httpx.AsyncClient, database: Database
 ) -> None:
-    n_turns = pages.TURNS_ON_PAGE + 3
+    n_turns = TURNS_ON_PAGE + 3
     for number in range(n_turns):
         await browser.post("/api/jobs", json={"content": f"prompt {number};", "conversation_id": "c"})
     now = datetime.now(UTC)
@@ -267,11 +268,11 @@ async def test_a_part_of_very_long_turns_begins_where_it_was_asked_to(
 
 
 async def test_a_part_is_no_longer_than_a_page(browser: httpx.AsyncClient) -> None:
-    n_turns = pages.TURNS_ON_PAGE + 5
+    n_turns = TURNS_ON_PAGE + 5
     for _ in range(n_turns):
         await queue(browser, conversation_id="c", content="x")
     part = await browser.get("/chat/conversation/turns?id=c&from=0")
-    assert len(re.findall(r"<li id=", part.text)) == pages.TURNS_ON_PAGE
+    assert len(re.findall(r"<li id=", part.text)) == TURNS_ON_PAGE
 
 
 async def test_a_list_of_conversations_tells_what_each_is_busy_with(
