@@ -8,8 +8,8 @@ The map:
     config.py        every setting; the only reader of the environment
     config_file.py   judges a config.json
     contracts/       the shapes of everything that crosses a wire
-    controllers/     thin HTTP: API, events (follow, transcript), pages, login, monitor, docs, probes; problems,
-                     envelope and the request log
+    controllers/     thin HTTP: API, events (follow, transcript), probes; pages/ has a controller for each page;
+                     problems, envelope and the request log
     engine/          the child process that holds a model: plan -> evaluate -> apply; states on disk, and what a
                      GGUF's header tells
     errors.py        one error tree, with what HTTP says of each
@@ -38,7 +38,8 @@ The map:
     validation.py    validates a whole reply against its schema, as a program of its own
     valkey.py        the embedded Valkey
 
-Beside the package: templates/ and static/, the pages as HTML, one stylesheet and one script.
+Beside the package: templates/ and static/, the pages as HTML, one stylesheet, and JavaScript modules that app.js
+starts, one concern each.
 
 Four routes to keep short:
 
@@ -47,8 +48,8 @@ Four routes to keep short:
 - A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/process -> jobs/generate
   -> streams.Writer -> streams.Teller -> Redis -> streams.Hearing -> controllers/follow -> controllers/events
   -> the reader.
-- A page: guards (session) -> controllers/pages -> store, controllers/live -> templates; static/app.js asks for its
-  lists again and puts in place what changed.
+- A page: guards (session) -> controllers/pages -> store, controllers/live -> templates; static/live-list.js polls its
+  lists, and static/list-renderer.js renders what changed.
 - A setting: config.load() -> create_app, Worker or a command -> the constructor that needs it.
 
 Direction: controllers -> submit -> store <- generate -> engine; contracts, errors and config are leaves.

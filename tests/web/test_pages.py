@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from html import unescape
 from pathlib import Path
+from urllib.parse import urljoin
 
 import httpx
 import msgspec
@@ -18,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import Progress
+from llamalith_app.controllers.html import ASSETS, TEMPLATES
 from llamalith_app.controllers.pages.conversation import TURNS_ON_PAGE
 from llamalith_app.controllers.pages.jobs import JOBS_ON_PAGE
 from llamalith_app.store import job_reads, jobs, retention, sessions
@@ -522,6 +524,36 @@ async def test_an_unknown_status_finds_nothing_and_breaks_nothing(browser: httpx
     answer = await browser.get("/chat/jobs", params={"status": "<script>"})
     assert answer.status_code == 400
     assert "<script>" not in answer.text.replace('<script type="module"', "")
+
+
+# The scripts
+
+
+async def test_every_module_comes_under_the_page_s_version_and_is_preloaded(browser: httpx.AsyncClient) -> None:
+    page = (await browser.get("/chat/")).text
+    preloaded = set(re.findall(r'<link rel="modulepreload" href="([^"]+)">', page))
+    (entry,) = re.findall(r'<script type="module" src="([^"]+)">', page)
+    imported: set[str] = set()
+    unread = {entry}
+    while unread:
+        path = unread.pop()
+        module = await browser.get(path)
+        assert module.status_code == 200, path
+        assert module.headers["content-type"].startswith("text/javascript")
+        assert module.headers["cache-control"] == "public, max-age=31536000, immutable"
+        found = {urljoin(path, name) for name in re.findall(r'^import .* from "([^"]+)"$', module.text, re.MULTILINE)}
+        unread |= found - imported
+        imported |= found
+    assert len(imported) > 5
+    assert imported == preloaded
+
+
+def test_every_file_that_a_template_names_exists() -> None:
+    named = {
+        name for template in TEMPLATES.iterdir() for name in re.findall(r"static\('([^']+)'\)", template.read_text())
+    }
+    assert len(named) > 3
+    assert named <= set(ASSETS)
 
 
 # The API's reference and the queue's monitor
