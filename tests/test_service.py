@@ -1,4 +1,5 @@
-"""The systemd unit that is shipped: what it starts exists, and its times allow a whole drain."""
+"""The systemd unit that is shipped: what it starts exists, and its times allow a whole drain. And what of nginx.conf no
+running nginx shows here."""
 
 from __future__ import annotations
 
@@ -52,3 +53,9 @@ def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
     )
     ours = [line for line in (told.stdout + told.stderr).splitlines() if "llamalith" in line]
     assert (told.returncode, ours) == (0, [])
+
+
+def test_nginx_listens_on_ipv6_too() -> None:
+    """A browser asks for `localhost` there first, and Debian's default site would answer."""
+    ours = re.sub(r"^ *#.*\n", "", (ROOT / "deploy" / "nginx.conf").read_text(), flags=re.MULTILINE)
+    assert re.findall(r"^ *listen (.*);$", ours, re.MULTILINE) == ["80", "[::]:80"]

@@ -25,7 +25,7 @@ from llamalith_app.config import Config
 from llamalith_app.contracts.jobs import JobBrief, JobCreate, LegacySubmit, ReplyCreate
 from llamalith_app.store import job_reads
 from llamalith_app.store.database import Database
-from tests.browser.conftest import ROOT, nginx
+from tests.browser.conftest import nginx
 from tests.web.conftest import log_in, make_config, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -191,12 +191,6 @@ async def test_nginx_answers_under_its_names_beside_debians_default_site(
             assert (chat.status_code, "Llamalith" in chat.text) == (200, True), name
         others = await api.get(f"{origin}/chat/login", headers={"Host": "another.example.org"})
         assert (others.status_code, "nginx" in others.text) == (404, True)
-
-
-def test_nginx_listens_on_ipv6_too() -> None:
-    """A browser asks for `localhost` there first, and Debian's default site would answer."""
-    ours = re.sub(r"^ *#.*\n", "", (ROOT / "deploy" / "nginx.conf").read_text(), flags=re.MULTILINE)
-    assert re.findall(r"^ *listen (.*);$", ours, re.MULTILINE) == ["80", "[::]:80"]
 
 
 @pytest.mark.parametrize("given", ["%20lead", "lead%20", "%20%20lead%20", "lead", "%C2%A0lead", "lead%E3%80%80"])
