@@ -78,8 +78,8 @@ async def test_a_load_reports_its_progress_and_what_the_model_can_hold(kind: Kin
 async def test_a_file_that_is_none_is_a_problem_of_the_plan(kind: Kind, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF damaged")
     plan = kind.factory.plan(kind.model, BUDGET)
-    assert plan.problem.startswith(f"Model m could not be loaded. The model file {tmp_path / 'm.gguf'} is")
-    assert plan.n_slots == 1
+    assert plan.problem.startswith(f"The model file {tmp_path / 'm.gguf'} is a GGUF of version")
+    assert (plan.n_slots, plan.is_refused) == (1, True)
 
 
 @pytest.mark.parametrize("rule", [{"cannot_load": "It is broken."}, {"load_signal": 6}])

@@ -36,11 +36,11 @@ class LocalEngines:
 
     def plan(self, model: ModelConfig, budget_bytes: int) -> LoadPlan:
         if model.path is None:
-            return self._unusable(model, "It has no file.")
+            return self._refused("It has no file.")
         try:
             return plan_file(model.path, model.settings, self._default_n_slots, budget_bytes)
         except BadGguf as error:
-            return self._unusable(model, str(error))
+            return self._refused(str(error))
 
     async def start(self, model: ModelConfig, plan: LoadPlan, on_progress: Callable[[float], None]) -> Engine:
         load = LoadModel(
@@ -61,5 +61,5 @@ class LocalEngines:
         except EngineDied as error:
             raise EngineLoadFailed(f"Model {model.title} could not be loaded. {error}") from error
 
-    def _unusable(self, model: ModelConfig, why: str) -> LoadPlan:
-        return LoadPlan(self._default_n_slots or 1, 0, f"Model {model.name} could not be loaded. {why}")
+    def _refused(self, problem: str) -> LoadPlan:
+        return LoadPlan(self._default_n_slots or 1, 0, problem, is_refused=True)

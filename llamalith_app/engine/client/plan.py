@@ -33,4 +33,4 @@ def plan_file(path: Path, settings: ModelSettings, default_n_slots: int | None, 
     slot_bytes = header.sequence_bytes(settings.n_ctx)
     free_bytes = budget_bytes - header.file_bytes - OVERHEAD_BYTES
     n_slots = wanted or max(1, min(most, min(budget_bytes // 2, free_bytes) // max(1, slot_bytes)))
-    return LoadPlan(n_slots, header.file_bytes + n_slots * slot_bytes + OVERHEAD_BYTES)
+    return LoadPlan(n_slots, header.file_bytes + n_slots * slot_bytes + OVERHEAD_BYTES, header.flaw)

@@ -49,7 +49,10 @@ class LoadPlan(NamedTuple):
     need_bytes: int
     """Of this machine's memory; 0: nothing, or nothing is known."""
     problem: str = ""
-    """Why it cannot be loaded, a sentence for people that names the model; empty: nothing is known against it."""
+    """Why a load will fail, as far as can be said without one: a sentence for people that names the file; empty:
+    nothing is known."""
+    is_refused: bool = False
+    """No load is tried: a job fails with the problem."""
 
 
 class Engine(Protocol):

@@ -227,8 +227,8 @@ class Pool:
         """Plans the model anew, for its file may be another one than at the last look; returns once its memory is
         free."""
         plan = await self._plan(model)
-        if plan.problem:
-            raise EngineLoadFailed(plan.problem)
+        if plan.is_refused:
+            raise EngineLoadFailed(f"Model {model} could not be loaded. {plan.problem}")
         self._placement.plans[model] = pooled.plan = plan
         if why := self._placement.why_too_large(model):
             raise ModelTooLarge(why)

@@ -138,6 +138,8 @@ class Settler:
             model=claim.model,
             kind=kind,
             status=status.value,
+            # The reason of another kind may quote the prompt or the schema, as a template's own words do.
+            **({"reason": reason} if kind == "model_unavailable" else {}),
         )
         if status is Status.QUEUED and pause is not None:
             self._wake_later(pause)
