@@ -82,6 +82,11 @@ async def test_a_file_that_is_none_is_a_problem_of_the_plan(kind: Kind, tmp_path
     assert (plan.n_slots, plan.is_refused) == (1, True)
 
 
+async def test_a_model_that_is_no_file_is_refused_with_the_reason(kind: Kind) -> None:
+    plan = kind.factory.plan(ModelConfig(name="elsewhere"), BUDGET)
+    assert (plan.problem, plan.is_refused) == ("It has no file.", True)
+
+
 @pytest.mark.parametrize("rule", [{"cannot_load": "It is broken."}, {"load_signal": 6}])
 async def test_a_load_that_fails_says_why(kind: Kind, rule: dict[str, Any]) -> None:
     kind.set_script({"model": "m", **rule})
