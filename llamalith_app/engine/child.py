@@ -254,7 +254,7 @@ class _Loop:
         self._inbox = inbox
         self._coming = coming
         self._send = send
-        self._pace = PrefillBudget(load.n_chunk)
+        self._budget = PrefillBudget(load.n_chunk)
         self._scheduler = Scheduler(runner)
         self._states = None
         if load.state_dir:
@@ -272,12 +272,12 @@ class _Loop:
             self._hear()
             self._admit()
             n_decoding = self._scheduler.n_decoding
-            plan = self._scheduler.plan(*self._pace.chunk(n_decoding))
+            plan = self._scheduler.plan(*self._budget.next(n_decoding))
             if plan:
                 started = time.monotonic()
                 results = self._runner.evaluate(plan)
                 n_read = sum(len(work.tokens) for work in plan) - n_decoding
-                self._pace.took(n_read, n_decoding, time.monotonic() - started)
+                self._budget.observe(n_read, n_decoding, time.monotonic() - started)
                 self._tell(self._scheduler.apply(results))
         self._save_all()
 
@@ -350,7 +350,7 @@ class _Loop:
         n_spared = saved.n_usable - n_here
         if self._is_worth(n_spared, WORTH_READING_S):
             sequence.is_reading = True
-            patience_s = MAX_READING_S if self._pace.token_s is None else n_spared * self._pace.token_s
+            patience_s = MAX_READING_S if self._budget.token_s is None else n_spared * self._budget.token_s
             until = time.monotonic() + patience_s
             self._reading[sequence.id] = _Reading(sequence, saved, until, again=before is not None)
             self._disk.submit(self._read, self._states, saved, sequence)
@@ -398,9 +398,9 @@ class _Loop:
             wait(self._writing)
 
     def _is_worth(self, n_tokens: int, seconds: float) -> bool:
-        if self._pace.token_s is None:
+        if self._budget.token_s is None:
             return n_tokens >= WORTH_TOKENS
-        return n_tokens * self._pace.token_s >= seconds
+        return n_tokens * self._budget.token_s >= seconds
 
     def _read(self, states: States, saved: Saved, sequence: Sequence) -> None:
         state = None

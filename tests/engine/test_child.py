@@ -28,17 +28,17 @@ ENOUGH = 1 << 30
 REPLY = "r"
 
 
-class SteadyPace(PrefillBudget):
+class SteadyBudget(PrefillBudget):
     """Of an engine whose speed is known, so that the fake's own does not decide."""
 
     def __init__(self, token_s: float) -> None:
         super().__init__(512)
         self.token_s = token_s
 
-    def chunk(self, n_decoding: int) -> Chunk:
+    def next(self, n_decoding: int) -> Chunk:
         return Chunk(512, 0)
 
-    def took(self, n_read: int, n_decoding: int, seconds: float) -> None: ...
+    def observe(self, n_read: int, n_decoding: int, seconds: float) -> None: ...
 
 
 class Child:
@@ -50,7 +50,7 @@ class Child:
         self._ids = itertools.count(1)
         settings = load(n_slots=n_slots, state_dir=str(folder), state_max_bytes=max_bytes)
         self._loop: Any = _Loop(self.runner, settings, self._inbox, self.coming, self._told.put)
-        self._loop._pace = SteadyPace(token_s)
+        self._loop._budget = SteadyBudget(token_s)
         self._thread = threading.Thread(target=self._loop.run, daemon=True)
         self._thread.start()
 
