@@ -29,11 +29,10 @@ from llguidance import LLTokenizer
 
 from llamalith_app.engine import forms
 from llamalith_app.engine.chat import CLOSE, OPEN
-from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
 from llamalith_app.engine.messages import ChatMessage, LoadModel, Sampling
-from llamalith_app.engine.runner_protocol import Sampled, SampleFailed, Work
-from llamalith_app.engine.sequence import own_memory
+from llamalith_app.engine.runner_protocol import CannotLoad, Sampled, SampleFailed, Work
+from llamalith_app.engine.sequence import anonymous_memory
 from llamalith_app.engine.template import Template, TemplateFailed
 
 PENALTY_LAST_N = 64
@@ -286,7 +285,7 @@ class LlamaRunner:
         if size > max_bytes:
             return None
         try:
-            data = own_memory(size)
+            data = anonymous_memory(size)
         except OSError:
             return None
         buffer = (ctypes.c_uint8 * size).from_buffer(data)
@@ -445,8 +444,8 @@ class Dice:
         self._add()
 
     def _add(self) -> None:
-        place = hashlib.blake2b(b"%d %d" % (self._seed, self._n_drawn), digest_size=4)
-        dist = llama_cpp.llama_sampler_init_dist(int.from_bytes(place.digest(), "little"))
+        digest = hashlib.blake2b(b"%d %d" % (self._seed, self._n_drawn), digest_size=4)
+        dist = llama_cpp.llama_sampler_init_dist(int.from_bytes(digest.digest(), "little"))
         llama_cpp.llama_sampler_chain_add(self._chain, dist)
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from llamalith_app.engine.child import Begun, Coming, Inbox, _Loop
 from llamalith_app.engine.client.local import EngineDied
+from llamalith_app.engine.loop import EngineLoop, Inbox, Prepared, Preparing
 from llamalith_app.engine.messages import Advance, Cancel, End, FromEngine, Step
 from llamalith_app.engine.prefill_budget import Chunk, PrefillBudget
-from llamalith_app.engine.sequence import Sequence, State
-from llamalith_app.engine.states import Saved, States
+from llamalith_app.engine.sequence import Sequence, SlotState
+from llamalith_app.engine.states import SavedState, StateStore
 from llamalith_app.engine.text import ReplyText
 from tests.engine.conftest import load, run, sampling, started, submit
 from tests.fake_engine import FakeRunner
@@ -44,12 +44,12 @@ class SteadyBudget(PrefillBudget):
 class Child:
     def __init__(self, folder: Path, *, n_slots: int = 1, token_s: float = 0.01, max_bytes: int = ENOUGH) -> None:
         self.runner = FakeRunner(lambda: [{"when": "", "reply": REPLY}], n_ctx=8192, n_slots=n_slots)
-        self.coming: Coming = {}
+        self.preparing: Preparing = {}
         self._inbox: Inbox = queue.SimpleQueue()
-        self._told: queue.SimpleQueue[FromEngine] = queue.SimpleQueue()
+        self._sent: queue.SimpleQueue[FromEngine] = queue.SimpleQueue()
         self._ids = itertools.count(1)
         settings = load(n_slots=n_slots, state_dir=str(folder), state_max_bytes=max_bytes)
-        self._loop: Any = _Loop(self.runner, settings, self._inbox, self.coming, self._told.put)
+        self._loop: Any = EngineLoop(self.runner, settings, self._inbox, self.preparing, self._sent.put)
         self._loop._budget = SteadyBudget(token_s)
         self._thread = threading.Thread(target=self._loop.run, daemon=True)
         self._thread.start()
@@ -57,9 +57,9 @@ class Child:
     def submit(self, prompt: str) -> int:
         sequence_id = next(self._ids)
         tokens = self.runner.tokenize(prompt)
-        self.coming[sequence_id] = False
+        self.preparing[sequence_id] = False
         self.runner.begin(sequence_id, sampling(), "", tokens, ())
-        self._inbox.put(Begun(Sequence(sequence_id, tokens, 1, ReplyText([])), []))
+        self._inbox.put(Prepared(Sequence(sequence_id, tokens, 1, ReplyText([])), []))
         return sequence_id
 
     def cancel(self, sequence_id: int) -> None:
@@ -67,17 +67,17 @@ class Child:
 
     def end_of(self, sequence_id: int) -> Advance:
         while True:
-            told = self._told.get(timeout=20)
-            assert isinstance(told, Step)
-            for advance in told.sequences:
+            message = self._sent.get(timeout=20)
+            assert isinstance(message, Step)
+            for advance in message.sequences:
                 if advance.sequence_id == sequence_id and advance.finish is not None:
                     return advance
 
     def n_reused(self, prompt: str) -> int:
         return self.end_of(self.submit(prompt)).prompt_reused
 
-    def written(self) -> None:
-        """Returns when the disk has done all that it was told."""
+    def wait_for_disk(self) -> None:
+        """Returns when the disk thread has done everything that was submitted to it."""
         self._loop._disk.submit(lambda: None).result()
 
     def end(self) -> None:
@@ -95,38 +95,38 @@ def child(tmp_path: Path) -> Iterator[Callable[..., Child]]:
         return children[-1]
 
     yield start
-    for one in children:
-        one.end()
+    for engine in children:
+        engine.end()
 
 
 def test_what_a_slot_lost_is_had_again_from_disk(child: Callable[..., Child]) -> None:
-    one = child()
-    assert one.n_reused("A" * 1000) == 0
-    assert one.n_reused("B" * 1000) == 0
-    one.written()
-    assert one.n_reused("A" * 1000 + "2") == 1000
+    engine = child()
+    assert engine.n_reused("A" * 1000) == 0
+    assert engine.n_reused("B" * 1000) == 0
+    engine.wait_for_disk()
+    assert engine.n_reused("A" * 1000 + "2") == 1000
 
 
 def test_a_disk_that_hangs_is_waited_for_no_longer_than_computing_takes(
     child: Callable[..., Child], tmp_path: Path
 ) -> None:
-    States(tmp_path, FakeRunner.fingerprint, ENOUGH).write(State(list(b"A" * 1000), b"[]"))
+    StateStore(tmp_path, FakeRunner.fingerprint, ENOUGH).write(SlotState(list(b"A" * 1000), b"[]"))
     hangs, goes_on = threading.Event(), threading.Event()
 
     def hang() -> None:
         hangs.set()
         goes_on.wait()
 
-    one = child(token_s=0.0002)
-    one._loop._disk.submit(hang)
+    engine = child(token_s=0.0002)
+    engine._loop._disk.submit(hang)
     assert hangs.wait(20)
     try:
-        assert one.n_reused("A" * 1000 + "1") == 0
+        assert engine.n_reused("A" * 1000 + "1") == 0
         # Nothing more is asked of it until it answers.
-        one.runner.held[0].clear()
-        one._loop._scheduler.slots.slots[0].tokens.clear()
-        assert one.n_reused("A" * 1000 + "2") == 0
-        assert len(one._loop._reading) == 1
+        engine.runner.held[0].clear()
+        engine._loop._scheduler.slots.slots[0].tokens.clear()
+        assert engine.n_reused("A" * 1000 + "2") == 0
+        assert len(engine._loop._reading) == 1
     finally:
         goes_on.set()
 
@@ -135,83 +135,83 @@ def test_a_sequence_that_was_cancelled_has_nothing_read_for_it(
     child: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = [*b"A" * 1000]
-    States(tmp_path, FakeRunner.fingerprint, ENOUGH).write(State(held, str(held).encode()))
+    StateStore(tmp_path, FakeRunner.fingerprint, ENOUGH).write(SlotState(held, str(held).encode()))
     asked, goes_on = threading.Event(), threading.Event()
     n_read = 0
-    real = States.read
+    real = StateStore.read
 
-    def read(self: States, saved: Saved) -> State | None:
+    def read(self: StateStore, saved: SavedState) -> SlotState | None:
         nonlocal n_read
         n_read += 1
         asked.set()
         goes_on.wait()
         return real(self, saved)
 
-    monkeypatch.setattr(States, "read", read)
-    one = child(n_slots=4, token_s=1.0)
-    first = one.submit("A" * 1000 + "1")
+    monkeypatch.setattr(StateStore, "read", read)
+    engine = child(n_slots=4, token_s=1.0)
+    first = engine.submit("A" * 1000 + "1")
     assert asked.wait(20)
-    gone = [one.submit("A" * 1000 + "xyz"[n]) for n in range(3)]
+    gone = [engine.submit("A" * 1000 + "xyz"[n]) for n in range(3)]
     for sequence_id in gone:
-        one.cancel(sequence_id)
+        engine.cancel(sequence_id)
     for sequence_id in gone:
-        one.end_of(sequence_id)
+        engine.end_of(sequence_id)
     goes_on.set()
-    assert one.end_of(first).prompt_reused == 1000
-    one.written()
+    assert engine.end_of(first).prompt_reused == 1000
+    engine.wait_for_disk()
     assert n_read == 1
 
 
 def test_a_state_whose_file_was_replaced_meanwhile_is_looked_for_again(
     child: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = States(tmp_path, FakeRunner.fingerprint, ENOUGH)
+    there = StateStore(tmp_path, FakeRunner.fingerprint, ENOUGH)
     short, long = [*b"A" * 1000], [*b"A" * 1500]
-    there.write(State(short, str(short).encode()))
-    real = States.read
+    there.write(SlotState(short, str(short).encode()))
+    real = StateStore.read
 
-    def read(self: States, saved: Saved) -> State | None:
+    def read(self: StateStore, saved: SavedState) -> SlotState | None:
         if len(saved.tokens) == len(short):
             assert there.best([*short, 0]) is not None
-            there.write(State(long, str(long).encode()))
+            there.write(SlotState(long, str(long).encode()))
             assert not saved.path.exists()
         return real(self, saved)
 
-    monkeypatch.setattr(States, "read", read)
+    monkeypatch.setattr(StateStore, "read", read)
     assert child().n_reused("A" * 1600) == 1500
 
 
 def test_a_state_that_the_model_does_not_take_is_forgotten_and_another_one_written(
     child: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = child()
-    assert one.n_reused("A" * 1000) == 0
-    assert one.n_reused("B" * 1000) == 0
-    one.written()
+    engine = child()
+    assert engine.n_reused("A" * 1000) == 0
+    assert engine.n_reused("B" * 1000) == 0
+    engine.wait_for_disk()
     with monkeypatch.context() as patched:
 
         def refuse(slot: int, data: bytes) -> bool:
-            one.runner.held[slot].clear()
+            engine.runner.held[slot].clear()
             return False
 
-        patched.setattr(one.runner, "restore", refuse)
-        assert one.n_reused("A" * 1000 + "1") == 0
-        one.written()
-    assert one.n_reused("B" * 1000 + "1") == 1000
-    one.written()
-    assert one.n_reused("A" * 1000 + "2") == 1000
+        patched.setattr(engine.runner, "restore", refuse)
+        assert engine.n_reused("A" * 1000 + "1") == 0
+        engine.wait_for_disk()
+    assert engine.n_reused("B" * 1000 + "1") == 1000
+    engine.wait_for_disk()
+    assert engine.n_reused("A" * 1000 + "2") == 1000
 
 
 def test_at_the_end_what_was_used_last_is_kept(
     child: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = child(n_slots=4, max_bytes=12_000)
+    engine = child(n_slots=4, max_bytes=12_000)
     for letter in "ABCD":
-        one.n_reused(letter * 1000)
+        engine.n_reused(letter * 1000)
     # However long each takes to be written.
     monkeypatch.setattr(time, "time", partial(next, itertools.count(int(time.time()), 10)))
-    one.end()
-    states = States(tmp_path, FakeRunner.fingerprint, ENOUGH)
+    engine.end()
+    states = StateStore(tmp_path, FakeRunner.fingerprint, ENOUGH)
     kept = [letter for letter in "ABCD" if states.best([*letter.encode() * 1000, 0]) is not None]
     assert kept
     assert kept == [*"ABCD"][-len(kept) :]
@@ -219,27 +219,27 @@ def test_at_the_end_what_was_used_last_is_kept(
 
 
 def test_of_sequences_that_are_cancelled_and_of_such_that_came_nothing_is_kept(child: Callable[..., Child]) -> None:
-    one = child()
+    engine = child()
     for sequence_id in range(100, 1100):
-        one.cancel(sequence_id)
-    one._ids = itertools.count(1100)
-    one.n_reused("a")
-    assert one.coming == {}
+        engine.cancel(sequence_id)
+    engine._ids = itertools.count(1100)
+    engine.n_reused("a")
+    assert engine.preparing == {}
 
 
 def test_a_sequence_that_was_cancelled_before_it_came_is_told_so_once_and_does_not_run(
     child: Callable[..., Child],
 ) -> None:
-    one = child()
-    one.coming[7] = False
-    one.cancel(7)
-    one.cancel(7)
-    assert one.end_of(7).finish == "cancelled"
-    one._ids = itertools.count(7)
-    assert one.submit("gone") == 7
-    one.coming[7] = True
-    assert one.end_of(one.submit("next")).finish == "length"
-    assert one.coming == {}
+    engine = child()
+    engine.preparing[7] = False
+    engine.cancel(7)
+    engine.cancel(7)
+    assert engine.end_of(7).finish == "cancelled"
+    engine._ids = itertools.count(7)
+    assert engine.submit("gone") == 7
+    engine.preparing[7] = True
+    assert engine.end_of(engine.submit("next")).finish == "length"
+    assert engine.preparing == {}
 
 
 async def test_a_failure_is_told_before_the_disk_has_done_its_work(tmp_path: Path) -> None:
@@ -248,6 +248,7 @@ async def test_a_failure_is_told_before_the_disk_has_done_its_work(tmp_path: Pat
         """
 import sys, threading
 from llamalith_app.engine import child, states
+from llamalith_app.engine.loop import Timings
 from tests.fake_engine import FakeRunner
 
 class Failing(FakeRunner):
@@ -256,9 +257,8 @@ class Failing(FakeRunner):
             raise RuntimeError("what the runner raised")
         return super().evaluate(plan)
 
-child.WORTH_WRITING_S = 0.0
-states.States.write = lambda *_: threading.Event().wait()
-child.serve(int(sys.argv[-1]), lambda load, tell: Failing(lambda: [], n_ctx=load.n_ctx))
+states.StateStore.write = lambda *_: threading.Event().wait()
+child.serve(int(sys.argv[-1]), lambda load, report: Failing(lambda: [], n_ctx=load.n_ctx), Timings(worth_writing_s=0.0))
 """
     )
     # As the fake engine is: from the folder of the project.

@@ -18,11 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamalith_app.engine.chat import fit
-from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.client.local import EngineRefused
 from llamalith_app.engine.messages import ChatMessage, Submit
 from llamalith_app.engine.runner import CANDIDATE, LONGEST_RUN, Dice, LlamaRunner, parts_of_runs
-from llamalith_app.engine.runner_protocol import Refusal, Sampled, Work
+from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Work
 from llamalith_app.engine.template import TemplateFailed
 from llamalith_app.settings.config_file import CHAT_FORMATS
 from tests import tiny_models
