@@ -376,12 +376,12 @@ class LlamaRunner:
             prompt: str = formatter(messages=messages).prompt
             return prompt
 
-        form = forms.find(write)
+        form = forms.detect(write)
 
         def render(messages: Sequence[ChatMessage]) -> str:
             try:
                 return write(form.apply(messages))
-            except forms.LeftOut as error:
+            except forms.ContentDropped as error:
                 raise TemplateFailed(str(error)) from None
 
         stop = formatter(messages=[{"role": "user", "content": ""}]).stop
