@@ -12,9 +12,8 @@ import msgspec
 import pytest
 from jsonschema import validate
 
-from llamalith_app.engine import constraint
 from llamalith_app.engine.client.local import EngineRefused
-from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
+from llamalith_app.engine.constraint import Constraint, GrammarFailed, Timings, Vocabulary
 from llamalith_app.engine.messages import Submit
 from llamalith_app.engine.runner import LlamaRunner
 from llamalith_app.engine.runner_protocol import Refusal
@@ -93,23 +92,17 @@ def vocabulary() -> Iterator[Vocabulary]:
     runner.close()
 
 
-def test_a_grammar_that_takes_too_long_to_compile_is_refused(
-    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constraint, "COMPILE_S", 0.05)
+def test_a_grammar_that_takes_too_long_to_compile_is_refused(vocabulary: Vocabulary) -> None:
     # Takes seconds, and no longer than that: nothing interrupts it.
     slow = {"type": "array", "prefixItems": [{"type": "integer", "multipleOf": 997 + number} for number in range(150)]}
     with pytest.raises(Refusal, match="to compile") as refusal:
-        Constraint(vocabulary, grammar.of_schema(slow))
+        Constraint(vocabulary, grammar.of_schema(slow), Timings(compile_s=0.05))
     assert refusal.value.kind == "grammar"
 
 
-def test_a_token_that_takes_too_long_to_judge_is_the_last(
-    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bounded = Constraint(vocabulary, grammar.of_schema({"type": "object"}))
-    monkeypatch.setattr(constraint, "STEP_S", 0.0)
-    with pytest.raises(TooSlow, match="a token"):
+def test_a_token_that_takes_too_long_to_check_is_the_last(vocabulary: Vocabulary) -> None:
+    bounded = Constraint(vocabulary, grammar.of_schema({"type": "object"}), Timings(step_cpu_s=0.0))
+    with pytest.raises(GrammarFailed, match="a token"):
         bounded.allowed()
 
 
@@ -183,7 +176,7 @@ def test_what_the_engine_refuses_is_not_taken_at_submit(vocabulary: Vocabulary) 
     bounded = Constraint(vocabulary, grammar.of_schema(wide(1300)))
     bounded.allowed()
     opening, *_ = vocabulary.tokenizer.tokenize_str('{"p')
-    with pytest.raises(TooSlow, match="too many choices at one place"):
+    with pytest.raises(GrammarFailed, match="too many choices at one place"):
         bounded.accept(opening)
     *_, verdict = schema.judge(wide(1300))
     assert "too many choices at one place" in (verdict.reason or "")

@@ -56,17 +56,17 @@ def header_end(whole: bytes) -> int:
 def damaged(whole: bytes, seed: int) -> bytes:
     """With one to three bytes of the header changed: of sizes, where the parser sees nothing wrong; of the list of
     tensors; or of any part of it."""
-    dice = random.Random(seed)
+    dist = random.Random(seed)
     tensors = range(whole.index(b"token_embd.weight") - 8, header_end(whole))
     sizes = [
         match.end() + 4 + offset
         for match in re.finditer(rb"(llama|gemma3|mamba|jamba)\.[a-z_.]+", whole[: whole.index(b"tokenizer.ggml")])
         for offset in range(4)
     ]
-    places = dice.choice([sizes, sizes, tensors, range(4, header_end(whole))])
+    places = dist.choice([sizes, sizes, tensors, range(4, header_end(whole))])
     data = bytearray(whole)
-    for place in dice.sample(places, dice.choice([1, 1, 3])):
-        data[place] ^= dice.randrange(1, 256)
+    for place in dist.sample(places, dist.choice([1, 1, 3])):
+        data[place] ^= dist.randrange(1, 256)
     return bytes(data)
 
 
