@@ -16,7 +16,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from llamalith_app.engine.runner_protocol import Refusal
-from llamalith_app.grammars.grammar import LIMITS, sentence
+from llamalith_app.grammars.grammar import LIMITS, readable_error
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class Constraint:
             raise Refusal("grammar", f"The grammar takes more than {timings.compile_s:g} s to compile.")
         self._matcher = compiled[0]
         if self._matcher.is_error():
-            raise Refusal("grammar", f"The grammar cannot be used: {sentence(self._matcher.get_error())}.")
+            raise Refusal("grammar", f"The grammar cannot be used: {readable_error(self._matcher.get_error())}.")
 
     def allows(self, token: int) -> bool:
         """Whether the token may come next."""
@@ -80,7 +80,7 @@ class Constraint:
         bits = self._within_limit(self._matcher.compute_bitmask)
         if self._matcher.is_error():
             if "NoExtension" not in self._matcher.get_error():
-                raise GrammarFailed(f"The grammar takes too much work: {sentence(self._matcher.get_error())}.")
+                raise GrammarFailed(f"The grammar takes too much work: {readable_error(self._matcher.get_error())}.")
             # llguidance's mask would allow the reply to end here.
             return np.zeros(self._vocabulary.n_tokens, dtype=bool)
         mask = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")
@@ -91,7 +91,7 @@ class Constraint:
         if token in self._vocabulary.ends:
             return
         if not self._within_limit(lambda: self._matcher.consume_token(token)):
-            raise GrammarFailed(f"The grammar takes too much work: {sentence(self._matcher.get_error())}.")
+            raise GrammarFailed(f"The grammar takes too much work: {readable_error(self._matcher.get_error())}.")
 
     def _within_limit(self, step: Callable[[], T]) -> T:
         before = time.thread_time()

@@ -1,7 +1,8 @@
-"""What a GGUF file says of itself before its data, and how much memory a sequence of its model takes.
+"""Reads the header of a GGUF file, and computes how much memory a sequence of its model takes.
 
-Reads the key-value part of the header only, trusts none of its lengths, and runs no native code: the worker does
-this itself, before it lets a child near the file. Knows nothing of budgets.
+Owns the parser of the header's key-value part and its limits. The worker calls `read` before it lets an engine open the
+file, and `llamalith config check` calls it too. Trusts no length in the file and runs no native code. Knows nothing of
+memory budgets.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from llamalith_app import files
 from llamalith_app.errors import LlamalithError
 
 MAX_HEADER_BYTES = 64 * 1024 * 1024
-"""A vocabulary of 260,000 tokens with its merges takes 15 MB."""
+"""A vocabulary of 260,000 tokens with its merges takes 15 MB of it."""
 MAX_KEYS = 10_000
 MAX_KEY_BYTES = 65_535
 MAX_ITEMS = 4_000_000
-"""Texts in one list."""
+"""Limit for the texts in one list."""
 MAX_LAYERS = 4096
 KEPT_BYTES = 256
-"""Longer texts are passed over."""
+"""Longer texts are skipped."""
 VERSIONS = (2, 3)
 KV_BYTES = 2
-"""Of one number in the KV cache: f16 or bf16."""
+"""Bytes of one number in the KV cache: f16 or bf16."""
 STATE_BYTES = 4
-"""Of one number in a recurrent state: f32."""
+"""Bytes of one number in a recurrent state: f32."""
 CELLS = 256
-"""llama.cpp rounds a sequence's context up to a multiple of this."""
+"""llama.cpp rounds the context of a sequence up to a multiple of this."""
 
 SCALARS = {
     0: struct.Struct("<B"),
@@ -51,29 +52,31 @@ Value = int | float | bool | str | list[int | float | bool]
 
 
 class BadGguf(LlamalithError):
-    """The file is not one, or its header is damaged; a sentence that names it."""
+    """The file is no GGUF, or its header is damaged. The message is a sentence that names the file."""
 
 
 class Header(NamedTuple):
+    """The properties of a model that decide how much memory it takes."""
+
     architecture: str
     n_layers: int
     n_ctx_train: int
-    """Tokens that the model was made for; 0: it does not say."""
+    """Tokens that the model was trained for; 0: the header does not say."""
     kv_bytes: int
-    """Of the KV cache, for each token; 0 for a model that is recurrent throughout."""
+    """Bytes of the KV cache for each token; 0 for a model whose layers are all recurrent."""
     state_bytes: int
-    """Of the recurrent state, for each sequence."""
+    """Bytes of the recurrent state for each sequence."""
     file_bytes: int
-    """With the other parts where the model is split over several files."""
+    """Size of the file, or of all files if the model is split."""
 
     def sequence_bytes(self, n_ctx: int) -> int:
-        """What one sequence of `n_ctx` tokens holds at most: what a sliding window saves is not counted."""
+        """Bytes that a sequence of `n_ctx` tokens takes at most. A sliding window takes less, which is not counted."""
         n_tokens = min(n_ctx, self.n_ctx_train or n_ctx)
         return -(-n_tokens // CELLS) * CELLS * self.kv_bytes + self.state_bytes
 
 
 def read(path: Path) -> Header:
-    """Raises BadGguf, and OSError where the file cannot be read."""
+    """Returns the header. Raises BadGguf, and OSError if the file cannot be read."""
     with files.open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
@@ -89,7 +92,7 @@ def _values(reader: _Reader) -> dict[str, Value]:
     if version not in VERSIONS:
         order = " in big-endian order" if version.to_bytes(4, "little")[3] in VERSIONS and not version % 2**24 else ""
         raise reader.bad(f"is a GGUF of version {version}{order}; {VERSIONS[0]} and {VERSIONS[-1]} can be read")
-    reader.number()  # tensors: the engine's business
+    reader.number()  # the number of tensors, which only the engine needs
     n_keys = reader.number()
     if n_keys > MAX_KEYS:
         raise reader.bad(f"says that its header has {n_keys} keys; at most {MAX_KEYS} are read")
@@ -106,7 +109,8 @@ def _values(reader: _Reader) -> dict[str, Value]:
 
 
 class _Reader:
-    """Walks the header; every length is judged against the file and MAX_HEADER_BYTES before it is believed."""
+    """Reads the header step by step. Compares every length with the file's size and MAX_HEADER_BYTES before it uses
+    it."""
 
     def __init__(self, file: IO[bytes], size: int, path: Path) -> None:
         self._file = file
@@ -132,7 +136,7 @@ class _Reader:
         return int.from_bytes(self.take(8), "little")
 
     def value(self) -> Value | None:
-        """None: of no interest here."""
+        """The value; None: it is too long to be of interest."""
         kind = self._kind()
         if kind == TEXT:
             return self._text()
@@ -166,7 +170,7 @@ class _Reader:
         return self.take(length).decode(errors="replace")
 
     def _list(self) -> Value | None:
-        """The numbers of a short list, or how many items a long one or one of texts has."""
+        """The numbers of a short list; the number of items of a long list or a list of texts."""
         kind, n_items = self._kind(), self.number()
         if kind == LIST:
             raise self.bad("is damaged: its header has a list of lists")
@@ -189,7 +193,7 @@ def _header(values: Mapping[str, Value], reader: _Reader, size: int) -> Header:
 
     def number(key: str, default: int | None = None) -> int:
         found = values.get(f"{architecture}.{key}", default)
-        # Where layers differ, some of these are a list; what is wanted of such a one is its largest.
+        # If layers differ, some of these values are a list. Its largest number counts.
         if isinstance(found, list):
             found = max((item for item in found if isinstance(item, int)), default=None)
         if not isinstance(found, int) or found < 0:
@@ -214,21 +218,22 @@ def _header(values: Mapping[str, Value], reader: _Reader, size: int) -> Header:
         n_layers=n_layers,
         n_ctx_train=number("context_length", 0),
         kv_bytes=n_kv_heads * (k + v) * KV_BYTES,
-        # Some have attention and a state in every layer, and say so by no list.
+        # Some models have attention and a state in every layer, and then `head_count_kv` is no list.
         state_bytes=(n_recurrent or n_layers) * _state_numbers(number) * STATE_BYTES,
-        file_bytes=_all_parts(reader.path, size, values.get("split.count", 1)),
+        file_bytes=_file_bytes(reader.path, size, values.get("split.count", 1)),
     )
 
 
 def _state_numbers(number: Callable[[str, int], int]) -> int:
-    """Numbers that one layer of one sequence holds of a recurrent state."""
+    """The numbers in the recurrent state of one layer of one sequence."""
     inner, n_state = number("ssm.inner_size", 0), number("ssm.state_size", 0)
     n_convolved = inner + 2 * number("ssm.group_count", 0) * n_state
     head, width = number("wkv.head_size", 0), number("embedding_length", 0)
     return inner * n_state + max(0, number("ssm.conv_kernel", 0) - 1) * n_convolved + (head + 2) * width * bool(head)
 
 
-def _all_parts(path: Path, size: int, n_parts: Value) -> int:
+def _file_bytes(path: Path, size: int, n_parts: Value) -> int:
+    """The size of all files of a split model, in bytes."""
     named = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", path.name)
     if named is None or not isinstance(n_parts, int) or n_parts < 2:
         return size

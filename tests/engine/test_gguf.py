@@ -1,4 +1,4 @@
-"""Headers of model files: what is read of them, and what damaged and hostile ones are told."""
+"""Headers of model files: what is read of them, and what is said about damaged and hostile ones."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_split_model_counts_all_its_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "reason"),
     [
         (b"", "is truncated or damaged"),
         (b"PK\3\4" * 100, "is no GGUF"),
@@ -86,9 +86,9 @@ def test_a_split_model_counts_all_its_parts(tmp_path: Path) -> None:
         (header(LLAMA | {"llama.block_count": 2**32 - 1}), "says that it has 4294967295 layers"),
     ],
 )
-def test_a_file_that_cannot_be_a_model_is_told_by_its_name(tmp_path: Path, data: bytes, told: str) -> None:
+def test_a_file_that_cannot_be_a_model_is_refused_by_its_name(tmp_path: Path, data: bytes, reason: str) -> None:
     path = written(tmp_path / "bad.gguf", data)
-    with pytest.raises(BadGguf, match=told) as error:
+    with pytest.raises(BadGguf, match=reason) as error:
         gguf.read(path)
     assert str(error.value).startswith(f"The model file {path} ")
 

@@ -75,13 +75,13 @@ async def test_a_damaged_file_is_read_or_refused_by_a_type_and_never_hangs(tmp_p
         data[int.from_bytes(digest[:4], "big") % 200_000] ^= 0xFF
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
-    told = "read"
+    outcome = "read"
     try:
         async with asyncio.timeout(WITHIN_S), started(None, path=str(path)) as engine:
             await run(engine, submit("Hi", max_tokens=2))
     except (EngineLoadFailed, EngineDied) as error:
-        told = str(error)
-    assert told == "read" or str(path) in told or told.startswith("The engine ")
+        outcome = str(error)
+    assert outcome == "read" or str(path) in outcome or outcome.startswith("The engine ")
 
 
 async def test_a_crash_while_loading_is_told_at_once(script: Script) -> None:

@@ -337,7 +337,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, template: bytes | None, **changed: A
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "reason"),
     [
         (b"{{ raise_exception('Only poems, please') }}", "Only poems, please"),
         (b"{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
@@ -349,10 +349,10 @@ def opened(monkeypatch: pytest.MonkeyPatch, template: bytes | None, **changed: A
     ],
 )
 def test_a_template_that_fails_or_reaches_out_is_refused(
-    monkeypatch: pytest.MonkeyPatch, template: bytes, told: str
+    monkeypatch: pytest.MonkeyPatch, template: bytes, reason: str
 ) -> None:
     runner = opened(monkeypatch, template)
-    with pytest.raises(Refusal, match=told) as refusal:
+    with pytest.raises(Refusal, match=reason) as refusal:
         fit(HELLO, runner.render, runner.tokenize, runner.n_ctx, 10)
     assert refusal.value.kind == "template"
     runner.close()
@@ -390,7 +390,7 @@ def test_a_named_format_that_shows_no_prompt_in_any_form_is_refused(monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["nonesuch", "functionary"])
-def test_a_format_that_there_is_not_is_told_by_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_unknown_format_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     with pytest.raises(CannotLoad, match=f"smollm2.*{name}"):
         opened(monkeypatch, None, chat_format=name)
 
