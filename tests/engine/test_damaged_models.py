@@ -255,7 +255,7 @@ async def why_not_loaded(path: Path) -> str:
         (lambda whole: patched(whole, b"blk.0.ffn_up.", b"blk.0\x1b[2J\xff\n.."), ""),
     ],
 )
-async def test_why_a_file_cannot_be_loaded_is_told_in_llama_cpps_words(
+async def test_why_a_file_cannot_be_loaded_is_reported_in_llama_cpps_words(
     damage: Callable[[bytes], bytes], reason: str, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     path = tmp_path / "damaged.gguf"
@@ -276,7 +276,7 @@ async def test_a_model_of_several_files_tells_which_of_them_is_wrong(tmp_path: P
     assert f"invalid split file idx: 2 (file: {second}), expected 1" in await why_not_loaded(first)
 
 
-async def test_a_vocabulary_alone_is_told_to_be_one(tmp_path: Path) -> None:
+async def test_a_vocabulary_alone_is_reported_as_one(tmp_path: Path) -> None:
     path = tiny_models.write_vocabulary(tmp_path / "vocabulary.gguf")
     assert "a vocabulary and no weights" in await why_not_loaded(path)
 

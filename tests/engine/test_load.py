@@ -84,7 +84,7 @@ async def test_a_damaged_file_is_read_or_refused_by_a_type_and_never_hangs(tmp_p
     assert outcome == "read" or str(path) in outcome or outcome.startswith("The engine ")
 
 
-async def test_a_crash_while_loading_is_told_at_once(script: Script) -> None:
+async def test_a_crash_while_loading_is_reported_at_once(script: Script) -> None:
     with pytest.raises(EngineDied, match="SIGABRT"):
         await EngineProcess.start(load(), script({"model": "smollm2", "load_signal": 6}))
 

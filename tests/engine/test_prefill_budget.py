@@ -42,7 +42,7 @@ def test_a_chunk_is_as_large_as_its_time_allows(token_s: float, n_decoding: int)
 
 
 @given(st.floats(0.001, 0.004), st.floats(0.001, 0.004), st.floats(0.01, 0.03))
-def test_what_a_step_costs_at_least_is_told_from_what_a_token_costs(
+def test_the_fixed_cost_of_a_step_is_separated_from_the_cost_of_a_token(
     token_s: float, decode_s: float, fixed_s: float
 ) -> None:
     budget = PrefillBudget(2048)

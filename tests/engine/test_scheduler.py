@@ -190,7 +190,7 @@ def test_a_prefix_in_the_making_is_waited_for_and_copied() -> None:
     assert stepping.advances_of(2)[-1].finish == "length"
 
 
-def test_whoever_waits_for_a_prefix_goes_on_alone_when_that_is_cancelled() -> None:
+def test_a_sequence_that_waits_for_a_prefix_goes_on_alone_when_the_other_one_is_cancelled() -> None:
     stepping = Stepping(n_slots=3)
     head = "a" * 20
     stepping.submit(1, head + "b")
@@ -238,7 +238,7 @@ def test_a_state_goes_where_the_beginning_of_it_stands() -> None:
     assert [slot.tokens[:1] for slot in stepping.scheduler.slots.slots].count([ord("b")]) == 1
 
 
-def test_a_reply_that_was_whole_already_computes_nothing_and_says_so() -> None:
+def test_a_reply_that_is_complete_already_ends_without_a_step() -> None:
     stepping = Stepping(n_slots=1)
     sequence = Sequence(1, stepping.runner.tokenize("prompt"), 3, ReplyText([]))
     ended = stepping.scheduler.resume(sequence, b"abc")

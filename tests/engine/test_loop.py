@@ -1,4 +1,4 @@
-"""The child's loop with the fake runner in this process, and what it does with a disk that is slow, hangs or lies."""
+"""The engine's loop with the fake runner in this process, and what it does with a disk that is slow, hangs or lies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPLY = "r"
 
 
 class SteadyBudget(PrefillBudget):
-    """Of an engine whose speed is known, so that the fake's own does not decide."""
+    """The budget of an engine whose speed is known: the fake's own speed decides nothing."""
 
     def __init__(self, token_s: float) -> None:
         super().__init__(512)
@@ -41,7 +41,9 @@ class SteadyBudget(PrefillBudget):
     def observe(self, n_read: int, n_decoding: int, seconds: float) -> None: ...
 
 
-class Child:
+class RunningLoop:
+    """An EngineLoop in a thread, and what its other threads and the worker do with it."""
+
     def __init__(self, folder: Path, *, n_slots: int = 1, token_s: float = 0.01, max_bytes: int = ENOUGH) -> None:
         self.runner = FakeRunner(lambda: [{"when": "", "reply": REPLY}], n_ctx=8192, n_slots=n_slots)
         self.preparing: Preparing = {}
@@ -87,28 +89,28 @@ class Child:
 
 
 @pytest.fixture
-def child(tmp_path: Path) -> Iterator[Callable[..., Child]]:
-    children: list[Child] = []
+def start_loop(tmp_path: Path) -> Iterator[Callable[..., RunningLoop]]:
+    loops: list[RunningLoop] = []
 
-    def start(**changed: Any) -> Child:
-        children.append(Child(tmp_path, **changed))
-        return children[-1]
+    def start(**changed: Any) -> RunningLoop:
+        loops.append(RunningLoop(tmp_path, **changed))
+        return loops[-1]
 
     yield start
-    for engine in children:
-        engine.end()
+    for loop in loops:
+        loop.end()
 
 
-def test_what_a_slot_lost_is_had_again_from_disk(child: Callable[..., Child]) -> None:
-    engine = child()
-    assert engine.n_reused("A" * 1000) == 0
-    assert engine.n_reused("B" * 1000) == 0
-    engine.wait_for_disk()
-    assert engine.n_reused("A" * 1000 + "2") == 1000
+def test_a_state_that_was_evicted_is_restored_from_disk(start_loop: Callable[..., RunningLoop]) -> None:
+    loop = start_loop()
+    assert loop.n_reused("A" * 1000) == 0
+    assert loop.n_reused("B" * 1000) == 0
+    loop.wait_for_disk()
+    assert loop.n_reused("A" * 1000 + "2") == 1000
 
 
 def test_a_disk_that_hangs_is_waited_for_no_longer_than_computing_takes(
-    child: Callable[..., Child], tmp_path: Path
+    start_loop: Callable[..., RunningLoop], tmp_path: Path
 ) -> None:
     StateStore(tmp_path, FakeRunner.fingerprint, ENOUGH).write(SlotState(list(b"A" * 1000), b"[]"))
     hangs, goes_on = threading.Event(), threading.Event()
@@ -117,22 +119,22 @@ def test_a_disk_that_hangs_is_waited_for_no_longer_than_computing_takes(
         hangs.set()
         goes_on.wait()
 
-    engine = child(token_s=0.0002)
-    engine._loop._disk.submit(hang)
+    loop = start_loop(token_s=0.0002)
+    loop._loop._disk.submit(hang)
     assert hangs.wait(20)
     try:
-        assert engine.n_reused("A" * 1000 + "1") == 0
+        assert loop.n_reused("A" * 1000 + "1") == 0
         # Nothing more is asked of it until it answers.
-        engine.runner.held[0].clear()
-        engine._loop._scheduler.slots.slots[0].tokens.clear()
-        assert engine.n_reused("A" * 1000 + "2") == 0
-        assert len(engine._loop._reading) == 1
+        loop.runner.held[0].clear()
+        loop._loop._scheduler.slots.slots[0].tokens.clear()
+        assert loop.n_reused("A" * 1000 + "2") == 0
+        assert len(loop._loop._reading) == 1
     finally:
         goes_on.set()
 
 
 def test_a_sequence_that_was_cancelled_has_nothing_read_for_it(
-    child: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_loop: Callable[..., RunningLoop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = [*b"A" * 1000]
     StateStore(tmp_path, FakeRunner.fingerprint, ENOUGH).write(SlotState(held, str(held).encode()))
@@ -148,22 +150,22 @@ def test_a_sequence_that_was_cancelled_has_nothing_read_for_it(
         return real(self, saved)
 
     monkeypatch.setattr(StateStore, "read", read)
-    engine = child(n_slots=4, token_s=1.0)
-    first = engine.submit("A" * 1000 + "1")
+    loop = start_loop(n_slots=4, token_s=1.0)
+    first = loop.submit("A" * 1000 + "1")
     assert asked.wait(20)
-    gone = [engine.submit("A" * 1000 + "xyz"[n]) for n in range(3)]
+    gone = [loop.submit("A" * 1000 + "xyz"[n]) for n in range(3)]
     for sequence_id in gone:
-        engine.cancel(sequence_id)
+        loop.cancel(sequence_id)
     for sequence_id in gone:
-        engine.end_of(sequence_id)
+        loop.end_of(sequence_id)
     goes_on.set()
-    assert engine.end_of(first).prompt_reused == 1000
-    engine.wait_for_disk()
+    assert loop.end_of(first).prompt_reused == 1000
+    loop.wait_for_disk()
     assert n_read == 1
 
 
 def test_a_state_whose_file_was_replaced_meanwhile_is_looked_for_again(
-    child: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_loop: Callable[..., RunningLoop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = StateStore(tmp_path, FakeRunner.fingerprint, ENOUGH)
     short, long = [*b"A" * 1000], [*b"A" * 1500]
@@ -178,39 +180,39 @@ def test_a_state_whose_file_was_replaced_meanwhile_is_looked_for_again(
         return real(self, saved)
 
     monkeypatch.setattr(StateStore, "read", read)
-    assert child().n_reused("A" * 1600) == 1500
+    assert start_loop().n_reused("A" * 1600) == 1500
 
 
 def test_a_state_that_the_model_does_not_take_is_forgotten_and_another_one_written(
-    child: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_loop: Callable[..., RunningLoop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = child()
-    assert engine.n_reused("A" * 1000) == 0
-    assert engine.n_reused("B" * 1000) == 0
-    engine.wait_for_disk()
+    loop = start_loop()
+    assert loop.n_reused("A" * 1000) == 0
+    assert loop.n_reused("B" * 1000) == 0
+    loop.wait_for_disk()
     with monkeypatch.context() as patched:
 
         def refuse(slot: int, data: bytes) -> bool:
-            engine.runner.held[slot].clear()
+            loop.runner.held[slot].clear()
             return False
 
-        patched.setattr(engine.runner, "restore", refuse)
-        assert engine.n_reused("A" * 1000 + "1") == 0
-        engine.wait_for_disk()
-    assert engine.n_reused("B" * 1000 + "1") == 1000
-    engine.wait_for_disk()
-    assert engine.n_reused("A" * 1000 + "2") == 1000
+        patched.setattr(loop.runner, "restore", refuse)
+        assert loop.n_reused("A" * 1000 + "1") == 0
+        loop.wait_for_disk()
+    assert loop.n_reused("B" * 1000 + "1") == 1000
+    loop.wait_for_disk()
+    assert loop.n_reused("A" * 1000 + "2") == 1000
 
 
 def test_at_the_end_what_was_used_last_is_kept(
-    child: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_loop: Callable[..., RunningLoop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = child(n_slots=4, max_bytes=12_000)
+    loop = start_loop(n_slots=4, max_bytes=12_000)
     for letter in "ABCD":
-        engine.n_reused(letter * 1000)
+        loop.n_reused(letter * 1000)
     # However long each takes to be written.
     monkeypatch.setattr(time, "time", partial(next, itertools.count(int(time.time()), 10)))
-    engine.end()
+    loop.end()
     states = StateStore(tmp_path, FakeRunner.fingerprint, ENOUGH)
     kept = [letter for letter in "ABCD" if states.best([*letter.encode() * 1000, 0]) is not None]
     assert kept
@@ -218,31 +220,31 @@ def test_at_the_end_what_was_used_last_is_kept(
     assert len(kept) < 4
 
 
-def test_of_sequences_that_are_cancelled_and_of_such_that_came_nothing_is_kept(child: Callable[..., Child]) -> None:
-    engine = child()
+def test_nothing_is_kept_of_sequences_that_ended_or_were_cancelled(start_loop: Callable[..., RunningLoop]) -> None:
+    loop = start_loop()
     for sequence_id in range(100, 1100):
-        engine.cancel(sequence_id)
-    engine._ids = itertools.count(1100)
-    engine.n_reused("a")
-    assert engine.preparing == {}
+        loop.cancel(sequence_id)
+    loop._ids = itertools.count(1100)
+    loop.n_reused("a")
+    assert loop.preparing == {}
 
 
-def test_a_sequence_that_was_cancelled_before_it_came_is_told_so_once_and_does_not_run(
-    child: Callable[..., Child],
+def test_a_sequence_that_is_cancelled_while_it_is_prepared_ends_once_and_does_not_run(
+    start_loop: Callable[..., RunningLoop],
 ) -> None:
-    engine = child()
-    engine.preparing[7] = False
-    engine.cancel(7)
-    engine.cancel(7)
-    assert engine.end_of(7).finish == "cancelled"
-    engine._ids = itertools.count(7)
-    assert engine.submit("gone") == 7
-    engine.preparing[7] = True
-    assert engine.end_of(engine.submit("next")).finish == "length"
-    assert engine.preparing == {}
+    loop = start_loop()
+    loop.preparing[7] = False
+    loop.cancel(7)
+    loop.cancel(7)
+    assert loop.end_of(7).finish == "cancelled"
+    loop._ids = itertools.count(7)
+    assert loop.submit("gone") == 7
+    loop.preparing[7] = True
+    assert loop.end_of(loop.submit("next")).finish == "length"
+    assert loop.preparing == {}
 
 
-async def test_a_failure_is_told_before_the_disk_has_done_its_work(tmp_path: Path) -> None:
+async def test_a_failure_is_reported_before_the_disk_has_done_its_work(tmp_path: Path) -> None:
     program = tmp_path / "failing.py"
     program.write_text(
         """
