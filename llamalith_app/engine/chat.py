@@ -17,8 +17,8 @@ Render = Callable[[Sequence[ChatMessage]], str]
 Tokenize = Callable[[str], list[int]]
 
 MAX_CHARS_A_TOKEN = 16
-"""Characters that a token has at most, for a first estimate: older turns that would not fit even then are left out
-without being tokenized."""
+"""High estimate of the characters in a token. Older turns that would not fit even by this estimate are left out without
+being tokenized."""
 OPEN, CLOSE = "<think>", "</think>"
 """The tags around a model's thinking, at the beginning of its reply."""
 

@@ -25,10 +25,10 @@ class Timings(msgspec.Struct, frozen=True):
     """All in seconds."""
 
     compile_s: float = 2.0
-    """For a grammar to compile; other sequences wait to be prepared meanwhile. A schema was validated before within
-    less, but perhaps on a faster machine."""
+    """Limit for compiling a grammar, during which no other sequence is prepared. Schemas are validated within a shorter
+    limit, but perhaps on a faster machine."""
     step_cpu_s: float = 0.25
-    """Processor time for one call about one token: many hundred times what is usual."""
+    """Limit for the processor time of one call about one token: many hundred times what is usual."""
 
 
 TIMINGS = Timings()

@@ -39,7 +39,8 @@ class Timings(msgspec.Struct, frozen=True):
     worth_writing_s: float = 1.0
     """A state is written if losing it would cost at least so much prefill."""
     max_reading_s: float = 1.0
-    """Wait for a read while the speed of prefill is not known. Once it is known, the wait ends when prefill would."""
+    """Limit for a read while the speed of prefill is not known. Once it is known, a read may take as long as the
+    prefill that it spares."""
 
 
 TIMINGS = Timings()
@@ -64,7 +65,7 @@ Inbox = queue.SimpleQueue[Prepared | Refused | Cancel | StateRead | End]
 """Messages of the other threads to the main thread."""
 
 Preparing = dict[int, bool]
-"""Sequences that were submitted and are not in the inbox yet: id -> whether the sequence was cancelled meanwhile.
+"""Sequences that were submitted and are not in the inbox yet: id -> whether the sequence is cancelled.
 Several threads share it without a lock: each touches it by single operations only, which are atomic."""
 
 

@@ -30,7 +30,7 @@ class Admission(NamedTuple):
 
 
 class Scheduler:
-    """`check_integrity` states what must hold between any two calls."""
+    """Holds all sequences that were submitted and have not ended."""
 
     def __init__(self, model: SlotModel) -> None:
         self.slots = SlotTable(model.n_slots, model.least_cut)
@@ -127,7 +127,7 @@ class Scheduler:
 
     def apply(self, results: Items[Sampled | SampleFailed]) -> list[Advance | Refused]:
         """Advances the sequences of the last plan by what the runner sampled, and frees the slots of those that ended.
-        Returns what the worker is to learn, in the order of the plan."""
+        Returns the messages for the worker, in the order of the plan."""
         sampled = {result.sequence_id: result for result in results}
         outcomes: list[Advance | Refused] = []
         for work in self._plan:

@@ -34,8 +34,8 @@ MAX_HEADER_BYTES = 64 * 1024 * 1024
 
 
 class StateHeader(msgspec.Struct, frozen=True):
-    """The header of a file. The file is: MAGIC, the header's length and CRC-32 (4 bytes each, big-endian), the header
-    as msgpack, the data."""
+    """The header of a file. A file consists of MAGIC, the header's length and CRC-32 (4 bytes each, big-endian), the
+    header as msgpack, and the data."""
 
     model: str
     """SHA-256 of the runner's fingerprint: the data fits no other model, context or version of llama.cpp."""
@@ -55,7 +55,7 @@ class SavedState(NamedTuple):
     """An array takes four bytes a token, a list far more, and there may be thousands of states."""
     least_cut: int
     n_usable: int = 0
-    """Leading tokens that the prompt can reuse for which the state was searched; 0 before a search."""
+    """Leading tokens that the prompt of a search can reuse; 0 before a search."""
 
 
 class StateStore:
@@ -67,7 +67,7 @@ class StateStore:
         self._model = hashlib.sha256(fingerprint.encode()).hexdigest()
         self._max_bytes = max_bytes
         self._found: dict[str, SavedState] = {}
-        """By file name."""
+        """File name -> state, as the folder was at the last refresh."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._delete_unfinished()
 

@@ -64,8 +64,8 @@ class TemplateFailed(Exception):
 
 
 class Template:
-    """One chat template. Any number of threads may render: each has a process to itself meanwhile. The first process
-    starts at once, so that it is ready for the first conversation. `close` ends the processes."""
+    """One chat template. Any number of threads may render: each has a process to itself while it renders. The first
+    process starts at once, so that it is ready for the first conversation. `close` ends the processes."""
 
     def __init__(self, source: str, *, bos: str, eos: str, timings: Timings = TIMINGS) -> None:
         self._source = frames.encode(TemplateSource(source, bos, eos))

@@ -1,9 +1,9 @@
 """The program that compiles and renders a chat template, and the messages between it and `template.py`.
 
 `python -m llamalith_app.engine.template_program --fd N` reads a `TemplateSource` from a socket, answers `Ready`, and
-then renders one `Conversation` after another. Owns the limits on a template's processor time and memory, and the words
-for what goes wrong in one. Jinja's sandbox keeps a template from Python's internals. Knows neither llama.cpp nor who
-supervises it.
+then renders one `Conversation` after another. Owns the limits on a template's processor time and memory, and the
+reasons that people read when a template fails. Jinja's sandbox keeps a template from Python's internals. Knows neither
+llama.cpp nor the process that supervises it.
 """
 
 from __future__ import annotations

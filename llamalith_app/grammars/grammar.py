@@ -143,7 +143,7 @@ def _is_exact(limit: float) -> bool:
 
 
 def _next_within(limit: float, *, upwards: bool) -> float:
-    """The next number inside the bound that is exact in this sense."""
+    """The nearest number inside the bound for which `_is_exact` holds."""
     if limit == 0:
         return NEXT_TO_ZERO if upwards else -NEXT_TO_ZERO
     if abs(limit) >= TOO_LARGE:

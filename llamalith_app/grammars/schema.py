@@ -53,7 +53,7 @@ OF_TEXTS = ("pattern", "format", "minLength", "maxLength")
 OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 OF_COUNTS = ("minProperties", "maxProperties")
 MANY, MANY_SCHEMAS = 250, 20
-"""Numbers of properties, and of alternatives, from which on a part of a schema is tried by itself."""
+"""A part of a schema with so many properties, or with so many alternatives, is tried by itself."""
 FEW_ENOUGH = 50
 """Optional properties of which `minProperties` may require one: llguidance has a case for each of them."""
 

@@ -31,8 +31,7 @@ UNWRITABLE_IS = "a control character that no reply can hold: only \\n, \\r, \\t,
 
 
 class InvalidSchema(Exception):
-    """No reply can be held to the schema because of the part at the pointer `at`. The reason is a predicate about
-    it."""
+    """No reply can be held to the schema because of the part at the pointer `at`. `reason` is for people."""
 
     def __init__(self, at: str, reason: str) -> None:
         super().__init__(reason)
