@@ -79,21 +79,21 @@ def validate(schema: Any) -> Iterator[Verdict]:
     """Yields a verdict, and then better ones that take more time. The last one counts."""
     try:
         all_subschemas(schema)
-        plain = keywords.simplify(schema)
-        parts = all_subschemas(plain)
+        simplified = keywords.simplify(schema)
+        parts = all_subschemas(simplified)
         check_writable(parts)
         check_endings(parts)
     except InvalidSchema as invalid:
         yield Verdict(reason=invalid.reason, at=invalid.at)
         return
-    used = used_subschemas(plain)
-    gaps = _gaps_by_keyword(used, keywords.draft(plain))
+    used = used_subschemas(simplified)
+    gaps = _gaps_by_keyword(used, keywords.draft(simplified))
     before = _peak_bytes()
-    reason = _compile_problem(plain, gaps)
+    reason = _compile_problem(simplified, gaps)
     if reason and not _is_unsatisfiable(reason):
         yield Verdict(reason=reason)
-        gaps |= _gaps_by_compiling(plain, used, gaps)
-        reason = _compile_problem(plain, gaps)
+        gaps |= _gaps_by_compiling(simplified, used, gaps)
+        reason = _compile_problem(simplified, gaps)
     grown = _peak_bytes() - before
     if not reason and grown > GROWTH_BYTES:
         reason = f"takes {grown >> 20} MiB of memory when compiled; {GROWTH_BYTES >> 20} are allowed"
@@ -101,12 +101,12 @@ def validate(schema: Any) -> Iterator[Verdict]:
         return
     if reason:
         yield Verdict(reason=reason)
-        yield _locate(keywords.remove(plain, gaps), used, reason)
+        yield _locate(keywords.remove(simplified, gaps), used, reason)
         return
-    verdict = _verdict_with_gaps(plain, gaps)
+    verdict = _verdict_with_gaps(simplified, gaps)
     yield verdict
     if verdict.reason is None:
-        yield from _dead_ends(keywords.remove(plain, gaps), used, gaps)
+        yield from _dead_ends(keywords.remove(simplified, gaps), used, gaps)
 
 
 def _peak_bytes() -> int:
