@@ -19,12 +19,13 @@ The map:
     jobs/            the queue: submit, schemas, cancel, order (pure), forecast, queue (sole speaker of SAQ), monitor
     jobs/worker/     the worker's side: process (its composition root), generate, pool, memory, shape, reply, speeds,
                      sweep
-    engine/          the child process that holds a model: plan -> evaluate -> apply; states on disk, and what a
-                     GGUF's header tells
+    engine/          the process that holds a model: child (its threads), loop (plan -> evaluate -> apply), scheduler,
+                     runner with loader and sampler, template; states of slots on disk; gguf reads a file's header
     engine/client/   what the worker holds of an engine: local, the child process
     streams/         a job's events over Redis, kept for a while; live progress beside the record
     grammars/        what a reply may be held to: grammar (named ones, and JSON Schema as a grammar), gbnf; schema and
-                     validation (programs of their own), keywords (what cannot be enforced); the shipped files
+                     validation (programs of their own), subschemas, keywords (what cannot be enforced); the shipped
+                     files
     store/           the record: tables, the writer thread, transitions (jobs) and what people read of them (job_reads),
                      invariants, migrations; its name beside others (record), answers that are given again (keys), whole
                      copies (backup), what is not kept (retention)
