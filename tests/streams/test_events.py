@@ -22,15 +22,13 @@ from sqlalchemy import Connection, text
 from llamalith_app import guards
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineStatus
-from llamalith_app.controllers import events
 from llamalith_app.settings.config import Config
 from llamalith_app.store import jobs, retention, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 from llamalith_app.store.users import ADMIN_ID
-from llamalith_app.streams import streams
-from llamalith_app.web import follow
-from llamalith_app.web.follow import Followed
+from llamalith_app.streams import wire
+from llamalith_app.web.follow import Followed, Timings
 from tests.settle import eventually
 from tests.store.samples import NOW, fail, prompt
 from tests.streams.conftest import attempt, submit
@@ -167,11 +165,9 @@ async def test_a_client_that_leaves_stops_nothing(
     assert (job.status, job.attempt) == ("done", 1)
 
 
-async def test_a_cancelled_job_says_so_with_what_had_been_written(
-    worked: httpx.AsyncClient, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The record may know the end before its last words have come; here the worker's word alone says it.
-    monkeypatch.setattr(follow, "LOOK_S", 3600)
+# The record may know the end before its last entries have come. Here the worker's message alone says it.
+@pytest.mark.parametrize("timings", [Timings(history_s=20, poll_s=3600)])
+async def test_a_cancelled_job_says_so_with_what_had_been_written(worked: httpx.AsyncClient, script: Script) -> None:
     script.write({"when": "go", "reply": "A reply of some length. " * 40, "step_s": 0.02})
     job_id = await submit(worked, "go")
     waiting_id = await submit(worked, "go")
@@ -244,12 +240,11 @@ async def test_the_reply_of_a_model_that_cannot_think_is_what_it_wrote(
 
 
 async def test_without_redis_the_whole_reply_and_the_last_event_still_come(
-    config: Config, script: Script, absent_redis_url: str, monkeypatch: pytest.MonkeyPatch
+    config: Config, script: Script, absent_redis_url: str
 ) -> None:
-    monkeypatch.setattr(follow, "HISTORY_S", 0.1)
     config = msgspec.structs.replace(config, redis_url=absent_redis_url)
     script.write({"when": "go", "reply": "A reply."})
-    async with serving(config) as api, working(config, script):
+    async with serving(config, follow_timings=Timings(history_s=0.1)) as api, working(config, script):
         job_id = await submit(api, "go")
         got = heard(await read_all(api, f"/api/jobs/{job_id}/events"))
         assert [kind for kind in got.kinds if kind != "progress"] == ["delta", "done"]
@@ -257,6 +252,36 @@ async def test_without_redis_the_whole_reply_and_the_last_event_still_come(
 
 
 # What happens between
+
+
+async def test_an_entry_reaches_live_and_late_readers_byte_for_byte(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    job_id = await submit(api, "x")
+    path, record = f"/api/jobs/{job_id}/events", record_id(database.path)
+    making = await attempt(database, redis)
+    await making.write("one ")
+    # The same as the worker's own encoder would write, but for its spelling.
+    data = b'{ "tokens":[ 7 ],  "text":"tw\\u006f", "offset" : 4, "job_id":%d }' % job_id
+    entry = wire.Entry(1, 2, "delta", data, 1)
+    frame = b"id: 1-2\nevent: delta\ndata: %b\n\n" % data
+    async with api.stream("GET", path) as live:
+        source = live.aiter_bytes()
+        received = b""
+        while b"one " not in received:
+            received += await anext(source)
+        await redis.xadd(wire.stream_key(record, job_id), wire.entry_fields(entry), id=wire.entry_id(entry))
+        await redis.publish(wire.channel_name(record), wire.encode_messages([wire.StreamMessage(job_id, entry)]))
+        while frame not in received:
+            received += await anext(source)
+        await making.finish("one two")
+        async for chunk in source:
+            received += chunk
+    late = (await api.get(path)).content
+    for body in (received, late):
+        assert body.count(frame) == 1
+        assert b"event: done" in body
+        assert b"event: restart" not in body
 
 
 async def test_a_stream_that_was_wiped_goes_on(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
@@ -288,7 +313,7 @@ async def test_deltas_that_were_lost_come_out_of_the_record(
     async with reading(api, path) as reader:
         source = reader.events()
         got = heard(await some(source, "delta", 2))
-        await making.finish("one two three", and_tell=False)
+        await making.finish("one two three", and_publish=False)
         async for event in source:
             got.take(event)
     assert got.text == "one two three"
@@ -326,7 +351,7 @@ async def test_a_job_that_ends_otherwise_says_so_once(
             await database.write(fail, making.claim, pause=None)
         else:
             await database.write(cancel, job_id)
-        await making.writer.close()
+        await making.stream.publish_end()
         async for event in source:
             got.take(event)
     assert got.kinds[-1] == kind
@@ -378,15 +403,14 @@ async def test_a_running_job_tells_when_it_will_end(api: httpx.AsyncClient, data
     await database.write(workers.beat, 1, datetime.now(UTC), told)
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()
-        making.writer.progress(Progress(phase="decode", completion_tokens=40, tokens_per_s=20.0))
+        making.stream.publish_progress(Progress(phase="decode", completion_tokens=40, tokens_per_s=20.0))
         (event,) = await some(source, "progress")
         assert event.data["eta_s"] == 3.0
 
 
-async def test_silence_is_broken_by_comments(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whatever is looked at meanwhile.
-    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.4)
-    monkeypatch.setattr(follow, "LOOK_S", 0.05)
+# Whatever is polled meanwhile.
+@pytest.mark.parametrize("timings", [Timings(history_s=20, poll_s=0.05, heartbeat_s=0.4)])
+async def test_silence_is_broken_by_heartbeats(api: httpx.AsyncClient) -> None:
     job_id = await submit(api, "x")
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         lines = reader.answer.aiter_lines()
@@ -432,17 +456,17 @@ async def test_a_stream_whose_job_expired_before_its_end_was_seen_ends_too(
     assert (await api.get(f"/api/jobs/{job_id}/events")).status_code == 404
 
 
-async def test_a_word_of_another_version_ends_no_hearing(
+async def test_a_message_of_another_version_ends_no_subscription(
     api: httpx.AsyncClient, database: Database, redis: Redis
 ) -> None:
     job_id = await submit(api, "x")
     making = await attempt(database, redis)
-    told = streams.StreamMessage(job_id, streams.Entry(1, 0, "progress", b'{"phase": "of the next version"}', 1))
+    told = wire.StreamMessage(job_id, wire.Entry(1, 0, "progress", b'{"phase": "of the next version"}', 1))
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()
         await making.write("a")
         assert (await some(source, "delta"))[0].data["text"] == "a"
-        await redis.publish(streams.channel(record_id(database.path)), msgspec.msgpack.encode([told]))
+        await redis.publish(wire.channel_name(record_id(database.path)), msgspec.msgpack.encode([told]))
         await making.write("b")
         assert (await some(source, "delta"))[0].data["text"] == "b"
 
