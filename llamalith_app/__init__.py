@@ -12,8 +12,8 @@ The map:
                      config.json; ranges: what sampling may be set to; strength: how many guesses a secret withstands
     contracts/       the shapes of everything that crosses a wire
     web/             what HTTP needs and no route owns: server (uvicorn with bounds), envelope, request, request_log,
-                     problems, paths, openapi, readiness; html and visible for pages; follow (a job's events), transcript
-                     (pure), sse (their format) and live for streams and progress
+                     problems, paths, openapi, readiness; html and visible for pages; follow (a job's events),
+                     transcript (pure) and sse (their format) for streams; live for progress
     controllers/     thin HTTP and nothing else: API, events, pages, login, monitor, docs, probes
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            the queue: submit, schemas, cancel, order (pure), forecast, queue (sole speaker of SAQ), monitor

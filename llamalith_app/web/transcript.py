@@ -8,6 +8,8 @@ where the end of a job has to be compared with the record. Knows no Redis, no SQ
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -118,16 +120,16 @@ class Transcript:
         """How many characters of the reply the deltas have; None: there is no event, or they have another text."""
         if not self._events:
             return None
-        deltas = [event.data for event in self._events if event.kind == "delta"]
+        deltas: Iterator[bytes] = (event.data for event in reversed(self._events) if event.kind == "delta")
         if self._events[0].attempt == self._events[-1].attempt == attempt:
             # One attempt wrote both the reply and all of these events, so the last delta says how far they go.
-            deltas = deltas[-1:]
+            deltas = itertools.islice(deltas, 1)
         try:
-            texts = [msgspec.json.decode(data, type=Delta) for data in deltas]
+            found = [msgspec.json.decode(data, type=Delta) for data in deltas][::-1]
         except (msgspec.MsgspecError, ValueError):
             return None
-        begin = texts[0].offset if texts else 0
-        text = "".join(delta.text for delta in texts)
+        begin = found[0].offset if found else 0
+        text = "".join(delta.text for delta in found)
         return begin + len(text) if reply.startswith(text, begin) else None
 
     def _begin(self, attempt: int, n: int, first_attempt: int) -> None:
