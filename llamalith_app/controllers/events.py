@@ -33,8 +33,8 @@ LANE_EVENT = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})-([0-9]{1,10})")
 NOTHING_YET = Cursor(0, 0)
 """Attempts and events count from 1. The final event of a job that was never claimed is of attempt 0."""
 
-AFTER = "The id of the last event that you have: the stream goes on behind it. Empty: from the beginning."
-LAST = "The same, as browsers send it when they come again; it wins over `after`."
+AFTER = "The id of the last event that you have: the stream resumes after it. Empty: from the beginning."
+LAST = "The same, as browsers send it when they reconnect; it takes precedence over `after`."
 
 
 def _document(form: re.Pattern[str]) -> dict[str, str]:
@@ -52,11 +52,11 @@ STREAM = ResponseSpec(
     data_container=Event | Job,
     media_type="text/event-stream",
     generate_examples=False,
-    description="Server-Sent Events: `progress`, `delta`, `thinking` and `restart`, and as a job's last one of `done`, "
-    "`error` and `cancelled`, whose data is the Job.",
+    description="Server-Sent Events: `progress`, `delta`, `thinking` and `restart`. A job's last event is `done`, "
+    "`error` or `cancelled`; its data is the Job.",
 )
 NOTHING_MORE = ResponseSpec(
-    None, generate_examples=False, description="You have the job's last event: there is nothing more to come."
+    None, generate_examples=False, description="You have the job's last event; nothing follows it."
 )
 
 
@@ -73,10 +73,10 @@ class Events(Controller):
     async def of_job(
         self, request: AppRequest, job_id: JobIdInPath, after: After = None, last_event_id: Last = None
     ) -> Response[Any]:
-        """`progress` tells where the job stands, `delta` brings more of the reply, `thinking` what is no part of it.
-        All deltas together are the stored reply; `restart` says to throw away what came so far: the whole follows.
-        Whoever comes late gets all from the beginning. The stream ends with exactly one of `done`, `error` and
-        `cancelled`; who asks after that one gets 204. A client that leaves stops nothing."""
+        """`progress` says where the job stands. `delta` brings more of the reply, `thinking` more of what is not part
+        of it. All deltas together are the stored reply. `restart` means: discard everything so far, all of it follows.
+        A late reader gets the whole stream. The stream ends with exactly one of `done`, `error` and `cancelled`; a
+        request for what comes after that one is answered 204. A client that leaves stops nothing."""
         cursor, _ = _cursor(last_event_id, after, JOB_EVENT, "1-42")
         owner_id, parts = request.principal.user_id, request.parts
         job = await parts.database.read(job_reads.one, owner_id, job_id)
@@ -95,8 +95,8 @@ class Events(Controller):
         after: AfterInLane = None,
         last_event_id: LastInLane = None,
     ) -> Response[Any]:
-        """The events of its open jobs, one job after another, and of those that come later. Ids have the job's before
-        them, as in `7.1-42`; an id alone comes first. Goes on until the client leaves."""
+        """The events of its open jobs, one job after another, and of jobs that are added later. An event's id begins
+        with its job's, as in `7.1-42`; the first id comes alone. The stream ends when the client leaves."""
         cursor, from_job = _cursor(last_event_id, after, LANE_EVENT, "7.1-42")
         owner_id, parts = request.principal.user_id, request.parts
         lane = await parts.database.read(conversations.lane, owner_id, conversation_id, from_job)

@@ -44,7 +44,7 @@ TIMINGS = Timings()
 
 
 async def publish_ended(redis: Redis, record: str, job_ids: Iterable[int]) -> None:
-    """Readers of these jobs look into the record at once. Never raises for a Redis that is away."""
+    """Publishes that the end of these jobs is in the record. Never raises for a Redis that is away."""
     messages = [StreamMessage(job_id, Entry(0, 0, "ended", b"", 0)) for job_id in job_ids]
     with contextlib.suppress(*UNAVAILABLE):
         await redis.publish(wire.channel_name(record), wire.encode_messages(messages))

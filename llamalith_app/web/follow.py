@@ -201,8 +201,8 @@ class Followers:
             self._subscriber.unfollow(job_id)
 
     def publish_ended(self, job_ids: Collection[int]) -> None:
-        """For jobs that this process ended: its own readers look at once, those of other processes when Redis has told
-        them. Does not wait."""
+        """For jobs that this process ended: its own readers read the record at once, those of other processes when the
+        message reaches them. Does not wait."""
         self._ended_now.update(self._jobs.keys() & set(job_ids))
         if self._ended_now:
             self._poll_now.set()
