@@ -128,7 +128,7 @@ async def test_each_attempt_goes_on_behind_the_one_before_and_all_tell_what_one_
 
 
 @pytest.mark.parametrize("lost", ["the tokens", "the way back to them"])
-async def test_an_attempt_that_cannot_go_on_takes_back_what_was_told_and_begins_anew(
+async def test_an_attempt_that_cannot_continue_takes_back_the_text_and_begins_anew(
     worked: httpx.AsyncClient,
     redis: Redis,
     script: Script,
@@ -363,7 +363,9 @@ def cancel(connection: Any, job_id: int) -> None:
     jobs.cancel(connection, ADMIN_ID, job_id, NOW)
 
 
-async def test_redis_that_comes_back_is_heard_again(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
+async def test_a_redis_that_comes_back_is_subscribed_again(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
     path = f"/api/jobs/{await submit(api, 'x')}/events"
     making = await attempt(database, redis)
     async with reading(api, path) as reader:
@@ -418,7 +420,7 @@ async def test_silence_is_broken_by_heartbeats(api: httpx.AsyncClient) -> None:
             pass
 
 
-async def test_what_a_cancelled_job_had_written_is_told_also_to_who_comes_before_it_is_stored(
+async def test_the_partial_text_of_a_cancelled_job_reaches_also_a_reader_that_comes_before_it_is_stored(
     api: httpx.AsyncClient, database: Database, redis: Redis
 ) -> None:
     job_id = await submit(api, "x")
@@ -557,7 +559,7 @@ async def test_a_conversation_without_open_jobs_begins_with_the_next_one(
         assert (first.kind, first.data["job_id"]) == ("progress", 2)
 
 
-async def test_who_comes_again_before_anything_was_told_misses_no_job_that_ended_in_between(
+async def test_a_client_that_resumes_before_the_first_event_misses_no_job_that_ended_in_between(
     api: httpx.AsyncClient,
 ) -> None:
     for _ in range(2):
@@ -575,7 +577,7 @@ async def test_who_comes_again_before_anything_was_told_misses_no_job_that_ended
         assert (await anext(once_more.events())).data["id"] == third
 
 
-async def test_who_comes_again_to_a_quiet_conversation_hears_the_job_that_came_and_ended_in_between(
+async def test_a_client_that_resumes_in_a_quiet_conversation_gets_the_job_that_came_and_ended_in_between(
     api: httpx.AsyncClient,
 ) -> None:
     await submit(api, "x")

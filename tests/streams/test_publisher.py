@@ -159,7 +159,7 @@ REPLY: list[tuple[TextKind, str]] = [
 
 
 @pytest.mark.parametrize("n_published", range(1, 6))
-async def test_a_later_attempt_counts_on_and_tells_only_what_was_not_told(redis: Redis, n_published: int) -> None:
+async def test_a_later_attempt_counts_on_and_publishes_only_what_is_new(redis: Redis, n_published: int) -> None:
     stale = StreamPublisher(redis, RECORD).open_attempt(JOB, 1)
     for n, piece in enumerate(REPLY[:n_published]):
         stale.append([piece], [n])
@@ -183,7 +183,7 @@ async def _has_published(redis: Redis, n: int) -> bool:
     return len(await history(redis, RECORD, JOB)) == n
 
 
-async def test_a_later_attempt_whose_text_is_another_takes_back_what_was_told(redis: Redis) -> None:
+async def test_a_later_attempt_with_another_text_takes_back_the_earlier_one(redis: Redis) -> None:
     first = StreamPublisher(redis, RECORD).open_attempt(JOB, 1)
     first.append([("delta", "one")], [1])
     await first.publish_end()

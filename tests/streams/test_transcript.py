@@ -219,7 +219,7 @@ def test_an_attempt_that_goes_on_takes_nothing_back_wherever_a_reader_stood() ->
         assert "".join(parsed(event).data.get("text", "") for event in sent) == text
 
 
-def test_what_was_told_and_is_not_the_stored_reply_is_taken_back() -> None:
+def test_text_that_is_not_the_stored_reply_is_taken_back() -> None:
     transcript, client = Transcript(1), Client()
     transcript.add(delta(1, 1, "another", 0))
     client.read(transcript)
@@ -249,7 +249,7 @@ def test_a_cursor_of_another_time_means_the_whole_again(cursor: Cursor) -> None:
     assert [parsed(event).kind for event in sent] == ["restart", "delta", "done"]
 
 
-def test_who_has_the_whole_reply_gets_the_last_event_alone() -> None:
+def test_a_reader_with_the_whole_reply_gets_the_last_event_alone() -> None:
     transcript = Transcript(1)
     transcript.finish(ended(result="the reply"))
     sent, cursor = transcript.events_after(Cursor(1, STORED))
