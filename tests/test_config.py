@@ -42,7 +42,7 @@ from llamalith_app.settings.config import (
     require_secrets,
     valkey_socket,
 )
-from tests import gguf
+from tests import gguf, tiny_models
 
 ROOT = Path(__file__).parents[1]
 HASH = "$2b$12$s2SmGdxc0YBntHVJc//zNu2d84kOItQVk1U1O5WZh0U5at1A8vA7G"
@@ -1075,6 +1075,26 @@ def test_config_check_tells_every_model_file_that_a_job_could_not_use(place: Pla
         f'model_paths.text: "text" {at}: is no GGUF file',
         f'model_paths.cut: "cut" {at}: The model file {place.folder}/cut is truncated or damaged: its header goes on'
         " beyond its end.",
+    ]
+
+
+def test_config_check_tells_every_model_file_that_llama_cpp_could_not_load(place: Place) -> None:
+    first, second, third = tiny_models.write_split(place.folder)
+    paths = {"split": first.name, "second": second.name}
+    at = f"(relative to {place.folder})"
+    is_second = (
+        f'model_paths.second: "{second.name}" {at}: The model file {second} is part 2 of a model that is split into 3'
+        f" files: give the first, {first.name}."
+    )
+    assert check_problems(place, {"model_paths": paths}) == [is_second]
+    third.unlink()
+    vocabulary = tiny_models.write_vocabulary(place.folder / "vocabulary.gguf")
+    assert check_problems(place, {"model_paths": paths | {"vocabulary": vocabulary.name}}) == [
+        f'model_paths.split: "{first.name}" {at}: The model file {first} is the first of the 3 files of a model, and'
+        f" part 3, {third.name}, cannot be read: No such file or directory.",
+        is_second,
+        f'model_paths.vocabulary: "{vocabulary.name}" {at}: The model file {vocabulary} has no weights, at most a'
+        " vocabulary.",
     ]
 
 

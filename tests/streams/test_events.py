@@ -190,7 +190,9 @@ async def test_every_event_is_what_the_openapi_document_says_of_it(
     worked: httpx.AsyncClient, script: Script, database: Database
 ) -> None:
     document = (await worked.get("/api/openapi.json")).json()
-    told = document["paths"]["/api/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    documented = document["paths"]["/api/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"][
+        "text/event-stream"
+    ]
     script.write(
         {"when": "go", "reply": REPLY, "step_s": 0.03},
         {"when": "close", "reply": "<think>aside</think>the reply", "step_s": 0.03},
@@ -203,8 +205,8 @@ async def test_every_event_is_what_the_openapi_document_says_of_it(
             await worked.delete(f"/api/jobs/{job_id}")
         for event in await read_all(worked, f"/api/jobs/{job_id}/events"):
             seen.add(event.kind)
-            jsonschema.validate(event.data, {**document, **told["x-events"][event.kind]})
-    assert {"progress", "delta", "thinking", "done", "error", "cancelled"} <= seen <= set(told["x-events"])
+            jsonschema.validate(event.data, {**document, **documented["x-events"][event.kind]})
+    assert {"progress", "delta", "thinking", "done", "error", "cancelled"} <= seen <= set(documented["x-events"])
 
 
 async def test_where_the_prompt_opened_the_thinking_the_reply_begins_inside(
@@ -401,8 +403,8 @@ async def test_a_running_job_tells_when_it_will_end(api: httpx.AsyncClient, data
     job_id = await submit(api, "x")
     making = await attempt(database, redis)
     engine = EngineStatus(model="smollm2", state="loaded", n_slots=1, tokens_per_s=10.0, completion_tokens=100.0)
-    told = msgspec.json.encode([engine]).decode()
-    await database.write(workers.beat, 1, datetime.now(UTC), told)
+    statuses = msgspec.json.encode([engine]).decode()
+    await database.write(workers.beat, 1, datetime.now(UTC), statuses)
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()
         making.stream.publish_progress(Progress(phase="decode", completion_tokens=40, tokens_per_s=20.0))
@@ -428,15 +430,15 @@ async def test_the_partial_text_of_a_cancelled_job_reaches_also_a_reader_that_co
     await making.write("some text")
     async with AsyncExitStack() as both:
         early = await both.enter_async_context(reading(api, f"/api/jobs/{job_id}/events"))
-        heard_early = early.events()
-        assert (await some(heard_early, "delta"))[0].data["text"] == "some text"
+        early_events = early.events()
+        assert (await some(early_events, "delta"))[0].data["text"] == "some text"
         assert (await api.post(f"/api/jobs/{job_id}/cancel")).status_code == 200
         late = await both.enter_async_context(reading(api, f"/api/jobs/{job_id}/events"))
-        heard_late = late.events()
-        assert (await some(heard_late, "delta"))[0].data["text"] == "some text"
+        late_events = late.events()
+        assert (await some(late_events, "delta"))[0].data["text"] == "some text"
         written = jobs.Written("some text", 1, 2)
         assert await database.write(jobs.keep_written, job_id, making.claim.lease_token, NOW, written=written)
-        for source in (heard_early, heard_late):
+        for source in (early_events, late_events):
             (final,) = await some(source, "cancelled")
             assert final.data["partial"] == "some text"
 
@@ -463,12 +465,12 @@ async def test_a_message_of_another_version_ends_no_subscription(
 ) -> None:
     job_id = await submit(api, "x")
     making = await attempt(database, redis)
-    told = wire.StreamMessage(job_id, wire.Entry(1, 0, "progress", b'{"phase": "of the next version"}', 1))
+    message = wire.StreamMessage(job_id, wire.Entry(1, 0, "progress", b'{"phase": "of the next version"}', 1))
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()
         await making.write("a")
         assert (await some(source, "delta"))[0].data["text"] == "a"
-        await redis.publish(wire.channel_name(record_id(database.path)), msgspec.msgpack.encode([told]))
+        await redis.publish(wire.channel_name(record_id(database.path)), msgspec.msgpack.encode([message]))
         await making.write("b")
         assert (await some(source, "delta"))[0].data["text"] == "b"
 
@@ -484,17 +486,17 @@ async def test_a_logout_ends_the_streams_of_its_session_and_no_other(
             )
             for _ in range(2)
         ]
-        told = []
+        sources = []
         for client in (*browsers, api):
             if client is not api:
                 await log_in(client)
             source = (await open_ones.enter_async_context(reading(client, "/api/conversations/c/events"))).events()
             assert (await anext(source)).kind == "progress"
-            told.append(source)
+            sources.append(source)
         assert (await browsers[0].post("/chat/logout")).status_code == 303
-        assert [event.kind async for event in told[0] if event.kind != "progress"] == []
+        assert [event.kind async for event in sources[0] if event.kind != "progress"] == []
         await api.post("/api/jobs/1/cancel")
-        for source in told[1:]:
+        for source in sources[1:]:
             assert await some(source, "cancelled")
 
 
@@ -533,8 +535,8 @@ async def test_a_conversation_tells_its_jobs_one_after_another_and_goes_on(
         await making.write("three")
         await making.finish()
         seen += await some(source, "done")
-    told = [(event.id, event.data.get("job_id", event.data.get("id"))) for event in seen if event.kind != "progress"]
-    assert told == [
+    ids = [(event.id, event.data.get("job_id", event.data.get("id"))) for event in seen if event.kind != "progress"]
+    assert ids == [
         *(("1.1-1", 1), ("1.1-1000000001", 1)),
         *(("2.1-1", 2), ("2.1-1000000001", 2)),
         *((f"{third}.1-1", 3), (f"{third}.1-1000000001", 3)),

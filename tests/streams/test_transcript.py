@@ -60,7 +60,7 @@ def parsed(event: JobEvent) -> Event:
 
 
 class Client:
-    """Reads a transcript as a stream does, and leaves and comes again where it is told to."""
+    """Reads a transcript as a stream does, and disconnects and resumes where the test says so."""
 
     def __init__(self) -> None:
         self.heard = Heard()
