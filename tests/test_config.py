@@ -1222,11 +1222,11 @@ def test_the_examples_are_good(place: Place) -> None:
     )
 
 
-def test_every_variable_is_explained_in_the_example_and_in_the_readme() -> None:
+def test_every_variable_is_explained_in_the_example_and_in_the_docs() -> None:
     example = re.findall(r"^([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert sorted(example) == sorted(VARIABLES)
-    readme = (ROOT / "README.md").read_text()
-    assert [name for name in VARIABLES if f"`{name}`" not in readme] == []
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert [name for name in VARIABLES if f"`{name}`" not in page] == []
 
 
 def test_a_secret_that_the_environment_says_otherwise_than_the_env_file_is_told(tmp_path: Path) -> None:
