@@ -78,8 +78,8 @@ class Submissions:
         max_attempts: int | None = None,
         key: Key | None = None,
     ) -> JobAccepted:
-        """Accepted means on disk. Raises BadInput, JudgeBusy, KeyReused, QueueFull or StorageUnavailable with nothing
-        stored."""
+        """Accepted means on disk. Raises BadInput, ValidatorBusy, KeyReused, QueueFull or StorageUnavailable with
+        nothing stored."""
         # Before it is judged: the answer stays the same though the configuration may have changed.
         if key is not None and (before := await self._database.read(keys.find, key, datetime.now(UTC), JobAccepted)):
             return before
@@ -257,7 +257,7 @@ class Submissions:
         if isinstance(wanted, JsonSchema) and (wanted.json_schema is None) == (wanted.schema is None):
             raise BadInput("response_format: expected the schema in json_schema.schema, or in schema, and not in both")
         schema = wanted_schema(wanted)
-        return () if schema is None else await self._schemas.judge(schema)
+        return () if schema is None else await self._schemas.validate(schema)
 
 
 def _answer(prompt: jobs.Prompt, accepted: jobs.Accepted) -> JobAccepted:

@@ -32,8 +32,8 @@ from llamalith_app.jobs.worker.tasks import TaskSet
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.store import conversations
 from llamalith_app.store.database import Database
-from llamalith_app.streams import streams
-from llamalith_app.streams.streams import StreamPublisher, Writer
+from llamalith_app.streams import resume
+from llamalith_app.streams.publisher import AttemptStream, StreamPublisher
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +45,8 @@ class AttemptTimings(msgspec.Struct, frozen=True, kw_only=True):
     """The same once its text shows how it goes on."""
     retry_read_s: float = 1.0
     """Between tries to read a turn from a database that cannot be used now."""
+    resume_timeout_s: float = resume.RESUME_TIMEOUT_S
+    """How long an attempt waits for what Redis holds of earlier ones. `history_redis` must wait for so long too."""
     tick_s: float = 1.0
     """The steps in which an attempt's time is counted."""
 
@@ -89,10 +91,10 @@ class AttemptExecutor:
         lines = log.bind(job_id=claim.job_id, attempt=claim.attempt, model=claim.model, request_id=claim.request_id)
         lines.info("attempt started")
         timer = None if claim.timeout_s is None else asyncio.create_task(self._stop_in_time(running, claim.timeout_s))
-        writer: Writer | None = None
+        stream: AttemptStream | None = None
         try:
-            writer = await self._open_writer(running)
-            result = await self.execute(running, reservation, writer, mirror)
+            stream = await self._open_stream(running)
+            result = await self.execute(running, reservation, stream, mirror)
             await self._settler.settle(running, result)
         except Exception:  # noqa: BLE001 - whatever it was, the job must not stay behind as processing
             lines.exception("attempt failed unexpectedly")
@@ -100,15 +102,15 @@ class AttemptExecutor:
         finally:
             if timer is not None:
                 timer.cancel()
-            if writer is not None:
-                self._tasks.start(writer.close())
+            if stream is not None:
+                self._tasks.start(stream.publish_end())
 
     async def execute(
-        self, running: RunningAttempt, reservation: Reservation, writer: Writer, mirror: TaskMirror
+        self, running: RunningAttempt, reservation: Reservation, stream: AttemptStream, mirror: TaskMirror
     ) -> AttemptResult:
         """Runs the attempt and publishes what it writes. Stores nothing; raises only what is a defect."""
         try:
-            if (replied := await self._generate(running, reservation, writer, mirror)) is not None:
+            if (replied := await self._generate(running, reservation, stream, mirror)) is not None:
                 return replied
             failed = INTERRUPTED
         except EngineRefused as error:
@@ -130,18 +132,20 @@ class AttemptExecutor:
             left -= min(time.monotonic() - before, 2 * tick_s)
         running.stop(StopReason.TIMEOUT)
 
-    async def _open_writer(self, running: RunningAttempt) -> Writer:
+    async def _open_stream(self, running: RunningAttempt) -> AttemptStream:
         claim = running.claim
         if claim.attempt > 1:
-            running.resume_point = await streams.before(self._history_redis, self._record, claim.job_id, claim.attempt)
-        return self._publisher.writer(claim.job_id, claim.attempt, running.resume_point)
+            running.resume_point = await resume.resume_point(
+                self._history_redis, self._record, claim.job_id, claim.attempt, self._timings.resume_timeout_s
+            )
+        return self._publisher.open_attempt(claim.job_id, claim.attempt, running.resume_point)
 
     async def _generate(
-        self, running: RunningAttempt, reservation: Reservation, writer: Writer, mirror: TaskMirror
+        self, running: RunningAttempt, reservation: Reservation, stream: AttemptStream, mirror: TaskMirror
     ) -> Replied | None:
         """The whole reply; None: the attempt ended before there was one."""
         claim = running.claim
-        progress = _ProgressPublisher(running, writer, mirror, self._timings)
+        progress = _ProgressPublisher(running, stream, mirror, self._timings)
         progress.publish()
         engine = await self._load(running, reservation)
         turn = None if engine is None else await self._read_turn(running, engine.limits)
@@ -149,18 +153,18 @@ class AttemptExecutor:
             return None
         request = self._request(running, turn)
         running.may_think = shape.may_think(self._models[claim.model].settings, request.grammar, engine.limits)
-        if not await self._stream(running, engine, request, writer, progress):
+        if not await self._run_sequence(running, engine, request, stream, progress):
             running.restart()
             request = msgspec.structs.replace(request, sequence_id=next(self._sequence_ids), written=[])
-            await self._stream(running, engine, request, writer, progress)
-        return await self._whole_reply(running, engine, turn, writer, is_resumed=bool(request.written))
+            await self._run_sequence(running, engine, request, stream, progress)
+        return await self._whole_reply(running, engine, turn, stream, is_resumed=bool(request.written))
 
     async def _whole_reply(
         self,
         running: RunningAttempt,
         engine: Engine,
         turn: conversations.Turn,
-        writer: Writer,
+        stream: AttemptStream,
         *,
         is_resumed: bool,
     ) -> Replied | None:
@@ -169,7 +173,7 @@ class AttemptExecutor:
         finish = None if last is None or last.finish == "cancelled" else last.finish
         if finish is not None or stop_reason is not StopReason.DRAIN:
             # The next attempt goes on behind what is held back; any other end gives it to the readers.
-            writer.write(running.reply.end())
+            stream.append(running.reply.end())
         # Whole before it was stopped: the time it took is spent, and only a lease that is gone stands against it.
         if last is None or finish is None or stop_reason is StopReason.LEASE_LOST:
             return None
@@ -226,12 +230,12 @@ class AttemptExecutor:
             written=[] if running.resume_point is None else running.resume_point.tokens,
         )
 
-    async def _stream(
+    async def _run_sequence(
         self,
         running: RunningAttempt,
         engine: Engine,
         request: Submit,
-        writer: Writer,
+        stream: AttemptStream,
         progress: _ProgressPublisher,
     ) -> bool:
         """To the reply's end, or the attempt's. False: the reply cannot go on behind what was written before."""
@@ -239,7 +243,7 @@ class AttemptExecutor:
         if running.stop_reason is None:
             async with aclosing(engine.run(request)) as steps:
                 async for step in steps:
-                    if not writer.write(running.take(step), step.tokens):
+                    if not stream.append(running.take(step), step.tokens):
                         return False
                     progress.publish()
         return True
@@ -258,9 +262,11 @@ class AttemptExecutor:
 class _ProgressPublisher:
     """Publishes one attempt's progress now and then, to its readers and to SAQ's task; nobody waits for it."""
 
-    def __init__(self, running: RunningAttempt, writer: Writer, mirror: TaskMirror, timings: AttemptTimings) -> None:
+    def __init__(
+        self, running: RunningAttempt, stream: AttemptStream, mirror: TaskMirror, timings: AttemptTimings
+    ) -> None:
         self._running = running
-        self._writer = writer
+        self._stream = stream
         self._mirror = mirror
         self._timings = timings
         self._next_at = 0.0
@@ -273,4 +279,4 @@ class _ProgressPublisher:
         claim, progress, timings = self._running.claim, self._running.progress, self._timings
         self._next_at = now + (timings.decode_progress_s if progress.phase == "decode" else timings.progress_s)
         self._mirror.update(claim.job_id, claim.attempt, progress)
-        self._writer.progress(progress)
+        self._stream.publish_progress(progress)

@@ -37,8 +37,8 @@ from llamalith_app.settings.config import Config
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
-from llamalith_app.streams import streams
-from llamalith_app.streams.streams import StreamPublisher
+from llamalith_app.streams import publisher
+from llamalith_app.streams.publisher import StreamPublisher
 from llamalith_app.supervise import signals
 
 log = structlog.get_logger(__name__)
@@ -55,6 +55,7 @@ class WorkerTimings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a drain waits for the attempts that it stopped, and again for those that were loading."""
     sweep: SweepTimings = SweepTimings()
     attempt: AttemptTimings = AttemptTimings()
+    stream: publisher.Timings = publisher.TIMINGS
 
 
 TIMINGS = WorkerTimings()
@@ -90,7 +91,7 @@ class Worker:
         self._models = {model.name: model for model in config.models}
         self._database = Database(config.database_path)
         self._redis = impatient_redis(config.redis_url)
-        self._history_redis = impatient_redis(config.redis_url, streams.BEFORE_S)
+        self._history_redis = impatient_redis(config.redis_url, timings.attempt.resume_timeout_s)
         budget_mb = config.memory_budget_mb
         self._budget_bytes = memory.machine_bytes() if budget_mb is None else budget_mb * memory.MIB
         self._pool = Pool(
@@ -130,7 +131,7 @@ class Worker:
         settler = Settler(self._database, self._speeds, self._poll_later)
         attempts = AttemptExecutor(
             self._database,
-            StreamPublisher(self._redis, record),
+            StreamPublisher(self._redis, record, self._timings.stream),
             self._history_redis,
             settler,
             record=record,

@@ -16,7 +16,7 @@ from llamalith_app.engine.messages import Advance
 from llamalith_app.jobs.worker.reply import Piece, Reply
 from llamalith_app.jobs.worker.speeds import Measure
 from llamalith_app.store.jobs import Claim, Written
-from llamalith_app.streams.streams import ResumePoint
+from llamalith_app.streams.resume import ResumePoint
 
 T = TypeVar("T")
 
