@@ -14,12 +14,13 @@ from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import SHORT_FIELDS, JobForm, LoginForm
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import CrossSite, LoginNeeded, NotLookedAt, StaleForm, StorageUnavailable, TooManyLogins
 from llamalith_app.guards.cookies import cookie, own_cookie
 from llamalith_app.guards.forms import ANONYMOUS_BYTES, form_fields
 from llamalith_app.guards.origin import is_foreign, may_be_sent_from_elsewhere
-from llamalith_app.guards.principal import OPEN, PAGE, Principal
+from llamalith_app.guards.principal import OPEN, PAGE
 from llamalith_app.web import html
 from llamalith_app.web.html import page
 from llamalith_app.web.request import AppRequest

@@ -16,7 +16,7 @@ from litestar.params import FromQuery, QueryParameter
 from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import JobForm
-from llamalith_app.contracts.jobs import Job, StatusWord
+from llamalith_app.contracts.jobs import Job, JobRequest, StatusWord
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.jobs import MAX_ID, JobIdInPath
 from llamalith_app.controllers.login import came_from, draft_page, see, typed
@@ -95,14 +95,13 @@ class Pages(Controller):
         try:
             form = await request.form_as(JobForm)
             accepted = await request.parts.submissions.submit(
-                request.principal.user_id,
+                request.principal,
                 request.id,
-                content=form.content,
+                JobRequest(
+                    content=form.content, model=form.model, system_prompt=form.system_prompt, priority="interactive"
+                ),
                 conversation_id=form.conversation_id,
-                model=form.model,
-                system_prompt=form.system_prompt,
                 keeps_system_prompt=form.system_prompt == form.system_prompt_was,
-                priority="interactive",
                 key=_key(request.principal.user_id, form),
             )
         except (BadInput, QueueFull, StorageUnavailable) as error:
@@ -119,7 +118,7 @@ class Pages(Controller):
     @post("/jobs/{job_id:str}/retry", opt=PAGE, status_code=303)
     async def retry(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
         """Back to where it was asked, at the new job; where a job was tried again before, at that one."""
-        again = await request.parts.submissions.retry(request.principal.user_id, request.id, job_id)
+        again = await request.parts.submissions.retry(request.principal, request.id, job_id)
         return see(f"{came_from(request)}#job-{again.job_id}")
 
     @post("/jobs/cancel", opt=PAGE, status_code=303)

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, event
 
-from llamalith_app.store import check, conversations, job_reads, jobs, retention
+from llamalith_app.store import check, conversations, job_reads, jobs, retention, turns
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.conftest import NewRecord
@@ -38,6 +38,12 @@ class Known(NamedTuple):
     model: str
     content: str
     status: Status
+    turn_id: int
+    parent: int | None
+    """The job that it goes on from; None: from none that is left."""
+    system: str
+    """The system message in force for it."""
+    context: str
     may_be_given_up: bool
     """It bounds its wait, and was never claimed."""
     bounds_its_wait: bool
@@ -109,8 +115,14 @@ class Record(RuleBasedStateMachine):
         accepted = self.run(
             crash_at,
             jobs.submit,
-            prompt(content, conversation, system_prompt=system, context=context, model=model, max_attempts=2)._replace(
-                queue_timeout_s=queue_timeout_s
+            prompt(
+                content,
+                conversation,
+                system_prompt=system,
+                context=context,
+                model=model,
+                max_attempts=2,
+                queue_timeout_s=queue_timeout_s,
             ),
             NOW,
         )
@@ -232,7 +244,7 @@ class Record(RuleBasedStateMachine):
 
     @rule(crash_at=crash)
     def give_up(self, crash_at: int | None) -> None:
-        given_up = self.run(crash_at, jobs.give_up, NOW + timedelta(seconds=60), 1000)
+        given_up = self.run(crash_at, jobs.expire_queued, NOW + timedelta(seconds=60), 1000)
         if given_up is None:
             assert crash_at is not None
             return
@@ -277,7 +289,7 @@ class Record(RuleBasedStateMachine):
     def a_turn_holds_nothing_later_and_nothing_unanswered(self) -> None:
         with self.engine.connect() as connection:
             for claim in filter(self.holds, self.claims):
-                seen = conversations.turn(connection, claim.conversation_id, claim.turn, 10_000).messages
+                seen = turns.turn(connection, claim.turn_id, 10_000).messages
                 job = self.jobs[claim.job_id]
                 wanted: list[str] = []
                 for job_id, other in self.jobs.items():

@@ -35,7 +35,7 @@ from llamalith_app.jobs.worker.reply import Piece, Reply
 from llamalith_app.jobs.worker.speeds import Measure, Speeds
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.settings.config_file import MaxWait
-from llamalith_app.store import conversations, jobs
+from llamalith_app.store import jobs, turns
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.streams import streams
@@ -475,13 +475,13 @@ class Generation:
                 raise
             return Fit(None, "could not be validated: its worker was ending")
 
-    async def _turn(self, running: RunningAttempt, max_chars: int) -> conversations.Turn | None:
+    async def _turn(self, running: RunningAttempt, max_chars: int) -> turns.Turn | None:
         """What is to be answered, once the record can be read. None: the attempt is to stop before that."""
         claim = running.claim
         is_told = False
         while running.ends_as is None:
             try:
-                return await self._database.read(conversations.turn, claim.conversation_id, claim.turn, max_chars)
+                return await self._database.read(turns.turn, claim.turn_id, max_chars)
             except StorageUnavailable as error:
                 if not is_told:
                     log.error("a conversation cannot be read now", job_id=claim.job_id, reason=str(error))
