@@ -74,6 +74,8 @@ class NewJob(NamedTuple):
 class Accepted(NamedTuple):
     job_id: int | None
     """None: only a system message was stored."""
+    turn_id: int | None
+    """None: nothing was stored, since that system message is in force already."""
     conversation_id: str
     """The public id."""
     model: str
@@ -338,10 +340,10 @@ def _add(
             inputs.append(Message(role="system", content=copied))
     inputs.extend(new.inputs)
     if not inputs:
-        return Accepted(None, public_id, model)
+        return Accepted(None, None, public_id, model)
     turn_id = turns.append(connection, conversation_id, parent, inputs, now)
     if not new.inputs:
-        return Accepted(None, public_id, model)
+        return Accepted(None, turn_id, public_id, model)
     parameters = given_in(request)
     job = {
         **{name: getattr(request, name) for name in _SAME_NAME},
@@ -364,7 +366,7 @@ def _add(
         "created_at": now,
     }
     job_id: int = connection.execute(_NEW_JOB, job).scalar_one()
-    return Accepted(job_id, public_id, model)
+    return Accepted(job_id, turn_id, public_id, model)
 
 
 def n_queued(connection: Connection, owner_id: int) -> int:
