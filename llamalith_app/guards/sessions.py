@@ -1,7 +1,7 @@
 """Sessions of browsers: the cookie, its token, and the token that forms carry.
 
-Owns the secrets' use: the record holds only a keyed digest of each token, made with SECRET_KEY and the password's
-hash, so that a change of either ends every session. Knows no route and no password.
+Owns the secrets' use: the record holds only a keyed digest of each token and the scheme it was issued for, made with
+SECRET_KEY and the password's hash, so that a change of either ends every session. Knows no route and no password.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
 
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.guards.cookies import cookie, own_cookie
+from llamalith_app.guards.cookies import cookie, is_https, own_cookie
 from llamalith_app.store import sessions
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
@@ -55,7 +55,7 @@ class Sessions:
         """A session under a new random token, never under one that the client brought; that one ends."""
         await self.end(connection)
         token = secrets.token_urlsafe(32)
-        await self._database.write(sessions.begin, self._digest(token), ADMIN_ID, datetime.now(UTC))
+        await self._database.write(sessions.begin, self._digest(connection, token), ADMIN_ID, datetime.now(UTC))
         cookie = self._cookie(connection, token, int(sessions.ABSOLUTE.total_seconds()))
         return cookie, Session(ADMIN_ID, self._keyed("csrf", token))
 
@@ -64,7 +64,7 @@ class Sessions:
         token = cookie(connection, COOKIE)
         if TOKEN.fullmatch(token) is None:
             return None
-        digest, now = self._digest(token), datetime.now(UTC)
+        digest, now = self._digest(connection, token), datetime.now(UTC)
         found = await self._database.read(sessions.find, digest, now)
         if found is None:
             return None
@@ -80,7 +80,7 @@ class Sessions:
         """The session is over for whoever holds its token; the cookie takes it out of this browser."""
         token = cookie(connection, COOKIE)
         if TOKEN.fullmatch(token) is not None:
-            await self._database.write(sessions.end, self._digest(token))
+            await self._database.write(sessions.end, self._digest(connection, token))
             self._one_ended.set()
             self._one_ended = asyncio.Event()
         return self._cookie(connection, "", 0)
@@ -104,8 +104,10 @@ class Sessions:
         except StorageUnavailable as error:
             log.warning("a session's use is not noted", reason=str(error))
 
-    def _digest(self, token: str) -> str:
-        return self._keyed("session", f"{token}\0{self._password_hash}")
+    def _digest(self, connection: Connection, token: str) -> str:
+        # The scheme is part of it: the cookie's name binds browsers only, and a stolen token can be sent under either.
+        scheme = "https" if is_https(connection) else "http"
+        return self._keyed(f"session over {scheme}", f"{token}\0{self._password_hash}")
 
     def _keyed(self, purpose: str, text: str) -> str:
         return hmac.new(self._secret_key, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()

@@ -21,7 +21,6 @@ from typing import NamedTuple, NoReturn
 import structlog
 
 from llamalith_app.errors import ConfigError, LlamalithError
-from llamalith_app.logs import say
 from llamalith_app.settings.config import Config, valkey_socket
 from llamalith_app.supervise import parent, pidfile, signals, valkey
 
@@ -200,9 +199,10 @@ class Supervisor:
         return self._run_dir / f"{name}.pid"
 
 
-async def run(config: Config, *, host: str, port: int, grace_s: float) -> int:
-    """Runs the product until SIGTERM, SIGINT or SIGHUP; answers the exit code, and prints one line when it is ready.
+async def run(config: Config, *, host: str, port: int, grace_s: float, on_ready: Callable[[str], None]) -> int:
+    """Runs the product until SIGTERM, SIGINT or SIGHUP; returns the exit code.
 
+    `on_ready` is called once, with the URL of the page, when web, worker and queue can serve.
     Raises ConfigError where another `up` holds the data directory, the port is taken, or there is no Valkey.
     """
     run_dir = config.data_dir / "run"
@@ -213,10 +213,12 @@ async def run(config: Config, *, host: str, port: int, grace_s: float) -> int:
         raise ConfigError([f"another llamalith up (pid {pidfile.read_pid(lock_path)}) runs on {config.data_dir}"])
     pidfile.write_pid(lock, os.getpid())
     supervisor = Supervisor(run_dir, grace_s=grace_s)
-    return await supervisor.run(_product(supervisor, config, host, port, grace_s))
+    return await supervisor.run(_product(supervisor, config, host, port, grace_s, on_ready))
 
 
-async def _product(supervisor: Supervisor, config: Config, host: str, port: int, grace_s: float) -> None:
+async def _product(
+    supervisor: Supervisor, config: Config, host: str, port: int, grace_s: float, on_ready: Callable[[str], None]
+) -> None:
     # What was read here is what they read, whatever comes into the current folder later.
     env_file = ("--env-file", str(config.env_file)) if config.env_file else ()
     settings = ("--data-dir", str(config.data_dir), *env_file)
@@ -233,7 +235,7 @@ async def _product(supervisor: Supervisor, config: Config, host: str, port: int,
             parts.create_task(supervisor.keep(ManagedProcess("web", web)))
             parts.create_task(supervisor.keep(ManagedProcess("worker", worker)))
             await until(lambda: serves(host, port))
-            say(f"llamalith: ready http://{in_url(host)}:{port}/chat")
+            on_ready(f"http://{in_url(host)}:{port}/chat")
     except ExceptionGroup as failed:
         # Parts fail one by one; the first to do so has ended the others.
         raise failed.exceptions[0] from None

@@ -37,7 +37,10 @@ ASSETS = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir()}
 """In memory: a name from outside is looked up, and never becomes a path."""
 DOTS = (".", "..")
 """Browsers take these parts of a path away, encoded or not."""
-VERSIONS = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in ASSETS.items()}
+VERSION = hashlib.sha256(repr(sorted(ASSETS.items())).encode()).hexdigest()[:12]
+"""One for all files, in the path: what a module imports beside it is then asked for under the same version."""
+MODULES = sorted(name for name in ASSETS if name.endswith(".js") and name not in ("app.js", "monitor.js"))
+"""What app.js imports. Pages name them as well, so that a browser need not read one to learn of the next."""
 MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
@@ -50,7 +53,8 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         lstrip_blocks=True,
     )
     environment.globals["once"] = lambda: secrets.token_urlsafe(16)
-    environment.globals["static"] = lambda name: f"/chat/static/{name}?v={VERSIONS[name]}"
+    environment.globals["static"] = lambda name: f"/chat/static/{VERSION}/{name}"
+    environment.globals["modules"] = MODULES
     environment.filters |= {
         "conversation_url": conversation_url,
         "events_url": _events_url,
@@ -66,16 +70,15 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
 
 
-@get("/static/{name:str}", opt=OPEN | BACKGROUND)
-async def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
+@get(["/static/{name:str}", "/static/{version:str}/{name:str}"], opt=OPEN | BACKGROUND)
+async def asset(name: FromPath[str], version: FromPath[str] = "") -> Response[bytes]:
     if name not in ASSETS:
         raise NotFound("There is no such file.")
-    is_this_version = request.scope["query_string"] == f"v={VERSIONS[name]}".encode()
     return Response(
         ASSETS[name],
         media_type=MEDIA_TYPES[name.rpartition(".")[2]],
-        # For good only where its address carries the digest of this very content: another version's page asks too.
-        headers={"Cache-Control": "public, max-age=31536000, immutable" if is_this_version else "no-cache"},
+        # For good only under this very version: while an update goes on, another version's page asks as well.
+        headers={"Cache-Control": "public, max-age=31536000, immutable" if version == VERSION else "no-cache"},
     )
 
 
