@@ -49,7 +49,7 @@ from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 from llamalith_app.streams.progress import ProgressReader
-from llamalith_app.web import html, problems
+from llamalith_app.web import follow, html, problems
 from llamalith_app.web.envelope import Envelope
 from llamalith_app.web.follow import Followers
 from llamalith_app.web.live import Live
@@ -70,7 +70,7 @@ class WebApp(MarkedSlashes):
         """Before the server waits for open connections: streams would never end by themselves."""
 
 
-def create_app(config: Config) -> WebApp:
+def create_app(config: Config, *, follow_timings: follow.Timings = follow.TIMINGS) -> WebApp:
     """The whole web application; opens its database when its lifespan starts.
 
     Raises ConfigError for a grammar that cannot be read. The schema must be current (`store/migrate.py`).
@@ -93,12 +93,12 @@ def create_app(config: Config) -> WebApp:
         forecasts=forecasts,
     )
     live = Live(database, ProgressReader(redis, record), forecasts)
-    followers = Followers(database, live, redis, record)
+    followers = Followers(database, live, redis, record, follow_timings)
     hosts = Hosts(config.allowed_hosts)
     parts = Parts(
         database=database,
         submissions=submissions,
-        cancellations=Cancellations(database, hints, models, followers.tell_ended),
+        cancellations=Cancellations(database, hints, models, followers.publish_ended),
         live=live,
         followers=followers,
         readings=Readings(database, redis),
@@ -193,9 +193,11 @@ def create_app(config: Config) -> WebApp:
     return WebApp(app, parts, hsts=config.hsts)
 
 
-def create_server(config: Config, *, host: str = "127.0.0.1", port: int = 0) -> Server:
+def create_server(
+    config: Config, *, host: str = "127.0.0.1", port: int = 0, follow_timings: follow.Timings = follow.TIMINGS
+) -> Server:
     """The application on a socket of its own; `port` 0: any free one. Raises what `create_app` raises."""
-    app = create_app(config)
+    app = create_app(config, follow_timings=follow_timings)
     settings = uvicorn.Config(
         app,
         http=Protocol,

@@ -155,7 +155,7 @@ class NotLookedAt(StorageUnavailable):
 
 
 class ValidatorBusy(LlamalithError):
-    """Schemas of others are judged, and this one's turn did not come in time."""
+    """The schemas of others were validated first, and this one's turn did not come in time."""
 
     status = 503
     type = "schema-judge-busy"

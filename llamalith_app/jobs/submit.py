@@ -258,7 +258,7 @@ class Submissions:
         if isinstance(wanted, JsonSchema) and (wanted.json_schema is None) == (wanted.schema is None):
             raise BadInput("response_format: expected the schema in json_schema.schema, or in schema, and not in both")
         schema = wanted_schema(wanted)
-        return () if schema is None else await self._schemas.judge(schema)
+        return () if schema is None else await self._schemas.validate(schema)
 
 
 def _inputs(request: JobRequest) -> list[Message]:

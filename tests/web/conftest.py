@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import bcrypt
 import httpx
@@ -51,10 +52,10 @@ def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
 
 
 @asynccontextmanager
-async def serving(config: Config) -> AsyncIterator[httpx.AsyncClient]:
-    """A client whose base is the running application, with the token."""
+async def serving(config: Config, **timings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client whose base is the running application, with the token. `timings` are those of `create_server`."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = create_server(config)
+    server = create_server(config, **timings)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     port = listener.getsockname()[1]
     try:

@@ -37,8 +37,9 @@ from llamalith_app.store.migrate import migrate
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
-from llamalith_app.streams import streams
-from llamalith_app.streams.streams import before
+from llamalith_app.streams import resume
+from llamalith_app.streams.resume import ResumePoint, resume_point
+from llamalith_app.streams.subscriber import history
 from llamalith_app.supervise import valkey
 from tests import fake_engine
 from tests.settle import eventually
@@ -295,12 +296,12 @@ async def test_what_an_attempt_before_the_last_had_written_is_kept_too(
     script.write({"when": "late", "after": 3, "signal": 9, "once": str(tmp_path / "died"), "reply": "abcdefghijklmnop"})
 
     async def told_once_more(*of: Any) -> Any:
-        found = await before(*of)
+        found = await resume_point(*of)
         script.write({"when": "late", "refuse": "It is broken."})
         return found
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(streams, "before", told_once_more)
+        patched.setattr(resume, "resume_point", told_once_more)
         async with working(config, script):
             job = await ended(database, await submit("late", max_attempts=2))
     assert [outcome for _, outcome, _ in await attempts(database, job.id)] == ["failed", "failed"]
@@ -319,21 +320,21 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
 ) -> None:
     hint_timeout_s = 0.2
     monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", hint_timeout_s)
-    monkeypatch.setattr(streams, "BEFORE_S", 20)
-    before, found = streams.before, []
+    monkeypatch.setattr(resume, "RESUME_TIMEOUT_S", 20)
+    found: list[ResumePoint | None] = []
     gate = tmp_path / "gate"
     script.write({"when": "late", "after": 3, "gate": str(gate), "reply": "abcdefghijklmnop"})
     async with Redis.from_url(config.redis_url) as redis:
 
         async def late(*of: Any) -> Any:
             await redis.client_pause(int(3000 * hint_timeout_s))
-            found.append(await before(*of))
+            found.append(await resume_point(*of))
             return found[-1]
 
-        monkeypatch.setattr(streams, "before", late)
+        monkeypatch.setattr(resume, "resume_point", late)
         async with working(config, script) as worker:
             job_id = await submit("late")
-            await eventually(partial(streams.history, redis, record_id(database.path), job_id))
+            await eventually(partial(history, redis, record_id(database.path), job_id))
             (pid,) = [held.engine.pid for held in worker._pool.held.values() if held.engine is not None]
             os.kill(pid, signal.SIGKILL)
             gate.touch()
