@@ -37,8 +37,8 @@ def test_a_broken_promise_is_told_with_its_rows(engine: Engine, database_path: P
         connection.execute(text("DELETE FROM messages"))
     told = check(database_path.parent)
     assert told.exit_code == 1
-    assert "BROKEN: each job has its prompt, in its own conversation and place" in told.output
-    assert '{"job_id":1,"conversation_id":1,"turn":0}' in told.output
+    assert "BROKEN: each job has something to answer in its turn" in told.output
+    assert '{"job_id":1,"turn_id":1}' in told.output
 
 
 def test_checking_takes_no_lock_and_changes_nothing(engine: Engine, database_path: Path) -> None:

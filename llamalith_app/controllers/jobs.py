@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from litestar import Controller, delete, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
-from llamalith_app.contracts import parameters
 from llamalith_app.contracts.jobs import (
     AttemptList,
     Cancelled,
@@ -47,19 +46,10 @@ class Jobs(Controller):
     ) -> JobAccepted:
         """Answered 200, it is on disk and will get exactly one answer."""
         return await request.parts.submissions.submit(
-            request.principal.user_id,
+            request.principal,
             request.id,
-            content=data.content or "",
+            data,
             conversation_id=id_text(data.conversation_id),
-            model=data.model,
-            system_prompt=data.system_prompt,
-            assistant_context=data.assistant_context,
-            grammar_name=data.grammar_name,
-            priority=data.priority or "normal",
-            parameters=parameters.said(data),
-            timeout_s=data.timeout_s,
-            queue_timeout_s=data.queue_timeout_s,
-            max_attempts=data.max_attempts,
             key=await request.key(idempotency_key),
         )
 
@@ -117,7 +107,7 @@ class Jobs(Controller):
         becomes a new job, the last of its conversation. Asked again, the answer names the same new job."""
         await request.takes_only()
         return await request.parts.submissions.retry(
-            request.principal.user_id, request.id, job_id, key=await request.key(idempotency_key)
+            request.principal, request.id, job_id, key=await request.key(idempotency_key)
         )
 
     @post("/retry", status_code=200, summary="Try all jobs again that match")
@@ -140,7 +130,7 @@ class Jobs(Controller):
         """Each at most once, and as many as the queue has room for; `more` says whether to ask again."""
         await request.takes_only(*RETRY_FILTERS)
         return await request.parts.submissions.retry_matching(
-            request.principal.user_id,
+            request.principal,
             request.id,
             {Status(word) for word in status},
             limit=limit,

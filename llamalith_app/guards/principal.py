@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.errors import CrossSite, LoginNeeded, NotAuthenticated, NotLookedAt, StaleForm, StorageUnavailable
 from llamalith_app.guards.forms import anonymous_fields, form_fields, has_form
 from llamalith_app.guards.origin import SAFE_METHODS, is_foreign, is_same_origin
@@ -30,15 +30,6 @@ CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "x-csrf-token"
 
 Connection = ASGIConnection[Any, Any, Any, Any]
-
-
-class Principal(msgspec.Struct, frozen=True):
-    """Whose rows a request may see and write."""
-
-    user_id: int
-    door: Literal["token", "session"]
-    csrf_token: str = ""
-    """What the forms of this session carry; empty behind a token."""
 
 
 class PrincipalGuard:

@@ -620,7 +620,7 @@ async def test_what_is_not_there_or_of_somebody_else_is_not_found(
 ) -> None:
     def of_another(connection: Any) -> int | None:
         connection.exec_driver_sql(ANOTHER)
-        return jobs.submit(connection, prompt(conversation_id="c")._replace(owner_id=2), NOW).job_id
+        return jobs.submit(connection, prompt(conversation_id="c", owner_id=2), NOW).job_id
 
     job_id = await database.write(of_another)
     for path in (f"/api/jobs/{job_id}", "/api/jobs/99", "/api/conversations/c", "/api/conversations/none"):

@@ -30,7 +30,7 @@ from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, lo
 from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, hold_lock
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.config_file import ModelSettings
-from llamalith_app.store import conversations, job_reads, jobs, retention, workers
+from llamalith_app.store import conversations, job_reads, jobs, retention, turns, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.record import record_id
@@ -661,16 +661,16 @@ async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_wa
 async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn, n_read = conversations.turn, 0
+    turn, n_read = turns.turn, 0
 
-    def once_unreadable(*of: Any) -> conversations.Turn:
+    def once_unreadable(*of: Any) -> turns.Turn:
         nonlocal n_read
         n_read += 1
         if n_read == 1:
             raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
         return turn(*of)
 
-    monkeypatch.setattr(conversations, "turn", once_unreadable)
+    monkeypatch.setattr(turns, "turn", once_unreadable)
     async with working_in_process(config, script):
         job = await ended(database, await submit("x", max_attempts=1))
     assert (job.status, n_read) == ("done", 2)

@@ -30,7 +30,7 @@ from llamalith_app.jobs.worker.settle import AttemptResult, Failed, Replied, Set
 from llamalith_app.jobs.worker.task_mirror import TaskMirror
 from llamalith_app.jobs.worker.tasks import TaskSet
 from llamalith_app.settings.config import ModelConfig
-from llamalith_app.store import conversations
+from llamalith_app.store import turns
 from llamalith_app.store.database import Database
 from llamalith_app.streams import resume
 from llamalith_app.streams.publisher import AttemptStream, StreamPublisher
@@ -163,7 +163,7 @@ class AttemptExecutor:
         self,
         running: RunningAttempt,
         engine: Engine,
-        turn: conversations.Turn,
+        turn: turns.Turn,
         stream: AttemptStream,
         *,
         is_resumed: bool,
@@ -204,13 +204,13 @@ class AttemptExecutor:
             raise engine
         return engine
 
-    async def _read_turn(self, running: RunningAttempt, limits: EngineLimits) -> conversations.Turn | None:
+    async def _read_turn(self, running: RunningAttempt, limits: EngineLimits) -> turns.Turn | None:
         """What is to be answered, once the record can be read. None: the attempt is stopped before that."""
         claim, max_chars = running.claim, limits.n_ctx * MAX_CHARS_A_TOKEN
         is_logged = False
         while running.stop_reason is None:
             try:
-                return await self._database.read(conversations.turn, claim.conversation_id, claim.turn, max_chars)
+                return await self._database.read(turns.turn, claim.turn_id, max_chars)
             except StorageUnavailable as error:
                 if not is_logged:
                     log.error("a conversation cannot be read now", job_id=claim.job_id, reason=str(error))
@@ -218,7 +218,7 @@ class AttemptExecutor:
                 await asyncio.sleep(self._timings.retry_read_s)
         return None
 
-    def _request(self, running: RunningAttempt, turn: conversations.Turn) -> Submit:
+    def _request(self, running: RunningAttempt, turn: turns.Turn) -> Submit:
         claim = running.claim
         settings = self._models[claim.model].settings
         return Submit(

@@ -174,7 +174,7 @@ class Sweeper:
         """Ends jobs that waited longer for their first start than their `queue_timeout_s` allows."""
         n_expired = limit = self._batches.overdue_jobs
         while n_expired == limit:
-            expired = await self._database.write(jobs.give_up, datetime.now(UTC), limit)
+            expired = await self._database.write(jobs.expire_queued, datetime.now(UTC), limit)
             n_expired = len(expired)
             if expired:
                 log.warning("jobs waited longer than they may", n_jobs=n_expired, first=expired[0])
