@@ -29,7 +29,7 @@ from llamalith_app.controllers.login import Doors
 from llamalith_app.controllers.models import Models
 from llamalith_app.controllers.monitor import QueueMonitor
 from llamalith_app.controllers.pages import Pages
-from llamalith_app.errors import LlamalithError, LoginNeeded, NotLookedAt, StaleForm
+from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
 from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
@@ -138,7 +138,7 @@ def create_app(config: Config) -> WebApp:
         exception_handlers={
             LoginNeeded: login.of_login_needed,
             StaleForm: login.of_stale_form,
-            NotLookedAt: login.of_not_looked_at,
+            SessionUnreadable: login.of_session_unreadable,
             LlamalithError: html.of_ours,
             HTTPException: html.of_litestar,
             Exception: html.of_anything,

@@ -146,7 +146,7 @@ class StorageUnavailable(LlamalithError):
     retry_after_s = 5
 
 
-class NotLookedAt(StorageUnavailable):
+class SessionUnreadable(StorageUnavailable):
     """A form came while nobody could tell whose session it was."""
 
     def __init__(self, reason: str, fields: dict[str, str]) -> None:

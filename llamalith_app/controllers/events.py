@@ -110,7 +110,7 @@ async def _until_gone(receive: Receive, line: Line) -> None:
 
 
 async def _until_session_is_over(request: AppRequest, line: Line) -> None:
-    await request.parts.sessions.over(request)
+    await request.parts.sessions.wait_until_ended(request)
     line.end()
 
 

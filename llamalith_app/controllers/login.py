@@ -15,8 +15,8 @@ from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import SHORT_FIELDS, JobForm, LoginForm
 from llamalith_app.contracts.problems import Problem
-from llamalith_app.errors import CrossSite, LoginNeeded, NotLookedAt, StaleForm, StorageUnavailable, TooManyLogins
-from llamalith_app.guards.cookies import cookie, own_cookie
+from llamalith_app.errors import CrossSite, LoginNeeded, SessionUnreadable, StaleForm, StorageUnavailable, TooManyLogins
+from llamalith_app.guards.cookies import cookie_value, make_cookie
 from llamalith_app.guards.forms import ANONYMOUS_BYTES, form_fields
 from llamalith_app.guards.origin import is_foreign, may_be_sent_from_elsewhere
 from llamalith_app.guards.principal import OPEN, PAGE, Principal
@@ -49,7 +49,7 @@ class Doors(Controller):
         request: AppRequest,
         going_to: Annotated[str, QueryParameter(name="next")] = "",
     ) -> Redirect | Template:
-        kept = cookie(request, NEXT_COOKIE)
+        kept = cookie_value(request, NEXT_COOKIE)
         target = _ours(going_to or kept)
         if await request.parts.sessions.find(request) is not None:
             return see(target)
@@ -68,7 +68,7 @@ class Doors(Controller):
         draft = await typed(request)
         target = _ours(form.next)
         try:
-            if not await request.parts.passwords.is_right(form.password, host, request.headers.get("host", "")):
+            if not await request.parts.passwords.is_correct(form.password, host, request.headers.get("host", "")):
                 log.warning("login failed", address=host)
                 return page(request, "login", status_code=401, going_to=target, draft=draft, wrong="Wrong password.")
             begun, session = await request.parts.sessions.begin(request)
@@ -154,7 +154,7 @@ def of_stale_form(request: Request[Any, Any, Any], error: StaleForm) -> Response
     return draft_page(request, draft, error.status, "This form was out of date and was not sent. Look it over.")
 
 
-def of_not_looked_at(request: Request[Any, Any, Any], error: NotLookedAt) -> Response[Any] | Template:
+def of_session_unreadable(request: Request[Any, Any, Any], error: SessionUnreadable) -> Response[Any] | Template:
     """What was typed stays in a form that can be sent again."""
     draft = _as_typed(error.fields)
     return html.of_ours(request, error) if draft is None else draft_page(request, draft, error.status, str(error))
@@ -202,4 +202,4 @@ def _ours(path: str) -> str:
 
 def _next_cookie(request: Request[Any, Any, Any], path: str, max_age: int) -> Cookie:
     # Not in the address: there it would stay in the history, and the login's address is the same for everybody.
-    return own_cookie(request, NEXT_COOKIE, path, max_age, path=LOGIN)
+    return make_cookie(request, NEXT_COOKIE, path, max_age, path=LOGIN)

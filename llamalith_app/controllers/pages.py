@@ -22,7 +22,7 @@ from llamalith_app.controllers.jobs import MAX_ID, JobIdInPath
 from llamalith_app.controllers.login import came_from, draft_page, see, typed
 from llamalith_app.controllers.models import engines
 from llamalith_app.errors import BadInput, NotFound, QueueFull, StorageUnavailable
-from llamalith_app.guards.cookies import own_cookie
+from llamalith_app.guards.cookies import make_cookie
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.store import conversations, job_reads
 from llamalith_app.store.keys import Key
@@ -159,7 +159,7 @@ def _taken(request: AppRequest, form: JobForm) -> list[Cookie]:
     if not re.fullmatch(r"[\w-]+", form.once, re.ASCII):
         return []
     # For the page's script to read.
-    return [own_cookie(request, "llamalith_taken", form.once, 60, path="/chat", httponly=False, samesite="strict")]
+    return [make_cookie(request, "llamalith_taken", form.once, 60, path="/chat", httponly=False, samesite="strict")]
 
 
 def _key(owner_id: int, form: JobForm) -> Key | None:

@@ -757,8 +757,8 @@ async def test_a_flood_from_one_address_takes_no_place_from_another(config: Conf
 @pytest.mark.parametrize(
     ("addresses", "places"),
     [
-        (["192.0.2.1"], {"MAX_STRANGE_OF_ADDRESS": 24}),
-        (["192.0.2.1", "192.0.2.2"], {"MAX_WAITING": 8, "MAX_WAITING_OF_STRANGE": 6}),
+        (["192.0.2.1"], {"MAX_STRANGE_PER_ADDRESS": 24}),
+        (["192.0.2.1", "192.0.2.2"], {"MAX_WAITING": 8, "MAX_WAITING_STRANGE": 6}),
     ],
     ids=["of an address", "of all"],
 )
@@ -795,7 +795,7 @@ async def test_a_flood_under_strange_names_takes_no_place_from_an_address_that_w
             for number in range(logins.HOSTS_OF_ONE + 1)
             for _ in range(logins.FREE)
         ]
-        n_strange = min(places.values()) if len(addresses) > 1 else places["MAX_STRANGE_OF_ADDRESS"]
+        n_strange = min(places.values()) if len(addresses) > 1 else places["MAX_STRANGE_PER_ADDRESS"]
 
         async def is_full() -> bool:
             return counted() == n_strange and sum(task.done() for task in flood) == len(flood) - n_strange
@@ -1142,14 +1142,14 @@ async def test_only_assets_lie_among_the_assets(client: httpx.AsyncClient, name:
 def test_a_field_read_in_slices_is_the_field_read_whole(quoted: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forms, "SMALL_BYTES", 5)
-        assert forms._text(quoted) == unquote_to_bytes(quoted.replace(b"+", b" ")).decode("utf-8", "replace")
+        assert forms._unquote(quoted) == unquote_to_bytes(quoted.replace(b"+", b" ")).decode("utf-8", "replace")
 
 
 def test_a_field_of_nothing_but_escapes_takes_about_its_own_size_of_memory() -> None:
     quoted = b"%" * 1_000_000
     tracemalloc.start()
     try:
-        assert len(forms._text(quoted)) == len(quoted)
+        assert len(forms._unquote(quoted)) == len(quoted)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
