@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import uvicorn
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
@@ -31,15 +32,16 @@ from llamalith_app.controllers.monitor import QueueMonitor
 from llamalith_app.controllers.pages import Pages
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
+from llamalith_app.guards import sessions
 from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
-from llamalith_app.jobs import order
+from llamalith_app.jobs import order, queue
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
-from llamalith_app.jobs.queue import Hints, impatient_redis
+from llamalith_app.jobs.queue import Hints, redis_without_retries
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
@@ -66,7 +68,19 @@ class WebApp(MarkedSlashes):
         """Before the server waits for open connections: streams would never end by themselves."""
 
 
-def create_app(config: Config) -> WebApp:
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the web process waits, in seconds. No setting: only tests pass other values."""
+
+    redis_timeout_s: float = queue.TIMEOUT_S
+    """For each command to Redis but those of the event streams."""
+    session_poll_s: float = sessions.POLL_S
+    """How long a stream may outlive a session that another process has ended."""
+
+
+TIMINGS = Timings()
+
+
+def create_app(config: Config, timings: Timings = TIMINGS) -> WebApp:
     """The whole web application; opens its database when its lifespan starts.
 
     Raises ConfigError for a grammar that cannot be read. The schema must be current (`store/migrate.py`).
@@ -74,9 +88,9 @@ def create_app(config: Config) -> WebApp:
     models = tuple(model.name for model in config.models)
     database = Database(config.database_path)
     record = record_id(config.database_path)
-    redis = impatient_redis(config.redis_url)
-    hints = Hints(config.redis_url, models)
-    forecasts = Forecasts(database, models, order.bounds(config.max_wait_s))
+    redis = redis_without_retries(config.redis_url, timings.redis_timeout_s)
+    hints = Hints(config.redis_url, models, timeout_s=timings.redis_timeout_s)
+    forecasts = Forecasts(database, models, order.max_wait_by_priority(config.max_wait_s))
     submissions = Submissions(
         database,
         hints,
@@ -98,9 +112,14 @@ def create_app(config: Config) -> WebApp:
         live=live,
         followers=followers,
         readings=Readings(database, redis),
-        sessions=Sessions(database, secret_key=config.secret_key, password_hash=config.admin_password_hash),
+        sessions=Sessions(
+            database,
+            secret_key=config.secret_key,
+            password_hash=config.admin_password_hash,
+            poll_s=timings.session_poll_s,
+        ),
         passwords=Passwords(database, config.admin_password_hash, hosts),
-        monitor=Monitor(config.redis_url, models),
+        monitor=Monitor(config.redis_url, models, timeout_s=timings.redis_timeout_s),
         models=models,
         model_configs=config.models,
         forecasts=forecasts,
@@ -185,9 +204,9 @@ def create_app(config: Config) -> WebApp:
     return WebApp(app, parts, hsts=config.hsts)
 
 
-def create_server(config: Config, *, host: str = "127.0.0.1", port: int = 0) -> Server:
+def create_server(config: Config, *, host: str = "127.0.0.1", port: int = 0, timings: Timings = TIMINGS) -> Server:
     """The application on a socket of its own; `port` 0: any free one. Raises what `create_app` raises."""
-    app = create_app(config)
+    app = create_app(config, timings)
     settings = uvicorn.Config(
         app,
         http=Protocol,

@@ -66,7 +66,7 @@ class Conversations(Controller):
         owner_id = request.principal.user_id
         if not await request.parts.database.read(conversations.exists, owner_id, conversation_id):
             raise NotFound("Conversation not found")
-        n_cancelled = await request.parts.cancellations.matching(owner_id, conversation_id=conversation_id)
+        n_cancelled = await request.parts.cancellations.cancel_matching(owner_id, conversation_id=conversation_id)
         return Cancelled(ok=True, cancelled=n_cancelled)
 
     @get("/messages", summary="Read the messages, in the order of the turns", opt=TAKES_UNKNOWN)

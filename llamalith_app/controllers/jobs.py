@@ -174,7 +174,7 @@ class Jobs(Controller):
     ) -> Cancelled:
         """A filter that is not known, is empty or stands in a body is refused: it would cancel more than was meant."""
         await request.takes_only(*FILTERS)
-        n_cancelled = await request.parts.cancellations.matching(
+        n_cancelled = await request.parts.cancellations.cancel_matching(
             request.principal.user_id,
             {Status(word) for word in status},
             conversation_id=conversation_id,
@@ -192,6 +192,6 @@ async def _read(request: AppRequest, job_id: int) -> Job:
 
 
 async def _cancel(request: AppRequest, job_id: int) -> Job:
-    if await request.parts.cancellations.one(request.principal.user_id, job_id) is None:
+    if await request.parts.cancellations.cancel_job(request.principal.user_id, job_id) is None:
         raise NotFound("Job not found")
     return await _read(request, job_id)

@@ -112,7 +112,7 @@ class Pages(Controller):
 
     @post("/jobs/{job_id:str}/cancel", opt=PAGE, status_code=303)
     async def cancel(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
-        if await request.parts.cancellations.one(request.principal.user_id, job_id) is None:
+        if await request.parts.cancellations.cancel_job(request.principal.user_id, job_id) is None:
             raise NotFound("There is no such job.")
         return see(f"{came_from(request)}#job-{job_id}")
 
@@ -124,7 +124,7 @@ class Pages(Controller):
 
     @post("/jobs/cancel", opt=PAGE, status_code=303)
     async def cancel_queued(self, request: AppRequest) -> Redirect:
-        await request.parts.cancellations.matching(request.principal.user_id, {Status.QUEUED})
+        await request.parts.cancellations.cancel_matching(request.principal.user_id, {Status.QUEUED})
         return see("/chat/jobs?status=queued")
 
     @get("/conversations", opt=PAGE)

@@ -34,7 +34,7 @@ class Live:
 
     def add_eta(self, progress: Progress, model: str) -> None:
         """To what a running job of the model tells, by the speeds that were last seen."""
-        progress.eta_s = _rounded(order.left_s(progress, self._forecasts.newest.engines.get(model)))
+        progress.eta_s = _rounded(order.remaining_s(progress, self._forecasts.newest.engines.get(model)))
 
     async def _add_places(self, queued: list[JobBrief], lanes: Mapping[str, order.ModelQueue]) -> None:
         if not queued:

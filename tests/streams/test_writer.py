@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from llamalith_app.contracts.jobs import Progress
-from llamalith_app.jobs.queue import impatient_redis
+from llamalith_app.jobs.queue import redis_without_retries
 from llamalith_app.streams import streams
 from llamalith_app.streams.progress import ProgressReader
 from llamalith_app.streams.streams import Entry, StreamPublisher, StreamSubscriber, history
@@ -238,8 +238,8 @@ async def test_a_stream_that_was_wiped_is_told_again_as_a_whole(redis: Redis) ->
 
 async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, redis_url: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(streams, "RETRY_S", 0.02)
-    impatient = impatient_redis(redis_url)
-    writer = StreamPublisher(impatient, RECORD).writer(JOB, 1)
+    client = redis_without_retries(redis_url)
+    writer = StreamPublisher(client, RECORD).writer(JOB, 1)
     writer.write([("delta", "one ")])
     await until(redis, "one ")
     # Answers nothing for longer than the writer waits; what was sent meanwhile is done afterwards, and tried again.
@@ -249,12 +249,12 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(redis: Redis, red
         await asyncio.sleep(0)
     await until(redis, "one two three ")
     await writer.close()
-    await impatient.aclose()
+    await client.aclose()
     assert "restart" not in [kind for _, kind, _ in await told(redis)]
 
 
 async def test_without_redis_nothing_is_raised_and_the_end_waits_for_nothing(absent_redis_url: str) -> None:
-    redis = impatient_redis(absent_redis_url)
+    redis = redis_without_retries(absent_redis_url)
     writer = StreamPublisher(redis, RECORD).writer(JOB, 1)
     writer.write([("delta", "text")])
     writer.progress(Progress(phase="decode"))

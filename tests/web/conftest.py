@@ -12,7 +12,7 @@ import bcrypt
 import httpx
 import pytest
 
-from llamalith_app.app import create_server
+from llamalith_app.app import Timings, create_server
 from llamalith_app.settings.config import Config, ModelConfig
 
 TOKEN = "a-token-of-the-tests"
@@ -39,10 +39,8 @@ def make_config(folder: Path, database_path: Path, redis_url: str) -> Config:
     )
 
 
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Valkey that gets no processor for a moment is not one that is away."""
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
+PATIENT = Timings(redis_timeout_s=20)
+"""A Valkey that gets no processor for a moment is not one that is away."""
 
 
 @pytest.fixture
@@ -51,10 +49,10 @@ def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
 
 
 @asynccontextmanager
-async def serving(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(config: Config, timings: Timings = PATIENT) -> AsyncIterator[httpx.AsyncClient]:
     """A client whose base is the running application, with the token."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = create_server(config)
+    server = create_server(config, timings=timings)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     port = listener.getsockname()[1]
     try:

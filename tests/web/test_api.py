@@ -22,6 +22,7 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
+from llamalith_app.app import Timings
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.settings.config import Config
 from llamalith_app.store import jobs, workers
@@ -163,17 +164,15 @@ async def test_a_submit_waits_for_no_redis_that_is_absent(config: Config, absent
     assert [job["id"] for job in listed.json()["jobs"]] == list(range(20, 0, -1))
 
 
-async def test_a_submit_waits_for_no_redis_that_is_frozen(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_submit_waits_for_no_redis_that_is_frozen(config: Config, tmp_path: Path) -> None:
     # So long that an answer that waited for its hint would come too late on any machine.
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 60)
+    timings = Timings(redis_timeout_s=60)
     path = tmp_path / "frozen.sock"
     with socket.socket(socket.AF_UNIX) as frozen:
         # The kernel takes connections for it; nobody ever reads.
         frozen.bind(str(path))
         frozen.listen()
-        async with serving(msgspec.structs.replace(config, redis_url=f"unix://{path}")) as api:
+        async with serving(msgspec.structs.replace(config, redis_url=f"unix://{path}"), timings) as api:
             await api.get("/healthz")
             async with asyncio.timeout(15):
                 answer = await api.post("/api/jobs", json={"content": "x"})
