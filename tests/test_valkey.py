@@ -24,7 +24,7 @@ async def server(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *valkey.argv(valkey.find_binary(), folder=folder, socket=socket),
         start_new_session=True,
-        preexec_fn=parent.dies_with_parent(),
+        preexec_fn=parent.preexec_die_with_parent(),
     )
     try:
         async with asyncio.timeout(20):

@@ -155,17 +155,17 @@ class Cluster:
         """Everything runs and says that it can serve; what does not is told as unexpected."""
         try:
             async with asyncio.timeout(READY_S):
-                await up.until(self._is_ready)
+                await up.wait_until(self._is_ready)
         except TimeoutError:
             down = [name for name in (*self._parts, *PARTS_OF_UP) if self._pid(name) is None]
-            deaf = [name for name, port in self.ports.items() if not await up.serves("127.0.0.1", port)]
+            deaf = [name for name, port in self.ports.items() if not await up.is_ready("127.0.0.1", port)]
             self.unexpected.append(f"after {READY_S} s these are not there: {down}, and these not ready: {deaf}")
 
     async def _is_ready(self) -> bool:
         return (
             all(self._pid(name) is not None for name in (*self._parts, *PARTS_OF_UP))
             and not self._down_s
-            and all([await up.serves("127.0.0.1", port) for port in self.ports.values()])
+            and all([await up.is_ready("127.0.0.1", port) for port in self.ports.values()])
         )
 
     async def _keep(self, name: str) -> None:
@@ -240,7 +240,7 @@ class Cluster:
 
         try:
             async with asyncio.timeout(within_s):
-                await up.until(gone)
+                await up.wait_until(gone)
         except TimeoutError:
             self.unexpected.append(f"engines {pids} are there {within_s} s after: {fault}")
 
@@ -302,7 +302,7 @@ class Cluster:
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(for_s):
-                    await up.until(gone)
+                    await up.wait_until(gone)
             for pid in filter(self._is_ours, pids):
                 _signal(pid, signal.SIGCONT)
         finally:
@@ -351,8 +351,8 @@ class Cluster:
         """What `up` started again: no more often than it was killed here."""
         deaths: Counter[str] = Counter()
         for line in (self.folder / f"{UP}.log").read_text(errors="replace").splitlines():
-            if '"part died, is started again"' in line:
-                deaths[json.loads(line)["part"]] += 1
+            if '"process died, restarting it"' in line:
+                deaths[json.loads(line)["name"]] += 1
         for part, n in deaths.items():
             if n > self._caused[part]:
                 self.unexpected.append(f"{part} under up died {n} times, {self._caused[part]} times by a fault")
