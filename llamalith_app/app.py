@@ -52,8 +52,8 @@ from llamalith_app.web.envelope import Envelope
 from llamalith_app.web.follow import Followers
 from llamalith_app.web.live import Live
 from llamalith_app.web.openapi import ExactDocument
-from llamalith_app.web.paths import MarkedSlashes, restored
-from llamalith_app.web.readiness import Readings
+from llamalith_app.web.paths import MarkedSlashes, restore_slashes
+from llamalith_app.web.readiness import ReadinessCheck
 from llamalith_app.web.request import MAX_BODY_BYTES, AppRequest, Parts
 from llamalith_app.web.request_log import RequestLog
 from llamalith_app.web.server import IDLE_S, Protocol, Server
@@ -111,7 +111,7 @@ def create_app(config: Config, timings: Timings = TIMINGS) -> WebApp:
         cancellations=Cancellations(database, hints, models, followers.tell_ended),
         live=live,
         followers=followers,
-        readings=Readings(database, redis),
+        readiness=ReadinessCheck(database, redis),
         sessions=Sessions(
             database,
             secret_key=config.secret_key,
@@ -152,15 +152,15 @@ def create_app(config: Config, timings: Timings = TIMINGS) -> WebApp:
         template_config=html.template_config(),
         state=State({"parts": parts}),
         request_class=AppRequest,
-        middleware=[restored],
+        middleware=[restore_slashes],
         request_max_body_size=MAX_BODY_BYTES,
         exception_handlers={
             LoginNeeded: login.of_login_needed,
             StaleForm: login.of_stale_form,
             SessionUnreadable: login.of_session_unreadable,
-            LlamalithError: html.of_ours,
-            HTTPException: html.of_litestar,
-            Exception: html.of_anything,
+            LlamalithError: html.answer_own_error,
+            HTTPException: html.answer_litestar_error,
+            Exception: html.answer_unexpected_error,
         },
         cors_config=CORSConfig(
             allow_origins=list(config.cors_origins),

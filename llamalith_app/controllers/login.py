@@ -149,7 +149,7 @@ def of_stale_form(request: Request[Any, Any, Any], error: StaleForm) -> Response
     session = request.state.get("session")
     draft = _as_typed(error.fields)
     if session is None or draft is None:
-        return html.of_ours(request, error)
+        return html.answer_own_error(request, error)
     request.state.principal = Principal(session.user_id, "session", session.csrf_token)
     return draft_page(request, draft, error.status, "This form was out of date and was not sent. Look it over.")
 
@@ -157,7 +157,9 @@ def of_stale_form(request: Request[Any, Any, Any], error: StaleForm) -> Response
 def of_session_unreadable(request: Request[Any, Any, Any], error: SessionUnreadable) -> Response[Any] | Template:
     """What was typed stays in a form that can be sent again."""
     draft = _as_typed(error.fields)
-    return html.of_ours(request, error) if draft is None else draft_page(request, draft, error.status, str(error))
+    return (
+        html.answer_own_error(request, error) if draft is None else draft_page(request, draft, error.status, str(error))
+    )
 
 
 def of_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> Response[dict[str, str]] | Template:
