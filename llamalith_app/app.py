@@ -1,7 +1,7 @@
-"""The web's composition root: `create_app(config)` puts the parts together and owns their life; `create_server(config)`
-serves them.
+"""The composition root of the web process: `create_app` builds the application, `create_server` its HTTP server.
 
-Never imports the engine or the worker; what it knows of them it reads from the record and from Redis.
+Builds the services that handlers use (`Parts`), opens and closes them. Never imports the engine or the worker; the web
+learns about them from the database and from Redis.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ from llamalith_app.web.server import IDLE_S, Protocol, Server
 
 
 class WebApp(MarkedSlashes):
-    """The application as a server runs it."""
+    """The ASGI application with its outer middleware."""
 
     def __init__(self, app: Litestar, parts: Parts, *, hsts: str) -> None:
         super().__init__(RequestLog(Envelope(app, parts.hosts), hsts=hsts))
         self.end_streams = parts.followers.end
-        """Before the server waits for open connections: streams would never end by themselves."""
+        """Called by the server at a stop, before it waits for open connections: streams never end by themselves."""
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """How long the web process waits, in seconds. No setting: only tests pass other values."""
 
     redis_timeout_s: float = queue.TIMEOUT_S
-    """For each command to Redis but those of the event streams."""
+    """How long a command to Redis may take."""
     session_poll_s: float = sessions.POLL_S
     """How long a stream may outlive a session that another process has ended."""
 
@@ -81,7 +81,7 @@ TIMINGS = Timings()
 
 
 def create_app(config: Config, timings: Timings = TIMINGS) -> WebApp:
-    """The whole web application; opens its database when its lifespan starts.
+    """The web application. It opens its database when its lifespan starts.
 
     Raises ConfigError for a grammar that cannot be read. The schema must be current (`store/migrate.py`).
     """
@@ -205,7 +205,7 @@ def create_app(config: Config, timings: Timings = TIMINGS) -> WebApp:
 
 
 def create_server(config: Config, *, host: str = "127.0.0.1", port: int = 0, timings: Timings = TIMINGS) -> Server:
-    """The application on a socket of its own; `port` 0: any free one. Raises what `create_app` raises."""
+    """An HTTP server for the application. `port` 0 takes any free one. Raises what `create_app` raises."""
     app = create_app(config, timings)
     settings = uvicorn.Config(
         app,
@@ -219,7 +219,7 @@ def create_server(config: Config, *, host: str = "127.0.0.1", port: int = 0, tim
         access_log=False,
         server_header=False,
         timeout_keep_alive=IDLE_S,
-        # An open connection would otherwise hold the process for ever.
+        # Otherwise an open connection would keep the process alive for ever.
         timeout_graceful_shutdown=5,
     )
     return Server(settings, app.end_streams)

@@ -1,4 +1,4 @@
-"""Conversations over HTTP: reply, read the messages, read the newest state, cancel what is open."""
+"""Conversations over HTTP: queue a reply, read the messages or the newest state, cancel the open jobs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Conversations(Controller):
         data: JSONBody[ReplyCreate],
         idempotency_key: IdempotencyKey = None,
     ) -> JobAccepted:
-        """An unknown conversation is made."""
+        """Creates the conversation if it does not exist."""
         if not data.content.strip():
             raise BadInput("content is required")
         return await request.parts.submissions.submit(

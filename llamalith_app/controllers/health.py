@@ -1,4 +1,4 @@
-"""Probes, open to everybody and cheap: is the process there, and can it do its work."""
+"""Health probes, open to everybody and cheap: whether the process is alive, and whether jobs can run."""
 
 from __future__ import annotations
 

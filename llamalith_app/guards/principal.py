@@ -100,7 +100,7 @@ async def _require_csrf_token(connection: Connection, session: Session, *, is_pa
 
 
 def _tokens(connection: Connection) -> list[bytes]:
-    """Every token in the request. All of them must be right, so that it does not matter which one a proxy looked at.
+    """Every token in the request. All of them must be right, so that it does not matter which one a proxy has checked.
 
     Credentials of another scheme, such as a proxy's own Basic login, are ignored.
     """

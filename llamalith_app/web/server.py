@@ -361,7 +361,7 @@ class Protocol(HttpToolsProtocol):
         address = self.client[0] if self.client else ""
         log.warning("request refused", status=status, address=address, reason=detail, request_id=request_id)
         if answering and self.expected == "body" and not self.pipeline and not cycle.response_started:
-            # The handler waits for more of the body; tell it that the client is gone.
+            # The handler waits for more of the body; it must see that the client is gone.
             cycle.disconnected = True
             cycle.message_event.set()
         elif answering and (self.expected != "body" or self.pipeline):
