@@ -27,17 +27,19 @@ BCRYPT_THREADS = 2
 MAX_WAITING = 64
 """Logins in progress in this process."""
 MAX_WAITING_PER_CLIENT = 6
-"""Of these, from one address under one Host."""
-MAX_WAITING_STRANGE = 48
-"""Of these, under Host names that are not configured, since another site may have pointed such a name here. The other
-places stay free for IP addresses and configured Hosts."""
-MAX_STRANGE_PER_ADDRESS = 24
-"""Of these, from one address."""
+"""Logins in progress from one address under one Host."""
+MAX_WAITING_UNCONFIGURED = 48
+"""Logins in progress under Host names that are not configured. Another site may have pointed such a name here, so the
+other places of MAX_WAITING stay free for IP addresses and configured Hosts."""
+MAX_UNCONFIGURED_PER_ADDRESS = 24
+"""Logins in progress from one address under Host names that are not configured."""
 HOUSEHOLD_BITS, SITE_BITS = 64, 48
 """IPv6 prefix lengths. One household owns a whole /64; one customer of a provider may own a whole /48."""
 
 
 class Passwords:
+    """`password_hash`: the admin's, by bcrypt. `hosts`: those that are configured."""
+
     def __init__(self, database: Database, password_hash: str, hosts: Hosts) -> None:
         self._database = database
         self._hash = password_hash.encode()
@@ -51,15 +53,15 @@ class Passwords:
         Raises TooManyLogins if the client must wait; the password was not checked then. Raises StorageUnavailable.
         """
         addresses = throttled_addresses(client)
-        strange_host = "" if self._hosts.is_configured(host) else throttled_host(host)
+        unconfigured_host = "" if self._hosts.is_configured(host) else throttled_host(host)
         # A read takes no place and no turn of the writer, so a throttled client delays nobody else.
-        _refuse(await self._database.read(logins.wait, addresses, strange_host, datetime.now(UTC)))
-        key = (addresses[0], strange_host)
+        _refuse(await self._database.read(logins.wait, addresses, unconfigured_host, datetime.now(UTC)))
+        key = (addresses[0], unconfigured_host)
         if not self._has_room(*key):
             raise TooManyLogins(1)
         self._waiting[key] += 1
         try:
-            return await self._attempt(password, addresses, strange_host)
+            return await self._attempt(password, addresses, unconfigured_host)
         finally:
             self._waiting[key] -= 1
             self._waiting += Counter()  # drops the keys that are at zero
@@ -68,14 +70,16 @@ class Passwords:
         """Cancels the checks that have not begun; does not wait for those that have."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _has_room(self, address: str, strange_host: str) -> bool:
-        if self._waiting[address, strange_host] >= MAX_WAITING_PER_CLIENT or self._waiting.total() >= MAX_WAITING:
+    def _has_room(self, address: str, unconfigured_host: str) -> bool:
+        if self._waiting[address, unconfigured_host] >= MAX_WAITING_PER_CLIENT or self._waiting.total() >= MAX_WAITING:
             return False
-        if not strange_host:
+        if not unconfigured_host:
             return True
-        strange = [(client, n) for (client, name), n in self._waiting.items() if name]
-        n_of_address = sum(n for client, n in strange if client == address)
-        return n_of_address < MAX_STRANGE_PER_ADDRESS and sum(n for _, n in strange) < MAX_WAITING_STRANGE
+        unconfigured = [(client, n) for (client, name), n in self._waiting.items() if name]
+        n_of_address = sum(n for client, n in unconfigured if client == address)
+        return (
+            n_of_address < MAX_UNCONFIGURED_PER_ADDRESS and sum(n for _, n in unconfigured) < MAX_WAITING_UNCONFIGURED
+        )
 
     async def _attempt(self, password: str, addresses: tuple[str, ...], host: str) -> bool:
         reserved = await self._database.write(logins.reserve, addresses, host, datetime.now(UTC))

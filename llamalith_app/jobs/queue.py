@@ -1,7 +1,7 @@
-"""The hints between web and worker: `Hints` sends them, `Wakers` receives them. The only module that uses SAQ to do so.
+"""Hints from web to worker, over SAQ: `Hints` sends them, `Wakers` receives them.
 
 A hint says "there is work for this model" and nothing more. It may be lost, late, or arrive twice. Each model has one
-SAQ queue. Knows nothing about SQL: the caller decides what to do with a hint.
+SAQ queue. Only this module and `monitor.py` use SAQ. Knows no SQL: the worker decides what to do with a hint.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from saq.types import ListenCallback, WorkerInfo
 
 from llamalith_app.errors import ConfigError
 
-OLDEST_REDIS = (6, 2)
+MIN_REDIS_VERSION = (6, 2)
 TIMEOUT_S = 0.2
 """How long a client without retries waits for Redis."""
 HINT_INTERVAL_S = 0.01
-"""Between two hints for one model. A worker that is awake runs every due job, so further hints say nothing new."""
+"""Pause between two hints for one model. A worker that is awake runs all due jobs, so more hints say nothing new."""
 PENDING_HINTS = 16
 """Hints for one model that wait to be sent. The oldest are dropped; the worker finds their jobs when it polls."""
 HEARTBEAT_S = 60
@@ -86,7 +86,7 @@ def _redis_with_retries(url: str) -> Redis:
 
 
 async def refuse_old_redis(url: str, timeout_s: float = TIMEOUT_S) -> None:
-    """Raises ConfigError if the server is older than OLDEST_REDIS. Does nothing if it does not answer in time."""
+    """Raises ConfigError if the server is older than MIN_REDIS_VERSION. Does nothing if it does not answer in time."""
     redis = redis_without_retries(url, timeout_s)
     try:
         info = await redis.info("server")
@@ -99,8 +99,8 @@ async def refuse_old_redis(url: str, timeout_s: float = TIMEOUT_S) -> None:
         numbers = tuple(int(part) for part in version.split(".")[:2])
     except ValueError:
         return
-    if numbers < OLDEST_REDIS:
-        needed = ".".join(map(str, OLDEST_REDIS))
+    if numbers < MIN_REDIS_VERSION:
+        needed = ".".join(map(str, MIN_REDIS_VERSION))
         raise ConfigError([f"REDIS_URL: this server is Redis {version}; {needed} or newer is needed"])
 
 

@@ -14,7 +14,7 @@ def requests_to_end() -> tuple[signal.Signals, ...]:
     return always if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*always, signal.SIGHUP)
 
 
-def insists(number: int) -> bool:
+def kills_when_repeated(number: int) -> bool:
     """Whether this signal counts when a second one stops a process at once.
 
     SIGHUP does not: a closing terminal, and systemd with SendSIGHUP, send it together with SIGTERM and mean one drain.

@@ -75,8 +75,8 @@ def in_words(returncode: int) -> str:
 class Supervisor:
     """Starts, restarts and stops processes.
 
-    `run_dir` holds their pid files; only one supervisor at a time may use it. `grace_s`: seconds for
-    a drain; `stop_margin_s`: further seconds before a process is killed.
+    `run_dir` holds their pid files; only one supervisor at a time may use it. `grace_s`: seconds for a drain;
+    `stop_margin_s`: further seconds before a process is killed.
     """
 
     def __init__(self, run_dir: Path, *, grace_s: float, stop_margin_s: float = STOP_MARGIN_S) -> None:
@@ -87,7 +87,7 @@ class Supervisor:
         self._started: set[str] = set()
         """Names of the processes whose pid files this supervisor wrote."""
         self._stop = asyncio.Event()
-        self._insisted = False
+        self._next_kills = False
         """A signal has come after which the next one stops everything at once."""
         # No other process holds the write end: the kernel closes it when this process ends.
         self._parent_fd, self._alive_fd = os.pipe()
@@ -200,12 +200,12 @@ class Supervisor:
             del self._running[managed]
 
     def _on_signal(self, number: int) -> None:
-        if self._insisted and signals.insists(number):
+        if self._next_kills and signals.kills_when_repeated(number):
             for process in self._running.values():
                 if process.returncode is None:  # the pid of an ended process may belong to another one by now
                     pidfile.signal_group(process.pid, signal.SIGKILL)
             os._exit(128 + number)
-        self._insisted |= signals.insists(number)
+        self._next_kills |= signals.kills_when_repeated(number)
         if not self._stop.is_set():
             log.info(
                 "stopping; a second SIGTERM or SIGINT kills everything at once", signal=signal.Signals(number).name

@@ -763,8 +763,8 @@ async def test_a_flood_of_logins_from_one_address_does_not_block_another(config:
 @pytest.mark.parametrize(
     ("addresses", "places"),
     [
-        (["192.0.2.1"], {"MAX_STRANGE_PER_ADDRESS": 24}),
-        (["192.0.2.1", "192.0.2.2"], {"MAX_WAITING": 8, "MAX_WAITING_STRANGE": 6}),
+        (["192.0.2.1"], {"MAX_UNCONFIGURED_PER_ADDRESS": 24}),
+        (["192.0.2.1", "192.0.2.2"], {"MAX_WAITING": 8, "MAX_WAITING_UNCONFIGURED": 6}),
     ],
     ids=["of an address", "of all"],
 )
@@ -801,7 +801,7 @@ async def test_a_flood_of_logins_under_unconfigured_names_does_not_block_an_ip_a
             for number in range(logins.HOSTS_OF_ONE + 1)
             for _ in range(logins.FREE)
         ]
-        n_strange = min(places.values()) if len(addresses) > 1 else places["MAX_STRANGE_PER_ADDRESS"]
+        n_strange = min(places.values()) if len(addresses) > 1 else places["MAX_UNCONFIGURED_PER_ADDRESS"]
 
         async def is_full() -> bool:
             return counted() == n_strange and sum(task.done() for task in flood) == len(flood) - n_strange

@@ -247,12 +247,12 @@ async def run(
 
     def on_signal(number: int) -> None:
         nonlocal insisted
-        if insisted and signals.insists(number):
+        if insisted and signals.kills_when_repeated(number):
             if not supervised:
                 os._exit(128 + number)
             if os.getppid() != parent_pid:
                 worker.hurry()
-        insisted |= signals.insists(number)
+        insisted |= signals.kills_when_repeated(number)
         ended.set()
 
     for number in signals.requests_to_end():
