@@ -14,7 +14,7 @@ The map:
     web/             what HTTP needs and no route owns: server (uvicorn with bounds), envelope, request, request_log,
                      problems, paths, openapi, readiness; html and visible for pages; follow, transcript and live for
                      streams and progress
-    controllers/     thin HTTP and nothing else: API, events, pages, login, monitor, docs, probes
+    controllers/     thin HTTP and nothing else: API, events, probes; pages/ has a controller for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            the queue: submit, schemas, cancel, order (pure), forecast, queue (sole speaker of SAQ), monitor
     jobs/worker/     the worker's side: process (its composition root), generate, pool, memory, shape, reply, speeds,
@@ -31,7 +31,8 @@ The map:
     supervise/       up: the whole product on one machine; valkey: the embedded one; pidfile: a pid that proves itself
                      by a lock; parent: a child ends with its parent; signals: which ones ask a process to end
 
-Beside the package: templates/ and static/, the pages as HTML, one stylesheet and one script.
+Beside the package: templates/ and static/, the pages as HTML, one stylesheet, and JavaScript modules that app.js
+starts, one concern each.
 
 Four routes to keep short:
 
@@ -40,8 +41,8 @@ Four routes to keep short:
 - A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/client/local
   -> jobs/worker/generate -> streams (Writer, StreamPublisher) -> Redis -> streams (StreamSubscriber) -> web/follow
   -> controllers/events -> the reader.
-- A page: guards (session) -> controllers/pages -> store, web/live -> templates; the script in static/ asks for its
-  lists again and puts in place what changed.
+- A page: guards (session) -> controllers/pages -> store, web/live -> templates; static/live-list.js polls its
+  lists, and static/list-renderer.js renders what changed.
 - A setting: config.load() -> create_app, the worker or a command -> the constructor that needs it.
 
 Direction: controllers -> submit -> store <- worker -> engine; pyproject.toml has the layers, contracts, settings and

@@ -19,17 +19,21 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from llamalith_app import __version__
-from llamalith_app.controllers import login
 from llamalith_app.controllers.conversations import Conversations
-from llamalith_app.controllers.docs import Docs
 from llamalith_app.controllers.events import Events
 from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
-from llamalith_app.controllers.login import Doors
 from llamalith_app.controllers.models import Models
-from llamalith_app.controllers.monitor import QueueMonitor
-from llamalith_app.controllers.pages import Pages
+from llamalith_app.controllers.pages.conversation import ConversationPage
+from llamalith_app.controllers.pages.conversations import ConversationsPage
+from llamalith_app.controllers.pages.dashboard import DashboardPage, front_door
+from llamalith_app.controllers.pages.docs import DocsPage
+from llamalith_app.controllers.pages.draft import DraftPage, answer_session_unreadable, answer_stale_form
+from llamalith_app.controllers.pages.jobs import JobsPage
+from llamalith_app.controllers.pages.login import LoginPage, answer_login_needed
+from llamalith_app.controllers.pages.logout import LogoutPage
+from llamalith_app.controllers.pages.monitor import MonitorPage
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
 from llamalith_app.guards import sessions
@@ -140,13 +144,17 @@ def create_app(config: Config, timings: Timings = TIMINGS) -> WebApp:
             await redis.aclose()
 
     api = [Jobs, Conversations, Events, Models, Legacy]
+    pages = [
+        *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage),
+        *(LoginPage, LogoutPage, DocsPage, MonitorPage),
+    ]
     app = Litestar(
         route_handlers=[
             Router("/api", route_handlers=api, security=[{"bearer": []}, {"token": []}, {"session": []}]),
             Router("/chat/api", route_handlers=api, include_in_schema=False),
             Probes,
-            login.front_door,
-            Router("/chat", route_handlers=[Pages, Doors, Docs, QueueMonitor, html.asset], include_in_schema=False),
+            front_door,
+            Router("/chat", route_handlers=[*pages, html.asset], include_in_schema=False),
         ],
         guards=[PrincipalGuard(config.api_token, parts.sessions)],
         template_config=html.template_config(),
@@ -155,9 +163,9 @@ def create_app(config: Config, timings: Timings = TIMINGS) -> WebApp:
         middleware=[restore_slashes],
         request_max_body_size=MAX_BODY_BYTES,
         exception_handlers={
-            LoginNeeded: login.of_login_needed,
-            StaleForm: login.of_stale_form,
-            SessionUnreadable: login.of_session_unreadable,
+            LoginNeeded: answer_login_needed,
+            StaleForm: answer_stale_form,
+            SessionUnreadable: answer_session_unreadable,
             LlamalithError: html.answer_own_error,
             HTTPException: html.answer_litestar_error,
             Exception: html.answer_unexpected_error,

@@ -46,6 +46,9 @@ def say(line: str) -> None:
 QUIET = ("httpx", "httpcore", "alembic", "asyncio", "aiosqlite", "sqlalchemy", "uvicorn.access")
 
 
+FIRST_REFUSAL = 400
+"""HTTP statuses from here on are shown on a terminal too."""
+
 FIRST = ("process", "method", "route", "status", "ms")
 """Fields that stand first in a line, in this order."""
 
@@ -69,13 +72,22 @@ def _plain(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def _without_routine_requests(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Hides each request that succeeded: on a terminal they would push away what a person looks for."""
+    if event["event"] == "request" and event["level"] == "info" and event.get("status", FIRST_REFUSAL) < FIRST_REFUSAL:
+        raise structlog.DropEvent
+    return event
+
+
 def start(process: str, config: Config) -> None:
     """Sets up logging for a process, named `process` in each line. Called once, by its composition root."""
     log_format, level = config.log_format, config.log_level
     text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+    on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
+        *([_without_routine_requests] if on_terminal and level != "debug" else []),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         lambda _logger, _name, event: {"process": process, **event},
         _in_order,

@@ -21,5 +21,6 @@ set(LLAMA_BUILD_APP OFF)
 include(CheckCXXCompilerFlag)
 check_cxx_compiler_flag(-mno-amx-tile COMPILER_KNOWS_AMX)
 if(COMPILER_KNOWS_AMX)
-    add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+    # For C and C++ alone: nvcc refuses options that it does not know, and a build for CUDA would end here.
+    add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-mno-amx-tile;-mno-amx-int8;-mno-amx-bf16>")
 endif()

@@ -17,6 +17,7 @@ whose `when` stands in the newest prompt decides, else the reply is the SHA-256 
     {"when": "new",   "goes_on": false}                    # cannot go on behind what was written before
     {"when": "hm",    "opens_thinking": true}              # the prompt ends inside an open <think>
     {"model": "m",    "can_think": false}                  # by the model's name; else it can
+    {"model": "m",    "gpu": [25, 31]}                     # of its 31 layers a GPU holds 25
     {"model": "m",    "cannot_load": "It is broken."}      # at load
     {"model": "m",    "load_signal": 6}
     {"model": "m",    "load_gate": "PATH"}                 # loads for ever while PATH does not exist
@@ -35,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from llamalith_app.engine.child import CannotLoad, serve
-from llamalith_app.engine.messages import ChatMessage, LoadModel, Sampling
+from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, Sampling
 from llamalith_app.engine.runner_protocol import Refusal, Sampled, Work
 
 END = 256
@@ -58,7 +59,9 @@ class FakeRunner:
         n_slots: int = 1,
         can_share: bool = True,
         can_think: bool = True,
+        gpu: GpuOffload | None = None,
     ) -> None:
+        self.gpu = gpu
         self.can_share = can_share
         self.can_think = can_think
         self.n_ctx = n_ctx
@@ -173,10 +176,13 @@ def main() -> None:
         return found
 
     def open_runner(load: LoadModel, tell: Callable[[float], None]) -> FakeRunner:
-        can_think = True
+        can_think, gpu = True, None
         for rule in rules():
             if rule.get("model") == load.model:
                 can_think = rule.get("can_think", can_think)
+                if "gpu" in rule:
+                    n_layers, n_layers_total = rule["gpu"]
+                    gpu = GpuOffload(requested=load.n_gpu_layers, n_layers=n_layers, n_layers_total=n_layers_total)
                 while "load_gate" in rule and not Path(rule["load_gate"]).exists():
                     time.sleep(GATE_LOOK_S)
                 if "load_signal" in rule:
@@ -184,7 +190,7 @@ def main() -> None:
                 if "cannot_load" in rule:
                     raise CannotLoad(rule["cannot_load"])
         tell(1.0)
-        return FakeRunner(rules, n_ctx=load.n_ctx, n_slots=load.n_slots, can_think=can_think)
+        return FakeRunner(rules, n_ctx=load.n_ctx, n_slots=load.n_slots, can_think=can_think, gpu=gpu)
 
     serve(options.fd, open_runner)
 

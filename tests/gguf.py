@@ -39,8 +39,8 @@ def item(value: Any) -> tuple[int, bytes]:
     return 9, struct.pack("<IQ", items[0][0], len(items)) + b"".join(data for _, data in items)
 
 
-def header(values: dict[str, Any], *, version: int = 3, n_keys: int | None = None) -> bytes:
-    parts = [struct.pack("<4sIQQ", b"GGUF", version, 0, len(values) if n_keys is None else n_keys)]
+def header(values: dict[str, Any], *, version: int = 3, n_keys: int | None = None, n_tensors: int = 1) -> bytes:
+    parts = [struct.pack("<4sIQQ", b"GGUF", version, n_tensors, len(values) if n_keys is None else n_keys)]
     for key, value in values.items():
         kind, data = item(value)
         parts += [text(key), struct.pack("<I", kind), data]

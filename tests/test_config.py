@@ -42,7 +42,7 @@ from llamalith_app.settings.config import (
     require_secrets,
     valkey_socket,
 )
-from tests import gguf
+from tests import gguf, tiny_models
 
 ROOT = Path(__file__).parents[1]
 HASH = "$2b$12$s2SmGdxc0YBntHVJc//zNu2d84kOItQVk1U1O5WZh0U5at1A8vA7G"
@@ -1078,6 +1078,26 @@ def test_config_check_tells_every_model_file_that_a_job_could_not_use(place: Pla
     ]
 
 
+def test_config_check_tells_every_model_file_that_llama_cpp_could_not_load(place: Place) -> None:
+    first, second, third = tiny_models.write_split(place.folder)
+    paths = {"split": first.name, "second": second.name}
+    at = f"(relative to {place.folder})"
+    is_second = (
+        f'model_paths.second: "{second.name}" {at}: The model file {second} is part 2 of a model that is split into 3'
+        f" files: give the first, {first.name}."
+    )
+    assert check_problems(place, {"model_paths": paths}) == [is_second]
+    third.unlink()
+    vocabulary = tiny_models.write_vocabulary(place.folder / "vocabulary.gguf")
+    assert check_problems(place, {"model_paths": paths | {"vocabulary": vocabulary.name}}) == [
+        f'model_paths.split: "{first.name}" {at}: The model file {first} is the first of the 3 files of a model, and'
+        f" part 3, {third.name}, cannot be read: No such file or directory.",
+        is_second,
+        f'model_paths.vocabulary: "{vocabulary.name}" {at}: The model file {vocabulary} has no weights, at most a'
+        " vocabulary.",
+    ]
+
+
 def test_config_check_tells_of_a_digest_of_the_bundled_model_that_is_not_its_own(place: Place) -> None:
     (problem,) = check_problems(place, {"model_sha256": {"smollm2": "ab" * 32}})
     assert problem.startswith("model smollm2: /")
@@ -1202,11 +1222,11 @@ def test_the_examples_are_good(place: Place) -> None:
     )
 
 
-def test_every_variable_is_explained_in_the_example_and_in_the_readme() -> None:
+def test_every_variable_is_explained_in_the_example_and_in_the_docs() -> None:
     example = re.findall(r"^([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert sorted(example) == sorted(VARIABLES)
-    readme = (ROOT / "README.md").read_text()
-    assert [name for name in VARIABLES if f"`{name}`" not in readme] == []
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert [name for name in VARIABLES if f"`{name}`" not in page] == []
 
 
 def test_a_secret_that_the_environment_says_otherwise_than_the_env_file_is_told(tmp_path: Path) -> None:

@@ -67,21 +67,28 @@ LINES = """
 import pathlib, structlog
 from llamalith_app import logs
 from llamalith_app.settings.config import Config
-logs.start("web", Config(data_dir=pathlib.Path("unused"), log_format="text"))
+logs.start("web", Config(data_dir=pathlib.Path("unused"), log_format="text", log_level="{level}"))
 structlog.contextvars.bind_contextvars(request_id="r")
 log = structlog.get_logger()
-log.info("request", principal="none", ms=3.2, status=200, route="/chat/", method="GET")
+log.info("request", principal="none", ms=3.2, status={status}, route="/chat/", method="GET")
 log.warning("refused", reason="one\\nlevel=info \\x1b[31m\\u202etwo")
 """
 
 
-def text_lines(on: int, **environ: str) -> None:
-    subprocess.run([sys.executable, "-c", LINES], stderr=on, env={**os.environ, **environ}, check=True)
+def text_lines(on: int, *, stdout: int | None = None, status: int = 200, level: str = "info", **environ: str) -> None:
+    script = LINES.format(status=status, level=level)
+    subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=subprocess.DEVNULL if stdout is None else stdout,
+        stderr=on,
+        env={**os.environ, **environ},
+        check=True,
+    )
 
 
-def on_a_terminal(**environ: str) -> str:
+def on_a_terminal(*, stdout_too: bool = True, status: int = 200, level: str = "info", **environ: str) -> str:
     ours, theirs = pty.openpty()
-    text_lines(theirs, **environ)
+    text_lines(theirs, stdout=theirs if stdout_too else None, status=status, level=level, **environ)
     os.close(theirs)
     told = b""
     with contextlib.suppress(OSError):  # the end of a terminal
@@ -108,3 +115,14 @@ def test_text_is_coloured_on_a_terminal_only_and_never_under_no_color(tmp_path: 
     assert "\x1b" not in (tmp_path / "log").read_text()
     assert "\x1b[" in on_a_terminal(NO_COLOR="")
     assert "\x1b" not in on_a_terminal(NO_COLOR="1")
+
+
+def test_a_terminal_shows_no_request_that_succeeded_and_all_else() -> None:
+    assert "request " not in (shown := on_a_terminal(NO_COLOR="1"))
+    assert "refused" in shown
+    assert "status=401" in on_a_terminal(status=401, NO_COLOR="1")
+    assert "status=200" in on_a_terminal(level="debug", NO_COLOR="1")
+
+
+def test_requests_are_logged_where_standard_output_is_no_terminal() -> None:
+    assert "status=200" in on_a_terminal(stdout_too=False, NO_COLOR="1")

@@ -257,7 +257,7 @@ async def test_a_second_start_on_a_data_directory_names_the_first(tmp_path: Path
     try:
         pidfile.write_pid(lock, 4711)
         with pytest.raises(ConfigError, match=r"pid 4711\) runs on "):
-            await up.run(Config(data_dir=tmp_path), host="127.0.0.1", port=1, grace_s=1)
+            await up.run(Config(data_dir=tmp_path), host="127.0.0.1", port=1, grace_s=1, on_ready=print)
     finally:
         os.close(lock)
 

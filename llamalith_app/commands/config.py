@@ -55,7 +55,8 @@ def _model_problem(model: ModelConfig) -> str:
     if problem := model_file_problem(model.path):
         return f"{origin}: {problem}"
     try:
-        gguf.read(model.path)
+        if flaw := gguf.read(model.path).flaw:
+            return f"{origin}: {flaw}"
         if model.sha256 is None:
             return ""
         with files.open_regular(model.path) as file:

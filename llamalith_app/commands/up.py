@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -23,18 +24,36 @@ from llamalith_app.supervise import up
 @click.option("--grace", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for a drain.")
 def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, grace: float) -> None:
     """Run web, worker, engines and queue until Ctrl-C. A process that dies is restarted."""
-    config = _settings(data_dir, env_file)
+    config, secrets = _settings(data_dir, env_file)
+    shown = False
+
+    def on_ready(url: str) -> None:
+        nonlocal shown
+        # In one write, so that no log line comes between the secrets and the URL.
+        logs.say("\n".join([*secrets, f"llamalith: ready {url}"]))
+        shown = True
+
+    try:
+        sys.exit(_run(config, host, port, grace, on_ready))
+    finally:
+        # Only a hash of the password is stored: without this line it would be lost.
+        if secrets and not shown:
+            logs.say("\n".join(secrets))
+
+
+def _run(config: Config, host: str, port: int, grace_s: float, on_ready: Callable[[str], None]) -> int:
     try:
         weak = require_secrets(config)
     except ConfigError as error:
         raise ConfigError([*error.problems, *_why_none_was_made(config)]) from None
     logs.start("up", config)
     logs.log_settings(config, [*weak, *clear_text_warnings(config, host)])
-    sys.exit(asyncio.run(up.run(config, host=host, port=port, grace_s=grace)))
+    return asyncio.run(up.run(config, host=host, port=port, grace_s=grace_s, on_ready=on_ready))
 
 
-def _settings(data_dir: Path | None, env_file: Path | None) -> Config:
-    """All settings, with new secrets where there is no `.env` and the environment has none either.
+def _settings(data_dir: Path | None, env_file: Path | None) -> tuple[Config, list[str]]:
+    """All settings, with new secrets where there is no `.env` and the environment has none either; and the lines that
+    show new secrets to a person, none where nothing was generated.
 
     They are written to `env_file`, default: the data directory's `.env`. `--env-file ./.env` is otherwise the same as
     none: that file is read where it is, else the data directory's.
@@ -51,14 +70,15 @@ def _settings(data_dir: Path | None, env_file: Path | None) -> Config:
             )
     if config.env_file is not None or config.secret_key or config.admin_password_hash or config.api_token:
         # Somebody wrote this .env, perhaps for another program: nothing is added to it.
-        return config
+        return config, []
     path = env_file or config.data_dir / ".env"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     generated = write_env(path)
-    logs.say(f"llamalith: wrote {path}; what follows is shown this once")
-    logs.say(f"llamalith: admin password  {generated.password}")
-    logs.say(f"llamalith: API token       {generated.token}")
-    return load(data_dir=config.data_dir, env_file=path)
+    return load(data_dir=config.data_dir, env_file=path), [
+        f"llamalith: wrote {path}; what follows is shown this once",
+        f"llamalith: admin password  {generated.password}",
+        f"llamalith: API token       {generated.token}",
+    ]
 
 
 def _why_none_was_made(config: Config) -> list[str]:

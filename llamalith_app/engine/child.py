@@ -130,6 +130,7 @@ def serve(fd: int, open_runner: OpenRunner) -> None:
             n_slots=runner.n_slots,
             load_s=time.monotonic() - started,
             can_think=runner.can_think,
+            gpu=runner.gpu,
         )
     )
     computing = threading.Lock()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -31,6 +31,15 @@ STATE_BYTES = 4
 """Of one number in a recurrent state: f32."""
 CELLS = 256
 """llama.cpp rounds a sequence's context up to a multiple of this."""
+MAX_PARTS = 2**16 - 1
+"""Of a model that is split over several files; the key has 16 bits."""
+PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+OTHER_TYPES = {
+    "adapter": "an adapter (LoRA) of one",
+    "imatrix": "an importance matrix of one",
+    "mmproj": "the part of one that reads pictures or sound (mmproj)",
+}
+"""What else a GGUF may be, by its `general.type`."""
 
 SCALARS = {
     0: struct.Struct("<B"),
@@ -65,6 +74,8 @@ class Header(NamedTuple):
     """Of the recurrent state, for each sequence."""
     file_bytes: int
     """With the other parts where the model is split over several files."""
+    flaw: str = ""
+    """Why llama.cpp will not load it all the same: a sentence that names the file; empty: nothing is known."""
 
     def sequence_bytes(self, n_ctx: int) -> int:
         """What one sequence of `n_ctx` tokens holds at most: what a sliding window saves is not counted."""
@@ -74,22 +85,28 @@ class Header(NamedTuple):
 
 def read(path: Path) -> Header:
     """Raises BadGguf, and OSError where the file cannot be read."""
+    reader, n_tensors, values = _head(path)
+    header = _header(values, reader, reader.size)
+    return header._replace(flaw=_flaw(n_tensors, values, reader))
+
+
+def _head(path: Path) -> tuple[_Reader, int, dict[str, Value]]:
+    """What has read the file, how many tensors that has, and the values of its keys."""
     with files.open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         reader = _Reader(file, size, path)
-        values = _values(reader)
-    return _header(values, reader, size)
+        return reader, *_values(reader)
 
 
-def _values(reader: _Reader) -> dict[str, Value]:
+def _values(reader: _Reader) -> tuple[int, dict[str, Value]]:
     if reader.take(4) != b"GGUF":
         raise reader.bad("is no GGUF: it does not start with that word")
     version = int.from_bytes(reader.take(4), "little")
     if version not in VERSIONS:
         order = " in big-endian order" if version.to_bytes(4, "little")[3] in VERSIONS and not version % 2**24 else ""
         raise reader.bad(f"is a GGUF of version {version}{order}; {VERSIONS[0]} and {VERSIONS[-1]} can be read")
-    reader.number()  # tensors: the engine's business
+    n_tensors = reader.number()
     n_keys = reader.number()
     if n_keys > MAX_KEYS:
         raise reader.bad(f"says that its header has {n_keys} keys; at most {MAX_KEYS} are read")
@@ -102,7 +119,7 @@ def _values(reader: _Reader) -> dict[str, Value]:
         value = reader.value()
         if value is not None:
             values[key] = value
-    return values
+    return n_tensors, values
 
 
 class _Reader:
@@ -110,7 +127,7 @@ class _Reader:
 
     def __init__(self, file: IO[bytes], size: int, path: Path) -> None:
         self._file = file
-        self._size = size
+        self.size = size
         self.path = path
         self._position = 0
 
@@ -142,7 +159,7 @@ class _Reader:
 
     def _advance(self, n_bytes: int) -> None:
         self._position += n_bytes
-        if self._position > self._size:
+        if self._position > self.size:
             raise self.bad("is truncated or damaged: its header goes on beyond its end")
         if self._position > MAX_HEADER_BYTES:
             raise self.bad(f"has a header of more than {MAX_HEADER_BYTES // 1024**2} MiB; no more is read")
@@ -183,6 +200,7 @@ class _Reader:
 
 
 def _header(values: Mapping[str, Value], reader: _Reader, size: int) -> Header:
+    _see_that_it_is_a_model(values, reader)
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise reader.bad("does not say its architecture")
@@ -216,7 +234,7 @@ def _header(values: Mapping[str, Value], reader: _Reader, size: int) -> Header:
         kv_bytes=n_kv_heads * (k + v) * KV_BYTES,
         # Some have attention and a state in every layer, and say so by no list.
         state_bytes=(n_recurrent or n_layers) * _state_numbers(number) * STATE_BYTES,
-        file_bytes=_all_parts(reader.path, size, values.get("split.count", 1)),
+        file_bytes=size + sum(part.stat().st_size for part in _other_parts(reader.path, values) if part.is_file()),
     )
 
 
@@ -228,10 +246,48 @@ def _state_numbers(number: Callable[[str, int], int]) -> int:
     return inner * n_state + max(0, number("ssm.conv_kernel", 0) - 1) * n_convolved + (head + 2) * width * bool(head)
 
 
-def _all_parts(path: Path, size: int, n_parts: Value) -> int:
-    named = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", path.name)
-    if named is None or not isinstance(n_parts, int) or n_parts < 2:
-        return size
-    first, _, last, end = named.groups()
-    parts = (path.with_name(f"{first}-{part:05}-of-{last}{end}") for part in range(1, int(last) + 1))
-    return sum(part.stat().st_size for part in parts if part.is_file())
+def _see_that_it_is_a_model(values: Mapping[str, Value], reader: _Reader) -> None:
+    """Raises BadGguf for what has no architecture or no layers because it is something else."""
+    kind, part, n_parts = values.get("general.type"), values.get("split.no"), _n_parts(values)
+    if isinstance(kind, str) and kind in OTHER_TYPES:
+        raise reader.bad(f"is no model but {OTHER_TYPES[kind]}")
+    if n_parts > 1 and isinstance(part, int) and part > 0:
+        first = PART.sub(f"-00001-of-{n_parts:05}.gguf", reader.path.name)
+        if first == reader.path.name:
+            first = f"…-00001-of-{n_parts:05}.gguf"
+        raise reader.bad(f"is part {part + 1} of a model that is split into {n_parts} files: give the first, {first}")
+
+
+def _flaw(n_tensors: int, values: Mapping[str, Value], reader: _Reader) -> str:
+    n_parts = _n_parts(values)
+    if n_parts < 2:
+        return "" if n_tensors else str(reader.bad("has no weights, at most a vocabulary"))
+    if not reader.path.name.endswith(f"-00001-of-{n_parts:05}.gguf"):
+        must = f"its name must end with -00001-of-{n_parts:05}.gguf"
+        return str(reader.bad(f"is the first of the {n_parts} files of a model, and {must}"))
+    for number, part in enumerate(_other_parts(reader.path, values), 2):
+        split = f"is the first of the {n_parts} files of a model, and part {number}, {part.name},"
+        try:
+            _, _, found = _head(part)
+        except BadGguf as error:
+            return str(error)
+        except OSError as error:
+            return str(reader.bad(f"{split} cannot be read: {error.strerror}"))
+        if found.get("split.no") != number - 1:
+            return str(reader.bad(f"{split} is another part or none"))
+    return ""
+
+
+def _n_parts(values: Mapping[str, Value]) -> int:
+    """1: the model is one file."""
+    found = values.get("split.count")
+    return found if isinstance(found, int) and 1 < found <= MAX_PARTS else 1
+
+
+def _other_parts(path: Path, values: Mapping[str, Value]) -> Iterator[Path]:
+    """Where llama.cpp looks for them; none where the name is not that of a first part."""
+    n_parts = _n_parts(values)
+    end = f"-00001-of-{n_parts:05}.gguf"
+    if n_parts > 1 and path.name.endswith(end):
+        for number in range(2, n_parts + 1):
+            yield path.with_name(f"{path.name.removesuffix(end)}-{number:05}-of-{n_parts:05}.gguf")

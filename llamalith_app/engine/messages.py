@@ -87,6 +87,17 @@ class End(msgspec.Struct, frozen=True, tag="end"):
     """The child saves what its slots hold and ends."""
 
 
+class GpuOffload(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of a model a GPU holds."""
+
+    requested: int
+    """The model's `n_gpu_layers`; -1: all."""
+    n_layers: int
+    """Layers that llama.cpp put onto a GPU."""
+    n_layers_total: int
+    """Layers of the model, the output layer included; 0: llama.cpp found no GPU and did not count."""
+
+
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
     progress: float
     """0 to 1."""
@@ -99,6 +110,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     load_s: float
     can_think: bool = False
     """A reply may begin with a `<think>` that is one."""
+    gpu: GpuOffload | None = None
+    """None: no layers were requested and no GPU holds any."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):

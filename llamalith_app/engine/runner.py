@@ -31,7 +31,7 @@ from llamalith_app.engine import forms
 from llamalith_app.engine.chat import CLOSE, OPEN
 from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
-from llamalith_app.engine.messages import ChatMessage, LoadModel, Sampling
+from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, Sampling
 from llamalith_app.engine.runner_protocol import Sampled, SampleFailed, Work
 from llamalith_app.engine.sequence import own_memory
 from llamalith_app.engine.template import Template, TemplateFailed
@@ -83,6 +83,7 @@ class LlamaRunner:
         _quiet_logs()
         llama_cpp.llama_backend_init()
         self._model = _load_model(load, tell)
+        self.gpu = gpu_offload(load.n_gpu_layers)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._recurses = llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_BPE
@@ -570,12 +571,21 @@ def _load_model(load: LoadModel, tell: Callable[[float], None]) -> Any:
 
     params.progress_callback = llama_cpp.llama_progress_callback(on_progress)
     _errors.clear()
+    _offloaded.clear()
     model = llama_cpp.llama_model_load_from_file(os.fsencode(load.path), params)
     if not model:
         raise CannotLoad(
             f"llama.cpp cannot load the file of model {load.model} ({load.path}): {_why_not_loaded(load.path)}."
         )
     return model
+
+
+def gpu_offload(requested: int) -> GpuOffload | None:
+    """What the last load put onto a GPU; None where nothing was requested and nothing is there."""
+    n_layers, n_layers_total = _offloaded[-1] if _offloaded else (0, 0)
+    if not (requested or n_layers):
+        return None
+    return GpuOffload(requested=requested, n_layers=n_layers, n_layers_total=n_layers_total)
 
 
 def _why_not_loaded(path: str) -> str:
@@ -606,6 +616,10 @@ MAX_REASON_CHARS = 300
 
 _errors: deque[bytes] = deque(maxlen=100)
 """What llama.cpp told as errors, in pieces, since a load began."""
+OFFLOADED = re.compile(rb"offloaded (\d+)/(\d+) layers to GPU")
+"""llama.cpp has no function for it; it logs this line in each load, unless it finds no GPU."""
+_offloaded: deque[tuple[int, int]] = deque(maxlen=1)
+"""Layers on a GPU and layers of the model, as the last load said."""
 
 
 def _log_problems(level: int, text: bytes, _: object) -> None:
@@ -613,6 +627,8 @@ def _log_problems(level: int, text: bytes, _: object) -> None:
         os.write(2, text)
     if level == LOG_LEVEL_ERROR:
         _errors.append(text)
+    if found := OFFLOADED.search(text):
+        _offloaded.append((int(found[1]), int(found[2])))
 
 
 _native_log = llama_cpp.llama_log_callback(_log_problems)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from llamalith_app.engine.messages import ChatMessage, RefusalKind, Sampling
+from llamalith_app.engine.messages import ChatMessage, GpuOffload, RefusalKind, Sampling
 
 
 class Refusal(Exception):
@@ -75,6 +75,8 @@ class Runner(SlotModel, Protocol):
     """Stop strings that belong to the chat format."""
     can_think: bool
     """Its chat template or its vocabulary has a `<think>` or a `</think>`."""
+    gpu: GpuOffload | None
+    """Which part of the model a GPU holds; None: nothing was requested and nothing is there."""
     fingerprint: str
     """Model, context, slots and llama.cpp: what must be equal for a saved state to fit."""
 

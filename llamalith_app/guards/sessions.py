@@ -1,7 +1,8 @@
 """Browser sessions: the session cookie with its token, and the CSRF token derived from it.
 
-Called by the guard, the login and the event streams. The database holds only a digest of each token, keyed with
-SECRET_KEY and the password's hash, so changing either of them ends every session. Knows no route and no password.
+Called by the guard, the login and the event streams. The database holds only a digest of each token and of the scheme
+that it was issued for, keyed with SECRET_KEY and the password's hash: changing either of them ends every session. Knows
+no route and no password.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
 
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.guards.cookies import cookie_value, make_cookie
+from llamalith_app.guards.cookies import cookie_value, is_https, make_cookie
 from llamalith_app.store import sessions
 from llamalith_app.store.database import Database
 from llamalith_app.store.users import ADMIN_ID
@@ -61,7 +62,7 @@ class Sessions:
         """
         await self.end(connection)
         token = secrets.token_urlsafe(32)
-        await self._database.write(sessions.begin, self._digest(token), ADMIN_ID, datetime.now(UTC))
+        await self._database.write(sessions.begin, self._digest(connection, token), ADMIN_ID, datetime.now(UTC))
         cookie = self._cookie(connection, token, int(sessions.ABSOLUTE.total_seconds()))
         return cookie, Session(ADMIN_ID, self._keyed("csrf", token))
 
@@ -73,7 +74,7 @@ class Sessions:
         token = cookie_value(connection, COOKIE)
         if TOKEN.fullmatch(token) is None:
             return None
-        digest, now = self._digest(token), datetime.now(UTC)
+        digest, now = self._digest(connection, token), datetime.now(UTC)
         found = await self._database.read(sessions.find, digest, now)
         if found is None:
             return None
@@ -89,7 +90,7 @@ class Sessions:
         """Ends the session for everybody who holds its token. Returns the cookie that deletes it in this browser."""
         token = cookie_value(connection, COOKIE)
         if TOKEN.fullmatch(token) is not None:
-            await self._database.write(sessions.end, self._digest(token))
+            await self._database.write(sessions.end, self._digest(connection, token))
             self._session_ended.set()
             self._session_ended = asyncio.Event()
         return self._cookie(connection, "", 0)
@@ -114,8 +115,10 @@ class Sessions:
         except StorageUnavailable as error:
             log.warning("a session's last use cannot be stored", reason=str(error))
 
-    def _digest(self, token: str) -> str:
-        return self._keyed("session", f"{token}\0{self._password_hash}")
+    def _digest(self, connection: Connection, token: str) -> str:
+        # The scheme is part of it: the cookie's name binds browsers only, and a stolen token can be sent under either.
+        scheme = "https" if is_https(connection) else "http"
+        return self._keyed(f"session over {scheme}", f"{token}\0{self._password_hash}")
 
     def _keyed(self, purpose: str, text: str) -> str:
         return hmac.new(self._secret_key, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()

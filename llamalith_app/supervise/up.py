@@ -21,7 +21,6 @@ from typing import NamedTuple, NoReturn
 import structlog
 
 from llamalith_app.errors import ConfigError, LlamalithError
-from llamalith_app.logs import say
 from llamalith_app.settings.config import Config, valkey_socket
 from llamalith_app.supervise import parent, pidfile, signals, valkey
 
@@ -216,9 +215,10 @@ class Supervisor:
         return self._run_dir / f"{name}.pid"
 
 
-async def run(config: Config, *, host: str, port: int, grace_s: float) -> int:
-    """Runs the product until SIGTERM, SIGINT or SIGHUP; returns the exit code, and prints one line when it is ready.
+async def run(config: Config, *, host: str, port: int, grace_s: float, on_ready: Callable[[str], None]) -> int:
+    """Runs the product until SIGTERM, SIGINT or SIGHUP; returns the exit code.
 
+    `on_ready` is called once, with the URL of the page, when web, worker and queue can serve.
     Raises ConfigError if another `up` holds the data directory, the port is taken, or there is no Valkey.
     """
     run_dir = config.data_dir / "run"
@@ -229,10 +229,12 @@ async def run(config: Config, *, host: str, port: int, grace_s: float) -> int:
         raise ConfigError([f"another llamalith up (pid {pidfile.read_pid(lock_path)}) runs on {config.data_dir}"])
     pidfile.write_pid(lock, os.getpid())
     supervisor = Supervisor(run_dir, grace_s=grace_s)
-    return await supervisor.run(_product(supervisor, config, host, port, grace_s))
+    return await supervisor.run(_product(supervisor, config, host, port, grace_s, on_ready))
 
 
-async def _product(supervisor: Supervisor, config: Config, host: str, port: int, grace_s: float) -> None:
+async def _product(
+    supervisor: Supervisor, config: Config, host: str, port: int, grace_s: float, on_ready: Callable[[str], None]
+) -> None:
     # All processes read the same .env, whatever file appears in the current folder later.
     env_file = ("--env-file", str(config.env_file)) if config.env_file else ()
     settings = ("--data-dir", str(config.data_dir), *env_file)
@@ -250,7 +252,7 @@ async def _product(supervisor: Supervisor, config: Config, host: str, port: int,
             processes.create_task(supervisor.keep_running(ManagedProcess("web", web)))
             processes.create_task(supervisor.keep_running(ManagedProcess("worker", worker)))
             await wait_until(lambda: is_ready(host, port))
-            say(f"llamalith: ready http://{in_url(host)}:{port}/chat")
+            on_ready(f"http://{in_url(host)}:{port}/chat")
     except ExceptionGroup as failed:
         # The first process that failed has ended the group.
         raise failed.exceptions[0] from None

@@ -37,7 +37,10 @@ ASSETS = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir()}
 """The static files by name, in memory: a name from a request is looked up and never becomes a path."""
 DOTS = (".", "..")
 """Browsers remove these segments from a path, encoded or not."""
-VERSIONS = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in ASSETS.items()}
+VERSION = hashlib.sha256(repr(sorted(ASSETS.items())).encode()).hexdigest()[:12]
+"""Of all static files, and part of their path: a module's imports are then requested under the same version."""
+MODULES = sorted(name for name in ASSETS if name.endswith(".js") and name not in ("app.js", "monitor.js"))
+"""The modules that app.js imports. Pages name them too, so that a browser loads all of them at once."""
 MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
@@ -51,7 +54,8 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         lstrip_blocks=True,
     )
     environment.globals["random_key"] = lambda: secrets.token_urlsafe(16)
-    environment.globals["static"] = lambda name: f"/chat/static/{name}?v={VERSIONS[name]}"
+    environment.globals["static"] = lambda name: f"/chat/static/{VERSION}/{name}"
+    environment.globals["modules"] = MODULES
     environment.filters |= {
         "conversation_url": conversation_url,
         "events_url": _events_url,
@@ -67,16 +71,15 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
 
 
-@get("/static/{name:str}", opt=OPEN | BACKGROUND)
-async def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
+@get(["/static/{name:str}", "/static/{version:str}/{name:str}"], opt=OPEN | BACKGROUND)
+async def asset(name: FromPath[str], version: FromPath[str] = "") -> Response[bytes]:
     if name not in ASSETS:
         raise NotFound("There is no such file.")
-    is_this_version = request.scope["query_string"] == f"v={VERSIONS[name]}".encode()
     return Response(
         ASSETS[name],
         media_type=MEDIA_TYPES[name.rpartition(".")[2]],
-        # Cached for ever only if the URL has the digest of this content: a page of another version may ask too.
-        headers={"Cache-Control": "public, max-age=31536000, immutable" if is_this_version else "no-cache"},
+        # Cached for ever only under this version: during an update a page of another version may ask too.
+        headers={"Cache-Control": "public, max-age=31536000, immutable" if version == VERSION else "no-cache"},
     )
 
 

@@ -91,15 +91,23 @@ async def window(chromium: Browser, base: str, **options: Any) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def nginx(folder: Path, app_port: int) -> AsyncIterator[str]:
-    """The origin under which nginx serves what listens on `app_port`, as deploy/nginx.conf says."""
+async def nginx(folder: Path, app_port: int, *, default_site: str = "") -> AsyncIterator[str]:
+    """The origin under which nginx serves what listens on `app_port`, as deploy/nginx.conf says.
+
+    `default_site`: the configuration of another site on the same port, read after ours, as Debian orders them.
+    """
     program = need("nginx", "nginx-light")
     port = free_port()
     ours = (ROOT / "deploy" / "nginx.conf").read_text()
-    for there, here in (("listen 80;", f"listen 127.0.0.1:{port};"), ("127.0.0.1:8000", f"127.0.0.1:{app_port}")):
+    for there, here in (
+        # A machine of the tests may have no IPv6.
+        ("    listen 80;\n    listen [::]:80;\n", f"    listen 127.0.0.1:{port};\n"),
+        ("127.0.0.1:8000", f"127.0.0.1:{app_port}"),
+    ):
         assert ours.count(there) == 1, there
         ours = ours.replace(there, here)
-    (folder / "llamalith.conf").write_text(ours)
+    site = default_site.replace("listen 80 default_server;", f"listen 127.0.0.1:{port} default_server;")
+    (folder / "llamalith.conf").write_text(ours + site.replace("listen [::]:80 default_server;", ""))
     temporary = "".join(
         f"{name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llamalith_app.engine import gguf
 from llamalith_app.engine.gguf import BadGguf
+from tests import tiny_models
 from tests.gguf import LLAMA, header, text, write
 
 
@@ -58,9 +59,51 @@ def test_a_model_that_is_recurrent_throughout_has_no_cache(tmp_path: Path) -> No
 
 
 def test_a_split_model_counts_all_its_parts(tmp_path: Path) -> None:
-    first = write(tmp_path / "m-00001-of-00002.gguf", LLAMA | {"split.count": 2}, file_bytes=5000)
-    write(tmp_path / "m-00002-of-00002.gguf", file_bytes=7000)
-    assert gguf.read(first).file_bytes == 12_000
+    first = write(tmp_path / "m-00001-of-00002.gguf", LLAMA | {"split.no": 0, "split.count": 2}, file_bytes=5000)
+    write(tmp_path / "m-00002-of-00002.gguf", {"split.no": 1, "split.count": 2}, file_bytes=7000)
+    found = gguf.read(first)
+    assert (found.file_bytes, found.flaw) == (12_000, "")
+
+
+def test_a_part_that_is_not_the_first_is_told_with_the_first_s_name(tmp_path: Path) -> None:
+    for name, first in (("m-00002-of-00003.gguf", "m-00001-of-00003.gguf"), ("other.gguf", "…-00001-of-00003.gguf")):
+        path = write(tmp_path / name, {"split.no": 1, "split.count": 3})
+        with pytest.raises(BadGguf) as error:
+            gguf.read(path)
+        assert str(error.value) == (
+            f"The model file {path} is part 2 of a model that is split into 3 files: give the first, {first}."
+        )
+
+
+def test_what_is_wrong_with_the_parts_of_a_split_model_is_told_by_the_first_one(tmp_path: Path) -> None:
+    first, second, third = tiny_models.write_split(tmp_path)
+    assert gguf.read(first).flaw == ""
+    renamed = tmp_path / "renamed.gguf"
+    renamed.hardlink_to(first)
+    told = f"The model file {renamed} is the first of the 3 files of a model"
+    assert gguf.read(renamed).flaw == f"{told}, and its name must end with -00001-of-00003.gguf."
+    told = f"The model file {first} is the first of the 3 files of a model, and part 2, {second.name},"
+    second.rename(tmp_path / "second")
+    assert gguf.read(first).flaw == f"{told} cannot be read: No such file or directory."
+    second.hardlink_to(third)
+    assert gguf.read(first).flaw == f"{told} is another part or none."
+    second.unlink()
+    second.write_bytes(b"GGUF")
+    assert (
+        gguf.read(first).flaw == f"The model file {second} is truncated or damaged: its header goes on beyond its end."
+    )
+
+
+def test_a_file_without_weights_is_told(tmp_path: Path) -> None:
+    path = tiny_models.write_vocabulary(tmp_path / "vocabulary.gguf")
+    assert gguf.read(path).flaw == f"The model file {path} has no weights, at most a vocabulary."
+
+
+def test_a_first_part_may_hold_the_keys_alone(tmp_path: Path) -> None:
+    first = tmp_path / "m-00001-of-00002.gguf"
+    first.write_bytes(header(LLAMA | {"split.no": 0, "split.count": 2}, n_tensors=0))
+    write(tmp_path / "m-00002-of-00002.gguf", {"split.no": 1, "split.count": 2})
+    assert gguf.read(first).flaw == ""
 
 
 @pytest.mark.parametrize(
@@ -81,6 +124,9 @@ def test_a_split_model_counts_all_its_parts(tmp_path: Path) -> None:
         (header({}, n_keys=1) + text("k") + struct.pack("<I", 77), "unknown type 77"),
         (header({"a": 1}), "does not say its architecture"),
         (header({"general.architecture": 1}), "does not say its architecture"),
+        (header({"general.type": "imatrix"}), "is no model but an importance matrix of one"),
+        (header({"general.type": "mmproj", "general.architecture": "clip"}), "is no model but the part of one that"),
+        (header({"general.type": "adapter", "general.architecture": "llama"}), "is no model but an adapter"),
         (header({"general.architecture": "x"}), "does not say its block_count"),
         (header(LLAMA | {"llama.block_count": "two"}), "has a block_count that is no number"),
         (header(LLAMA | {"llama.block_count": 2**32 - 1}), "says that it has 4294967295 layers"),

@@ -8,9 +8,13 @@ import os
 import sys
 from pathlib import Path
 
+import llama_cpp
 import pytest
+import structlog
 
+from llamalith_app.engine import runner
 from llamalith_app.engine.client.local import EngineDied, EngineLoadFailed, EngineProcess
+from llamalith_app.engine.messages import GpuOffload
 from tests.engine.conftest import Script, bundled_model, load, run, started, submit
 from tests.settle import eventually
 
@@ -108,3 +112,44 @@ async def test_a_load_that_is_given_up_leaves_no_child(tmp_path: Path) -> None:
         await loading
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+async def test_layers_that_no_gpu_can_take_are_a_warning_and_the_model_runs_all_the_same() -> None:
+    if llama_cpp.llama_supports_gpu_offload():
+        pytest.skip("this build of llama.cpp finds a GPU")
+    with structlog.testing.capture_logs() as lines:
+        async with started(None, n_gpu_layers=-1) as engine:
+            assert (await run(engine, submit("Hi", max_tokens=2))).tokens
+    (line,) = [line for line in lines if line["event"].startswith("n_gpu_layers is set, but llama.cpp finds no GPU")]
+    assert (line["log_level"], line["model"], line["n_gpu_layers"]) == ("warning", "smollm2", -1)
+
+
+async def test_a_model_for_the_cpu_says_nothing_of_a_gpu() -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with started(None):
+            pass
+    assert [line for line in lines if "GPU" in line["event"]] == []
+
+
+async def test_what_a_gpu_holds_is_logged(script: Script) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with started(script({"model": "smollm2", "gpu": [25, 31]}), n_gpu_layers=25):
+            pass
+    (line,) = [line for line in lines if "GPU" in line["event"]]
+    assert line == {
+        "event": "layers offloaded to the GPU",
+        "log_level": "info",
+        "model": "smollm2",
+        "n_layers": 25,
+        "of": 31,
+    }
+
+
+def test_what_was_offloaded_is_read_from_the_line_that_llama_cpp_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_offloaded", type(runner._offloaded)(maxlen=1))
+    assert runner.gpu_offload(0) is None
+    runner._log_problems(2, b"load_tensors: offloading output layer to GPU\n", None)
+    runner._log_problems(2, b"load_tensors: offloaded 0/31 layers to GPU\n", None)
+    assert runner.gpu_offload(0) is None
+    runner._log_problems(2, b"load_tensors: offloaded 31/31 layers to GPU\n", None)
+    assert runner.gpu_offload(-1) == GpuOffload(requested=-1, n_layers=31, n_layers_total=31)

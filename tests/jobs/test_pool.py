@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 
 from llamalith_app.engine.client.local import EngineLoadFailed, EngineProcess
 from llamalith_app.jobs.worker.memory import MIB, OVERHEAD_BYTES
@@ -20,7 +22,7 @@ from llamalith_app.jobs.worker.pool import RETRY_PRELOAD_S, ModelTooLarge, Pool,
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.settings.config_file import ModelSettings
 from tests import fake_engine
-from tests.gguf import write
+from tests.gguf import LLAMA, header, write
 from tests.settle import eventually
 
 NEED = 500 * MIB + OVERHEAD_BYTES
@@ -327,6 +329,34 @@ async def test_a_damaged_file_is_refused_before_a_child_sees_it(make: Make, tmp_
         await used(pool, "a")
     assert "a" in pool.failures
     assert pool.held == {}
+
+
+async def test_the_second_part_of_a_split_model_is_told_with_the_name_of_the_first_at_start_and_by_a_job(
+    make: Make, tmp_path: Path
+) -> None:
+    pool = await make()
+    write(tmp_path / "a.gguf", {"split.no": 1, "split.count": 3})
+    told = f"The model file {tmp_path}/a.gguf is part 2 of a model that is split into 3 files"
+    with structlog.testing.capture_logs() as lines:
+        await pool.survey()
+    assert [(line["event"], line["model"]) for line in lines] == [("model cannot be used", "a")]
+    assert lines[0]["reason"].startswith(told)
+    with pytest.raises(EngineLoadFailed, match=f"{re.escape(told)}: give the first, …-00001-of-00003.gguf"):
+        await used(pool, "a")
+
+
+async def test_a_file_whose_load_will_fail_is_warned_of_at_start_and_left_to_llama_cpp(
+    make: Make, tmp_path: Path
+) -> None:
+    pool = await make()
+    (tmp_path / "a.gguf").write_bytes(header(LLAMA, n_tensors=0))
+    write(tmp_path / "b.gguf", LLAMA | {"split.no": 0, "split.count": 2})
+    with structlog.testing.capture_logs() as lines:
+        await pool.survey()
+    assert [(line["event"], line["model"]) for line in lines] == [("model cannot be used", name) for name in "ab"]
+    assert "has no weights" in lines[0]["reason"]
+    assert "its name must end with -00001-of-00002.gguf" in lines[1]["reason"]
+    await used(pool, "a")
 
 
 async def test_a_file_that_grew_is_judged_again_when_it_is_loaded(make: Make, tmp_path: Path) -> None:

@@ -215,6 +215,11 @@ async def test_secrets_are_made_once_shown_once_and_kept_private(tmp_path: Path)
     product = await start(tmp_path)
     lines = await product.until_ready()
     await product.stop()
+    # One block, and nothing behind the ready line: a person looks for all four at the end.
+    assert [line.split()[:2] for line in lines[-4:]] == [
+        *(["llamalith:", "wrote"], ["llamalith:", "admin"], ["llamalith:", "API"], ["llamalith:", "ready"])
+    ]
+    assert lines[-1] == f"llamalith: ready http://127.0.0.1:{product.port}/chat"
     shown = "\n".join(lines)
     env = tmp_path / "data" / ".env"
     assert stat.S_IMODE(env.stat().st_mode) == 0o600
@@ -223,7 +228,7 @@ async def test_secrets_are_made_once_shown_once_and_kept_private(tmp_path: Path)
     assert re.search(r"admin password +\S{16}", shown)
     assert token not in product.log()
     again = await start(tmp_path, product.port)
-    assert token not in "\n".join(await again.until_ready())
+    assert await again.until_ready() == lines[-1:]
     await again.stop()
     for one in (product, again):
         await one.api.aclose()
@@ -235,6 +240,9 @@ async def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
     product = await start(tmp_path, port)
     assert await asyncio.wait_for(product.up.wait(), 20) == 2
     assert f"cannot listen on 127.0.0.1:{port}: another program listens there" in product.log()
+    assert product.up.stdout is not None
+    # Nobody could read the password later: the .env that was written holds its hash.
+    assert b"admin password" in await product.up.stdout.read()
     stranger.close()
     await product.api.aclose()
 

@@ -8,6 +8,7 @@ import gzip
 import json
 import re
 import shutil
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -176,6 +177,20 @@ async def test_nginx_passes_on_an_encoded_slash(api: httpx.AsyncClient, tmp_path
     async with nginx(tmp_path, api.base_url.port or 0) as origin:
         answer = await api.get(f"{origin}/chat/api/conversations/n%2Fx/latest")
     assert (answer.status_code, answer.json()["exists"]) == (200, True)
+
+
+async def test_nginx_answers_under_its_names_beside_debians_default_site(
+    api: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    default_site = Path("/etc/nginx/sites-available/default")
+    if not default_site.exists():
+        pytest.skip("there is no default site of Debian's nginx here")
+    async with nginx(tmp_path, api.base_url.port or 0, default_site=default_site.read_text()) as origin:
+        for name in ("llamalith.example.org", "localhost", "127.0.0.1", socket.gethostname()):
+            chat = await api.get(f"{origin}/chat/login", headers={"Host": name})
+            assert (chat.status_code, "Llamalith" in chat.text) == (200, True), name
+        others = await api.get(f"{origin}/chat/login", headers={"Host": "another.example.org"})
+        assert (others.status_code, "nginx" in others.text) == (404, True)
 
 
 @pytest.mark.parametrize("given", ["%20lead", "lead%20", "%20%20lead%20", "lead", "%C2%A0lead", "lead%E3%80%80"])

@@ -69,6 +69,7 @@ def test_these_routes_are_open_and_no_others(config: Config) -> None:
         ("/chat/login", "POST"),
         ("/chat/logout", "GET"),
         ("/chat/static/{name:str}", "GET"),
+        ("/chat/static/{version:str}/{name:str}", "GET"),
     }
 
 
@@ -1092,13 +1093,13 @@ async def test_every_answer_has_the_security_headers_and_is_not_cached(config: C
 async def test_static_files_may_be_cached_and_their_url_changes_with_their_content(browser: httpx.AsyncClient) -> None:
     page = (await browser.get("/chat/")).text
     assets = set(re.findall(r'(?:src|href)="(/chat/static/[^"]+)"', page))
-    assert len(assets) == 3
+    assert {asset.rpartition("/")[2] for asset in assets} >= {"app.css", "app.js", "icon.svg"}
     for asset in assets:
         answer = await browser.get(asset)
         assert answer.status_code == 200
         assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
         assert answer.headers["content-security-policy"]
-        assert re.search(r"\?v=[0-9a-f]{12}$", asset)
+        assert re.fullmatch(r"/chat/static/[0-9a-f]{12}/[\w.-]+", asset)
 
 
 async def test_a_head_is_a_get_without_its_body(browser: httpx.AsyncClient) -> None:
@@ -1131,7 +1132,7 @@ async def test_an_invalid_host_is_refused_before_it_is_used(browser: httpx.Async
     "name",
     [
         *("../app.py", "..%2f..%2fpyproject.toml", "%2e%2e/templates/base.html", "/etc/passwd", "app.css/x", "%00"),
-        *("app.css%00", "x" * 300, "%ff", "APP.CSS", ".", "%2e%2e"),
+        *("app.css%00", "x" * 300, "%ff", "APP.CSS", ".", "%2e%2e", "x/../app.py", "x/%2e%2e", "x/..%2fapp.css"),
     ],
 )
 async def test_only_static_files_are_served_as_static_files(client: httpx.AsyncClient, name: str) -> None:

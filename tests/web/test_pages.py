@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from html import unescape
 from pathlib import Path
+from urllib.parse import urljoin
 
 import httpx
 import msgspec
@@ -17,13 +18,15 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import OperationalError
 
 from llamalith_app.contracts.jobs import Progress
-from llamalith_app.controllers import pages
+from llamalith_app.controllers.pages.conversation import TURNS_ON_PAGE
+from llamalith_app.controllers.pages.jobs import JOBS_ON_PAGE
 from llamalith_app.settings.config import Config
 from llamalith_app.store import job_reads, jobs, retention, sessions
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
+from llamalith_app.web.html import ASSETS, TEMPLATES
 from tests.live import publish
 from tests.settle import eventually
 from tests.store.samples import register_worker
@@ -173,14 +176,14 @@ async def test_empty_pages_say_what_to_do_next(browser: httpx.AsyncClient) -> No
 
 
 async def test_older_jobs_and_conversations_are_a_link_away(browser: httpx.AsyncClient) -> None:
-    for number in range(pages.JOBS_ON_PAGE + 5):
+    for number in range(JOBS_ON_PAGE + 5):
         await browser.post("/api/jobs", json={"content": f"prompt {number}", "conversation_id": f"c{number}"})
     newest = await browser.get("/chat/jobs")
     (older,) = re.findall(r'href="([^"]*before=[^"]*)">Older jobs', newest.text)
     rows = await browser.get("/chat/jobs/rows")
     assert older in rows.text, "the link moves on with the list"
     page = await browser.get(unescape(older))
-    assert len(re.findall(r'<li id="job-', newest.text)) == pages.JOBS_ON_PAGE
+    assert len(re.findall(r'<li id="job-', newest.text)) == JOBS_ON_PAGE
     assert re.findall(r'<li id="job-(\d+)', page.text) == ["5", "4", "3", "2", "1"]
     assert "Older jobs" not in page.text
     first = await browser.get("/chat/conversations")
@@ -192,7 +195,7 @@ async def test_older_jobs_and_conversations_are_a_link_away(browser: httpx.Async
 async def test_of_a_long_conversation_the_newest_turns_show_and_the_rest_is_a_link_away(
     browser: httpx.AsyncClient,
 ) -> None:
-    n_turns = pages.TURNS_ON_PAGE + 3
+    n_turns = TURNS_ON_PAGE + 3
     for number in range(n_turns):
         await browser.post("/api/jobs", json={"content": f"prompt {number};", "conversation_id": "a/b"})
     page = await browser.get("/chat/conversation?id=a/b")
@@ -208,7 +211,7 @@ async def test_of_a_long_conversation_the_newest_turns_show_and_the_rest_is_a_li
 async def test_of_turns_that_have_expired_nothing_shows_and_no_link_leads_to_them(
     browser: httpx.AsyncClient, database: Database
 ) -> None:
-    n_turns = pages.TURNS_ON_PAGE + 3
+    n_turns = TURNS_ON_PAGE + 3
     for number in range(n_turns):
         await browser.post("/api/jobs", json={"content": f"prompt {number};", "conversation_id": "c"})
     now = datetime.now(UTC)
@@ -267,11 +270,11 @@ async def test_a_part_of_very_long_turns_begins_where_it_was_asked_to(
 
 
 async def test_a_part_is_no_longer_than_a_page(browser: httpx.AsyncClient) -> None:
-    n_turns = pages.TURNS_ON_PAGE + 5
+    n_turns = TURNS_ON_PAGE + 5
     for _ in range(n_turns):
         await queue(browser, conversation_id="c", content="x")
     part = await browser.get("/chat/conversation/turns?id=c&from=0")
-    assert len(re.findall(r"<li id=", part.text)) == pages.TURNS_ON_PAGE
+    assert len(re.findall(r"<li id=", part.text)) == TURNS_ON_PAGE
 
 
 async def test_a_list_of_conversations_tells_what_each_is_busy_with(
@@ -521,6 +524,36 @@ async def test_an_unknown_status_finds_nothing_and_breaks_nothing(browser: httpx
     answer = await browser.get("/chat/jobs", params={"status": "<script>"})
     assert answer.status_code == 400
     assert "<script>" not in answer.text.replace('<script type="module"', "")
+
+
+# The scripts
+
+
+async def test_every_module_comes_under_the_page_s_version_and_is_preloaded(browser: httpx.AsyncClient) -> None:
+    page = (await browser.get("/chat/")).text
+    preloaded = set(re.findall(r'<link rel="modulepreload" href="([^"]+)">', page))
+    (entry,) = re.findall(r'<script type="module" src="([^"]+)">', page)
+    imported: set[str] = set()
+    unread = {entry}
+    while unread:
+        path = unread.pop()
+        module = await browser.get(path)
+        assert module.status_code == 200, path
+        assert module.headers["content-type"].startswith("text/javascript")
+        assert module.headers["cache-control"] == "public, max-age=31536000, immutable"
+        found = {urljoin(path, name) for name in re.findall(r'^import .* from "([^"]+)"$', module.text, re.MULTILINE)}
+        unread |= found - imported
+        imported |= found
+    assert len(imported) > 5
+    assert imported == preloaded
+
+
+def test_every_file_that_a_template_names_exists() -> None:
+    named = {
+        name for template in TEMPLATES.iterdir() for name in re.findall(r"static\('([^']+)'\)", template.read_text())
+    }
+    assert len(named) > 3
+    assert named <= set(ASSETS)
 
 
 # The API's reference and the queue's monitor

@@ -212,7 +212,7 @@ async def test_the_tls_part_of_the_shipped_nginx_conf_works_once_uncommented(tmp
         stderr=asyncio.subprocess.DEVNULL,
     )
     assert await making.wait() == 0
-    ours = (ROOT / "deploy" / "nginx.conf").read_text().replace("    listen 80;\n", "")
+    ours = (ROOT / "deploy" / "nginx.conf").read_text().replace("    listen 80;\n    listen [::]:80;\n", "")
     head, upstream, body = ours.partition("upstream ")
     body = re.sub(r"^( *)# (?=listen|server|ssl_|add_header|    |return|\})", r"\1", body, flags=re.MULTILINE)
     ours = head + upstream + body
@@ -220,7 +220,7 @@ async def test_the_tls_part_of_the_shipped_nginx_conf_works_once_uncommented(tmp
     ours = re.sub(r"^ *listen \[::\].*\n", "", ours, flags=re.MULTILINE)
     for there, here in (
         ("listen 443 ssl;", f"listen 127.0.0.1:{https} ssl;"),
-        ("listen 80 default_server;", f"listen 127.0.0.1:{http} default_server;"),
+        ("listen 80;", f"listen 127.0.0.1:{http};"),
         ("/etc/ssl/certs/llamalith.example.org.pem", str(certificate)),
         ("/etc/ssl/private/llamalith.example.org.key", str(key)),
         ("127.0.0.1:8000", f"127.0.0.1:{free_port()}"),

@@ -11,7 +11,7 @@ import structlog
 
 from llamalith_app.guards.sessions import COOKIE
 from llamalith_app.settings.config import Config
-from llamalith_app.web.html import ASSETS, VERSIONS
+from llamalith_app.web.html import ASSETS, VERSION
 from tests.web.conftest import PASSWORD, serving
 
 HTTPS = {"X-Forwarded-Proto": "https"}
@@ -94,15 +94,15 @@ async def test_a_head_ends_no_session(client: httpx.AsyncClient, told: dict[str,
     assert await opens(client, cookie)
 
 
-async def test_a_logout_clears_the_browser_s_storage_and_one_without_a_session_clears_nothing(
+async def test_a_logout_over_https_clears_the_browser_s_storage_and_one_without_a_session_clears_nothing(
     client: httpx.AsyncClient,
 ) -> None:
-    for headers in ({}, HTTPS):
+    for headers, cleared in (({}, None), (HTTPS, '"cache", "storage"')):
         cookie = await come_in(client, **headers)
         host = str(client.base_url).partition("//")[2].rstrip("/")
         origin = {"Origin": f"{'https' if headers else 'http'}://{host}"}
         out = await client.post("/chat/logout", headers=cookie | headers | origin)
-        assert (out.status_code, out.headers["clear-site-data"]) == (303, '"cache", "storage"')
+        assert (out.status_code, out.headers.get("clear-site-data")) == (303, cleared)
         assert not await opens(client, cookie, **headers)
         # What was typed before a session ended is kept over the login, and no link elsewhere takes it away.
         assert "clear-site-data" not in (await client.get("/chat/logout", headers=cookie | headers | PAGE)).headers
@@ -153,6 +153,20 @@ async def test_a_session_of_http_is_invalid_over_https_and_the_other_way_round(c
     assert await opens(client, plain)
 
 
+@pytest.mark.parametrize(("began", "sent"), [({}, HTTPS), (HTTPS, {})], ids=["http to https", "https to http"])
+async def test_a_token_of_one_scheme_opens_and_ends_nothing_over_the_other_under_the_other_s_name(
+    client: httpx.AsyncClient, began: dict[str, str], sent: dict[str, str]
+) -> None:
+    cookie = await come_in(client, **began)
+    token = cookie["Cookie"].partition("=")[2]
+    renamed = {"Cookie": f"{SECURE_COOKIE if sent else COOKIE}={token}"}
+    assert not await opens(client, renamed, **sent)
+    page = await client.get("/chat/jobs", headers=renamed | sent)
+    assert (page.status_code, page.headers["location"]) == (303, "/chat/login")
+    await client.get("/chat/logout", headers=renamed | sent)
+    assert await opens(client, cookie, **began)
+
+
 # What comes with answers
 
 
@@ -165,12 +179,12 @@ async def test_hsts_is_sent_over_https_only_and_if_configured(client: httpx.Asyn
         assert "strict-transport-security" not in (await other.get("/healthz", headers=HTTPS)).headers
 
 
-@pytest.mark.parametrize("query", ["", "?v=", "?v=000000000000", "?v={version}&v=x", "?v={version}x", "?w={version}"])
-async def test_a_static_file_under_another_version_s_url_is_not_cached(client: httpx.AsyncClient, query: str) -> None:
+@pytest.mark.parametrize("version", ["", "000000000000/", "{version}x/", "{version}%20/"])
+async def test_a_static_file_under_another_version_s_url_is_not_cached(client: httpx.AsyncClient, version: str) -> None:
     for name, content in ASSETS.items():
-        kept = await client.get(f"/chat/static/{name}?v={VERSIONS[name]}")
+        kept = await client.get(f"/chat/static/{VERSION}/{name}")
         assert kept.headers["cache-control"] == "public, max-age=31536000, immutable"
-        answer = await client.get(f"/chat/static/{name}{query.format(version=VERSIONS[name])}")
+        answer = await client.get(f"/chat/static/{version.format(version=VERSION)}{name}")
         assert (answer.status_code, answer.content) == (200, content)
         assert answer.headers["cache-control"] == "no-cache"
 

@@ -354,6 +354,22 @@ async def test_a_model_that_cannot_be_loaded_is_told_by_name_and_other_models_go
     )
 
 
+async def test_the_log_tells_why_a_model_could_not_be_loaded_and_nothing_that_a_template_says_of_a_prompt(
+    config: Config, script: Script, submit: Submit, database: Database
+) -> None:
+    script.write(
+        {"model": "m", "cannot_load": "The file of model m (/x.gguf) is damaged."},
+        {"when": "Secret", "kind": "template", "refuse": "Who says Secret is refused."},
+    )
+    with structlog.testing.capture_logs() as lines:
+        async with working(config, script):
+            for model in "mn":
+                await ended(database, await submit("Secret", model, model=model))
+    failed = [(line["kind"], line.get("reason")) for line in lines if line["event"] == "attempt failed"]
+    assert set(failed) == {("model_unavailable", "The file of model m (/x.gguf) is damaged."), ("template", None)}
+    assert "Secret" not in str(lines)
+
+
 async def test_an_engine_that_dies_in_loading_names_the_model_and_the_file(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:

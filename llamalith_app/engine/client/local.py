@@ -23,6 +23,7 @@ from llamalith_app.engine.messages import (
     Cancel,
     End,
     FromEngine,
+    GpuOffload,
     Loaded,
     LoadFailed,
     Loading,
@@ -256,6 +257,8 @@ class EngineProcess:
         self._silent_s, self._cancels = 0.0, False
         match message:
             case Loaded():
+                if message.gpu is not None:
+                    self._log_offload(message.gpu)
                 self._loading.set_result(message)
             case LoadFailed(reason):
                 self._loading.set_exception(EngineLoadFailed(reason))
@@ -270,6 +273,17 @@ class EngineProcess:
                 for advance in message.sequences:
                     if steps := self._runs.get(advance.sequence_id):
                         steps.put_nowait(advance)
+
+    def _log_offload(self, gpu: GpuOffload) -> None:
+        if gpu.n_layers:
+            log.info("layers offloaded to the GPU", model=self.model, n_layers=gpu.n_layers, of=gpu.n_layers_total)
+        else:
+            log.warning(
+                "n_gpu_layers is set, but llama.cpp finds no GPU: this build has no support for one, or the driver"
+                " is missing; the model runs on the CPU",
+                model=self.model,
+                n_gpu_layers=gpu.requested,
+            )
 
     async def _keep_lines(self) -> None:
         """What the child says on stderr, which native code uses as it likes; a long line comes in parts."""

@@ -528,6 +528,8 @@ class Generation:
             model=claim.model,
             kind=kind,
             status=status.value,
+            # Of the other kinds a reason may quote the prompt or the schema, as a template's own words do.
+            **({"reason": reason} if kind == "model_unavailable" else {}),
         )
         if status is Status.QUEUED and pause is not None:
             self._wake_later(pause)

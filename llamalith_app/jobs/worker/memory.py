@@ -28,6 +28,8 @@ class Plan(NamedTuple):
     n_slots: int
     need_bytes: int
     """0: its file cannot be read, so that nothing is known."""
+    flaw: str = ""
+    """Why its load will fail all the same, as far as headers tell; empty: nothing is known."""
 
 
 def machine_bytes(root: Path = Path("/")) -> int:
@@ -81,4 +83,4 @@ def plan(model: ModelConfig, worker_count: int | None, budget_bytes: int) -> Pla
     each = header.sequence_bytes(settings.n_ctx)
     free_bytes = budget_bytes - header.file_bytes - OVERHEAD_BYTES
     n_slots = wanted or max(1, min(most, min(budget_bytes // 2, free_bytes) // max(1, each)))
-    return Plan(n_slots, header.file_bytes + n_slots * each + OVERHEAD_BYTES)
+    return Plan(n_slots, header.file_bytes + n_slots * each + OVERHEAD_BYTES, header.flaw)

@@ -125,6 +125,9 @@ class Pool:
             except BadGguf as error:
                 self.plans[name] = Plan(self._worker_count or 1, 0)
                 log.warning("model cannot be used", model=name, reason=str(error))
+            else:
+                if flaw := self.plans[name].flaw:
+                    log.warning("model cannot be used", model=name, reason=flaw)
 
     def room(self, model: str) -> ModelCapacity:
         """What `reserve` would do for the model now."""

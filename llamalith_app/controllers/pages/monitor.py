@@ -8,8 +8,8 @@ from litestar import Controller, HttpMethod, Request, Response, get, route
 from litestar.params import FromPath
 from litestar.response import Redirect, Template
 
-from llamalith_app.controllers import login
-from llamalith_app.controllers.login import see
+from llamalith_app.controllers.pages.login import answer_login_needed
+from llamalith_app.controllers.pages.redirects import see_other
 from llamalith_app.errors import LoginNeeded, NotFound, ReadOnly, RedisUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, OPEN, PAGE
 from llamalith_app.web.html import page
@@ -21,24 +21,27 @@ QUEUES, QUEUE, TASK = "/api/queues", "/api/queues/{queue:str}", "/api/queues/{qu
 MEDIA_TYPES = {"js": "text/javascript", "css": "text/css"}
 
 
-def in_its_words(_: Request[Any, Any, Any], error: RedisUnavailable) -> Response[dict[str, str]]:
-    """SAQ's script shows `error`; a status it does not look at."""
+def answer_redis_unavailable(_: Request[Any, Any, Any], error: RedisUnavailable) -> Response[dict[str, str]]:
+    """SAQ's script shows `error` and ignores the status."""
     return Response(
         {"error": f"Redis does not answer, or not as it should ({error}). Jobs are accepted and run without it."}
     )
 
 
-def of_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> Response[Any] | Template:
-    """The script cannot be led to a login."""
+def answer_session_ended(request: Request[Any, Any, Any], error: LoginNeeded) -> Response[Any] | Template:
+    """SAQ's script cannot follow a redirect to the login."""
     if not request.route_handler.opt.get("background"):
-        return login.of_login_needed(request, error)
+        return answer_login_needed(request, error)
     return Response({"error": "Your session has ended. Log in, and load this page again."}, status_code=401)
 
 
-class QueueMonitor(Controller):
+class MonitorPage(Controller):
     path = "/queue"
     include_in_schema = False
-    exception_handlers = {RedisUnavailable: in_its_words, LoginNeeded: of_login_needed}  # noqa: RUF012 - Litestar's own way to say it
+    exception_handlers = {  # noqa: RUF012 - Litestar's own way to say it
+        RedisUnavailable: answer_redis_unavailable,
+        LoginNeeded: answer_session_ended,
+    }
 
     @get(SHELLS, opt=PAGE)
     async def shell(
@@ -50,7 +53,7 @@ class QueueMonitor(Controller):
         raw_path = request.scope.get("raw_path") or b""
         if raw_path.split(b"?")[0].endswith(b"/queue"):
             # The script knows its home by the slash alone.
-            return see(f"{ROOT}/")
+            return see_other(f"{ROOT}/")
         return page(request, "monitor", root=ROOT)
 
     @get("/static/{name:str}", opt=PAGE)

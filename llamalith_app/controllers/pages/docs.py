@@ -14,8 +14,8 @@ from llamalith_app.web.html import page
 from llamalith_app.web.openapi import EVENTS, REF, STREAM, document
 from llamalith_app.web.request import AppRequest
 
-TELL_BELOW = 1e12
-"""Limits beyond are there against nonsense."""
+LARGEST_SHOWN_LIMIT = 1e12
+"""Larger limits only keep out nonsense, and are not shown."""
 
 
 class Field(NamedTuple):
@@ -39,17 +39,17 @@ class Operation(NamedTuple):
     refusals: list[Field]
 
 
-class Docs(Controller):
+class DocsPage(Controller):
     path = "/docs"
     include_in_schema = False
 
     @get("/", opt=PAGE)
     async def reference(self, request: AppRequest) -> Template:
-        told = document(request.app)
-        found = sorted(operations(told), key=lambda operation: operation.tag)
+        openapi = document(request.app)
+        found = sorted(operations(openapi), key=lambda operation: operation.tag)
         origin = request.parts.hosts.origin(request.scope["scheme"], request.headers.get("host", ""))
         groups = {tag: list(group) for tag, group in groupby(found, key=lambda operation: operation.tag)}
-        return page(request, "docs", groups=groups, shapes=shapes(told), origin=origin)
+        return page(request, "docs", groups=groups, shapes=shapes(openapi), origin=origin)
 
     @get("/openapi.json", opt=PAGE)
     async def for_machines(self, request: AppRequest) -> dict[str, Any]:
@@ -120,11 +120,11 @@ def _fields(content: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
     return _schema_fields(by_type.get("application/json", {}).get("schema", {}), schemas)
 
 
-def _events(told: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
-    """What may come, as a field each: the shape of its data, and what that says."""
+def _events(events: dict[str, Any], schemas: dict[str, Any]) -> list[Field]:
+    """A field for each kind of event: the shape of its data, and that shape's description."""
     return [
         Field(event, shape, False, schemas[shape].get("description", ""))
-        for event, data in told.items()
+        for event, data in events.items()
         for shape in _names(data)
     ]
 
@@ -165,6 +165,6 @@ def _in_words(schema: dict[str, Any]) -> str:
             ("maximum", "to"),
             ("maxLength", "at most, characters:"),
         )
-        if name in schema and abs(schema[name]) < TELL_BELOW
+        if name in schema and abs(schema[name]) < LARGEST_SHOWN_LIMIT
     ]
     return " ".join([str(schema.get("format", kind)), *limits])

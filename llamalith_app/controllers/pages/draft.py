@@ -1,0 +1,125 @@
+"""The form of a prompt when it is sent: accepted, or shown again as a draft with the reason and with what was typed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import Controller, Request, Response, post
+from litestar.datastructures import Cookie
+from litestar.response import Redirect, Template
+
+from llamalith_app.contracts.forms import SHORT_FIELDS, JobForm
+from llamalith_app.contracts.problems import Problem
+from llamalith_app.controllers.pages.redirects import HOME, see_other
+from llamalith_app.errors import BadInput, QueueFull, SessionUnreadable, StaleForm, StorageUnavailable
+from llamalith_app.guards.cookies import make_cookie
+from llamalith_app.guards.forms import form_fields
+from llamalith_app.guards.principal import PAGE, Principal
+from llamalith_app.store.keys import Key
+from llamalith_app.web import html
+from llamalith_app.web.html import conversation_url, page
+from llamalith_app.web.request import AppRequest
+
+MAX_SHOWN_CHARS = 4_000_000
+"""Of a page that shows what was typed, as it stands in its HTML: one quotation mark is five characters there."""
+TAKEN_COOKIE = "llamalith_taken"
+TAKEN_COOKIE_S = 60
+
+
+class DraftPage(Controller):
+    path = "/jobs"
+    include_in_schema = False
+
+    @post(opt=PAGE, status_code=303)
+    async def submit(self, request: AppRequest) -> Redirect | Template:
+        """From the dashboard back to it, from a conversation back to that. A refused form comes back as a draft."""
+        draft = await typed_draft(request)
+        if draft is None:
+            return draft_page(request, await request.form_as(JobForm), 400, "The message is empty: type one.")
+        try:
+            form = await request.form_as(JobForm)
+            accepted = await request.parts.submissions.submit(
+                request.principal.user_id,
+                request.id,
+                content=form.content,
+                conversation_id=form.conversation_id,
+                model=form.model,
+                system_prompt=form.system_prompt,
+                keeps_system_prompt=form.system_prompt == form.system_prompt_was,
+                priority="interactive",
+                key=_idempotency_key(request.principal.user_id, form),
+            )
+        except (BadInput, QueueFull, StorageUnavailable) as error:
+            return draft_page(request, draft, error.status, str(error))
+        back = HOME if accepted.created_new else conversation_url(accepted.conversation_id)
+        return see_other(f"{back}#job-{accepted.job_id}", *_taken_cookies(request, form))
+
+
+async def typed_draft(request: AppRequest) -> JobForm | None:
+    """The prompt's form in the body as it came, valid or not; None: it has no message. Ids and names that are longer
+    than any are left out: no page of ours made them, and all of the form is shown again."""
+    return draft_in(await form_fields(request))
+
+
+def draft_in(fields: dict[str, str]) -> JobForm | None:
+    """The same, of fields that were read before."""
+    kept = {name: fields.get(name, "").replace("\r\n", "\n") for name in JobForm.__struct_fields__}
+    kept |= {name: "" for name, limit in SHORT_FIELDS.items() if len(kept[name]) > limit}
+    form = JobForm(**kept)
+    return form if form.content.strip() else None
+
+
+def draft_page(request: Request[Any, Any, Any], draft: JobForm, status: int, why: str) -> Template:
+    """What was typed, in a form that can be sent again; or only why not, where that would be too long a page."""
+    if sum(map(_shown_chars, (draft.content, draft.system_prompt, draft.system_prompt_was))) > MAX_SHOWN_CHARS:
+        detail = f"{why.rstrip('.')}. It is too long to be shown here again: go back, your browser still has it."
+        request_id = str(request.scope.get("request_id", ""))
+        problem = Problem(type="about:blank", title="Not sent yet", status=status, detail=detail, request_id=request_id)
+        return page(request, "error", status_code=status, problem=problem, phrase=HTTPStatus(status).phrase)
+    return page(request, "draft", status_code=status, form=draft, why=why, models=request.app.state.parts.models)
+
+
+def answer_stale_form(request: Request[Any, Any, Any], error: StaleForm) -> Response[Any]:
+    """A form without a good CSRF token is shown again with one, and with what was typed."""
+    session = request.state.get("session")
+    draft = draft_in(error.fields)
+    if session is None or draft is None:
+        return html.answer_own_error(request, error)
+    request.state.principal = Principal(session.user_id, "session", session.csrf_token)
+    return draft_page(request, draft, error.status, "This form was out of date and was not sent. Look it over.")
+
+
+def answer_session_unreadable(request: Request[Any, Any, Any], error: SessionUnreadable) -> Response[Any] | Template:
+    """What was typed stays in a form that can be sent again."""
+    draft = draft_in(error.fields)
+    return (
+        html.answer_own_error(request, error) if draft is None else draft_page(request, draft, error.status, str(error))
+    )
+
+
+def _shown_chars(text: str) -> int:
+    return len(text) + 4 * sum(map(text.count, "&<>\"'"))
+
+
+def _taken_cookies(request: AppRequest, form: JobForm) -> list[Cookie]:
+    """Tells the page that shows the job that this form has arrived, so that its script forgets the draft."""
+    if not re.fullmatch(r"[\w-]+", form.once, re.ASCII):
+        return []
+    # For the page's script to read.
+    return [
+        make_cookie(request, TAKEN_COOKIE, form.once, TAKEN_COOKIE_S, path="/chat", httponly=False, samesite="strict")
+    ]
+
+
+def _idempotency_key(owner_id: int, form: JobForm) -> Key | None:
+    """Of this form with this text: sent again, by an impatient hand or by a browser that got no answer, it makes
+    nothing more; with another text it is another one."""
+    if not form.once:
+        return None
+    sent = msgspec.json.encode((form.content, form.model, form.system_prompt, form.conversation_id))
+    digest = hashlib.sha256(sent).hexdigest()
+    return Key(owner_id, f"form:{form.once}:{digest}", digest)

@@ -1,0 +1,89 @@
+// Puts a fresh rendering of a list in place, item by item, so that focus, selection and open details survive in the
+// items that did not change. An item is known by its id.
+
+import { showLocalTimes } from "./times.js"
+
+export class ListRenderer {
+  constructor(list) {
+    this.list = list
+    this.rendered = new Map([...list.children].map((item) => [item.id, item.outerHTML]))
+    showLocalTimes(list)
+  }
+
+  // `fresh`: the list as the server renders it now; a list with data-part holds only items that may have changed.
+  // Returns whether any item was new or different.
+  render(fresh) {
+    const isPart = "part" in this.list.dataset
+    const items = [...fresh.children]
+    if (!isPart) this.removeAllBut(new Set(items.map((item) => item.id)))
+    const announcements = []
+    let changed = false
+    let next = isPart ? null : this.list.firstElementChild
+    for (const item of items) {
+      const old = this.list.querySelector(`:scope > [id="${CSS.escape(item.id)}"]`)
+      const html = item.outerHTML
+      let current = old
+      if (!old || this.rendered.get(item.id) !== html) {
+        if (item.dataset.said && old?.dataset.said !== item.dataset.said) announcements.push(item.dataset.said)
+        changed = true
+        this.rendered.set(item.id, html)
+        showLocalTimes(item)
+        current = this.renderItem(old, item, next)
+      }
+      if (!isPart) next = current.nextElementSibling
+    }
+    if (announcements.length) document.getElementById("announcement").textContent = announcements.join(". ")
+    Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
+    return changed
+  }
+
+  removeAllBut(ids) {
+    for (const item of [...this.list.children]) {
+      if (ids.has(item.id)) continue
+      this.rendered.delete(item.id)
+      item.remove()
+    }
+  }
+
+  renderItem(old, item, next) {
+    if (!old) return this.list.insertBefore(item, next)
+    if ("brief" in item.dataset) replaceParts(old, item)
+    else replaceItem(old, item)
+    return old
+  }
+}
+
+// Of a job that still runs only these parts come again: a button that is replaced between press and release is not
+// pressed.
+const replaceParts = (old, item) => {
+  for (const part of item.querySelectorAll("[data-part]")) {
+    old.querySelector(`[data-part="${part.dataset.part}"]`)?.replaceChildren(...part.childNodes)
+  }
+  old.dataset.said = item.dataset.said
+}
+
+// Children that are the same stay, and with them what is selected in them.
+const replaceItem = (old, item) => {
+  const focused = old.contains(document.activeElement) ? document.activeElement : null
+  const wereOpen = [...old.querySelectorAll("details")].map((details) => details.open)
+  const before = [...old.children]
+  const after = [...item.children]
+  after.forEach((child, index) => {
+    if (!before[index]) old.append(child)
+    else if (!before[index].isEqualNode(child)) before[index].replaceWith(child)
+  })
+  for (const child of before.slice(after.length)) child.remove()
+  for (const { name } of [...old.attributes]) if (!item.hasAttribute(name)) old.removeAttribute(name)
+  for (const { name, value } of item.attributes) old.setAttribute(name, value)
+  old.querySelectorAll("details").forEach((details, index) => { details.open = wereOpen[index] ?? details.open })
+  if (focused && !old.contains(focused)) restoreFocus(old, focused)
+}
+
+// Where the focused element is gone, to the same link, or else to something beside it.
+const restoreFocus = (item, focused) => {
+  const links = [...item.querySelectorAll("a")]
+  const same = links.find((link) => link.getAttribute("href") === focused.getAttribute("href"))
+  const target = same ?? links[0] ?? item.querySelector("summary, button") ?? item
+  if (target === item) item.tabIndex = -1
+  target.focus()
+}

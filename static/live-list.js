@@ -1,0 +1,78 @@
+// A list that keeps itself fresh: polls the server, often while a job of the list is open, and renders the answer.
+
+import { ListRenderer } from "./list-renderer.js"
+import { hideProblem, showProblem, showSessionEnded } from "./notice.js"
+import { getPage } from "./request.js"
+
+const OPEN_MS = 700
+const IDLE_MS = 4000
+const RETRY_MS = 3000
+// On a slow connection a list is polled less often, but at least this often.
+const MAX_INTERVAL_MS = 15000
+
+export class LiveList {
+  // `element` has its address in data-live and the number of open jobs in data-open; the server sets both anew.
+  constructor(element) {
+    this.element = element
+    this.renderer = new ListRenderer(element)
+    this.timer = 0
+    this.isPolling = false
+    this.pollsAgain = false
+    this.failed = false
+    // Called after each successful poll: whether an item changed, and whether the poll before had failed.
+    this.onUpdate = () => {}
+    document.addEventListener("visibilitychange", () => this.schedule(0))
+    this.schedule()
+  }
+
+  get isOpen() {
+    return Number(this.element.dataset.open) > 0
+  }
+
+  get interval() {
+    return this.isOpen ? OPEN_MS : IDLE_MS
+  }
+
+  schedule(ms = this.interval) {
+    clearTimeout(this.timer)
+    if (!document.hidden) this.timer = setTimeout(() => this.poll(), ms)
+  }
+
+  async poll() {
+    // One request at a time: of two, the older answer could come last.
+    this.pollsAgain = this.isPolling
+    if (this.isPolling) return
+    this.isPolling = true
+    let next = this.interval
+    let problem = "No connection to Llamalith just now."
+    const startedAt = performance.now()
+    try {
+      const { response, text } = await getPage(this.element.dataset.live)
+      if (response.redirected) {
+        showSessionEnded()
+        // A new session may begin in another tab.
+        next = IDLE_MS
+        return
+      }
+      if (!response.ok) {
+        problem = `Llamalith cannot show this just now (${response.status} ${response.statusText}).`
+        throw new Error(problem)
+      }
+      const changed = this.renderer.render(
+        new DOMParser().parseFromString(text, "text/html").getElementById(this.element.id),
+      )
+      hideProblem()
+      this.onUpdate({ changed, failedBefore: this.failed })
+      this.failed = false
+      const took = performance.now() - startedAt
+      next = this.pollsAgain ? 0 : Math.min(Math.max(this.interval, 4 * took), MAX_INTERVAL_MS)
+    } catch {
+      this.failed = true
+      showProblem(`${problem} Trying again.`)
+      next = RETRY_MS
+    } finally {
+      this.isPolling = false
+      this.schedule(next)
+    }
+  }
+}

@@ -1,0 +1,10 @@
+// Times in the reader's zone.
+
+export const showLocalTimes = (root) => {
+  for (const time of root.querySelectorAll("time")) {
+    const moment = new Date(time.dateTime)
+    const today = moment.toDateString() === new Date().toDateString()
+    time.textContent = moment.toLocaleString([], today ? { timeStyle: "medium" } : { dateStyle: "medium", timeStyle: "short" })
+    time.title = moment.toString()
+  }
+}
