@@ -2,10 +2,10 @@
 
 - A child that drains first uses `watch`: the parent holds the write end of a pipe and the child waits at the read end,
   which the kernel closes with the parent.
-- Another child is killed by the kernel (`PR_SET_PDEATHSIG`), even while it is stopped or hung. The parent asks for it
-  before `exec` (`preexec_die_with_parent`) for programs that are not ours, and for the engine, which must be covered
-  before its first instruction. Our short helper programs ask themselves (`die_with_parent`): they are started by
-  processes with many threads and much memory, where code between fork and exec is unsafe and slow.
+- Another child gets a signal from the kernel (`PR_SET_PDEATHSIG`); SIGKILL works even while it is stopped or hung. The
+  parent asks for it before `exec` (`preexec_die_with_parent`) for programs that are not ours, and for the engine, which
+  must be covered before its first instruction. Our helper programs ask for it themselves (`die_with_parent`): they are
+  started by processes with many threads and much memory, where code between fork and exec is unsafe and slow.
 
 Does not know what a process does when its parent is gone.
 """
