@@ -12,19 +12,21 @@ The map:
                      config.json; ranges: what sampling may be set to; strength: how many guesses a secret withstands
     contracts/       the shapes of everything that crosses a wire
     web/             what HTTP needs and no route owns: server (uvicorn with bounds), envelope, request, request_log,
-                     problems, paths, openapi, readiness; html and visible for pages; follow, transcript and live for
-                     streams and progress
+                     problems, paths, openapi, readiness; html and visible for pages; follow (a job's events),
+                     transcript (pure) and sse (their format) for streams; live for progress
     controllers/     thin HTTP and nothing else: API, events, probes; pages/ has a controller for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            the queue: submit, schemas, cancel, order (pure), forecast, queue (sole speaker of SAQ), monitor
     jobs/worker/     the worker's side: process (its composition root), generate, pool, memory, shape, reply, speeds,
                      sweep
-    engine/          the child process that holds a model: plan -> evaluate -> apply; states on disk, and what a
-                     GGUF's header tells
+    engine/          the process that holds a model: child (its threads), loop (plan -> evaluate -> apply), scheduler,
+                     runner with loader and sampler, template; states of slots on disk; gguf reads a file's header
     engine/client/   what the worker holds of an engine: local, the child process
-    streams/         a job's events over Redis, kept for a while; live progress beside the record
+    streams/         a job's events over Redis, kept for a while: wire (names and shapes), publisher, resume (where a
+                     later attempt continues), subscriber; progress, live beside the record
     grammars/        what a reply may be held to: grammar (named ones, and JSON Schema as a grammar), gbnf; schema and
-                     validation (programs of their own), keywords (what cannot be enforced); the shipped files
+                     validation (programs of their own), subschemas, keywords (what cannot be enforced); the shipped
+                     files
     store/           the record: tables, the writer thread, transitions (jobs) and what people read of them (job_reads),
                      invariants, migrations; its name beside others (record), answers that are given again (keys), whole
                      copies (backup), what is not kept (retention)
@@ -39,8 +41,8 @@ Four routes to keep short:
 - A prompt: guards -> controllers -> jobs/submit -> store/jobs.submit -> commit -> hint (jobs/queue), and from there
   jobs/worker/generate -> jobs/worker/pool -> store/jobs.claim -> engine -> store/jobs.finish.
 - A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/client/local
-  -> jobs/worker/generate -> streams (Writer, StreamPublisher) -> Redis -> streams (StreamSubscriber) -> web/follow
-  -> controllers/events -> the reader.
+  -> jobs/worker/generate -> streams/publisher, which encodes it -> Redis -> streams/subscriber -> web/follow and
+  transcript -> web/sse -> the reader.
 - A page: guards (session) -> controllers/pages -> store, web/live -> templates; static/live-list.js polls its
   lists, and static/list-renderer.js renders what changed.
 - A setting: config.load() -> create_app, the worker or a command -> the constructor that needs it.

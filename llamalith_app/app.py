@@ -51,7 +51,7 @@ from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 from llamalith_app.streams.progress import ProgressReader
-from llamalith_app.web import html, problems
+from llamalith_app.web import follow, html, problems
 from llamalith_app.web.envelope import Envelope
 from llamalith_app.web.follow import Followers
 from llamalith_app.web.live import Live
@@ -84,7 +84,9 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 TIMINGS = Timings()
 
 
-def create_app(config: Config, timings: Timings = TIMINGS) -> WebApp:
+def create_app(
+    config: Config, timings: Timings = TIMINGS, *, follow_timings: follow.Timings = follow.TIMINGS
+) -> WebApp:
     """The web application. It opens its database when its lifespan starts.
 
     Raises ConfigError for a grammar that cannot be read. The schema must be current (`store/migrate.py`).
@@ -107,12 +109,12 @@ def create_app(config: Config, timings: Timings = TIMINGS) -> WebApp:
         forecasts=forecasts,
     )
     live = Live(database, ProgressReader(redis, record), forecasts)
-    followers = Followers(database, live, redis, record)
+    followers = Followers(database, live, redis, record, follow_timings)
     hosts = Hosts(config.allowed_hosts)
     parts = Parts(
         database=database,
         submissions=submissions,
-        cancellations=Cancellations(database, hints, models, followers.tell_ended),
+        cancellations=Cancellations(database, hints, models, followers.publish_ended),
         live=live,
         followers=followers,
         readiness=ReadinessCheck(database, redis),
@@ -212,9 +214,16 @@ def create_app(config: Config, timings: Timings = TIMINGS) -> WebApp:
     return WebApp(app, parts, hsts=config.hsts)
 
 
-def create_server(config: Config, *, host: str = "127.0.0.1", port: int = 0, timings: Timings = TIMINGS) -> Server:
+def create_server(
+    config: Config,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    timings: Timings = TIMINGS,
+    follow_timings: follow.Timings = follow.TIMINGS,
+) -> Server:
     """An HTTP server for the application. `port` 0 takes any free one. Raises what `create_app` raises."""
-    app = create_app(config, timings)
+    app = create_app(config, timings, follow_timings=follow_timings)
     settings = uvicorn.Config(
         app,
         http=Protocol,

@@ -35,9 +35,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llamalith_app.engine.child import CannotLoad, serve
+from llamalith_app.engine.child import serve
 from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, Sampling
-from llamalith_app.engine.runner_protocol import Refusal, Sampled, Work
+from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Work
 
 END = 256
 """The token that ends a reply."""

@@ -37,8 +37,8 @@ def test_a_broken_invariant_is_reported_with_its_rows(engine: Engine, database_p
         connection.execute(text("DELETE FROM messages"))
     result = check(database_path.parent)
     assert result.exit_code == 1
-    assert "BROKEN: each job has its prompt, in its own conversation and place" in result.output
-    assert '{"job_id":1,"conversation_id":1,"turn":0}' in result.output
+    assert "BROKEN: each job has something to answer in its turn" in result.output
+    assert '{"job_id":1,"turn_id":1}' in result.output
 
 
 def test_checking_takes_no_lock_and_changes_nothing(engine: Engine, database_path: Path) -> None:

@@ -21,7 +21,7 @@ from llamalith_app.grammars import gbnf, grammar, keywords, schema, validation
 def takes(text: str, reply: str) -> bool:
     """Whether a grammar allows exactly this reply."""
     tokenizer = LLTokenizer("byte")
-    matcher = LLMatcher(tokenizer, grammar.of_gbnf(text), limits=grammar.LIMITS, log_level=0)
+    matcher = LLMatcher(tokenizer, grammar.from_gbnf(text), limits=grammar.LIMITS, log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     tokens = list(reply.encode())
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
@@ -82,11 +82,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("text", "told"), WRONG.items(), ids=[text[:30] for text in WRONG])
-def test_what_is_no_grammar_is_told_why(text: str, told: str) -> None:
+@pytest.mark.parametrize(("text", "reason"), WRONG.items(), ids=[text[:30] for text in WRONG])
+def test_an_invalid_grammar_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(gbnf.GbnfError) as error:
         gbnf.to_lark(text)
-    assert told in str(error.value)
+    assert reason in str(error.value)
 
 
 BROKEN = {
@@ -99,15 +99,15 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("text", "told"), BROKEN.items(), ids=[text[:30] for text in BROKEN])
-def test_a_broken_file_of_the_folder_is_named_at_the_start(tmp_path: Path, text: str, told: str) -> None:
+@pytest.mark.parametrize(("text", "reason"), BROKEN.items(), ids=[text[:30] for text in BROKEN])
+def test_a_broken_file_of_the_folder_is_named_at_the_start(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "good.gbnf").write_text('root ::= "a"')
     (tmp_path / "bad.gbnf").write_text(text)
     with pytest.raises(ConfigError) as error:
         grammar.load(tmp_path)
     (problem,) = error.value.problems
     assert problem.startswith(f"{tmp_path / 'bad.gbnf'}: ")
-    assert told in problem
+    assert reason in problem
     assert len(problem) < 1000
 
 
@@ -144,7 +144,7 @@ GOOD: dict[str, Any] = {
     "one of two that differ": {"oneOf": [person(kind={"const": "a"}), person(kind={"const": "b"})]},
     "a text of several lines": {"enum": ["a\n\tb", "é\u2028"]},
     "one name more than is required": {"type": "object", "required": ["a"], "minProperties": 2, "maxProperties": 3},
-    "keywords that only tell": {"title": "t", "description": "d", "default": 1, "examples": [2], "x-mine": 3},
+    "keywords that are annotations": {"title": "t", "description": "d", "default": 1, "examples": [2], "x-mine": 3},
     "what OpenAPI adds": person(a={"type": "string", "nullable": True, "example": "e", "xml": {}, "readOnly": True}),
     "names that nothing refers to": person(a={"$id": "a", "$anchor": "b", "$dynamicAnchor": "c", "type": "string"}),
     "a schema of another kind": {"$schema": "https://example.com/mine", "$id": "https://example.com/x", "type": "null"},
@@ -171,7 +171,7 @@ GOOD: dict[str, Any] = {
 
 @pytest.mark.parametrize("good", GOOD.values(), ids=GOOD.keys())
 def test_a_schema_that_replies_can_be_held_to_is_taken(good: Any) -> None:
-    assert list(schema.judge(good)) == [schema.Verdict(reason=None)]
+    assert list(schema.validate(good)) == [schema.Verdict(reason=None)]
 
 
 ENDLESS = person(next={"$ref": "#/$defs/e"})
@@ -224,13 +224,13 @@ FLAWS: dict[str, tuple[Any, str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("bad", "at", "told"), FLAWS.values(), ids=FLAWS.keys())
-def test_a_schema_that_cannot_be_honoured_is_told_with_the_part_that_is_why(bad: Any, at: str, told: str) -> None:
-    *_, verdict = schema.judge(bad)
+@pytest.mark.parametrize(("bad", "at", "reason"), FLAWS.values(), ids=FLAWS.keys())
+def test_a_schema_that_cannot_be_honoured_is_refused_with_the_part_that_is_why(bad: Any, at: str, reason: str) -> None:
+    *_, verdict = schema.validate(bad)
     assert verdict.reason is not None
-    assert told in verdict.reason
+    assert reason in verdict.reason
     assert verdict.at.startswith(at)
-    if told != "circle":
+    if reason != "circle":
         assert verdict.at == at
 
 
@@ -297,13 +297,13 @@ GAPS: dict[str, tuple[Any, set[str], str]] = {
 }
 
 
-@pytest.mark.parametrize(("loose", "at", "told"), GAPS.values(), ids=GAPS.keys())
-def test_what_no_reply_can_be_held_to_is_named_and_the_rest_is_held_to(loose: Any, at: set[str], told: str) -> None:
-    *_, verdict = schema.judge(loose)
+@pytest.mark.parametrize(("loose", "at", "reason"), GAPS.values(), ids=GAPS.keys())
+def test_what_no_reply_can_be_held_to_is_named_and_the_rest_is_held_to(loose: Any, at: set[str], reason: str) -> None:
+    *_, verdict = schema.validate(loose)
     assert verdict.reason is None
     assert {gap.at for gap in verdict.gaps} == at
-    assert all(told in gap.reason for gap in verdict.gaps)
-    assert grammar.problem(grammar.of_schema(loose, at)) == ""
+    assert all(reason in gap.reason for gap in verdict.gaps)
+    assert grammar.problem(grammar.from_schema(loose, at)) == ""
 
 
 UNREAD = {"type": "string", "pattern": r"^[\w-\.]+$"}
@@ -313,7 +313,7 @@ SET = {"type": "array", "uniqueItems": True}
 
 def test_a_pattern_that_is_enforced_need_not_be_read_by_the_validation() -> None:
     loose = SET | {"items": UNREAD}
-    *_, verdict = schema.judge(loose)
+    *_, verdict = schema.validate(loose)
     assert verdict.reason is None
     assert {gap.at for gap in verdict.gaps} == {"#/uniqueItems"}
     assert not fits(loose | {"uniqueItems": False}, '["a b"]')
@@ -330,14 +330,14 @@ def test_a_pattern_that_is_enforced_need_not_be_read_by_the_validation() -> None
     ],
 )
 def test_a_pattern_that_is_not_enforced_has_to_be_read_by_the_validation(loose: Any, at: str) -> None:
-    *_, verdict = schema.judge(loose)
+    *_, verdict = schema.validate(loose)
     assert verdict.reason
     assert verdict.at == at
 
 
 def test_what_is_not_enforced_is_left_out_and_all_else_stays() -> None:
     loose = person(a=LOOK | {"maxLength": 3}, b={"oneOf": [{"type": "string"}, {"type": "string"}]})
-    (held,) = (grammar.of_schema(loose, ["#/properties/a/pattern", "#/properties/b/oneOf"]),)
+    (held,) = (grammar.from_schema(loose, ["#/properties/a/pattern", "#/properties/b/oneOf"]),)
     tokenizer = LLTokenizer("byte")
     for reply, is_right in (('{"a":"xyz","b":""}', True), ('{"a":"wxyz","b":""}', False), ('{"a":"x","b":1}', False)):
         matcher = LLMatcher(tokenizer, held, limits=grammar.LIMITS, log_level=0)
@@ -353,7 +353,7 @@ def shuffled(value: Any, random: Random) -> Any:
     return {key: shuffled(value[key], random) for key in random.sample(list(value), len(value))}
 
 
-ONE_FAULT = {name: bad for name, (bad, _, told) in FLAWS.items() if told != "circle"} | {
+ONE_FAULT = {name: bad for name, (bad, _, reason) in FLAWS.items() if reason != "circle"} | {
     name: loose for name, (loose, _, _) in GAPS.items()
 }
 
@@ -361,7 +361,7 @@ ONE_FAULT = {name: bad for name, (bad, _, told) in FLAWS.items() if told != "cir
 @pytest.mark.parametrize("at_fault", ONE_FAULT.values(), ids=ONE_FAULT.keys())
 def test_in_whatever_order_its_keys_stand_the_same_part_of_a_schema_is_blamed(at_fault: Any) -> None:
     def blamed(order: Any) -> Any:
-        *_, verdict = schema.judge(order)
+        *_, verdict = schema.validate(order)
         return verdict.at, (verdict.reason or "").partition("(")[0], {gap.at for gap in verdict.gaps}
 
     expected = blamed(at_fault)
@@ -421,10 +421,10 @@ WIDE: dict[str, tuple[Callable[[int], Any], str]] = {
 def test_a_schema_of_which_too_much_may_come_next_is_refused_with_the_part_that_is_why(
     made: Callable[[int], Any], at: str
 ) -> None:
-    *_, verdict = schema.judge(made(1300))
+    *_, verdict = schema.validate(made(1300))
     assert verdict.at == at
     assert "too many choices at one place" in (verdict.reason or "")
-    *_, verdict = schema.judge(made(1000))
+    *_, verdict = schema.validate(made(1000))
     assert verdict == schema.Verdict(reason=None)
 
 
@@ -447,13 +447,13 @@ WIDE_BY_MEMBERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("late", WIDE_BY_MEMBERS.values(), ids=WIDE_BY_MEMBERS.keys())
 def test_what_the_members_of_a_part_open_together_counts(late: Any) -> None:
-    *_, verdict = schema.judge(late)
+    *_, verdict = schema.validate(late)
     assert verdict.at == "#/properties/b"
     assert "too many choices at one place" in (verdict.reason or "")
 
 
 def test_references_in_a_circle_are_counted_once() -> None:
-    *_, verdict = schema.judge({"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}})
+    *_, verdict = schema.validate({"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}})
     assert verdict == schema.Verdict(reason=None)
 
 
@@ -472,19 +472,19 @@ EVIL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("evil", EVIL.values(), ids=EVIL.keys())
-def test_the_judge_of_an_evil_schema_ends_by_itself(evil: Any) -> None:
-    judge = subprocess.run(
+def test_the_validation_of_an_evil_schema_ends_by_itself(evil: Any) -> None:
+    program = subprocess.run(
         [sys.executable, "-m", "llamalith_app.grammars.schema"],
         input=json.dumps(evil).encode(),
         capture_output=True,
         timeout=60,
         check=False,
     )
-    assert judge.returncode != 0 or b'"reason":null' not in judge.stdout
+    assert program.returncode != 0 or b'"reason":null' not in program.stdout
 
 
 def fits(schema: Any, reply: str) -> bool:
-    matcher = LLMatcher(LLTokenizer("byte"), grammar.of_schema(schema), limits=grammar.LIMITS, log_level=0)
+    matcher = LLMatcher(LLTokenizer("byte"), grammar.from_schema(schema), limits=grammar.LIMITS, log_level=0)
     tokens = list(reply.encode())
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
@@ -535,5 +535,5 @@ def test_a_number_is_within_its_bounds(schema: Any, good: list[str], bad: list[s
 
 def test_no_blank_of_a_json_reply_is_endless() -> None:
     tokenizer = LLTokenizer("byte")
-    matcher = LLMatcher(tokenizer, grammar.of_schema({"type": "object"}), limits=grammar.LIMITS, log_level=0)
+    matcher = LLMatcher(tokenizer, grammar.from_schema({"type": "object"}), limits=grammar.LIMITS, log_level=0)
     assert matcher.try_consume_tokens(list(b"{\n" + b" " * 50)) < 30

@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llamalith_app.errors import ValidatorBusy
 from llamalith_app.grammars import grammar, keywords, validation
 from llamalith_app.jobs import schemas
-from llamalith_app.jobs.schemas import Fit, ReplyValidator
+from llamalith_app.jobs.schemas import Fit, ReplyValidator, Timings
 
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 IPV4 = {"type": "string", "format": "ipv4"}
@@ -49,7 +49,7 @@ CASES: list[tuple[Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("schema", "reply", "problem"), CASES)
-def test_the_first_part_of_a_reply_that_does_not_fit_is_told(schema: Any, reply: str, problem: str) -> None:
+def test_the_first_part_of_a_reply_that_does_not_fit_is_reported(schema: Any, reply: str, problem: str) -> None:
     found = validation.problem(schema, reply)
     assert problem in found
     assert bool(found) == bool(problem)
@@ -74,7 +74,7 @@ WRITTEN = {
 def test_what_may_be_written_where_a_format_stands_is_valid(name: str) -> None:
     schema = {"type": "array", "uniqueItems": True, "items": {"type": "string", "format": name}}
     reply = json.dumps(WRITTEN[name], separators=(",", ":"))
-    matcher = LLMatcher(LLTokenizer("byte"), grammar.of_schema(schema, ["#/uniqueItems"]), log_level=0)
+    matcher = LLMatcher(LLTokenizer("byte"), grammar.from_schema(schema, ["#/uniqueItems"]), log_level=0)
     assert matcher.try_consume_tokens(list(reply.encode())) == len(reply)
     assert validation.problem(schema, reply) == ""
     assert "at #/0: " in validation.problem(schema, '["no such thing: "]')
@@ -89,8 +89,8 @@ def test_what_may_be_written_where_a_format_stands_is_valid(name: str) -> None:
         ({"not": {"$ref": "#/$defs/x"}}, "#"),
     ],
 )
-def test_a_schema_that_nothing_can_be_validated_against_is_told(schema: Any, at: str) -> None:
-    flaw = validation.flaw(schema)
+def test_a_schema_that_nothing_can_be_validated_against_is_reported(schema: Any, at: str) -> None:
+    flaw = validation.schema_flaw(schema)
     assert flaw is not None
     assert flaw.at == at
 
@@ -117,26 +117,24 @@ async def test_a_validation_that_means_harm_ends_in_time_and_raises_nothing(sche
 async def test_a_death_from_outside_says_nothing_of_a_schema_or_a_reply(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    run, n_killed = schemas._run, 0
+    run, n_killed = schemas._run_program, 0
 
-    async def run_and_kill(module: str, text: bytes) -> schemas._Ended:
+    async def run_and_kill(module: str, text: bytes) -> schemas._ProgramResult:
         nonlocal n_killed
         n_killed += 1
-        return schemas._Ended(b"", b"", -number) if n_killed == 1 else await run(module, text)
+        return schemas._ProgramResult(b"", b"", -number) if n_killed == 1 else await run(module, text)
 
-    monkeypatch.setattr(schemas, "_run", run_and_kill)
+    monkeypatch.setattr(schemas, "_run_program", run_and_kill)
     assert await ReplyValidator().validate({"uniqueItems": True}, "[1, 1]") != Fit(None, "could not be validated")
     n_killed = 0
     with pytest.raises(ValidatorBusy):
-        await schemas._verdict(b"{}")
+        await schemas._compute_verdict(b"{}")
 
 
 async def test_a_validation_without_an_end_leaves_it_open_whether_the_reply_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(schemas, "WITHIN_S", 0)
-    assert await ReplyValidator().validate({}, "1") == Fit(None, "could not be validated within 0 s")
-    monkeypatch.undo()
+    assert await ReplyValidator(Timings(within_s=0)).validate({}, "1") == Fit(None, "could not be validated within 0 s")
     monkeypatch.setattr("llamalith_app.jobs.schemas.sys.executable", "/nowhere")
     assert await ReplyValidator().validate({}, "1") == Fit(None, "could not be validated")
     monkeypatch.undo()

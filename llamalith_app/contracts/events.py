@@ -1,7 +1,7 @@
-"""What a stream of events tells, as the data of Server-Sent Events; the name of each is its event's.
+"""The data of a stream's events. Each struct names its event.
 
-Beside these, `done`, `error` or `cancelled` is the last event of a job; its data is the Job as `GET /api/jobs/{id}`
-shows it.
+The last event of a job is none of these but `done`, `error` or `cancelled`. Its data is the Job as `GET /api/jobs/{id}`
+answers it.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from llamalith_app.contracts.jobs import Progress
 
 
 class ProgressEvent(Progress, kw_only=True):
-    """`progress`: where the job stands. The newest counts; none is repeated, so it has no id."""
+    """`progress`: where the job stands. Only the newest counts. It is never sent again, so it has no id."""
 
     job_id: int
     attempt: int
 
 
 class Delta(msgspec.Struct, kw_only=True):
-    """`delta`: more of the reply. All of a job, one after another, are the stored reply to the character."""
+    """`delta`: more of the reply. All deltas of a job, joined, are exactly the stored reply."""
 
     job_id: int
     text: str
-    """May be empty at the end, where tokens are left that show as nothing."""
+    """May be empty at the end, for last tokens that have no text."""
     offset: int
-    """Characters of the reply before it."""
+    """The number of characters of the reply before this text."""
     tokens: list[int]
-    """Ids of the tokens that were written since the event before it; their text may come a little later. Empty where
-    the text comes from the stored reply."""
+    """Ids of the tokens that were written since the previous event. Their text may come a little later. Empty where the
+    text comes from the stored reply."""
 
 
 class Thinking(msgspec.Struct, kw_only=True):
-    """`thinking`: more of what the model wrote at first, between `<think>` and `</think>`; no part of the reply."""
+    """`thinking`: more of what the model wrote between `<think>` and `</think>`, no part of its reply."""
 
     job_id: int
     text: str
@@ -40,7 +40,7 @@ class Thinking(msgspec.Struct, kw_only=True):
 
 
 class Restart(msgspec.Struct, kw_only=True):
-    """`restart`: throw away the job's text and thinking so far; what follows is the whole from its beginning."""
+    """`restart`: discard the job's text and thinking so far. All of it follows, from the beginning."""
 
     job_id: int
     attempt: int

@@ -33,15 +33,16 @@ Seconds = Annotated[
 MaxAttempts = Annotated[int, Meta(ge=1, le=100)]
 
 
-class JobCreate(Parameters, kw_only=True):
-    """A prompt for a new or an existing conversation; texts are trimmed, unknown fields ignored."""
+class JobRequest(Parameters, kw_only=True):
+    """What every door may ask of a job; texts are trimmed, unknown fields ignored.
+
+    A field stands here, and in a column of `jobs` that has its name: the store copies it from the one to the other.
+    """
 
     content: Text | None = None
     """Required where there is no `system_prompt`."""
     model: Name | None = None
     """One of the configured names; absent or empty: the first of them."""
-    conversation_id: ConversationId | NumberAsId | None = None
-    """Absent or empty: a new conversation with a UUID."""
     system_prompt: Text | None = None
     """Stored as a system message where it differs from the one in force; alone, without content, too."""
     assistant_context: Text | None = None
@@ -58,18 +59,17 @@ class JobCreate(Parameters, kw_only=True):
     """`interactive`: somebody waits for it; `batch`: nobody does."""
 
 
-class ReplyCreate(Parameters, kw_only=True):
+class JobCreate(JobRequest, kw_only=True):
+    """A prompt for a new or an existing conversation."""
+
+    conversation_id: ConversationId | NumberAsId | None = None
+    """Absent or empty: a new conversation with a UUID."""
+
+
+class ReplyCreate(JobRequest, kw_only=True):
     """The next prompt of a conversation; an unknown conversation is made."""
 
     content: RequiredText
-    model: Name | None = None
-    system_prompt: Text | None = None
-    assistant_context: Text | None = None
-    grammar_name: Name | None = None
-    timeout_s: Seconds | None = None
-    queue_timeout_s: Seconds | None = None
-    max_attempts: MaxAttempts | None = None
-    priority: PriorityWord | None = "normal"
 
 
 class LegacySubmit(msgspec.Struct, kw_only=True):

@@ -103,9 +103,9 @@ def wanted_schema(wanted: ResponseFormat | None) -> WantedSchema | None:
     return WantedSchema(wanted.schema or {}, "response_format.schema", bool(wanted.strict))
 
 
-def said(given: Parameters) -> Parameters | None:
-    """What a request says of its parameters, without all else that stands in it; None: nothing."""
-    parameters = Parameters(**{name: getattr(given, name) for name in NAMES})
+def given_in(request: Parameters) -> Parameters | None:
+    """The parameters of a request, without its other fields. None: it sets none."""
+    parameters = Parameters(**{name: getattr(request, name) for name in NAMES})
     return None if parameters == Parameters() else parameters
 
 

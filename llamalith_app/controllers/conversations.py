@@ -7,7 +7,6 @@ from typing import Annotated
 from litestar import Controller, get, post
 from litestar.params import JSONBody, PathParameter
 
-from llamalith_app.contracts import parameters
 from llamalith_app.contracts.conversations import Latest, MessageList
 from llamalith_app.contracts.jobs import Cancelled, JobAccepted, ReplyCreate
 from llamalith_app.contracts.text import CONTROL_FREE, NOT_BLANK
@@ -44,29 +43,20 @@ class Conversations(Controller):
         if not data.content.strip():
             raise BadInput("content is required")
         return await request.parts.submissions.submit(
-            request.principal.user_id,
+            request.principal,
             request.id,
-            content=data.content,
+            data,
             conversation_id=conversation_id,
-            model=data.model,
-            system_prompt=data.system_prompt,
-            assistant_context=data.assistant_context,
-            grammar_name=data.grammar_name,
-            priority=data.priority or "normal",
-            parameters=parameters.said(data),
-            timeout_s=data.timeout_s,
-            queue_timeout_s=data.queue_timeout_s,
-            max_attempts=data.max_attempts,
             key=await request.key(idempotency_key),
         )
 
     @post("/cancel", status_code=200, summary="Cancel all its open jobs")
     async def cancel(self, request: AppRequest, conversation_id: PathId) -> Cancelled:
         await request.takes_only()
-        owner_id = request.principal.user_id
-        if not await request.parts.database.read(conversations.exists, owner_id, conversation_id):
+        user_id = request.principal.user_id
+        if not await request.parts.database.read(conversations.exists, user_id, conversation_id):
             raise NotFound("Conversation not found")
-        n_cancelled = await request.parts.cancellations.cancel_matching(owner_id, conversation_id=conversation_id)
+        n_cancelled = await request.parts.cancellations.cancel_matching(user_id, conversation_id=conversation_id)
         return Cancelled(ok=True, cancelled=n_cancelled)
 
     @get("/messages", summary="Read the messages, in the order of the turns", opt=TAKES_UNKNOWN)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from litestar import Controller, delete, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
-from llamalith_app.contracts import parameters
 from llamalith_app.contracts.jobs import (
     AttemptList,
     Cancelled,
@@ -47,19 +46,10 @@ class Jobs(Controller):
     ) -> JobAccepted:
         """After the answer 200 the job is on disk and will end exactly once."""
         return await request.parts.submissions.submit(
-            request.principal.user_id,
+            request.principal,
             request.id,
-            content=data.content or "",
+            data,
             conversation_id=id_text(data.conversation_id),
-            model=data.model,
-            system_prompt=data.system_prompt,
-            assistant_context=data.assistant_context,
-            grammar_name=data.grammar_name,
-            priority=data.priority or "normal",
-            parameters=parameters.said(data),
-            timeout_s=data.timeout_s,
-            queue_timeout_s=data.queue_timeout_s,
-            max_attempts=data.max_attempts,
             key=await request.key(idempotency_key),
         )
 
@@ -117,7 +107,7 @@ class Jobs(Controller):
         last of its conversation; the old job does not change. A second retry is answered with the same new job."""
         await request.takes_only()
         return await request.parts.submissions.retry(
-            request.principal.user_id, request.id, job_id, key=await request.key(idempotency_key)
+            request.principal, request.id, job_id, key=await request.key(idempotency_key)
         )
 
     @post("/retry", status_code=200, summary="Try all jobs again that match")
@@ -140,7 +130,7 @@ class Jobs(Controller):
         """Retries each job at most once, and as many as the queue has room for; `more` says whether to ask again."""
         await request.takes_only(*RETRY_FILTERS)
         return await request.parts.submissions.retry_matching(
-            request.principal.user_id,
+            request.principal,
             request.id,
             {Status(word) for word in status},
             limit=limit,

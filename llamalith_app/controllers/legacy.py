@@ -6,7 +6,7 @@ from litestar import Controller, get, post
 from litestar.params import JSONBody
 
 from llamalith_app.contracts.conversations import LegacyStatus
-from llamalith_app.contracts.jobs import LegacyAccepted, LegacySubmit
+from llamalith_app.contracts.jobs import JobRequest, LegacyAccepted, LegacySubmit
 from llamalith_app.contracts.text import id_text
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.errors import BadInput
@@ -26,12 +26,10 @@ class Legacy(Controller):
         if not data.user_input.strip():
             raise BadInput("user_input is required")
         accepted = await request.parts.submissions.submit(
-            request.principal.user_id,
+            request.principal,
             request.id,
-            content=data.user_input,
+            JobRequest(content=data.user_input, model=data.model, system_prompt=data.system_prompt),
             conversation_id=id_text(data.session_id),
-            model=data.model,
-            system_prompt=data.system_prompt,
             key=await request.key(idempotency_key),
         )
         return LegacyAccepted(

@@ -1,4 +1,7 @@
-"""The engine child's composition root: llama.cpp at one end, the worker's socket at the other."""
+"""The engine process: connects the real runner (llama.cpp) to the worker's socket.
+
+The worker starts it (`engine/client/local.py`) with the number of an open socket.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from llamalith_app.engine.child import serve
 from llamalith_app.engine.runner import LlamaRunner
 from llamalith_app.supervise import signals
 
-# Its worker drains first, and ends it then: supervisors signal every process of a service at once.
+# A supervisor signals all processes of a service at once. The worker drains first and then ends this process.
 for number in signals.requests_to_end():
     signal.signal(number, signal.SIG_IGN)
-# The worker that started it gives way to it.
+# The worker may run at a lower priority, which this process would inherit.
 with contextlib.suppress(AttributeError, OSError):
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 parser = argparse.ArgumentParser(prog="llamalith engine")

@@ -1,7 +1,8 @@
-"""From a conversation to prompt tokens that fit the context, or a refusal that says why not.
+"""Turns a conversation into prompt tokens that fit the context, or refuses it with a reason.
 
-Owns the policy of what is left out and of how roles are bent to a template that insists. Knows no llama.cpp:
-it is given a way to render and a way to tokenize.
+Owns the choice of the messages that are left out, and the changes of roles for a template that insists on an order.
+The threads of the engine that prepare prompts call `fit`. Knows no llama.cpp: the caller passes functions that render
+and tokenize.
 """
 
 from __future__ import annotations
@@ -16,39 +17,40 @@ Render = Callable[[Sequence[ChatMessage]], str]
 Tokenize = Callable[[str], list[int]]
 
 MAX_CHARS_A_TOKEN = 16
-"""Older turns that would not fit if every token were this long are left out without being tokenized."""
+"""High estimate of the characters in a token. Older turns that would not fit even by this estimate are left out without
+being tokenized."""
 OPEN, CLOSE = "<think>", "</think>"
-"""Around what a model writes for itself, at the beginning of its reply."""
+"""The tags around a model's thinking, at the beginning of its reply."""
 
 
 class RenderedPrompt(NamedTuple):
     tokens: list[int]
     omitted_messages: int
     opens_thinking: bool = False
-    """The template itself wrote the OPEN: the reply begins behind it."""
+    """The prompt ends with OPEN, which the template wrote: the reply begins with thinking."""
 
 
 def fit(
     messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_ctx: int, max_tokens: int
 ) -> RenderedPrompt:
-    """Keeps the system message and as many of the newest turns as leave room for the reply.
+    """Returns the prompt of the system message and of as many of the newest turns as leave room for the reply.
 
-    The room is max_tokens, but no more than a quarter of the context. Raises Refusal: `context_overflow`
-    where the newest prompt alone does not fit, `template` where the chat template takes the messages in no
-    form.
+    The room is `max_tokens`, but at most a quarter of the context. Raises Refusal of the kind `context_overflow` if the
+    newest prompt alone does not fit, and of the kind `template` if the chat template refuses every variant of the
+    messages.
     """
     reserve = max(1, min(max_tokens, n_ctx // 4))
     n_fit = n_ctx - reserve
     system = [message for message in messages[:1] if message.role == "system"]
     rest = messages[len(system) :]
     starts = _starts(rest)
-    starts = starts[_first_thinkable(rest, starts, n_fit * MAX_CHARS_A_TOKEN) :]
+    starts = starts[_first_possible(rest, starts, n_fit * MAX_CHARS_A_TOKEN) :]
 
     opens_thinking = False
 
     def tokens_from(start: int) -> list[int]:
         nonlocal opens_thinking
-        text = _rendered([*system, *rest[start:]], render)
+        text = _render_any([*system, *rest[start:]], render)
         tokens = tokenize(text) if text else []
         if not tokens:
             raise Refusal("template", "The model's chat template makes nothing of this conversation.")
@@ -66,7 +68,7 @@ def fit(
             f"The prompt has {len(shortest)} tokens{with_system}; {n_fit} fit"
             f" (context of {n_ctx} tokens, {reserve} kept for the reply).",
         )
-    # Fewer turns never make a longer prompt, so the first start that fits can be searched for.
+    # Fewer turns never make a longer prompt, so a binary search finds the first start that fits.
     low, high, best = 1, len(starts) - 1, shortest
     while low < high:
         middle = (low + high) // 2
@@ -75,18 +77,20 @@ def fit(
             high, best = middle, tokens
         else:
             low = middle + 1
-    # The end of the prompt is the same, whatever is left out before it.
+    # The end of the prompt does not depend on what is left out at its beginning.
     return RenderedPrompt(best, starts[high], opens_thinking)
 
 
 def _opens_thinking(prompt: str, newest: str) -> bool:
-    """Not where the newest message says so itself, and the template writes nothing behind it."""
+    """Whether the template wrote OPEN at the end of the prompt. An OPEN at the end of the newest message does not
+    count."""
     prompt, newest = prompt.rstrip(), newest.rstrip()
     return prompt.endswith(OPEN) and not (newest.endswith(OPEN) and prompt.endswith(newest))
 
 
 def _starts(rest: Sequence[ChatMessage]) -> list[int]:
-    """Where the kept part may begin: at a prompt, at the context before the last prompt, or at all of it."""
+    """Where the kept messages may begin: at the first message, at any user message, or at an assistant message that was
+    submitted as context for the last one."""
     last = len(rest) - 1
     own_context = last - 1
     return [0] + [
@@ -97,34 +101,35 @@ def _starts(rest: Sequence[ChatMessage]) -> list[int]:
     ]
 
 
-def _first_thinkable(rest: Sequence[ChatMessage], starts: Sequence[int], max_chars: int) -> int:
-    """The first of the starts from which there are no more characters than could fit; else the last one."""
+def _first_possible(rest: Sequence[ChatMessage], starts: Sequence[int], max_chars: int) -> int:
+    """The index of the first start with no more than `max_chars` behind it; otherwise of the last start."""
     n_chars = 0
-    for place in range(len(starts) - 1, -1, -1):
-        end = starts[place + 1] if place + 1 < len(starts) else len(rest)
-        # Of a message no template leaves less than a token.
-        n_chars += sum(len(message.content) + MAX_CHARS_A_TOKEN for message in rest[starts[place] : end])
+    for index in range(len(starts) - 1, -1, -1):
+        end = starts[index + 1] if index + 1 < len(starts) else len(rest)
+        # Every template writes at least one token for a message.
+        n_chars += sum(len(message.content) + MAX_CHARS_A_TOKEN for message in rest[starts[index] : end])
         if n_chars > max_chars:
-            return min(place + 1, len(starts) - 1)
+            return min(index + 1, len(starts) - 1)
     return 0
 
 
-def _rendered(messages: Sequence[ChatMessage], render: Render) -> str:
+def _render_any(messages: Sequence[ChatMessage], render: Render) -> str:
     reason = ""
-    for form in _forms(messages):
+    for variant in _variants(messages):
         try:
-            return render(form)
+            return render(variant)
         except Refusal:
             raise
-        except Exception as error:  # noqa: BLE001 - a template is a program of the model's maker
+        except Exception as error:  # noqa: BLE001 - a template may raise anything
             reason = reason or str(error).strip() or type(error).__name__
     raise Refusal("template", f"The model's chat template refuses this conversation: {reason[:500]}")
 
 
-def _forms(messages: Sequence[ChatMessage]) -> Iterator[Sequence[ChatMessage]]:
-    """As they are; neighbours of one role joined; all that comes before the first prompt folded into it."""
+def _variants(messages: Sequence[ChatMessage]) -> Iterator[Sequence[ChatMessage]]:
+    """The messages as they are; then with neighbours of one role joined; then with everything before the first user
+    message folded into that message."""
     yield messages
-    joined = _joined(messages)
+    joined = _join_neighbours(messages)
     yield joined
     first = next((index for index, message in enumerate(joined) if message.role == "user"), None)
     if first:
@@ -132,7 +137,7 @@ def _forms(messages: Sequence[ChatMessage]) -> Iterator[Sequence[ChatMessage]]:
         yield [ChatMessage("user", folded), *joined[first + 1 :]]
 
 
-def _joined(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+def _join_neighbours(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     joined: list[ChatMessage] = []
     for message in messages:
         if joined and joined[-1].role == message.role:

@@ -1,7 +1,10 @@
-"""In which form a chat template takes messages, found by rendering a few conversations that are never sent.
+"""Finds the form in which a chat template takes messages, by rendering a few trial conversations.
 
-Many templates drop what they do not expect instead of refusing it: a system message, or a text where they walk over a
-list of parts. Unlikely words show what arrives in the prompt and what does not. Knows no Jinja and no llama.cpp.
+Owns the trial conversations and the choice of the form. The template's process uses it, and the runner for formats of
+llama-cpp-python. Knows neither Jinja nor llama.cpp.
+
+Many templates silently drop what they do not expect: a system message, or a text where they expect a list of parts.
+The trials contain words that no template has, and the rendered prompt shows which of them arrive.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 from llamalith_app.engine.messages import ChatMessage
 
 Message = dict[str, Any]
-"""As templates get it: `role`, and `content`, a text or a list of parts."""
+"""A message as a template gets it: `role`, and `content`, which is a text or a list of parts."""
 Render = Callable[[list[Message]], str]
-SystemPlace = Literal["own", "first", "last"]
-"""A system message stands as it is, or in front of the first or of the last user message."""
+SystemPosition = Literal["own", "first", "last"]
+"""Where the system message goes: into a message of its own, or in front of the first or the last user message."""
 
 SYSTEM, QUESTION, REPLY, NEXT = (
     ChatMessage("system", "qx7sysvk"),
@@ -27,31 +30,35 @@ SYSTEM, QUESTION, REPLY, NEXT = (
 BETWEEN = "\n\n"
 
 
-class LeftOut(Exception):
-    """The template drops what it must not; a sentence without its subject."""
+class ContentDropped(Exception):
+    """The template drops content that must not be lost. The message calls the template "it"."""
 
 
 class Form(NamedTuple):
+    """How messages are changed before a template gets them."""
+
     parts: frozenset[str] = frozenset()
     """Roles whose content is a list of parts."""
-    system: SystemPlace | None = "own"
-    """None: the template shows it nowhere."""
+    system: SystemPosition | None = "own"
+    """None: the template shows a system message nowhere."""
     shows_prompt: bool = True
+    """Whether the prompt contains the newest user message."""
 
     def apply(self, messages: Sequence[ChatMessage]) -> list[Message]:
-        """What the template is given. Raises LeftOut."""
+        """The messages in this form. Raises ContentDropped if the template would drop some of them."""
         if not self.shows_prompt:
-            raise LeftOut("it leaves out what the user says")
+            raise ContentDropped("it leaves out what the user says")
         system = messages[0] if messages and messages[0].role == "system" else None
         if system is not None and self.system != "own":
             if self.system is None and system.content.strip():
-                raise LeftOut("it leaves out the system message")
-            messages = _folded(system, messages[1:], self.system)
-        return [_written(message, self.parts) for message in messages]
+                raise ContentDropped("it leaves out the system message")
+            messages = _fold_system(system, messages[1:], self.system)
+        return [_template_message(message, self.parts) for message in messages]
 
 
-def find(render: Render) -> Form:
-    """A template that raises is not judged by that: how its refusals are met is not decided here."""
+def detect(render: Render) -> Form:
+    """The form for the template behind `render`. A template that raises at a trial may still take that form: `chat.py`
+    handles its refusals."""
     parts: set[str] = set()
     for role, trial in (
         ("user", [QUESTION]),
@@ -65,50 +72,53 @@ def find(render: Render) -> Form:
     shown = [_shows(render, trial, [last], parts) for trial, last in asked]
     return Form(
         parts=frozenset(parts),
-        system=_system_place(render, parts),
+        system=_system_position(render, parts),
         shows_prompt=True in shown or False not in shown,
     )
 
 
-def _system_place(render: Render, parts: Collection[str]) -> SystemPlace | None:
-    places: tuple[SystemPlace, ...] = ("own", "first", "last")
-    for place in places:
+def _system_position(render: Render, parts: Collection[str]) -> SystemPosition | None:
+    positions: tuple[SystemPosition, ...] = ("own", "first", "last")
+    for position in positions:
         shown = [
-            _shows(render, _folded(SYSTEM, trial, place), [SYSTEM], parts)
+            _shows(render, _fold_system(SYSTEM, trial, position), [SYSTEM], parts)
             for trial in ([QUESTION], [QUESTION, REPLY, NEXT])
         ]
         if False not in shown:
-            return place
+            return position
     return None
 
 
 def _shows(
     render: Render, messages: Iterable[ChatMessage], wanted: Iterable[ChatMessage], parts: Collection[str]
 ) -> bool | None:
-    """Whether the prompt has what was wanted in it; None: the template raises."""
+    """Whether the rendered prompt contains the wanted messages; None: the template raises."""
     try:
-        prompt = render([_written(message, parts) for message in messages]).casefold()
-    except Exception:  # noqa: BLE001 - a template is a program of the model's maker
+        prompt = render([_template_message(message, parts) for message in messages]).casefold()
+    except Exception:  # noqa: BLE001 - a template may raise anything
         return None
-    return all(_stands_in(prompt, message.content) for message in wanted)
+    return all(_contains(prompt, message.content) for message in wanted)
 
 
-def _stands_in(prompt: str, word: str) -> bool:
-    """In any case, but not where the template wrote a part as Python or JSON does: its model never saw such a list."""
+def _contains(prompt: str, word: str) -> bool:
+    """Whether the word is in the prompt, except in a list of parts that the template wrote out as Python or JSON does:
+    the model was not trained on such lists."""
     return word in prompt and not re.search(rf"""['"]text['"]: ?['"]{word}""", prompt)
 
 
-def _folded(system: ChatMessage, rest: Sequence[ChatMessage], place: SystemPlace | None) -> list[ChatMessage]:
+def _fold_system(
+    system: ChatMessage, rest: Sequence[ChatMessage], position: SystemPosition | None
+) -> list[ChatMessage]:
     users = [at for at, message in enumerate(rest) if message.role == "user"]
-    if place == "own":
+    if position == "own":
         return [system, *rest]
-    if place is None or not users:
+    if position is None or not users:
         return list(rest)
-    at = users[0] if place == "first" else users[-1]
+    at = users[0] if position == "first" else users[-1]
     joined = ChatMessage("user", f"{system.content}{BETWEEN}{rest[at].content}")
     return [*rest[:at], joined, *rest[at + 1 :]]
 
 
-def _written(message: ChatMessage, parts: Collection[str]) -> Message:
+def _template_message(message: ChatMessage, parts: Collection[str]) -> Message:
     content = [{"type": "text", "text": message.content}] if message.role in parts else message.content
     return {"role": message.role, "content": content}

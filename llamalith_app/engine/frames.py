@@ -1,6 +1,7 @@
 """Frames on a stream socket: a 4-byte big-endian length, then that many bytes of msgpack.
 
-Blocking for the child, asyncio for the worker. Knows no message's meaning.
+Owns the framing. The engine reads with `read`, which blocks; the worker reads with `read_async`. Does not know what
+the messages mean.
 """
 
 from __future__ import annotations
@@ -13,41 +14,42 @@ import msgspec
 from llamalith_app.engine.messages import MAX_FRAME_BYTES
 
 T = TypeVar("T")
-HEAD_BYTES = 4
+LENGTH_BYTES = 4
 
 _encoder = msgspec.msgpack.Encoder()
 
 
 class Source(Protocol):
-    """A blocking socket, or what stands in front of one."""
+    """A blocking socket, or an object in front of one."""
 
     def recv(self, n_bytes: int, /) -> bytes: ...
 
 
 class BrokenFrame(Exception):
-    """The peer sent what no peer of ours sends."""
+    """The peer sent a frame that is too long or cannot be decoded, which no peer of ours does."""
 
 
 def encode(message: msgspec.Struct) -> bytes:
+    """The frame of a message. Raises BrokenFrame if it would be longer than MAX_FRAME_BYTES."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:
         raise BrokenFrame(f"a message of {len(body)} bytes")
-    return len(body).to_bytes(HEAD_BYTES, "big") + body
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
 def read(connection: Source, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
-    """The next message; None at the end of the stream. Raises BrokenFrame."""
-    head = _exactly(connection, HEAD_BYTES)
-    if head is None:
+    """Blocks for the next message; None at the end of the stream or if the connection breaks. Raises BrokenFrame."""
+    length_bytes = _exactly(connection, LENGTH_BYTES)
+    if length_bytes is None:
         return None
-    body = _exactly(connection, _length(head))
+    body = _exactly(connection, _length(length_bytes))
     return None if body is None else _decode(body, decoder)
 
 
 async def read_async(reader: asyncio.StreamReader, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
-    """As `read`."""
+    """As `read`, without blocking the event loop."""
     try:
-        return _decode(await reader.readexactly(_length(await reader.readexactly(HEAD_BYTES))), decoder)
+        return _decode(await reader.readexactly(_length(await reader.readexactly(LENGTH_BYTES))), decoder)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
 

@@ -1,7 +1,8 @@
-"""What a GGUF file says of itself before its data, and how much memory a sequence of its model takes.
+"""Reads the header of a GGUF file, and computes how much memory a sequence of its model takes.
 
-Reads the key-value part of the header only, trusts none of its lengths, and runs no native code: the worker does
-this itself, before it lets a child near the file. Knows nothing of budgets.
+Owns the parser of the header's key-value part and its limits, and the reasons why a file is no model that can be
+loaded. The worker calls `read` before it lets an engine open the file, and `llamalith config check` calls it too.
+Trusts no length in the file and runs no native code. Knows nothing of memory budgets.
 """
 
 from __future__ import annotations
@@ -16,30 +17,30 @@ from llamalith_app import files
 from llamalith_app.errors import LlamalithError
 
 MAX_HEADER_BYTES = 64 * 1024 * 1024
-"""A vocabulary of 260,000 tokens with its merges takes 15 MB."""
+"""A vocabulary of 260,000 tokens with its merges takes 15 MB of it."""
 MAX_KEYS = 10_000
 MAX_KEY_BYTES = 65_535
 MAX_ITEMS = 4_000_000
-"""Texts in one list."""
+"""Limit for the texts in one list."""
 MAX_LAYERS = 4096
 KEPT_BYTES = 256
-"""Longer texts are passed over."""
+"""Longer texts are skipped."""
 VERSIONS = (2, 3)
 KV_BYTES = 2
-"""Of one number in the KV cache: f16 or bf16."""
+"""Bytes of one number in the KV cache: f16 or bf16."""
 STATE_BYTES = 4
-"""Of one number in a recurrent state: f32."""
+"""Bytes of one number in a recurrent state: f32."""
 CELLS = 256
-"""llama.cpp rounds a sequence's context up to a multiple of this."""
+"""llama.cpp rounds the context of a sequence up to a multiple of this."""
 MAX_PARTS = 2**16 - 1
-"""Of a model that is split over several files; the key has 16 bits."""
+"""Limit for the files of a split model: the key has 16 bits."""
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 OTHER_TYPES = {
     "adapter": "an adapter (LoRA) of one",
     "imatrix": "an importance matrix of one",
     "mmproj": "the part of one that reads pictures or sound (mmproj)",
 }
-"""What else a GGUF may be, by its `general.type`."""
+"""Values of `general.type` for files that are no models -> what they are instead."""
 
 SCALARS = {
     0: struct.Struct("<B"),
@@ -60,38 +61,41 @@ Value = int | float | bool | str | list[int | float | bool]
 
 
 class BadGguf(LlamalithError):
-    """The file is not one, or its header is damaged; a sentence that names it."""
+    """The file is no GGUF, or its header is damaged. The message is a sentence that names the file."""
 
 
 class Header(NamedTuple):
+    """The properties of a model that decide how much memory it takes."""
+
     architecture: str
     n_layers: int
     n_ctx_train: int
-    """Tokens that the model was made for; 0: it does not say."""
+    """Tokens that the model was trained for; 0: the header does not say."""
     kv_bytes: int
-    """Of the KV cache, for each token; 0 for a model that is recurrent throughout."""
+    """Bytes of the KV cache for each token; 0 for a model whose layers are all recurrent."""
     state_bytes: int
-    """Of the recurrent state, for each sequence."""
+    """Bytes of the recurrent state for each sequence."""
     file_bytes: int
-    """With the other parts where the model is split over several files."""
+    """Size of the file, or of all files if the model is split."""
     flaw: str = ""
-    """Why llama.cpp will not load it all the same: a sentence that names the file; empty: nothing is known."""
+    """Why llama.cpp will not load the model although its header is fine: a sentence that names the file. Empty: no
+    reason is known."""
 
     def sequence_bytes(self, n_ctx: int) -> int:
-        """What one sequence of `n_ctx` tokens holds at most: what a sliding window saves is not counted."""
+        """Bytes that a sequence of `n_ctx` tokens takes at most. A sliding window takes less, which is not counted."""
         n_tokens = min(n_ctx, self.n_ctx_train or n_ctx)
         return -(-n_tokens // CELLS) * CELLS * self.kv_bytes + self.state_bytes
 
 
 def read(path: Path) -> Header:
-    """Raises BadGguf, and OSError where the file cannot be read."""
+    """Returns the header. Raises BadGguf, and OSError if the file cannot be read."""
     reader, n_tensors, values = _head(path)
     header = _header(values, reader, reader.size)
     return header._replace(flaw=_flaw(n_tensors, values, reader))
 
 
 def _head(path: Path) -> tuple[_Reader, int, dict[str, Value]]:
-    """What has read the file, how many tensors that has, and the values of its keys."""
+    """The reader that has read the file, the number of tensors, and the values of the keys."""
     with files.open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
@@ -123,7 +127,8 @@ def _values(reader: _Reader) -> tuple[int, dict[str, Value]]:
 
 
 class _Reader:
-    """Walks the header; every length is judged against the file and MAX_HEADER_BYTES before it is believed."""
+    """Reads the header step by step. Compares every length with the file's size and MAX_HEADER_BYTES before it uses
+    it."""
 
     def __init__(self, file: IO[bytes], size: int, path: Path) -> None:
         self._file = file
@@ -149,7 +154,7 @@ class _Reader:
         return int.from_bytes(self.take(8), "little")
 
     def value(self) -> Value | None:
-        """None: of no interest here."""
+        """The value; None: it is too long to be of interest."""
         kind = self._kind()
         if kind == TEXT:
             return self._text()
@@ -183,7 +188,7 @@ class _Reader:
         return self.take(length).decode(errors="replace")
 
     def _list(self) -> Value | None:
-        """The numbers of a short list, or how many items a long one or one of texts has."""
+        """The numbers of a short list; the number of items of a long list or a list of texts."""
         kind, n_items = self._kind(), self.number()
         if kind == LIST:
             raise self.bad("is damaged: its header has a list of lists")
@@ -200,14 +205,14 @@ class _Reader:
 
 
 def _header(values: Mapping[str, Value], reader: _Reader, size: int) -> Header:
-    _see_that_it_is_a_model(values, reader)
+    _check_is_a_model(values, reader)
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise reader.bad("does not say its architecture")
 
     def number(key: str, default: int | None = None) -> int:
         found = values.get(f"{architecture}.{key}", default)
-        # Where layers differ, some of these are a list; what is wanted of such a one is its largest.
+        # If layers differ, some of these values are a list. Its largest number counts.
         if isinstance(found, list):
             found = max((item for item in found if isinstance(item, int)), default=None)
         if not isinstance(found, int) or found < 0:
@@ -232,22 +237,23 @@ def _header(values: Mapping[str, Value], reader: _Reader, size: int) -> Header:
         n_layers=n_layers,
         n_ctx_train=number("context_length", 0),
         kv_bytes=n_kv_heads * (k + v) * KV_BYTES,
-        # Some have attention and a state in every layer, and say so by no list.
+        # Some models have attention and a state in every layer, and then `head_count_kv` is no list.
         state_bytes=(n_recurrent or n_layers) * _state_numbers(number) * STATE_BYTES,
         file_bytes=size + sum(part.stat().st_size for part in _other_parts(reader.path, values) if part.is_file()),
     )
 
 
 def _state_numbers(number: Callable[[str, int], int]) -> int:
-    """Numbers that one layer of one sequence holds of a recurrent state."""
+    """The numbers in the recurrent state of one layer of one sequence."""
     inner, n_state = number("ssm.inner_size", 0), number("ssm.state_size", 0)
     n_convolved = inner + 2 * number("ssm.group_count", 0) * n_state
     head, width = number("wkv.head_size", 0), number("embedding_length", 0)
     return inner * n_state + max(0, number("ssm.conv_kernel", 0) - 1) * n_convolved + (head + 2) * width * bool(head)
 
 
-def _see_that_it_is_a_model(values: Mapping[str, Value], reader: _Reader) -> None:
-    """Raises BadGguf for what has no architecture or no layers because it is something else."""
+def _check_is_a_model(values: Mapping[str, Value], reader: _Reader) -> None:
+    """Raises BadGguf for a file that is something else: not a model, or not the first file of a split one. Such a file
+    may have no architecture or no layers."""
     kind, part, n_parts = values.get("general.type"), values.get("split.no"), _n_parts(values)
     if isinstance(kind, str) and kind in OTHER_TYPES:
         raise reader.bad(f"is no model but {OTHER_TYPES[kind]}")
@@ -259,6 +265,7 @@ def _see_that_it_is_a_model(values: Mapping[str, Value], reader: _Reader) -> Non
 
 
 def _flaw(n_tensors: int, values: Mapping[str, Value], reader: _Reader) -> str:
+    """As `Header.flaw`. Reads the headers of the other files of a split model."""
     n_parts = _n_parts(values)
     if n_parts < 2:
         return "" if n_tensors else str(reader.bad("has no weights, at most a vocabulary"))
@@ -279,13 +286,13 @@ def _flaw(n_tensors: int, values: Mapping[str, Value], reader: _Reader) -> str:
 
 
 def _n_parts(values: Mapping[str, Value]) -> int:
-    """1: the model is one file."""
+    """The number of files of the model."""
     found = values.get("split.count")
     return found if isinstance(found, int) and 1 < found <= MAX_PARTS else 1
 
 
 def _other_parts(path: Path, values: Mapping[str, Value]) -> Iterator[Path]:
-    """Where llama.cpp looks for them; none where the name is not that of a first part."""
+    """The paths where llama.cpp looks for the other files. There are none if the name is not that of a first file."""
     n_parts = _n_parts(values)
     end = f"-00001-of-{n_parts:05}.gguf"
     if n_parts > 1 and path.name.endswith(end):

@@ -1,7 +1,8 @@
-"""What worker and engine say to each other: one msgpack frame a message, 4-byte big-endian length first.
+"""The messages between worker and engine. `frames.py` puts each into one msgpack frame.
 
-Owns the wire shapes and their framing limit only. The worker sends `LoadModel` once, then `Submit` and `Cancel`
-at any time, and `End` last; the child answers with one `Step` frame a step, whatever number of sequences took part.
+Owns the wire contract and the limit of a frame's length. The worker sends `LoadModel` first, then `Submit` and `Cancel`
+at any time, and `End` last. The engine answers a load with `Loading` and then `Loaded` or `LoadFailed`, and sends one
+`Step` for each step, for all sequences that took part.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Literal
 import msgspec
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
-"""A longer frame is a broken peer, not a message."""
+"""A peer that sends a longer frame is broken."""
 
 FinishReason = Literal["stop", "length", "cancelled"]
 RefusalKind = Literal["context_overflow", "template", "grammar", "internal", "engine_died"]
-"""`engine_died`: of a process beside the engine; another attempt may succeed."""
+"""Why a sequence cannot run. `engine_died`: a process beside the engine died, and another attempt may succeed."""
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
@@ -24,7 +25,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How one sequence draws its tokens; names and meaning as in llama.cpp's sampler chain."""
+    """How one sequence samples its tokens. Names and meanings are those of llama.cpp's sampler chain."""
 
     max_tokens: int
     temperature: float
@@ -39,52 +40,53 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
-    """First message to a child: the one model that it will hold until it ends."""
+    """First message to an engine: the one model that it holds until it ends."""
 
     model: str
     path: str
     sha256: str | None
-    """Lower-case hex; checked before llama.cpp sees the file. None: not checked."""
+    """Lower-case hex, checked before llama.cpp sees the file. None: not checked."""
     chat_format: str
-    """`auto`: the GGUF's own template; else a name of llama-cpp-python's chat formats."""
+    """`auto`: the GGUF's own template. Otherwise the name of one of llama-cpp-python's chat formats."""
     n_ctx: int
-    """Tokens a sequence can hold, prompt and reply together."""
+    """Tokens that a sequence can hold, prompt and reply together."""
     n_slots: int
-    """Sequences that can run side by side."""
+    """Sequences that can run at the same time."""
     n_chunk: int
-    """Prompt tokens evaluated in one step at most; measured speed sets how many it is."""
+    """Prompt tokens that one step evaluates at most. The measured speed may allow fewer."""
     n_threads: int
-    """0: as many as there are cores for this process."""
+    """0: one for each core that this process may use."""
     n_gpu_layers: int = 0
-    """-1: all."""
+    """Layers that the GPU computes; -1: all."""
     state_dir: str = ""
-    """Folder for what slots hold when their room is needed, or at the end; empty: nothing is kept."""
+    """Folder for the states of slots that are needed for another sequence, or that the engine holds when it ends.
+    Empty: no state is saved."""
     state_max_bytes: int = 0
-    """Of all files in that folder together."""
+    """Limit for all files in that folder together."""
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     sequence_id: int
-    """Chosen by the worker: greater than all before it in this child."""
+    """Chosen by the worker; greater than every earlier one in this engine."""
     messages: list[ChatMessage]
-    """The whole turn: system message if any, earlier turns, and the prompt as the last one."""
+    """The whole conversation: the system message if any, earlier turns, and the prompt as the last message."""
     sampling: Sampling
     stop: list[str]
     grammar: str = ""
-    """As llguidance takes it (`llamalith_app/grammar.py` makes them); empty: none."""
+    """In llguidance's own notation, as `grammars/grammar.py` makes it. Empty: none."""
     written: list[int] = []
-    """Tokens of the reply that an earlier attempt drew: it goes on behind them, and tells them with the first token of
-    its own. Where it cannot, it writes the whole anew and tells only that."""
+    """Tokens of the reply that an earlier attempt drew. The sequence resumes behind them, and its first `Advance` with
+    a token contains them too. If it cannot resume, it writes the whole reply anew."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Frees the slot within one step; answered by a finish `cancelled`, or by nothing if it had ended."""
+    """Frees the slot within one step. Answered by a finish `cancelled`, or not at all if the sequence had ended."""
 
     sequence_id: int
 
 
 class End(msgspec.Struct, frozen=True, tag="end"):
-    """The child saves what its slots hold and ends."""
+    """The engine saves the states of its slots and ends."""
 
 
 class GpuOffload(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,24 +107,25 @@ class Loading(msgspec.Struct, frozen=True, tag="loading"):
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     n_ctx: int
-    """Tokens a sequence can hold after the model's own limit was applied."""
+    """Tokens that a sequence can hold: the configured number, or the model's own limit if that is lower."""
     n_slots: int
     load_s: float
     can_think: bool = False
-    """A reply may begin with a `<think>` that is one."""
+    """Whether a `<think>` at the beginning of a reply marks the model's thinking."""
     gpu: GpuOffload | None = None
     """None: no layers were requested and no GPU holds any."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
-    """The child ends after it."""
+    """The engine ends after this message."""
 
     reason: str
     """A sentence for people that names the file."""
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
-    """This sequence cannot run, nor later, unless the kind says so; nothing else is touched."""
+    """This sequence cannot run. Another attempt would fail too, except for the kind `engine_died`. Other sequences go
+    on."""
 
     sequence_id: int
     kind: RefusalKind
@@ -130,21 +133,21 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class Advance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one step did for one sequence."""
+    """The progress that one step made for one sequence."""
 
     sequence_id: int
     prompt_tokens: int
     prompt_done: int
-    """Prompt tokens that stand in the slot, reused ones included."""
+    """Prompt tokens in the slot, reused ones included."""
     prompt_reused: int
-    """Of them, those that were not computed for it: they stood there, were copied, or came from disk."""
+    """Prompt tokens that were not computed for this sequence: they were in the slot, were copied, or came from disk."""
     tokens: list[int] = []
     text: str = ""
-    """Whole characters only; what could still become a stop string is held back."""
+    """Whole characters only. Text that could still become a stop string is held back."""
     omitted_messages: int = 0
-    """Earlier messages left out because they did not fit the context."""
+    """Earlier messages that were left out because they did not fit the context."""
     opens_thinking: bool = False
-    """The prompt ends inside an open `<think>`: the reply goes on behind it."""
+    """The prompt ends inside an open `<think>`, so the reply begins with the model's thinking."""
     finish: FinishReason | None = None
 
 

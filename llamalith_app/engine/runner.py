@@ -1,25 +1,18 @@
-"""llama.cpp: the one module that imports it. One model, one context, a sequence id a slot.
+"""The real runner: one model of llama.cpp with one context, and a sequence id of llama.cpp for each slot.
 
-Does what a plan says and decides nothing. Used by the engine child's main thread; what
-prepares a sequence (`render`, `tokenize`, `begin`), by the thread for that.
+Owns the context, the tokenizer and the samplers. Evaluates what a plan says and decides nothing. The engine's main
+thread uses it; the threads that prepare sequences call `render`, `tokenize` and `begin`. Together with `loader.py` and
+`sampler.py` it is all that imports llama.cpp.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import hashlib
 import inspect
 import itertools
-import math
 import os
 import re
-import secrets
-import stat
-import struct
-from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -29,64 +22,56 @@ from llguidance import LLTokenizer
 
 from llamalith_app.engine import forms
 from llamalith_app.engine.chat import CLOSE, OPEN
-from llamalith_app.engine.child import CannotLoad
-from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
-from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, Sampling
-from llamalith_app.engine.runner_protocol import Sampled, SampleFailed, Work
-from llamalith_app.engine.sequence import own_memory
+from llamalith_app.engine.constraint import Constraint, GrammarFailed, Vocabulary
+from llamalith_app.engine.loader import file_digest, gpu_offload, load_model, redirect_logs, validate_model_file
+from llamalith_app.engine.messages import ChatMessage, LoadModel, Sampling
+from llamalith_app.engine.runner_protocol import CannotLoad, Sampled, SampleFailed, Work
+from llamalith_app.engine.sampler import GreedySampler, Sampler, make_sampler
+from llamalith_app.engine.sequence import anonymous_memory
 from llamalith_app.engine.template import Template, TemplateFailed
 
-PENALTY_LAST_N = 64
-"""Tokens that the penalties look back; llama.cpp's own default."""
-LOG_LEVEL_ERROR = 4
-LOG_LEVELS_SHOWN = (3, LOG_LEVEL_ERROR)
-"""Warnings and errors, as ggml.h counts; llama-cpp-python's own names for the levels are one off."""
-MAX_FILLED = 3
-"""Idle slots in a row that are worth a token each."""
-HASH_CHUNK_BYTES = 1 << 20
+MAX_FILLERS = 3
+"""Idle slots in a row that are worth evaluating one token for each."""
 DEFAULT_FORMAT = "chatml"
-"""Of a GGUF that brings no chat template."""
+"""Chat format for a GGUF without a chat template."""
 SPECIAL = b"\xff"
-"""To llguidance, what follows is a control token's name: no grammar allows it."""
+"""Marks a control token for llguidance: the name of the token follows, and no grammar allows it."""
 UNWRITTEN = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
-"""Of tokens that add nothing to a text."""
+"""Attributes of tokens that add nothing to a text."""
 ATOMIC = UNWRITTEN | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
-LONGEST_RUN = 4096
-"""Characters without a blank among them, or blanks alone, that are tokenized in one. For many BPE models llama.cpp
-splits text by a `std::regex`, which recurses with each character of a match: from some 24,000 on (measured, with a
-stack of 8 MiB) the process dies."""
-LEAST_TEMPERATURE = 1e-5
-"""Below, it is the likeliest token: logits divided by less leave what a float can hold."""
-LEAST_PENALTY = 0.01
-"""Of repetition; for the same reason."""
+"""Attributes of tokens whose text llama.cpp tokenizes as that one token, wherever it is."""
+MAX_RUN_CHARS = 4096
+"""Longest run of characters without white space, or of white space alone, that llama.cpp gets in one piece. For many
+BPE models it splits text by a `std::regex`, which recurses once for each character of a match. At about 24,000
+characters (measured, with a stack of 8 MiB) the process dies."""
 THINKING_TAGS = (OPEN.encode(), CLOSE.encode())
 F16, BF16 = 1, 30
-"""ggml_type."""
-CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)])
-"""llama_token_data."""
+"""Values of ggml_type."""
 
 
 class LlamaRunner:
-    """Opens the model that `load` names. Raises CannotLoad; a damaged file may end the process instead."""
+    """Loads the model that `load` names, and reports the progress, from 0 to 1. Raises CannotLoad. A damaged file may
+    make llama.cpp abort the process instead."""
 
     _template: Template | None = None
 
-    def __init__(self, load: LoadModel, tell: Callable[[float], None]) -> None:
+    def __init__(self, load: LoadModel, report: Callable[[float], None]) -> None:
         self.n_slots = load.n_slots
         self._model_name = load.model
-        self._samplers: dict[int, Sampler | Likeliest] = {}
+        self._samplers: dict[int, Sampler | GreedySampler] = {}
         self._specials: list[str] = []
-        """Texts that llama.cpp takes for one token wherever they stand."""
+        """The texts of all ATOMIC tokens."""
         self._tags: dict[int, bytes] = {}
-        """Tokens around thinking. In some vocabularies they are control tokens, of which llama.cpp writes nothing."""
-        _judge_file(load)
-        _quiet_logs()
+        """Tokens around thinking -> their texts. In some vocabularies they are control tokens, for which llama.cpp
+        writes no text."""
+        validate_model_file(load)
+        redirect_logs()
         llama_cpp.llama_backend_init()
-        self._model = _load_model(load, tell)
+        self._model = load_model(load, report)
         self.gpu = gpu_offload(load.n_gpu_layers)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self._recurses = llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_BPE
+        self._splits_by_regex = llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_BPE
         self.n_ctx = min(load.n_ctx, llama_cpp.llama_model_n_ctx_train(self._model) or load.n_ctx)
         n_batch = load.n_chunk + load.n_slots
         self._context = self._open_context(load, self.n_ctx, n_batch)
@@ -97,23 +82,23 @@ class LlamaRunner:
                 " none (an embedding model), or translates one text at a time (an encoder with a decoder)."
             )
         self._n_swa = llama_cpp.llama_model_n_swa(self._model)
-        # A state of another number of slots is refused; one of another context may be taken and be wrong: some models
-        # turn positions by other factors in a long one.
+        # llama.cpp refuses a state of another number of slots. It may accept one of another context size and compute
+        # wrong results: some models rotate positions by other factors in a long context.
         form = (
             f"n_ctx={self.n_ctx} n_slots={load.n_slots} swa_full=False kv_unified=False"
             f" cache={cache_type(load.n_gpu_layers)}"
         )
-        self.fingerprint = f"{llama_cpp.__version__} {_digest(load)} {form}"
+        self.fingerprint = f"{llama_cpp.__version__} {file_digest(load)} {form}"
         self.can_share = not (
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         )
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
         bos = llama_cpp.llama_vocab_bos(self._vocab)
         adds_bos = bos >= 0 and llama_cpp.llama_vocab_get_add_bos(self._vocab)
-        self._begins_with = bos if adds_bos else None
-        """The token in front of each prompt."""
+        self._first_token = bos if adds_bos else None
+        """The token in front of each prompt; None: there is none."""
         self.can_think = False
-        self._formatter, self.extra_stop = self._chat_format(load.chat_format)
+        self._formatter, self.extra_stop = self._choose_chat_format(load.chat_format)
         self._vocabulary = self._read_vocabulary()
         self.can_think |= bool(self._tags)
 
@@ -123,11 +108,11 @@ class LlamaRunner:
         params.n_seq_max = load.n_slots
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads = params.n_threads_batch = load.n_threads or len(os.sched_getaffinity(0))
-        # A stream of its own for each slot: a step does not pay for the tokens that idle slots keep, and a
-        # full slot takes no other's room. A prefix is copied as a whole stream and cut.
+        # Each slot has a stream of its own: a step does not pay for the tokens of idle slots, and a full slot takes no
+        # room from another. A prefix is copied as a whole stream and then cut.
         params.kv_unified = False
-        # A sliding window keeps what it can still see: a fraction of the memory, and a cut far back means to compute
-        # again.
+        # A sliding window keeps only the tokens that it can still see. That takes a fraction of the memory, but a slot
+        # that is cut far back must be computed again.
         params.swa_full = False
         params.type_k = params.type_v = cache_type(load.n_gpu_layers)
         context = llama_cpp.llama_init_from_model(self._model, params)
@@ -151,12 +136,12 @@ class LlamaRunner:
         return self._formatter(messages)
 
     def tokenize(self, text: str) -> list[int]:
-        parts = parts_of_runs(text, self._specials) if self._recurses else [text]
+        parts = split_long_runs(text, self._specials) if self._splits_by_regex else [text]
         tokens = [token for part in parts for token in self._tokenize(part)]
-        # llama.cpp would put an end behind it too where the vocabulary asks for that, as embeddings need it; and a
+        # llama.cpp's own way would also add the end token if the vocabulary asks for it, as embeddings need it. And a
         # template that writes the first token itself must not get it twice.
-        if self._begins_with is not None and tokens[:1] != [self._begins_with]:
-            return [self._begins_with, *tokens]
+        if self._first_token is not None and tokens[:1] != [self._first_token]:
+            return [self._first_token, *tokens]
         return tokens
 
     def _tokenize(self, text: str) -> list[int]:
@@ -178,55 +163,28 @@ class LlamaRunner:
         self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
     ) -> bool:
         constraint = Constraint(self._vocabulary, grammar) if grammar else None
-        if written and not self._allows(constraint, written):
+        if written and not self._accepts(constraint, written):
             self.begin(sequence_id, sampling, grammar, prompt, ())
             return False
-        if constraint is None and _takes_the_likeliest(sampling):
-            self._samplers[sequence_id] = Likeliest(self._n_vocab)
-            return True
-        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-
-        def add(sampler: Any) -> None:
-            llama_cpp.llama_sampler_chain_add(chain, sampler)
-
-        penalties = llama_cpp.llama_sampler_init_penalties(
-            self._n_vocab,
-            PENALTY_LAST_N,
-            max(sampling.repeat_penalty, LEAST_PENALTY),
-            sampling.frequency_penalty,
-            sampling.presence_penalty,
-        )
-        for token in [*prompt[-PENALTY_LAST_N:], *written][-PENALTY_LAST_N:]:
-            llama_cpp.llama_sampler_accept(penalties, token)
-        add(penalties)
-        dice = None
-        if sampling.temperature < LEAST_TEMPERATURE:
-            add(llama_cpp.llama_sampler_init_greedy())
-        else:
-            add(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
-            add(llama_cpp.llama_sampler_init_typical(sampling.typical_p, 1))
-            add(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
-            add(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
-            add(llama_cpp.llama_sampler_init_temp(sampling.temperature))
-            dice = Dice(chain, secrets.randbits(32) if sampling.seed is None else sampling.seed, len(written))
-        self._samplers[sequence_id] = Sampler(chain, dice, constraint, self._n_vocab)
+        self._samplers[sequence_id] = make_sampler(sampling, constraint, self._n_vocab, prompt, written)
         return True
 
-    def _allows(self, constraint: Constraint | None, written: Sequence[int]) -> bool:
-        """And the constraint stands behind it then. Written with another model, it may have tokens that this one has
-        not, of which llama.cpp dies."""
+    def _accepts(self, constraint: Constraint | None, written: Sequence[int]) -> bool:
+        """Whether the sequence can resume behind these tokens. The constraint has consumed them then. Another model may
+        have written them: llama.cpp aborts at a token that this model does not have."""
         if not all(0 <= token < self._n_vocab for token in written):
             return False
         try:
             if constraint is not None:
                 for token in written:
                     constraint.accept(token)
-        except TooSlow:
+        except GrammarFailed:
             return False
         return True
 
     def _read_vocabulary(self) -> Vocabulary:
-        """Takes a few microseconds a token, and some 200 bytes of memory."""
+        """The vocabulary for grammars. Also collects the special texts and the tags around thinking. Takes a few
+        microseconds and about 200 bytes of memory for each token."""
         pieces, ends = [], []
         for token in range(self._n_vocab):
             piece = self._piece(token, special=True)
@@ -245,7 +203,7 @@ class LlamaRunner:
             vocab_ptr=self._vocab,
             tokenize_fptr=ctypes.cast(llama_cpp.llama_tokenize, ctypes.c_void_p).value,
             eos_token=ends or [self._n_vocab - 1],
-            # They would speed up the masks of few grammars, and cost memory.
+            # Slices speed up the masks of a few grammars only, and cost memory.
             slices=[],
         )
         return Vocabulary(tokenizer, frozenset(ends), self._n_vocab)
@@ -257,7 +215,7 @@ class LlamaRunner:
 
     def least_cut(self, slot: int) -> int:
         if not self.can_share:
-            # A recurrent state is the sum of all it has read: it cannot be cut, only dropped.
+            # A recurrent state sums up all tokens it has read: it cannot be cut, only dropped.
             return self.n_ctx + 1
         first = int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
         return first + self._n_swa if first > 0 else 0
@@ -265,7 +223,7 @@ class LlamaRunner:
     def least_cut_restored(self, n_tokens: int) -> int:
         if not self.can_share:
             return self.n_ctx + 1
-        # Of a sliding window's cells only those are saved that the next token sees.
+        # Of a sliding window, llama.cpp saves only the cells that the next token sees.
         return n_tokens if self._n_swa and n_tokens > self._n_swa else 0
 
     def keep(self, slot: int, n_tokens: int) -> int:
@@ -287,7 +245,7 @@ class LlamaRunner:
         if size > max_bytes:
             return None
         try:
-            data = own_memory(size)
+            data = anonymous_memory(size)
         except OSError:
             return None
         buffer = (ctypes.c_uint8 * size).from_buffer(data)
@@ -325,23 +283,25 @@ class LlamaRunner:
         return [self._sample(sequence_id, at) for sequence_id, at in wanted]
 
     def _fillers(self, slots: set[int]) -> list[Work]:
-        """One token, to be forgotten at once, for each slot that would part those of a step: llama.cpp evaluates
-        together only what stands side by side. One more token costs a fraction of one more part (here 4 ms against
-        15 ms); a window or a recurrent state would lose by it what it cannot get back."""
+        """One token for each idle slot between two slots of a step. It is removed after the step.
+
+        llama.cpp evaluates neighbouring slots together, and a gap splits a step into parts. One more token costs a
+        fraction of one more part (measured: 4 ms against 15 ms). There are no fillers for a model with a sliding window
+        or a recurrent state, which would lose tokens by them."""
         if self._n_swa or not self.can_share:
             return []
         fillers: list[Work] = []
         for before, after in itertools.pairwise(sorted(slots)):
             gap = range(before + 1, after)
             ends = [llama_cpp.llama_memory_seq_pos_max(self._memory, slot) + 1 for slot in gap]
-            if len(gap) <= MAX_FILLED and all(end < self.n_ctx for end in ends):
+            if len(gap) <= MAX_FILLERS and all(end < self.n_ctx for end in ends):
                 fillers += [Work(0, slot, [0], end, wanted=False) for slot, end in zip(gap, ends, strict=True)]
         return fillers
 
     def _sample(self, sequence_id: int, at: int) -> Sampled | SampleFailed:
         try:
             token = self._samplers[sequence_id].sample(self._context, at)
-        except TooSlow as error:
+        except GrammarFailed as error:
             return SampleFailed(sequence_id, str(error))
         if token is None:
             return SampleFailed(sequence_id, "The grammar leaves the model no token to go on with.")
@@ -356,8 +316,8 @@ class LlamaRunner:
                 return buffer.raw[:n_bytes]
             size = -n_bytes
 
-    def _chat_format(self, name: str) -> tuple[Callable[[Sequence[ChatMessage]], str], Sequence[str]]:
-        """How messages are written for this model, and the stop strings that come with it."""
+    def _choose_chat_format(self, name: str) -> tuple[Callable[[Sequence[ChatMessage]], str], Sequence[str]]:
+        """The function that renders messages for this model, and the stop strings of its format."""
         bos, eos = (
             "" if token < 0 else self._piece(token, special=True).decode(errors="replace")
             for token in (
@@ -378,24 +338,24 @@ class LlamaRunner:
             prompt: str = formatter(messages=messages).prompt
             return prompt
 
-        form = forms.find(write)
+        form = forms.detect(write)
 
         def render(messages: Sequence[ChatMessage]) -> str:
             try:
                 return write(form.apply(messages))
-            except forms.LeftOut as error:
+            except forms.ContentDropped as error:
                 raise TemplateFailed(str(error)) from None
 
         stop = formatter(messages=[{"role": "user", "content": ""}]).stop
         return render, [stop] if isinstance(stop, str) else stop or ()
 
 
-def parts_of_runs(text: str, specials: Sequence[str]) -> list[str]:
-    """The text, cut where a run would be too long, but never in one of the specials. A cut may change the token at it,
-    and no other."""
+def split_long_runs(text: str, specials: Sequence[str]) -> list[str]:
+    """The text in parts without a run of more than MAX_RUN_CHARS, give or take one special. A special is never cut. A
+    cut may change the tokens next to it, and no others."""
     parts, start = [], 0
     for run in _RUN.finditer(text):
-        if run.end() - run.start() < LONGEST_RUN:
+        if run.end() - run.start() < MAX_RUN_CHARS:
             continue
         cut = run.end()
         for special in specials:
@@ -406,234 +366,26 @@ def parts_of_runs(text: str, specials: Sequence[str]) -> list[str]:
     return [*parts, text[start:]]
 
 
-_RUN = re.compile(rf"\S{{1,{LONGEST_RUN}}}|\s{{1,{LONGEST_RUN}}}")
-
-
-def _takes_the_likeliest(sampling: Sampling) -> bool:
-    penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-    return sampling.temperature < LEAST_TEMPERATURE and penalties == (1, 0, 0)
-
-
-class Likeliest:
-    """What a greedy chain without penalties and grammar draws, in a fifth of its time."""
-
-    def __init__(self, n_vocab: int) -> None:
-        self._n_vocab = n_vocab
-
-    def free(self) -> None:
-        return
-
-    def sample(self, context: Any, at: int) -> int:
-        row = llama_cpp.llama_get_logits_ith(context, at)
-        return int(np.ctypeslib.as_array(row, shape=(self._n_vocab,)).argmax())
-
-
-class Dice:
-    """The last of a chain's samplers, anew for each token: what it draws there follows from seed and place alone. Of
-    llama.cpp's own, which goes on from token to token, nobody could tell later how often it drew."""
-
-    def __init__(self, chain: Any, seed: int, n_drawn: int) -> None:
-        self._chain = chain
-        self._seed = seed
-        self._n_drawn = n_drawn
-        self._add()
-
-    def next(self) -> None:
-        """For the token behind the one that was drawn."""
-        last = llama_cpp.llama_sampler_chain_n(self._chain) - 1
-        llama_cpp.llama_sampler_free(llama_cpp.llama_sampler_chain_remove(self._chain, last))
-        self._n_drawn += 1
-        self._add()
-
-    def _add(self) -> None:
-        place = hashlib.blake2b(b"%d %d" % (self._seed, self._n_drawn), digest_size=4)
-        dist = llama_cpp.llama_sampler_init_dist(int.from_bytes(place.digest(), "little"))
-        llama_cpp.llama_sampler_chain_add(self._chain, dist)
-
-
-class Sampler:
-    """How one sequence draws its tokens: llama.cpp's chain, and what holds it to a grammar."""
-
-    def __init__(self, chain: Any, dice: Dice | None, constraint: Constraint | None, n_vocab: int) -> None:
-        self._chain = chain
-        self._dice = dice
-        self._constraint = constraint
-        self._n_vocab = n_vocab
-        self._candidates = np.zeros(n_vocab if constraint else 0, dtype=CANDIDATE)
-        self._candidates["id"] = np.arange(len(self._candidates))
-
-    def free(self) -> None:
-        llama_cpp.llama_sampler_free(self._chain)
-
-    def sample(self, context: Any, at: int) -> int | None:
-        """The token after row `at` of the last batch; None: the grammar allows none. Raises TooSlow."""
-        token = self._draw(context, at)
-        if self._dice is not None:
-            self._dice.next()
-        return token
-
-    def _draw(self, context: Any, at: int) -> int | None:
-        if self._constraint is None:
-            return int(llama_cpp.llama_sampler_sample(self._chain, context, at))
-        row = llama_cpp.llama_get_logits_ith(context, at)
-        logits = np.ctypeslib.as_array(row, shape=(self._n_vocab,))
-        # The chain's own choice is most often allowed, and to judge one token costs a hundredth of judging all.
-        token = self._choose(logits, self._candidates)
-        if token is None or not self._constraint.allows(token):
-            allowed = self._constraint.allowed()
-            token = self._choose(logits[allowed], self._candidates[allowed])
-        if token is not None:
-            self._constraint.accept(token)
-            llama_cpp.llama_sampler_accept(self._chain, token)
-        return token
-
-    def _choose(self, logits: Any, candidates: Any) -> int | None:
-        """What the chain draws of these; None: there is nothing to draw from. All others are left out: a candidate of
-        no probability would spoil what `typical_p` reckons."""
-        if not np.isfinite(logits).any():
-            return None
-        candidates = candidates.copy()
-        candidates["logit"] = logits
-        array = llama_cpp.llama_token_data_array(
-            data=candidates.ctypes.data_as(llama_cpp.llama_token_data_p),
-            size=len(candidates),
-            selected=-1,
-            sorted=False,
-        )
-        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        chosen = array.data[array.selected]
-        return int(chosen.id) if math.isfinite(chosen.logit) else None
+_RUN = re.compile(rf"\S{{1,{MAX_RUN_CHARS}}}|\s{{1,{MAX_RUN_CHARS}}}")
 
 
 def cache_type(n_gpu_layers: int) -> int:
-    """Of the numbers in the KV cache, as ggml.h counts: two bytes each, either way.
+    """The ggml_type of the numbers in the KV cache. Both take two bytes each.
 
-    bf16, in which most models were trained, where the CPU multiplies such by itself: for up to 63 tokens llama.cpp's
-    attention takes half as long as with f16 then (measured: 8 tokens behind 440 in 50 ms against 73 ms, 30 in 128 ms
-    against 230 ms). A GPU has its own ways with f16.
+    BF16 if the model runs on a CPU that multiplies bf16 itself, and F16 otherwise. Most models were trained in bf16,
+    and with it llama.cpp's attention takes about half as long for up to 63 tokens (measured: 8 tokens behind 440 in
+    50 ms against 73 ms, 30 in 128 ms against 230 ms). A GPU is fast with f16.
     """
     knows_bf16 = b"AVX512_BF16 = 1" in llama_cpp.llama_print_system_info()
     return BF16 if knows_bf16 and not n_gpu_layers else F16
 
 
 def named_format(name: str) -> Callable[..., Any] | None:
-    """One of llama-cpp-python's plain formatters, which it keeps inside the handlers that it registers."""
+    """The formatter of one of llama-cpp-python's chat formats; None: there is none. The library keeps each formatter
+    inside the handler that it registers."""
     try:
         handler = llama_chat_format.get_chat_completion_handler(name)
     except llama_chat_format.LlamaChatCompletionHandlerNotFoundException:
         return None
     formatter: Callable[..., Any] | None = inspect.getclosurevars(handler).nonlocals.get("chat_formatter")
     return formatter
-
-
-def _judge_file(load: LoadModel) -> None:
-    """What can be said without llama.cpp, which may abort on a file that is none."""
-    path = Path(load.path)
-    named = f"The file of model {load.model} ({load.path})"
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CannotLoad(f"{named} is not a file.")
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise CannotLoad(f"{named} is not a GGUF file.")
-            if load.sha256 is None:
-                return
-            file.seek(0)
-            digest = hashlib.sha256()
-            while chunk := file.read(HASH_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise CannotLoad(f"{named} cannot be read: {error.strerror}.") from None
-    if digest.hexdigest() != load.sha256:
-        raise CannotLoad(f"{named} is not the one that was pinned: its SHA-256 is {digest.hexdigest()}.")
-
-
-def _digest(load: LoadModel) -> str:
-    """Of the file: its pinned hash, else what tells it from another one without reading gigabytes."""
-    if load.sha256 is not None:
-        return load.sha256
-    path = Path(load.path)
-    status = path.stat()
-    with path.open("rb") as file:
-        head = file.read(HASH_CHUNK_BYTES)
-        file.seek(max(0, status.st_size - HASH_CHUNK_BYTES))
-        ends = hashlib.sha256(head + file.read(HASH_CHUNK_BYTES)).hexdigest()
-    return f"{status.st_size} {status.st_mtime_ns} {ends}"
-
-
-def _load_model(load: LoadModel, tell: Callable[[float], None]) -> Any:
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = load.n_gpu_layers
-
-    def on_progress(progress: float, _: object) -> bool:
-        tell(progress)
-        return True
-
-    params.progress_callback = llama_cpp.llama_progress_callback(on_progress)
-    _errors.clear()
-    _offloaded.clear()
-    model = llama_cpp.llama_model_load_from_file(os.fsencode(load.path), params)
-    if not model:
-        raise CannotLoad(
-            f"llama.cpp cannot load the file of model {load.model} ({load.path}): {_why_not_loaded(load.path)}."
-        )
-    return model
-
-
-def gpu_offload(requested: int) -> GpuOffload | None:
-    """What the last load put onto a GPU; None where nothing was requested and nothing is there."""
-    n_layers, n_layers_total = _offloaded[-1] if _offloaded else (0, 0)
-    if not (requested or n_layers):
-        return None
-    return GpuOffload(requested=requested, n_layers=n_layers, n_layers_total=n_layers_total)
-
-
-def _why_not_loaded(path: str) -> str:
-    """In llama.cpp's words, as one line, unless there are better ones."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        head = file.read(GGUF_HEAD.size)
-        if len(head) == GGUF_HEAD.size and GGUF_HEAD.unpack(head)[2] == 0 and not PART.search(path):
-            return "it holds a vocabulary and no weights"
-    lines = [" ".join(line.split()) for line in b"".join(_errors).decode(errors="replace").splitlines()]
-    told = [line.partition(LOAD_ERROR)[2] for line in lines if LOAD_ERROR in line]
-    # Of a file that it cannot even read it tells the cause first, and then only that it failed.
-    reason = told[0] if told and GENERAL not in told[0] else next(iter(lines), "")
-    reason = FUNCTION.sub("", reason).rstrip(". ")
-    if not reason:
-        return "it is damaged, or of a kind that this version does not know"
-    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in reason)
-    return shown if len(shown) <= MAX_REASON_CHARS else f"{shown[:MAX_REASON_CHARS]}…"
-
-
-LOAD_ERROR = "error loading model: "
-GENERAL = "failed to load "
-FUNCTION = re.compile(r"^(?:[a-z]\w*_\w+: )+")
-"""In front of most of its lines."""
-PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-GGUF_HEAD = struct.Struct("<4sIQQ")
-"""Magic, version, number of tensors, number of keys."""
-MAX_REASON_CHARS = 300
-
-_errors: deque[bytes] = deque(maxlen=100)
-"""What llama.cpp told as errors, in pieces, since a load began."""
-OFFLOADED = re.compile(rb"offloaded (\d+)/(\d+) layers to GPU")
-"""llama.cpp has no function for it; it logs this line in each load, unless it finds no GPU."""
-_offloaded: deque[tuple[int, int]] = deque(maxlen=1)
-"""Layers on a GPU and layers of the model, as the last load said."""
-
-
-def _log_problems(level: int, text: bytes, _: object) -> None:
-    if level in LOG_LEVELS_SHOWN:
-        os.write(2, text)
-    if level == LOG_LEVEL_ERROR:
-        _errors.append(text)
-    if found := OFFLOADED.search(text):
-        _offloaded.append((int(found[1]), int(found[2])))
-
-
-_native_log = llama_cpp.llama_log_callback(_log_problems)
-"""Held here: llama.cpp keeps only a pointer to it."""
-
-
-def _quiet_logs() -> None:
-    llama_cpp.llama_log_set(_native_log, ctypes.c_void_p())

@@ -1,19 +1,23 @@
-"""What passes between deciding and doing: a step's plan, what was sampled, and the runner that does it.
+"""The contract between deciding and doing: a step's plan, what was sampled, and the runner that evaluates.
 
-The scheduler makes plans, a runner evaluates them; the real one is `runner.py`, the tests' one is a fake.
-Knows tokens and slots only.
+The scheduler makes plans; a runner evaluates them. The real runner is `runner.py`, the tests' one is a fake. Knows
+tokens and slots only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from llamalith_app.engine.messages import ChatMessage, GpuOffload, RefusalKind, Sampling
+from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, RefusalKind, Sampling
+
+
+class CannotLoad(Exception):
+    """The model cannot be loaded. The message is a sentence for people that names model and file."""
 
 
 class Refusal(Exception):
-    """This sequence cannot run; the reason is a sentence for people."""
+    """This sequence cannot run. The reason is a sentence for people."""
 
     def __init__(self, kind: RefusalKind, reason: str) -> None:
         super().__init__(reason)
@@ -22,15 +26,15 @@ class Refusal(Exception):
 
 
 class Work(NamedTuple):
-    """Tokens of one sequence that one step evaluates."""
+    """The tokens of one sequence that a step evaluates."""
 
     sequence_id: int
     slot: int
     tokens: Sequence[int]
     position: int
-    """Of the first of them in the slot."""
+    """Position of the first of them in the slot."""
     wanted: bool
-    """Sample a token after the last of them."""
+    """Whether to sample a token after the last of them."""
 
 
 class Sampled(NamedTuple):
@@ -39,46 +43,48 @@ class Sampled(NamedTuple):
 
 
 class SampleFailed(NamedTuple):
-    """No token could be drawn under its grammar; ends this sequence and no other."""
+    """No token could be drawn under the sequence's grammar. Ends this sequence and no other."""
 
     sequence_id: int
     reason: str
+    """A sentence for people."""
 
 
 class SlotModel(Protocol):
-    """What a scheduler has to know of a loaded model with its slots."""
+    """The properties of a loaded model and its slots that the scheduler needs."""
 
     n_ctx: int
-    """Tokens a slot holds."""
+    """Tokens that a slot holds."""
     n_slots: int
     can_share: bool
-    """Whether a prefix can be taken from a slot that holds more than that."""
+    """Whether a slot can be cut, so that a prefix of it can be copied."""
 
     def least_cut(self, slot: int) -> int:
-        """To so few leading tokens, and to any more, the slot could be cut and go on from there. To none, always; to
-        more than there are room for: never."""
+        """The smallest number of leading tokens, above 0, that the slot can be cut to; any larger number works too.
+        Larger than `n_ctx`: the slot cannot be cut. Every slot can be emptied."""
 
     def least_cut_restored(self, n_tokens: int) -> int:
-        """The same for a slot that so many tokens were restored into."""
+        """`least_cut` of a slot into which a state of `n_tokens` was restored."""
 
     def piece(self, token: int) -> bytes:
-        """What the token adds to the text; may be part of a character, and is empty for control tokens."""
+        """The bytes that the token adds to the text: perhaps part of a character, empty for control tokens."""
 
-    def is_end(self, token: int) -> bool: ...
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends a reply."""
 
 
 class Runner(SlotModel, Protocol):
-    """Used by one thread; `tokenize` and `begin`, which prepare a sequence, by another one beside it at a time;
-    `render` by any."""
+    """One thread uses a runner, with two exceptions for those that prepare sequences: another thread may call
+    `tokenize` and `begin`, one at a time, and any thread may call `render`."""
 
     extra_stop: Sequence[str]
     """Stop strings that belong to the chat format."""
     can_think: bool
-    """Its chat template or its vocabulary has a `<think>` or a `</think>`."""
+    """Whether the chat template or the vocabulary has a `<think>` or a `</think>`."""
     gpu: GpuOffload | None
-    """Which part of the model a GPU holds; None: nothing was requested and nothing is there."""
+    """Which part of the model a GPU holds. None: no layers were requested and no GPU holds any."""
     fingerprint: str
-    """Model, context, slots and llama.cpp: what must be equal for a saved state to fit."""
+    """Names the model, context, slots and version of llama.cpp: a saved state fits if it is equal."""
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt as the chat template writes it. Raises whatever the template raises."""
@@ -88,25 +94,31 @@ class Runner(SlotModel, Protocol):
     def begin(
         self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
     ) -> bool:
-        """Makes the sequence's sampler, as it stood after it had drawn what was written. False: the grammar does not
-        allow that, and it stands as at the beginning. Raises Refusal for a grammar that cannot be used."""
+        """Makes the sequence's sampler, in the state after it drew `written`. False: the grammar does not allow those
+        tokens, and the sampler is in its first state. Raises Refusal for a grammar that cannot be used."""
 
     def end(self, sequence_id: int) -> None:
-        """Frees its sampler; the slot keeps its tokens."""
+        """Frees the sequence's sampler, if there is one. The slot keeps its tokens."""
 
     def keep(self, slot: int, n_tokens: int) -> int:
-        """Forgets what the slot holds beyond its first tokens; returns how many it could keep: all, or 0."""
+        """Cuts the slot to its first `n_tokens`. Returns how many it kept: all of these, or 0."""
 
     def copy(self, source: int, target: int) -> None:
-        """Makes the target hold what the source holds, and nothing else."""
+        """Makes the target hold what the source holds, and nothing else. Takes effect with the next step."""
 
     def save(self, slot: int, max_bytes: int) -> bytes | memoryview | None:
-        """What `restore` takes; None: it could not be had, or is larger."""
+        """The slot's state as `restore` takes it; None: it is larger than `max_bytes`, or could not be had."""
 
     def restore(self, slot: int, data: bytes | memoryview) -> bool:
-        """Makes the slot hold what it held once; False: it is empty now. Not between a copy and the next step."""
+        """Makes the slot hold a saved state. False: the data was not accepted, and the slot is empty. Must not be
+        called between a copy and the next step."""
 
     def evaluate(self, plan: Sequence[Work]) -> Sequence[Sampled | SampleFailed]:
-        """The only call that takes time. One result for each work that wants one."""
+        """Evaluates one step. Returns one result for each work with `wanted`. The only call that takes long."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Frees the model and all that belongs to it."""
+
+
+OpenRunner = Callable[[LoadModel, Callable[[float], None]], Runner]
+"""Loads a model, and reports its progress from 0 to 1 to the second argument. Raises CannotLoad."""

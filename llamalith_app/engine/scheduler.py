@@ -1,8 +1,11 @@
-"""Decides what each step evaluates and what came of it: plan -> evaluate -> apply. Pure, without a clock.
+"""Decides what each step evaluates, and applies what was sampled: plan -> evaluate -> apply.
 
-A step decodes one token of every running sequence and reads as many prompt tokens as it is told, of those that are in
-prefill by turns, so that a long prompt never stalls the others for longer than a chunk takes. A prefix that
-another sequence is reading just now is waited for and copied.
+Owns the waiting and the running sequences and the slot table. The engine's loop calls it. Pure: it has no clock and
+knows neither llama.cpp nor the disk.
+
+A step decodes one token of every running sequence. It also prefills prompt tokens up to the chunk that the caller
+allows, and the sequences in prefill take turns, so that a long prompt delays the others by one chunk at most. A
+sequence whose prefix another sequence is prefilling waits for that prefix and copies it.
 """
 
 from __future__ import annotations
@@ -13,20 +16,22 @@ from typing import NamedTuple
 
 from llamalith_app.engine.messages import Advance, FinishReason, Refused
 from llamalith_app.engine.runner_protocol import Sampled, SampleFailed, SlotModel, Work
-from llamalith_app.engine.sequence import Sequence, State, Wait
+from llamalith_app.engine.sequence import PrefixWait, Sequence, SlotState
 from llamalith_app.engine.slots import MIN_COPIED, SlotAssignment, SlotTable, common_prefix, usable_prefix
 
 
 class Admission(NamedTuple):
-    """What the runner has to do for a sequence before its next step: fill its slot from the place's source, or from
-    the state, and cut it to what is reused."""
+    """A sequence that got a slot. Before the next step the runner must fill the slot from the assignment's source or
+    from the state, and cut it to the reused tokens."""
 
     sequence: Sequence
-    place: SlotAssignment
-    state: State | None
+    assignment: SlotAssignment
+    state: SlotState | None
 
 
 class Scheduler:
+    """Holds all sequences that were submitted and have not ended."""
+
     def __init__(self, model: SlotModel) -> None:
         self.slots = SlotTable(model.n_slots, model.least_cut)
         self._model = model
@@ -36,23 +41,24 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing to do until something is told: what waits, if anything, waits for its state."""
-        return not self._running and all(sequence.is_reading for sequence in self._waiting)
+        """Whether no step can be planned: nothing runs, and every waiting sequence waits for its state from disk."""
+        return not self._running and all(sequence.awaits_state for sequence in self._waiting)
 
     @property
     def n_decoding(self) -> int:
+        """Running sequences that are past prefill."""
         return sum(not sequence.in_prefill for sequence in self._running.values())
 
     def submit(self, sequence: Sequence) -> None:
-        """Waits for a slot behind those that came before. Its prompt must be shorter than the context."""
+        """Puts the sequence at the end of the queue for a slot. Its prompt must be shorter than the context."""
         self._waiting.append(sequence)
 
     def resume(self, sequence: Sequence, written: Items[int]) -> Advance | None:
-        """Has it go on, once it is submitted, behind what was written of its reply before. What ends it, where that
-        was the whole reply already: then it is not to be submitted."""
+        """Makes the sequence resume behind the tokens that an earlier attempt wrote; call it before `submit`. If those
+        tokens are the whole reply, returns the advance that ends the sequence, which must not be submitted then."""
         text = []
         for token in written:
-            text.append(self._take(sequence, token))
+            text.append(self._append_token(sequence, token))
             if sequence.finish is not None:
                 sequence.n_evaluated = sequence.n_reused = len(sequence.prompt)
                 return _advance(sequence, "".join(text), sequence.generated)
@@ -60,67 +66,70 @@ class Scheduler:
         sequence.written, sequence.written_text = written, "".join(text)
         return None
 
-    def state_read(self, sequence_id: int, state: State | None) -> None:
-        """What a waiting sequence was held back for has come, or could not be had."""
+    def deliver_state(self, sequence_id: int, state: SlotState | None) -> None:
+        """Gives a waiting sequence the state it was held back for; None: it has to do without."""
         for sequence in self._waiting:
             if sequence.id == sequence_id:
-                sequence.state, sequence.is_reading = state, False
+                sequence.state, sequence.awaits_state = state, False
 
     def admit(self) -> list[Admission]:
-        """Gives idle slots to waiting sequences, in order, and prefixes to those that waited for one.
+        """Gives idle slots to waiting sequences, in order, and copies the prefixes that sequences waited for.
 
-        The caller has the runner do each, in order, and tells by `reused` where that was not possible.
+        The caller carries out the admissions in order, and calls `correct_reuse` where the runner kept fewer tokens.
         """
         admissions: list[Admission] = []
-        while (sequence := next((one for one in self._waiting if not one.is_reading), None)) is not None:
-            if sequence.state is not None and any(one.place.source != one.place.slot for one in admissions):
-                # llama.cpp copies with the next step only, and would copy what is restored over it before.
+        while (sequence := next((waiting for waiting in self._waiting if not waiting.awaits_state), None)) is not None:
+            if sequence.state is not None and any(
+                earlier.assignment.source != earlier.assignment.slot for earlier in admissions
+            ):
+                # llama.cpp copies during the next step. It would copy after this restore and overwrite it.
                 break
-            place = self._place(sequence)
-            if place is None:
+            assignment = self._assign_slot(sequence)
+            if assignment is None:
                 break
             self._waiting.remove(sequence)
-            admissions.append(Admission(sequence, place, sequence.state))
+            admissions.append(Admission(sequence, assignment, sequence.state))
             sequence.state = None
-            sequence.slot, sequence.n_evaluated = place.slot, place.n_reused
-            sequence.n_reused = place.n_reused
-            sequence.wait = self._prefix_in_the_making(sequence)
+            sequence.slot, sequence.n_evaluated = assignment.slot, assignment.n_reused
+            sequence.n_reused = assignment.n_reused
+            sequence.wait = self._prefix_to_wait_for(sequence)
             self._running[sequence.id] = sequence
-        return admissions + self._shared()
+        return admissions + self._copy_ready_prefixes()
 
-    def reused(self, admission: Admission, n_kept: int) -> None:
-        """The slot could keep only so many of the tokens that were to be reused."""
+    def correct_reuse(self, admission: Admission, n_kept: int) -> None:
+        """Notes that the slot kept only `n_kept` of the tokens that the admission reuses."""
         sequence = admission.sequence
-        self.slots.keep(admission.place.slot, n_kept)
+        self.slots.keep(admission.assignment.slot, n_kept)
         sequence.n_evaluated = sequence.n_reused = n_kept
 
     def plan(self, n_chunk: int, n_more: int = 0) -> list[Work]:
-        """The next step, with at most `n_chunk` prompt tokens, or `n_more` more where they end a prompt; empty when
-        nothing runs."""
+        """The next step, with at most `n_chunk` prompt tokens, and `n_more` more if they end a prompt. Empty if nothing
+        runs."""
         works = [
-            self._work(sequence, sequence.generated[-1:], wanted=True)
+            self._work_for(sequence, sequence.generated[-1:], wanted=True)
             for sequence in self._running.values()
             if not sequence.in_prefill
         ]
-        # One after another: a step with pieces of many prompts takes longer than as many tokens of one.
-        reading = [one for one in self._running.values() if one.in_prefill and one.wait is None]
-        for sequence in reading:
+        # One prompt after another: tokens of several prompts take longer than as many tokens of one.
+        in_prefill = [running for running in self._running.values() if running.in_prefill and running.wait is None]
+        for sequence in in_prefill:
             if n_chunk <= 0:
                 break
             n_left = len(sequence.prompt) - sequence.n_evaluated
             n_tokens = n_left if n_left <= n_chunk + n_more else n_chunk
             tokens = sequence.prompt[sequence.n_evaluated : sequence.n_evaluated + n_tokens]
             n_chunk -= n_tokens
-            works.append(self._work(sequence, tokens, wanted=n_tokens == n_left))
-            # Behind the others: it is their turn before it comes again.
+            works.append(self._work_for(sequence, tokens, wanted=n_tokens == n_left))
+            # Behind the others, so that the sequences in prefill take turns.
             self._running[sequence.id] = self._running.pop(sequence.id)
         self._plan = works
         return works
 
     def apply(self, results: Items[Sampled | SampleFailed]) -> list[Advance | Refused]:
-        """Takes in what the runner made of the last plan; frees the slots of what ended by it."""
-        by_sequence = {one.sequence_id: one for one in results}
-        told: list[Advance | Refused] = []
+        """Advances the sequences of the last plan by what the runner sampled, and frees the slots of those that ended.
+        Returns the messages for the worker, in the order of the plan."""
+        sampled = {result.sequence_id: result for result in results}
+        outcomes: list[Advance | Refused] = []
         for work in self._plan:
             sequence = self._running.get(work.sequence_id)
             if sequence is None:
@@ -128,42 +137,42 @@ class Scheduler:
             self.slots.extend(work.slot, work.tokens)
             sequence.n_evaluated += len(work.tokens)
             if not work.wanted:
-                told.append(_advance(sequence, "", []))
+                outcomes.append(_advance(sequence, "", []))
                 continue
-            result = by_sequence[work.sequence_id]
+            result = sampled[work.sequence_id]
             if isinstance(result, SampleFailed):
                 self._free(sequence)
-                told.append(Refused(sequence_id=sequence.id, kind="grammar", reason=result.reason))
+                outcomes.append(Refused(sequence_id=sequence.id, kind="grammar", reason=result.reason))
                 continue
             n_before = len(sequence.generated)
-            text = self._take(sequence, result.token)
+            text = self._append_token(sequence, result.token)
             tokens = sequence.generated[n_before:]
             if n_before == 0:
                 text, tokens = sequence.written_text + text, [*sequence.written, *tokens]
-            told.append(_advance(sequence, text, tokens))
+            outcomes.append(_advance(sequence, text, tokens))
             if sequence.finish is not None:
                 self._free(sequence)
         self._plan = []
-        return told
+        return outcomes
 
     def check_integrity(self) -> None:
-        """Raises AssertionError where slots and sequences disagree."""
+        """Raises AssertionError if slots and sequences disagree. For tests."""
         self.slots.check_integrity()
         for sequence in self._running.values():
             if sequence.slot is None or self.slots.slots[sequence.slot].sequence_id != sequence.id:
                 raise AssertionError(f"sequence {sequence.id} is not in slot {sequence.slot}")
-            stands = [*sequence.prompt, *sequence.generated][: sequence.n_evaluated]
-            if self.slots.slots[sequence.slot].tokens != stands:
+            evaluated = [*sequence.prompt, *sequence.generated][: sequence.n_evaluated]
+            if self.slots.slots[sequence.slot].tokens != evaluated:
                 raise AssertionError(f"slot {sequence.slot} does not hold what sequence {sequence.id} evaluated")
         n_taken = sum(slot.sequence_id is not None for slot in self.slots.slots)
         if n_taken != len(self._running):
             raise AssertionError(f"{n_taken} slots are taken by {len(self._running)} sequences")
 
     def cancel(self, sequence_id: int) -> Advance | None:
-        """Frees its slot at once. None: it had ended, or never was."""
+        """Ends the sequence and frees its slot at once. None: there is no such sequence, or it had ended."""
         sequence = self._running.get(sequence_id)
         if sequence is None:
-            sequence = next((one for one in self._waiting if one.id == sequence_id), None)
+            sequence = next((waiting for waiting in self._waiting if waiting.id == sequence_id), None)
             if sequence is None:
                 return None
             self._waiting.remove(sequence)
@@ -172,7 +181,7 @@ class Scheduler:
             self._free(sequence)
         return _advance(sequence, "", [])
 
-    def _place(self, sequence: Sequence) -> SlotAssignment | None:
+    def _assign_slot(self, sequence: Sequence) -> SlotAssignment | None:
         if sequence.state is not None:
             tokens, _, least_cut = sequence.state
             n_restored = usable_prefix(tokens, sequence.prompt[:-1], least_cut)
@@ -181,23 +190,23 @@ class Scheduler:
             sequence.state = None
         return self.slots.try_admit(sequence.id, sequence.prompt)
 
-    def _prefix_in_the_making(self, sequence: Sequence) -> Wait | None:
-        """(1) None where the model cannot share; (2) the sequence that is going to read the most of its prompt;
-        (3) None where it stands behind what this one has already, or has not much more to give."""
+    def _prefix_to_wait_for(self, sequence: Sequence) -> PrefixWait | None:
+        """(1) None if the model cannot share. (2) Otherwise the sequence in prefill with the longest common prefix.
+        (3) None if that prefix is hardly longer than what this sequence reuses already."""
         if not self._model.can_share:  # (1)
             return None
         waits = [
-            Wait(other.id, other.slot, common_prefix(other.prompt, sequence.prompt[:-1]))
+            PrefixWait(other.id, other.slot, common_prefix(other.prompt, sequence.prompt[:-1]))
             for other in self._running.values()
             if other.in_prefill and other.slot is not None and other.n_evaluated >= sequence.n_evaluated
         ]
-        best = max(waits, key=lambda one: one.n_tokens, default=None)  # (2)
+        best = max(waits, key=lambda wait: wait.n_tokens, default=None)  # (2)
         if best is None or best.n_tokens - sequence.n_evaluated < MIN_COPIED:  # (3)
             return None
         return best
 
-    def _shared(self) -> list[Admission]:
-        """Ends the waiting of those whose prefix stands by now, or comes no more."""
+    def _copy_ready_prefixes(self) -> list[Admission]:
+        """Ends the wait of each sequence whose prefix is complete, or whose other sequence has ended."""
         found = []
         for sequence in self._running.values():
             wait = sequence.wait
@@ -214,17 +223,17 @@ class Scheduler:
                 found.append(Admission(sequence, SlotAssignment(sequence.slot, wait.slot, n_usable, []), None))
         return found
 
-    def _take(self, sequence: Sequence, token: int) -> str:
-        """The text that one more token makes certain."""
+    def _append_token(self, sequence: Sequence, token: int) -> str:
+        """Adds one token to the reply. Returns the text that can be shown because of it."""
         if self._model.is_end(token):
             sequence.finish = "stop"
             return sequence.text.end()
         sequence.generated.append(token)
         text = sequence.text.feed(self._model.piece(token))
-        sequence.finish = self._finish(sequence)
+        sequence.finish = self._finish_reason(sequence)
         return text + sequence.text.end() if sequence.finish == "length" else text
 
-    def _finish(self, sequence: Sequence) -> FinishReason | None:
+    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
         if sequence.text.stopped:
             return "stop"
         full = len(sequence.prompt) + len(sequence.generated) >= self._model.n_ctx
@@ -237,7 +246,7 @@ class Scheduler:
         del self._running[sequence.id]
         sequence.slot = None
 
-    def _work(self, sequence: Sequence, tokens: Items[int], *, wanted: bool) -> Work:
+    def _work_for(self, sequence: Sequence, tokens: Items[int], *, wanted: bool) -> Work:
         if sequence.slot is None:
             raise AssertionError(f"sequence {sequence.id} runs without a slot")
         return Work(sequence.id, sequence.slot, tokens, sequence.n_evaluated, wanted)

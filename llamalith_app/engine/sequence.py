@@ -1,6 +1,6 @@
-"""One prompt on its way to a reply: its tokens, how far it is, and the text so far.
+"""A sequence: one prompt on its way to a reply, with its tokens, its progress and its text so far.
 
-State only: what is done with it next, the scheduler decides.
+Owns data only. The scheduler decides what happens to a sequence next.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from llamalith_app.engine.messages import FinishReason
 from llamalith_app.engine.text import ReplyText
 
 
-class State(NamedTuple):
-    """What a slot held once, read back from disk."""
+class SlotState(NamedTuple):
+    """What a slot held once, in memory: on its way to disk or read back from there."""
 
     tokens: list[int]
     data: bytes | memoryview
-    """As llama.cpp wrote it."""
+    """In llama.cpp's own format."""
     least_cut: int = 0
-    """To so few of its tokens, or any more, it can be cut."""
+    """The model can cut the state to this many leading tokens, or to any larger number."""
 
 
-def own_memory(n_bytes: int) -> memoryview:
-    """For a state: the system's, that goes back to it as soon as nobody holds it. The heaps of malloc would keep the
-    room of the largest that ever stood in each (tens of MB with a small model, gigabytes with a large one). Raises
-    OSError where there is none, ValueError for 0."""
+def anonymous_memory(n_bytes: int) -> memoryview:
+    """Memory for a state, which returns to the system as soon as nobody refers to it. malloc would keep the room of the
+    largest state for each of its heaps: tens of MB with a small model, gigabytes with a large one.
+
+    Raises OSError if there is not enough memory, and ValueError for 0 bytes."""
     return memoryview(mmap.mmap(-1, n_bytes))
 
 
-class Wait(NamedTuple):
-    """For a prefix that another sequence is reading now."""
+class PrefixWait(NamedTuple):
+    """Which prefix a sequence waits for: the other sequence that prefills it, its slot, and the length."""
 
     sequence_id: int
     slot: int
@@ -43,30 +44,30 @@ class Wait(NamedTuple):
 class Sequence:
     id: int
     prompt: Items[int]
-    """What is read before it draws: the prompt, and what was written of the reply before."""
+    """Tokens to evaluate before the first draw: the prompt, then the tokens in `written`."""
     max_tokens: int
     text: ReplyText
     omitted_messages: int = 0
     opens_thinking: bool = False
-    """Its prompt ends inside an open `<think>`."""
+    """The prompt ends inside an open `<think>`."""
     written: Items[int] = ()
-    """Of the reply, by an earlier attempt: the end of `prompt`."""
+    """Tokens of the reply that an earlier attempt wrote. They are the end of `prompt`."""
     written_text: str = ""
-    """What they make certain; told with the first token that is drawn."""
-    state: State | None = None
-    """Brought along from disk, for the slot that it will get."""
-    is_reading: bool = False
-    """Its state is on its way from disk: it cannot be admitted yet."""
+    """The text of `written` that can be shown; sent with the first token that is drawn."""
+    state: SlotState | None = None
+    """State from disk for the slot that the sequence will get."""
+    awaits_state: bool = False
+    """The state is being read from disk: the sequence cannot be admitted yet."""
     slot: int | None = None
-    """Set when it is admitted, None again when it ends."""
-    wait: Wait | None = None
-    """Set at admission where sharing beats computing; None again as soon as the prefix stands."""
+    """Set when the sequence is admitted, None again when it ends."""
+    wait: PrefixWait | None = None
+    """Set at admission if copying a prefix beats computing it; None again once the prefix is complete."""
     n_reused: int = 0
-    """Of its prompt, what it did not have to compute."""
+    """Prompt tokens that were not computed for this sequence."""
     n_evaluated: int = 0
-    """Of its tokens, those that stand in the slot: reused, prefilled, then decoded."""
+    """Tokens in the slot: reused, then prefilled, then decoded."""
     generated: list[int] = field(default_factory=list)
-    """Sampled so far; the last of them is evaluated by the next step."""
+    """Tokens sampled so far. The next step evaluates the last of them."""
     finish: FinishReason | None = None
 
     @property
@@ -75,5 +76,5 @@ class Sequence:
 
     @property
     def n_prompt(self) -> int:
-        """Tokens of the prompt alone."""
+        """Tokens of the prompt without `written`."""
         return len(self.prompt) - len(self.written)

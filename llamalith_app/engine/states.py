@@ -1,8 +1,11 @@
-"""What slots held, kept in files: written when a slot's room is needed, read when the same prompt goes on.
+"""States of slots in files: written when a slot is needed for another sequence, read when the same prompt continues.
 
-A cache: any file may be missing, cut off, foreign or flipped at any time, and is then not used. llama.cpp ends the
-process at a truncated state and takes a changed one for good, so all is checked before. One folder for all models
-and workers of a machine. One thread looks, another one reads and writes. Knows no llama.cpp and no slots.
+Owns the file format and the limit on the folder's size. The engine's loop uses it from two threads: its main thread
+searches, its disk thread reads and writes. One folder serves all models and workers of a machine. Knows neither
+llama.cpp nor the slot table.
+
+The folder is a cache. A file may be missing, truncated, foreign or damaged at any time, and is not used then.
+llama.cpp aborts the process at a truncated state and accepts a changed one, so every byte is checked before.
 """
 
 from __future__ import annotations
@@ -19,66 +22,70 @@ from typing import IO, NamedTuple
 
 import msgspec
 
-from llamalith_app.engine.sequence import State, own_memory
+from llamalith_app.engine.sequence import SlotState, anonymous_memory
 from llamalith_app.engine.slots import usable_prefix
 
 MAGIC = b"llamalith state 2\n"
 SUFFIX = ".state"
 TOKEN_BYTES = 4
-LITTER_S = 600
-"""So old an unfinished file is one whose writer died."""
-MAX_HEAD_BYTES = 64 * 1024 * 1024
+UNFINISHED_S = 600
+"""Seconds after which an unfinished file is deleted: its writer has died."""
+MAX_HEADER_BYTES = 64 * 1024 * 1024
 
 
-class Head(msgspec.Struct, frozen=True):
-    """After the magic: its own length and CRC-32 (4 bytes each, big-endian), then this as msgpack, then the data."""
+class StateHeader(msgspec.Struct, frozen=True):
+    """The header of a file. A file consists of MAGIC, the header's length and CRC-32 (4 bytes each, big-endian), the
+    header as msgpack, and the data."""
 
     model: str
-    """The fingerprint of model, context and llama.cpp, without which the data mean nothing."""
+    """SHA-256 of the runner's fingerprint: the data fits no other model, context or version of llama.cpp."""
     tokens: bytes
-    """Four bytes each, as this machine orders them."""
+    """Four bytes a token, in this machine's byte order."""
     least_cut: int
-    """To so few of them, or any more, the model can cut it."""
+    """As in `SlotState`."""
     data_bytes: int
     data_crc: int
 
 
-class Saved(NamedTuple):
+class SavedState(NamedTuple):
+    """A state on disk, without its data."""
+
     path: Path
     tokens: array[int]
-    """Of four bytes each: there may be many thousands of states."""
+    """An array takes four bytes a token, a list far more, and there may be thousands of states."""
     least_cut: int
     n_usable: int = 0
-    """Of its leading tokens, for the prompt that it was found for."""
+    """Leading tokens that the prompt of a search can reuse; 0 before a search."""
 
 
-class States:
-    """The states of one model. `fingerprint`: what must be equal for a state to fit."""
+class StateStore:
+    """The states of one model in `folder`, which is made if need be. A state fits a model with the same `fingerprint`.
+    `max_bytes` limits all files of the folder together. Raises OSError if the folder cannot be made."""
 
     def __init__(self, folder: Path, fingerprint: str, max_bytes: int) -> None:
         self._folder = folder
         self._model = hashlib.sha256(fingerprint.encode()).hexdigest()
         self._max_bytes = max_bytes
-        self._known: dict[str, Saved] = {}
-        """By file name."""
+        self._found: dict[str, SavedState] = {}
+        """File name -> state, as the folder was at the last refresh."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._clean()
+        self._delete_unfinished()
 
-    def best(self, prompt: Sequence[int]) -> Saved | None:
-        """The state that holds the most of the prompt's beginning; None: none holds any."""
-        self._look()
+    def best(self, prompt: Sequence[int]) -> SavedState | None:
+        """The state that shares the longest prefix with the prompt; None: no state shares any."""
+        self._refresh()
         wanted = array("i", prompt[:-1])
-        found = [saved._replace(n_usable=_n_usable(saved, wanted)) for saved in self._known.values()]
+        found = [saved._replace(n_usable=_n_usable(saved, wanted)) for saved in self._found.values()]
         best = max(found, key=lambda saved: saved.n_usable, default=None)
         return best if best is not None and best.n_usable else None
 
-    def n_held(self, tokens: Sequence[int]) -> int:
-        """How many leading tokens of these can be had from some state."""
+    def n_restorable(self, tokens: Sequence[int]) -> int:
+        """How many leading tokens of these a state on disk can restore."""
         wanted = array("i", tokens)
-        return max((_n_usable(saved, wanted) for saved in list(self._known.values())), default=0)
+        return max((_n_usable(saved, wanted) for saved in list(self._found.values())), default=0)
 
-    def read(self, saved: Saved) -> State | None:
-        """None: the file is gone or is not what it was written as; it is deleted then."""
+    def read(self, saved: SavedState) -> SlotState | None:
+        """Reads the data; None: the file is gone, or it is damaged and now deleted."""
         try:
             with saved.path.open("rb") as file:
                 data = _read_data(file)
@@ -89,33 +96,38 @@ class States:
             return None
         with contextlib.suppress(OSError):
             os.utime(saved.path)
-        return State(saved.tokens.tolist(), data, saved.least_cut)
+        return SlotState(saved.tokens.tolist(), data, saved.least_cut)
 
     def forget(self, tokens: list[int]) -> None:
-        """The model does not take the state of these."""
+        """Deletes the state of these tokens: llama.cpp did not accept it."""
         _delete(self._path(array("i", tokens)))
 
-    def write(self, state: State, used_at: float | None = None) -> None:
-        """Replaces states that can be had from this one; deletes those unused for longest above the limit, this one
-        among them where it was used last at that time (of the wall clock; None: now)."""
+    def write(self, state: SlotState, used_at: float | None = None) -> None:
+        """Writes a state, and deletes the states that it replaces: those that can be cut out of it. If the folder is
+        above its limit, deletes the least recently used states. `used_at`: when the slot was used last, in seconds of
+        the wall clock; None: now. Errors of the disk are ignored."""
         tokens, data, least_cut = state
         if len(data) > self._max_bytes:
             return
         held = array("i", tokens)
-        head = msgspec.msgpack.encode(Head(self._model, held.tobytes(), least_cut, len(data), zlib.crc32(data)))
+        header = msgspec.msgpack.encode(
+            StateHeader(self._model, held.tobytes(), least_cut, len(data), zlib.crc32(data))
+        )
         path = self._path(held)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            with open(unfinished, "wb", opener=_private) as file:
-                file.writelines((MAGIC, len(head).to_bytes(4, "big"), zlib.crc32(head).to_bytes(4, "big"), head, data))
+            with open(unfinished, "wb", opener=_open_private) as file:
+                file.writelines(
+                    (MAGIC, len(header).to_bytes(4, "big"), zlib.crc32(header).to_bytes(4, "big"), header, data)
+                )
             used_at = time.time() if used_at is None else used_at
             os.utime(unfinished, (used_at, used_at))
             unfinished.replace(path)
         except OSError:
-            # A full disk costs the next turn some seconds, and nothing else.
+            # A full disk costs the next turn some seconds of prefill, and nothing else.
             _delete(unfinished)
             return
-        for saved in list(self._known.values()):
+        for saved in list(self._found.values()):
             n_tokens = len(saved.tokens)
             if saved.path != path and least_cut <= n_tokens and saved.tokens == held[:n_tokens]:
                 _delete(saved.path)
@@ -128,31 +140,31 @@ class States:
     def _prefix(self) -> str:
         return f"{self._model[:16]}-"
 
-    def _look(self) -> None:
-        """Other workers write and delete here as well."""
+    def _refresh(self) -> None:
+        """Reads which states there are: other workers write and delete in the same folder."""
         names = {entry.name for entry in self._entries() if entry.name.startswith(self._prefix)}
-        for name in self._known.keys() - names:
-            del self._known[name]
-        for name in names - self._known.keys():
+        for name in self._found.keys() - names:
+            del self._found[name]
+        for name in names - self._found.keys():
             path = self._folder / name
             try:
                 with path.open("rb") as file:
-                    head = _read_head(file)
+                    header = _read_header(file)
             except OSError:
                 continue
-            if head is None or head.model != self._model or len(head.tokens) % TOKEN_BYTES:
+            if header is None or header.model != self._model or len(header.tokens) % TOKEN_BYTES:
                 _delete(path)
                 continue
-            self._known[name] = Saved(path, array("i", head.tokens), head.least_cut)
+            self._found[name] = SavedState(path, array("i", header.tokens), header.least_cut)
 
-    def _clean(self) -> None:
+    def _delete_unfinished(self) -> None:
         for path in self._folder.glob("*.tmp"):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > LITTER_S:
+                if time.time() - path.stat().st_mtime > UNFINISHED_S:
                     path.unlink()
 
     def _make_room(self) -> None:
-        self._clean()
+        self._delete_unfinished()
         found = []
         for entry in self._entries():
             with contextlib.suppress(OSError):
@@ -170,36 +182,36 @@ class States:
             yield from [entry for entry in entries if entry.name.endswith(SUFFIX)]
 
 
-def _read_head(file: IO[bytes]) -> Head | None:
+def _read_header(file: IO[bytes]) -> StateHeader | None:
     start = file.read(len(MAGIC) + 8)
     length, crc = int.from_bytes(start[-8:-4], "big"), int.from_bytes(start[-4:], "big")
-    if not start.startswith(MAGIC) or len(start) != len(MAGIC) + 8 or length > MAX_HEAD_BYTES:
+    if not start.startswith(MAGIC) or len(start) != len(MAGIC) + 8 or length > MAX_HEADER_BYTES:
         return None
     body = file.read(length)
     if len(body) != length or zlib.crc32(body) != crc:
         return None
     try:
-        return msgspec.msgpack.decode(body, type=Head)
+        return msgspec.msgpack.decode(body, type=StateHeader)
     except msgspec.MsgspecError:
         return None
 
 
 def _read_data(file: IO[bytes]) -> memoryview | None:
-    """None: the file is not what it was written as."""
-    head = _read_head(file)
-    # Before there is room for it: only what is there can be right.
-    if head is None or not head.data_bytes or file.tell() + head.data_bytes != os.fstat(file.fileno()).st_size:
+    """The data; None: the file is damaged."""
+    header = _read_header(file)
+    # Checked before memory is taken: the length may be damaged, too.
+    if header is None or not header.data_bytes or file.tell() + header.data_bytes != os.fstat(file.fileno()).st_size:
         return None
-    data = own_memory(head.data_bytes)
+    data = anonymous_memory(header.data_bytes)
     n_read = file.readinto(data)  # type: ignore[attr-defined]
-    return data if n_read == head.data_bytes and zlib.crc32(data) == head.data_crc else None
+    return data if n_read == header.data_bytes and zlib.crc32(data) == header.data_crc else None
 
 
-def _n_usable(saved: Saved, wanted: array[int]) -> int:
+def _n_usable(saved: SavedState, wanted: array[int]) -> int:
     return usable_prefix(saved.tokens, wanted, saved.least_cut)
 
 
-def _private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 

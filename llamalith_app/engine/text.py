@@ -1,7 +1,7 @@
-"""From tokens' bytes to text that can be shown: whole characters, and no part of a stop string. Bytes that can begin no
-character are shown as U+FFFD.
+"""Turns the bytes of tokens into text that can be shown: whole characters, and no part of a stop string.
 
-Knows bytes and strings, no tokens.
+Owns what is held back of a reply. The scheduler feeds it. Knows bytes and strings, no tokens. Invalid bytes become
+U+FFFD.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Iterable
 
 
 class ReplyText:
-    """The text of one reply, piece by piece, in time linear in its length."""
+    """The text of one reply, piece by piece, in time linear in the length of the reply."""
 
     def __init__(self, stop: Iterable[str]) -> None:
         self._stop = [string for string in stop if string]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.stopped = False
-        """A stop string was reached; what it began with and what came after it is gone."""
+        """A stop string was reached. The stop string and everything behind it is dropped."""
 
     def feed(self, piece: bytes) -> str:
-        """The text that is certain by now."""
+        """Takes the bytes of one token. Returns the text that can be shown by now."""
         if self.stopped:
             return ""
         text = self._held + self._decoder.decode(piece)
@@ -34,12 +34,13 @@ class ReplyText:
         return text[: len(text) - kept]
 
     def end(self) -> str:
-        """What was held back, once no more comes. The beginning of a character whose rest was never written is not
-        part of it."""
+        """Returns the text that was held back; call it once no more bytes come. An incomplete character at the end is
+        dropped."""
         text, self._held = self._held, ""
         return text
 
     def _could_begin_a_stop(self, text: str) -> int:
+        """The length of the text's end that may be the beginning of a stop string."""
         longest = 0
         for string in self._stop:
             for length in range(min(len(string) - 1, len(text)), longest, -1):

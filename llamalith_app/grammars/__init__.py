@@ -1,1 +1,1 @@
-"""What a reply may be held to: GBNF and JSON Schema."""
+"""Grammars that hold a reply to a form: GBNF, and JSON Schema with the validation of what a grammar cannot enforce."""

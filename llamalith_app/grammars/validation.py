@@ -1,8 +1,9 @@
-"""Validates a whole reply against a JSON Schema, where no grammar could hold it to all of that while it was written.
+"""Validates a whole reply against a JSON Schema that a grammar could not enforce completely.
 
-`python -m llamalith_app.grammars.validation` is a program of its own, to be killed: a pattern or a reply may mean harm.
-It reads a schema and a reply as JSON from standard input and writes a Result to standard output. It follows no
-reference to anything outside.
+Owns the validator and its formats. `schema.py` asks it whether a schema can be validated against at all.
+`python -m llamalith_app.grammars.validation` is a program that `jobs/schemas.py` starts and may kill, because a pattern
+or a reply can be malicious: it reads a Task from standard input and writes a Result to standard output, both as JSON.
+It follows no reference out of the schema.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from llamalith_app.grammars import grammar, keywords
 from llamalith_app.supervise import parent
 
 CPU_S = 2.0
-"""Processor time that one validation may take."""
+"""Seconds of processor time for one validation."""
 ADDRESS_SPACE_BYTES = 2 * 1024 * 1024 * 1024
 MAX_REASON = 300
 
@@ -35,64 +36,66 @@ class Task(msgspec.Struct):
 
 class Result(msgspec.Struct):
     problem: str
-    """The first thing that does not fit, and where; empty: the reply fits."""
+    """The first part of the reply that does not fit, and why. Empty: the reply fits."""
 
 
 class SchemaFlaw(NamedTuple):
+    """Why nothing can be validated against a schema, and the pointer to the reason."""
+
     at: str
     reason: str
 
 
-def flaw(schema: Any) -> SchemaFlaw | None:
-    """Why nothing can be validated against the whole of this schema; None: everything can."""
+def schema_flaw(schema: Any) -> SchemaFlaw | None:
+    """The reason why nothing can be validated against this schema; None: there is none."""
     try:
-        _validator(keywords.plain(schema))
+        _validator(keywords.simplify(schema))
     except jsonschema_rs.ValidationError as error:
-        return SchemaFlaw(_pointer(error.instance_path), _short(error.message))
+        return SchemaFlaw(_pointer(error.instance_path), _first_line(error.message))
     except (ValueError, jsonschema_rs.ReferencingError) as error:
-        return SchemaFlaw("#", _short(str(error)))
+        return SchemaFlaw("#", _first_line(str(error)))
     return None
 
 
-def unreadable(schema: Any) -> list[str]:
-    """JSON pointers to the patterns that nothing can be validated against."""
+def unreadable_patterns(schema: Any) -> list[str]:
+    """JSON pointers to the patterns that the validator cannot compile."""
     found = []
 
     def read(at: str, part: dict[str, Any]) -> dict[str, Any]:
         pattern = part.get("pattern")
-        if isinstance(pattern, str) and flaw({"pattern": pattern}):
+        if isinstance(pattern, str) and schema_flaw({"pattern": pattern}):
             found.append(f"{at}/pattern")
         return part
 
-    keywords.changed(schema, read)
+    keywords.rewrite(schema, read)
     return found
 
 
 def problem(schema: Any, reply: str) -> str:
-    """The first thing that does not fit; empty: the reply fits. Passes over patterns that it cannot read: they were
-    enforced while the reply was written, or the schema had been refused.
+    """The first part of the reply that does not fit, and why; empty: the reply fits.
 
-    Raises RecursionError or ValueError for JSON that is nested more than about 1000 deep or has numbers of thousands of
-    digits.
+    Ignores patterns that it cannot compile: they were enforced while the reply was written, or the schema would have
+    been refused. Raises RecursionError for JSON that is nested more than about 1000 deep, and ValueError for numbers of
+    thousands of digits.
     """
     try:
         value = json.loads(reply)
     except json.JSONDecodeError as error:
-        return _short(f"is no JSON: {error}")
-    plain = keywords.plain(schema)
-    if flaw(plain):
-        plain = keywords.without(plain, unreadable(plain))
+        return _first_line(f"is no JSON: {error}")
+    simple = keywords.simplify(schema)
+    if schema_flaw(simple):
+        simple = keywords.remove(simple, unreadable_patterns(simple))
     try:
-        _validator(plain).validate(value)
+        _validator(simple).validate(value)
     except jsonschema_rs.ValidationError as error:
-        return f"at {_pointer(error.instance_path)[:MAX_REASON]}: {_short(error.message)}"
+        return f"at {_pointer(error.instance_path)[:MAX_REASON]}: {_first_line(error.message)}"
     return ""
 
 
-def _validator(plain: Any) -> Any:
+def _validator(simple: Any) -> Any:
     return jsonschema_rs.validator_for(
-        plain,
-        # A format decides which schema of a `oneOf`, a `not` or an `if` fits; all others are gone from a plain schema.
+        simple,
+        # A format may decide a `oneOf`, a `not` or an `if`. A simplified schema has no formats that are annotations.
         validate_formats=True,
         formats=_FORMATS,
         offline=True,
@@ -101,9 +104,10 @@ def _validator(plain: Any) -> Any:
 
 
 def _has_format(name: str, text: str) -> bool:
-    """Also where only a reply held to the format may be such a text: jsonschema_rs refuses a leap second at any hour,
-    the 29th of February of any year, an e-mail address with a long name. To older drafts it knows fewer formats."""
-    if _of_newest_draft(name).is_valid(text):
+    """Whether the text has the format for jsonschema_rs, or for llguidance, which wrote the reply and allows more: a
+    leap second at any hour, the 29th of February of any year, an e-mail address with a long name. For older drafts,
+    jsonschema_rs knows fewer formats."""
+    if _newest_draft_validator(name).is_valid(text):
         return True
     matcher = _matcher(name)
     tokens = list(json.dumps(text, ensure_ascii=False).encode(errors="replace"))
@@ -113,13 +117,13 @@ def _has_format(name: str, text: str) -> bool:
 
 
 @cache
-def _of_newest_draft(name: str) -> jsonschema_rs.Draft202012Validator:
+def _newest_draft_validator(name: str) -> jsonschema_rs.Draft202012Validator:
     return jsonschema_rs.Draft202012Validator({"format": name}, validate_formats=True)
 
 
 @cache
 def _matcher(name: str) -> LLMatcher:
-    return LLMatcher(LLTokenizer("byte"), grammar.of_schema({"type": "string", "format": name}), log_level=0)
+    return LLMatcher(LLTokenizer("byte"), grammar.from_schema({"type": "string", "format": name}), log_level=0)
 
 
 _FORMATS: dict[str, Callable[[str], bool]] = {name: partial(_has_format, name) for name in keywords.FORMATS}
@@ -129,12 +133,13 @@ def _pointer(path: list[str | int]) -> str:
     return "#" + "".join(f"/{keywords.escaped(str(key))}" for key in path)
 
 
-def _short(text: str) -> str:
+def _first_line(text: str) -> str:
     first = text.strip().partition("\n")[0]
     return first if len(first) <= MAX_REASON else f"{first[:MAX_REASON]}…"
 
 
 def main() -> None:
+    """The program: limits its own processor time and memory, then validates one reply."""
     parent.die_with_parent()
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))

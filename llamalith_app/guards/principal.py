@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.errors import (
     CrossSite,
     LoginNeeded,
@@ -37,15 +37,6 @@ CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "x-csrf-token"
 
 Connection = ASGIConnection[Any, Any, Any, Any]
-
-
-class Principal(msgspec.Struct, frozen=True):
-    """Who makes the request, and so whose rows it may read and write."""
-
-    user_id: int
-    door: Literal["token", "session"]
-    csrf_token: str = ""
-    """The token in this session's forms; empty if the request was authenticated by an API token."""
 
 
 class PrincipalGuard:

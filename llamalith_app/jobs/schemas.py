@@ -1,7 +1,8 @@
-"""Has JSON Schemas judged, and replies validated, by processes of their own, so that an evil one costs a bounded time
-and nobody waits.
+"""Validates JSON Schemas and whole replies in processes of their own, so that a malicious one costs bounded time.
 
-Remembers the verdicts of the newest schemas: callers send the same ones again and again.
+Owns the number of processes at a time, the time that one may take, and a cache of verdicts, because callers send the
+same schemas again and again. The web validates schemas as it accepts jobs; the worker validates replies. The programs
+are `grammars/schema.py` and `grammars/validation.py`.
 """
 
 from __future__ import annotations
@@ -22,30 +23,41 @@ from llamalith_app.grammars import validation
 from llamalith_app.grammars.schema import CPU_S, MAX_SCHEMA_BYTES, Verdict
 from llamalith_app.settings import config
 
-AT_ONCE = 2
-WITHIN_S = 4.5
-"""From the request to the answer, the wait for others included."""
-REMEMBERED = 1000
-MAX_PLACE = 300
-"""Characters of a pointer that an answer tells."""
+MAX_PROGRAMS = 2
+MAX_REMEMBERED = 1000
+MAX_POINTER_CHARS = 300
+"""Characters of a pointer that are shown."""
 UNLESS_STRICT = "without strict it is taken, and the whole reply is validated at its end"
 
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What ends such a process and says nothing of its schema: an administrator, a supervisor, a terminal."""
+"""Signals of an administrator, a supervisor or a terminal. A program that one of them ended says nothing about the
+schema."""
 
 log = structlog.get_logger(__name__)
 
 
+class Timings(msgspec.Struct, frozen=True):
+    within_s: float = 4.5
+    """Seconds for one validation, the wait for a free process included."""
+
+
 class SchemaValidator:
+    """Validates schemas, and remembers the verdicts on the newest ones."""
+
+    timings = Timings()
+    """Of all validators, so that a test of the web can replace it."""
+
     def __init__(self) -> None:
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._programs = asyncio.Semaphore(MAX_PROGRAMS)
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
         """By the schema's digest, the newest last."""
 
-    async def judge(self, wanted: WantedSchema) -> tuple[str, ...]:
-        """The places of what no reply can be held to while it is written; a strict schema has none.
+    async def validate(self, wanted: WantedSchema) -> tuple[str, ...]:
+        """Returns the JSON pointers to the keywords that cannot be enforced while a reply is written. A strict schema
+        has none.
 
-        Raises BadInput, naming the part that is why, for a schema that no reply can be held to; or JudgeBusy.
+        Raises BadInput, which names the part, for a schema that no reply can be held to, and ValidatorBusy if the
+        validation could not be completed in time.
         """
         text = msgspec.json.encode(wanted.schema)
         if len(text) > MAX_SCHEMA_BYTES:
@@ -53,67 +65,70 @@ class SchemaValidator:
         digest = hashlib.sha256(text).digest()
         verdict = self._verdicts.pop(digest, None)
         if verdict is None:
-            verdict = await self._judged(text)
+            verdict = await self._validate_new(text)
         self._verdicts[digest] = verdict
-        if len(self._verdicts) > REMEMBERED:
+        if len(self._verdicts) > MAX_REMEMBERED:
             self._verdicts.popitem(last=False)
         if verdict.reason is not None:
-            raise BadInput(f"{wanted.place}: at {verdict.at[:MAX_PLACE]}: {verdict.reason}")
+            raise BadInput(f"{wanted.place}: at {verdict.at[:MAX_POINTER_CHARS]}: {verdict.reason}")
         if wanted.strict and verdict.gaps:
             first = verdict.gaps[0]
-            raise BadInput(f"{wanted.place}: at {first.at[:MAX_PLACE]}: {first.reason}; {UNLESS_STRICT}")
+            raise BadInput(f"{wanted.place}: at {first.at[:MAX_POINTER_CHARS]}: {first.reason}; {UNLESS_STRICT}")
         return tuple(gap.at for gap in verdict.gaps)
 
-    async def _judged(self, text: bytes) -> Verdict:
+    async def _validate_new(self, text: bytes) -> Verdict:
         try:
-            async with asyncio.timeout(WITHIN_S), self._places:
-                return await _verdict(text)
+            async with asyncio.timeout(self.timings.within_s), self._programs:
+                return await _compute_verdict(text)
         except TimeoutError:
-            raise ValidatorBusy("The schema could not be judged in time; try again.") from None
+            raise ValidatorBusy("The schema could not be validated in time; try again.") from None
 
 
 class Fit(NamedTuple):
-    """What a validation of a whole reply found."""
+    """The result of the validation of a whole reply."""
 
     is_valid: bool | None
-    """None: it could not be validated."""
+    """None: the reply could not be validated."""
     problem: str | None
-    """Of a reply that does not fit, the first part that does not; or why it could not be validated."""
+    """The first part of the reply that does not fit, or why the reply could not be validated; None: it fits."""
 
 
 class ReplyValidator:
-    def __init__(self) -> None:
-        self._places = asyncio.Semaphore(AT_ONCE)
+    """Validates whole replies."""
+
+    def __init__(self, timings: Timings | None = None) -> None:
+        self._timings = timings or Timings()
+        self._programs = asyncio.Semaphore(MAX_PROGRAMS)
 
     async def validate(self, schema: dict[str, Any], reply: str) -> Fit:
-        """Within seconds; raises nothing."""
+        """Returns within the seconds of `timings`. Raises nothing."""
         task = msgspec.json.encode(validation.Task(schema, reply))
         try:
-            async with asyncio.timeout(WITHIN_S), self._places:
-                ended = await _run("llamalith_app.grammars.validation", task)
-                if -ended.returncode in FROM_OUTSIDE:
-                    ended = await _run("llamalith_app.grammars.validation", task)
+            async with asyncio.timeout(self._timings.within_s), self._programs:
+                result = await _run_program("llamalith_app.grammars.validation", task)
+                if -result.returncode in FROM_OUTSIDE:
+                    result = await _run_program("llamalith_app.grammars.validation", task)
         except TimeoutError:
-            return Fit(None, f"could not be validated within {WITHIN_S:g} s")
+            return Fit(None, f"could not be validated within {self._timings.within_s:g} s")
         except OSError as error:
             log.error("a reply's validation failed", reason=str(error))
             return Fit(None, "could not be validated")
-        if ended.returncode == 0:
-            problem = msgspec.json.decode(ended.told, type=validation.Result).problem
+        if result.returncode == 0:
+            problem = msgspec.json.decode(result.stdout, type=validation.Result).problem
             return Fit(not problem, problem or None)
-        if ended.returncode == -signal.SIGPROF:
+        if result.returncode == -signal.SIGPROF:
             return Fit(None, f"could not be validated within {validation.CPU_S:g} s of processor time")
-        log.error("a reply's validation failed", complaint=ended.complaint.decode(errors="replace")[-1000:])
+        log.error("a reply's validation failed", complaint=result.stderr.decode(errors="replace")[-1000:])
         return Fit(None, "could not be validated")
 
 
-class _Ended(NamedTuple):
-    told: bytes
-    complaint: bytes
+class _ProgramResult(NamedTuple):
+    stdout: bytes
+    stderr: bytes
     returncode: int
 
 
-async def _run(module: str, text: bytes) -> _Ended:
+async def _run_program(module: str, text: bytes) -> _ProgramResult:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", module),
         env=config.child_environ({}),
@@ -122,24 +137,24 @@ async def _run(module: str, text: bytes) -> _Ended:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        told, complaint = await process.communicate(text)
+        stdout, stderr = await process.communicate(text)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return _Ended(told, complaint, process.returncode or 0)
+    return _ProgramResult(stdout, stderr, process.returncode or 0)
 
 
-async def _verdict(text: bytes) -> Verdict:
-    ended = await _run("llamalith_app.grammars.schema", text)
-    told, complaint = ended.told, ended.complaint
-    if lines := told.splitlines():
-        # The last one; it may have been stopped while it looked for a smaller part that is why.
+async def _compute_verdict(text: bytes) -> Verdict:
+    result = await _run_program("llamalith_app.grammars.schema", text)
+    stdout, stderr = result.stdout, result.stderr
+    if lines := stdout.splitlines():
+        # The program may have been ended while it searched for a smaller part that is why. The last verdict is valid.
         return msgspec.json.decode(lines[-1], type=Verdict)
-    if -ended.returncode in FROM_OUTSIDE or (ended.returncode > 0 and b"MemoryError" not in complaint):
-        # Not by its own limits: that says nothing of the schema.
-        log.error("a schema's judge failed", complaint=complaint.decode(errors="replace")[-1000:])
-        raise ValidatorBusy("The schema could not be judged; try again.")
+    if -result.returncode in FROM_OUTSIDE or (result.returncode > 0 and b"MemoryError" not in stderr):
+        # Its own limits did not end it, so the schema is not the reason.
+        log.error("a schema's validation failed", complaint=stderr.decode(errors="replace")[-1000:])
+        raise ValidatorBusy("The schema could not be validated; try again.")
     return Verdict(
         reason=f"takes more than {CPU_S:g} s of processor time or too much memory to compile; make it simpler:"
         " fewer patterns, and fewer choices within allOf"

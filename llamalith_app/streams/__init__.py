@@ -1,1 +1,1 @@
-"""A job's events and progress over Redis."""
+"""A job's events and progress over Redis: the worker publishes, the web subscribes."""

@@ -1,7 +1,7 @@
-"""Live progress of running attempts, beside the record: a short-lived Redis key an attempt.
+"""Live progress of running attempts, beside the record: one Redis key an attempt, with a TTL.
 
-The worker puts it beside what it tells by `streams.py`; the web reads it for lists and single jobs. All of it may be
-lost at any moment: a reader gets nothing then, soon and without an error. Knows nothing of SQL and of engines.
+The worker sets it in the pipeline that publishes its entries; the web reads it for lists and single jobs. All of it may
+be lost at any moment: the reader then gets nothing, without an error or a wait. Knows nothing of SQL and of engines.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from redis.exceptions import RedisError
 
 from llamalith_app.contracts.jobs import Progress
 
-EXPIRE_S = 3600
-"""Longer than any model loads; only an attempt that could not say its end to Redis leaves a key for so long."""
-RETRY_READ_S = 1.0
-"""After a failed read Redis is left alone for so long, so that a frozen one does not slow every poll."""
+TTL_S = 3600
+"""Longer than any model loads. An attempt deletes its key at its end, unless Redis is away then."""
+READ_BACKOFF_S = 1.0
+"""After a failed read no other is tried for so long, so that a frozen Redis does not slow every poll."""
 
 
 def _key(record: str, job_id: int, attempt: int) -> str:
@@ -26,12 +26,12 @@ def _key(record: str, job_id: int, attempt: int) -> str:
 
 
 def put(pipeline: Any, record: str, job_id: int, attempt: int, progress: Progress) -> None:
-    """Adds it to a pipeline of Redis commands."""
-    pipeline.set(_key(record, job_id, attempt), msgspec.json.encode(progress), ex=EXPIRE_S)
+    """Adds the command that sets it to a pipeline."""
+    pipeline.set(_key(record, job_id, attempt), msgspec.json.encode(progress), ex=TTL_S)
 
 
 def forget(pipeline: Any, record: str, job_id: int, attempt: int) -> None:
-    """Adds to a pipeline that this attempt is over."""
+    """Adds the command that deletes it to a pipeline."""
     pipeline.unlink(_key(record, job_id, attempt))
 
 
@@ -42,16 +42,16 @@ class ProgressReader:
         self._not_before = 0.0
 
     async def read(self, attempts: dict[int, int]) -> dict[int, Progress]:
-        """Of the running jobs given as job id -> attempt; those of which nothing is known are left out."""
+        """The progress of running jobs, given as job id -> attempt. A job without any is left out."""
         if not attempts or time.monotonic() < self._not_before:
             return {}
         try:
             values = await self._redis.mget([_key(self._record, *attempt) for attempt in attempts.items()])
         except (RedisError, OSError, TimeoutError):
-            self._not_before = time.monotonic() + RETRY_READ_S
+            self._not_before = time.monotonic() + READ_BACKOFF_S
             return {}
-        told = {job_id: _decode(value) for job_id, value in zip(attempts, values, strict=True)}
-        return {job_id: progress for job_id, progress in told.items() if progress is not None}
+        found = {job_id: _decode(value) for job_id, value in zip(attempts, values, strict=True)}
+        return {job_id: progress for job_id, progress in found.items() if progress is not None}
 
 
 def _decode(value: object) -> Progress | None:

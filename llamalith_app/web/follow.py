@@ -1,8 +1,8 @@
 """Follows the jobs that streams are open for: one transcript a job, whoever reads it.
 
-Owns this process's one hearing of Redis and its one look a second into the record, which alone says that a job has
-ended: so a lost word, or a Redis that is away, costs seconds and no event. What nobody reads any more is forgotten.
-Knows no HTTP; readers are told by a `Line` that there is news.
+Owns this process's one subscription to Redis and its one poll a second of the record. The record alone says that a job
+has ended, so a lost message, or a Redis that is away, costs seconds and no event. A job that nobody reads any more is
+forgotten. Knows no HTTP and no format of a reader; an `OpenStream` tells each reader that there is news.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -22,23 +22,35 @@ from llamalith_app.contracts.jobs import Job
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.store import conversations, job_reads
 from llamalith_app.store.database import Database
-from llamalith_app.streams import streams
-from llamalith_app.streams.streams import Entry, StreamSubscriber
+from llamalith_app.streams import publisher, wire
+from llamalith_app.streams.subscriber import StreamSubscriber, history
+from llamalith_app.streams.wire import UNAVAILABLE, Entry
 from llamalith_app.web.live import Live, may_grow
-from llamalith_app.web.transcript import Transcript
+from llamalith_app.web.transcript import FINAL, Cursor, JobEvent, Transcript
 
 log = structlog.get_logger(__name__)
 
-LOOK_S = 1.0
-HISTORY_S = 0.5
-"""How long the first reader of a job waits for what Redis has of it."""
-GROW_S = 5.0
-"""How long the last event of a job that was cancelled waits for its worker to store what it had written."""
 ENDED = ("done", "error", "cancelled")
 
 
-class Line:
-    """How one stream is woken, and ended before its time."""
+class Timings(msgspec.Struct, frozen=True):
+    """All in seconds."""
+
+    poll_s: float = 1.0
+    """How often the record is read for the jobs and conversations that are followed."""
+    history_s: float = 0.5
+    """How long the first reader of a job waits for what Redis holds of it."""
+    partial_s: float = 5.0
+    """How long the final event of a job that was cancelled waits for its worker to store what it had written."""
+    heartbeat_s: float = 15.0
+    """After so long without an event a reader gets a heartbeat."""
+
+
+TIMINGS = Timings()
+
+
+class OpenStream:
+    """How one open stream is woken, and ended before its time."""
 
     def __init__(self) -> None:
         self.news = asyncio.Event()
@@ -50,7 +62,7 @@ class Line:
         self.news.set()
 
     async def wait(self, seconds: float) -> bool:
-        """Until there is news; False: there was none."""
+        """Waits for news. False: none came in time."""
         try:
             async with asyncio.timeout(seconds):
                 await self.news.wait()
@@ -61,14 +73,14 @@ class Line:
 
 
 class Followed:
-    """A job, or a conversation's next job, that lines wait for."""
+    """A job, or a conversation's next job, that open streams wait for."""
 
     def __init__(self) -> None:
-        self.lines: set[Line] = set()
+        self.streams: set[OpenStream] = set()
 
     def wake(self) -> None:
-        for line in self.lines:
-            line.news.set()
+        for stream in self.streams:
+            stream.news.set()
 
 
 class FollowedJob(Followed):
@@ -79,7 +91,7 @@ class FollowedJob(Followed):
         self.owner_id = owner_id
         self.transcript = Transcript(job.id)
         self.loaded = asyncio.Event()
-        """What Redis had at the beginning is in the transcript, or Redis did not say."""
+        """What Redis held at the beginning is in the transcript, or Redis gave no answer."""
         self.is_behind = False
         """Redis has entries that are not in the transcript."""
         self.catching_up: asyncio.Task[None] | None = None
@@ -95,107 +107,136 @@ class FollowedLane(Followed):
 
 
 class Followers:
-    def __init__(self, database: Database, live: Live, redis: Redis, record: str) -> None:
+    def __init__(self, database: Database, live: Live, redis: Redis, record: str, timings: Timings = TIMINGS) -> None:
         self._database = database
         self._live = live
         self._redis = redis
         self._record = record
+        self.timings = timings
         self._jobs: dict[int, FollowedJob] = {}
         self._lanes: dict[int, FollowedLane] = {}
-        self._hearing = StreamSubscriber(redis, record, self._hear, self._catch_up)
-        self._looking: asyncio.Task[None] | None = None
-        self._look_now = asyncio.Event()
+        self._subscriber = StreamSubscriber(redis, record, self._on_entry, self._catch_up)
+        self._polling: asyncio.Task[None] | None = None
+        self._poll_now = asyncio.Event()
         self._ended_now: set[int] = set()
-        """Of which Redis said that they ended."""
-        self.lines: set[Line] = set()
-        """Of every open stream."""
-        self._telling: set[asyncio.Task[None]] = set()
+        """The jobs of which a message said that they ended."""
+        self._streams: set[OpenStream] = set()
+        """All that are open."""
+        self._publishing: set[asyncio.Task[None]] = set()
         self._is_over = False
 
-    def open(self) -> Line:
-        line = Line()
-        self.lines.add(line)
+    def open(self) -> OpenStream:
+        """Every `open` needs its `forget`."""
+        stream = OpenStream()
+        self._streams.add(stream)
         if self._is_over:
-            line.end()
-        return line
+            stream.end()
+        return stream
+
+    def forget(self, stream: OpenStream) -> None:
+        self._streams.discard(stream)
 
     def end(self) -> None:
-        """Tells every stream to end now; those that come later end at once."""
+        """Ends every open stream, and each one that is opened later."""
         self._is_over = True
-        for line in self.lines:
-            line.end()
+        for stream in self._streams:
+            stream.end()
 
     async def close(self) -> None:
         self.end()
-        tasks = [self._looking, *(followed.catching_up for followed in self._jobs.values())]
-        running = [*self._telling, *(task for task in tasks if task is not None)]
+        tasks = [self._polling, *(followed.catching_up for followed in self._jobs.values())]
+        running = [*self._publishing, *(task for task in tasks if task is not None)]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await self._hearing.close()
+        await self._subscriber.close()
 
-    async def follow(self, job: Job, owner_id: int, line: Line) -> FollowedJob:
-        """The job with what is known of it. Every `follow` needs its `leave`, whatever happens."""
+    async def events(
+        self, job: Job, owner_id: int, cursor: Cursor | None, stream: OpenStream
+    ) -> AsyncGenerator[list[JobEvent], None]:
+        """Batches of the events behind `cursor`, up to the job's last event or the stream's end. An empty batch: there
+        was none for `heartbeat_s`."""
+        n_progress = 0
+        try:
+            transcript = (await self._follow(job, owner_id, stream)).transcript
+            while not stream.is_over:
+                batch, cursor = transcript.events_after(cursor)
+                progress, n_progress = transcript.progress_after(n_progress), transcript.n_progress
+                if progress is not None:
+                    yield [progress, *batch]
+                elif batch:
+                    yield batch
+                if cursor is not None and cursor.n == FINAL:
+                    return
+                if not batch and not await stream.wait(self.timings.heartbeat_s):
+                    yield []
+        finally:
+            self._unfollow(job.id, stream)
+
+    async def _follow(self, job: Job, owner_id: int, stream: OpenStream) -> FollowedJob:
+        """The job with what is known of it. Every `_follow` needs its `_unfollow`, whatever happens."""
         followed = self._jobs.get(job.id)
         if followed is None:
             followed = self._jobs[job.id] = FollowedJob(job, owner_id)
-            self._tell_progress(followed, job)
-            self._hearing.follow(job.id)
-            self._look_on()
-        followed.lines.add(line)
+            self._set_progress(followed, job)
+            self._subscriber.follow(job.id)
+            self._start_polling()
+        followed.streams.add(stream)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HISTORY_S):
+            async with asyncio.timeout(self.timings.history_s):
                 await followed.loaded.wait()
         followed.loaded.set()
-        if job.status in ENDED and not (may_grow(job) and _ended_just_now(job)):
+        if job.status in ENDED and not (may_grow(job) and self._ended_just_now(job)):
             followed.transcript.finish(job)
             followed.wake()
         return followed
 
-    def leave(self, job_id: int, line: Line) -> None:
+    def _unfollow(self, job_id: int, stream: OpenStream) -> None:
         followed = self._jobs.get(job_id)
         if followed is None:
             return
-        followed.lines.discard(line)
-        if not followed.lines:
+        followed.streams.discard(stream)
+        if not followed.streams:
             del self._jobs[job_id]
-            self._hearing.leave(job_id)
+            self._subscriber.unfollow(job_id)
 
-    def tell_ended(self, job_ids: Collection[int]) -> None:
-        """Where this process ended them: its own readers look at once, those of others once Redis tells them."""
+    def publish_ended(self, job_ids: Collection[int]) -> None:
+        """For jobs that this process ended: its own readers read the record at once, those of other processes when the
+        message reaches them. Does not wait."""
         self._ended_now.update(self._jobs.keys() & set(job_ids))
         if self._ended_now:
-            self._look_now.set()
-        telling = asyncio.create_task(streams.tell_ended(self._redis, self._record, job_ids))
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
+            self._poll_now.set()
+        publishing = asyncio.create_task(publisher.publish_ended(self._redis, self._record, job_ids))
+        self._publishing.add(publishing)
+        publishing.add_done_callback(self._publishing.discard)
 
-    def follow_lane(self, lane: conversations.Lane, line: Line) -> FollowedLane:
+    def follow_lane(self, lane: conversations.Lane, stream: OpenStream) -> FollowedLane:
+        """Every `follow_lane` needs its `unfollow_lane`."""
         followed = self._lanes.setdefault(lane.conversation_id, FollowedLane(lane.newest_job))
-        followed.lines.add(line)
-        self._look_on()
+        followed.streams.add(stream)
+        self._start_polling()
         return followed
 
-    def leave_lane(self, conversation_id: int, line: Line) -> None:
+    def unfollow_lane(self, conversation_id: int, stream: OpenStream) -> None:
         followed = self._lanes[conversation_id]
-        followed.lines.discard(line)
-        if not followed.lines:
+        followed.streams.discard(stream)
+        if not followed.streams:
             del self._lanes[conversation_id]
 
-    def _hear(self, job_id: int, entry: Entry) -> None:
+    def _on_entry(self, job_id: int, entry: Entry) -> None:
         followed = self._jobs.get(job_id)
         if followed is None:
             return
         if entry.kind == "ended":
             self._ended_now.add(job_id)
-            self._look_now.set()
+            self._poll_now.set()
         elif entry.kind == "progress":
             if entry.attempt >= followed.transcript.last.attempt:
-                told = msgspec.json.decode(entry.data, type=ProgressEvent)
-                self._live.add_eta(told, followed.model)
-                if followed.transcript.tell_progress(msgspec.json.encode(told)):
+                progress = msgspec.json.decode(entry.data, type=ProgressEvent)
+                self._live.add_eta(progress, followed.model)
+                if followed.transcript.set_progress(msgspec.json.encode(progress)):
                     followed.wake()
-        elif followed.transcript.take(entry):
+        elif followed.transcript.add(entry):
             followed.wake()
         else:
             self._catch_up(job_id)
@@ -210,76 +251,75 @@ class Followers:
         while followed.is_behind:
             followed.is_behind = False
             try:
-                for entry in await streams.history(self._redis, self._record, followed.id, followed.transcript.last):
-                    if not followed.transcript.take(entry):
-                        followed.transcript.give_up(entry.attempt)
-            except streams.UNAVAILABLE:
-                return  # the next word of this job, or the next connection, tries again
-            except (ValueError, msgspec.MsgspecError) as error:
-                log.warning("kept in a form that is not known; is every process of one version?", reason=str(error))
+                for entry in await history(self._redis, self._record, followed.id, followed.transcript.last):
+                    if not followed.transcript.add(entry):
+                        followed.transcript.mark_incomplete(entry.attempt)
+            except UNAVAILABLE:
+                return  # the next entry of this job, or the next connection, tries again
+            except ValueError as error:
+                log.warning("a stream's entry has an unknown form; is every process of one version?", reason=str(error))
                 return
             followed.loaded.set()
             followed.wake()
 
-    def _look_on(self) -> None:
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look_while_followed())
+    def _start_polling(self) -> None:
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.create_task(self._poll_while_followed())
 
-    async def _look_while_followed(self) -> None:
-        next_look = time.monotonic() + LOOK_S
+    async def _poll_while_followed(self) -> None:
+        next_poll = time.monotonic() + self.timings.poll_s
         while self._jobs or self._lanes:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(next_look - time.monotonic()):
-                    await self._look_now.wait()
-            self._look_now.clear()
-            told, self._ended_now = self._ended_now, set()
+                async with asyncio.timeout(next_poll - time.monotonic()):
+                    await self._poll_now.wait()
+            self._poll_now.clear()
+            ended, self._ended_now = self._ended_now, set()
             try:
-                for job_id in told:
+                for job_id in ended:
                     if (followed := self._jobs.get(job_id)) is not None:
-                        await self._finish(followed)
-                if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + LOOK_S
-                    await self._look_at_jobs()
-                    await self._look_at_lanes()
+                        await self._finish_if_ended(followed)
+                if time.monotonic() >= next_poll:
+                    next_poll = time.monotonic() + self.timings.poll_s
+                    await self._poll_jobs()
+                    await self._poll_lanes()
             except StorageUnavailable as error:
-                log.warning("followed jobs cannot be looked at now", reason=str(error))
+                log.warning("followed jobs cannot be read now", reason=str(error))
             except Exception:
-                log.exception("the look at followed jobs failed unexpectedly")
+                log.exception("the poll of followed jobs failed unexpectedly")
 
-    async def _look_at_jobs(self) -> None:
+    async def _poll_jobs(self) -> None:
         wanted = [job_id for job_id, followed in self._jobs.items() if not followed.transcript.ended]
         found = await self._database.read(job_reads.some, wanted, 1) if wanted else []
         await self._live.add(found)
         for job_id in set(wanted) - {job.id for job in found}:
-            # Expired before its end was seen here: who comes again hears that it is gone.
+            # Expired before its end was seen here. A reader that connects again learns that it is gone.
             if (followed := self._jobs.get(job_id)) is not None:
-                for line in followed.lines:
-                    line.end()
+                for stream in followed.streams:
+                    stream.end()
         for job in found:
             followed = self._jobs.get(job.id)
             if followed is None:
                 continue
             if job.status not in ENDED:
-                self._tell_progress(followed, job)
-            elif followed.seems_ended or not self._hearing.connected:
-                await self._finish(followed)
+                self._set_progress(followed, job)
+            elif followed.seems_ended or not self._subscriber.connected:
+                await self._finish_if_ended(followed)
             else:
-                # Its last words are on their way, most likely.
+                # Its last entries are on their way, most likely.
                 followed.seems_ended = True
 
-    async def _finish(self, followed: FollowedJob) -> None:
-        """If it has ended."""
+    async def _finish_if_ended(self, followed: FollowedJob) -> None:
         job = await self._database.read(job_reads.one, followed.owner_id, followed.id)
         if job is None or job.status not in ENDED:
             return
         followed.ended_at = followed.ended_at or time.monotonic()
-        if may_grow(job) and time.monotonic() - followed.ended_at < GROW_S:
+        if may_grow(job) and time.monotonic() - followed.ended_at < self.timings.partial_s:
             followed.seems_ended = True
             return
         followed.transcript.finish(job)
         followed.wake()
 
-    async def _look_at_lanes(self) -> None:
+    async def _poll_lanes(self) -> None:
         newest = await self._database.read(conversations.newest_jobs, list(self._lanes)) if self._lanes else {}
         for conversation_id, job_id in newest.items():
             lane = self._lanes.get(conversation_id)
@@ -287,13 +327,13 @@ class Followers:
                 lane.newest_job = job_id
                 lane.wake()
 
-    def _tell_progress(self, followed: FollowedJob, job: Job) -> None:
+    def _set_progress(self, followed: FollowedJob, job: Job) -> None:
         if job.progress is not None and (job.status == "queued" or not followed.transcript.n_progress):
-            data = msgspec.json.encode(streams.as_event(job.progress, job.id, job.attempt))
-            if followed.transcript.tell_progress(data):
+            data = msgspec.json.encode(wire.progress_event(job.progress, job.id, job.attempt))
+            if followed.transcript.set_progress(data):
                 followed.wake()
 
-
-def _ended_just_now(job: Job) -> bool:
-    """Wall clocks may be wrong: then its readers wait for GROW_S, or a part of the reply is not told."""
-    return job.processed_at is not None and datetime.now(UTC) - job.processed_at < timedelta(seconds=GROW_S)
+    def _ended_just_now(self, job: Job) -> bool:
+        """Wall clocks may be wrong. Then its readers wait for `partial_s`, or a part of the reply is not sent."""
+        limit = timedelta(seconds=self.timings.partial_s)
+        return job.processed_at is not None and datetime.now(UTC) - job.processed_at < limit

@@ -1,5 +1,5 @@
-"""Adds to jobs that have not ended where they stand now: a position and what they wait for from the record, live counts
-from Redis, and when that will have an end."""
+"""Jobs with their present progress: position and ETA of a queued job from the record, counts of a running one from
+Redis. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Live:
         self._forecasts = forecasts
 
     async def add(self, found: Sequence[JobBrief]) -> None:
-        """Without Redis a running job keeps an empty progress."""
+        """Sets the progress of those that are open. Without Redis a running job has an empty one."""
         if not any(job.status in ("queued", "processing") for job in found):
             return
         live = await self._reader.read({job.id: job.attempt for job in found if job.status == "processing"})
@@ -30,18 +30,18 @@ class Live:
             if job.status == "processing" and (progress := live.get(job.id)) is not None:
                 self.add_eta(progress, job.model)
                 job.progress = progress
-        await self._add_places([job for job in found if job.status == "queued"], board.model_queues)
+        await self._add_positions([job for job in found if job.status == "queued"], board.model_queues)
 
     def add_eta(self, progress: Progress, model: str) -> None:
-        """To what a running job of the model tells, by the speeds that were last seen."""
+        """The seconds that a running job of this model still needs, by the speeds that were last measured."""
         progress.eta_s = _rounded(order.remaining_s(progress, self._forecasts.newest.engines.get(model)))
 
-    async def _add_places(self, queued: list[JobBrief], lanes: Mapping[str, order.ModelQueue]) -> None:
+    async def _add_positions(self, queued: list[JobBrief], model_queues: Mapping[str, order.ModelQueue]) -> None:
         if not queued:
             return
         of_jobs = {job.id: job.model for job in queued}
         queue = await self._database.read(job_reads.queue, of_jobs)
-        forecasts = order.forecasts(of_jobs, queue, lanes, datetime.now(UTC))
+        forecasts = order.forecasts(of_jobs, queue, model_queues, datetime.now(UTC))
         for job in queued:
             forecast = forecasts[job.id]
             job.progress = Progress(
@@ -58,5 +58,5 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def may_grow(job: JobBrief) -> bool:
-    """Cancelled while it ran: its worker may still add what it had written."""
+    """It was cancelled while it ran, so its worker may still store what it had written."""
     return job.status == "cancelled" and job.started_at is not None and job.completion_tokens is None

@@ -15,11 +15,11 @@ import msgspec
 from litestar import Request
 from litestar.params import HeaderParameter
 
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.errors import BadInput, UnsupportedMediaType
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
-from llamalith_app.guards.principal import Principal
 from llamalith_app.guards.sessions import Sessions
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts

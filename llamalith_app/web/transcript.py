@@ -1,26 +1,29 @@
-"""What this process knows of one job's events, in order; and from where on a reader needs them. Pure.
+"""What this process knows of one job's events, in order, and which of them a reader still needs. Pure.
 
-Readers share it: each is only a cursor, the id of the last event that it got. One rule for everything irregular (an
-attempt that begins anew, entries that are missing, a stream that has expired, a cursor of neither): a `restart`, and
-the whole from its beginning. Knows no Redis, no SQL and no HTTP.
+Readers share a transcript. Each of them is only a cursor: the id of the last event that it got. One rule serves
+everything irregular (an attempt that begins anew, missing entries, an expired stream, a cursor of neither): a
+`restart`, and then the whole from its beginning. An entry's data is passed on as it came, as bytes; it is decoded only
+where the end of a job has to be compared with the record. Knows no Redis, no SQL, no HTTP and no format of a reader.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from llamalith_app.contracts.events import Delta, Restart
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.streams.streams import Entry
+from llamalith_app.streams.wire import Entry
 
 STORED = 1_000_000_000
-"""The n of a delta that the record gave: who has it has the whole reply. Beyond what any attempt writes."""
+"""The n of a delta that the record gave. A reader with this id has the whole reply. No attempt counts so far."""
 FINAL = STORED + 1
 """The n of `done`, `error` or `cancelled`."""
-MAX_FRAMES = 256
-"""Events in one write, so that a late and slow reader holds no long text in memory."""
+MAX_BATCH = 256
+"""Events in one batch, so that a late and slow reader holds no long text in memory."""
 
 
 class Cursor(NamedTuple):
@@ -28,43 +31,36 @@ class Cursor(NamedTuple):
     n: int
 
 
-class Frame(NamedTuple):
-    """An event as readers get it, but for what stands before its id."""
+class JobEvent(NamedTuple):
+    """An event as a reader gets it, whatever format that reader wants."""
 
     attempt: int
     n: int
-    text: bytes
-    is_restart: bool = False
-
-    def sent(self, prefix: bytes) -> bytes:
-        return b"id: " + prefix + self.text
-
-
-def _frame(attempt: int, n: int, kind: str, data: bytes) -> Frame:
-    return Frame(attempt, n, b"%d-%d\nevent: %s\ndata: %s\n\n" % (attempt, n, kind.encode(), data), kind == "restart")
+    kind: str
+    """`delta`, `thinking`, `restart`, `done`, `error` or `cancelled`; or `progress`, which nobody resumes behind."""
+    data: bytes
+    """JSON on one line."""
 
 
 class Transcript:
     def __init__(self, job_id: int) -> None:
         self.job_id = job_id
         self._attempt = 0
-        """Who told the last of these events; 0: none has told anything."""
-        self._since = 0
-        """Who told the first of them."""
+        """The attempt that published the last of these events; 0: there is none."""
+        self._first_attempt = 0
+        """The attempt that began their text."""
         self._first = 1
-        """The n of the first frame, present or to come."""
+        """The n of the first event, present or to come."""
         self._next = 1
         """The n of the next entry."""
-        self._frames: list[Frame] = []
-        self._reply: list[str] = []
-        """What the deltas come to."""
-        self._hopeless = 0
-        """The attempt of which entries are missing; 0: none."""
-        self._final: Frame | None = None
+        self._events: list[JobEvent] = []
+        self._incomplete = 0
+        """The attempt whose entries are lost in part; 0: none."""
+        self._final: JobEvent | None = None
         self._is_done = False
-        self._progress = b""
+        self._progress: JobEvent | None = None
         self.n_progress = 0
-        """Changes of the progress so far."""
+        """How often the progress has changed."""
 
     @property
     def ended(self) -> bool:
@@ -74,94 +70,108 @@ class Transcript:
     def last(self) -> Cursor:
         return Cursor(self._attempt, self._next - 1)
 
-    def take(self, entry: Entry) -> bool:
-        """False: entries before this one are missing here. What is known or stale already changes nothing."""
+    def add(self, entry: Entry) -> bool:
+        """False: entries before this one are missing. A known or stale entry changes nothing."""
         begins = entry.n == 1 or entry.kind == "restart"
         is_known = entry.n < self._next if entry.attempt == self._attempt else entry.attempt < self._attempt
         if is_known or self.ended:
             return True
         if begins and (entry.attempt > self._attempt or entry.kind == "restart"):
-            self._begin(entry.attempt, entry.n, entry.since)
-        elif entry.attempt == self._hopeless:
+            self._begin(entry.attempt, entry.n, entry.first_attempt)
+        elif entry.attempt == self._incomplete:
             return True
-        elif entry.since != self._since or entry.n != self._next:
+        elif entry.first_attempt != self._first_attempt or entry.n != self._next:
             return False
-        self._frames.append(_frame(entry.attempt, entry.n, entry.kind, entry.data))
+        self._events.append(JobEvent(entry.attempt, entry.n, entry.kind, entry.data))
         self._attempt, self._next = entry.attempt, self._next + 1
-        if entry.kind == "delta":
-            self._reply.append(msgspec.json.decode(entry.data, type=Delta).text)
         return True
 
-    def give_up(self, attempt: int) -> None:
-        """Entries of this attempt are lost: it is asked for no more, since only a restart or the record helps."""
-        self._hopeless = attempt
+    def mark_incomplete(self, attempt: int) -> None:
+        """Entries of this attempt are lost. Its later ones are ignored: only a restart or the record helps."""
+        self._incomplete = attempt
 
-    def tell_progress(self, data: bytes) -> bool:
-        """False: that is known."""
-        text = b"event: progress\ndata: " + data + b"\n\n"
-        is_new = text != self._progress
-        if is_new:
-            self._progress = text
-            self.n_progress += 1
-        return is_new
+    def set_progress(self, data: bytes) -> bool:
+        """False: it is the same as before."""
+        if self._progress is not None and self._progress.data == data:
+            return False
+        self._progress = JobEvent(0, 0, "progress", data)
+        self.n_progress += 1
+        return True
 
     def finish(self, job: Job) -> None:
-        """What the readers have becomes what the record has, and nothing follows."""
+        """Completes the readers' text from the record and adds the final event; nothing follows that."""
         if self.ended:
             return
         if job.status == "done":
             self._is_done = True
             self._complete(job.attempt, job.result or "")
-        self._final = _frame(job.attempt, FINAL, job.status, msgspec.json.encode(job))
+        self._final = JobEvent(job.attempt, FINAL, job.status, msgspec.json.encode(job))
 
     def _complete(self, attempt: int, reply: str) -> None:
-        told = "".join(self._reply)
-        if not self._frames or not reply.startswith(told):
-            told = ""
+        n_sent = self._n_sent(attempt, reply)
+        if n_sent is None:
+            n_sent = 0
             self._begin(attempt, STORED, attempt)
-        if len(told) < len(reply):
-            delta = Delta(job_id=self.job_id, text=reply[len(told) :], offset=len(told), tokens=[])
-            self._frames.append(_frame(attempt, STORED, "delta", msgspec.json.encode(delta)))
+        if n_sent < len(reply):
+            delta = Delta(job_id=self.job_id, text=reply[n_sent:], offset=n_sent, tokens=[])
+            self._events.append(JobEvent(attempt, STORED, "delta", msgspec.json.encode(delta)))
 
-    def _begin(self, attempt: int, n: int, since: int) -> None:
-        self._attempt, self._since, self._first, self._next, self._hopeless = attempt, since, n, n, 0
-        self._frames, self._reply = [], []
+    def _n_sent(self, attempt: int, reply: str) -> int | None:
+        """How many characters of the reply the deltas have; None: there is no event, or they have another text."""
+        if not self._events:
+            return None
+        deltas: Iterator[bytes] = (event.data for event in reversed(self._events) if event.kind == "delta")
+        if self._events[0].attempt == self._events[-1].attempt == attempt:
+            # One attempt wrote both the reply and all of these events, so the last delta says how far they go.
+            deltas = itertools.islice(deltas, 1)
+        try:
+            found = [msgspec.json.decode(data, type=Delta) for data in deltas][::-1]
+        except (msgspec.MsgspecError, ValueError):
+            return None
+        begin = found[0].offset if found else 0
+        text = "".join(delta.text for delta in found)
+        return begin + len(text) if reply.startswith(text, begin) else None
 
-    def read(self, cursor: Cursor | None, prefix: bytes) -> tuple[list[bytes], Cursor | None]:
-        """What comes next for a reader, MAX_FRAMES at most, and its cursor after that. `cursor` None: it has nothing;
-        beyond that of the final event: it has all."""
-        if not self._frames and not self.ended:
+    def _begin(self, attempt: int, n: int, first_attempt: int) -> None:
+        self._attempt, self._first_attempt, self._first, self._next = attempt, first_attempt, n, n
+        self._incomplete = 0
+        self._events = []
+
+    def events_after(self, cursor: Cursor | None) -> tuple[list[JobEvent], Cursor | None]:
+        """The next events for a reader, about MAX_BATCH at most, and its cursor behind them. `cursor` None: the reader
+        has nothing."""
+        if not self._events and not self.ended:
             return [], cursor
-        sent: list[bytes] = []
-        at = self._place(cursor)
+        batch: list[JobEvent] = []
+        at = self._index_after(cursor)
         if at is None:
             at = 0
-            cursor = Cursor(self._since, self._first - 1)
-            if not (self._frames and self._frames[0].is_restart):
-                data = msgspec.json.encode(Restart(job_id=self.job_id, attempt=self._since))
-                sent.append(_frame(*cursor, "restart", data).sent(prefix))
-        frames = self._frames[at : at + MAX_FRAMES]
-        sent += [frame.sent(prefix) for frame in frames]
-        if frames:
-            cursor = Cursor(frames[-1].attempt, frames[-1].n)
-        if self._final is not None and at + len(frames) == len(self._frames):
-            sent.append(self._final.sent(prefix))
+            cursor = Cursor(self._first_attempt, self._first - 1)
+            if not (self._events and self._events[0].kind == "restart"):
+                data = msgspec.json.encode(Restart(job_id=self.job_id, attempt=self._first_attempt))
+                batch.append(JobEvent(*cursor, "restart", data))
+        events = self._events[at : at + MAX_BATCH]
+        batch += events
+        if events:
+            cursor = Cursor(events[-1].attempt, events[-1].n)
+        if self._final is not None and at + len(events) == len(self._events):
+            batch.append(self._final)
             cursor = Cursor(self._final.attempt, FINAL)
-        return sent, cursor
+        return batch, cursor
 
-    def _place(self, cursor: Cursor | None) -> int | None:
-        """The first frame that the reader lacks; None: it must start again."""
-        if not self._frames and not self._is_done:
+    def _index_after(self, cursor: Cursor | None) -> int | None:
+        """Where the events begin that the reader lacks; None: it must start again."""
+        if not self._events and not self._is_done:
             return 0
         if cursor is None:
-            return 1 if self._frames and self._frames[0].is_restart else 0
+            return 1 if self._events and self._events[0].kind == "restart" else 0
         if cursor.n >= STORED:
-            return len(self._frames) if self._final and self._final.attempt == cursor.attempt else None
+            return len(self._events) if self._final and self._final.attempt == cursor.attempt else None
         at = cursor.n - self._first
         if self._first <= cursor.n < self._next:
-            return at + 1 if self._frames[at].attempt == cursor.attempt else None
-        return 0 if (cursor.attempt, at) == (self._since, -1) else None
+            return at + 1 if self._events[at].attempt == cursor.attempt else None
+        return 0 if (cursor.attempt, at) == (self._first_attempt, -1) else None
 
-    def progress_after(self, n_progress: int) -> bytes:
-        """The newest progress, where it changed since."""
-        return self._progress if self.n_progress != n_progress and not self.ended else b""
+    def progress_after(self, n_progress: int) -> JobEvent | None:
+        """The newest progress where it has changed since `n_progress` was read; nothing once the job has ended."""
+        return self._progress if self.n_progress != n_progress and not self.ended else None

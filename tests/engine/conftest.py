@@ -14,7 +14,7 @@ import pytest
 
 from llamalith_app.engine.client.local import EngineProcess
 from llamalith_app.engine.messages import Advance, ChatMessage, FinishReason, LoadModel, Sampling, Submit
-from llamalith_app.grammars.grammar import of_gbnf
+from llamalith_app.grammars.grammar import from_gbnf
 from tests import fake_engine
 
 Script = Callable[..., list[str]]
@@ -69,7 +69,7 @@ def submit(
         messages=[ChatMessage("user", prompt)] if isinstance(prompt, str) else prompt,
         sampling=sampling(**changed),
         stop=stop or [],
-        grammar=of_gbnf(grammar) if grammar else "",
+        grammar=from_gbnf(grammar) if grammar else "",
     )
 
 

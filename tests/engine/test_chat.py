@@ -191,12 +191,12 @@ def jinja(source: str) -> Callable[[list[forms.Message]], str]:
 @pytest.mark.parametrize("shown", ["upper", "title", "capitalize"])
 def test_a_template_that_changes_the_case_shows_what_it_is_given(shown: str) -> None:
     source = "{% for m in messages %}{{ m.role }}: {{ m.content | FILTER }} {% endfor %}".replace("FILTER", shown)
-    assert forms.find(jinja(source)) == forms.Form()
+    assert forms.detect(jinja(source)) == forms.Form()
 
 
 @pytest.mark.parametrize("shown", ["m.content", "m.content | tojson"])
 def test_a_part_that_is_written_as_a_program_writes_it_is_not_shown(shown: str) -> None:
     source = "{% for m in messages %}{% if m.content is not string %}{{ SHOWN }}{% endif %}{% endfor %}"
-    form = forms.find(jinja(source.replace("SHOWN", shown)))
+    form = forms.detect(jinja(source.replace("SHOWN", shown)))
     assert form.parts == frozenset()
     assert not form.shows_prompt

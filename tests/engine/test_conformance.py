@@ -185,7 +185,7 @@ async def test_a_full_context_ends_the_reply(start: Start) -> None:
         assert reply.advances[-1].prompt_tokens + len(reply.tokens) == engine.loaded.n_ctx == 256
 
 
-async def test_the_progress_of_a_long_prompt_is_told_as_it_rises(kind: Kind) -> None:
+async def test_the_progress_of_a_long_prompt_is_reported_as_it_rises(kind: Kind) -> None:
     async with kind.start(n_ctx=4096) as engine:
         long = LAZY_DOG * (2000 * kind.n_chars_a_token // len(LAZY_DOG))
         reply = await run(engine, submit(long, max_tokens=1))

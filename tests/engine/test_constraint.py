@@ -12,9 +12,8 @@ import msgspec
 import pytest
 from jsonschema import validate
 
-from llamalith_app.engine import constraint
 from llamalith_app.engine.client.local import EngineRefused
-from llamalith_app.engine.constraint import Constraint, TooSlow, Vocabulary
+from llamalith_app.engine.constraint import Constraint, GrammarFailed, Timings, Vocabulary
 from llamalith_app.engine.messages import Submit
 from llamalith_app.engine.runner import LlamaRunner
 from llamalith_app.engine.runner_protocol import Refusal
@@ -44,7 +43,7 @@ DRAGON: dict[str, Any] = {
 
 
 def bound(prompt: str, schema: Any, **changed: Any) -> Submit:
-    return msgspec.structs.replace(submit(prompt, **changed), grammar=grammar.of_schema(schema))
+    return msgspec.structs.replace(submit(prompt, **changed), grammar=grammar.from_schema(schema))
 
 
 async def test_a_token_that_writes_nothing_is_no_text_to_a_schema(tmp_path: Path) -> None:
@@ -93,23 +92,17 @@ def vocabulary() -> Iterator[Vocabulary]:
     runner.close()
 
 
-def test_a_grammar_that_takes_too_long_to_compile_is_refused(
-    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constraint, "COMPILE_S", 0.05)
+def test_a_grammar_that_takes_too_long_to_compile_is_refused(vocabulary: Vocabulary) -> None:
     # Takes seconds, and no longer than that: nothing interrupts it.
     slow = {"type": "array", "prefixItems": [{"type": "integer", "multipleOf": 997 + number} for number in range(150)]}
     with pytest.raises(Refusal, match="to compile") as refusal:
-        Constraint(vocabulary, grammar.of_schema(slow))
+        Constraint(vocabulary, grammar.from_schema(slow), Timings(compile_s=0.05))
     assert refusal.value.kind == "grammar"
 
 
-def test_a_token_that_takes_too_long_to_judge_is_the_last(
-    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bounded = Constraint(vocabulary, grammar.of_schema({"type": "object"}))
-    monkeypatch.setattr(constraint, "STEP_S", 0.0)
-    with pytest.raises(TooSlow, match="a token"):
+def test_a_token_that_takes_too_long_to_check_is_the_last(vocabulary: Vocabulary) -> None:
+    bounded = Constraint(vocabulary, grammar.from_schema({"type": "object"}), Timings(step_cpu_s=0.0))
+    with pytest.raises(GrammarFailed, match="a token"):
         bounded.allowed()
 
 
@@ -154,9 +147,9 @@ def test_what_is_taken_at_submit_the_engine_does_not_refuse_whatever_its_size(
 ) -> None:
     for n_names in (40, 60, 250, 1240):
         asked, reply = made(n_names)
-        *_, verdict = schema.judge(asked)
+        *_, verdict = schema.validate(asked)
         assert verdict.reason is None, n_names
-        bounded = Constraint(vocabulary, grammar.of_schema(asked, [gap.at for gap in verdict.gaps]))
+        bounded = Constraint(vocabulary, grammar.from_schema(asked, [gap.at for gap in verdict.gaps]))
         text = json.dumps(reply, separators=(",", ":"))
         for token in vocabulary.tokenizer.tokenize_str(text)[:16]:
             assert bounded.allowed()[token]
@@ -169,10 +162,10 @@ TYPICAL = json.loads(Path(__file__).parent.parent.joinpath("typical_schemas.json
 
 @pytest.mark.parametrize("typical", TYPICAL, ids=[typical["name"] for typical in TYPICAL])
 def test_a_typical_schema_is_taken_and_the_engine_holds_to_it(vocabulary: Vocabulary, typical: dict[str, Any]) -> None:
-    *_, verdict = schema.judge(typical["schema"])
+    *_, verdict = schema.validate(typical["schema"])
     assert verdict.reason is None
     assert sorted(gap.at for gap in verdict.gaps) == typical["unenforced"]
-    bounded = Constraint(vocabulary, grammar.of_schema(typical["schema"], typical["unenforced"]))
+    bounded = Constraint(vocabulary, grammar.from_schema(typical["schema"], typical["unenforced"]))
     for _ in range(3):
         allowed = bounded.allowed().nonzero()[0]
         assert len(allowed)
@@ -180,17 +173,17 @@ def test_a_typical_schema_is_taken_and_the_engine_holds_to_it(vocabulary: Vocabu
 
 
 def test_what_the_engine_refuses_is_not_taken_at_submit(vocabulary: Vocabulary) -> None:
-    bounded = Constraint(vocabulary, grammar.of_schema(wide(1300)))
+    bounded = Constraint(vocabulary, grammar.from_schema(wide(1300)))
     bounded.allowed()
     opening, *_ = vocabulary.tokenizer.tokenize_str('{"p')
-    with pytest.raises(TooSlow, match="too many choices at one place"):
+    with pytest.raises(GrammarFailed, match="too many choices at one place"):
         bounded.accept(opening)
-    *_, verdict = schema.judge(wide(1300))
+    *_, verdict = schema.validate(wide(1300))
     assert "too many choices at one place" in (verdict.reason or "")
 
 
 def test_only_what_a_grammar_allows_may_come_next_and_the_end_only_at_its_end(vocabulary: Vocabulary) -> None:
-    bounded = Constraint(vocabulary, grammar.of_gbnf('root ::= "a"'))
+    bounded = Constraint(vocabulary, grammar.from_gbnf('root ::= "a"'))
     (a,) = vocabulary.tokenizer.tokenize_str("a")
     assert bounded.allowed().nonzero()[0].tolist() == [a]
     assert bounded.allows(a)
@@ -202,7 +195,7 @@ def test_only_what_a_grammar_allows_may_come_next_and_the_end_only_at_its_end(vo
 
 
 def test_no_grammar_allows_a_control_token_by_its_name(vocabulary: Vocabulary) -> None:
-    bounded = Constraint(vocabulary, grammar.of_gbnf('root ::= "<|im_start|>" .*'))
+    bounded = Constraint(vocabulary, grammar.from_gbnf('root ::= "<|im_start|>" .*'))
     (start,) = vocabulary.tokenizer.tokenize_str("<|im_start|>", parse_special=True)
     assert not bounded.allows(start)
 

@@ -56,17 +56,17 @@ def header_end(whole: bytes) -> int:
 def damaged(whole: bytes, seed: int) -> bytes:
     """With one to three bytes of the header changed: of sizes, where the parser sees nothing wrong; of the list of
     tensors; or of any part of it."""
-    dice = random.Random(seed)
+    dist = random.Random(seed)
     tensors = range(whole.index(b"token_embd.weight") - 8, header_end(whole))
     sizes = [
         match.end() + 4 + offset
         for match in re.finditer(rb"(llama|gemma3|mamba|jamba)\.[a-z_.]+", whole[: whole.index(b"tokenizer.ggml")])
         for offset in range(4)
     ]
-    places = dice.choice([sizes, sizes, tensors, range(4, header_end(whole))])
+    places = dist.choice([sizes, sizes, tensors, range(4, header_end(whole))])
     data = bytearray(whole)
-    for place in dice.sample(places, dice.choice([1, 1, 3])):
-        data[place] ^= dice.randrange(1, 256)
+    for place in dist.sample(places, dist.choice([1, 1, 3])):
+        data[place] ^= dist.randrange(1, 256)
     return bytes(data)
 
 
@@ -138,7 +138,7 @@ async def test_a_header_that_cannot_be_true_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "reason"),
     [
         ("{{ raise_exception('Only poems, please') }}", "Only poems, please"),
         ("{% for message in messages %}", "cannot be compiled: .*endfor"),
@@ -150,10 +150,12 @@ async def test_a_header_that_cannot_be_true_is_refused(
         ("{{ cycler.__init__.__globals__.os.system('true') }}", "unsafe|undefined"),
     ],
 )
-async def test_a_template_that_means_harm_refuses_every_conversation(template: str, told: str, tmp_path: Path) -> None:
+async def test_a_template_that_means_harm_refuses_every_conversation(
+    template: str, reason: str, tmp_path: Path
+) -> None:
     path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
     async with asyncio.timeout(WITHIN_S), started(None, path=str(path)) as engine:
-        with pytest.raises(EngineRefused, match=told) as refused:
+        with pytest.raises(EngineRefused, match=reason) as refused:
             await run(engine, submit("Hi"))
         assert refused.value.kind == "template"
         assert not engine.died.is_set()
@@ -232,16 +234,16 @@ async def test_a_model_that_needs_more_memory_than_there_is_says_so_and_loads_wh
 async def why_not_loaded(path: Path) -> str:
     with pytest.raises(EngineLoadFailed) as failed:
         await EngineProcess.start(load(path=str(path)))
-    told = str(failed.value)
-    assert str(path) in told
-    assert "\n" not in told
-    assert len(told) < 400 + len(str(path))
-    assert told.isprintable()
-    return told
+    reason = str(failed.value)
+    assert str(path) in reason
+    assert "\n" not in reason
+    assert len(reason) < 400 + len(str(path))
+    assert reason.isprintable()
+    return reason
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "reason"),
     [
         (lambda whole: patched(whole, b"llama", b"lhama"), "unknown model architecture: 'lhama'"),
         (lambda whole: patched(whole, b"blk.1.attn_k.", b"blk.1.\n\x01tn_k."), "blk.1.attn_k.weight' not found"),
@@ -253,12 +255,12 @@ async def why_not_loaded(path: Path) -> str:
         (lambda whole: patched(whole, b"blk.0.ffn_up.", b"blk.0\x1b[2J\xff\n.."), ""),
     ],
 )
-async def test_why_a_file_cannot_be_loaded_is_told_in_llama_cpps_words(
-    damage: Callable[[bytes], bytes], told: str, tiny_model: TinyModel, tmp_path: Path
+async def test_why_a_file_cannot_be_loaded_is_reported_in_llama_cpps_words(
+    damage: Callable[[bytes], bytes], reason: str, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     path = tmp_path / "damaged.gguf"
     path.write_bytes(damage(tiny_model("llama").read_bytes()))
-    assert told in await why_not_loaded(path)
+    assert reason in await why_not_loaded(path)
 
 
 async def test_a_model_of_several_files_tells_which_of_them_is_wrong(tmp_path: Path) -> None:
@@ -274,7 +276,7 @@ async def test_a_model_of_several_files_tells_which_of_them_is_wrong(tmp_path: P
     assert f"invalid split file idx: 2 (file: {second}), expected 1" in await why_not_loaded(first)
 
 
-async def test_a_vocabulary_alone_is_told_to_be_one(tmp_path: Path) -> None:
+async def test_a_vocabulary_alone_is_reported_as_one(tmp_path: Path) -> None:
     path = tiny_models.write_vocabulary(tmp_path / "vocabulary.gguf")
     assert "a vocabulary and no weights" in await why_not_loaded(path)
 

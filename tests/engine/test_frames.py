@@ -52,7 +52,7 @@ def test_a_peer_that_ends_in_the_middle_of_a_frame_is_gone(cut: int) -> None:
         struct.pack(">I", 11) + b"GET / HTTP/",
     ],
 )
-def test_what_is_no_message_is_told_from_a_peer_that_is_gone(data: bytes) -> None:
+def test_a_broken_frame_is_distinguished_from_a_peer_that_is_gone(data: bytes) -> None:
     with pytest.raises(frames.BrokenFrame):
         read(data)
 

@@ -1,4 +1,4 @@
-"""Headers of model files: what is read of them, and what damaged and hostile ones are told."""
+"""Headers of model files: what is read of them, and what is said about damaged and hostile ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_split_model_counts_all_its_parts(tmp_path: Path) -> None:
     assert (found.file_bytes, found.flaw) == (12_000, "")
 
 
-def test_a_part_that_is_not_the_first_is_told_with_the_first_s_name(tmp_path: Path) -> None:
+def test_a_part_that_is_not_the_first_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     for name, first in (("m-00002-of-00003.gguf", "m-00001-of-00003.gguf"), ("other.gguf", "…-00001-of-00003.gguf")):
         path = write(tmp_path / name, {"split.no": 1, "split.count": 3})
         with pytest.raises(BadGguf) as error:
@@ -75,18 +75,18 @@ def test_a_part_that_is_not_the_first_is_told_with_the_first_s_name(tmp_path: Pa
         )
 
 
-def test_what_is_wrong_with_the_parts_of_a_split_model_is_told_by_the_first_one(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_parts_of_a_split_model_is_reported_by_the_first_one(tmp_path: Path) -> None:
     first, second, third = tiny_models.write_split(tmp_path)
     assert gguf.read(first).flaw == ""
     renamed = tmp_path / "renamed.gguf"
     renamed.hardlink_to(first)
-    told = f"The model file {renamed} is the first of the 3 files of a model"
-    assert gguf.read(renamed).flaw == f"{told}, and its name must end with -00001-of-00003.gguf."
-    told = f"The model file {first} is the first of the 3 files of a model, and part 2, {second.name},"
+    start = f"The model file {renamed} is the first of the 3 files of a model"
+    assert gguf.read(renamed).flaw == f"{start}, and its name must end with -00001-of-00003.gguf."
+    start = f"The model file {first} is the first of the 3 files of a model, and part 2, {second.name},"
     second.rename(tmp_path / "second")
-    assert gguf.read(first).flaw == f"{told} cannot be read: No such file or directory."
+    assert gguf.read(first).flaw == f"{start} cannot be read: No such file or directory."
     second.hardlink_to(third)
-    assert gguf.read(first).flaw == f"{told} is another part or none."
+    assert gguf.read(first).flaw == f"{start} is another part or none."
     second.unlink()
     second.write_bytes(b"GGUF")
     assert (
@@ -94,7 +94,7 @@ def test_what_is_wrong_with_the_parts_of_a_split_model_is_told_by_the_first_one(
     )
 
 
-def test_a_file_without_weights_is_told(tmp_path: Path) -> None:
+def test_a_file_without_weights_is_reported(tmp_path: Path) -> None:
     path = tiny_models.write_vocabulary(tmp_path / "vocabulary.gguf")
     assert gguf.read(path).flaw == f"The model file {path} has no weights, at most a vocabulary."
 
@@ -107,7 +107,7 @@ def test_a_first_part_may_hold_the_keys_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "reason"),
     [
         (b"", "is truncated or damaged"),
         (b"PK\3\4" * 100, "is no GGUF"),
@@ -132,9 +132,9 @@ def test_a_first_part_may_hold_the_keys_alone(tmp_path: Path) -> None:
         (header(LLAMA | {"llama.block_count": 2**32 - 1}), "says that it has 4294967295 layers"),
     ],
 )
-def test_a_file_that_cannot_be_a_model_is_told_by_its_name(tmp_path: Path, data: bytes, told: str) -> None:
+def test_a_file_that_cannot_be_a_model_is_refused_by_its_name(tmp_path: Path, data: bytes, reason: str) -> None:
     path = written(tmp_path / "bad.gguf", data)
-    with pytest.raises(BadGguf, match=told) as error:
+    with pytest.raises(BadGguf, match=reason) as error:
         gguf.read(path)
     assert str(error.value).startswith(f"The model file {path} ")
 

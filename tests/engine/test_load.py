@@ -12,7 +12,7 @@ import llama_cpp
 import pytest
 import structlog
 
-from llamalith_app.engine import runner
+from llamalith_app.engine import loader
 from llamalith_app.engine.client.local import EngineDied, EngineLoadFailed, EngineProcess
 from llamalith_app.engine.messages import GpuOffload
 from tests.engine.conftest import Script, bundled_model, load, run, started, submit
@@ -79,16 +79,16 @@ async def test_a_damaged_file_is_read_or_refused_by_a_type_and_never_hangs(tmp_p
         data[int.from_bytes(digest[:4], "big") % 200_000] ^= 0xFF
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
-    told = "read"
+    outcome = "read"
     try:
         async with asyncio.timeout(WITHIN_S), started(None, path=str(path)) as engine:
             await run(engine, submit("Hi", max_tokens=2))
     except (EngineLoadFailed, EngineDied) as error:
-        told = str(error)
-    assert told == "read" or str(path) in told or told.startswith("The engine ")
+        outcome = str(error)
+    assert outcome == "read" or str(path) in outcome or outcome.startswith("The engine ")
 
 
-async def test_a_crash_while_loading_is_told_at_once(script: Script) -> None:
+async def test_a_crash_while_loading_is_reported_at_once(script: Script) -> None:
     with pytest.raises(EngineDied, match="SIGABRT"):
         await EngineProcess.start(load(), script({"model": "smollm2", "load_signal": 6}))
 
@@ -146,10 +146,10 @@ async def test_what_a_gpu_holds_is_logged(script: Script) -> None:
 
 
 def test_what_was_offloaded_is_read_from_the_line_that_llama_cpp_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_offloaded", type(runner._offloaded)(maxlen=1))
-    assert runner.gpu_offload(0) is None
-    runner._log_problems(2, b"load_tensors: offloading output layer to GPU\n", None)
-    runner._log_problems(2, b"load_tensors: offloaded 0/31 layers to GPU\n", None)
-    assert runner.gpu_offload(0) is None
-    runner._log_problems(2, b"load_tensors: offloaded 31/31 layers to GPU\n", None)
-    assert runner.gpu_offload(-1) == GpuOffload(requested=-1, n_layers=31, n_layers_total=31)
+    monkeypatch.setattr(loader, "_offloaded", type(loader._offloaded)(maxlen=1))
+    assert loader.gpu_offload(0) is None
+    loader._log_problems(2, b"load_tensors: offloading output layer to GPU\n", None)
+    loader._log_problems(2, b"load_tensors: offloaded 0/31 layers to GPU\n", None)
+    assert loader.gpu_offload(0) is None
+    loader._log_problems(2, b"load_tensors: offloaded 31/31 layers to GPU\n", None)
+    assert loader.gpu_offload(-1) == GpuOffload(requested=-1, n_layers=31, n_layers_total=31)

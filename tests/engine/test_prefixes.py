@@ -15,12 +15,12 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from llamalith_app.engine.child import fill
+from llamalith_app.engine.loop import fill_slot
 from llamalith_app.engine.runner import LlamaRunner
 from llamalith_app.engine.runner_protocol import Work
 from llamalith_app.engine.scheduler import Scheduler
-from llamalith_app.engine.sequence import Sequence as RunningAttempt
-from llamalith_app.engine.sequence import State
+from llamalith_app.engine.sequence import Sequence as EngineSequence
+from llamalith_app.engine.sequence import SlotState
 from llamalith_app.engine.text import ReplyText
 from tests.engine.conftest import bundled_model, load, sampling
 from tests.tiny_models import N_VOCAB, write
@@ -49,27 +49,27 @@ class Engine:
         self.reused: dict[int, int] = {}
         self.logits: dict[int, np.ndarray] = {}
 
-    def submit(self, prompt: Sequence[int], max_tokens: int = 12, state: State | None = None) -> int:
+    def submit(self, prompt: Sequence[int], max_tokens: int = 12, state: SlotState | None = None) -> int:
         self._ids += 1
         self.runner.begin(self._ids, sampling(), "", prompt, ())
         self.replies[self._ids] = []
-        self.scheduler.submit(RunningAttempt(self._ids, prompt, max_tokens, ReplyText([]), state=state))
+        self.scheduler.submit(EngineSequence(self._ids, prompt, max_tokens, ReplyText([]), state=state))
         return self._ids
 
     def step(self) -> None:
         for admission in self.scheduler.admit():
-            fill(self.scheduler, self.runner, admission)
+            fill_slot(self.scheduler, self.runner, admission)
         plan = self.scheduler.plan(self.n_chunk)
         results = self.runner.evaluate(plan)
         for work in plan:
             if work.wanted and work.sequence_id not in self.logits:
                 self.logits[work.sequence_id] = _logits(self.runner, work)
-        for told in self.scheduler.apply(results):
-            self.replies[told.sequence_id] += told.tokens  # type: ignore[union-attr]
-            self.reused[told.sequence_id] = told.prompt_reused  # type: ignore[union-attr]
+        for result in self.scheduler.apply(results):
+            self.replies[result.sequence_id] += result.tokens  # type: ignore[union-attr]
+            self.reused[result.sequence_id] = result.prompt_reused  # type: ignore[union-attr]
         self.scheduler.check_integrity()
 
-    def run(self, prompt: Sequence[int], max_tokens: int = 12, state: State | None = None) -> Reply:
+    def run(self, prompt: Sequence[int], max_tokens: int = 12, state: SlotState | None = None) -> Reply:
         sequence_id = self.submit(prompt, max_tokens, state)
         self.finish()
         return self.reply(sequence_id)
@@ -165,7 +165,7 @@ def test_a_head_that_was_restored_gives_the_same_reply(kind: str, open_engine: O
         source.run(head, max_tokens=1)
         data = source.runner.save(0, 1 << 30)
         assert data is not None
-        reply = warm.run([*head, *tail], state=State(list(head), data))
+        reply = warm.run([*head, *tail], state=SlotState(list(head), data))
         assert (expected.n_reused, reply.n_reused) == (0, len(head))
         np.testing.assert_allclose(reply.first_logits, expected.first_logits, atol=tolerance(kind))
         # A window's cells come back in another order, in which llama.cpp then adds.

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamalith_app.engine.chat import fit
-from llamalith_app.engine.child import CannotLoad
 from llamalith_app.engine.client.local import EngineRefused
 from llamalith_app.engine.messages import ChatMessage, Submit
-from llamalith_app.engine.runner import CANDIDATE, LONGEST_RUN, Dice, LlamaRunner, parts_of_runs
-from llamalith_app.engine.runner_protocol import Refusal, Sampled, Work
+from llamalith_app.engine.runner import MAX_RUN_CHARS, LlamaRunner, split_long_runs
+from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Work
+from llamalith_app.engine.sampler import CANDIDATE, SeededDist
 from llamalith_app.engine.template import TemplateFailed
 from llamalith_app.settings.config_file import CHAT_FORMATS
 from tests import tiny_models
@@ -144,7 +144,7 @@ async def test_tokens_that_the_model_does_not_have_are_not_gone_on_behind() -> N
 def test_what_a_seed_draws_follows_from_the_place_alone() -> None:
     def draws(n_drawn: int) -> list[int]:
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        dice = Dice(chain, 7, n_drawn)
+        dist = SeededDist(chain, 7, n_drawn)
         drawn = []
         for _ in range(n_drawn, 20):
             candidates = np.zeros(1000, dtype=CANDIDATE)
@@ -154,7 +154,7 @@ def test_what_a_seed_draws_follows_from_the_place_alone() -> None:
             )
             llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
             drawn.append(int(array.data[array.selected].id))
-            dice.next()
+            dist.next()
         llama_cpp.llama_sampler_free(chain)
         return drawn
 
@@ -229,12 +229,12 @@ RUNS = st.builds(operator.mul, st.sampled_from(["a", "-", " ", "\n", "春", "<|e
 @given(st.lists(RUNS, max_size=6))
 def test_a_text_is_cut_only_in_runs_that_are_too_long_and_never_in_a_special_token(pieces: list[str]) -> None:
     text = "".join(pieces)
-    parts = parts_of_runs(text, ["<|end|>"])
+    parts = split_long_runs(text, ["<|end|>"])
     assert "".join(parts) == text
     assert sum(part.count("<|end|>") for part in parts) == text.count("<|end|>")
     runs = [run for part in parts for run in re.findall(r"\S+|\s+", part)]
-    assert max(map(len, runs), default=0) <= LONGEST_RUN + len("<|end|>")
-    if max(map(len, re.findall(r"\S+|\s+", text)), default=0) < LONGEST_RUN:
+    assert max(map(len, runs), default=0) <= MAX_RUN_CHARS + len("<|end|>")
+    if max(map(len, re.findall(r"\S+|\s+", text)), default=0) < MAX_RUN_CHARS:
         assert parts == [text]
 
 
@@ -337,7 +337,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, template: bytes | None, **changed: A
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "reason"),
     [
         (b"{{ raise_exception('Only poems, please') }}", "Only poems, please"),
         (b"{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
@@ -349,10 +349,10 @@ def opened(monkeypatch: pytest.MonkeyPatch, template: bytes | None, **changed: A
     ],
 )
 def test_a_template_that_fails_or_reaches_out_is_refused(
-    monkeypatch: pytest.MonkeyPatch, template: bytes, told: str
+    monkeypatch: pytest.MonkeyPatch, template: bytes, reason: str
 ) -> None:
     runner = opened(monkeypatch, template)
-    with pytest.raises(Refusal, match=told) as refusal:
+    with pytest.raises(Refusal, match=reason) as refusal:
         fit(HELLO, runner.render, runner.tokenize, runner.n_ctx, 10)
     assert refusal.value.kind == "template"
     runner.close()
@@ -390,7 +390,7 @@ def test_a_named_format_that_shows_no_prompt_in_any_form_is_refused(monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["nonesuch", "functionary"])
-def test_a_format_that_there_is_not_is_told_by_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_unknown_format_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     with pytest.raises(CannotLoad, match=f"smollm2.*{name}"):
         opened(monkeypatch, None, chat_format=name)
 

@@ -10,11 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from llamalith_app.engine.child import fill
+from llamalith_app.engine.loop import fill_slot
 from llamalith_app.engine.messages import Advance, Refused
 from llamalith_app.engine.runner_protocol import SampleFailed
 from llamalith_app.engine.scheduler import Admission, Scheduler
-from llamalith_app.engine.sequence import Sequence, State
+from llamalith_app.engine.sequence import Sequence, SlotState
 from llamalith_app.engine.text import ReplyText
 from tests.engine.conftest import sampling
 from tests.fake_engine import FakeRunner
@@ -28,9 +28,9 @@ class Stepping:
     def __init__(self, n_slots: int, rules: list[dict[str, Any]] | None = None, *, can_share: bool = True) -> None:
         self.runner = FakeRunner(lambda: rules or [], n_ctx=N_CTX, n_slots=n_slots, can_share=can_share)
         self.scheduler = Scheduler(self.runner)
-        self.told: list[Advance | Refused] = []
+        self.results: list[Advance | Refused] = []
 
-    def submit(self, sequence_id: int, prompt: str, max_tokens: int = 5, state: State | None = None) -> None:
+    def submit(self, sequence_id: int, prompt: str, max_tokens: int = 5, state: SlotState | None = None) -> None:
         tokens = self.runner.tokenize(prompt)
         self.runner.begin(sequence_id, sampling(), "", tokens, ())
         self.scheduler.submit(Sequence(sequence_id, tokens, max_tokens, ReplyText([]), state=state))
@@ -38,7 +38,7 @@ class Stepping:
     def admit(self) -> list[Admission]:
         admissions = self.scheduler.admit()
         for admission in admissions:
-            fill(self.scheduler, self.runner, admission)
+            fill_slot(self.scheduler, self.runner, admission)
         return admissions
 
     def step(self) -> list[Advance | Refused]:
@@ -46,16 +46,16 @@ class Stepping:
         plan = self.scheduler.plan(N_CHUNK)
         assert len({work.slot for work in plan}) == len(plan)
         assert sum(len(work.tokens) for work in plan) <= N_CHUNK + len(plan)
-        told = self.scheduler.apply(self.runner.evaluate(plan))
-        self.told += told
-        return told
+        results = self.scheduler.apply(self.runner.evaluate(plan))
+        self.results += results
+        return results
 
     def run(self) -> None:
         while not self.scheduler.is_idle:
             self.step()
 
-    def of(self, sequence_id: int) -> list[Advance]:
-        return [one for one in self.told if one.sequence_id == sequence_id and isinstance(one, Advance)]
+    def advances_of(self, sequence_id: int) -> list[Advance]:
+        return [one for one in self.results if one.sequence_id == sequence_id and isinstance(one, Advance)]
 
 
 heads = st.sampled_from(["", "a" * 20, "b" * 20, "a" * 30])
@@ -79,7 +79,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(prompt=prompts, n_saved=st.integers(1, N_CTX))
     def submit_with_a_state(self, prompt: str, n_saved: int) -> None:
         held = list(prompt.encode())[:n_saved]
-        state = State(held, json.dumps(held).encode())
+        state = SlotState(held, json.dumps(held).encode())
         self.stepping.submit(len(self.submitted), prompt, 5, state)
         self.submitted.append((prompt, 5))
 
@@ -88,11 +88,11 @@ class AnyOrder(RuleBasedStateMachine):
         if not self.submitted:
             return
         sequence_id = data.draw(st.integers(0, len(self.submitted) - 1))
-        had_ended = any(one.finish for one in self.stepping.of(sequence_id))
+        had_ended = any(one.finish for one in self.stepping.advances_of(sequence_id))
         advance = self.stepping.scheduler.cancel(sequence_id)
         assert (advance is None) == had_ended
         if advance is not None:
-            self.stepping.told.append(advance)
+            self.stepping.results.append(advance)
 
     @rule()
     def step(self) -> None:
@@ -111,7 +111,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.stepping.run()
         assert [slot.sequence_id for slot in self.stepping.scheduler.slots.slots] == [None] * 3
         for sequence_id, (prompt, max_tokens) in enumerate(self.submitted):
-            advances = self.stepping.of(sequence_id)
+            advances = self.stepping.advances_of(sequence_id)
             written = bytes(token for one in advances for token in one.tokens).decode()
             assert hashlib.sha256(prompt.encode()).hexdigest().startswith(written)
             assert "".join(one.text for one in advances) == written
@@ -139,8 +139,8 @@ def test_a_long_prompt_does_not_stall_the_tokens_of_others() -> None:
     stepping.step()
     stepping.submit(2, "long" * 8)
     for n_chunks in (1, 2, 3):
-        told = {one.sequence_id: one for one in stepping.step()}
-        decoded, prefilled = told[1], told[2]
+        results = {one.sequence_id: one for one in stepping.step()}
+        decoded, prefilled = results[1], results[2]
         assert isinstance(decoded, Advance)
         assert len(decoded.tokens) == 1
         assert isinstance(prefilled, Advance)
@@ -185,12 +185,12 @@ def test_a_prefix_in_the_making_is_waited_for_and_copied() -> None:
     stepping.submit(1, head + "b")
     stepping.submit(2, head + "c")
     stepping.run()
-    assert stepping.of(1)[-1].prompt_reused == 0
-    assert stepping.of(2)[-1].prompt_reused == len(head)
-    assert stepping.of(2)[-1].finish == "length"
+    assert stepping.advances_of(1)[-1].prompt_reused == 0
+    assert stepping.advances_of(2)[-1].prompt_reused == len(head)
+    assert stepping.advances_of(2)[-1].finish == "length"
 
 
-def test_whoever_waits_for_a_prefix_goes_on_alone_when_that_is_cancelled() -> None:
+def test_a_sequence_that_waits_for_a_prefix_goes_on_alone_when_the_other_one_is_cancelled() -> None:
     stepping = Stepping(n_slots=3)
     head = "a" * 20
     stepping.submit(1, head + "b")
@@ -198,8 +198,8 @@ def test_whoever_waits_for_a_prefix_goes_on_alone_when_that_is_cancelled() -> No
     stepping.step()
     stepping.scheduler.cancel(1)
     stepping.run()
-    assert stepping.of(2)[-1].prompt_reused == N_CHUNK
-    assert stepping.of(2)[-1].finish == "length"
+    assert stepping.advances_of(2)[-1].prompt_reused == N_CHUNK
+    assert stepping.advances_of(2)[-1].finish == "length"
 
 
 def test_what_is_restored_never_comes_between_a_copy_and_its_step() -> None:
@@ -209,7 +209,7 @@ def test_what_is_restored_never_comes_between_a_copy_and_its_step() -> None:
     for _ in range(4):
         stepping.step()
     stepping.submit(2, head + "y")
-    stepping.submit(3, "b" * 20 + "z", state=State(saved, json.dumps(saved).encode()))
+    stepping.submit(3, "b" * 20 + "z", state=SlotState(saved, json.dumps(saved).encode()))
     assert [one.sequence.id for one in stepping.admit()] == [2]
     stepping.runner.evaluate(stepping.scheduler.plan(N_CHUNK))
     assert [one.sequence.id for one in stepping.admit()] == [3]
@@ -221,9 +221,9 @@ def test_a_state_that_cannot_be_cut_costs_no_prefix_that_stands() -> None:
     stepping.submit(1, head, max_tokens=1)
     stepping.run()
     saved = list(b"a" * 20 + b"thinking")
-    stepping.submit(2, head + "b", state=State(saved, json.dumps(saved).encode(), least_cut=N_CTX + 1))
+    stepping.submit(2, head + "b", state=SlotState(saved, json.dumps(saved).encode(), least_cut=N_CTX + 1))
     stepping.run()
-    assert stepping.of(2)[-1].prompt_reused == len(head)
+    assert stepping.advances_of(2)[-1].prompt_reused == len(head)
 
 
 def test_a_state_goes_where_the_beginning_of_it_stands() -> None:
@@ -232,13 +232,13 @@ def test_a_state_goes_where_the_beginning_of_it_stands() -> None:
         stepping.submit(number, prompt, max_tokens=1)
         stepping.run()
     saved = list(b"a" * 30)
-    stepping.submit(2, "a" * 33, state=State(saved, json.dumps(saved).encode()))
+    stepping.submit(2, "a" * 33, state=SlotState(saved, json.dumps(saved).encode()))
     (admission,) = stepping.admit()
-    assert (admission.place.n_reused, admission.place.evicted) == (30, [])
+    assert (admission.assignment.n_reused, admission.assignment.evicted) == (30, [])
     assert [slot.tokens[:1] for slot in stepping.scheduler.slots.slots].count([ord("b")]) == 1
 
 
-def test_a_reply_that_was_whole_already_computes_nothing_and_says_so() -> None:
+def test_a_reply_that_is_complete_already_ends_without_a_step() -> None:
     stepping = Stepping(n_slots=1)
     sequence = Sequence(1, stepping.runner.tokenize("prompt"), 3, ReplyText([]))
     ended = stepping.scheduler.resume(sequence, b"abc")
@@ -265,8 +265,8 @@ def test_a_waiting_sequence_can_be_cancelled() -> None:
     stepping.step()
     assert stepping.scheduler.cancel(2) is not None
     stepping.run()
-    assert stepping.of(2) == []
-    assert stepping.of(1)[-1].finish == "length"
+    assert stepping.advances_of(2) == []
+    assert stepping.advances_of(1)[-1].finish == "length"
 
 
 def test_a_sequence_that_ends_leaves_its_slot_in_the_same_step() -> None:
@@ -282,16 +282,16 @@ def test_a_full_slot_ends_the_sequence() -> None:
     stepping = Stepping(n_slots=1)
     stepping.submit(1, "a" * (N_CTX - 3), max_tokens=100)
     stepping.run()
-    assert stepping.of(1)[-1].finish == "length"
-    assert sum(len(one.tokens) for one in stepping.of(1)) == 3
+    assert stepping.advances_of(1)[-1].finish == "length"
+    assert sum(len(one.tokens) for one in stepping.advances_of(1)) == 3
 
 
 def test_the_end_token_is_no_part_of_the_reply() -> None:
     stepping = Stepping(1, [{"when": "hi", "reply": "yo"}])
     stepping.submit(1, "hi")
     stepping.run()
-    assert [token for one in stepping.of(1) for token in one.tokens] == list(b"yo")
-    assert stepping.of(1)[-1].finish == "stop"
+    assert [token for one in stepping.advances_of(1) for token in one.tokens] == list(b"yo")
+    assert stepping.advances_of(1)[-1].finish == "stop"
 
 
 def test_a_failed_draw_ends_its_own_sequence_only() -> None:
@@ -301,12 +301,12 @@ def test_a_failed_draw_ends_its_own_sequence_only() -> None:
     scheduler = stepping.scheduler
     stepping.admit()
     sampled = stepping.runner.evaluate(scheduler.plan(N_CHUNK))
-    told = scheduler.apply([SampleFailed(1, "no"), *(one for one in sampled if one.sequence_id == 2)])
-    assert told[0] == Refused(sequence_id=1, kind="grammar", reason="no")
+    results = scheduler.apply([SampleFailed(1, "no"), *(one for one in sampled if one.sequence_id == 2)])
+    assert results[0] == Refused(sequence_id=1, kind="grammar", reason="no")
     scheduler.check_integrity()
     stepping.run()
-    assert stepping.of(1) == []
-    assert stepping.of(2)[-1].finish == "length"
+    assert stepping.advances_of(1) == []
+    assert stepping.advances_of(2)[-1].finish == "length"
 
 
 def test_a_slot_that_could_not_keep_its_tokens_reads_the_whole_prompt_again() -> None:
@@ -315,7 +315,7 @@ def test_a_slot_that_could_not_keep_its_tokens_reads_the_whole_prompt_again() ->
     stepping.run()
     stepping.submit(2, "abcdefgh", max_tokens=1)
     (admission,) = stepping.scheduler.admit()
-    assert admission.place.n_reused == len("abcdef")
-    stepping.scheduler.reused(admission, stepping.runner.keep(admission.place.slot, 0))
+    assert admission.assignment.n_reused == len("abcdef")
+    stepping.scheduler.correct_reuse(admission, stepping.runner.keep(admission.assignment.slot, 0))
     (work,) = stepping.scheduler.plan(N_CHUNK)
     assert (work.position, bytes(work.tokens)) == (0, b"abcdefgh")

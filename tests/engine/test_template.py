@@ -23,7 +23,8 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from llamalith_app.engine.chat import fit
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.runner_protocol import Refusal
-from llamalith_app.engine.template import Program, Template, TemplateFailed, _compiled, _Process, _ProcessLost
+from llamalith_app.engine.template import ProcessLost, Template, TemplateFailed, TemplateProcess, Timings
+from llamalith_app.engine.template_program import TemplateSource, compile_template
 from tests.engine.test_process import wait_until_gone
 from tests.tiny_models import LOOPING_TEMPLATE, template_that_loops_on
 
@@ -31,8 +32,8 @@ HELLO = [ChatMessage("system", "S <é>"), ChatMessage("user", "Hello\n"), ChatMe
 
 
 @contextmanager
-def template(source: str) -> Iterator[Template]:
-    with closing(Template(source, bos="<s>", eos="</s>")) as made:
+def template(source: str, timings: Timings | None = None) -> Iterator[Template]:
+    with closing(Template(source, bos="<s>", eos="</s>", timings=timings or Timings())) as made:
         yield made
 
 
@@ -50,9 +51,9 @@ def template(source: str) -> Iterator[Template]:
     ],
 )
 def test_a_template_renders_as_in_llama_cpp_python(source: str) -> None:
-    told: list[Any] = [{"role": message.role, "content": message.content} for message in HELLO]
-    expected = Jinja2ChatFormatter(source, bos_token="<s>", eos_token="</s>")(messages=told).prompt
-    assert _compiled(Program(source, "<s>", "</s>"))(told) == expected
+    messages: list[Any] = [{"role": message.role, "content": message.content} for message in HELLO]
+    expected = Jinja2ChatFormatter(source, bos_token="<s>", eos_token="</s>")(messages=messages).prompt
+    assert compile_template(TemplateSource(source, "<s>", "</s>"))(messages) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_a_template_that_computes_for_ever_is_refused(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "reason"),
     [
         ("{{ 'a' * 9999999999 }}", "memory"),
         ("{{ '%9999999999d' % 1 }}", "memory|cannot be what it says"),
@@ -90,8 +91,8 @@ def test_a_template_that_computes_for_ever_is_refused(source: str) -> None:
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
     ],
 )
-def test_a_template_that_fills_the_memory_is_refused(source: str, told: str) -> None:
-    with template(source) as made, pytest.raises(Refusal, match=told) as refused:
+def test_a_template_that_fills_the_memory_is_refused(source: str, reason: str) -> None:
+    with template(source) as made, pytest.raises(Refusal, match=reason) as refused:
         fit(HELLO, made.render, lambda _: [1], 100, 1)
     assert refused.value.kind == "template"
 
@@ -195,17 +196,17 @@ def kill(pid: int) -> None:
 @contextmanager
 def rendering(made: Template, *messages: ChatMessage) -> Iterator[queue.SimpleQueue[str | Exception]]:
     """In a thread; what comes of it is put into the queue."""
-    told: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
+    outcome: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
 
     def render() -> None:
         try:
-            told.put(made.render(messages))
+            outcome.put(made.render(messages))
         except Exception as error:  # noqa: BLE001 - the test looks at it
-            told.put(error)
+            outcome.put(error)
 
     thread = threading.Thread(target=render)
     thread.start()
-    yield told
+    yield outcome
     thread.join(30)
     assert not thread.is_alive()
 
@@ -227,21 +228,21 @@ def test_a_process_that_is_killed_while_it_renders_is_replaced_and_the_conversat
     with template(SLOW) as made:
         made.render([user("ready")])
         (pid,) = processes(made)
-        with rendering(made, user("slow")) as told:
+        with rendering(made, user("slow")) as outcome:
             until_at_work(made)
             os.kill(pid, signal.SIGKILL)
-            assert told.get(timeout=30) == "slow"
+            assert outcome.get(timeout=30) == "slow"
         assert processes(made) != [pid]
 
 
 def test_where_each_process_is_killed_the_refusal_is_one_that_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = _Process.ask
+    real = TemplateProcess.ask
 
-    def ask(process: _Process, conversation: bytes) -> Any:
+    def ask(process: TemplateProcess, conversation: bytes) -> Any:
         os.kill(process.pid, signal.SIGKILL)
         return real(process, conversation)
 
-    monkeypatch.setattr(_Process, "ask", ask)
+    monkeypatch.setattr(TemplateProcess, "ask", ask)
     with template("{{ messages[0].content }}") as made, pytest.raises(Refusal, match="ended by SIGKILL") as refused:
         made.render(HELLO)
     assert refused.value.kind == "engine_died"
@@ -278,8 +279,7 @@ def test_a_process_that_hangs_is_replaced_and_holds_up_nobody_else() -> None:
 # Python itself waits for such a process later on.
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_hanging_process_that_outlives_its_kill_is_replaced_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamalith_app.engine.template.KILL_S", 0)
-    with template("{{ messages[0].content }}") as made:
+    with template("{{ messages[0].content }}", Timings(kill_wait_s=0)) as made:
         made.render(HELLO)
         (pid,) = processes(made)
         os.kill(pid, signal.SIGSTOP)
@@ -322,14 +322,14 @@ def test_a_process_that_waits_for_a_core_on_a_busy_machine_does_not_hang(
     with template("{{ messages[0].content }}") as made:
         made.render(HELLO)
         (process,) = made._idle.queue
-        monkeypatch.setattr("llamalith_app.engine.template._doing", lambda _: next(left))
-        process._n_silent = 0
-        hangs = pytest.raises(_ProcessLost, match="hangs") if outcome == "hangs" else nullcontext()
+        monkeypatch.setattr("llamalith_app.engine.template._activity", lambda _: next(left))
+        process._n_silent_looks = 0
+        hangs = pytest.raises(ProcessLost, match="hangs") if outcome == "hangs" else nullcontext()
         with hangs:
             look_often(process, len(seen))
 
 
-def look_often(process: _Process, n_looks: int) -> None:
+def look_often(process: TemplateProcess, n_looks: int) -> None:
     for _ in range(n_looks):
         process._look()
 
@@ -388,7 +388,7 @@ def test_a_template_gets_messages_in_the_form_that_it_shows(source: str, prompt:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "reason"),
     [
         (
             "{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}",
@@ -399,12 +399,12 @@ def test_a_template_gets_messages_in_the_form_that_it_shows(source: str, prompt:
         ("{{ messages[-1].content.split('\n\n')[-1] }}", "leaves out the system message"),
     ],
 )
-def test_what_a_template_shows_in_no_form_is_not_lost_without_a_word(source: str, told: str | None) -> None:
+def test_what_a_template_shows_in_no_form_is_not_lost_without_a_word(source: str, reason: str | None) -> None:
     with template(source) as made:
-        if told is None:
+        if reason is None:
             assert made.render(ASKED)
             return
-        with pytest.raises(TemplateFailed, match=told):
+        with pytest.raises(TemplateFailed, match=reason):
             made.render(ASKED)
 
 
@@ -449,13 +449,13 @@ def test_no_error_speaks_python(expression: str) -> None:
         assert made.render([user("before")])
         with pytest.raises(TemplateFailed) as failed:
             made.render([user("now")])
-    told = str(failed.value)
+    reason = str(failed.value)
     python = r"object|NoneType|built-in|function|argument|attribute|__|Error|0x|\bint\b|\bstr\b|'list'|'dict'"
-    assert not re.search(python, told), told
-    assert "line 2" in told or "memory" in told
+    assert not re.search(python, reason), reason
+    assert "line 2" in reason or "memory" in reason
 
 
-def test_what_a_template_raises_itself_is_told_in_its_own_words() -> None:
+def test_what_a_template_raises_itself_is_shown_in_its_own_words() -> None:
     with (
         template("{{ messages[-1].content }}{{ raise_exception(\"'NoneType' object is not welcome\") }}") as made,
         pytest.raises(TemplateFailed, match="^'NoneType' object is not welcome$"),

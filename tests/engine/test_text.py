@@ -50,12 +50,12 @@ def test_a_character_that_is_cut_off_at_the_end_is_left_out(text: str, last: str
 )
 def test_no_part_of_a_stop_string_leaks(text: str, stop: list[str], size: int) -> None:
     parts, stopped = read([text[at : at + size].encode() for at in range(0, len(text), size)], stop)
-    told = "".join(parts)
+    shown = "".join(parts)
     assert stopped == any(one in text for one in stop)
-    assert text.startswith(told)
-    assert not any(one in told for one in stop)
+    assert text.startswith(shown)
+    assert not any(string in shown for string in stop)
     if not stopped:
-        assert told == text
+        assert shown == text
 
 
 def test_what_only_began_like_a_stop_string_comes_out_as_soon_as_that_is_known() -> None:

@@ -55,20 +55,20 @@ def test_a_reply_is_held_to_what_its_job_names() -> None:
     assert shape.grammar(claim(None), named) == ""
     assert shape.grammar(claim("g"), named) == "text of g"
     assert shape.grammar(claim("g", AnyText()), named) == "text of g"
-    assert shape.grammar(claim(None, JsonObject()), named) == grammar.of_schema({"type": "object"})
+    assert shape.grammar(claim(None, JsonObject()), named) == grammar.from_schema({"type": "object"})
     for form in (
         JsonSchema(json_schema=NamedSchema(name="n", schema=schema)),
         JsonSchema(schema=schema),
         JsonObject(schema=schema),
     ):
-        assert shape.grammar(claim(None, form), named) == grammar.of_schema(schema)
-    assert shape.grammar(claim(None, JsonObject(schema={})), named) == grammar.of_schema({"type": "object"})
+        assert shape.grammar(claim(None, form), named) == grammar.from_schema(schema)
+    assert shape.grammar(claim(None, JsonObject(schema={})), named) == grammar.from_schema({"type": "object"})
 
 
 def test_a_reply_is_not_held_to_what_cannot_be_enforced() -> None:
     sets = JsonSchema(schema={"type": "array", "uniqueItems": True})
     asked = claim(None, sets)._replace(unenforced=("#/uniqueItems",))
-    assert shape.grammar(asked, {}) == grammar.of_schema({"type": "array"})
+    assert shape.grammar(asked, {}) == grammar.from_schema({"type": "array"})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""A real web application and a real Valkey; what a worker tells is told by the test, or by a real worker with the fake
-engine as its child."""
+"""A real web application and a real Valkey. The test publishes what a worker would, or a real worker with the fake
+engine as its child does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from llamalith_app.settings.config_file import ModelSettings
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
-from llamalith_app.streams.streams import StreamPublisher, history
+from llamalith_app.streams.publisher import StreamPublisher
+from llamalith_app.streams.subscriber import history
+from llamalith_app.web.follow import Timings
 from tests.settle import eventually
 from tests.store.samples import finish, register_worker
 from tests.web.conftest import make_config, serving
@@ -32,8 +34,13 @@ def script(tmp_path: Path) -> Script:
 @pytest.fixture
 def config(tmp_path: Path, database_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
     # On a slow machine a Redis that is there may need longer than it is waited for.
-    monkeypatch.setattr("llamalith_app.web.follow.HISTORY_S", 20)
     return make_config(tmp_path, database_path, redis_url)
+
+
+@pytest.fixture
+def timings() -> Timings:
+    # For the same reason.
+    return Timings(history_s=20)
 
 
 @pytest.fixture
@@ -43,17 +50,17 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(config) as api:
+async def api(config: Config, timings: Timings) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(config, follow_timings=timings) as api:
         yield api
 
 
 @pytest.fixture
-async def worked(config: Config, script: Script) -> AsyncIterator[httpx.AsyncClient]:
+async def worked(config: Config, script: Script, timings: Timings) -> AsyncIterator[httpx.AsyncClient]:
     """With a worker. A reply stops at `STOP`."""
     model = msgspec.structs.replace(config.models[0], settings=ModelSettings(stop=("STOP",), max_tokens=1000))
     config = msgspec.structs.replace(config, models=(model,))
-    async with serving(config) as api, working(config, script):
+    async with serving(config, follow_timings=timings) as api, working(config, script):
         yield api
 
 
@@ -65,22 +72,22 @@ async def submit(api: httpx.AsyncClient, content: str, conversation_id: str = "c
 
 
 class Attempt:
-    """One attempt at the best due job, as a worker's; the test says what it does."""
+    """One attempt at the best due job, as a worker's. The test says what it does."""
 
     def __init__(self, database: Database, redis: Redis, record: str, claim: jobs.Claim) -> None:
         self.claim = claim
         self._database = database
         self._redis = redis
         self._record = record
-        self.writer = StreamPublisher(redis, record).writer(claim.job_id, claim.attempt)
+        self.stream = StreamPublisher(redis, record).open_attempt(claim.job_id, claim.attempt)
         self.reply = ""
 
     async def write(self, *texts: str) -> None:
-        """Each as an event of its own, and in the stream when this returns."""
+        """Publishes each text as an event of its own; all are in the stream when this returns."""
         for text in texts:
             self.reply += text
             n = await self.n_events()
-            self.writer.write([("delta", text)])
+            self.stream.append([("delta", text)])
 
             async def is_there(n: int = n) -> bool:
                 return await self.n_events() > n
@@ -90,10 +97,10 @@ class Attempt:
     async def n_events(self) -> int:
         return len(await history(self._redis, self._record, self.claim.job_id))
 
-    async def finish(self, reply: str | None = None, *, and_tell: bool = True) -> None:
+    async def finish(self, reply: str | None = None, *, and_publish: bool = True) -> None:
         assert await self._database.write(finish, self.claim, self.reply if reply is None else reply)
-        if and_tell:
-            await self.writer.close()
+        if and_publish:
+            await self.stream.publish_end()
 
 
 async def attempt(database: Database, redis: Redis) -> Attempt:

@@ -21,15 +21,13 @@ from sqlalchemy import Connection, text
 
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineStatus
-from llamalith_app.controllers import events
 from llamalith_app.settings.config import Config
 from llamalith_app.store import jobs, retention, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 from llamalith_app.store.users import ADMIN_ID
-from llamalith_app.streams import streams
-from llamalith_app.web import follow
-from llamalith_app.web.follow import Followed
+from llamalith_app.streams import wire
+from llamalith_app.web.follow import Followed, Timings
 from tests.settle import eventually
 from tests.store.samples import NOW, fail, prompt
 from tests.streams.conftest import attempt, submit
@@ -129,7 +127,7 @@ async def test_each_attempt_goes_on_behind_the_one_before_and_all_tell_what_one_
 
 
 @pytest.mark.parametrize("lost", ["the tokens", "the way back to them"])
-async def test_an_attempt_that_cannot_go_on_takes_back_what_was_told_and_begins_anew(
+async def test_an_attempt_that_cannot_continue_takes_back_the_text_and_begins_anew(
     worked: httpx.AsyncClient,
     redis: Redis,
     script: Script,
@@ -166,11 +164,9 @@ async def test_a_client_that_leaves_stops_nothing(
     assert (job.status, job.attempt) == ("done", 1)
 
 
-async def test_a_cancelled_job_says_so_with_what_had_been_written(
-    worked: httpx.AsyncClient, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The record may know the end before its last words have come; here the worker's word alone says it.
-    monkeypatch.setattr(follow, "LOOK_S", 3600)
+# The record may know the end before its last entries have come. Here the worker's message alone says it.
+@pytest.mark.parametrize("timings", [Timings(history_s=20, poll_s=3600)])
+async def test_a_cancelled_job_says_so_with_what_had_been_written(worked: httpx.AsyncClient, script: Script) -> None:
     script.write({"when": "go", "reply": "A reply of some length. " * 40, "step_s": 0.02})
     job_id = await submit(worked, "go")
     waiting_id = await submit(worked, "go")
@@ -193,7 +189,9 @@ async def test_every_event_is_what_the_openapi_document_says_of_it(
     worked: httpx.AsyncClient, script: Script, database: Database
 ) -> None:
     document = (await worked.get("/api/openapi.json")).json()
-    told = document["paths"]["/api/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    documented = document["paths"]["/api/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"][
+        "text/event-stream"
+    ]
     script.write(
         {"when": "go", "reply": REPLY, "step_s": 0.03},
         {"when": "close", "reply": "<think>aside</think>the reply", "step_s": 0.03},
@@ -206,8 +204,8 @@ async def test_every_event_is_what_the_openapi_document_says_of_it(
             await worked.delete(f"/api/jobs/{job_id}")
         for event in await read_all(worked, f"/api/jobs/{job_id}/events"):
             seen.add(event.kind)
-            jsonschema.validate(event.data, {**document, **told["x-events"][event.kind]})
-    assert {"progress", "delta", "thinking", "done", "error", "cancelled"} <= seen <= set(told["x-events"])
+            jsonschema.validate(event.data, {**document, **documented["x-events"][event.kind]})
+    assert {"progress", "delta", "thinking", "done", "error", "cancelled"} <= seen <= set(documented["x-events"])
 
 
 async def test_where_the_prompt_opened_the_thinking_the_reply_begins_inside(
@@ -243,12 +241,11 @@ async def test_the_reply_of_a_model_that_cannot_think_is_what_it_wrote(
 
 
 async def test_without_redis_the_whole_reply_and_the_last_event_still_come(
-    config: Config, script: Script, absent_redis_url: str, monkeypatch: pytest.MonkeyPatch
+    config: Config, script: Script, absent_redis_url: str
 ) -> None:
-    monkeypatch.setattr(follow, "HISTORY_S", 0.1)
     config = msgspec.structs.replace(config, redis_url=absent_redis_url)
     script.write({"when": "go", "reply": "A reply."})
-    async with serving(config) as api, working(config, script):
+    async with serving(config, follow_timings=Timings(history_s=0.1)) as api, working(config, script):
         job_id = await submit(api, "go")
         got = heard(await read_all(api, f"/api/jobs/{job_id}/events"))
         assert [kind for kind in got.kinds if kind != "progress"] == ["delta", "done"]
@@ -256,6 +253,36 @@ async def test_without_redis_the_whole_reply_and_the_last_event_still_come(
 
 
 # What happens between
+
+
+async def test_an_entry_reaches_live_and_late_readers_byte_for_byte(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    job_id = await submit(api, "x")
+    path, record = f"/api/jobs/{job_id}/events", record_id(database.path)
+    making = await attempt(database, redis)
+    await making.write("one ")
+    # The same as the worker's own encoder would write, but for its spelling.
+    data = b'{ "tokens":[ 7 ],  "text":"tw\\u006f", "offset" : 4, "job_id":%d }' % job_id
+    entry = wire.Entry(1, 2, "delta", data, 1)
+    frame = b"id: 1-2\nevent: delta\ndata: %b\n\n" % data
+    async with api.stream("GET", path) as live:
+        source = live.aiter_bytes()
+        received = b""
+        while b"one " not in received:
+            received += await anext(source)
+        await redis.xadd(wire.stream_key(record, job_id), wire.entry_fields(entry), id=wire.entry_id(entry))
+        await redis.publish(wire.channel_name(record), wire.encode_messages([wire.StreamMessage(job_id, entry)]))
+        while frame not in received:
+            received += await anext(source)
+        await making.finish("one two")
+        async for chunk in source:
+            received += chunk
+    late = (await api.get(path)).content
+    for body in (received, late):
+        assert body.count(frame) == 1
+        assert b"event: done" in body
+        assert b"event: restart" not in body
 
 
 async def test_a_stream_that_was_wiped_goes_on(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
@@ -287,7 +314,7 @@ async def test_deltas_that_were_lost_come_out_of_the_record(
     async with reading(api, path) as reader:
         source = reader.events()
         got = heard(await some(source, "delta", 2))
-        await making.finish("one two three", and_tell=False)
+        await making.finish("one two three", and_publish=False)
         async for event in source:
             got.take(event)
     assert got.text == "one two three"
@@ -325,7 +352,7 @@ async def test_a_job_that_ends_otherwise_says_so_once(
             await database.write(fail, making.claim, pause=None)
         else:
             await database.write(cancel, job_id)
-        await making.writer.close()
+        await making.stream.publish_end()
         async for event in source:
             got.take(event)
     assert got.kinds[-1] == kind
@@ -337,7 +364,9 @@ def cancel(connection: Any, job_id: int) -> None:
     jobs.cancel(connection, ADMIN_ID, job_id, NOW)
 
 
-async def test_redis_that_comes_back_is_heard_again(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
+async def test_a_redis_that_comes_back_is_subscribed_again(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
     path = f"/api/jobs/{await submit(api, 'x')}/events"
     making = await attempt(database, redis)
     async with reading(api, path) as reader:
@@ -373,19 +402,18 @@ async def test_a_running_job_tells_when_it_will_end(api: httpx.AsyncClient, data
     job_id = await submit(api, "x")
     making = await attempt(database, redis)
     engine = EngineStatus(model="smollm2", state="loaded", n_slots=1, tokens_per_s=10.0, completion_tokens=100.0)
-    told = msgspec.json.encode([engine]).decode()
-    await database.write(workers.beat, 1, datetime.now(UTC), told)
+    statuses = msgspec.json.encode([engine]).decode()
+    await database.write(workers.beat, 1, datetime.now(UTC), statuses)
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()
-        making.writer.progress(Progress(phase="decode", completion_tokens=40, tokens_per_s=20.0))
+        making.stream.publish_progress(Progress(phase="decode", completion_tokens=40, tokens_per_s=20.0))
         (event,) = await some(source, "progress")
         assert event.data["eta_s"] == 3.0
 
 
-async def test_silence_is_broken_by_comments(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whatever is looked at meanwhile.
-    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.4)
-    monkeypatch.setattr(follow, "LOOK_S", 0.05)
+# Whatever is polled meanwhile.
+@pytest.mark.parametrize("timings", [Timings(history_s=20, poll_s=0.05, heartbeat_s=0.4)])
+async def test_silence_is_broken_by_heartbeats(api: httpx.AsyncClient) -> None:
     job_id = await submit(api, "x")
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         lines = reader.answer.aiter_lines()
@@ -393,7 +421,7 @@ async def test_silence_is_broken_by_comments(api: httpx.AsyncClient, monkeypatch
             pass
 
 
-async def test_what_a_cancelled_job_had_written_is_told_also_to_who_comes_before_it_is_stored(
+async def test_the_partial_text_of_a_cancelled_job_reaches_also_a_reader_that_comes_before_it_is_stored(
     api: httpx.AsyncClient, database: Database, redis: Redis
 ) -> None:
     job_id = await submit(api, "x")
@@ -401,15 +429,15 @@ async def test_what_a_cancelled_job_had_written_is_told_also_to_who_comes_before
     await making.write("some text")
     async with AsyncExitStack() as both:
         early = await both.enter_async_context(reading(api, f"/api/jobs/{job_id}/events"))
-        heard_early = early.events()
-        assert (await some(heard_early, "delta"))[0].data["text"] == "some text"
+        early_events = early.events()
+        assert (await some(early_events, "delta"))[0].data["text"] == "some text"
         assert (await api.post(f"/api/jobs/{job_id}/cancel")).status_code == 200
         late = await both.enter_async_context(reading(api, f"/api/jobs/{job_id}/events"))
-        heard_late = late.events()
-        assert (await some(heard_late, "delta"))[0].data["text"] == "some text"
+        late_events = late.events()
+        assert (await some(late_events, "delta"))[0].data["text"] == "some text"
         written = jobs.Written("some text", 1, 2)
         assert await database.write(jobs.keep_written, job_id, making.claim.lease_token, NOW, written=written)
-        for source in (heard_early, heard_late):
+        for source in (early_events, late_events):
             (final,) = await some(source, "cancelled")
             assert final.data["partial"] == "some text"
 
@@ -431,17 +459,17 @@ async def test_a_stream_whose_job_expired_before_its_end_was_seen_ends_too(
     assert (await api.get(f"/api/jobs/{job_id}/events")).status_code == 404
 
 
-async def test_a_word_of_another_version_ends_no_hearing(
+async def test_a_message_of_another_version_ends_no_subscription(
     api: httpx.AsyncClient, database: Database, redis: Redis
 ) -> None:
     job_id = await submit(api, "x")
     making = await attempt(database, redis)
-    told = streams.StreamMessage(job_id, streams.Entry(1, 0, "progress", b'{"phase": "of the next version"}', 1))
+    message = wire.StreamMessage(job_id, wire.Entry(1, 0, "progress", b'{"phase": "of the next version"}', 1))
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()
         await making.write("a")
         assert (await some(source, "delta"))[0].data["text"] == "a"
-        await redis.publish(streams.channel(record_id(database.path)), msgspec.msgpack.encode([told]))
+        await redis.publish(wire.channel_name(record_id(database.path)), msgspec.msgpack.encode([message]))
         await making.write("b")
         assert (await some(source, "delta"))[0].data["text"] == "b"
 
@@ -457,17 +485,17 @@ async def test_a_logout_ends_the_streams_of_its_session_and_no_other(
             )
             for _ in range(2)
         ]
-        told = []
+        sources = []
         for client in (*browsers, api):
             if client is not api:
                 await log_in(client)
             source = (await open_ones.enter_async_context(reading(client, "/api/conversations/c/events"))).events()
             assert (await anext(source)).kind == "progress"
-            told.append(source)
+            sources.append(source)
         assert (await browsers[0].post("/chat/logout")).status_code == 303
-        assert [event.kind async for event in told[0] if event.kind != "progress"] == []
+        assert [event.kind async for event in sources[0] if event.kind != "progress"] == []
         await api.post("/api/jobs/1/cancel")
-        for source in told[1:]:
+        for source in sources[1:]:
             assert await some(source, "cancelled")
 
 
@@ -504,8 +532,8 @@ async def test_a_conversation_tells_its_jobs_one_after_another_and_goes_on(
         await making.write("three")
         await making.finish()
         seen += await some(source, "done")
-    told = [(event.id, event.data.get("job_id", event.data.get("id"))) for event in seen if event.kind != "progress"]
-    assert told == [
+    ids = [(event.id, event.data.get("job_id", event.data.get("id"))) for event in seen if event.kind != "progress"]
+    assert ids == [
         *(("1.1-1", 1), ("1.1-1000000001", 1)),
         *(("2.1-1", 2), ("2.1-1000000001", 2)),
         *((f"{third}.1-1", 3), (f"{third}.1-1000000001", 3)),
@@ -530,7 +558,7 @@ async def test_a_conversation_without_open_jobs_begins_with_the_next_one(
         assert (first.kind, first.data["job_id"]) == ("progress", 2)
 
 
-async def test_who_comes_again_before_anything_was_told_misses_no_job_that_ended_in_between(
+async def test_a_client_that_resumes_before_the_first_event_misses_no_job_that_ended_in_between(
     api: httpx.AsyncClient,
 ) -> None:
     for _ in range(2):
@@ -548,7 +576,7 @@ async def test_who_comes_again_before_anything_was_told_misses_no_job_that_ended
         assert (await anext(once_more.events())).data["id"] == third
 
 
-async def test_who_comes_again_to_a_quiet_conversation_hears_the_job_that_came_and_ended_in_between(
+async def test_a_client_that_resumes_in_a_quiet_conversation_gets_the_job_that_came_and_ended_in_between(
     api: httpx.AsyncClient,
 ) -> None:
     await submit(api, "x")
@@ -589,7 +617,7 @@ async def test_what_is_not_there_or_of_somebody_else_is_not_found(
 ) -> None:
     def of_another(connection: Any) -> int | None:
         connection.exec_driver_sql(ANOTHER)
-        return jobs.submit(connection, prompt(conversation_id="c")._replace(owner_id=2), NOW).job_id
+        return jobs.submit(connection, prompt(conversation_id="c", owner_id=2), NOW).job_id
 
     job_id = await database.write(of_another)
     for path in (f"/api/jobs/{job_id}", "/api/jobs/99", "/api/conversations/c", "/api/conversations/none"):

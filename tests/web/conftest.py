@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import bcrypt
 import httpx
@@ -49,10 +50,10 @@ def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
 
 
 @asynccontextmanager
-async def serving(config: Config, timings: Timings = PATIENT) -> AsyncIterator[httpx.AsyncClient]:
-    """A client whose base is the running application, with the token."""
+async def serving(config: Config, timings: Timings = PATIENT, **others: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client whose base is the running application, with the token. `others`: further timings of `create_server`."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = create_server(config, timings=timings)
+    server = create_server(config, timings=timings, **others)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     port = listener.getsockname()[1]
     try:

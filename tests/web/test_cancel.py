@@ -69,7 +69,7 @@ async def test_a_cancel_is_final_and_is_answered_with_the_final_state(
 def another_owners_job(connection: Connection) -> int:
     owner = insert(UserRow).values(name="other", role="user", created_at=datetime.now(UTC)).returning(UserRow.id)
     owner_id = connection.execute(owner).scalar_one()
-    accepted = jobs.submit(connection, prompt()._replace(owner_id=owner_id, model="smollm2"), datetime.now(UTC))
+    accepted = jobs.submit(connection, prompt(owner_id=owner_id, model="smollm2"), datetime.now(UTC))
     assert accepted.job_id is not None
     return accepted.job_id
 

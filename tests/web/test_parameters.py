@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from llamalith_app.contracts.parameters import NAMES
+from llamalith_app.jobs.schemas import SchemaValidator, Timings
 from llamalith_app.settings.config import Config
 from tests.web.conftest import make_config, serving
 
@@ -26,9 +27,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.fixture(autouse=True)
 def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine answers 503 to what it cannot judge in time: only one test is about that time."""
+    """A busy machine answers 503 to what it cannot validate in time: only one test is about that time."""
     if request.node.name != "test_evil_schemas_end_in_time_and_hold_up_nobody":
-        monkeypatch.setattr("llamalith_app.jobs.schemas.WITHIN_S", 600)
+        monkeypatch.setattr(SchemaValidator, "timings", Timings(within_s=600))
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +274,7 @@ async def test_an_exponential_schema_is_refused_by_the_processor_time_that_it_ta
 async def test_a_schema_whose_turn_does_not_come_is_one_to_send_again(
     api: httpx.AsyncClient, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.schemas.WITHIN_S", 0)
+    monkeypatch.setattr(SchemaValidator, "timings", Timings(within_s=0))
     before = n_jobs(config)
     sent = {"content": "x", "response_format": form({"const": "not in time"})}
     answer = await api.post("/api/jobs", json=sent)
@@ -281,7 +282,7 @@ async def test_a_schema_whose_turn_does_not_come_is_one_to_send_again(
     assert answer.json()["type"] == "about:llamalith/schema-judge-busy"
     assert answer.headers["retry-after"] == "5"
     assert n_jobs(config) == before
-    monkeypatch.setattr("llamalith_app.jobs.schemas.WITHIN_S", 600)
+    monkeypatch.setattr(SchemaValidator, "timings", Timings(within_s=600))
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
 
 
@@ -299,20 +300,20 @@ async def test_evil_schemas_end_in_time_and_hold_up_nobody(api: httpx.AsyncClien
         assert (await api.get("/healthz")).status_code == 200
         n_answered += 1
     answers = await asyncio.gather(*asked)
-    # Judged to the end of its time, or told to come back since others were before it.
+    # Validated to the end of its time, or asked to come back because others were before it.
     assert {answer.status_code for answer in answers} <= {400, 503}
     assert time.monotonic() - started < 20
     assert n_answered > 3
 
 
-async def test_a_schema_is_judged_once(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_schema_is_validated_once(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = {"content": "x", "response_format": form({"const": "judged once"})}
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
-    monkeypatch.setattr("llamalith_app.jobs.schemas._run", None)
+    monkeypatch.setattr("llamalith_app.jobs.schemas._run_program", None)
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
 
 
-async def test_a_judge_that_fails_says_nothing_of_the_schema(
+async def test_a_validation_that_fails_says_nothing_of_the_schema(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = {"content": "x", "response_format": form({"const": "judged again"})}

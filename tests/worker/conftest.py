@@ -80,11 +80,9 @@ def submit(database: Database) -> Submit:
     """Puts a prompt into the record, as a web process whose hint got lost."""
 
     async def submit(content: str, conversation_id: str | None = None, **fields: Any) -> int:
-        known = {name: fields.pop(name, None) for name in ("grammar_name", "timeout_s", "queue_timeout_s")}
-        known |= {"priority": fields.pop("priority", 1), "unenforced": fields.pop("unenforced", ())}
-        known["parameters"] = fields.pop("parameters", None)
-        asked = prompt(content, conversation_id, **fields)._replace(**known)
-        accepted = await database.write(jobs.submit, asked, datetime.now(UTC))
+        if (parameters := fields.pop("parameters", None)) is not None:
+            fields |= msgspec.structs.asdict(parameters)
+        accepted = await database.write(jobs.submit, prompt(content, conversation_id, **fields), datetime.now(UTC))
         assert accepted.job_id is not None
         return accepted.job_id
 

@@ -32,8 +32,9 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
-from llamalith_app.streams import streams
-from llamalith_app.streams.streams import ResumePoint, before, history
+from llamalith_app.streams import resume
+from llamalith_app.streams.resume import ResumePoint, resume_point
+from llamalith_app.streams.subscriber import history
 from tests import fake_engine
 from tests.settle import eventually
 from tests.worker.conftest import Script, Submit, at_phase, attempts, ended, slots, working
@@ -101,9 +102,9 @@ async def test_a_cancel_while_the_attempt_before_is_read_ends_the_wait_for_the_m
     async def slow(*of: Any) -> ResumePoint | None:
         reads.set()
         await goes_on.wait()
-        return await before(*of)
+        return await resume_point(*of)
 
-    monkeypatch.setattr(streams, "before", slow)
+    monkeypatch.setattr(resume, "resume_point", slow)
     async with working(config, script) as worker:
         job_id = await submit("die")
         await reads.wait()
@@ -143,12 +144,12 @@ async def test_what_an_attempt_before_had_written_is_kept_of_a_job_that_is_cance
     script.write({"when": "late", "after": 3, "signal": 9, "reply": "abcdefghijklmnop"})
 
     async def then_slow(*of: Any) -> ResumePoint | None:
-        found = await before(*of)
+        found = await resume_point(*of)
         script.write({"when": "late", "step_s": 0.3, "reply": "abcdefghijklmnop"})
         return found
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(streams, "before", then_slow)
+        patched.setattr(resume, "resume_point", then_slow)
         async with working(config, script) as worker:
             job_id = await submit("late" + 400 * ".")
 
@@ -228,7 +229,7 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
     async with Redis.from_url(redis_url) as redis:
         entries = await history(redis, record_id(database.path), job_id)
     assert [entry.n for entry in entries] == list(range(1, len(entries) + 1)), "nothing was begun anew"
-    assert {(entry.attempt, entry.since) for entry in entries} == {(1, 1), (2, 1)}
+    assert {(entry.attempt, entry.first_attempt) for entry in entries} == {(1, 1), (2, 1)}
 
 
 N_DRAINS = 10

@@ -31,14 +31,15 @@ from llamalith_app.jobs.worker.process import Worker, run
 from llamalith_app.jobs.worker.sweep import hold_lock
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.config_file import ModelSettings
-from llamalith_app.store import conversations, job_reads, jobs, retention, workers
+from llamalith_app.store import conversations, job_reads, jobs, retention, turns, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
-from llamalith_app.streams import streams
-from llamalith_app.streams.streams import before
+from llamalith_app.streams import resume
+from llamalith_app.streams.resume import ResumePoint, resume_point
+from llamalith_app.streams.subscriber import history
 from llamalith_app.supervise import valkey
 from tests import fake_engine
 from tests.settle import eventually
@@ -295,12 +296,12 @@ async def test_what_an_attempt_before_the_last_had_written_is_kept_too(
     script.write({"when": "late", "after": 3, "signal": 9, "once": str(tmp_path / "died"), "reply": "abcdefghijklmnop"})
 
     async def told_once_more(*of: Any) -> Any:
-        found = await before(*of)
+        found = await resume_point(*of)
         script.write({"when": "late", "refuse": "It is broken."})
         return found
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(streams, "before", told_once_more)
+        patched.setattr(resume, "resume_point", told_once_more)
         async with working(config, script):
             job = await ended(database, await submit("late", max_attempts=2))
     assert [outcome for _, outcome, _ in await attempts(database, job.id)] == ["failed", "failed"]
@@ -318,21 +319,21 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     redis_timeout_s = 0.2
-    monkeypatch.setattr(streams, "BEFORE_S", 20)
-    before, found = streams.before, []
+    monkeypatch.setattr(resume, "RESUME_TIMEOUT_S", 20)
+    found: list[ResumePoint | None] = []
     gate = tmp_path / "gate"
     script.write({"when": "late", "after": 3, "gate": str(gate), "reply": "abcdefghijklmnop"})
     async with Redis.from_url(config.redis_url) as redis:
 
         async def late(*of: Any) -> Any:
             await redis.client_pause(int(3000 * redis_timeout_s))
-            found.append(await before(*of))
+            found.append(await resume_point(*of))
             return found[-1]
 
-        monkeypatch.setattr(streams, "before", late)
+        monkeypatch.setattr(resume, "resume_point", late)
         async with working(config, script, redis_timeout_s=redis_timeout_s) as worker:
             job_id = await submit("late")
-            await eventually(partial(streams.history, redis, record_id(database.path), job_id))
+            await eventually(partial(history, redis, record_id(database.path), job_id))
             (pid,) = [held.engine.pid for held in worker._pool.held.values() if held.engine is not None]
             os.kill(pid, signal.SIGKILL)
             gate.touch()
@@ -665,16 +666,16 @@ async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_wa
 async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn, n_read = conversations.turn, 0
+    turn, n_read = turns.turn, 0
 
-    def once_unreadable(*of: Any) -> conversations.Turn:
+    def once_unreadable(*of: Any) -> turns.Turn:
         nonlocal n_read
         n_read += 1
         if n_read == 1:
             raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
         return turn(*of)
 
-    monkeypatch.setattr(conversations, "turn", once_unreadable)
+    monkeypatch.setattr(turns, "turn", once_unreadable)
     async with working(config, script):
         job = await ended(database, await submit("x", max_attempts=1))
     assert (job.status, n_read) == ("done", 2)

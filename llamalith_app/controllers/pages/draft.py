@@ -13,12 +13,14 @@ from litestar.datastructures import Cookie
 from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import SHORT_FIELDS, JobForm
+from llamalith_app.contracts.jobs import JobRequest
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers.pages.redirects import HOME, see_other
 from llamalith_app.errors import BadInput, QueueFull, SessionUnreadable, StaleForm, StorageUnavailable
 from llamalith_app.guards.cookies import make_cookie
 from llamalith_app.guards.forms import form_fields
-from llamalith_app.guards.principal import PAGE, Principal
+from llamalith_app.guards.principal import PAGE
 from llamalith_app.store.keys import Key
 from llamalith_app.web import html
 from llamalith_app.web.html import conversation_url, page
@@ -43,14 +45,13 @@ class DraftPage(Controller):
         try:
             form = await request.form_as(JobForm)
             accepted = await request.parts.submissions.submit(
-                request.principal.user_id,
+                request.principal,
                 request.id,
-                content=form.content,
+                JobRequest(
+                    content=form.content, model=form.model, system_prompt=form.system_prompt, priority="interactive"
+                ),
                 conversation_id=form.conversation_id,
-                model=form.model,
-                system_prompt=form.system_prompt,
                 keeps_system_prompt=form.system_prompt == form.system_prompt_was,
-                priority="interactive",
                 key=_idempotency_key(request.principal.user_id, form),
             )
         except (BadInput, QueueFull, StorageUnavailable) as error:

@@ -61,7 +61,7 @@ class JobsPage(Controller):
     @post("/{job_id:str}/retry", opt=PAGE, status_code=303)
     async def retry(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
         """Back to the page of the button, at the new job. A job that was tried again before leads to that one."""
-        again = await request.parts.submissions.retry(request.principal.user_id, request.id, job_id)
+        again = await request.parts.submissions.retry(request.principal, request.id, job_id)
         return see_other(f"{referring_page(request)}#job-{again.job_id}")
 
     @post("/cancel", opt=PAGE, status_code=303)

@@ -15,13 +15,14 @@ from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import LoginForm
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.controllers.pages.draft import draft_in, draft_page, typed_draft
 from llamalith_app.controllers.pages.redirects import HOME, LOGIN, own_page, referring_page, see_other
 from llamalith_app.errors import CrossSite, LoginNeeded, StorageUnavailable, TooManyLogins
 from llamalith_app.guards.cookies import cookie_value, make_cookie
 from llamalith_app.guards.forms import ANONYMOUS_BYTES
 from llamalith_app.guards.origin import is_foreign
-from llamalith_app.guards.principal import OPEN, Principal
+from llamalith_app.guards.principal import OPEN
 from llamalith_app.web.html import page
 from llamalith_app.web.request import AppRequest
 

@@ -35,11 +35,12 @@ from llamalith_app.jobs.worker.reply import Piece, Reply
 from llamalith_app.jobs.worker.speeds import Measure, Speeds
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.settings.config_file import MaxWait
-from llamalith_app.store import conversations, jobs
+from llamalith_app.store import jobs, turns
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome, Status
-from llamalith_app.streams import streams
-from llamalith_app.streams.streams import ResumePoint, StreamPublisher, Writer
+from llamalith_app.streams import resume
+from llamalith_app.streams.publisher import AttemptStream, StreamPublisher
+from llamalith_app.streams.resume import ResumePoint
 
 T = TypeVar("T")
 
@@ -333,8 +334,10 @@ class Generation:
         try:
             lines.info("attempt started")
             if claim.attempt > 1:
-                running.before = await streams.before(self._history_redis, self._record, claim.job_id, claim.attempt)
-            writer = self._teller.writer(claim.job_id, claim.attempt, running.before)
+                running.before = await resume.resume_point(
+                    self._history_redis, self._record, claim.job_id, claim.attempt, resume.RESUME_TIMEOUT_S
+                )
+            writer = self._teller.open_attempt(claim.job_id, claim.attempt, running.before)
             publisher = _Publisher(writer, running, chain)
             await self._run(running, place, publisher)
         except EngineRefused as error:
@@ -475,13 +478,13 @@ class Generation:
                 raise
             return Fit(None, "could not be validated: its worker was ending")
 
-    async def _turn(self, running: RunningAttempt, max_chars: int) -> conversations.Turn | None:
+    async def _turn(self, running: RunningAttempt, max_chars: int) -> turns.Turn | None:
         """What is to be answered, once the record can be read. None: the attempt is to stop before that."""
         claim = running.claim
         is_told = False
         while running.ends_as is None:
             try:
-                return await self._database.read(conversations.turn, claim.conversation_id, claim.turn, max_chars)
+                return await self._database.read(turns.turn, claim.turn_id, max_chars)
             except StorageUnavailable as error:
                 if not is_told:
                     log.error("a conversation cannot be read now", job_id=claim.job_id, reason=str(error))
@@ -565,14 +568,14 @@ class _Publisher:
     """Tells what one attempt does to those who follow it, and now and then its progress, to Redis and to SAQ's task;
     nobody waits for it."""
 
-    def __init__(self, writer: Writer, running: RunningAttempt, chain: TaskMirror) -> None:
+    def __init__(self, writer: AttemptStream, running: RunningAttempt, chain: TaskMirror) -> None:
         self._writer = writer
         self._running = running
         self._chain = chain
         self._next = 0.0
 
     def write(self, pieces: Sequence[Piece], tokens: Sequence[int] = ()) -> bool:
-        return self._writer.write(pieces, tokens)
+        return self._writer.append(pieces, tokens)
 
     def tell(self) -> None:
         now = time.monotonic()
@@ -593,10 +596,10 @@ class _Publisher:
                 },
             )
         )
-        self._writer.progress(progress)
+        self._writer.publish_progress(progress)
 
     async def close(self) -> None:
-        await self._writer.close()
+        await self._writer.publish_end()
 
 
 def _fraction(progress: Progress) -> float:

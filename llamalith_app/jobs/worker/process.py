@@ -30,7 +30,7 @@ from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
-from llamalith_app.streams import streams
+from llamalith_app.streams import resume
 from llamalith_app.supervise import signals
 
 WATCH_S = 0.2
@@ -61,7 +61,7 @@ class Worker:
         self._models = {model.name: model for model in config.models}
         self._database = Database(config.database_path)
         self._redis = queue.redis_without_retries(config.redis_url, redis_timeout_s)
-        self._history_redis = queue.redis_without_retries(config.redis_url, streams.BEFORE_S)
+        self._history_redis = queue.redis_without_retries(config.redis_url, resume.RESUME_TIMEOUT_S)
         budget_mb = config.memory_budget_mb
         self._pool = Pool(
             self._models,

@@ -40,9 +40,9 @@ def grammar(claim: Claim, named: Mapping[str, str]) -> str:
     """As the engine takes it; empty: none. Raises EngineRefused for a name that this worker does not know."""
     wanted = None if claim.parameters is None else claim.parameters.response_format
     if (schema := wanted_schema(wanted)) is not None:
-        return grammars_of.of_schema(schema.schema, claim.unenforced)
+        return grammars_of.from_schema(schema.schema, claim.unenforced)
     if isinstance(wanted, JsonObject):
-        return grammars_of.of_schema(ANY_OBJECT)
+        return grammars_of.from_schema(ANY_OBJECT)
     if claim.grammar_name is None:
         return ""
     if claim.grammar_name not in named:
