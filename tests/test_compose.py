@@ -162,7 +162,7 @@ def test_a_service_runs_and_is_asked_by_commands_that_there_are(name: str) -> No
     assert (how, program, part) == ("CMD", "llamalith", name)
     assert subcommand in cli.SUBCOMMANDS
     assert part in healthcheck.command.commands
-    assert seconds(service["healthcheck"]["timeout"]) > healthcheck.PATIENCE_S
+    assert seconds(service["healthcheck"]["timeout"]) > healthcheck.TIMEOUT_S
 
 
 def test_the_image_asks_as_compose_asks_the_web() -> None:

@@ -1,4 +1,4 @@
-"""Conversations over HTTP: reply, read the messages, read the newest state, cancel what is open."""
+"""Conversations over HTTP: queue a reply, read the messages or the newest state, cancel the open jobs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Conversations(Controller):
         data: JSONBody[ReplyCreate],
         idempotency_key: IdempotencyKey = None,
     ) -> JobAccepted:
-        """An unknown conversation is made."""
+        """Creates the conversation if it does not exist."""
         if not data.content.strip():
             raise BadInput("content is required")
         return await request.parts.submissions.submit(
@@ -56,9 +56,7 @@ class Conversations(Controller):
         user_id = request.principal.user_id
         if not await request.parts.database.read(conversations.exists, user_id, conversation_id):
             raise NotFound("Conversation not found")
-        n_cancelled = await request.parts.cancellations.matching(
-            request.principal.user_id, conversation_id=conversation_id
-        )
+        n_cancelled = await request.parts.cancellations.cancel_matching(user_id, conversation_id=conversation_id)
         return Cancelled(ok=True, cancelled=n_cancelled)
 
     @get("/messages", summary="Read the messages, in the order of the turns", opt=TAKES_UNKNOWN)

@@ -18,7 +18,7 @@ from litestar.routes import BaseRoute, HTTPRoute
 from llamalith_app.contracts import parameters
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import BadInput, LlamalithError
-from llamalith_app.web.paths import readable
+from llamalith_app.web.paths import unmarked
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +89,7 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     word = status.phrase.lower().replace(" ", "-")
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     details = {
-        404: f"There is nothing at {readable(request.scope['path'])[:200]}.",
+        404: f"There is nothing at {unmarked(request.scope['path'])[:200]}.",
         405: f"{request.method} is not possible here; {headers.get('allow', 'nothing')} is.",
         413: f"The body is too large: {_most_body(request)}.",
     }

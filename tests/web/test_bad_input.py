@@ -1,4 +1,4 @@
-"""Whatever is sent gets a 4xx that says what is wrong, stores nothing and leaves no traceback in the log."""
+"""Every invalid request gets a 4xx that says what is wrong, stores nothing and leaves no traceback in the log."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize(("sent", "told"), BODIES.values(), ids=BODIES.keys())
-async def test_a_body_that_is_wrong_is_told_why(api: httpx.AsyncClient, sent: bytes, told: str) -> None:
+async def test_an_invalid_body_is_refused_with_the_reason(api: httpx.AsyncClient, sent: bytes, told: str) -> None:
     answer = await api.post("/api/jobs", content=sent, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400, answer.text
     problem = answer.json()
@@ -141,7 +141,7 @@ async def test_a_reply_without_content_is_refused(api: httpx.AsyncClient, sent: 
 
 
 @pytest.mark.parametrize("path", ["/api/submit", "/chat/api/submit"])
-async def test_the_older_submit_needs_its_input(api: httpx.AsyncClient, path: str) -> None:
+async def test_the_legacy_submit_needs_its_input(api: httpx.AsyncClient, path: str) -> None:
     assert (await api.post(path, json={"session_id": "x"})).status_code == 400
     answer = await api.post(path, json={"user_input": " "})
     assert answer.status_code == 400
@@ -159,7 +159,7 @@ async def test_the_older_submit_needs_its_input(api: httpx.AsyncClient, path: st
         ("", b'{"content": "x"}'),
     ],
 )
-async def test_only_json_is_taken(api: httpx.AsyncClient, content_type: str, sent: bytes) -> None:
+async def test_only_json_is_accepted(api: httpx.AsyncClient, content_type: str, sent: bytes) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     answer = await api.post("/api/jobs", content=sent, headers=headers)
     assert answer.status_code == 415
@@ -182,7 +182,9 @@ QUERIES = {
 
 
 @pytest.mark.parametrize(("query", "told"), QUERIES.items(), ids=QUERIES.keys())
-async def test_a_query_out_of_range_is_told_the_range(api: httpx.AsyncClient, query: str, told: str) -> None:
+async def test_a_query_value_out_of_range_is_refused_with_the_range(
+    api: httpx.AsyncClient, query: str, told: str
+) -> None:
     answer = await api.get(f"/api/jobs?{query}")
     assert answer.status_code == 400
     assert told in answer.json()["detail"]
@@ -197,7 +199,7 @@ async def test_a_filter_that_matches_nothing_is_an_empty_list(api: httpx.AsyncCl
 
 
 @pytest.mark.parametrize("job_id", ["abc", "0", "-1", "1.5", "9223372036854775808", "9" * 5000, "%00"])
-async def test_a_job_id_that_is_none_is_bad_input(api: httpx.AsyncClient, job_id: str) -> None:
+async def test_an_invalid_job_id_is_bad_input(api: httpx.AsyncClient, job_id: str) -> None:
     answer = await api.get(f"/api/jobs/{job_id}")
     assert answer.status_code == 400
     assert "a whole number" in answer.json()["detail"]
@@ -205,9 +207,7 @@ async def test_a_job_id_that_is_none_is_bad_input(api: httpx.AsyncClient, job_id
 
 @pytest.mark.parametrize("public_id", ["a%00b", "x" * 201, "a%0Ab", "%7F"])
 @pytest.mark.parametrize("route", ["conversations/{}/messages", "conversations/{}/latest", "status/{}"])
-async def test_a_conversation_id_that_none_can_have_is_bad_input(
-    api: httpx.AsyncClient, public_id: str, route: str
-) -> None:
+async def test_an_impossible_conversation_id_is_bad_input(api: httpx.AsyncClient, public_id: str, route: str) -> None:
     answer = await api.get("/api/" + route.format(public_id))
     assert answer.status_code == 400
     assert "conversation_id" in answer.json()["detail"]
@@ -319,7 +319,7 @@ async def test_broken_headers_are_400(api: httpx.AsyncClient, lines: list[str]) 
     ],
 )
 @pytest.mark.parametrize("second", ["the same", "another"])
-async def test_what_can_stand_once_is_not_taken_twice(
+async def test_duplicates_of_a_single_header_are_refused(
     api: httpx.AsyncClient, name: str, value: str, second: str
 ) -> None:
     """Also the same twice: who reads one of them may be somebody else than who reads the other."""
@@ -347,7 +347,7 @@ async def test_what_can_stand_once_is_not_taken_twice(
         (head("Transfer-Encoding: chunked") + b"x\r\n", 400, b"This is no HTTP request"),
     ],
 )
-async def test_what_is_no_request_of_http_1_is_told_so(
+async def test_a_request_that_is_not_http_1_is_refused(
     api: httpx.AsyncClient, sent: bytes, status: int, told: bytes
 ) -> None:
     with structlog.testing.capture_logs() as lines:
@@ -369,9 +369,7 @@ async def test_what_is_no_request_of_http_1_is_told_so(
         ("a=" + "x" * 8200, 414, "at most 8 KiB"),
     ],
 )
-async def test_an_address_is_bounded_in_bytes_and_fields(
-    api: httpx.AsyncClient, query: str, status: int, told: str
-) -> None:
+async def test_a_url_is_limited_in_bytes_and_fields(api: httpx.AsyncClient, query: str, status: int, told: str) -> None:
     """Litestar keeps what it makes of the last thousand queries and paths."""
     answer = await api.get(f"/chat/login?{query}")
     assert answer.status_code == status

@@ -194,7 +194,7 @@ class Generation:
         self._worker_id = worker_id
         self._models = models
         self._grammars = grammars
-        self._max_wait = order.bounds(max_wait)
+        self._max_wait = order.max_wait_by_priority(max_wait)
         self._validator = ReplyValidator()
         self._n_started = 0
         self.speeds = Speeds()
@@ -274,9 +274,9 @@ class Generation:
             place = self._pool.reserve(best.model) if best is not None else None
             if best is None or place is None:
                 break
-            counts = order.counts(best, due, self._max_wait, n_started, now)
+            counts = order.counts_towards_relief(best, due, self._max_wait, n_started, now)
             starts.append(_Start(place, best.priority, counts))
-            due = order.without_one(due, best)
+            due = order.after_start(due, best)
         return starts
 
     def _first(self, starts: list[_Start]) -> _Start | None:
