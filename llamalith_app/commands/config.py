@@ -12,8 +12,11 @@ from llamalith_app import files
 from llamalith_app.engine import gguf
 from llamalith_app.errors import ConfigError
 from llamalith_app.grammars import grammar
-from llamalith_app.settings.config import ModelConfig, check_file, model_file_problem
-from llamalith_app.settings.config_file import json_schema, plain
+from llamalith_app.settings.config import ModelConfig
+from llamalith_app.settings.config_file import json_schema
+from llamalith_app.settings.load import check_file
+from llamalith_app.settings.messages import plain
+from llamalith_app.settings.models import model_file_problem
 
 
 @click.group("config")

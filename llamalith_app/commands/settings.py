@@ -11,7 +11,8 @@ import click
 
 from llamalith_app.errors import ConfigError
 from llamalith_app.settings.config import Config
-from llamalith_app.settings.config_file import resolved, shown
+from llamalith_app.settings.messages import shown
+from llamalith_app.settings.paths import resolved
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

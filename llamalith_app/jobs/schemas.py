@@ -20,7 +20,7 @@ from llamalith_app.contracts.parameters import WantedSchema
 from llamalith_app.errors import BadInput, ValidatorBusy
 from llamalith_app.grammars import validation
 from llamalith_app.grammars.schema import CPU_S, MAX_SCHEMA_BYTES, Verdict
-from llamalith_app.settings import config
+from llamalith_app.settings.environment import child_environ
 
 AT_ONCE = 2
 WITHIN_S = 4.5
@@ -116,7 +116,7 @@ class _Ended(NamedTuple):
 async def _run(module: str, text: bytes) -> _Ended:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", module),
-        env=config.child_environ({}),
+        env=child_environ({}),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import llamalith_app
-from llamalith_app.settings.config import VARIABLES
+from llamalith_app.settings.declaration import VARIABLES
 from tests.product.conftest import clean_environ, running
 
 ROOT = Path(llamalith_app.__file__).parent.parent
