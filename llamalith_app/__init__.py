@@ -8,8 +8,9 @@ The map:
     errors.py        one error tree, with what HTTP says of each
     files.py         reads regular files only, and no more of them than is allowed
     logs.py          structured logs, and what a command says
-    settings/        declaration: every setting, once; load reads its sources (config_file, environment) into one config;
-                     validation, ranges (limits and their words), formats, messages; paths, models, secret_checks, strength
+    settings/        declaration: every setting, once; load: config_file and environment, merged by sources, become one
+                     config; ranges, formats, validation, messages: limits and their words; paths, models,
+                     secret_checks, strength
     contracts/       the shapes of everything that crosses a wire
     web/             what HTTP needs and no route owns: server (uvicorn with bounds), envelope, request, request_log,
                      problems, paths, openapi, readiness; html and visible for pages; follow, transcript and live for

@@ -56,8 +56,8 @@ def load(
 
 
 def check_file(path: Path, examine: Callable[[Sequence[ModelConfig], Path], list[str]] = lambda *_: []) -> Config:
-    """The settings that a `config.json` alone would make. `examine` returns the problems of the models' files and of the
-    folder of grammars. Raises ConfigError with every problem found, also those that a start only warns of."""
+    """The settings that a `config.json` alone would make. `examine` returns the problems of the models' files and of
+    the folder of grammars. Raises ConfigError with every problem found, also those that a start only warns of."""
     here = Path.cwd()
     sources = merge({"LLAMALITH_CONFIG": str(path)}, None, here, config_name="FILE")
     data_dir = sources.values.get("data_dir", here / "data")
