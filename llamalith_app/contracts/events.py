@@ -1,4 +1,4 @@
-"""What a stream of events tells, as the data of Server-Sent Events; the name of each is its event's.
+"""The data of Server-Sent Events, a struct for each event; the event has the name in its docstring.
 
 Beside these, `done`, `error` or `cancelled` is the last event of a job; its data is the Job as `GET /api/jobs/{id}`
 shows it.

@@ -239,7 +239,7 @@ class UnresolvedSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 def _env(wanted: Any) -> Env | None:
     """The variable that a type names, if it names one."""
-    for member in ranges.members(wanted) if ranges.is_union(wanted) else [wanted]:
+    for member in ranges.members(wanted):
         if get_origin(member) is Annotated:
             return next((found for found in member.__metadata__ if isinstance(found, Env)), None)
     return None

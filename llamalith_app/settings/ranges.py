@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import msgspec
 from msgspec import Meta
 
 SHOW_LIMITS_BELOW = 1_000_000
 """Higher limits only keep out nonsense: a message shows them to those who exceeded them."""
+WIDEST = 2**63 - 1
+"""The largest whole number that the record can hold; no message shows this limit."""
+LISTS = (list, tuple)
 LONE_TEXT = "lone_text"
 """Marks a list that may be one text instead."""
 KINDS = {NoneType: "null", str: "text", int: "whole number", float: "number", bool: "true or false"}
@@ -64,7 +68,7 @@ def in_words(wanted: Any, found: Any = None) -> str:
     bare = without_limits(wanted)
     if get_origin(bare) is Literal:
         return f"one of {', '.join(get_args(bare))}"
-    if get_origin(bare) in (list, tuple):
+    if get_origin(bare) in LISTS:
         most = limit(wanted, "max_length")
         return f"{in_words(get_args(bare)[0], found)}{f'; at most {most} of them' if most else ''}"
     most = limit(wanted, "le")
@@ -73,7 +77,7 @@ def in_words(wanted: Any, found: Any = None) -> str:
         f"{sign} {number}"
         for sign, name in (("≥", "ge"), (">", "gt"), ("≤", "le"))
         if (number := limit(wanted, name)) is not None
-        if number < SHOW_LIMITS_BELOW or (name == "le" and is_above)
+        if number < SHOW_LIMITS_BELOW or (name == "le" and is_above and number < WIDEST)
     ]
     return f"{KINDS[bare]} {' and '.join(limits)}".rstrip()
 
@@ -83,7 +87,7 @@ def describes_itself(wanted: Any) -> bool:
     if is_union(wanted):
         return all(describes_itself(member) for member in members(wanted))
     bare = without_limits(wanted)
-    if get_origin(bare) in (list, tuple):
+    if get_origin(bare) in LISTS:
         return bool(title(wanted)) or describes_itself(get_args(bare)[0])
     return (
         bool(title(wanted))
@@ -91,6 +95,27 @@ def describes_itself(wanted: Any) -> bool:
         or get_origin(bare) is Literal
         or any(limit(wanted, name) is not None for name in ("ge", "gt", "le"))
     )
+
+
+def type_at(root: Any, place: str) -> Any:
+    """The type of the field at a place such as `response_format.name`, from a struct's type on; None: no field is known
+    there. An item of a list is described by its list: `stop[0]` is `stop`."""
+    wanted, of_item = root, ""
+    for step in place.split("."):
+        alternatives = [without_limits(member) for member in members(wanted)]
+        if of_item:
+            alternatives = [without_limits(get_args(bare)[0]) for bare in alternatives if get_origin(bare) in LISTS]
+        name, of_item, _ = step.partition("[")
+        wanted = _field_type([bare for bare in alternatives if is_struct(bare)], name)
+    return wanted
+
+
+def _field_type(structs: Sequence[Any], name: str) -> Any:
+    """The type of a field that one of these structs has, or all of the tags if the name is that of the tag."""
+    if tags := [struct.__struct_config__.tag for struct in structs if struct.__struct_config__.tag_field == name]:
+        return Literal.__getitem__(tuple(tags))
+    fields = [field for struct in structs for field in msgspec.structs.fields(struct)]
+    return next((field.type for field in fields if field.encode_name == name), None)
 
 
 def title(wanted: Any) -> str:
@@ -117,17 +142,20 @@ def without_limits(wanted: Any) -> Any:
     return get_args(wanted)[0] if get_origin(wanted) is Annotated else wanted
 
 
+def is_struct(wanted: Any) -> bool:
+    return isinstance(wanted, type) and issubclass(wanted, msgspec.Struct)
+
+
 def is_union(wanted: Any) -> bool:
     return get_origin(wanted) in (Union, UnionType)
 
 
 def members(wanted: Any) -> Sequence[Any]:
-    """The types that a union allows, without None."""
-    return [member for member in get_args(wanted) if member is not NoneType]
+    """The types that a union allows, without None; of another type itself."""
+    return [member for member in get_args(wanted) if member is not NoneType] if is_union(wanted) else [wanted]
 
 
 def without_none(wanted: Any) -> Any:
     """The type itself, or the one member of `T | None`."""
-    if is_union(wanted):
-        (wanted,) = members(wanted)
+    (wanted,) = members(wanted)
     return wanted

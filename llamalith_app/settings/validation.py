@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from llamalith_app.settings.declaration import SECRET_KEYS, TYPES
 from llamalith_app.settings.messages import plain, shown, suggestion
-from llamalith_app.settings.ranges import in_words, takes_lone_text, title, without_limits, without_none
+from llamalith_app.settings.ranges import in_words, is_struct, takes_lone_text, title, without_limits, without_none
 
 WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,18}\s*", re.ASCII)
 NUMBER = re.compile(r"\s*[+-]?\d{1,18}(?:\.\d{1,18})?\s*", re.ASCII)
@@ -58,7 +58,7 @@ class ConfigValidator:
         """The value as the type wants it, or UNSET after adding the problem. A struct becomes a dict."""
         wanted = without_none(wanted)
         bare = without_limits(wanted)
-        if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
+        if is_struct(bare):
             return self._fields(found, bare, place)
         if get_origin(bare) is dict:
             return self._entries(found, bare, place)
