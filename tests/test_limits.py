@@ -47,7 +47,7 @@ LIMITED = {
     name: member for name, wanted in fields() for member in ranges.members(wanted) if ranges.describes_itself(member)
 }
 NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
-TOLD = (
+RANGE_PATTERNS = (
     # `max_attempts` … 1 to 100
     re.compile(rf"(?P<least>{NUMBER}) to (?P<most>{NUMBER}|a year|a week)"),
     # `temperature` … number ≥ 0 and ≤ 5
@@ -59,14 +59,14 @@ TOLD = (
 NAMED_NUMBERS = {"a year": ranges.YEAR_S, "a week": ranges.WEEK_S}
 
 
-def told_ranges(page: str) -> Iterator[tuple[str, dict[str, float]]]:
+def ranges_in(page: str) -> Iterator[tuple[str, dict[str, float]]]:
     """The ranges that a page gives: in a table's row that begins with the field, or in brackets behind the field."""
     places = [
         *re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.MULTILINE),
         *re.findall(r"`(\w+)` \(([^)`]*)\)", page),
     ]
     for name, words in places:
-        for pattern in TOLD:
+        for pattern in RANGE_PATTERNS:
             if real_range(name) and (found := pattern.search(words)):
                 yield name, {key: number(value) for key, value in found.groupdict().items() if value is not None}
                 break
@@ -89,20 +89,20 @@ def real_range(name: str) -> dict[str, float]:
 
 def wrong_ranges(page: str) -> list[str]:
     return [
-        f"{name}: {told}, really {real_range(name)}"
-        for name, told in told_ranges(page)
-        if any(real_range(name).get(key) != value for key, value in told.items())
+        f"{name}: {found_range}, really {real_range(name)}"
+        for name, found_range in ranges_in(page)
+        if any(real_range(name).get(key) != value for key, value in found_range.items())
     ]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_range_that_a_page_tells_is_that_of_the_type(page: str) -> None:
+def test_a_range_in_a_page_is_that_of_the_type(page: str) -> None:
     assert wrong_ranges(PAGES[page]) == []
 
 
-def test_pages_tell_ranges() -> None:
+def test_pages_contain_ranges() -> None:
     """Else nothing would be compared: at least that of the list's limit."""
-    assert ("limit", {"least": 1, "most": 500}) in [told for page in PAGES.values() for told in told_ranges(page)]
+    assert ("limit", {"least": 1, "most": 500}) in [found for page in PAGES.values() for found in ranges_in(page)]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ class Outer(msgspec.Struct):
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "expected"),
     [
         ({"word": "c"}, "word: expected one of a, b"),
         ({"words": ["c"]}, "words[0]: expected one of a, b; at most 2 of them"),
@@ -194,10 +194,10 @@ class Outer(msgspec.Struct):
         ([], "The body is wrong: expected an object, got a list"),
     ],
 )
-def test_what_is_wrong_is_told_with_the_limits_of_its_type(sent: object, told: str) -> None:
+def test_a_wrong_field_is_refused_with_the_limits_of_its_type(sent: object, expected: str) -> None:
     with pytest.raises(msgspec.ValidationError) as refused:
         msgspec.convert(sent, Outer)
-    assert problems.explained(str(refused.value), Outer) == told
+    assert problems.explained(str(refused.value), Outer) == expected
 
 
 def test_every_number_of_a_request_and_of_a_setting_has_limits() -> None:

@@ -128,14 +128,14 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize(("sent", "told"), BODIES.values(), ids=BODIES.keys())
-async def test_a_body_that_is_wrong_is_told_why(api: httpx.AsyncClient, sent: bytes, told: str) -> None:
+@pytest.mark.parametrize(("sent", "expected"), BODIES.values(), ids=BODIES.keys())
+async def test_a_wrong_body_is_refused_with_the_reason(api: httpx.AsyncClient, sent: bytes, expected: str) -> None:
     answer = await api.post("/api/jobs", content=sent, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400, answer.text
     problem = answer.json()
     assert answer.headers["content-type"] == "application/problem+json"
     assert problem["type"] == "about:llamalith/bad-input"
-    assert told in problem["detail"]
+    assert expected in problem["detail"]
     assert problem["error"] == problem["detail"]
     assert problem["request_id"] == answer.headers["x-request-id"]
 
@@ -188,11 +188,13 @@ QUERIES = {
 }
 
 
-@pytest.mark.parametrize(("query", "told"), QUERIES.items(), ids=QUERIES.keys())
-async def test_a_query_out_of_range_is_told_the_range(api: httpx.AsyncClient, query: str, told: str) -> None:
+@pytest.mark.parametrize(("query", "expected"), QUERIES.items(), ids=QUERIES.keys())
+async def test_a_query_out_of_range_is_refused_with_the_range(
+    api: httpx.AsyncClient, query: str, expected: str
+) -> None:
     answer = await api.get(f"/api/jobs?{query}")
     assert answer.status_code == 400
-    assert answer.json()["detail"] == told
+    assert answer.json()["detail"] == expected
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,7 @@ async def test_a_conversation_id_that_none_can_have_is_bad_input(
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "é"])
-async def test_a_key_that_none_can_be_is_told_by_the_name_of_its_header(api: httpx.AsyncClient, key: str) -> None:
+async def test_a_malformed_key_is_refused_by_the_name_of_its_header(api: httpx.AsyncClient, key: str) -> None:
     answer = await api.post("/api/jobs", json={"content": "x"}, headers={b"Idempotency-Key": key.encode()})
     assert answer.status_code == 400
     assert answer.json()["detail"] == "Idempotency-Key: expected 1 to 255 visible ASCII characters"
@@ -348,7 +350,7 @@ async def test_what_can_stand_once_is_not_taken_twice(
 
 
 @pytest.mark.parametrize(
-    ("sent", "status", "told"),
+    ("sent", "status", "expected"),
     [
         (b"GET /healthz HTTP/1.1\r\n\r\n", 400, b"Host: missing; HTTP/1.1 needs it."),
         (b"GET /healthz HTTP/1.0\r\n\r\n", 200, b""),
@@ -363,13 +365,13 @@ async def test_what_can_stand_once_is_not_taken_twice(
         (head("Transfer-Encoding: chunked") + b"x\r\n", 400, b"This is no HTTP request"),
     ],
 )
-async def test_what_is_no_request_of_http_1_is_told_so(
-    api: httpx.AsyncClient, sent: bytes, status: int, told: bytes
+async def test_anything_but_a_request_of_http_1_is_refused_with_the_reason(
+    api: httpx.AsyncClient, sent: bytes, status: int, expected: bytes
 ) -> None:
     with structlog.testing.capture_logs() as lines:
         answer = await raw(api, sent)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
-    assert told in answer
+    assert expected in answer
     if status == 400:
         assert b"content-type: application/problem+json" in answer
         (refused,) = [line for line in lines if line["event"] == "request refused"]
@@ -377,7 +379,7 @@ async def test_what_is_no_request_of_http_1_is_told_so(
 
 
 @pytest.mark.parametrize(
-    ("query", "status", "told"),
+    ("query", "status", "expected"),
     [
         ("&".join(f"a{n}" for n in range(50)), 200, ""),
         ("&".join(f"a{n}" for n in range(51)), 400, "at most 50"),
@@ -386,9 +388,9 @@ async def test_what_is_no_request_of_http_1_is_told_so(
     ],
 )
 async def test_an_address_is_bounded_in_bytes_and_fields(
-    api: httpx.AsyncClient, query: str, status: int, told: str
+    api: httpx.AsyncClient, query: str, status: int, expected: str
 ) -> None:
     """Litestar keeps what it makes of the last thousand queries and paths."""
     answer = await api.get(f"/chat/login?{query}")
     assert answer.status_code == status
-    assert told in answer.text
+    assert expected in answer.text
