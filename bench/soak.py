@@ -35,7 +35,7 @@ from bench.client import events
 from bench.footprint import memory_mb
 from bench.product import ENDED, GREEDY, Product, children_of, running
 from bench.table import Row, render, short
-from llamalith_app.settings.config import valkey_socket
+from llamalith_app.settings.paths import valkey_socket
 from llamalith_app.supervise import pidfile
 
 WARM_UP_S = 600

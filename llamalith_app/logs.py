@@ -18,7 +18,9 @@ import click
 import msgspec
 import structlog
 
-from llamalith_app.settings.config import Config, allows_colours, model_warnings
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.environment import allows_colours
+from llamalith_app.settings.models import model_warnings
 
 
 class _StandardError:

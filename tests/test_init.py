@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from llamalith_app.commands import hash_password, init
 from llamalith_app.commands.init import Generated, write_env
 from llamalith_app.errors import ConfigError
-from llamalith_app.settings.config import BCRYPT_HASH, load, require_secrets
+from llamalith_app.settings.load import load
+from llamalith_app.settings.secret_checks import BCRYPT_HASH, require_secrets
 
 PASSWORD = "correct horse 🐴"
 

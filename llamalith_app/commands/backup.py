@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from llamalith_app.commands.settings import settings_options
-from llamalith_app.settings.config import load
+from llamalith_app.settings.load import load
 from llamalith_app.store import backup
 
 

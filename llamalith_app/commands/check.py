@@ -11,7 +11,7 @@ from sqlalchemy import create_engine
 
 from llamalith_app.commands.settings import settings_options
 from llamalith_app.errors import ConfigError
-from llamalith_app.settings.config import load
+from llamalith_app.settings.load import load
 from llamalith_app.store import check
 from llamalith_app.store.database import plain_errors
 

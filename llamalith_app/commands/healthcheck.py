@@ -16,7 +16,7 @@ import click
 
 from llamalith_app.commands.settings import settings_options
 from llamalith_app.errors import ConfigError, LlamalithError
-from llamalith_app.settings.config import load
+from llamalith_app.settings.load import load
 from llamalith_app.supervise.pidfile import is_held
 
 TIMEOUT_S = 3.0

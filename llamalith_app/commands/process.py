@@ -11,7 +11,9 @@ from pathlib import Path
 from llamalith_app import logs
 from llamalith_app.commands.settings import clear_text_warnings
 from llamalith_app.jobs.queue import refuse_old_redis
-from llamalith_app.settings.config import Config, load, require_secrets
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.load import load
+from llamalith_app.settings.secret_checks import require_secrets
 from llamalith_app.store.migrate import migrate
 from llamalith_app.supervise import parent
 

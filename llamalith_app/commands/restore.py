@@ -10,7 +10,7 @@ import click
 from llamalith_app.commands.backup import show_progress
 from llamalith_app.commands.settings import settings_options
 from llamalith_app.errors import ConfigError
-from llamalith_app.settings.config import load
+from llamalith_app.settings.load import load
 from llamalith_app.store import backup
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.migrate import migrate

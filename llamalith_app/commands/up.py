@@ -13,7 +13,10 @@ from llamalith_app import logs
 from llamalith_app.commands.init import write_env
 from llamalith_app.commands.settings import clear_text_warnings, settings_options
 from llamalith_app.errors import ConfigError
-from llamalith_app.settings.config import Config, exported_secrets, load, require_secrets
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.environment import exported_secrets
+from llamalith_app.settings.load import load
+from llamalith_app.settings.secret_checks import require_secrets
 from llamalith_app.supervise import up
 
 

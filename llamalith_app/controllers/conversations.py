@@ -9,7 +9,7 @@ from litestar.params import JSONBody, PathParameter
 
 from llamalith_app.contracts.conversations import Latest, MessageList
 from llamalith_app.contracts.jobs import Cancelled, JobAccepted, ReplyCreate
-from llamalith_app.contracts.text import CONTROL_FREE, NOT_BLANK
+from llamalith_app.contracts.text import AN_ID, CONTROL_FREE, MAX_NAME, NOT_BLANK
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversations
 from llamalith_app.web.problems import TAKES_UNKNOWN
@@ -18,11 +18,12 @@ from llamalith_app.web.request import AppRequest, IdempotencyKey
 PathId = Annotated[
     str,
     PathParameter(
+        title=f"1 to {MAX_NAME} characters that are not all blank, without control characters",
         min_length=1,
-        max_length=200,
+        max_length=MAX_NAME,
         pattern=NOT_BLANK + CONTROL_FREE[1:],
-        description="A conversation's id, percent-encoded (a slash is %2F): 1 to 200 characters without control"
-        " characters. Blanks before and after it do not count.",
+        description=f"A conversation's id, percent-encoded (a slash is %2F): {AN_ID}. Blanks before and after it do not"
+        " count.",
     ),
 ]
 

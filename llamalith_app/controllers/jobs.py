@@ -19,7 +19,7 @@ from llamalith_app.contracts.jobs import (
     Retried,
     RetryableWord,
 )
-from llamalith_app.contracts.text import id_text
+from llamalith_app.contracts.text import MAX_NAME, id_text
 from llamalith_app.errors import NotFound
 from llamalith_app.store import job_reads
 from llamalith_app.store.tables import Status
@@ -28,9 +28,9 @@ from llamalith_app.web.request import AppRequest, IdempotencyKey
 MAX_ID = 2**63 - 1
 JobIdInPath = Annotated[int, PathParameter(ge=1, le=MAX_ID)]
 OfConversation = Annotated[
-    str | None, QueryParameter(min_length=1, max_length=200, description="Only of this conversation.")
+    str | None, QueryParameter(min_length=1, max_length=MAX_NAME, description="Only of this conversation.")
 ]
-OfModel = Annotated[str | None, QueryParameter(min_length=1, max_length=200, description="Only for this.")]
+OfModel = Annotated[str | None, QueryParameter(min_length=1, max_length=MAX_NAME, description="Only for this.")]
 FILTERS = ("status", "conversation_id", "model")
 """The filters of a cancel."""
 RETRY_FILTERS = (*FILTERS, "error_kind", "limit")

@@ -21,7 +21,8 @@ from typing import NamedTuple, NoReturn
 import structlog
 
 from llamalith_app.errors import ConfigError, LlamalithError
-from llamalith_app.settings.config import Config, valkey_socket
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.paths import valkey_socket
 from llamalith_app.supervise import parent, pidfile, signals, valkey
 
 EXIT_CONFIG = 2

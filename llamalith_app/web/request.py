@@ -16,6 +16,7 @@ from litestar import Request
 from litestar.params import HeaderParameter
 
 from llamalith_app.contracts.principal import Principal
+from llamalith_app.contracts.text import A_KEY, MAX_KEY
 from llamalith_app.errors import BadInput, UnsupportedMediaType
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.hosts import Hosts
@@ -30,7 +31,7 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.keys import Key
 from llamalith_app.web.follow import Followers
 from llamalith_app.web.live import Live
-from llamalith_app.web.problems import in_words
+from llamalith_app.web.problems import explained
 from llamalith_app.web.readiness import ReadinessCheck
 
 Form = TypeVar("Form", bound=msgspec.Struct)
@@ -39,10 +40,11 @@ IdempotencyKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
+        title=A_KEY,
         min_length=1,
-        max_length=255,
+        max_length=MAX_KEY,
         pattern=r"^[\x21-\x7e]+$",
-        description="Chosen by the client, new for each thing it wants made, 1 to 255 visible ASCII characters. Within"
+        description=f"Chosen by the client, new for each thing it wants made, {A_KEY}. Within"
         " 24 hours the same request under it gets the same answer and makes nothing more; another one is a 409.",
     ),
 ]
@@ -159,7 +161,7 @@ class AppRequest(Request[Any, Any, Any]):
         try:
             return msgspec.convert(fields, form)
         except msgspec.ValidationError as error:
-            raise BadInput(in_words(str(error))) from None
+            raise BadInput(explained(str(error), form)) from None
 
 
 def _quoted(value: str) -> str:

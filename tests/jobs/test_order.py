@@ -19,7 +19,7 @@ from llamalith_app.jobs.order import (
     next_start,
     retry_backoff,
 )
-from llamalith_app.settings.config_file import MaxWait
+from llamalith_app.settings.declaration import MaxWait
 from llamalith_app.store.jobs import Due
 from llamalith_app.store.tables import Priority
 

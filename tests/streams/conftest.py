@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from llamalith_app.settings.config import Config
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id

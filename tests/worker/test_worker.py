@@ -30,7 +30,7 @@ from llamalith_app.jobs.worker import sweep
 from llamalith_app.jobs.worker.process import Worker, run
 from llamalith_app.jobs.worker.sweep import hold_lock
 from llamalith_app.settings.config import Config
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store import conversations, job_reads, jobs, retention, turns, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.migrate import migrate

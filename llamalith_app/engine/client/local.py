@@ -34,7 +34,7 @@ from llamalith_app.engine.messages import (
     ToEngine,
 )
 from llamalith_app.errors import LlamalithError
-from llamalith_app.settings.config import child_environ
+from llamalith_app.settings.environment import child_environ
 from llamalith_app.supervise import parent
 
 REAL_ENGINE = (sys.executable, "-P", "-m", "llamalith_app.engine")

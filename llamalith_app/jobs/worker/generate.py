@@ -34,7 +34,7 @@ from llamalith_app.jobs.worker.pool import ModelTooLarge, Pool, Reservation
 from llamalith_app.jobs.worker.reply import Piece, Reply
 from llamalith_app.jobs.worker.speeds import Measure, Speeds
 from llamalith_app.settings.config import ModelConfig
-from llamalith_app.settings.config_file import MaxWait
+from llamalith_app.settings.declaration import MaxWait
 from llamalith_app.store import jobs, turns
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome, Status
