@@ -1,7 +1,7 @@
-"""A database that has been used for a long time, written in bulk: so many ended jobs, and what waits on top of them.
+"""Writes a database as after long use, in bulk: many ended jobs, and waiting ones on top.
 
-Writes the tables as `store/jobs.py` would have left them, without going its way a million times; tests/test_bench.py
-holds the result against the record's own rules.
+Fills the tables as `store/jobs.py` would, without calling it a million times. tests/test_bench.py checks the result
+against the invariants.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _AT = "2026-11-24 12:00:00.000000"
 
 
 class Shape(NamedTuple):
-    """How jobs wait: so many conversations with so many each."""
+    """How jobs wait: so many conversations with so many jobs each."""
 
     n_conversations: int
     n_each: int
     is_blocked: bool = False
-    """One job of each conversation is processing, so that none of those that wait may start."""
+    """One job of each conversation is processing, so none of the waiting ones may start."""
     is_mixed: bool = True
-    """Over all models and classes; else all for the first model, class `normal`."""
+    """Spread over all models and classes; else all of the first model and class `normal`."""
 
     def __str__(self) -> str:
         held = ", one of each processing" if self.is_blocked else ""
@@ -39,7 +39,7 @@ class Shape(NamedTuple):
 
 @contextmanager
 def _writing(path: Path, n_numbers: int) -> Iterator[sqlite3.Connection]:
-    """One transaction; beside the tables there is one of numbers, `n(i)`, from 0 on."""
+    """One transaction, with a temporary table `n(i)` of the numbers from 0."""
     connection = sqlite3.connect(path, isolation_level=None)
     for pragma in ("synchronous = OFF", "cache_size = -500000", "temp_store = MEMORY"):
         connection.execute(f"PRAGMA {pragma}")
@@ -52,7 +52,7 @@ def _writing(path: Path, n_numbers: int) -> Iterator[sqlite3.Connection]:
 
 
 def build(path: Path, n_jobs: int, n_conversations: int) -> None:
-    """Ended jobs of the admin with prompt, reply and one attempt; the turns of a conversation lie far apart.
+    """Writes ended jobs with prompt, reply and one attempt; the turns of a conversation lie far apart.
 
     As many of them as make the same number of turns in each conversation.
     """
@@ -122,7 +122,7 @@ def _add_turns(connection: sqlite3.Connection, n_conversations: int, n_each: int
 
 
 def let_wait(path: Path, shape: Shape) -> int:
-    """Queues that many jobs in the first conversations. The id of the last."""
+    """Queues that many jobs in the first conversations; returns the id of the last."""
     of = {
         "conversations": shape.n_conversations,
         "at": _AT,
@@ -160,7 +160,7 @@ def let_wait(path: Path, shape: Shape) -> int:
 
 
 def let_nothing_wait(path: Path) -> None:
-    """Takes away whatever is open."""
+    """Deletes all open jobs."""
     with _writing(path, 0) as connection:
         connection.execute(
             "CREATE TEMP TABLE gone AS SELECT id, turn_id, conversation_id FROM jobs"

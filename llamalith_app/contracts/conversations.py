@@ -19,7 +19,7 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Named(msgspec.Struct, kw_only=True):
-    """Of which conversation an answer tells."""
+    """The conversation that an answer is about."""
 
     conversation_id: str
     exists: bool

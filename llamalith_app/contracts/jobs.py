@@ -13,24 +13,20 @@ from msgspec import Meta
 
 from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.contracts.text import ConversationId, Name, NumberAsId, RequiredText, Text
+from llamalith_app.settings import ranges
+from llamalith_app.settings.ranges import MaxAttempts
 
-JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
 RetryableWord = Literal["error", "cancelled"]
 OpenWord = Literal["queued", "processing"]
 PriorityWord = Literal["interactive", "normal", "batch"]
 Phase = Literal["queued", "loading", "prefill", "decode"]
 Seconds = Annotated[
-    float,
+    ranges.Seconds,
     Meta(
-        gt=0,
-        le=604_800,
-        description="More than 0 and at most 604,800 (a week); absent: the configured limit, or none.",
+        description=f"More than 0 and at most {ranges.WEEK_S:,} (a week); absent: the configured limit, or none.",
     ),
 ]
-
-
-MaxAttempts = Annotated[int, Meta(ge=1, le=100)]
 
 
 class JobRequest(Parameters, kw_only=True):
@@ -174,7 +170,7 @@ class Job(JobBrief, kw_only=True):
     user_input: str
     system_prompt: str
     parameters: Parameters | None
-    """What the job said of its sampling and of the reply's form; null: nothing."""
+    """The job's own sampling and form of the reply; null: it set none."""
     unenforced: list[str] = []
     """JSON pointers to the keywords of its schema that cannot be enforced while the reply is written, such as
     `#/uniqueItems`. Where there are some, the whole reply is validated at its end."""

@@ -1,4 +1,4 @@
-"""The original's older two routes, kept for the callers that still use them."""
+"""The two oldest routes of the original application, kept for callers that still use them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Legacy(Controller):
 
     @get("/status/{conversation_id:str}", summary="Read the reply to the newest prompt", opt=TAKES_UNKNOWN)
     async def status(self, request: AppRequest, conversation_id: PathId) -> LegacyStatus:
-        """Null until it is there; where the newest job failed, for ever."""
+        """`response` is null until there is a reply, and stays null if the newest job failed."""
         latest = await request.parts.database.read(conversations.latest, request.principal.user_id, conversation_id)
         job = latest.last_job
         return LegacyStatus(

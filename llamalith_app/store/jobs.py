@@ -169,12 +169,13 @@ _may_still_wait = or_(JobRow.not_after.is_(None), JobRow.not_after > bindparam("
 # The statements of every job's way are built once: building them costs SQLAlchemy ten times what running them does.
 _conversations, _jobs, _attempts = (cast(Table, row.__table__) for row in (ConversationRow, JobRow, AttemptRow))
 _TAKE_CONVERSATION = (
-    select(ConversationRow.id, ConversationRow.head_turn_id)
+    select(TurnRow.id, TurnRow.depth, TurnRow.system_turn_id, TurnRow.conversation_id)
+    .join_from(ConversationRow, TurnRow, TurnRow.id == ConversationRow.head_turn_id)
     .where(
         ConversationRow.owner_id == bindparam("of_owner"),
         ConversationRow.public_id == bindparam("of_public_id"),
     )
-    .with_for_update()
+    .with_for_update(of=ConversationRow)
 )
 _NEW_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
 _NEW_JOB = (
@@ -273,14 +274,13 @@ _HELD_BY = _HELD.where(JobRow.worker_id == bindparam("by_worker"))
 def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
     """Appends a turn to the branch that people see of its conversation, and queues its job. Makes the conversation if
     need be."""
-    taken = None
-    if new.conversation_id is not None:
-        of = {"of_owner": new.owner_id, "of_public_id": new.conversation_id}
-        taken = connection.execute(_TAKE_CONVERSATION, of).first()
-    if taken is not None:
-        return _add(connection, new, new.conversation_id or "", taken.id, taken.head_turn_id, now)
     public_id = new.conversation_id or str(uuid.uuid4())
-    return _add(connection, new, public_id, _new_conversation(connection, new.owner_id, public_id, now), None, now)
+    if new.conversation_id is not None:
+        head = connection.execute(_TAKE_CONVERSATION, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
+        if head is not None:
+            return _add(connection, new, public_id, head.conversation_id, turns.Parent._make(head), now)
+    conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
+    return _add(connection, new, public_id, conversation_id, turns.NOTHING, now)
 
 
 def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | None:
@@ -289,7 +289,8 @@ def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datet
     beside = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
     if beside is None:
         return None
-    return _add(connection, new, beside.public_id, beside.conversation_id, beside.parent_id, now)
+    parent = turns.parent(connection, beside.parent_id)
+    return _add(connection, new, beside.public_id, beside.conversation_id, parent, now)
 
 
 def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | Status | None:
@@ -306,7 +307,7 @@ def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime
         return Status(status)
     public_id = new.conversation_id or str(uuid.uuid4())
     conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
-    return _add(connection, new, public_id, conversation_id, turn_id, now)
+    return _add(connection, new, public_id, conversation_id, turns.parent(connection, turn_id), now)
 
 
 def _new_conversation(connection: Connection, owner_id: int, public_id: str, now: datetime) -> int:
@@ -320,17 +321,17 @@ def _add(
     new: NewJob,
     public_id: str,
     conversation_id: int,
-    parent_turn_id: int | None,
+    parent: turns.Parent,
     now: datetime,
 ) -> Accepted:
     request, model = new.request, cast(str, new.request.model)
-    parent = turns.parent(connection, parent_turn_id)
-    in_force = turns.system_in_force(connection, parent.system_turn_id)
     system_prompt = request.system_prompt or ""
+    is_fork = parent.conversation_id not in (None, conversation_id)
+    in_force = turns.system_in_force(connection, parent.system_turn_id) if system_prompt or is_fork else None
     if new.keeps_system_prompt and in_force is not None:
         system_prompt = ""
     inputs = []
-    if parent.conversation_id in (None, conversation_id):
+    if not is_fork:
         if system_prompt and system_prompt != in_force:
             inputs.append(Message(role="system", content=system_prompt))
     else:
@@ -571,7 +572,8 @@ def _take_conversations(connection: Connection, job_ids: Collection[int]) -> Non
     """Locks the conversations of these jobs where there are several writers: one that appends to a conversation and one
     that ends its head would each miss what the other does, and nobody would move up. To be called before either writes
     a job."""
-    connection.execute(_TAKE_CONVERSATIONS, {"of_jobs": list(job_ids)})
+    if connection.dialect.name != "sqlite":
+        connection.execute(_TAKE_CONVERSATIONS, {"of_jobs": list(job_ids)})
 
 
 def _promote_next_head(connection: Connection, conversations: Collection[int]) -> None:

@@ -143,9 +143,19 @@ _WHOLE = (
     .join_from(_path, MessageRow, MessageRow.turn_id == _path.c.id)
     .order_by(_path.c.depth, MessageRow.position)
 )
-_TURN = select(TurnRow.parent_id, TurnRow.depth, TurnRow.system_turn_id, TurnRow.digest).where(
-    TurnRow.id == bindparam("of_turn")
+_above = aliased(TurnRow)
+_BEHIND = (
+    select(
+        TurnRow.parent_id,
+        TurnRow.system_turn_id,
+        _above.parent_id.label("grandparent_id"),
+        _above.digest.label("digest_before"),
+        _above.system_turn_id.label("system_turn_id_before"),
+    )
+    .outerjoin(_above, _above.id == TurnRow.parent_id)
+    .where(TurnRow.id == bindparam("of_turn"))
 )
+_TURN = select(TurnRow.parent_id, TurnRow.depth, TurnRow.system_turn_id).where(TurnRow.id == bindparam("of_turn"))
 _SET_DIGEST = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(digest=bindparam("new_digest"))
 _BY_DIGEST = (
     select(TurnRow.id, TurnRow.conversation_id, TurnRow.system_turn_id)
@@ -189,12 +199,11 @@ def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetim
     said = inputs(connection, turn_id)
     connection.execute(_NEW_MESSAGES, _as_row(turn_id, len(said), reply, True, now))
     new = [*(said[1:] if said and said[0].role == "system" else said), reply]
-    turn = connection.execute(_TURN, {"of_turn": turn_id}).one()
-    before = connection.execute(_TURN, {"of_turn": turn.parent_id}).first()
-    while before is not None and before.digest is None:
-        before = connection.execute(_TURN, {"of_turn": before.parent_id}).first()
-    if before is not None and before.system_turn_id == turn.system_turn_id:
-        digest = digests.extend(before.digest, new)
+    turn = at = connection.execute(_BEHIND, {"of_turn": turn_id}).one()
+    while at.digest_before is None and at.grandparent_id is not None:
+        at = connection.execute(_BEHIND, {"of_turn": at.parent_id}).one()
+    if at.digest_before is not None and at.system_turn_id_before == turn.system_turn_id:
+        digest = digests.extend(at.digest_before, new)
     else:
         # Another system message stands before all of it now.
         earlier = [] if turn.parent_id is None else _texts(connection, turn.parent_id, 0, 0)

@@ -1,8 +1,7 @@
-"""The record as it stands on disk, read without the product's code; and the journal that the run keeps beside it.
+"""Reads the database without the product's code, and the journal that triggers write during a run.
 
-The journal is a table filled by triggers, so that it has every change of a job and of its attempts in the order of
-their commits. The clocks in the rows cannot say that: a process that is frozen between reading its clock and writing
-the row writes a time that is long over.
+The journal has every change of a job and its attempts in the order of the commits. The times in the rows do not show
+that order: a process may be frozen between reading the clock and writing the row.
 """
 
 from __future__ import annotations
@@ -87,11 +86,13 @@ class Record(NamedTuple):
 
 
 def keep_journal(database: Path) -> None:
+    """Adds the journal's table and triggers to the database."""
     with closing(sqlite3.connect(database)) as connection:
         connection.executescript(JOURNAL)
 
 
 def read(database: Path) -> Record:
+    """Everything that the rules need, in one transaction."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         connection.execute("BEGIN")
         joined = ("conversation", "public_id", "content", "turn")
@@ -140,7 +141,7 @@ def read(database: Path) -> Record:
 
 
 def n_open(database: Path) -> int:
-    """Jobs that have not ended."""
+    """How many jobs have not ended."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         (found,) = connection.execute(
             "SELECT count(*) FROM jobs WHERE status NOT IN ('done', 'error', 'cancelled')"

@@ -24,7 +24,7 @@ from llamalith_app.engine.client.protocol import (
     EngineRefused,
 )
 from llamalith_app.settings.config import ModelConfig
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from tests import fake_engine
 from tests.engine.conftest import run, submit
 from tests.gguf import write

@@ -11,7 +11,7 @@ from llamalith_app.engine.client.plan import OVERHEAD_BYTES, plan_file
 from llamalith_app.engine.client.protocol import LoadPlan
 from llamalith_app.jobs.worker import memory
 from llamalith_app.jobs.worker.memory import MIB
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from tests.gguf import LLAMA, write
 
 GROUP = "sys/fs/cgroup"

@@ -20,7 +20,7 @@ from llamalith_app.jobs.worker.memory import MIB
 from llamalith_app.jobs.worker.placement import RETRY_PRELOAD_S
 from llamalith_app.jobs.worker.pool import ModelTooLarge, Pool, Reservation
 from llamalith_app.settings.config import ModelConfig
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from tests.gguf import LLAMA, header, write
 from tests.in_process_engine import InProcessEngine, InProcessEngines
 from tests.settle import eventually

@@ -111,7 +111,7 @@ async def finish(database: Database, hints: Hints) -> Any:
 
 
 async def cancel(database: Database, hints: Hints) -> Any:
-    status = await Cancellations(database, hints, MODELS, lambda _: None).one(ADMIN_ID, HELD)
+    status = await Cancellations(database, hints, MODELS, lambda _: None).cancel_job(ADMIN_ID, HELD)
     return status and status.value
 
 

@@ -57,9 +57,7 @@ def script(tmp_path: Path) -> Script:
 
 
 @pytest.fixture
-def config(tmp_path: Path, database_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
-    # On a slow machine a Redis that is there may need longer than a worker waits for it.
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
+def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
     return Config(
         data_dir=tmp_path,
         models=tuple(ModelConfig(name=name, path=tmp_path / f"{name}.gguf") for name in ("m", "n")),
@@ -78,10 +76,13 @@ async def working(
     grace_s: float = 5,
     engines: EngineFactory | None = None,
     timings: WorkerTimings = OFTEN,
+    # On a slow machine a Redis that is there may need longer than a worker waits for it.
+    redis_timeout_s: float = 20,
     batches: SweepBatches = BATCHES,
 ) -> AsyncIterator[Worker]:
     """`engines`: None: children with the fake runner."""
     engines = engines or local_engines(config, fake_engine.argv(script.path))
+    timings = msgspec.structs.replace(timings, redis_timeout_s=redis_timeout_s)
     worker = Worker(config, engines, timings=timings, batches=batches)
     await worker.start()
     try:

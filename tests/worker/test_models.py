@@ -11,7 +11,7 @@ import structlog
 from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.jobs.worker.memory import MIB
 from llamalith_app.settings.config import Config
-from llamalith_app.settings.config_file import MaxWait
+from llamalith_app.settings.declaration import MaxWait
 from llamalith_app.store import workers
 from llamalith_app.store.database import Database
 from tests.gguf import write

@@ -23,13 +23,13 @@ from sqlalchemy.exc import OperationalError
 
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.parameters import JsonSchema, Parameters
-from llamalith_app.jobs.queue import Hints
+from llamalith_app.jobs.queue import Hints, Timings
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 from llamalith_app.jobs.worker.attempt import AttemptTimings
 from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, local_engines, run
 from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, hold_lock
 from llamalith_app.settings.config import Config
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store import conversations, job_reads, jobs, retention, turns, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.migrate import migrate
@@ -45,6 +45,7 @@ from tests.settle import eventually
 from tests.store.samples import prompt, register_worker
 from tests.worker.conftest import (
     NO_POLL,
+    OFTEN,
     Script,
     Submit,
     at_phase,
@@ -117,7 +118,7 @@ async def test_a_drain_does_not_wait_for_the_validation_of_a_whole_reply_and_kee
 async def test_a_hint_starts_a_job_long_before_the_worker_polls(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    hints = Hints(config.redis_url, ("m", "n"))
+    hints = Hints(config.redis_url, ("m", "n"), timeout_s=20)
     async with working_in_process(config, script, timings=NO_POLL):
         job_id = await submit("hello")
         hints.send("m", job_id)
@@ -321,8 +322,7 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hint_timeout_s = 0.2
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", hint_timeout_s)
+    redis_timeout_s = 0.2
     timings = WorkerTimings(attempt=AttemptTimings(resume_timeout_s=20))
     found: list[ResumePoint | None] = []
     gate = tmp_path / "gate"
@@ -330,12 +330,12 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
     async with Redis.from_url(config.redis_url) as redis:
 
         async def late(*of: Any) -> Any:
-            await redis.client_pause(int(3000 * hint_timeout_s))
+            await redis.client_pause(int(3000 * redis_timeout_s))
             found.append(await resume_point(*of))
             return found[-1]
 
         monkeypatch.setattr(resume, "resume_point", late)
-        async with working(config, script, timings=timings) as worker:
+        async with working(config, script, timings=timings, redis_timeout_s=redis_timeout_s) as worker:
             job_id = await submit("late")
             await eventually(partial(history, redis, record_id(database.path), job_id))
             os.kill(engine_pid(worker), signal.SIGKILL)
@@ -420,19 +420,17 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.queue.MIRROR_S", 0.05)
-    # Its task is the only way to this job here, so on a slow machine the hint must not give up.
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
     monkeypatch.setattr(Worker, "_sweep_and_poll", nothing)
+    timings = WorkerTimings(queue=Timings(mirror_s=0.05), attempt=AttemptTimings(progress_s=0))
     gate, load_gate = tmp_path / "gate", tmp_path / "load_gate"
     script.write(
         {"model": "m", "load_gate": str(load_gate)},
         {"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)},
     )
-    hints = Hints(config.redis_url, ("m",))
+    hints = Hints(config.redis_url, ("m",), timeout_s=20)
     async with (
         Redis.from_url(config.redis_url) as redis,
-        working_in_process(config, script, timings=WorkerTimings(attempt=AttemptTimings(progress_s=0))),
+        working_in_process(config, script, timings=timings),
     ):
         job_id = await submit("long" * 300)
         hints.send("m", job_id)
@@ -469,13 +467,12 @@ async def test_a_task_of_saq_shows_the_job_that_others_run_already(
     submit: Submit,
     database: Database,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.queue.MIRROR_S", 0.05)
     gate = tmp_path / "gate"
     script.write({"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)})
-    hints = Hints(config.redis_url, ("m",))
-    async with Redis.from_url(config.redis_url) as redis, working_in_process(config, script) as worker:
+    timings = msgspec.structs.replace(OFTEN, queue=Timings(mirror_s=0.05))
+    hints = Hints(config.redis_url, ("m",), timeout_s=20)
+    async with Redis.from_url(config.redis_url) as redis, working_in_process(config, script, timings=timings) as worker:
         first = await submit("long" * 300)
         await at_phase(worker, "prefill")
         waiting = await submit("hello", "other")
@@ -495,7 +492,7 @@ async def test_redis_may_be_wiped_at_any_moment(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 20})
-    hints = Hints(config.redis_url, ("m",))
+    hints = Hints(config.redis_url, ("m",), timeout_s=20)
     async with Redis.from_url(config.redis_url) as redis, working(config, script):
         ids = []
         for number in range(10):
@@ -783,7 +780,7 @@ async def test_a_drain_ends_also_while_redis_is_away_in_the_middle_of_a_hinted_j
     )
     await eventually(lambda: valkey.answers(folder / "s"))
     script.write({"when": "short", "step_s": 0.02, "reply": "x" * 40})
-    hints = Hints(f"unix://{folder}/s", ("m",))
+    hints = Hints(f"unix://{folder}/s", ("m",), timeout_s=20)
     own = msgspec.structs.replace(config, redis_url=f"unix://{folder}/s")
     async with working_in_process(own, script) as worker:
         job_id = await submit("short")

@@ -54,7 +54,7 @@ class JobsPage(Controller):
 
     @post("/{job_id:str}/cancel", opt=PAGE, status_code=303)
     async def cancel(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
-        if await request.parts.cancellations.one(request.principal.user_id, job_id) is None:
+        if await request.parts.cancellations.cancel_job(request.principal.user_id, job_id) is None:
             raise NotFound("There is no such job.")
         return see_other(f"{referring_page(request)}#job-{job_id}")
 
@@ -66,7 +66,7 @@ class JobsPage(Controller):
 
     @post("/cancel", opt=PAGE, status_code=303)
     async def cancel_queued(self, request: AppRequest) -> Redirect:
-        await request.parts.cancellations.matching(request.principal.user_id, {Status.QUEUED})
+        await request.parts.cancellations.cancel_matching(request.principal.user_id, {Status.QUEUED})
         return see_other("/chat/jobs?status=queued")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llamalith_app.engine import gguf
 from llamalith_app.engine.client.protocol import LoadPlan
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 
 OVERHEAD_BYTES = 150 * 1024**2
 """An engine's own: Python, libraries and buffers. SmolLM2-135M takes 80 MiB of it; wider models have wider buffers."""

@@ -21,7 +21,7 @@ from llamalith_app.jobs.worker.running import RunningAttempt, StopReason
 from llamalith_app.jobs.worker.settle import Settler
 from llamalith_app.jobs.worker.task_mirror import Show, TaskMirror
 from llamalith_app.jobs.worker.tasks import TaskSet
-from llamalith_app.settings.config_file import MaxWait
+from llamalith_app.settings.declaration import MaxWait
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 
@@ -34,7 +34,7 @@ class _Start(NamedTuple):
     reservation: Reservation
     priority: int
     is_counted: bool
-    """As `order.counts` says."""
+    """As `order.counts_towards_relief` says."""
 
 
 class Dispatcher:
@@ -59,7 +59,7 @@ class Dispatcher:
         self._settler = settler
         self._worker_id = worker_id
         self._models = list(models)
-        self._max_wait = order.bounds(max_wait)
+        self._max_wait = order.max_wait_by_priority(max_wait)
         self._tasks = tasks
         self._wake_later = wake_later
         self._n_started = 0
@@ -118,9 +118,9 @@ class Dispatcher:
             reservation = self._pool.reserve(best.model) if best is not None else None
             if best is None or reservation is None:
                 break
-            is_counted = order.counts(best, due, self._max_wait, n_started, now)
+            is_counted = order.counts_towards_relief(best, due, self._max_wait, n_started, now)
             starts.append(_Start(reservation, best.priority, is_counted))
-            due = order.without_one(due, best)
+            due = order.after_start(due, best)
         return starts
 
     def _begin_all_but_first(self, starts: list[_Start]) -> _Start | None:

@@ -23,7 +23,7 @@ from llamalith_app.engine.client.local import DEFAULT_TIMINGS, LocalTimings
 from llamalith_app.engine.client.protocol import EngineFactory
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.grammars import grammar
-from llamalith_app.jobs.queue import Wakers, impatient_redis
+from llamalith_app.jobs import queue
 from llamalith_app.jobs.worker import memory, sweep
 from llamalith_app.jobs.worker.attempt import AttemptExecutor, AttemptTimings
 from llamalith_app.jobs.worker.dispatch import Dispatcher
@@ -53,6 +53,9 @@ class WorkerTimings(msgspec.Struct, frozen=True, kw_only=True):
     """The least pause after a timer that failed."""
     give_back_s: float = 2.0
     """How long a drain waits for the attempts that it stopped, and again for those that were loading."""
+    redis_timeout_s: float = queue.TIMEOUT_S
+    """Of the client that publishes."""
+    queue: queue.Timings = queue.TIMINGS
     sweep: SweepTimings = SweepTimings()
     attempt: AttemptTimings = AttemptTimings()
     stream: publisher.Timings = publisher.TIMINGS
@@ -90,8 +93,8 @@ class Worker:
         self._batches = batches
         self._models = {model.name: model for model in config.models}
         self._database = Database(config.database_path)
-        self._redis = impatient_redis(config.redis_url)
-        self._history_redis = impatient_redis(config.redis_url, timings.attempt.resume_timeout_s)
+        self._redis = queue.redis_without_retries(config.redis_url, timings.redis_timeout_s)
+        self._history_redis = queue.redis_without_retries(config.redis_url, timings.attempt.resume_timeout_s)
         budget_mb = config.memory_budget_mb
         self._budget_bytes = memory.machine_bytes() if budget_mb is None else budget_mb * memory.MIB
         self._pool = Pool(
@@ -115,7 +118,7 @@ class Worker:
         self.id = await self._register(sum(n_slots.values()))
         self.dispatcher = self._make_dispatcher()
         self._sweeper = self._make_sweeper()
-        self._wakers = Wakers(self._config.redis_url, n_slots, self.dispatcher.wake)
+        self._wakers = queue.Wakers(self._config.redis_url, n_slots, self.dispatcher.wake, self._timings.queue)
         self._wakers.start()
         timings = self._timings
         self._timers = [
@@ -308,12 +311,12 @@ async def run(
 
     def on_signal(number: int) -> None:
         nonlocal insisted
-        if insisted and signals.insists(number):
+        if insisted and signals.kills_when_repeated(number):
             if not supervised:
                 os._exit(128 + number)
             if os.getppid() != parent_pid:
                 worker.hurry()
-        insisted |= signals.insists(number)
+        insisted |= signals.kills_when_repeated(number)
         ended.set()
 
     for number in signals.requests_to_end():
