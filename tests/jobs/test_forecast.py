@@ -12,7 +12,7 @@ from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.jobs.order import ModelQueue, max_wait_by_priority, merge_statuses, model_queues, remaining_s
 from llamalith_app.jobs.worker.speeds import Speeds
 from llamalith_app.settings.declaration import MaxWait
-from llamalith_app.store.jobs import Due, QueueDepth
+from llamalith_app.store.jobs.waiting import Due, QueueDepth
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 MAX_WAIT = max_wait_by_priority(MaxWait(normal=120))

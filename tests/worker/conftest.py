@@ -18,8 +18,9 @@ from llamalith_app.jobs.worker.process import Worker, WorkerTimings, local_engin
 from llamalith_app.jobs.worker.running import RunningAttempt
 from llamalith_app.jobs.worker.sweep import BATCHES, SweepBatches, SweepTimings
 from llamalith_app.settings.config import Config, ModelConfig
-from llamalith_app.store import check, job_reads, jobs
+from llamalith_app.store import check
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import reads, submission
 from llamalith_app.store.users import ADMIN_ID
 from tests import fake_engine
 from tests.in_process_engine import InProcessEngines
@@ -103,7 +104,9 @@ def submit(database: Database) -> Submit:
     async def submit(content: str, conversation_id: str | None = None, **fields: Any) -> int:
         if (parameters := fields.pop("parameters", None)) is not None:
             fields |= msgspec.structs.asdict(parameters)
-        accepted = await database.write(jobs.submit, prompt(content, conversation_id, **fields), datetime.now(UTC))
+        accepted = await database.write(
+            submission.submit, prompt(content, conversation_id, **fields), datetime.now(UTC)
+        )
         assert accepted.job_id is not None
         return accepted.job_id
 
@@ -114,7 +117,7 @@ async def ended(database: Database, job_id: int, *, within_s: float = 20) -> Job
     """The job once it has ended; the record must be whole then."""
 
     async def look() -> Job | None:
-        job = await database.read(job_reads.one, ADMIN_ID, job_id)
+        job = await database.read(reads.one, ADMIN_ID, job_id)
         assert job is not None
         return job if job.status in ENDED else None
 

@@ -29,8 +29,9 @@ from llamalith_app.jobs.worker.process import Worker, WorkerTimings, local_engin
 from llamalith_app.jobs.worker.reply import Piece
 from llamalith_app.jobs.worker.running import RunningAttempt, StopReason
 from llamalith_app.settings.config import Config
-from llamalith_app.store import check, job_reads, jobs
+from llamalith_app.store import check
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import leases, reads, transitions
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Status
 from llamalith_app.store.users import ADMIN_ID
@@ -54,7 +55,7 @@ from tests.worker.conftest import (
 
 
 async def cancel(database: Database, job_id: int) -> Status | None:
-    return await database.write(jobs.cancel, ADMIN_ID, job_id, datetime.now(UTC))
+    return await database.write(transitions.cancel, ADMIN_ID, job_id, datetime.now(UTC))
 
 
 async def idle(worker: Worker) -> None:
@@ -65,7 +66,7 @@ async def idle(worker: Worker) -> None:
 
 
 async def read(database: Database, job_id: int) -> Job:
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     return job
 
@@ -382,13 +383,13 @@ async def test_nothing_is_read_while_nothing_runs(
 ) -> None:
     # The sweeper reads by itself, of all workers.
     looks: list[tuple[Any, ...]] = []
-    held = jobs.held
+    held = leases.active_leases
 
-    def counted(*args: Any) -> list[jobs.ActiveLease]:
+    def counted(*args: Any) -> list[leases.ActiveLease]:
         looks.append(args[1:])
         return held(*args)
 
-    monkeypatch.setattr("llamalith_app.store.jobs.held", counted)
+    monkeypatch.setattr("llamalith_app.store.jobs.leases.active_leases", counted)
     async with working(config, script, timings=msgspec.structs.replace(NO_POLL, lease_check_s=0.001)) as worker:
         ticks = 0
         pause = worker._pause

@@ -30,8 +30,9 @@ from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, lo
 from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, hold_lock
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.declaration import ModelSettings
-from llamalith_app.store import conversations, job_reads, jobs, retention, turns, workers
+from llamalith_app.store import conversations, retention, turns, workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import leases, reads, submission, transitions
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
@@ -215,7 +216,7 @@ async def test_jobs_of_a_model_that_no_worker_serves_are_logged_once(
             await eventually(is_told)
             assert (await ended(database, await submit("x", "other"))).status == "done"
     assert [line["model"] for line in lines if "no worker serves" in line["event"]] == ["gone"]
-    assert await database.write(jobs.cancel, ADMIN_ID, gone, datetime.now(UTC)) == "cancelled"
+    assert await database.write(transitions.cancel, ADMIN_ID, gone, datetime.now(UTC)) == "cancelled"
 
 
 async def test_a_reply_that_was_only_thinking_stays_empty_also_after_an_engine_died(
@@ -545,10 +546,10 @@ async def test_a_drain_lets_a_short_job_end(config: Config, script: Script, subm
         job_id = await submit("short")
         waiting = await submit("later")
         await eventually(lambda: running(worker))
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.attempt) == ("done", 1)
-    left = await database.read(job_reads.one, ADMIN_ID, waiting)
+    left = await database.read(reads.one, ADMIN_ID, waiting)
     assert left is not None
     assert (left.status, left.attempt) == ("queued", 0)
 
@@ -564,7 +565,7 @@ async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_at
     async with working(config, script, grace_s=0.1) as worker:
         job_id = await submit("long", max_attempts=1)
         await eventually(lambda: running(worker))
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert job.status == "queued"
     script.write()
@@ -580,9 +581,9 @@ async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
     async with working_in_process(config, script, timings=WorkerTimings(lease_check_s=0.02)) as worker:
         job_id = await submit("long")
         await eventually(lambda: running(worker))
-        (lease,) = await database.read(jobs.held)
+        (lease,) = await database.read(leases.active_leases)
         await database.write(
-            jobs.fail,
+            transitions.fail,
             job_id,
             lease.lease_token,
             datetime.now(UTC),
@@ -597,7 +598,7 @@ async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
 
         await eventually(stopped)
         assert (await ended(database, await submit("next"))).status == "done"
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.result, job.partial) == ("error", "Taken away.", None)
 
@@ -609,7 +610,7 @@ async def test_the_jobs_of_a_worker_that_is_gone_from_this_machine_run_again_at_
     hold_lock(lock_path).close()
     gone = await database.write(register_worker, str(lock_path))
     job_id = await submit("left behind")
-    assert await database.write(jobs.claim, "m", 1, gone, datetime.now(UTC))
+    assert await database.write(transitions.claim, "m", 1, gone, datetime.now(UTC))
     async with working_in_process(config, script):
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
@@ -622,12 +623,12 @@ async def test_the_jobs_of_a_worker_whose_heartbeat_does_not_move_run_again(
 ) -> None:
     frozen = await database.write(register_worker, str(tmp_path / "on another machine"))
     job_id = await submit("left behind")
-    claim = await database.write(jobs.claim, "m", 1, frozen, datetime.now(UTC))
+    claim = await database.write(transitions.claim, "m", 1, frozen, datetime.now(UTC))
     assert claim is not None
     async with working_in_process(config, script, timings=sweeping(sweep_s=0.02, stale_s=0.3)):
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
-    assert claim.lease_token not in {lease.lease_token for lease in await database.read(jobs.held)}
+    assert claim.lease_token not in {lease.lease_token for lease in await database.read(leases.active_leases)}
 
 
 async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_was_away(
@@ -638,7 +639,7 @@ async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_wa
         other = await database.write(register_worker, str(tmp_path / "others"))
         mine = await database.write(register_worker, str(tmp_path / "mine"))
         job_id = await submit("runs on")
-        claim = await database.write(jobs.claim, "m", 1, other, datetime.now(UTC))
+        claim = await database.write(transitions.claim, "m", 1, other, datetime.now(UTC))
         assert claim is not None
         sweeper = Sweeper(database, mine, set, lambda _: None, lambda: "[]", clock=lambda: clock)
 
@@ -646,12 +647,12 @@ async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_wa
             nonlocal clock
             clock += seconds
             await sweeper.sweep()
-            job = await database.read(job_reads.one, ADMIN_ID, job_id)
+            job = await database.read(reads.one, ADMIN_ID, job_id)
             assert job is not None
             return job.status
 
         assert [await status_after(s) for s in (2, 2, 600)] == ["processing"] * 3
-        await database.write(jobs.beat, [claim.lease_token])
+        await database.write(leases.heartbeat, [claim.lease_token])
         assert [await status_after(2) for _ in range(6)] == ["processing"] * 5 + ["queued"]
 
 
@@ -686,10 +687,10 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
 ) -> None:
     before = datetime.now(UTC) - timedelta(days=3)
     for conversation in ("a", "b"):
-        await database.write(jobs.cancel, ADMIN_ID, await submit("old", conversation), before)
+        await database.write(transitions.cancel, ADMIN_ID, await submit("old", conversation), before)
     alone = prompt("", "alone", system_prompt="be kind")
     for public_id, at in (("left", before), ("alone", datetime.now(UTC))):
-        await database.write(jobs.submit, alone._replace(conversation_id=public_id), at)
+        await database.write(submission.submit, alone._replace(conversation_id=public_id), at)
     config = msgspec.structs.replace(config, retention_days=2.5)
 
     async def are_gone() -> bool:
@@ -704,14 +705,14 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
             young = await submit("young", "a")
             assert (await ended(database, young)).status == "done"
     assert [line["n_jobs"] for line in lines if line["event"] == "jobs expired"] == [1, 1]
-    assert [job.id for job in await database.read(job_reads.newest, ADMIN_ID, limit=9)] == [young]
+    assert [job.id for job in await database.read(reads.newest, ADMIN_ID, limit=9)] == [young]
 
 
 async def test_nothing_expires_where_nothing_says_so(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     old = await submit("old")
-    await database.write(jobs.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
+    await database.write(transitions.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
     async with working_in_process(config, script, timings=sweeping(sweep_s=0.02)):
         await ended(database, await submit("young"))
     assert await database.read(retention.has_expired, datetime(2000, 1, 1, tzinfo=UTC))
@@ -764,7 +765,7 @@ async def test_a_claim_that_nobody_runs_is_given_back_by_the_worker_that_made_it
     async with working_in_process(config, script, timings=sweeping(sweep_s=0.02, stale_s=0.3)) as worker:
         worker.dispatcher.draining.set()
         job_id = await submit("claimed and dropped")
-        assert await database.write(jobs.claim, "m", 1, worker.id, datetime.now(UTC))
+        assert await database.write(transitions.claim, "m", 1, worker.id, datetime.now(UTC))
         worker.dispatcher.draining.clear()
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
@@ -789,7 +790,7 @@ async def test_a_drain_ends_also_while_redis_is_away_in_the_middle_of_a_hinted_j
         valkey_process.kill()
         await valkey_process.wait()
     await hints.close()
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.attempt) == ("done", 1)
 
@@ -801,7 +802,7 @@ async def test_a_drain_gives_back_a_job_whose_engine_is_still_loading(
     async with working(config, script, grace_s=0.1) as worker:
         job_id = await submit("x", max_attempts=1)
         await eventually(lambda: running(worker))
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert job.status == "queued"
     assert [attempt[1] for attempt in await attempts(database, job_id)] == ["released"]
@@ -944,7 +945,7 @@ async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_work
     async with working(config, script):
 
         async def open_again() -> bool:
-            job = await database.read(job_reads.one, ADMIN_ID, job_id)
+            job = await database.read(reads.one, ADMIN_ID, job_id)
             return job is not None and job.status != "processing"
 
         await eventually(open_again)

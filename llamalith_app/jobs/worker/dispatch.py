@@ -22,8 +22,8 @@ from llamalith_app.jobs.worker.settle import Settler
 from llamalith_app.jobs.worker.task_mirror import Show, TaskMirror
 from llamalith_app.jobs.worker.tasks import TaskSet
 from llamalith_app.settings.declaration import MaxWait
-from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import transitions, waiting
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +109,7 @@ class Dispatcher:
         if self.draining.is_set():
             return starts
         now = datetime.now(UTC)
-        due = await self._database.read(jobs.due, self._models, now)
+        due = await self._database.read(waiting.due, self._models, now)
         # No await from here on: what has room now gets its place.
         while not self.draining.is_set():
             capacities = {group.model: self._pool.capacity(group.model) for group in due}
@@ -174,9 +174,9 @@ class Dispatcher:
             self._wake_later(timedelta(seconds=cooldown_s))
         return True
 
-    async def _claim(self, start: _Start) -> jobs.Claim | None:
+    async def _claim(self, start: _Start) -> transitions.Claim | None:
         return await self._database.write_lightly(
-            jobs.claim, start.reservation.model, start.priority, self._worker_id, datetime.now(UTC)
+            transitions.claim, start.reservation.model, start.priority, self._worker_id, datetime.now(UTC)
         )
 
 

@@ -34,8 +34,9 @@ from llamalith_app.jobs.worker.speeds import Speeds
 from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, SweepTimings, hold_lock
 from llamalith_app.jobs.worker.tasks import TaskSet
 from llamalith_app.settings.config import Config
-from llamalith_app.store import jobs, workers
+from llamalith_app.store import workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import leases
 from llamalith_app.store.record import record_id
 from llamalith_app.streams import publisher
 from llamalith_app.streams.publisher import StreamPublisher
@@ -248,7 +249,7 @@ class Worker:
 
     async def _heartbeat(self) -> None:
         if mine := list(self.dispatcher.running):
-            await self._database.write_lightly(jobs.beat, mine)
+            await self._database.write_lightly(leases.heartbeat, mine)
 
     async def _check_leases(self) -> None:
         """Stops attempts whose lease is lost: the job was cancelled, or another worker took the lease away."""
@@ -256,7 +257,7 @@ class Worker:
         to_check = [lease_token for lease_token, running in mine.items() if running.stop_reason is None]
         if not to_check:
             return
-        held = {lease.lease_token for lease in await self._database.read(jobs.held, self.id)}
+        held = {lease.lease_token for lease in await self._database.read(leases.active_leases, self.id)}
         for lease_token in to_check:
             if lease_token not in held and lease_token in mine:
                 mine[lease_token].stop(StopReason.LEASE_LOST)

@@ -20,8 +20,8 @@ from llamalith_app.jobs import order
 from llamalith_app.jobs.schemas import Fit
 from llamalith_app.jobs.worker.running import RunningAttempt, StopReason
 from llamalith_app.jobs.worker.speeds import Speeds
-from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import transitions
 from llamalith_app.store.tables import Outcome, Status
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Settler:
                 await self._fail(running, Outcome.FAILED, kind, reason, pause)
             case StopReason.TIMEOUT:
                 reason = f"It ran for {running.elapsed_s():.1f} s; timeout_s allowed {claim.timeout_s:g}."
-                await self._fail(running, Outcome.FAILED, jobs.TIMEOUT, reason, None)
+                await self._fail(running, Outcome.FAILED, transitions.TIMEOUT, reason, None)
             case StopReason.DRAIN:
                 await self._fail(running, Outcome.RELEASED, "drained", "The worker was ending.", timedelta())
             case StopReason.LEASE_LOST:
@@ -86,7 +86,7 @@ class Settler:
     async def _finish(self, running: RunningAttempt, replied: Replied) -> None:
         claim = running.claim
         finish = partial(
-            jobs.finish,
+            transitions.finish,
             reply=replied.text,
             finish_reason=replied.finish_reason,
             prompt_tokens=replied.prompt_tokens,
@@ -125,7 +125,9 @@ class Settler:
     ) -> None:
         """`pause`: until the job is due again; None: it is not tried again."""
         claim = running.claim
-        fail = partial(jobs.fail, outcome=outcome, kind=kind, reason=reason, pause=pause, written=running.written())
+        fail = partial(
+            transitions.fail, outcome=outcome, kind=kind, reason=reason, pause=pause, written=running.written()
+        )
         status = await self._write(running, fail)
         if status is None:
             await self._keep_written(running)
@@ -147,7 +149,7 @@ class Settler:
     async def _keep_written(self, running: RunningAttempt) -> None:
         """After the lease was lost: where a cancel took it, what was written stays readable."""
         claim = running.claim
-        is_cancelled = await self._write(running, partial(jobs.keep_written, written=running.written()))
+        is_cancelled = await self._write(running, partial(transitions.keep_written, written=running.written()))
         log.log(
             logging.INFO if is_cancelled else logging.WARNING,
             "attempt cancelled" if is_cancelled else "lease lost",

@@ -9,7 +9,7 @@ from llamalith_app.engine.client.protocol import EngineLimits, EngineRefused
 from llamalith_app.engine.messages import Sampling
 from llamalith_app.grammars import grammar as grammars_of
 from llamalith_app.settings.declaration import ModelSettings
-from llamalith_app.store.jobs import Claim
+from llamalith_app.store.jobs.transitions import Claim
 
 ANY_OBJECT = {"type": "object"}
 

@@ -20,8 +20,9 @@ import structlog
 
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order
-from llamalith_app.store import jobs, keys, retention, workers
+from llamalith_app.store import keys, retention, workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import leases, transitions, waiting
 from llamalith_app.store.tables import Outcome
 from llamalith_app.supervise.pidfile import is_held
 
@@ -121,7 +122,7 @@ class Sweeper:
     async def _release_leases_of_dead_workers(self) -> None:
         for sibling in await self._database.read(workers.not_ended):
             if sibling.id != self._worker_id and is_held(sibling.lock_path) is False:
-                held = await self._database.read(jobs.held, sibling.id)
+                held = await self._database.read(leases.active_leases, sibling.id)
                 await self._release(held, f"worker {sibling.id} ended")
                 await self._database.write_lightly(workers.end, sibling.id, datetime.now(UTC))
                 _delete_lock(sibling.lock_path)
@@ -130,11 +131,11 @@ class Sweeper:
         swept_at, self._swept_at = self._swept_at, self._clock()
         self._awake_s += min(self._swept_at - swept_at, 2 * self._timings.sweep_s)
         now = self._awake_s
-        held = await self._database.read(jobs.held)
+        held = await self._database.read(leases.active_leases)
         self._seen_heartbeats = {
             lease.lease_token: seen
-            if (seen := self._seen_heartbeats.get(lease.lease_token)) and seen[0] == lease.beat
-            else (lease.beat, now)
+            if (seen := self._seen_heartbeats.get(lease.lease_token)) and seen[0] == lease.heartbeat
+            else (lease.heartbeat, now)
             for lease in held
         }
         here = self._held_here()
@@ -149,7 +150,7 @@ class Sweeper:
 
     async def _log_unserved_models(self) -> None:
         """The model may be gone from the configuration, or its worker may come back: only people know."""
-        queued = await self._database.read(jobs.n_queued_by_model)
+        queued = await self._database.read(waiting.n_queued_by_model)
         unserved = queued.keys() - await self._database.read(workers.served, datetime.now(UTC))
         for model in sorted(unserved - self._unserved):
             log.warning("jobs wait for a model that no worker serves; cancel them, or bring it back", model=model)
@@ -174,7 +175,7 @@ class Sweeper:
         """Ends jobs that waited longer for their first start than their `queue_timeout_s` allows."""
         n_expired = limit = self._batches.overdue_jobs
         while n_expired == limit:
-            expired = await self._database.write(jobs.expire_queued, datetime.now(UTC), limit)
+            expired = await self._database.write(transitions.expire_queued, datetime.now(UTC), limit)
             n_expired = len(expired)
             if expired:
                 log.warning("jobs waited longer than they may", n_jobs=n_expired, first=expired[0])
@@ -184,7 +185,7 @@ class Sweeper:
         started_at = self._clock()
         try:
             await self._database.write_lightly(
-                workers.beat, self._worker_id, datetime.now(UTC), self._engine_statuses()
+                workers.heartbeat, self._worker_id, datetime.now(UTC), self._engine_statuses()
             )
         except StorageUnavailable:
             self._seen_heartbeats.clear()
@@ -192,11 +193,11 @@ class Sweeper:
         if self._clock() - started_at > self._timings.slow_write_s:
             self._seen_heartbeats.clear()
 
-    async def _release(self, leases: Iterable[jobs.ActiveLease], why: str) -> None:
+    async def _release(self, leases: Iterable[leases.ActiveLease], why: str) -> None:
         for lease in leases:
             pause = order.retry_backoff(lease.attempt)
             status = await self._database.write(
-                jobs.fail,
+                transitions.fail,
                 lease.job_id,
                 lease.lease_token,
                 datetime.now(UTC),
@@ -204,7 +205,7 @@ class Sweeper:
                 kind="worker_lost",
                 reason=LOST,
                 pause=pause,
-                seen_beat=lease.beat,
+                seen_heartbeat=lease.heartbeat,
             )
             if status is not None:
                 self._wake_later(pause)
