@@ -19,6 +19,7 @@ from llamalith_app.contracts.jobs import JobAccepted, JobRequest, Retried
 from llamalith_app.contracts.parameters import AnyText, JsonSchema, wanted_schema
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.errors import BadInput, NotFound, NotRetryable, QueueFull
+from llamalith_app.jobs import schemas
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import SchemaValidator
@@ -48,6 +49,7 @@ class Submissions:
         queue_timeout_s: float | None,
         max_queued: int,
         forecasts: Forecasts,
+        schema_s: float = schemas.TIMEOUT_S,
     ) -> None:
         self._database = database
         self._hints = hints
@@ -59,7 +61,7 @@ class Submissions:
         self._uncounted: dict[int, int] = {}
         """By owner: jobs that can be taken before those that wait are counted again."""
         self._counting = asyncio.Lock()
-        self._schemas = SchemaValidator()
+        self._schemas = SchemaValidator(schema_s)
         self._timeout_s = timeout_s
         self._queue_timeout_s = queue_timeout_s
 

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from llamalith_app.errors import ConfigError, StorageUnavailable
-from llamalith_app.store import database as database_module
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.jobs import submission
 from llamalith_app.store.migrate import commands, migrate
@@ -62,10 +61,9 @@ async def test_a_write_whose_caller_gave_up_still_happens_whole_or_not_at_all(da
     assert await database.read(count_jobs) == 1
 
 
-async def test_a_lock_held_past_the_deadline_is_storage_unavailable(
-    database: Database, database_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database_module, "LOCK_DEADLINE_S", 0.05)
+async def test_a_lock_held_past_the_deadline_is_storage_unavailable(migrated: Path, database_path: Path) -> None:
+    database = Database(database_path, lock_deadline_s=0.05)
+    database.open()
     other = sqlite3.connect(database_path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageUnavailable, match="locked"):
@@ -73,6 +71,7 @@ async def test_a_lock_held_past_the_deadline_is_storage_unavailable(
     other.execute("ROLLBACK")
     other.close()
     assert (await database.write(submission.submit, prompt(), NOW)).job_id == 1
+    await database.close()
 
 
 async def test_a_lock_that_is_given_back_in_time_is_waited_for(database: Database, database_path: Path) -> None:

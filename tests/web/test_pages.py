@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from html import unescape
 from pathlib import Path
@@ -31,7 +31,7 @@ from llamalith_app.web.html import ASSETS, TEMPLATES
 from tests.live import publish
 from tests.settle import eventually
 from tests.store.samples import register_worker
-from tests.web.conftest import PASSWORD, log_in, serving
+from tests.web.conftest import PASSWORD, PATIENT, log_in, serving
 
 
 async def queue(browser: httpx.AsyncClient, **fields: str) -> httpx.Response:
@@ -445,10 +445,8 @@ async def test_what_was_typed_survives_a_login_even_if_it_could_not_be_sent(conf
         assert "\nkept</textarea>" in again.text
 
 
-async def test_what_was_typed_survives_a_locked_database(
-    browser: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
+@pytest.mark.parametrize("timings", [msgspec.structs.replace(PATIENT, lock_deadline_s=0.1)], ids=["impatient"])
+async def test_what_was_typed_survives_a_locked_database(browser: httpx.AsyncClient, database_path: Path) -> None:
     with sqlite3.connect(database_path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = await queue(browser, content="typed before the disk was full")
@@ -459,10 +457,10 @@ async def test_what_was_typed_survives_a_locked_database(
     assert "The database cannot be used now" in answer.text
 
 
+@pytest.mark.parametrize("timings", [msgspec.structs.replace(PATIENT, lock_deadline_s=0.1)], ids=["impatient"])
 async def test_a_login_that_cannot_be_noted_is_told_so_and_keeps_what_was_typed(
-    browser: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: httpx.AsyncClient, database_path: Path
 ) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
     with sqlite3.connect(database_path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = await browser.post("/chat/login", data={"password": PASSWORD, "content": "typed & kept"})
@@ -472,12 +470,13 @@ async def test_a_login_that_cannot_be_noted_is_told_so_and_keeps_what_was_typed(
     assert hidden_fields(answer.text)["content"] == "typed & kept"
 
 
+@pytest.mark.parametrize(
+    "timings", [msgspec.structs.replace(PATIENT, lock_deadline_s=0.1, session_touch_s=0)], ids=["impatient"]
+)
 async def test_pages_are_read_while_the_database_cannot_be_written(
-    browser: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: httpx.AsyncClient, database_path: Path
 ) -> None:
     """Although the session would note by now that it is used."""
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
-    monkeypatch.setattr("llamalith_app.store.sessions.TOUCH_EVERY", timedelta(0))
     with sqlite3.connect(database_path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = await browser.get("/chat/jobs")

@@ -830,11 +830,11 @@ async def test_a_worker_that_starts_while_the_database_takes_no_writes_waits(
     submit: Submit,
     database: Database,
     database_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
     job_id = await submit("x")
-    worker = Worker(config, local_engines(config, fake_engine.argv(script.path)))
+    worker = Worker(
+        config, local_engines(config, fake_engine.argv(script.path)), timings=WorkerTimings(lock_deadline_s=0.05)
+    )
     with structlog.testing.capture_logs() as lines, locked(database_path):
         assert not migrate(database_path)
         starting = asyncio.create_task(worker.start())
@@ -911,12 +911,16 @@ async def test_a_hangup_drains_a_worker_and_is_no_second_signal(
 
 
 async def test_a_worker_that_waits_for_the_database_ends_when_it_is_told_to(
-    config: Config, script: Script, database_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, script: Script, database_path: Path
 ) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
     with structlog.testing.capture_logs() as lines, locked(database_path):
         running = asyncio.create_task(
-            run(config, grace_s=5, engines=local_engines(config, fake_engine.argv(script.path)))
+            run(
+                config,
+                grace_s=5,
+                engines=local_engines(config, fake_engine.argv(script.path)),
+                timings=WorkerTimings(lock_deadline_s=0.05),
+            )
         )
         await eventually(partial(waits_for_the_database, lines))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -930,17 +934,16 @@ async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_work
     submit: Submit,
     database: Database,
     database_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
     # Before the worker writes too: this one waits no longer for the lock than it does.
     job_id = await submit("long", max_attempts=1)
     with ExitStack() as until_it_has_ended:
-        async with working(config, script, grace_s=0.1, timings=WorkerTimings(give_back_s=0.2)) as worker:
+        async with working(
+            config, script, grace_s=0.1, timings=WorkerTimings(give_back_s=0.2, lock_deadline_s=0.05)
+        ) as worker:
             await eventually(lambda: running(worker))
             until_it_has_ended.enter_context(locked(database_path))
-    monkeypatch.undo()
     script.write()
     async with working(config, script):
 

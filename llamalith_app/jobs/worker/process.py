@@ -35,7 +35,7 @@ from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, SweepTimings,
 from llamalith_app.jobs.worker.tasks import TaskSet
 from llamalith_app.settings.config import Config
 from llamalith_app.store import workers
-from llamalith_app.store.database import Database
+from llamalith_app.store.database import LOCK_DEADLINE_S, Database
 from llamalith_app.store.jobs import leases
 from llamalith_app.store.record import record_id
 from llamalith_app.streams import publisher
@@ -56,6 +56,8 @@ class WorkerTimings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a drain waits for the attempts that it stopped, and again for those that were loading."""
     redis_timeout_s: float = queue.TIMEOUT_S
     """Of the client that publishes."""
+    lock_deadline_s: float = LOCK_DEADLINE_S
+    """How long a write waits for another process's transaction."""
     queue: queue.Timings = queue.TIMINGS
     sweep: SweepTimings = SweepTimings()
     attempt: AttemptTimings = AttemptTimings()
@@ -93,7 +95,7 @@ class Worker:
         self._timings = timings
         self._batches = batches
         self._models = {model.name: model for model in config.models}
-        self._database = Database(config.database_path)
+        self._database = Database(config.database_path, timings.lock_deadline_s)
         self._redis = queue.redis_without_retries(config.redis_url, timings.redis_timeout_s)
         self._history_redis = queue.redis_without_retries(config.redis_url, timings.attempt.resume_timeout_s)
         budget_mb = config.memory_budget_mb
