@@ -44,9 +44,10 @@ starts, one concern each.
 
 Four routes to keep short:
 
-- A prompt: guards -> controllers -> jobs/submit -> store/jobs/submission -> commit -> hint (jobs/queue), and from there
-  jobs/worker/dispatch -> jobs/worker/pool -> store/jobs/transitions.claim -> jobs/worker/attempt -> engine
-  -> jobs/worker/settle -> store/jobs/transitions.finish.
+- A prompt: guards -> controllers -> jobs/submit -> store/jobs/submission -> store/turns -> commit -> hint (jobs/queue),
+  and from there jobs/worker/dispatch -> jobs/worker/pool -> store/jobs/transitions.claim -> jobs/worker/attempt ->
+  store/turns -> engine/client/local -> engine/child -> engine/loop -> engine/scheduler -> engine/runner. Its reply goes
+  back to jobs/worker/attempt -> jobs/worker/settle -> store/jobs/transitions.finish -> store/turns.
 - A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/client/local
   -> jobs/worker/attempt -> streams/publisher, which encodes it -> Redis -> streams/subscriber -> web/follow and
   transcript -> web/sse -> the reader.

@@ -1,11 +1,15 @@
-"""Decides what each step evaluates, and applies what was sampled: plan -> evaluate -> apply.
+"""Decides what each step of the engine computes, and applies the results. The loop calls `admit`, `plan`, evaluates the
+plan, and calls `apply`.
 
-Owns the waiting and the running sequences and the slot table. The engine's loop calls it. Pure: it has no clock and
-knows neither llama.cpp nor the disk.
+A sequence is one prompt on its way to a reply (`sequence.py`). It waits until a slot is idle, is admitted to the slot,
+reads its prompt (prefill), and writes its reply (decode). Owns all sequences, waiting or running, and the slot table.
+Pure: it has no clock and knows neither llama.cpp nor the disk.
 
-A step decodes one token of every running sequence. It also prefills prompt tokens up to the chunk that the caller
-allows, and the sequences in prefill take turns, so that a long prompt delays the others by one chunk at most. A
-sequence whose prefix another sequence is prefilling waits for that prefix and copies it.
+A step has one token for each sequence in decode, and at most `n_chunk` prompt tokens. These go to one prompt as far as
+possible, and the next step begins with another prompt: so a long prompt delays the others by one chunk at most.
+
+If another sequence is just reading the same beginning of a prompt, a sequence waits until that part is ready and copies
+it. It has its slot already while it waits.
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ from llamalith_app.engine.slots import MIN_COPIED, SlotAssignment, SlotTable, co
 
 
 class Admission(NamedTuple):
-    """A sequence that got a slot. Before the next step the runner must fill the slot from the assignment's source or
-    from the state, and cut it to the reused tokens."""
+    """Work for the caller before the next step. The runner must fill the sequence's slot from the assignment's source
+    slot, or from `state` if there is one, and then cut it to the reused tokens."""
 
     sequence: Sequence
     assignment: SlotAssignment
@@ -30,7 +34,7 @@ class Admission(NamedTuple):
 
 
 class Scheduler:
-    """Holds all sequences that were submitted and have not ended."""
+    """`model` says how many slots there are, what can be shared, and which text each token has."""
 
     def __init__(self, model: SlotModel) -> None:
         self.slots = SlotTable(model.n_slots, model.least_cut)
@@ -41,7 +45,8 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no step can be planned: nothing runs, and every waiting sequence waits for its state from disk."""
+        """Whether there is nothing to compute: nothing runs, and every waiting sequence still waits for its state from
+        disk."""
         return not self._running and all(sequence.awaits_state for sequence in self._waiting)
 
     @property
@@ -54,8 +59,8 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def resume(self, sequence: Sequence, written: Items[int]) -> Advance | None:
-        """Makes the sequence resume behind the tokens that an earlier attempt wrote; call it before `submit`. If those
-        tokens are the whole reply, returns the advance that ends the sequence, which must not be submitted then."""
+        """Makes the sequence go on after the tokens `written` by an earlier attempt. Call it before `submit`.
+        If these tokens are a whole reply already, it returns the final Advance; do not submit the sequence then."""
         text = []
         for token in written:
             text.append(self._append_token(sequence, token))
@@ -67,15 +72,18 @@ class Scheduler:
         return None
 
     def deliver_state(self, sequence_id: int, state: SlotState | None) -> None:
-        """Gives a waiting sequence the state it was held back for; None: it has to do without."""
+        """Lets a sequence be admitted that had to wait for its state from disk. None: there is no state, so the prompt
+        is computed."""
         for sequence in self._waiting:
             if sequence.id == sequence_id:
                 sequence.state, sequence.awaits_state = state, False
 
     def admit(self) -> list[Admission]:
-        """Gives idle slots to waiting sequences, in order, and copies the prefixes that sequences waited for.
+        """Gives idle slots to waiting sequences, in the order of their submission. Those that wait for a state from
+        disk are passed over. Also ends the waits for prefixes that are ready.
 
-        The caller carries out the admissions in order, and calls `correct_reuse` where the runner kept fewer tokens.
+        The caller must carry out the admissions in this order. If the runner could keep fewer tokens than an admission
+        reuses, the caller calls `correct_reuse`.
         """
         admissions: list[Admission] = []
         while (sequence := next((waiting for waiting in self._waiting if not waiting.awaits_state), None)) is not None:
@@ -103,8 +111,8 @@ class Scheduler:
         sequence.n_evaluated = sequence.n_reused = n_kept
 
     def plan(self, n_chunk: int, n_more: int = 0) -> list[Work]:
-        """The next step, with at most `n_chunk` prompt tokens, and `n_more` more if they end a prompt. Empty if nothing
-        runs."""
+        """The work of the next step, with at most `n_chunk` prompt tokens. A prompt may get up to `n_more` more if
+        that completes it. Empty if nothing runs."""
         works = [
             self._work_for(sequence, sequence.generated[-1:], wanted=True)
             for sequence in self._running.values()
@@ -126,8 +134,9 @@ class Scheduler:
         return works
 
     def apply(self, results: Items[Sampled | SampleFailed]) -> list[Advance | Refused]:
-        """Advances the sequences of the last plan by what the runner sampled, and frees the slots of those that ended.
-        Returns the messages for the worker, in the order of the plan."""
+        """Applies the results of the last plan: notes what was evaluated, adds the sampled tokens to the replies, and
+        frees the slots of sequences that ended. Returns the messages for the worker, in the order of the plan. A
+        sequence that was cancelled meanwhile is passed over."""
         sampled = {result.sequence_id: result for result in results}
         outcomes: list[Advance | Refused] = []
         for work in self._plan:
@@ -156,7 +165,7 @@ class Scheduler:
         return outcomes
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if slots and sequences disagree. For tests."""
+        """Raises AssertionError if slots and sequences disagree. Only tests call it."""
         self.slots.check_integrity()
         for sequence in self._running.values():
             if sequence.slot is None or self.slots.slots[sequence.slot].sequence_id != sequence.id:
@@ -169,7 +178,8 @@ class Scheduler:
             raise AssertionError(f"{n_taken} slots are taken by {len(self._running)} sequences")
 
     def cancel(self, sequence_id: int) -> Advance | None:
-        """Ends the sequence and frees its slot at once. None: there is no such sequence, or it had ended."""
+        """Ends the sequence, waiting or running, frees its slot, and returns the final Advance. None: there is no such
+        sequence, or it had ended before."""
         sequence = self._running.get(sequence_id)
         if sequence is None:
             sequence = next((waiting for waiting in self._waiting if waiting.id == sequence_id), None)
@@ -191,8 +201,10 @@ class Scheduler:
         return self.slots.try_admit(sequence.id, sequence.prompt)
 
     def _prefix_to_wait_for(self, sequence: Sequence) -> PrefixWait | None:
-        """(1) None if the model cannot share. (2) Otherwise the sequence in prefill with the longest common prefix.
-        (3) None if that prefix is hardly longer than what this sequence reuses already."""
+        """Which prefix this new sequence waits for, if waiting beats computing.
+
+        (1) None if the model cannot share. (2) Otherwise the sequence in prefill with the longest common prefix, (3)
+        unless that prefix is hardly longer than what this sequence has already."""
         if not self._model.can_share:  # (1)
             return None
         waits = [
@@ -206,7 +218,8 @@ class Scheduler:
         return best
 
     def _copy_ready_prefixes(self) -> list[Admission]:
-        """Ends the wait of each sequence whose prefix is complete, or whose other sequence has ended."""
+        """Ends the wait of each sequence whose prefix is ready, or whose other sequence has ended. Returns the copies
+        that the caller must carry out."""
         found = []
         for sequence in self._running.values():
             wait = sequence.wait
@@ -224,7 +237,8 @@ class Scheduler:
         return found
 
     def _append_token(self, sequence: Sequence, token: int) -> str:
-        """Adds one token to the reply. Returns the text that can be shown because of it."""
+        """Adds one token to the reply, and sets `finish` if the reply ends with it. Returns the text that can be shown
+        now."""
         if self._model.is_end(token):
             sequence.finish = "stop"
             return sequence.text.end()

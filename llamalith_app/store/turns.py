@@ -1,7 +1,15 @@
-"""The tree of turns: appended at the end of a path, read from one turn up to the root, recognised by a digest.
+"""The tree of turns: appends a turn and its reply, and reads what a job may see.
 
-The only writer of turns and messages until they expire (`store/retention.py`). Knows which jobs were answered, and
-nothing else of jobs.
+Each turn has one parent, the turn that it goes on from; its path is itself and its ancestors up to the root. Two turns
+with the same parent are branches. The head of a conversation is the turn that people see as its newest. A turn without
+a reply stays on its path, but later jobs do not read it. The system message in force at a turn is that of the turn
+`system_turn_id`, which is the turn itself or an ancestor.
+
+A turn with a reply has a digest: a hash of everything that a job after it would read. By it a history that a client
+sends is found again (`longest_beginning`).
+
+Only this module writes turns and messages; `store/retention.py` deletes them. Runs inside a transaction or snapshot of
+`store/database.py`. Of jobs it only knows which are done.
 """
 
 from __future__ import annotations
@@ -37,15 +45,15 @@ _turns, _messages, _conversations = (cast(Table, row.__table__) for row in (Turn
 
 
 class Turn(NamedTuple):
-    """What one job is to answer: nothing of another branch, nothing queued later, nothing that got no reply."""
+    """What one job reads: the messages of its own path, without turns that got no reply."""
 
     messages: list[Message]
     n_too_old: int
-    """Messages left out already here, because no context could hold as much text as comes after them."""
+    """Number of the oldest messages that are left out here already, because the text after them fills any context."""
 
 
 class Parent(NamedTuple):
-    """What a new turn goes on from. All null: from nothing."""
+    """The turn that a new turn goes on from; `NOTHING` for the first turn of a conversation."""
 
     id: int | None
     depth: int
@@ -55,7 +63,7 @@ class Parent(NamedTuple):
 
 
 class Beginning(NamedTuple):
-    """The path that the first messages of a history equal."""
+    """A path that has the same messages as the beginning of a history."""
 
     turn_id: int
     conversation_id: int
@@ -77,7 +85,7 @@ _SET_HEAD = (
 _NEW_MESSAGES = insert(_messages)
 _SYSTEM = select(MessageRow.content).where(MessageRow.turn_id == bindparam("of_turn"), MessageRow.position == 0)
 is_system = and_(MessageRow.position == 0, MessageRow.role == literal_column("'system'"))
-"""It is in force from its turn on; one that stands further back in a turn is a message like any other."""
+"""Only as the first message of a turn does a system message come into force. Elsewhere it is a message like others."""
 _MESSAGE = (MessageRow.role, MessageRow.content, MessageRow.tool_calls, MessageRow.tool_call_id)
 _INPUTS = (
     select(*_MESSAGE)
@@ -87,8 +95,8 @@ _INPUTS = (
 
 
 def path(*, is_bounded: bool = False) -> CTE:
-    """The turns from `from_turn` (a parameter of the statement) up to the root; bounded, up to the depth `from_depth`.
-    Its columns are id, parent_id and depth."""
+    """The path of the turn `from_turn`. With `is_bounded`, only its turns of the depth `from_depth` and deeper. Both
+    are parameters of the statement. The columns are id, parent_id and depth; the root has depth 0."""
     start = select(TurnRow.id, TurnRow.parent_id, TurnRow.depth).where(TurnRow.id == bindparam("from_turn"))
     up = start.cte("path", recursive=True)
     above = aliased(TurnRow)
@@ -104,7 +112,8 @@ _is_read = or_(JobRow.id.is_(None), JobRow.status == Status.DONE.value)
 
 
 def _read_of(turns: CTE, *columns: Any) -> Select[Any]:
-    """Of the messages on that path, those that a job behind it reads, without the system message in force."""
+    """The messages on this path that a job after its last turn reads, without system messages that are or were in
+    force."""
     return (
         select(*columns)
         .join_from(turns, MessageRow, MessageRow.turn_id == turns.c.id)
@@ -175,7 +184,8 @@ def parent(connection: Connection, turn_id: int | None) -> Parent:
 def append(
     connection: Connection, conversation_id: int, behind: Parent, inputs: Sequence[Message], now: datetime
 ) -> int:
-    """A new turn with these messages, the head of its conversation from now on; its id."""
+    """Adds a turn with these messages after the turn `behind`, makes it the head of its conversation, and returns its
+    id. A system message that comes first is in force from now on."""
     new = {
         "conversation_id": conversation_id,
         "parent_id": behind.id,
@@ -195,7 +205,11 @@ def append(
 
 
 def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetime) -> None:
-    """The last message of its turn, and with it the digest of the path that ends here."""
+    """Adds the reply as the turn's last message, and sets the turn's digest.
+
+    The digest continues that of the nearest ancestor with a reply. If another system message has come into force since
+    then, it is computed anew from all messages.
+    """
     said = inputs(connection, turn_id)
     connection.execute(_NEW_MESSAGES, _as_row(turn_id, len(said), reply, True, now))
     new = [*(said[1:] if said and said[0].role == "system" else said), reply]
@@ -212,12 +226,12 @@ def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetim
 
 
 def inputs(connection: Connection, turn_id: int) -> list[Message]:
-    """What was sent in with it, its system message too."""
+    """The messages of the turn without its reply: what its client sent."""
     return [_as_message(row) for row in connection.execute(_INPUTS, {"of_turn": turn_id}).mappings()]
 
 
 def system_in_force(connection: Connection, system_turn_id: int | None) -> str | None:
-    """Of a turn with that `system_turn_id`. None: there is none."""
+    """The text of the system message of this turn. None: no system message is in force."""
     if system_turn_id is None:
         return None
     content: str = connection.execute(_SYSTEM, {"of_turn": system_turn_id}).scalar_one()
@@ -225,9 +239,10 @@ def system_in_force(connection: Connection, system_turn_id: int | None) -> str |
 
 
 def turn(connection: Connection, turn_id: int, max_chars: int) -> Turn:
-    """The system message in force, the earlier turns of its path that have a reply, and this turn's own messages.
+    """What the job of this turn reads, in order: the system message in force, the earlier turns of its path that have a
+    reply, and the turn's own messages.
 
-    Goes back no further than `max_chars` characters of earlier turns.
+    Of the earlier turns, only the newest messages with at most `max_chars` characters together.
     """
     own = inputs(connection, turn_id)
     at = connection.execute(_TURN, {"of_turn": turn_id}).one()
@@ -246,12 +261,12 @@ def turn(connection: Connection, turn_id: int, max_chars: int) -> Turn:
 
 
 def messages(connection: Connection, head_turn_id: int) -> list[Message]:
-    """All of the path to it, what got no reply too."""
+    """All messages on the path of this turn, also of turns without a reply."""
     return [_as_message(row) for row in connection.execute(_WHOLE, {"from_turn": head_turn_id}).mappings()]
 
 
 def newest(connection: Connection, head_turn_id: int, role: str) -> Message | None:
-    """The last message of that role on the path to it."""
+    """The newest message with this role on the path of this turn."""
     depth = parent(connection, head_turn_id).depth
     # Nearly always among the last ones; the whole of a long path is looked through only where it is not.
     for from_depth in sorted({max(0, depth - 20), 0}, reverse=True):
@@ -263,8 +278,8 @@ def newest(connection: Connection, head_turn_id: int, role: str) -> Message | No
 
 
 def longest_beginning(connection: Connection, owner_id: int, history: Sequence[Message]) -> Beginning | None:
-    """The longest path of this owner that equals the beginning of a history: what a job behind its last turn would
-    read is these messages, and nothing is missing. None: there is none."""
+    """The owner's path that has the same messages as the longest possible beginning of the history. A job after its
+    last turn reads exactly these messages. None: there is no such path."""
     for n_messages, digest in digests.beginnings(history):
         for found in connection.execute(_BY_DIGEST, {"of_digest": digest, "of_owner": owner_id}):
             # A part of the path may have expired since.
@@ -280,7 +295,8 @@ def _system(connection: Connection, system_turn_id: int | None) -> Iterable[Mess
 
 
 def _texts(connection: Connection, turn_id: int | None, from_depth: int, from_position: int) -> list[Message]:
-    """What a job behind that turn reads of its path, from there on."""
+    """What a job after this turn reads of its path, from the message at this depth and position on, without the system
+    message in force."""
     of = {"from_turn": turn_id, "from_depth": from_depth, "from_position": from_position}
     return [_as_message(row) for row in connection.execute(_TEXTS, of).mappings()]
 

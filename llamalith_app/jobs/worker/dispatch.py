@@ -1,7 +1,11 @@
-"""Who gets a place: looks for due jobs, reserves places for them, claims them, and has their attempts run.
+"""Starts jobs on this worker: finds what is due, reserves places, claims a job for each place, and has it run.
 
-Woken by SAQ's tasks, by the worker's own poll, and by the end of each attempt. Redis decides nothing here: the record
-says what is due, `jobs/order.py` which is next, the pool where there is room. Holds the attempts that run.
+A place is the right to run one job in a model's engine, loaded or yet to be loaded (`pool.Reservation`). Jobs run in
+chains: when a job ends, its place is released, and the chain goes on with whatever is due then. Three things start
+chains: a task of SAQ (`wake`), the worker's poll (`poll`), and the end of a job, when there is room for more than one.
+
+The record says what is due, `jobs/order.py` what comes next, and the pool where there is room. Redis decides nothing: a
+hint only says when to look. Owns the attempts that run (`running`). Does not know how an attempt runs (`attempt.py`).
 """
 
 from __future__ import annotations
@@ -29,16 +33,17 @@ log = structlog.get_logger(__name__)
 
 
 class _Start(NamedTuple):
-    """A place, and the class of the job that is to be claimed for it."""
+    """A place that is reserved, and the class of the job that will be claimed for it. Which job that is, the claim
+    decides."""
 
     reservation: Reservation
     priority: int
     is_counted: bool
-    """As `order.counts_towards_relief` says."""
+    """Whether it counts towards the next turn of an overdue class (`order.counts_towards_relief`)."""
 
 
 class Dispatcher:
-    """`tasks` holds everything that runs here; `wake_later` is called with how long from now to poll again."""
+    """`tasks` gets every task that is started here. `wake_later` is called with the time until the next extra poll."""
 
     def __init__(
         self,
@@ -69,20 +74,21 @@ class Dispatcher:
         self.draining = asyncio.Event()
 
     async def poll(self) -> None:
-        """Starts as much of what is due as there are places for, and returns at once. Raises StorageUnavailable."""
+        """Starts a chain for each due job that finds a place, and returns without waiting for any. Raises
+        StorageUnavailable."""
         for start in await self._reserve_due():
             self._begin(start)
 
     def wake(self, model: str, show: Show) -> asyncio.Task[None]:
-        """`run_next` as a task of its own, which goes on when its caller is cancelled."""
+        """Starts `run_next` as a task that goes on even if SAQ cancels the caller."""
         return self._tasks.start(self.run_next(model, show))
 
     async def run_next(self, model: str, show: Show) -> None:
-        """Runs due jobs one after another while there are any and there is a place for them: which, the order
-        decides, not the hint that woke this. Places beyond the one that this takes get tasks of their own.
+        """What a task of SAQ does after a hint for `model`: runs one chain of jobs and shows its progress by `show`.
 
-        Where others run `model` already and no task of SAQ shows them, this one shows their progress instead: a busy
-        queue is seen to be busy.
+        The order decides which jobs the chain runs; they may be of another model. Further places get chains of their
+        own. After the chain ends, or if there was no place, this shows other chains that run `model` and that no task
+        of SAQ shows, until there is none: people then see in SAQ's monitor that the queue is busy.
         """
         try:
             start = self._begin_all_but_first(await self._reserve_due())
@@ -96,7 +102,8 @@ class Dispatcher:
             await mirror.ended.wait()
 
     async def all_end(self, within_s: float) -> bool:
-        """Once draining: waits for all that was started; False: something still runs."""
+        """Waits at most `within_s` seconds for everything that was started here; call it while draining. False:
+        something still runs."""
         return await self._tasks.all_end(within_s)
 
     def stop_all(self, reason: StopReason) -> None:
@@ -104,7 +111,7 @@ class Dispatcher:
             running.stop(reason)
 
     async def _reserve_due(self) -> list[_Start]:
-        """Places for as much of what is due as can start now, best first."""
+        """Reserves a place for each due job that can start now. The job that comes first in the order is first."""
         starts: list[_Start] = []
         if self.draining.is_set():
             return starts
@@ -124,7 +131,7 @@ class Dispatcher:
         return starts
 
     def _begin_all_but_first(self, starts: list[_Start]) -> _Start | None:
-        """The first of them, for the caller."""
+        """Starts a chain for each but the first, which is returned for the caller to run."""
         for start in starts[1:]:
             self._begin(start)
         return starts[0] if starts else None
@@ -141,7 +148,7 @@ class Dispatcher:
         return next((mirror for mirror in self._mirrors if not mirror.is_shown and mirror.model == model), None)
 
     async def _run_until_idle(self, start: _Start, mirror: TaskMirror) -> None:
-        """Runs a job in the place, releases it, and so on with whatever is next then."""
+        """One chain: runs a job in the place, releases the place, and goes on until nothing more can start."""
         following: _Start | None = start
         try:
             while following is not None and await self._run_one(following, mirror):
@@ -153,7 +160,8 @@ class Dispatcher:
             mirror.ended.set()
 
     async def _run_one(self, start: _Start, mirror: TaskMirror) -> bool:
-        """True if it ran a job; another worker may have claimed it first."""
+        """Claims a job for the place and runs one attempt. False: the chain ends, because another worker claimed the
+        job first or this worker drains."""
         with start.reservation as reservation:
             mirror.model = reservation.model
             claim = await self._claim(start)
