@@ -100,14 +100,14 @@ def test_what_is_written_in_bulk_is_what_the_record_allows(tmp_path: Path, shape
     stored.let_wait(path, shape)
     engine = write_engine(path)
     with engine.connect() as connection:
-        counted = check.counts(connection)
+        counted = check.row_counts(connection)
         assert counted["jobs done"] == 100
         assert counted["jobs queued"] == shape.n_conversations * shape.n_each
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
     stored.let_nothing_wait(path)
     with engine.connect() as connection:
-        assert check.counts(connection)["jobs"] == 100
-        assert check.broken(connection) == []
+        assert check.row_counts(connection)["jobs"] == 100
+        assert check.violations(connection) == []
     engine.dispose()
 
 

@@ -110,7 +110,7 @@ def wanted_schema(wanted: ResponseFormat | None) -> WantedSchema | None:
     return WantedSchema(wanted.schema or {}, "response_format.schema", bool(wanted.strict))
 
 
-def given_in(request: Parameters) -> Parameters | None:
+def parameters_given(request: Parameters) -> Parameters | None:
     """The parameters of a request, without its other fields. None: it sets none."""
     parameters = Parameters(**{name: getattr(request, name) for name in NAMES})
     return None if parameters == Parameters() else parameters

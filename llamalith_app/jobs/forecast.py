@@ -49,7 +49,7 @@ class Forecasts:
         if time.monotonic() < self._fresh_until:
             return self.newest
         now = datetime.now(UTC)
-        told = await self._database.read(workers.told, now)
+        told = await self._database.read(workers.statuses, now)
         load = await self._database.read(waiting.queue_depth, self._models, now)
         engines = merge_statuses(
             status for text in told for status in msgspec.json.decode(text, type=list[EngineStatus])

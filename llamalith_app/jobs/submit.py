@@ -31,7 +31,7 @@ from llamalith_app.store.tables import Status
 T = TypeVar("T")
 
 
-class _NoRoom(Exception):
+class _QueueLimitReached(Exception):
     """As many jobs of the owner wait as may."""
 
 
@@ -78,7 +78,9 @@ class Submissions:
 
         Raises BadInput, ValidatorBusy, KeyReused, QueueFull or StorageUnavailable with nothing stored."""
         # Before it is validated: the answer stays the same though the configuration may have changed.
-        if key is not None and (before := await self._database.read(keys.find, key, datetime.now(UTC), JobAccepted)):
+        if key is not None and (
+            before := await self._database.read(keys.stored_answer, key, datetime.now(UTC), JobAccepted)
+        ):
             return before
         completed = self._completed(request)
         new = submission.NewJob(
@@ -167,7 +169,7 @@ class Submissions:
         def make(connection: Connection, now: datetime) -> tuple[Retried, list[str]]:
             room = self._max_queued - waiting.n_queued(connection, owner_id)
             if room <= 0:
-                raise _NoRoom
+                raise _QueueLimitReached
             found = submission.retry_matching(
                 connection,
                 owner_id,
@@ -209,7 +211,7 @@ class Submissions:
             nonlocal n_queued
             n_queued = waiting.n_queued(connection, owner_id)
             if n_queued >= self._max_queued:
-                raise _NoRoom
+                raise _QueueLimitReached
             return make(connection, now)
 
         async with self._counting:
@@ -222,11 +224,11 @@ class Submissions:
 
     async def _once(self, key: Key | None, answer: type[T], make: Callable[[Connection, datetime], T]) -> T:
         def once(connection: Connection, now: datetime) -> T:
-            return keys.once(connection, key, now, answer, lambda: make(connection, now))
+            return keys.answer_once(connection, key, now, answer, lambda: make(connection, now))
 
         try:
             return await self._database.write(once, datetime.now(UTC))
-        except _NoRoom:
+        except _QueueLimitReached:
             raise QueueFull(self._max_queued, await self._forecasts.retry_after_s()) from None
 
     def _take_uncounted(self, owner_id: int) -> bool:

@@ -21,13 +21,13 @@ from llamalith_app.store import record, workers
 from llamalith_app.store.jobs import leases, transitions
 from llamalith_app.store.tables import JobRow, Outcome
 
-IDS_A_MS = 10
+MAX_IDS_PER_MS = 10
 """More than can have been accepted between the newest job of a copy and its restore."""
-LEAST_GAP = 10_000
+MIN_ID_GAP = 10_000
 """For clocks that went back."""
 FIRST_RELEASE = datetime(2026, 11, 1, tzinfo=UTC)
 """Before the first job of any copy that has none left."""
-PAGES = 4096
+PAGES_PER_STEP = 4096
 """Copied in one go, 16 MiB: others can write between them."""
 
 
@@ -42,16 +42,16 @@ def copy(source: Path, target: Path, tell: Callable[[int, int], None]) -> None:
         if target.exists():
             raise ConfigError([f"{target}: is there already; nothing was written"])
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with closing(_opened(source)) as from_, closing(sqlite3.connect(part)) as to:
+        with closing(_open_read_only(source)) as from_, closing(sqlite3.connect(part)) as to:
             # One snapshot: SQLite would begin anew each time that somebody wrote between two steps.
             from_.execute("BEGIN")
             from_.execute("SELECT 1 FROM sqlite_schema").fetchone()
-            from_.backup(to, pages=PAGES, progress=lambda _, left, of: tell(of - left, of))
+            from_.backup(to, pages=PAGES_PER_STEP, progress=lambda _, left, of: tell(of - left, of))
             # One file: what was in the other's log is in it now.
             to.execute("PRAGMA journal_mode = DELETE")
-            _judge(to, source)
+            _validate(to, source)
         _sync(part)
-        _put(part, target)
+        _move_into_place(part, target)
         _sync(target.parent)
     except FileExistsError:
         raise ConfigError([f"{target}: is there already; nothing was written"]) from None
@@ -61,7 +61,7 @@ def copy(source: Path, target: Path, tell: Callable[[int, int], None]) -> None:
         part.unlink(missing_ok=True)
 
 
-def go_on(connection: Connection, now: datetime) -> None:
+def activate(connection: Connection, now: datetime) -> None:
     """Makes a copy the record from now on.
 
     What ran when it was made runs nowhere: its workers are not there, no start of theirs counts. And no job gets an id
@@ -70,7 +70,7 @@ def go_on(connection: Connection, now: datetime) -> None:
     made_at = (
         connection.execute(select(JobRow.created_at).order_by(JobRow.id.desc()).limit(1)).scalar() or FIRST_RELEASE
     )
-    gap = max(now - made_at, timedelta()) // timedelta(milliseconds=1) * IDS_A_MS
+    gap = max(now - made_at, timedelta()) // timedelta(milliseconds=1) * MAX_IDS_PER_MS
     # Before its first job SQLite knows of no sequence.
     connection.execute(
         text(
@@ -79,9 +79,9 @@ def go_on(connection: Connection, now: datetime) -> None:
         )
     )
     connection.execute(
-        text("UPDATE sqlite_sequence SET seq = seq + :gap WHERE name = 'jobs'"), {"gap": gap + LEAST_GAP}
+        text("UPDATE sqlite_sequence SET seq = seq + :gap WHERE name = 'jobs'"), {"gap": gap + MIN_ID_GAP}
     )
-    record.rename(connection)
+    record.assign_new_id(connection)
     for worker in workers.not_ended(connection):
         workers.end(connection, worker.id, now)
     for lease in leases.active_leases(connection):
@@ -97,14 +97,14 @@ def go_on(connection: Connection, now: datetime) -> None:
         )
 
 
-def _opened(source: Path) -> sqlite3.Connection:
+def _open_read_only(source: Path) -> sqlite3.Connection:
     if not source.is_file():
         raise ConfigError([f"{source}: there is no database"])
     # Read-only, yet it may make the files beside it that reading a log needs.
     return sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=30, isolation_level=None)
 
 
-def _judge(copied: sqlite3.Connection, source: Path) -> None:
+def _validate(copied: sqlite3.Connection, source: Path) -> None:
     ((verdict,), *_) = copied.execute("PRAGMA quick_check(1)").fetchall()
     if verdict != "ok":
         raise ConfigError([f"{source}: is damaged ({verdict}); nothing was written"])
@@ -112,7 +112,7 @@ def _judge(copied: sqlite3.Connection, source: Path) -> None:
         raise ConfigError([f"{source}: is no database of Llamalith; nothing was written"])
 
 
-def _put(part: Path, target: Path) -> None:
+def _move_into_place(part: Path, target: Path) -> None:
     try:
         # Unlike a rename, a link never takes another's place.
         os.link(part, target)

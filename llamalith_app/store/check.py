@@ -10,13 +10,13 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 
-class Broken(NamedTuple):
+class Violation(NamedTuple):
     rule: str
     rows: list[dict[str, object]]
     """The first of them."""
 
 
-SHOWN = 20
+MAX_ROWS = 20
 
 RULES = {
     "a done job has exactly one reply, the last message of its own turn": """
@@ -90,7 +90,7 @@ SQLITE_ONLY = {"foreign keys hold"}
 """PostgreSQL holds them whoever writes; SQLite only for connections that ask for it."""
 
 
-def counts(connection: Connection) -> dict[str, int]:
+def row_counts(connection: Connection) -> dict[str, int]:
     """Rows of each kind, jobs by status."""
     found = {
         table: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()  # noqa: S608 - fixed names
@@ -101,13 +101,13 @@ def counts(connection: Connection) -> dict[str, int]:
     return found
 
 
-def broken(connection: Connection) -> list[Broken]:
+def violations(connection: Connection) -> list[Violation]:
     """The rules that do not hold, each with its first rows."""
     found = []
     for rule, query in RULES.items():
         if rule in SQLITE_ONLY and connection.dialect.name != "sqlite":
             continue
-        rows = [dict(row) for row in connection.execute(text(query)).mappings().fetchmany(SHOWN)]
+        rows = [dict(row) for row in connection.execute(text(query)).mappings().fetchmany(MAX_ROWS)]
         if rows:
-            found.append(Broken(rule, rows))
+            found.append(Violation(rule, rows))
     return found

@@ -143,7 +143,7 @@ def thread(
     conversation = connection.execute(
         select(ConversationRow.id, ConversationRow.head_turn_id, TurnRow.depth)
         .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
-        .where(reads.is_named(owner_id, public_id))
+        .where(reads.has_public_id(owner_id, public_id))
     ).first()
     if conversation is None:
         return None
@@ -158,7 +158,7 @@ def thread(
     depths = {
         row.id: row.depth for row in connection.execute(_PART_OF_PATH, on_path | {"from_depth": first, "until": until})
     }
-    found = reads.of_turns(connection, owner_id, list(depths), oldest_first=goes_on)
+    found = reads.jobs_by_turn(connection, owner_id, list(depths), oldest_first=goes_on)
     if sum(map(reads.n_text_chars, found.values())) >= reads.MAX_PAGE_CHARS:
         # Very long texts ended the page early: it is whole from its oldest job on, or up to its newest.
         of_jobs = [depths[turn_id] for turn_id in found]
@@ -224,7 +224,7 @@ def exists(connection: Connection, owner_id: int, public_id: str) -> bool:
 
 def _id(connection: Connection, owner_id: int, public_id: str) -> int | None:
     found: int | None = connection.execute(
-        select(ConversationRow.id).where(reads.is_named(owner_id, public_id))
+        select(ConversationRow.id).where(reads.has_public_id(owner_id, public_id))
     ).scalar()
     return found
 
@@ -232,7 +232,7 @@ def _id(connection: Connection, owner_id: int, public_id: str) -> int | None:
 def _head(connection: Connection, owner_id: int, public_id: str) -> int | None:
     """The turn that its path ends with. None: no such conversation."""
     found: int | None = connection.execute(
-        select(ConversationRow.head_turn_id).where(reads.is_named(owner_id, public_id))
+        select(ConversationRow.head_turn_id).where(reads.has_public_id(owner_id, public_id))
     ).scalar()
     return found
 
@@ -242,7 +242,7 @@ def message_list(connection: Connection, owner_id: int, public_id: str) -> Messa
     return MessageList(
         conversation_id=public_id.strip(),
         exists=head is not None,
-        messages=[] if head is None else turns.messages(connection, head),
+        messages=[] if head is None else turns.path_messages(connection, head),
     )
 
 
@@ -253,7 +253,7 @@ def messages(connection: Connection, owner_id: int, public_id: str) -> list[Mess
 
 def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
     conversation = connection.execute(
-        select(ConversationRow.id, ConversationRow.head_turn_id).where(reads.is_named(owner_id, public_id))
+        select(ConversationRow.id, ConversationRow.head_turn_id).where(reads.has_public_id(owner_id, public_id))
     ).first()
     if conversation is None:
         return Latest(
@@ -263,9 +263,9 @@ def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
     return Latest(
         conversation_id=public_id.strip(),
         exists=True,
-        last_user=turns.newest(connection, conversation.head_turn_id, "user"),
-        last_assistant=turns.newest(connection, conversation.head_turn_id, "assistant"),
-        last_job=None if job_id is None else reads.one(connection, owner_id, job_id),
+        last_user=turns.newest_message(connection, conversation.head_turn_id, "user"),
+        last_assistant=turns.newest_message(connection, conversation.head_turn_id, "assistant"),
+        last_job=None if job_id is None else reads.job_by_id(connection, owner_id, job_id),
     )
 
 

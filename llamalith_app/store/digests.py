@@ -17,18 +17,18 @@ from llamalith_app.contracts.conversations import Message
 
 def extend(digest: str | None, messages: Iterable[Message]) -> str:
     """The digest of what `digest` stands for with these messages behind it; None: nothing stands before them."""
-    *_, last = _running(digest, messages)
+    *_, last = _digests_of_prefixes(digest, messages)
     return last
 
 
-def beginnings(messages: Sequence[Message]) -> list[tuple[int, str]]:
+def prefix_digests(messages: Sequence[Message]) -> list[tuple[int, str]]:
     """Where these messages may leave a path that is stored, longest first: the number of messages up to there, and
     their digest.
 
     A stored path ends with a reply, and what goes on from it does not begin with a system message: that would be in
     force for all of the path, and no longer stand where it was sent.
     """
-    digests = list(_running(None, messages))
+    digests = list(_digests_of_prefixes(None, messages))
     return [
         (n, digests[n])
         for n in range(len(messages), 0, -1)
@@ -36,12 +36,12 @@ def beginnings(messages: Sequence[Message]) -> list[tuple[int, str]]:
     ]
 
 
-def _running(digest: str | None, messages: Iterable[Message]) -> Iterator[str]:
+def _digests_of_prefixes(digest: str | None, messages: Iterable[Message]) -> Iterator[str]:
     """The digest of nothing, of the first message, of the first two, …"""
-    return accumulate(messages, _behind, initial=digest or "")
+    return accumulate(messages, _extend_by_one, initial=digest or "")
 
 
-def _behind(digest: str, message: Message) -> str:
+def _extend_by_one(digest: str, message: Message) -> str:
     # Keys of tool calls in one order: the same call is the same, however its JSON was spelled.
     said = msgspec.json.encode(
         (message.role, message.content, message.tool_calls, message.tool_call_id), order="deterministic"

@@ -17,7 +17,7 @@ from llamalith_app.store.tables import KeyRow
 
 T = TypeVar("T")
 
-KEEP = timedelta(hours=24)
+ANSWER_TTL = timedelta(hours=24)
 
 
 class Key(NamedTuple):
@@ -28,10 +28,10 @@ class Key(NamedTuple):
     """Of the whole request: another one under the same key is refused."""
 
 
-def find(connection: Connection, key: Key, now: datetime, answer: type[T]) -> T | None:
+def stored_answer(connection: Connection, key: Key, now: datetime, answer: type[T]) -> T | None:
     """The answer of before; None: there was none. Raises KeyReused where it was another request's."""
     seen = connection.execute(
-        select(KeyRow.digest, KeyRow.answer).where(_is(key), KeyRow.created_at > now - KEEP)
+        select(KeyRow.digest, KeyRow.answer).where(_matches(key), KeyRow.created_at > now - ANSWER_TTL)
     ).first()
     if seen is None:
         return None
@@ -40,14 +40,14 @@ def find(connection: Connection, key: Key, now: datetime, answer: type[T]) -> T 
     return msgspec.json.decode(seen.answer, type=answer)
 
 
-def once(connection: Connection, key: Key | None, now: datetime, answer: type[T], make: Callable[[], T]) -> T:
+def answer_once(connection: Connection, key: Key | None, now: datetime, answer: type[T], make: Callable[[], T]) -> T:
     """What `make` answers, or answered before. What it raises is not kept: the next try is a new one."""
     if key is None:
         return make()
-    if (found := find(connection, key, now, answer)) is not None:
+    if (found := stored_answer(connection, key, now, answer)) is not None:
         return found
     made = make()
-    connection.execute(delete(KeyRow).where(_is(key)))
+    connection.execute(delete(KeyRow).where(_matches(key)))
     connection.execute(
         insert(KeyRow).values(
             owner_id=key.owner_id,
@@ -60,15 +60,17 @@ def once(connection: Connection, key: Key | None, now: datetime, answer: type[T]
     return made
 
 
-def has_old(connection: Connection, now: datetime) -> bool:
+def has_expired_keys(connection: Connection, now: datetime) -> bool:
     """There is something to forget."""
-    return connection.execute(select(KeyRow.key).where(KeyRow.created_at <= now - KEEP).limit(1)).first() is not None
+    return (
+        connection.execute(select(KeyRow.key).where(KeyRow.created_at <= now - ANSWER_TTL).limit(1)).first() is not None
+    )
 
 
-def forget(connection: Connection, now: datetime, limit: int) -> int:
+def delete_expired(connection: Connection, now: datetime, limit: int) -> int:
     """Deletes so many, the oldest, of those that nobody is answered by any more, and those of the same moment as the
     last of them; how many."""
-    until = now - KEEP
+    until = now - ANSWER_TTL
     last = (
         select(KeyRow.created_at)
         .where(KeyRow.created_at <= until)
@@ -82,5 +84,5 @@ def forget(connection: Connection, now: datetime, limit: int) -> int:
     ).rowcount
 
 
-def _is(key: Key) -> ColumnElement[bool]:
+def _matches(key: Key) -> ColumnElement[bool]:
     return and_(KeyRow.owner_id == key.owner_id, KeyRow.key == key.key)

@@ -20,6 +20,6 @@ def record_id(path: Path) -> str:
         return connection.execute(select(RecordRow.id)).scalar_one()
 
 
-def rename(connection: Connection) -> None:
+def assign_new_id(connection: Connection) -> None:
     """Makes a copy a record of its own."""
     connection.execute(update(RecordRow).values(id=secrets.token_hex(8)))

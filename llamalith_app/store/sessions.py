@@ -11,9 +11,9 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, inser
 
 from llamalith_app.store.tables import SessionRow
 
-IDLE = timedelta(hours=12)
-ABSOLUTE = timedelta(days=7)
-TOUCH_EVERY = timedelta(minutes=5)
+IDLE_TIMEOUT = timedelta(hours=12)
+MAX_AGE = timedelta(days=7)
+TOUCH_INTERVAL = timedelta(minutes=5)
 """How exactly `seen_at` is kept: a write for each request would cost more than the request."""
 
 
@@ -28,13 +28,13 @@ _FIND = select(SessionRow.user_id, SessionRow.seen_at).where(
 
 def begin(connection: Connection, digest: str, user_id: int, now: datetime) -> None:
     """Also forgets the sessions that have ended by their age."""
-    connection.execute(delete(SessionRow).where(~_alive(now - ABSOLUTE, now - IDLE)))
+    connection.execute(delete(SessionRow).where(~_alive(now - MAX_AGE, now - IDLE_TIMEOUT)))
     connection.execute(insert(SessionRow).values(digest=digest, user_id=user_id, created_at=now, seen_at=now))
 
 
-def find(connection: Connection, digest: str, now: datetime) -> tuple[int, datetime] | None:
+def active_session(connection: Connection, digest: str, now: datetime) -> tuple[int, datetime] | None:
     """The user's id and when the session was last used; None: no such session, or it has ended."""
-    ages = {"created_after": now - ABSOLUTE, "seen_after": now - IDLE}
+    ages = {"created_after": now - MAX_AGE, "seen_after": now - IDLE_TIMEOUT}
     row = connection.execute(_FIND, {"of_digest": digest, **ages}).first()
     return None if row is None else (row.user_id, row.seen_at)
 

@@ -54,12 +54,12 @@ def heartbeat(connection: Connection, worker_id: int, now: datetime, engines: st
     )
 
 
-def told(connection: Connection, now: datetime) -> list[str]:
+def statuses(connection: Connection, now: datetime) -> list[str]:
     """What each worker that is alive told of its engines."""
     return [text for text in connection.execute(select(WorkerRow.engines).where(*_alive(now))).scalars() if text]
 
 
-def served(connection: Connection, now: datetime) -> set[str]:
+def served_models(connection: Connection, now: datetime) -> set[str]:
     """The models of all workers that are alive."""
     lists = connection.execute(select(WorkerRow.models).where(*_alive(now))).scalars()
     return {model for models in lists for model in json.loads(models)}

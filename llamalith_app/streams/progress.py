@@ -30,7 +30,7 @@ def put(pipeline: Any, record: str, job_id: int, attempt: int, progress: Progres
     pipeline.set(_key(record, job_id, attempt), msgspec.json.encode(progress), ex=TTL_S)
 
 
-def forget(pipeline: Any, record: str, job_id: int, attempt: int) -> None:
+def delete(pipeline: Any, record: str, job_id: int, attempt: int) -> None:
     """Adds the command that deletes it to a pipeline."""
     pipeline.unlink(_key(record, job_id, attempt))
 

@@ -226,7 +226,7 @@ class AttemptStream:
             entries.append(Entry(self._attempt, 0, "progress", data, self._first_attempt))
             self._progress = None
         if self.is_ending:
-            progress.forget(pipeline, self._record, self._job_id, self._attempt)
+            progress.delete(pipeline, self._record, self._job_id, self._attempt)
         if self._unconfirmed and not self._superseded:
             for entry in self._unconfirmed:
                 self._add_entry(pipeline, entry, must_exist=self._exists or entry is not self._unconfirmed[0])

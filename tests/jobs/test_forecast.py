@@ -12,7 +12,7 @@ from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.jobs.order import ModelQueue, max_wait_by_priority, merge_statuses, model_queues, remaining_s
 from llamalith_app.jobs.worker.speeds import Speeds
 from llamalith_app.settings.declaration import MaxWait
-from llamalith_app.store.jobs.waiting import Due, QueueDepth
+from llamalith_app.store.jobs.waiting import DueJobs, QueueDepth
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 MAX_WAIT = max_wait_by_priority(MaxWait(normal=120))
@@ -60,7 +60,7 @@ def test_a_model_that_does_not_fit_waits_for_the_other_s_queue_but_not_beyond_it
         engine("a"),
         engine("b", state="absent", fits=False),
         queued={"a": n_queued, "b": 1},
-        due=[Due("b", 1, 1, ago(waited_s))],
+        due=[DueJobs("b", 1, 1, ago(waited_s))],
     )
     assert found["b"].start_s(1) == expected
 

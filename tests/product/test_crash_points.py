@@ -181,7 +181,7 @@ def run_to_the_end(path: Path) -> dict[int, str]:
             )
         while claim := transitions.claim(connection, "m", 1, 2, now):
             assert finish(connection, claim)
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
         statuses = {row.id: row.status for row in connection.exec_driver_sql("SELECT id, status FROM jobs")}
     engine.dispose()
     return statuses
@@ -191,7 +191,7 @@ def assert_whole(path: Path) -> None:
     engine = write_engine(path)
     with engine.begin() as connection:
         assert connection.exec_driver_sql("PRAGMA integrity_check").scalars().all() == ["ok"]
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
     engine.dispose()
 
 

@@ -64,7 +64,7 @@ def test_a_clock_that_went_back_holds_no_job_for_longer_than_a_pause(engine: Eng
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
         earlier = NOW - timedelta(hours=1)
-        assert [one.n_jobs for one in waiting.due(connection, ["m"], earlier)] == [1]
+        assert [one.n_jobs for one in waiting.due_jobs(connection, ["m"], earlier)] == [1]
         claim = transitions.claim(connection, "m", 1, worker, earlier)
         assert claim is not None
         fail(connection, claim, pause=timedelta(seconds=60))
@@ -85,7 +85,7 @@ def test_a_job_that_waits_for_its_pause_holds_its_conversation(engine: Engine) -
             pause=timedelta(seconds=5),
         )
         assert transitions.claim(connection, "m", 1, worker, NOW) is None
-        assert waiting.due(connection, ["m"], NOW) == []
+        assert waiting.due_jobs(connection, ["m"], NOW) == []
 
 
 def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
@@ -103,7 +103,7 @@ def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
                 reason="It is gone.",
             )
             assert status is expected
-        job = reads.one(connection, ADMIN_ID, 1)
+        job = reads.job_by_id(connection, ADMIN_ID, 1)
     assert job is not None
     assert (job.status, job.result, job.attempt) == ("error", "It is gone.", 2)
     assert job.error is not None
@@ -189,7 +189,7 @@ def test_the_system_message_of_an_earlier_turn_stays_in_force_until_another_come
         for _ in range(4):
             claim = transitions.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
-            turn = turns.turn(connection, claim.turn_id, 1000)
+            turn = turns.read_turn(connection, claim.turn_id, 1000)
             told.append([message.content for message in turn.messages])
             finish(connection, claim, f"r{claim.job_id}")
         messages = [m.content for m in conversations.messages(connection, ADMIN_ID, "c")]
@@ -213,9 +213,9 @@ def test_a_turn_goes_back_no_further_than_it_is_told_to(engine: Engine) -> None:
         submission.submit(connection, prompt("now"), NOW)
         claim = transitions.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
-        turn = turns.turn(connection, claim.turn_id, 40)
+        turn = turns.read_turn(connection, claim.turn_id, 40)
     assert [message.content[0] for message in turn.messages] == ["x", "y", "x", "y", "n"]
-    assert turn.n_too_old == 2
+    assert turn.n_omitted == 2
 
 
 def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
@@ -226,7 +226,7 @@ def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
         assert claim is not None
         finish(connection, claim)
         connection.execute(text("DELETE FROM messages WHERE role = 'assistant'"))
-        broken, *_ = check.broken(connection)
+        broken, *_ = check.violations(connection)
     assert broken.rule == "a done job has exactly one reply, the last message of its own turn"
     assert broken.rows == [{"job_id": 1, "status": "done", "replies": 0}]
 
@@ -264,7 +264,7 @@ def test_whatever_ends_a_job_lets_the_next_of_its_conversation_move_up(engine: E
             else:
                 transitions.cancel_open(connection, ADMIN_ID, NOW, statuses=[Status.PROCESSING], limit=10)
         assert heads(connection) == [second, other]
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
 
 
 def test_a_job_that_ends_behind_the_head_lets_nobody_move_up(engine: Engine) -> None:
@@ -281,7 +281,7 @@ def test_the_checks_find_who_should_have_moved_up(engine: Engine) -> None:
         submission.submit(connection, prompt(), NOW)
         submission.submit(connection, prompt(), NOW)
         connection.execute(text("UPDATE jobs SET is_head = NOT is_head"))
-        (broken,) = check.broken(connection)
+        (broken,) = check.violations(connection)
     assert broken.rule == "an open job is the head of its conversation exactly where nothing earlier in it is open"
     assert [row["job_id"] for row in broken.rows] == [1, 2]
 
@@ -300,9 +300,9 @@ def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> N
                 finish(connection, claim, "r1")
             if number == 1:
                 assert transitions.cancel(connection, ADMIN_ID, claim.job_id, NOW) is Status.CANCELLED
-                written = transitions.Written("half of r2", 1, 1)
-                assert transitions.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
-        turn = turns.turn(connection, claims[2].turn_id, 1000)
+                written = transitions.PartialReply("half of r2", 1, 1)
+                assert transitions.store_partial(connection, claim.job_id, claim.lease_token, NOW, written=written)
+        turn = turns.read_turn(connection, claims[2].turn_id, 1000)
     assert [message.content for message in turn.messages] == ["before 1", "1", "r1", "before 3", "3"]
 
 
@@ -315,16 +315,16 @@ def test_only_the_attempt_that_a_cancel_ended_tells_what_it_had_written(engine: 
         fail(connection, first)
         second = transitions.claim(connection, "m", 1, worker, NOW)
         assert second is not None
-        written = transitions.Written("half", 3, 2)
+        written = transitions.PartialReply("half", 3, 2)
 
         def keep(claim: transitions.Claim) -> bool:
-            return transitions.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
+            return transitions.store_partial(connection, claim.job_id, claim.lease_token, NOW, written=written)
 
         assert not keep(second), "not yet cancelled"
         transitions.cancel(connection, ADMIN_ID, second.job_id, NOW)
         assert [keep(first), keep(second), keep(second)] == [False, True, False]
-        job = reads.one(connection, ADMIN_ID, second.job_id)
-        assert check.broken(connection) == []
+        job = reads.job_by_id(connection, ADMIN_ID, second.job_id)
+        assert check.violations(connection) == []
     assert job is not None
     assert (job.status, job.partial, job.result) == ("cancelled", "half", None)
 
@@ -342,13 +342,13 @@ def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(
         again = transitions.claim(connection, "m", 1, worker, late)
         assert again is not None, "it was started in time, so a failed attempt does not end its patience"
         finish(connection, again)
-        assert waiting.due(connection, ["m"], late) == []
+        assert waiting.due_jobs(connection, ["m"], late) == []
         assert transitions.claim(connection, "m", 1, worker, late) is None
         assert transitions.expire_queued(connection, NOW + timedelta(seconds=59), 10) == []
         assert transitions.expire_queued(connection, late, 10) == [2]
         assert transitions.expire_queued(connection, late, 10) == []
-        job = reads.one(connection, ADMIN_ID, 2)
-        assert check.broken(connection) == []
+        job = reads.job_by_id(connection, ADMIN_ID, 2)
+        assert check.violations(connection) == []
     assert job is not None
     assert job.error is not None
     assert (job.status, job.error.kind, job.queue_timeout_s) == ("error", "timeout", 59.5)
@@ -358,7 +358,7 @@ def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(
 def test_the_looks_that_repeat_all_the_time_read_no_whole_table(sqlite_engine: Engine) -> None:
     waits = select(JobRow.id, JobRow.created_at, JobRow.not_after).where(statements.waits_too_long).limit(10)
     with sqlite_engine.connect() as connection:
-        for statement, index in ((leases._HELD_BY, "held_by_worker"), (waits, "given_up_in_the_queue")):
+        for statement, index in ((leases._ACTIVE_OF_WORKER, "held_by_worker"), (waits, "given_up_in_the_queue")):
             compiled = statement.compile(sqlite_engine)
             values = tuple("1" for _ in compiled.positiontup or ())
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", values).fetchall()
@@ -383,4 +383,4 @@ def test_check_finds_what_no_cancel_can_have_left(engine: Engine, statement: str
         assert claim is not None
         finish(connection, claim)
         connection.execute(text(statement))
-        assert rule in [broken.rule for broken in check.broken(connection)]
+        assert rule in [broken.rule for broken in check.violations(connection)]

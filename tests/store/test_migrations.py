@@ -53,7 +53,7 @@ def test_in_each_conversation_the_first_open_job_is_found_to_be_its_head(tmp_pat
     with write_engine(path).connect() as connection:
         heads = connection.execute(text("SELECT id FROM jobs WHERE status = 'queued' AND is_head = 1 ORDER BY id"))
         assert list(heads.scalars()) == [2, 4]
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
 
 
 class Old(NamedTuple):
@@ -192,7 +192,7 @@ def test_every_turn_finds_its_place_in_the_tree(tmp_path: Path, n_conversations:
         for n, (role, content) in enumerate(turn.said)
     ]
     with write_engine(path).connect() as connection:
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
         placed = connection.execute(
             text(
                 "SELECT c.id, t.id AS turn_id, t.depth FROM conversations c JOIN turns t ON t.conversation_id = c.id"
@@ -202,7 +202,7 @@ def test_every_turn_finds_its_place_in_the_tree(tmp_path: Path, n_conversations:
         for conversation, its_jobs in groupby(placed, lambda row: row.id):
             *_, newest = its_jobs
             wanted = was_read(stored[conversation], newest.depth)
-            read = turns.turn(connection, newest.turn_id, 10**9).messages
+            read = turns.read_turn(connection, newest.turn_id, 10**9).messages
             assert [(message.role, message.content) for message in read] == wanted
             whole = conversations.messages(connection, ADMIN_ID, f"c{conversation}")
             assert [(message.role, message.content) for message in whole] == [
@@ -211,7 +211,7 @@ def test_every_turn_finds_its_place_in_the_tree(tmp_path: Path, n_conversations:
             answered = [turn for turn in stored[conversation] if turn.number == newest.depth and turn.status == "done"]
             if answered:
                 history = [*read, Message(role="assistant", content=answered[0].said[-1][1])]
-                found = turns.longest_beginning(connection, ADMIN_ID, [*history, Message(role="user", content="x")])
+                found = turns.longest_stored_prefix(connection, ADMIN_ID, [*history, Message(role="user", content="x")])
                 assert found is not None
                 assert found.n_messages == len(history)
         (listed,) = conversations.newest(connection, ADMIN_ID, limit=1, offset=0, max_text=9)

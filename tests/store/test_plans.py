@@ -53,12 +53,12 @@ def expire_queued(connection: Connection, _: object) -> None:
 
 
 def forget(connection: Connection, _: object) -> None:
-    if keys.has_old(connection, LATER):
-        assert keys.forget(connection, LATER, 1000) == 1
+    if keys.has_expired_keys(connection, LATER):
+        assert keys.delete_expired(connection, LATER, 1000) == 1
 
 
 def answered_before(connection: Connection) -> None:
-    keys.once(connection, keys.Key(ADMIN_ID, "k", "d"), NOW, int, lambda: 1)
+    keys.answer_once(connection, keys.Key(ADMIN_ID, "k", "d"), NOW, int, lambda: 1)
 
 
 Prepare = Callable[[Connection], Any]
@@ -89,13 +89,13 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
             c, ADMIN_ID, "r", NOW, statuses=[Status.ERROR, Status.CANCELLED], models=["m"], limit=100
         ),
     ),
-    "due": (queued, lambda c, _: waiting.due(c, ["m", "n"], NOW)),
+    "due": (queued, lambda c, _: waiting.due_jobs(c, ["m", "n"], NOW)),
     "load": (queued, lambda c, _: waiting.queue_depth(c, ["m", "n"], NOW)),
     "n_queued": (queued, lambda c, _: waiting.n_queued(c, ADMIN_ID)),
-    "queue of one job": (queued, lambda c, job_id: reads.queue(c, {job_id: "m"})),
+    "queue of one job": (queued, lambda c, job_id: reads.queue_places(c, {job_id: "m"})),
     "queue of jobs that wait for others": (
         lambda c: [queued(c) for _ in "ab"],
-        lambda c, ids: reads.queue(c, dict.fromkeys(ids, "m")),
+        lambda c, ids: reads.queue_places(c, dict.fromkeys(ids, "m")),
     ),
     "newest": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, max_text=200)),
     "newest from an id on": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, before=9)),
@@ -105,14 +105,14 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
         lambda c: [queued(c) for _ in "ab"],
         lambda c, _: conversations.newest(c, ADMIN_ID, limit=1, offset=0, max_text=200),
     ),
-    "one": (queued, lambda c, job_id: reads.one(c, ADMIN_ID, job_id)),
+    "one": (queued, lambda c, job_id: reads.job_by_id(c, ADMIN_ID, job_id)),
     "latest": (queued, lambda c, _: conversations.latest(c, ADMIN_ID, "c")),
-    "a turn's messages": (queued, lambda c, _: turns.turn(c, 1, 1000)),
+    "a turn's messages": (queued, lambda c, _: turns.read_turn(c, 1, 1000)),
     "a conversation's messages": (queued, lambda c, _: conversations.messages(c, ADMIN_ID, "c")),
     "a thread": (queued, lambda c, _: conversations.thread(c, ADMIN_ID, "c", limit=9, max_text=200)),
     "the longest beginning": (
         lambda c: (queued(c), finish(c, claimed(c))),
-        lambda c, _: turns.longest_beginning(
+        lambda c, _: turns.longest_stored_prefix(
             c, ADMIN_ID, [Message(role="user", content="hello"), Message(role="assistant", content="a reply")]
         ),
     ),
@@ -126,15 +126,15 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "held by a worker": (queued, lambda c, _: leases.active_leases(c, 1)),
     "expire_queued": (lambda c: submission.submit(c, prompt(queue_timeout_s=60), NOW), expire_queued),
     "an answer to a key": (lambda c: None, lambda c, _: answered_before(c)),
-    "has_expired": (queued, lambda c, _: retention.has_expired(c, LATER)),
+    "has_expired": (queued, lambda c, _: retention.has_expired_jobs(c, LATER)),
     "expire": (
         lambda c: (transitions.cancel(c, ADMIN_ID, queued(c), NOW), queued(c)),
-        lambda c, _: retention.expire(c, LATER, 100),
+        lambda c, _: retention.delete_expired_jobs(c, LATER, 100),
     ),
-    "look through conversations": (queued, lambda c, _: retention.look_through(c, LATER, 0, 1000)),
+    "look through conversations": (queued, lambda c, _: retention.scan_conversations(c, LATER, 0, 1000)),
     "forget conversations": (
         lambda c: submission.submit(c, prompt("", system_prompt="s"), NOW),
-        lambda c, _: retention.forget_conversations(c, LATER, [1]),
+        lambda c, _: retention.delete_expired_conversations(c, LATER, [1]),
     ),
     "forget keys": (answered_before, forget),
 }
@@ -216,9 +216,9 @@ def test_what_expires_costs_as_much_as_there_are_system_messages_and_not_their_s
             sqlite = connection.connection.driver_connection
             assert sqlite is not None
             sqlite.set_progress_handler(count, 100)
-            assert retention.expire(connection, LATER, 10) == 10
+            assert retention.delete_expired_jobs(connection, LATER, 10) == 10
             sqlite.set_progress_handler(None, 0)
-            while retention.expire(connection, LATER, 100):
+            while retention.delete_expired_jobs(connection, LATER, 100):
                 pass
         return n_steps
 

@@ -71,7 +71,7 @@ def test_of_claimers_that_race_for_one_job_exactly_one_gets_it(
             assert finish(connection, claim)
             assert leases.active_leases(connection) == []
     with record.connect() as connection:
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
 
 
 @pytest.mark.parametrize("pair", ["finish finish", "finish lose", "lose lose", "finish cancel"])
@@ -98,11 +98,11 @@ def test_of_two_that_end_an_attempt_at_once_exactly_one_does(
         won = at_once([partial(ends[word], claim=claim) for word in words])
         (winner,) = (word for word, did in zip(words, won, strict=True) if did)
         with record.connect() as connection:
-            job = reads.one(connection, ADMIN_ID, claim.job_id)
+            job = reads.job_by_id(connection, ADMIN_ID, claim.job_id)
             assert job is not None
             assert job.status == left[winner]
     with record.connect() as connection:
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
 
 
 def test_a_claim_passes_over_what_another_is_claiming_and_gets_it_when_that_one_fails(
@@ -125,4 +125,4 @@ def test_a_claim_passes_over_what_another_is_claiming_and_gets_it_when_that_one_
         assert (again.job_id, again.attempt) == (1, 1)
         three.commit()
     with record.connect() as connection:
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []

@@ -28,7 +28,7 @@ def connection(engine: Engine) -> Connection:
 @pytest.fixture(autouse=True)
 def _whole(connection: Connection) -> Iterator[None]:
     yield
-    assert check.broken(connection) == []
+    assert check.violations(connection) == []
     connection.close()
 
 
@@ -57,15 +57,15 @@ def test_a_turn_goes_with_all_that_was_said_in_it_and_its_attempts(connection: C
     queue(connection, "young")
     answer(connection, NOW + DAY)
     queue(connection, "waits")
-    assert not retention.has_expired(connection, NOW - timedelta(seconds=1))
-    assert retention.has_expired(connection, NOW)
-    assert retention.expire(connection, NOW, 100) == 1
-    assert not retention.has_expired(connection, NOW)
+    assert not retention.has_expired_jobs(connection, NOW - timedelta(seconds=1))
+    assert retention.has_expired_jobs(connection, NOW)
+    assert retention.delete_expired_jobs(connection, NOW, 100) == 1
+    assert not retention.has_expired_jobs(connection, NOW)
     assert said(connection) == ["young", "reply to 2", "waits"]
-    assert reads.one(connection, ADMIN_ID, 1) is None
+    assert reads.job_by_id(connection, ADMIN_ID, 1) is None
     assert reads.attempts(connection, ADMIN_ID, 1) is None
     assert [job.id for job in reads.newest(connection, ADMIN_ID, limit=9)] == [3, 2]
-    assert check.counts(connection)["attempts"] == 1
+    assert check.row_counts(connection)["attempts"] == 1
 
 
 def test_what_ended_first_goes_first_so_many_at_a_time(connection: Connection) -> None:
@@ -73,7 +73,7 @@ def test_what_ended_first_goes_first_so_many_at_a_time(connection: Connection) -
         queue(connection, "x")
         answer(connection, at)
     left = []
-    while retention.expire(connection, NOW + DAY, 1):
+    while retention.delete_expired_jobs(connection, NOW + DAY, 1):
         left.append([job.id for job in reads.newest(connection, ADMIN_ID, limit=9)])
     assert left == [[3, 1], [1], []]
 
@@ -86,7 +86,7 @@ def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(conn
     queue(connection, "runs")
     assert transitions.claim(connection, "m", 1, 1, NOW)
     queue(connection, "waits")
-    assert retention.expire(connection, NOW + 1000 * DAY, 100) == 2
+    assert retention.delete_expired_jobs(connection, NOW + 1000 * DAY, 100) == 2
     assert said(connection) == ["runs", "waits"]
 
 
@@ -95,7 +95,7 @@ def test_a_conversation_gives_no_turn_twice_as_long_as_it_stays(connection: Conn
     depth = turns.parent(connection, answer(connection).turn_id).depth
     queue(connection, "young")
     answer(connection, NOW + DAY)
-    retention.expire(connection, NOW, 100)
+    retention.delete_expired_jobs(connection, NOW, 100)
     (listed,) = conversations.newest(connection, ADMIN_ID, limit=9, offset=0, max_text=9)
     assert (listed.first_prompt, listed.status) == ("young", "done")
     queue(connection, "new")
@@ -116,12 +116,12 @@ def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
         answer(connection, at)
     other = submission.submit(connection, prompt("another", "other"), NOW).job_id
     assert other is not None
-    assert retention.expire(connection, NOW, 100) == 1
+    assert retention.delete_expired_jobs(connection, NOW, 100) == 1
     assert listed(connection) == ["c", "other"]
-    assert retention.expire(connection, NOW + DAY, 100) == 1
+    assert retention.delete_expired_jobs(connection, NOW + DAY, 100) == 1
     assert listed(connection) == ["other"]
     assert not conversations.exists(connection, ADMIN_ID, "c")
-    assert check.counts(connection)["messages"] == 1
+    assert check.row_counts(connection)["messages"] == 1
     transitions.cancel(connection, ADMIN_ID, other, NOW)
     queue(connection, "new")
     claim = answer(connection)
@@ -132,12 +132,12 @@ def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
     assert said(connection) == ["new", f"reply to {claim.job_id}"]
 
 
-def look_through(connection: Connection, until: datetime) -> list[str]:
+def scan_conversations(connection: Connection, until: datetime) -> list[str]:
     """A whole round, two conversations at a time; what is listed after it."""
     after = 0
     while True:
-        looked = retention.look_through(connection, until, after, 2)
-        assert retention.forget_conversations(connection, until, looked.forgotten) == len(looked.forgotten)
+        looked = retention.scan_conversations(connection, until, after, 2)
+        assert retention.delete_expired_conversations(connection, until, looked.forgotten) == len(looked.forgotten)
         after = looked.last
         if not after:
             return listed(connection)
@@ -151,7 +151,7 @@ def test_what_earlier_versions_left_of_conversations_goes_too_some_at_a_time(con
         connection.execute(text(f"DELETE FROM {table}"))
     queue(connection, "waits")
     assert len(listed(connection)) == 6
-    assert look_through(connection, NOW) == ["c"]
+    assert scan_conversations(connection, NOW) == ["c"]
 
 
 def test_a_system_message_that_was_stored_alone_is_kept_as_long_as_a_turn(connection: Connection) -> None:
@@ -161,20 +161,20 @@ def test_a_system_message_that_was_stored_alone_is_kept_as_long_as_a_turn(connec
     submission.submit(connection, prompt("", "used", system_prompt="be kind"), NOW)
     used = submission.submit(connection, prompt("x", "used"), NOW).job_id
     assert used is not None
-    assert look_through(connection, NOW - timedelta(seconds=1)) == ["again", "alone", "used"]
-    assert look_through(connection, NOW) == ["again", "used"]
+    assert scan_conversations(connection, NOW - timedelta(seconds=1)) == ["again", "alone", "used"]
+    assert scan_conversations(connection, NOW) == ["again", "used"]
     transitions.cancel(connection, ADMIN_ID, used, NOW + DAY)
-    assert look_through(connection, NOW) == ["again", "used"]
-    assert retention.expire(connection, NOW + DAY, 9) == 1
-    assert look_through(connection, NOW + DAY) == []
+    assert scan_conversations(connection, NOW) == ["again", "used"]
+    assert retention.delete_expired_jobs(connection, NOW + DAY, 9) == 1
+    assert scan_conversations(connection, NOW + DAY) == []
 
 
 def test_what_is_said_while_others_look_stays(connection: Connection) -> None:
     submission.submit(connection, prompt("", "c", system_prompt="be kind"), NOW)
-    looked = retention.look_through(connection, NOW, 0, 9)
+    looked = retention.scan_conversations(connection, NOW, 0, 9)
     assert looked == (0, [1])
     queue(connection, "just now")
-    assert retention.forget_conversations(connection, NOW, looked.forgotten) == 0
+    assert retention.delete_expired_conversations(connection, NOW, looked.forgotten) == 0
     assert said(connection) == ["be kind", "just now"]
 
 
@@ -183,12 +183,12 @@ def test_the_system_message_in_force_stays_while_a_turn_is_left(connection: Conn
     answer(connection)
     queue(connection, "young")
     answer(connection, NOW + DAY)
-    retention.expire(connection, NOW, 100)
+    retention.delete_expired_jobs(connection, NOW, 100)
     assert said(connection) == ["be kind", "young", "reply to 2"]
-    retention.expire(connection, NOW, 100)
+    retention.delete_expired_jobs(connection, NOW, 100)
     queue(connection, "new")
     claim = answer(connection)
-    turn = turns.turn(connection, claim.turn_id, 1000)
+    turn = turns.read_turn(connection, claim.turn_id, 1000)
     assert [message.content for message in turn.messages] == ["be kind", "young", "reply to 2", "new"]
 
 
@@ -199,11 +199,11 @@ def test_a_system_message_goes_once_another_took_its_place_and_no_job_of_it_is_l
     answer(connection, NOW + DAY)
     queue(connection, "3", system_prompt="be terse")
     answer(connection, NOW + 2 * DAY)
-    retention.expire(connection, NOW, 100)
+    retention.delete_expired_jobs(connection, NOW, 100)
     assert said(connection) == ["be kind", "2", "reply to 2", "be terse", "3", "reply to 3"]
-    retention.expire(connection, NOW + DAY, 100)
+    retention.delete_expired_jobs(connection, NOW + DAY, 100)
     assert said(connection) == ["be terse", "3", "reply to 3"]
-    retention.expire(connection, NOW + 2 * DAY, 100)
+    retention.delete_expired_jobs(connection, NOW + 2 * DAY, 100)
     assert said(connection) == []
 
 
@@ -211,7 +211,7 @@ def test_a_system_message_does_not_stay_for_a_job_that_came_before_it(connection
     for content, at, system_prompt in (("1", NOW + DAY, ""), ("2", NOW, "be kind"), ("3", NOW + DAY, "be terse")):
         queue(connection, content, system_prompt=system_prompt)
         answer(connection, at)
-    retention.expire(connection, NOW, 100)
+    retention.delete_expired_jobs(connection, NOW, 100)
     assert said(connection) == ["1", "reply to 1", "be terse", "3", "reply to 3"]
 
 
@@ -222,8 +222,8 @@ def test_a_later_turn_sees_what_is_left_of_those_before_it(connection: Connectio
     queue(connection, "3")
     claim = transitions.claim(connection, "m", 1, 1, NOW)
     assert claim is not None
-    retention.expire(connection, NOW, 100)
-    turn = turns.turn(connection, claim.turn_id, 1000)
+    retention.delete_expired_jobs(connection, NOW, 100)
+    turn = turns.read_turn(connection, claim.turn_id, 1000)
     assert [message.content for message in turn.messages] == ["2", "reply to 2", "3"]
     assert finish(connection, claim)
 
@@ -233,8 +233,8 @@ def test_a_retry_outlives_the_job_that_it_tries_again(connection: Connection) ->
     transitions.cancel(connection, ADMIN_ID, first, NOW)
     again = submission.retry(connection, ADMIN_ID, first, "r", NOW)
     assert isinstance(again, submission.Retry)
-    assert retention.expire(connection, NOW, 100) == 1
-    job = reads.one(connection, ADMIN_ID, again.job_id)
+    assert retention.delete_expired_jobs(connection, NOW, 100) == 1
+    job = reads.job_by_id(connection, ADMIN_ID, again.job_id)
     assert job is not None
     assert job.retry_of == first
     assert submission.retry(connection, ADMIN_ID, first, "r", NOW) is None
@@ -246,7 +246,7 @@ def test_the_checks_find_a_retry_of_another_conversations_job(connection: Connec
     assert other is not None
     transitions.cancel(connection, ADMIN_ID, 1, NOW)
     connection.execute(text("UPDATE jobs SET retry_of = 1 WHERE id = 2"))
-    (broken,) = check.broken(connection)
+    (broken,) = check.violations(connection)
     assert broken.rule == "a job tries again one of its own conversation that ended without a reply, or that is gone"
     connection.execute(text("UPDATE jobs SET retry_of = NULL"))
 
@@ -255,7 +255,7 @@ def test_the_transcript_leaves_out_what_is_gone(connection: Connection) -> None:
     for number in range(6):
         queue(connection, str(number), system_prompt="be kind")
         answer(connection, NOW if number < 4 else NOW + DAY)
-    retention.expire(connection, NOW, 100)
+    retention.delete_expired_jobs(connection, NOW, 100)
 
     def shown(**of: int) -> tuple[list[int], int, int]:
         thread = conversations.thread(connection, ADMIN_ID, "c", limit=1, max_text=9, **of)

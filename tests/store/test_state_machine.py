@@ -213,20 +213,20 @@ class Record(RuleBasedStateMachine):
         return found
 
     @rule(data=st.data())
-    def longest_beginning(self, data: st.DataObject) -> None:
+    def longest_stored_prefix(self, data: st.DataObject) -> None:
         """A caller that sends a whole history goes on where it left."""
         done = [job.turn_id for job in self.jobs.values() if job.status is Status.DONE]
         if not done:
             return
         said = self.is_read(data.draw(st.sampled_from(sorted(done))))
         history = [Message(role=role, content=content) for role, content in [*said, ("user", "and now?")]]
-        found = self.run(None, turns.longest_beginning, ADMIN_ID, history)
+        found = self.run(None, turns.longest_stored_prefix, ADMIN_ID, history)
         assert found is not None
         assert found.n_messages == len(said)
         assert self.is_read(found.turn_id) == said
-        assert self.run(None, turns.longest_beginning, ADMIN_ID + 1, history) is None
+        assert self.run(None, turns.longest_stored_prefix, ADMIN_ID + 1, history) is None
         history[0] = Message(role="user", content="another beginning")
-        assert self.run(None, turns.longest_beginning, ADMIN_ID, history) is None
+        assert self.run(None, turns.longest_stored_prefix, ADMIN_ID, history) is None
 
     @rule(model=st.sampled_from(MODELS), crash_at=crash)
     def claim(self, model: str, crash_at: int | None) -> None:
@@ -310,12 +310,12 @@ class Record(RuleBasedStateMachine):
         self.set_cancelled(ids)
 
     @rule(data=st.data(), crash_at=crash)
-    def keep_written(self, data: st.DataObject, crash_at: int | None) -> None:
+    def store_partial(self, data: st.DataObject, crash_at: int | None) -> None:
         claim = self.any_claim(data)
         if claim is None:
             return
-        written = transitions.Written("so far", 1, 1)
-        kept = self.run(crash_at, transitions.keep_written, claim.job_id, claim.lease_token, NOW, written=written)
+        written = transitions.PartialReply("so far", 1, 1)
+        kept = self.run(crash_at, transitions.store_partial, claim.job_id, claim.lease_token, NOW, written=written)
         assert kept is (claim.lease_token in self.to_keep) or crash_at is not None
         if kept:
             self.to_keep.remove(claim.lease_token)
@@ -363,7 +363,7 @@ class Record(RuleBasedStateMachine):
     @rule(crash_at=crash)
     def expire(self, crash_at: int | None) -> None:
         ended = {n for n, job in self.jobs.items() if job.status not in OPEN}
-        n_expired = self.run(crash_at, retention.expire, NOW + timedelta(seconds=60), 1000)
+        n_expired = self.run(crash_at, retention.delete_expired_jobs, NOW + timedelta(seconds=60), 1000)
         if n_expired is None:
             assert crash_at is not None
             return
@@ -386,7 +386,7 @@ class Record(RuleBasedStateMachine):
     @invariant()
     def every_rule_of_the_record_holds(self) -> None:
         with self.engine.connect() as connection:
-            assert check.broken(connection) == []
+            assert check.violations(connection) == []
             for job in reads.newest(connection, ADMIN_ID, limit=500):
                 assert job.status == self.jobs[job.id].status
                 if job.status == "done":
@@ -398,7 +398,7 @@ class Record(RuleBasedStateMachine):
     def a_job_reads_its_path_and_nothing_unanswered(self) -> None:
         with self.engine.connect() as connection:
             for claim in filter(self.holds, self.claims):
-                seen = turns.turn(connection, claim.turn_id, 10_000).messages
+                seen = turns.read_turn(connection, claim.turn_id, 10_000).messages
                 job, turn = self.jobs[claim.job_id], self.turns[claim.turn_id]
                 wanted = [("system", turn.in_force)] if turn.in_force else []
                 wanted += self.texts(turn.parent_id, answered=True)

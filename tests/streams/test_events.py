@@ -436,8 +436,8 @@ async def test_the_partial_text_of_a_cancelled_job_reaches_also_a_reader_that_co
         late = await both.enter_async_context(reading(api, f"/api/jobs/{job_id}/events"))
         late_events = late.events()
         assert (await some(late_events, "delta"))[0].data["text"] == "some text"
-        written = transitions.Written("some text", 1, 2)
-        assert await database.write(transitions.keep_written, job_id, making.claim.lease_token, NOW, written=written)
+        written = transitions.PartialReply("some text", 1, 2)
+        assert await database.write(transitions.store_partial, job_id, making.claim.lease_token, NOW, written=written)
         for source in (early_events, late_events):
             (final,) = await some(source, "cancelled")
             assert final.data["partial"] == "some text"
@@ -450,7 +450,7 @@ async def test_a_stream_whose_job_expired_before_its_end_was_seen_ends_too(
 
     def cancel_and_expire(connection: Connection) -> int:
         transitions.cancel(connection, ADMIN_ID, job_id, datetime.now(UTC))
-        return retention.expire(connection, datetime.now(UTC), 100)
+        return retention.delete_expired_jobs(connection, datetime.now(UTC), 100)
 
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()

@@ -96,7 +96,7 @@ async def test_what_was_typed_survives_a_record_that_cannot_even_be_read(
         raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(sessions, "find", unreadable)
+        patched.setattr(sessions, "active_session", unreadable)
         answer = await queue(browser, content="Typed for <hours>.", once="o")
     assert answer.status_code == 503
     assert "\nTyped for &lt;hours&gt;.</textarea>" in answer.text
@@ -218,13 +218,13 @@ async def test_of_turns_that_have_expired_nothing_shows_and_no_link_leads_to_the
     now = datetime.now(UTC)
     for job_id in range(1, n_turns):
         await database.write(transitions.cancel, ADMIN_ID, job_id, now)
-    await database.write(retention.expire, now, 1000)
+    await database.write(retention.delete_expired_jobs, now, 1000)
     page = await browser.get("/chat/conversations/c")
     assert re.findall(r"prompt \d+;", page.text.partition("<ol")[2]) == [f"prompt {n_turns - 1};"]
     assert len(re.findall(r"<li id=", page.text)) == 1
     assert "Earlier messages" not in page.text
     await database.write(transitions.cancel, ADMIN_ID, n_turns, now)
-    await database.write(retention.expire, now, 1000)
+    await database.write(retention.delete_expired_jobs, now, 1000)
     assert (await browser.get("/chat/conversations/c")).status_code == 404
     assert "No conversations yet." in text(await browser.get("/chat/conversations"))
 
@@ -477,7 +477,7 @@ async def test_pages_are_read_while_the_database_cannot_be_written(
 ) -> None:
     """Although the session would note by now that it is used."""
     monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
-    monkeypatch.setattr("llamalith_app.store.sessions.TOUCH_EVERY", timedelta(0))
+    monkeypatch.setattr("llamalith_app.store.sessions.TOUCH_INTERVAL", timedelta(0))
     with sqlite3.connect(database_path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = await browser.get("/chat/jobs")
@@ -680,7 +680,7 @@ async def test_a_message_from_a_page_whose_conversation_has_expired_takes_the_sh
     shown = hidden_fields((await browser.get("/chat/conversations/c")).text)["system_prompt_was"]
     now = datetime.now(UTC)
     await database.write(transitions.cancel, ADMIN_ID, 1, now)
-    await database.write(retention.expire, now, 1000)
+    await database.write(retention.delete_expired_jobs, now, 1000)
     assert (await browser.get("/chat/conversations/c")).status_code == 404
     await queue(browser, content="Go on.", system_prompt=shown, system_prompt_was=shown, conversation_id="c")
     listed = (await browser.get("/api/conversations/c/messages")).json()["messages"]

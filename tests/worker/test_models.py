@@ -110,7 +110,7 @@ async def test_a_worker_reports_its_engines_with_its_heartbeat(
         await ended(database, await submit("x", "b", model="n", max_attempts=1))
 
         async def told() -> dict[str, EngineStatus]:
-            texts = await database.read(workers.told, datetime.now(UTC))
+            texts = await database.read(workers.statuses, datetime.now(UTC))
             found = {one.model: one for text in texts for one in msgspec.json.decode(text, type=list[EngineStatus])}
             return found if found and found["n"].state == "failed" and found["m"].job_s else {}
 

@@ -66,7 +66,7 @@ async def idle(worker: Worker) -> None:
 
 
 async def read(database: Database, job_id: int) -> Job:
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     return job
 
@@ -287,7 +287,7 @@ async def test_of_many_drains_under_load_none_runs_a_job_twice(
         loading.cancel()
         async with working(loaded, script):
             await eventually(all_ended, within_s=120)
-    assert await database.read(check.broken) == []
+    assert await database.read(check.violations) == []
     assert n_interrupted >= N_DRAINS
     starts = Counter(line["job_id"] for line in lines if line["event"] == "attempt started")
     # From the record and not from the answers: the load ends where it stands, maybe between a commit and its answer.
@@ -517,7 +517,7 @@ async def test_a_cancel_that_races_with_the_end_is_answered_with_what_the_record
         for job_id in ids:
             await ended_somehow(database, job_id)
         await asyncio.gather(*cancels)
-    assert await database.read(check.broken) == []
+    assert await database.read(check.violations) == []
     final = {job_id: await read(database, job_id) for job_id in ids}
     for job_id, answer in answers.items():
         assert final[job_id].status == answer

@@ -546,10 +546,10 @@ async def test_a_drain_lets_a_short_job_end(config: Config, script: Script, subm
         job_id = await submit("short")
         waiting = await submit("later")
         await eventually(lambda: running(worker))
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.attempt) == ("done", 1)
-    left = await database.read(reads.one, ADMIN_ID, waiting)
+    left = await database.read(reads.job_by_id, ADMIN_ID, waiting)
     assert left is not None
     assert (left.status, left.attempt) == ("queued", 0)
 
@@ -565,7 +565,7 @@ async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_at
     async with working(config, script, grace_s=0.1) as worker:
         job_id = await submit("long", max_attempts=1)
         await eventually(lambda: running(worker))
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     assert job.status == "queued"
     script.write()
@@ -598,7 +598,7 @@ async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
 
         await eventually(stopped)
         assert (await ended(database, await submit("next"))).status == "done"
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.result, job.partial) == ("error", "Taken away.", None)
 
@@ -647,7 +647,7 @@ async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_wa
             nonlocal clock
             clock += seconds
             await sweeper.sweep()
-            job = await database.read(reads.one, ADMIN_ID, job_id)
+            job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
             assert job is not None
             return job.status
 
@@ -659,7 +659,7 @@ async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_wa
 async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn, n_read = turns.turn, 0
+    turn, n_read = turns.read_turn, 0
 
     def once_unreadable(*of: Any) -> turns.Turn:
         nonlocal n_read
@@ -668,7 +668,7 @@ async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(
             raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
         return turn(*of)
 
-    monkeypatch.setattr(turns, "turn", once_unreadable)
+    monkeypatch.setattr(turns, "read_turn", once_unreadable)
     async with working_in_process(config, script):
         job = await ended(database, await submit("x", max_attempts=1))
     assert (job.status, n_read) == ("done", 2)
@@ -715,7 +715,7 @@ async def test_nothing_expires_where_nothing_says_so(
     await database.write(transitions.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
     async with working_in_process(config, script, timings=sweeping(sweep_s=0.02)):
         await ended(database, await submit("young"))
-    assert await database.read(retention.has_expired, datetime(2000, 1, 1, tzinfo=UTC))
+    assert await database.read(retention.has_expired_jobs, datetime(2000, 1, 1, tzinfo=UTC))
 
 
 async def test_a_worker_with_a_heartbeat_keeps_its_lease_however_long_its_job_takes(
@@ -790,7 +790,7 @@ async def test_a_drain_ends_also_while_redis_is_away_in_the_middle_of_a_hinted_j
         valkey_process.kill()
         await valkey_process.wait()
     await hints.close()
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.attempt) == ("done", 1)
 
@@ -802,7 +802,7 @@ async def test_a_drain_gives_back_a_job_whose_engine_is_still_loading(
     async with working(config, script, grace_s=0.1) as worker:
         job_id = await submit("x", max_attempts=1)
         await eventually(lambda: running(worker))
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     assert job.status == "queued"
     assert [attempt[1] for attempt in await attempts(database, job_id)] == ["released"]
@@ -945,7 +945,7 @@ async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_work
     async with working(config, script):
 
         async def open_again() -> bool:
-            job = await database.read(reads.one, ADMIN_ID, job_id)
+            job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
             return job is not None and job.status != "processing"
 
         await eventually(open_again)

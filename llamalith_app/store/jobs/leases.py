@@ -31,12 +31,12 @@ class ActiveLease(NamedTuple):
     worker_id: int
 
 
-_HELD = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.heartbeat, JobRow.worker_id).where(
+_ACTIVE = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.heartbeat, JobRow.worker_id).where(
     status_is(Status.PROCESSING)
 )
 
 
-_HELD_BY = _HELD.where(JobRow.worker_id == bindparam("by_worker"))
+_ACTIVE_OF_WORKER = _ACTIVE.where(JobRow.worker_id == bindparam("by_worker"))
 
 
 def heartbeat(connection: Connection, lease_tokens: list[str]) -> None:
@@ -50,5 +50,9 @@ def heartbeat(connection: Connection, lease_tokens: list[str]) -> None:
 
 def active_leases(connection: Connection, worker_id: int | None = None) -> list[ActiveLease]:
     """Every lease that is out, or those of one worker."""
-    rows = connection.execute(_HELD) if worker_id is None else connection.execute(_HELD_BY, {"by_worker": worker_id})
+    rows = (
+        connection.execute(_ACTIVE)
+        if worker_id is None
+        else connection.execute(_ACTIVE_OF_WORKER, {"by_worker": worker_id})
+    )
     return [ActiveLease._make(row) for row in rows]

@@ -68,5 +68,5 @@ LONGEST_BACKOFF = timedelta(minutes=2)
 """Longer than any between two attempts."""
 
 
-def at(now: datetime) -> dict[str, datetime]:
+def due_parameters(now: datetime) -> dict[str, datetime]:
     return {"until": now, "beyond": now + LONGEST_BACKOFF}

@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.jobs import JobRequest
-from llamalith_app.contracts.parameters import given_in
+from llamalith_app.contracts.parameters import parameters_given
 from llamalith_app.store import turns
 from llamalith_app.store.jobs import reads
 from llamalith_app.store.jobs.statements import is_open, open_job
@@ -68,7 +68,7 @@ class Accepted(NamedTuple):
     model: str
 
 
-_TAKE_CONVERSATION = (
+_LOCK_HEAD = (
     select(TurnRow.id, TurnRow.depth, TurnRow.system_turn_id, TurnRow.conversation_id)
     .join_from(ConversationRow, TurnRow, TurnRow.id == ConversationRow.head_turn_id)
     .where(
@@ -79,17 +79,19 @@ _TAKE_CONVERSATION = (
 )
 
 
-_NEW_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
+_INSERT_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
 
 
-_NEW_JOB = (
+_INSERT_JOB = (
     insert(_jobs)
     .values(is_head=~exists().where(open_job.conversation_id == bindparam("of_conversation"), is_open))
     .returning(JobRow.id)
 )
 
 
-_SAME_NAME = tuple(sorted(set(JobRequest.__struct_fields__) & set(_jobs.columns.keys()) - {"priority", "parameters"}))
+_COPIED_FIELDS = tuple(
+    sorted(set(JobRequest.__struct_fields__) & set(_jobs.columns.keys()) - {"priority", "parameters"})
+)
 """What a request says in a column of that name."""
 
 
@@ -106,11 +108,11 @@ def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
     need be."""
     public_id = new.conversation_id or str(uuid.uuid4())
     if new.conversation_id is not None:
-        head = connection.execute(_TAKE_CONVERSATION, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
+        head = connection.execute(_LOCK_HEAD, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
         if head is not None:
             return _add(connection, new, public_id, head.conversation_id, turns.Parent._make(head), now)
     conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
-    return _add(connection, new, public_id, conversation_id, turns.NOTHING, now)
+    return _add(connection, new, public_id, conversation_id, turns.NO_PARENT, now)
 
 
 def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | None:
@@ -142,7 +144,7 @@ def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime
 
 def _new_conversation(connection: Connection, owner_id: int, public_id: str, now: datetime) -> int:
     row = {"owner_id": owner_id, "public_id": public_id, "created_at": now}
-    conversation_id: int = connection.execute(_NEW_CONVERSATION, row).scalar_one()
+    conversation_id: int = connection.execute(_INSERT_CONVERSATION, row).scalar_one()
     return conversation_id
 
 
@@ -175,9 +177,9 @@ def _add(
     turn_id = turns.append(connection, conversation_id, parent, inputs, now)
     if not new.inputs:
         return Accepted(None, turn_id, public_id, model)
-    parameters = given_in(request)
+    parameters = parameters_given(request)
     job = {
-        **{name: getattr(request, name) for name in _SAME_NAME},
+        **{name: getattr(request, name) for name in _COPIED_FIELDS},
         "conversation_id": conversation_id,
         "of_conversation": conversation_id,
         "owner_id": new.owner_id,
@@ -196,7 +198,7 @@ def _add(
         "retry_of": new.retry_of,
         "created_at": now,
     }
-    job_id: int = connection.execute(_NEW_JOB, job).scalar_one()
+    job_id: int = connection.execute(_INSERT_JOB, job).scalar_one()
     return Accepted(job_id, turn_id, public_id, model)
 
 
@@ -218,19 +220,19 @@ def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, n
     Its status: it is open or done. None: no such job of this owner.
     """
     before = (
-        connection.execute(reads.as_read(owner_id).add_columns(JobRow.turn_id).where(JobRow.id == job_id))
+        connection.execute(reads.select_jobs(owner_id).add_columns(JobRow.turn_id).where(JobRow.id == job_id))
         .mappings()
         .first()
     )
     if before is None:
         return None
-    job = reads.as_job(before)
+    job = reads.job_from_row(before)
     if job.status not in RETRYABLE:
         return Status(job.status)
     if job.retried_as is not None:
         return Retry(job.retried_as, job.conversation_id, job.model, False)
     parameters = {} if job.parameters is None else msgspec.structs.asdict(job.parameters)
-    same = {name: getattr(job, name) for name in (*_SAME_NAME, "priority", "queue_timeout_s")}
+    same = {name: getattr(job, name) for name in (*_COPIED_FIELDS, "priority", "queue_timeout_s")}
     inputs = turns.inputs(connection, before["turn_id"])
     new = NewJob(
         owner_id=owner_id,
@@ -260,14 +262,14 @@ def retry_matching(
     """The same for the `limit` oldest that match and were not tried again yet; those of other models stay."""
     wanted = (
         select(JobRow.id)
-        .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~reads.was_tried_again)
+        .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~reads.was_retried)
         .order_by(JobRow.id)
         .limit(limit)
     )
     if error_kind is not None:
         wanted = wanted.where(JobRow.error_kind == error_kind)
     if conversation_id is not None:
-        wanted = wanted.where(JobRow.conversation_id == reads.conversation_of(owner_id, conversation_id))
+        wanted = wanted.where(JobRow.conversation_id == reads.conversation_id_of(owner_id, conversation_id))
     # One by one: for several at once SQLite goes through all jobs of the owner.
     ids = [
         job_id

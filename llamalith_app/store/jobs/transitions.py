@@ -31,7 +31,7 @@ from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.store import turns
 from llamalith_app.store.jobs import reads
-from llamalith_app.store.jobs.statements import BEST_DUE, at, first_open, waits_too_long
+from llamalith_app.store.jobs.statements import BEST_DUE, due_parameters, first_open, waits_too_long
 from llamalith_app.store.tables import (
     AttemptRow,
     ConversationRow,
@@ -65,7 +65,7 @@ class Claim(NamedTuple):
     unenforced: tuple[str, ...] = ()
 
 
-class Written(NamedTuple):
+class PartialReply(NamedTuple):
     """What an attempt had made of its reply when it was stopped."""
 
     text: str
@@ -105,7 +105,7 @@ _CLAIM = (
 )
 
 
-_TAKE_CONVERSATIONS = (
+_LOCK_CONVERSATIONS = (
     select(ConversationRow.id)
     .where(
         ConversationRow.id.in_(
@@ -122,7 +122,7 @@ _PROMOTE = (
 )
 
 
-_NEW_ATTEMPT = insert(_attempts)
+_INSERT_ATTEMPT = insert(_attempts)
 
 
 _CLOSE_ATTEMPT = (
@@ -154,7 +154,9 @@ _REQUEUE = (
 
 def claim(connection: Connection, model: str, priority: int, worker_id: int, now: datetime) -> Claim | None:
     """The oldest due job of the model and class whose conversation has nothing earlier open; None: nothing to do."""
-    job_id = connection.execute(_NEXT, {"of_model": model, "of_priority": priority, "most": 1, **at(now)}).scalar()
+    job_id = connection.execute(
+        _NEXT, {"of_model": model, "of_priority": priority, "most": 1, **due_parameters(now)}
+    ).scalar()
     if job_id is None:
         return None
     lease_token = secrets.token_hex(16)
@@ -164,10 +166,10 @@ def claim(connection: Connection, model: str, priority: int, worker_id: int, now
     if row is None:
         return None
     claimed = Claim._make(row)._replace(
-        parameters=reads.parameters(row.parameters), unenforced=tuple(reads.unenforced(row.unenforced))
+        parameters=reads.decode_parameters(row.parameters), unenforced=tuple(reads.decode_unenforced(row.unenforced))
     )
     connection.execute(
-        _NEW_ATTEMPT,
+        _INSERT_ATTEMPT,
         {
             "job_id": claimed.job_id,
             "attempt": claimed.attempt,
@@ -195,7 +197,7 @@ def finish(
     reply_problem: str | None = None,
 ) -> bool:
     """Stores the reply and ends the job. False: the lease is somebody else's now, nothing was written."""
-    _take_conversations(connection, [job_id])
+    _lock_conversations(connection, [job_id])
     job = connection.execute(_LEASED, {"of_job": job_id, "of_lease": lease_token}).first()
     if job is None:
         return False
@@ -242,7 +244,7 @@ def _end(
     if not jobs:
         return
     connection.execute(
-        _ending(status, tuple(jobs[0].columns)),
+        _end_statement(status, tuple(jobs[0].columns)),
         [{"of_job": job.job_id, "at": now, **job.columns} for job in jobs],
     )
     for job in jobs:
@@ -252,7 +254,7 @@ def _end(
 
 
 @cache
-def _ending(status: Status, columns: tuple[str, ...]) -> Update:
+def _end_statement(status: Status, columns: tuple[str, ...]) -> Update:
     return (
         update(_jobs)
         .where(JobRow.id == bindparam("of_job"), status_is(Status.QUEUED, Status.PROCESSING))
@@ -265,12 +267,12 @@ def _ending(status: Status, columns: tuple[str, ...]) -> Update:
     )
 
 
-def _take_conversations(connection: Connection, job_ids: Collection[int]) -> None:
+def _lock_conversations(connection: Connection, job_ids: Collection[int]) -> None:
     """Locks the conversations of these jobs where there are several writers: one that appends to a conversation and one
     that ends its head would each miss what the other does, and nobody would move up. To be called before either writes
     a job."""
     if connection.dialect.name != "sqlite":
-        connection.execute(_TAKE_CONVERSATIONS, {"of_jobs": list(job_ids)})
+        connection.execute(_LOCK_CONVERSATIONS, {"of_jobs": list(job_ids)})
 
 
 def _promote_next_head(connection: Connection, conversations: Collection[int]) -> None:
@@ -290,7 +292,7 @@ def fail(
     reason: str,
     pause: timedelta | None,
     seen_heartbeat: int | None = None,
-    written: Written | None = None,
+    written: PartialReply | None = None,
 ) -> Status | None:
     """Ends an attempt without a reply: back to the queue after `pause`, or `error` when that is None or
     the job has spent its attempts. `released` spends none.
@@ -298,7 +300,7 @@ def fail(
     `seen_heartbeat`: a sweeper's guard, the heartbeat that must not have moved. `written`: kept with an error.
     None: the lease is somebody else's.
     """
-    _take_conversations(connection, [job_id])
+    _lock_conversations(connection, [job_id])
     job = connection.execute(_LEASED, {"of_job": job_id, "of_lease": lease_token}).first()
     if job is None or (seen_heartbeat is not None and job.heartbeat != seen_heartbeat):
         return None
@@ -307,7 +309,7 @@ def fail(
         _close_attempt(connection, lease_token, outcome, reason, now, kind)
         connection.execute(_REQUEUE, {"of_job": job_id, "from_then": now + (pause or timedelta())})
         return Status.QUEUED
-    columns = {"error_kind": kind, "error": reason, **({} if written is None else _as_columns(written))}
+    columns = {"error_kind": kind, "error": reason, **({} if written is None else _partial_columns(written))}
     ending = _Ending(job_id, job.conversation_id, lease_token, columns)
     _end(connection, [ending], Status.ERROR, now, outcome=outcome, kind=kind, reason=reason)
     return Status.ERROR
@@ -315,7 +317,7 @@ def fail(
 
 def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) -> Status | None:
     """The state that won: `cancelled`, or the terminal state that came first. None: no such job of this owner."""
-    _take_conversations(connection, [job_id])
+    _lock_conversations(connection, [job_id])
     job = connection.execute(
         select(JobRow.status, JobRow.conversation_id, JobRow.lease_token)
         .where(JobRow.id == job_id, JobRow.owner_id == owner_id)
@@ -348,14 +350,14 @@ def cancel_open(
     if model is not None:
         mine.append(JobRow.model == model)
     if conversation_id is not None:
-        mine.append(JobRow.conversation_id == reads.conversation_of(owner_id, conversation_id))
+        mine.append(JobRow.conversation_id == reads.conversation_id_of(owner_id, conversation_id))
     wanted: list[int] = []
     if Status.PROCESSING in statuses:
         wanted += connection.execute(select(JobRow.id).where(status_is(Status.PROCESSING), *mine)).scalars()
     if Status.QUEUED in statuses:
         waiting = select(JobRow.id).where(status_is(Status.QUEUED), *mine).order_by(JobRow.id.desc()).limit(limit)
         wanted += connection.execute(waiting).scalars()
-    _take_conversations(connection, wanted)
+    _lock_conversations(connection, wanted)
     found = connection.execute(
         select(JobRow.id, JobRow.conversation_id, JobRow.lease_token)
         .where(JobRow.id.in_(wanted), status_is(Status.QUEUED, Status.PROCESSING))
@@ -366,7 +368,9 @@ def cancel_open(
     return [job.job_id for job in ending]
 
 
-def keep_written(connection: Connection, job_id: int, lease_token: str, _now: datetime, *, written: Written) -> bool:
+def store_partial(
+    connection: Connection, job_id: int, lease_token: str, _now: datetime, *, written: PartialReply
+) -> bool:
     """Stores what the attempt of a job that was cancelled had written by then. False: this attempt was not ended by
     a cancel."""
     kept = connection.execute(
@@ -381,12 +385,12 @@ def keep_written(connection: Connection, job_id: int, lease_token: str, _now: da
                 AttemptRow.outcome == Outcome.CANCELLED.value,
             ),
         )
-        .values(**_as_columns(written))
+        .values(**_partial_columns(written))
     )
     return kept.rowcount > 0
 
 
-def _as_columns(written: Written) -> dict[str, Any]:
+def _partial_columns(written: PartialReply) -> dict[str, Any]:
     return {
         "partial": written.text or None,
         "prompt_tokens": written.prompt_tokens,
@@ -399,7 +403,7 @@ def expire_queued(connection: Connection, now: datetime, limit: int) -> list[int
     ids = connection.execute(select(JobRow.id).where(waits_too_long).limit(limit), {"until": now}).scalars().all()
     if not ids:
         return []
-    _take_conversations(connection, ids)
+    _lock_conversations(connection, ids)
     late = connection.execute(
         select(JobRow.id, JobRow.conversation_id, JobRow.created_at, JobRow.not_after)
         .where(JobRow.id.in_(ids), waits_too_long)

@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from llamalith_app.store.jobs.statements import BEST_DUE, LONGEST_BACKOFF, at, first_open
+from llamalith_app.store.jobs.statements import BEST_DUE, LONGEST_BACKOFF, due_parameters, first_open
 from llamalith_app.store.tables import (
     JobRow,
     Priority,
@@ -26,7 +26,7 @@ from llamalith_app.store.tables import (
 )
 
 
-class Waiting(NamedTuple):
+class RunnableJob(NamedTuple):
     """A queued job that nothing holds back."""
 
     job_id: int
@@ -35,7 +35,7 @@ class Waiting(NamedTuple):
     """Claims so far."""
 
 
-class Due(NamedTuple):
+class DueJobs(NamedTuple):
     """What waits for one model in one class and may start now."""
 
     model: str
@@ -53,7 +53,7 @@ class QueueDepth(NamedTuple):
     """Jobs that wait, by model."""
     running: list[tuple[str, datetime]]
     """Model and start of each job that is processing."""
-    due: list[Due]
+    due: list[DueJobs]
 
 
 _ended = aliased(JobRow)
@@ -66,7 +66,7 @@ def n_queued(connection: Connection, owner_id: int) -> int:
     ).scalar_one()
 
 
-def newly_runnable(connection: Connection, ended: Collection[int], now: datetime) -> list[Waiting]:
+def newly_runnable(connection: Connection, ended: Collection[int], now: datetime) -> list[RunnableJob]:
     """Of the conversations of these jobs, which have ended, the jobs that may start now."""
     heads = select(first_open(_ended.conversation_id)).where(_ended.id.in_(ended))
     rows = connection.execute(
@@ -76,21 +76,21 @@ def newly_runnable(connection: Connection, ended: Collection[int], now: datetime
             or_(JobRow.not_before <= now, JobRow.not_before > now + LONGEST_BACKOFF),
         )
     )
-    return [Waiting._make(row) for row in rows]
+    return [RunnableJob._make(row) for row in rows]
 
 
-MOST_DUE = 64
+MAX_DUE = 64
 """Jobs of a model and class that `due` looks at; more would not find a place at once."""
 
 
-def due(connection: Connection, models: Iterable[str], now: datetime) -> list[Due]:
+def due_jobs(connection: Connection, models: Iterable[str], now: datetime) -> list[DueJobs]:
     """For each of the models and each class what could be claimed now."""
     found = []
     for model in models:
         for priority in Priority:
-            of = {"of_model": model, "of_priority": priority.value, "most": MOST_DUE, **at(now)}
+            of = {"of_model": model, "of_priority": priority.value, "most": MAX_DUE, **due_parameters(now)}
             if rows := connection.execute(BEST_DUE, of).all():
-                found.append(Due(model, priority, len(rows), rows[0].created_at))
+                found.append(DueJobs(model, priority, len(rows), rows[0].created_at))
     return found
 
 
@@ -108,5 +108,5 @@ def queue_depth(connection: Connection, models: Iterable[str], now: datetime) ->
     return QueueDepth(
         n_queued_by_model(connection),
         [(model, started_at) for model, started_at in running if started_at is not None],
-        due(connection, models, now),
+        due_jobs(connection, models, now),
     )
