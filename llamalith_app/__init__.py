@@ -31,11 +31,11 @@ The map:
     grammars/        what a reply may be held to: grammar (named ones, and JSON Schema as a grammar), gbnf; schema and
                      validation (programs of their own), subschemas, keywords (what cannot be enforced); the shipped
                      files
-    store/           the record: tables, the writer thread (database), the tree of turns and their digests, conversations,
-                     invariants (check), migrations; its name beside others (record), answers that are given again (keys),
-                     whole copies (backup), what is not kept (retention)
+    store/           the record: tables, the writer thread (database), the tree of turns and their digests,
+                     conversations, invariants (check), migrations; its id (record), idempotency keys (keys), workers,
+                     sessions, rate limits of logins, backup, retention
     store/jobs/      a job in the record: submission makes it, transitions change it, leases and waiting say who runs it
-                     and what may start, reads is what people see
+                     and what may start, reads is what clients see
     supervise/       up: the whole product on one machine; valkey: the embedded one; pidfile: a pid that proves itself
                      by a lock; parent: a child ends with its parent; signals: which ones ask a process to end
 
@@ -45,8 +45,8 @@ starts, one concern each.
 Four routes to keep short:
 
 - A prompt: guards -> controllers -> jobs/submit -> store/jobs/submission -> commit -> hint (jobs/queue), and from there
-  jobs/worker/dispatch -> jobs/worker/pool -> store/jobs/transitions.claim -> jobs/worker/attempt -> engine -> jobs/worker/settle
-  -> store/jobs/transitions.finish.
+  jobs/worker/dispatch -> jobs/worker/pool -> store/jobs/transitions.claim -> jobs/worker/attempt -> engine
+  -> jobs/worker/settle -> store/jobs/transitions.finish.
 - A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/client/local
   -> jobs/worker/attempt -> streams/publisher, which encodes it -> Redis -> streams/subscriber -> web/follow and
   transcript -> web/sse -> the reader.

@@ -1,6 +1,6 @@
-"""The invariants of the record, as queries that must return nothing; `llamalith check` runs them.
+"""The invariants of the record, each as a query that must return no row. `llamalith check` runs them.
 
-Read-only. RULES names each promise in a sentence; a row found by its query breaks it.
+Read-only. The keys of RULES say each invariant in a sentence; the rows of its query violate it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 class Violation(NamedTuple):
     rule: str
     rows: list[dict[str, object]]
-    """The first of them."""
+    """The first MAX_ROWS rows that violate it."""
 
 
 MAX_ROWS = 20
@@ -87,11 +87,11 @@ RULES = {
     "foreign keys hold": "PRAGMA foreign_key_check",
 }
 SQLITE_ONLY = {"foreign keys hold"}
-"""PostgreSQL holds them whoever writes; SQLite only for connections that ask for it."""
+"""PostgreSQL enforces foreign keys for every connection; SQLite only for those that turn it on."""
 
 
 def row_counts(connection: Connection) -> dict[str, int]:
-    """Rows of each kind, jobs by status."""
+    """The number of rows in each table, and of jobs in each status."""
     found = {
         table: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()  # noqa: S608 - fixed names
         for table in ("conversations", "turns", "messages", "jobs", "attempts")
@@ -102,7 +102,7 @@ def row_counts(connection: Connection) -> dict[str, int]:
 
 
 def violations(connection: Connection) -> list[Violation]:
-    """The rules that do not hold, each with its first rows."""
+    """The violated rules, each with its first rows."""
     found = []
     for rule, query in RULES.items():
         if rule in SQLITE_ONLY and connection.dialect.name != "sqlite":

@@ -1,8 +1,7 @@
-"""What is not kept any longer: ended jobs of an age, with all that was said in their turns, and conversations in which
-nothing younger is left.
+"""Retention: deletes ended jobs beyond an age with the messages of their turns, and conversations with nothing younger.
 
-The only one that deletes jobs, attempts, messages, turns and conversations. Runs inside a transaction of
-`store/database.py`.
+The only module that deletes jobs, attempts, messages, turns and conversations. Runs inside a transaction of
+`store/database.py`. `until`: what ended or was sent by then has expired.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ _WITH_YOUNGER_MESSAGES = (
     .join(MessageRow, MessageRow.turn_id == TurnRow.id)
     .where(TurnRow.conversation_id.in_(_those), MessageRow.created_at > bindparam("until"))
 )
-"""Of those without jobs: their messages are few, as they are system messages alone."""
+"""For conversations without jobs only. These have few messages, all of them system messages."""
 _TURNS_OF = select(TurnRow.id).where(TurnRow.conversation_id.in_(_those)).order_by(TurnRow.id)
 _CLEAR_HEAD = update(_conversations).where(ConversationRow.id.in_(_those)).values(head_turn_id=None)
 _DELETE_CONVERSATIONS = delete(_conversations).where(ConversationRow.id.in_(_those))
@@ -99,12 +98,12 @@ _NEXT_CONVERSATIONS = (
 
 
 class ScannedConversations(NamedTuple):
-    """What a look through some conversations found."""
+    """The result of `scan_conversations`."""
 
     last: int
-    """The last of them; 0: there are none behind them."""
-    forgotten: list[int]
-    """Those in which nothing is left that is to be kept."""
+    """The id of the last scanned conversation, where the next scan continues; 0: the scan has reached the end."""
+    expired: list[int]
+    """The conversations that have no job and no message younger than `until`."""
 
 
 def has_expired_jobs(connection: Connection, until: datetime) -> bool:
@@ -112,12 +111,12 @@ def has_expired_jobs(connection: Connection, until: datetime) -> bool:
 
 
 def delete_expired_jobs(connection: Connection, until: datetime, limit: int) -> int:
-    """Deletes the jobs that ended by then, the first ended first, `limit` of them at most, with their attempts and all
-    that was said in their turns; how many.
+    """Deletes at most `limit` jobs that ended by `until`, the earliest first, with their attempts and the messages of
+    their turns. Returns how many jobs.
 
-    A system message goes once another one took its place and no job is left that it was for. A turn of which nothing is
-    left goes too, unless it is a conversation's head: those behind it go on from the one before it. A conversation goes
-    with the last of its jobs, its system message too, unless that is younger.
+    A system message is deleted once another one has replaced it and no job is left for which it was in force. A turn
+    without messages is deleted unless it is a conversation's head; its children then continue its parent. A
+    conversation is deleted with the last of its jobs, unless its system message is younger than `until`.
     """
     expired = connection.execute(_EXPIRED_JOBS, {"until": until, "most": limit}).all()
     if not expired:
@@ -129,7 +128,7 @@ def delete_expired_jobs(connection: Connection, until: datetime, limit: int) -> 
     connection.execute(_DELETE_ATTEMPTS, of_jobs)
     connection.execute(_DELETE_JOB, of_jobs)
     conversations = sorted({job.conversation_id for job in expired})
-    # Turns first: a system message is in force for as long as there is a turn behind it that has not gone.
+    # Turns first: a system message stays in force as long as a later turn refers to it.
     _delete_empty_turns(connection, conversations)
     systems = list(connection.execute(_EXPIRED_SYSTEM_TURNS, {"those": conversations, "until": until}).scalars())
     if systems:
@@ -140,20 +139,20 @@ def delete_expired_jobs(connection: Connection, until: datetime, limit: int) -> 
 
 
 def _delete_empty_turns(connection: Connection, conversations: Sequence[int]) -> None:
-    """Deletes their turns in which nothing is left."""
+    """Deletes the turns of these conversations that have neither a message nor a job and are no head."""
     _delete_turns(connection, list(connection.execute(_EMPTY_TURNS, {"those": conversations}).scalars()))
 
 
 def _delete_turns(connection: Connection, turn_ids: Sequence[int]) -> None:
-    """`turn_ids`: parents before their children, as ids are."""
+    """Makes their children continue their parents, and deletes them. `turn_ids`: ascending, so parents come first."""
     if turn_ids:
         connection.execute(_MOVE_CHILDREN_UP, [{"of_turn": turn_id} for turn_id in turn_ids])
         connection.execute(_DELETE_TURNS, {"those": list(turn_ids)})
 
 
 def scan_conversations(connection: Connection, until: datetime, after: int, most: int) -> ScannedConversations:
-    """Looks at the next `most` conversations after that one, for those that no expiring job takes with it: that held
-    only a system message, or whose last job went before conversations did."""
+    """Looks at the `most` conversations after the id `after` for expired ones that are not deleted with their last job:
+    they hold only a system message, or an older version deleted their jobs alone."""
     those = list(connection.execute(_NEXT_CONVERSATIONS, {"after": after, "most": most}).scalars())
     return ScannedConversations(
         those[-1] if len(those) == most else 0, _expired_conversations(connection, until, those)
@@ -161,14 +160,14 @@ def scan_conversations(connection: Connection, until: datetime, after: int, most
 
 
 def delete_expired_conversations(connection: Connection, until: datetime, those: Iterable[int]) -> int:
-    """Deletes those of them that have no job and in which all that was said was said by then; how many."""
-    if forgotten := _expired_conversations(connection, until, those):
-        connection.execute(_CLEAR_HEAD, {"those": forgotten})
-        turn_ids = list(connection.execute(_TURNS_OF, {"those": forgotten}).scalars())
+    """Deletes those of the conversations that have no job and no message younger than `until`. Returns how many."""
+    if expired := _expired_conversations(connection, until, those):
+        connection.execute(_CLEAR_HEAD, {"those": expired})
+        turn_ids = list(connection.execute(_TURNS_OF, {"those": expired}).scalars())
         connection.execute(_DELETE_MESSAGES, {"those": turn_ids})
         _delete_turns(connection, turn_ids)
-        connection.execute(_DELETE_CONVERSATIONS, {"those": forgotten})
-    return len(forgotten)
+        connection.execute(_DELETE_CONVERSATIONS, {"those": expired})
+    return len(expired)
 
 
 def _expired_conversations(connection: Connection, until: datetime, those: Iterable[int]) -> list[int]:

@@ -1,7 +1,6 @@
-"""The tree of turns: appended at the end of a path, read from one turn up to the root, recognised by a digest.
+"""The tree of turns: appends a turn to a path, reads a path up to its root, and finds a stored path by its digest.
 
-The only writer of turns and messages until they expire (`store/retention.py`). Knows which jobs were answered, and
-nothing else of jobs.
+The only writer of turns and messages until they expire (`store/retention.py`). Knows of jobs only which are done.
 """
 
 from __future__ import annotations
@@ -37,27 +36,28 @@ _turns, _messages, _conversations = (cast(Table, row.__table__) for row in (Turn
 
 
 class Turn(NamedTuple):
-    """What one job is to answer: nothing of another branch, nothing queued later, nothing that got no reply."""
+    """The messages that one job answers: of its own path only, and of earlier turns only those with a reply."""
 
     messages: list[Message]
     n_omitted: int
-    """Messages left out already here, because no context could hold as much text as comes after them."""
+    """The oldest messages of the path, left out because the later ones exceed `max_chars`."""
 
 
 class Parent(NamedTuple):
-    """What a new turn goes on from. All null: from nothing."""
+    """The turn that a new turn continues. NO_PARENT: the new turn is the first of its path."""
 
     id: int | None
     depth: int
-    """-1 where there is none."""
+    """-1 in NO_PARENT."""
     system_turn_id: int | None
     conversation_id: int | None
 
 
 class StoredPrefix(NamedTuple):
-    """The path that the first messages of a history equal."""
+    """A stored path that equals the first `n_messages` of a history."""
 
     turn_id: int
+    """The last turn of the path."""
     conversation_id: int
     n_messages: int
 
@@ -77,7 +77,7 @@ _SET_HEAD = (
 _INSERT_MESSAGES = insert(_messages)
 _SYSTEM = select(MessageRow.content).where(MessageRow.turn_id == bindparam("of_turn"), MessageRow.position == 0)
 is_system = and_(MessageRow.position == 0, MessageRow.role == literal_column("'system'"))
-"""It is in force from its turn on; one that stands further back in a turn is a message like any other."""
+"""A system message in force from its turn on. At another position it is a message like any other."""
 _MESSAGE = (MessageRow.role, MessageRow.content, MessageRow.tool_calls, MessageRow.tool_call_id)
 _INPUTS = (
     select(*_MESSAGE)
@@ -87,8 +87,8 @@ _INPUTS = (
 
 
 def path(*, is_bounded: bool = False) -> CTE:
-    """The turns from `from_turn` (a parameter of the statement) up to the root; bounded, up to the depth `from_depth`.
-    Its columns are id, parent_id and depth."""
+    """The turns from `from_turn` up to the root; with `is_bounded`, up to the depth `from_depth`. Both are parameters
+    of the statement. The columns are id, parent_id and depth."""
     start = select(TurnRow.id, TurnRow.parent_id, TurnRow.depth).where(TurnRow.id == bindparam("from_turn"))
     up = start.cte("path", recursive=True)
     above = aliased(TurnRow)
@@ -104,7 +104,7 @@ _is_read = or_(JobRow.id.is_(None), JobRow.status == Status.DONE.value)
 
 
 def _select_read(turns: CTE, *columns: Any) -> Select[Any]:
-    """Of the messages on that path, those that a job behind it reads, without the system message in force."""
+    """Selects the messages of the path that a later job reads, without the system message in force."""
     return (
         select(*columns)
         .join_from(turns, MessageRow, MessageRow.turn_id == turns.c.id)
@@ -134,7 +134,7 @@ _NEWEST_OF_ROLE = (
     .order_by(_recent.c.depth.desc(), MessageRow.position.desc())
     .limit(1)
 )
-# Without its text: of those that are sorted, one is wanted.
+# A statement of its own, so that the sort above reads no texts.
 _MESSAGE_AT = select(*_MESSAGE).where(
     MessageRow.turn_id == bindparam("of_turn"), MessageRow.position == bindparam("of_position")
 )
@@ -175,7 +175,7 @@ def parent(connection: Connection, turn_id: int | None) -> Parent:
 def append(
     connection: Connection, conversation_id: int, behind: Parent, inputs: Sequence[Message], now: datetime
 ) -> int:
-    """A new turn with these messages, the head of its conversation from now on; its id."""
+    """Appends a turn with these messages after `behind` and makes it the head of its conversation. Returns its id."""
     new = {
         "conversation_id": conversation_id,
         "parent_id": behind.id,
@@ -195,29 +195,29 @@ def append(
 
 
 def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetime) -> None:
-    """The last message of its turn, and with it the digest of the path that ends here."""
-    said = inputs(connection, turn_id)
-    connection.execute(_INSERT_MESSAGES, _as_row(turn_id, len(said), reply, True, now))
-    new = [*(said[1:] if said and said[0].role == "system" else said), reply]
+    """Appends the reply as the last message of its turn, and stores the digest of the path that ends there."""
+    sent = inputs(connection, turn_id)
+    connection.execute(_INSERT_MESSAGES, _as_row(turn_id, len(sent), reply, True, now))
+    new = [*(sent[1:] if sent and sent[0].role == "system" else sent), reply]
     turn = at = connection.execute(_WITH_PARENT, {"of_turn": turn_id}).one()
     while at.digest_before is None and at.grandparent_id is not None:
         at = connection.execute(_WITH_PARENT, {"of_turn": at.parent_id}).one()
     if at.digest_before is not None and at.system_turn_id_before == turn.system_turn_id:
         digest = digests.extend(at.digest_before, new)
     else:
-        # Another system message stands before all of it now.
+        # The system message in force has changed, so the whole path has a new digest.
         earlier = [] if turn.parent_id is None else _read_messages(connection, turn.parent_id, 0, 0)
         digest = digests.extend(None, [*_system_messages(connection, turn.system_turn_id), *earlier, *new])
     connection.execute(_SET_DIGEST, {"of_turn": turn_id, "new_digest": digest})
 
 
 def inputs(connection: Connection, turn_id: int) -> list[Message]:
-    """What was sent in with it, its system message too."""
+    """The turn's messages without its reply, its system message included."""
     return [_as_message(row) for row in connection.execute(_INPUTS, {"of_turn": turn_id}).mappings()]
 
 
 def system_in_force(connection: Connection, system_turn_id: int | None) -> str | None:
-    """Of a turn with that `system_turn_id`. None: there is none."""
+    """The text of the system message that begins that turn. None: no system message is in force."""
     if system_turn_id is None:
         return None
     content: str = connection.execute(_SYSTEM, {"of_turn": system_turn_id}).scalar_one()
@@ -225,15 +225,15 @@ def system_in_force(connection: Connection, system_turn_id: int | None) -> str |
 
 
 def read_turn(connection: Connection, turn_id: int, max_chars: int) -> Turn:
-    """The system message in force, the earlier turns of its path that have a reply, and this turn's own messages.
+    """The system message in force, the earlier turns of the path that have a reply, and this turn's own messages.
 
-    Goes back no further than `max_chars` characters of earlier turns.
+    Of the earlier turns at most the last `max_chars` characters.
     """
     own = inputs(connection, turn_id)
     at = connection.execute(_POSITION, {"of_turn": turn_id}).one()
     if own and own[0].role == "system":
         del own[0]
-    # Lengths first: a long path's texts would not fit into memory, and most of them not into the context.
+    # Lengths first: the texts of a long path may not fit into memory, and most of them not into the context.
     from_depth, from_position, n_omitted, n_chars = at.depth, 0, 0, 0
     for depth, position, length in connection.execute(_READ_SIZES, {"from_turn": at.parent_id}):
         n_chars += length
@@ -246,14 +246,14 @@ def read_turn(connection: Connection, turn_id: int, max_chars: int) -> Turn:
 
 
 def path_messages(connection: Connection, head_turn_id: int) -> list[Message]:
-    """All of the path to it, what got no reply too."""
+    """All messages on the path to that turn, oldest first; also those of turns without a reply."""
     return [_as_message(row) for row in connection.execute(_ALL_MESSAGES, {"from_turn": head_turn_id}).mappings()]
 
 
 def newest_message(connection: Connection, head_turn_id: int, role: str) -> Message | None:
-    """The last message of that role on the path to it."""
+    """The last message with that role on the path to that turn; None: there is none."""
     depth = parent(connection, head_turn_id).depth
-    # Nearly always among the last ones; the whole of a long path is looked through only where it is not.
+    # It is nearly always among the last turns. The whole path is searched only where it is not.
     for from_depth in sorted({max(0, depth - 20), 0}, reverse=True):
         of = {"from_turn": head_turn_id, "from_depth": from_depth, "of_role": role}
         if (found := connection.execute(_NEWEST_OF_ROLE, of).first()) is not None:
@@ -263,11 +263,11 @@ def newest_message(connection: Connection, head_turn_id: int, role: str) -> Mess
 
 
 def longest_stored_prefix(connection: Connection, owner_id: int, history: Sequence[Message]) -> StoredPrefix | None:
-    """The longest path of this owner that equals the beginning of a history: what a job behind its last turn would
-    read is these messages, and nothing is missing. None: there is none."""
+    """The longest stored path of this owner that equals a prefix of the history: a job after its last turn would read
+    exactly these messages. None: there is none."""
     for n_messages, digest in digests.prefix_digests(history):
         for found in connection.execute(_BY_DIGEST, {"of_digest": digest, "of_owner": owner_id}):
-            # A part of the path may have expired since.
+            # Part of the path may have expired since its digest was stored.
             n_read = connection.execute(_N_READ, {"from_turn": found.id}).scalar_one()
             if n_read + (found.system_turn_id is not None) == n_messages:
                 return StoredPrefix(found.id, found.conversation_id, n_messages)
@@ -280,7 +280,7 @@ def _system_messages(connection: Connection, system_turn_id: int | None) -> Iter
 
 
 def _read_messages(connection: Connection, turn_id: int | None, from_depth: int, from_position: int) -> list[Message]:
-    """What a job behind that turn reads of its path, from there on."""
+    """The messages that a job after `turn_id` reads, from that depth and position on."""
     of = {"from_turn": turn_id, "from_depth": from_depth, "from_position": from_position}
     return [_as_message(row) for row in connection.execute(_READ_MESSAGES, of).mappings()]
 

@@ -2,7 +2,7 @@
 
 Owns this process's one subscription to Redis and its one poll a second of the record. The record alone says that a job
 has ended, so a lost message, or a Redis that is away, costs seconds and no event. A job that nobody reads any more is
-forgotten. Knows no HTTP and no format of a reader; an `OpenStream` tells each reader that there is news.
+forgotten. Knows no HTTP and no format of a reader; an `OpenStream` wakes each reader when there is news.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Followers:
         self._polling: asyncio.Task[None] | None = None
         self._poll_now = asyncio.Event()
         self._ended_now: set[int] = set()
-        """The jobs of which a message said that they ended."""
+        """The jobs whose end a message has announced."""
         self._streams: set[OpenStream] = set()
         """All that are open."""
         self._publishing: set[asyncio.Task[None]] = set()

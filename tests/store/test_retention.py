@@ -136,9 +136,9 @@ def scan_conversations(connection: Connection, until: datetime) -> list[str]:
     """A whole round, two conversations at a time; what is listed after it."""
     after = 0
     while True:
-        looked = retention.scan_conversations(connection, until, after, 2)
-        assert retention.delete_expired_conversations(connection, until, looked.forgotten) == len(looked.forgotten)
-        after = looked.last
+        scanned = retention.scan_conversations(connection, until, after, 2)
+        assert retention.delete_expired_conversations(connection, until, scanned.expired) == len(scanned.expired)
+        after = scanned.last
         if not after:
             return listed(connection)
 
@@ -171,10 +171,10 @@ def test_a_system_message_that_was_stored_alone_is_kept_as_long_as_a_turn(connec
 
 def test_what_is_said_while_others_look_stays(connection: Connection) -> None:
     submission.submit(connection, prompt("", "c", system_prompt="be kind"), NOW)
-    looked = retention.scan_conversations(connection, NOW, 0, 9)
-    assert looked == (0, [1])
+    scanned = retention.scan_conversations(connection, NOW, 0, 9)
+    assert scanned == (0, [1])
     queue(connection, "just now")
-    assert retention.delete_expired_conversations(connection, NOW, looked.forgotten) == 0
+    assert retention.delete_expired_conversations(connection, NOW, scanned.expired) == 0
     assert said(connection) == ["be kind", "just now"]
 
 

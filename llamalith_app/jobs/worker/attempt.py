@@ -52,7 +52,7 @@ class AttemptTimings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 INTERRUPTED = Failed("interrupted", "The attempt was interrupted.")
-UNEXPECTED = Failed("internal", "Something went wrong in the worker; its log tells more.")
+UNEXPECTED = Failed("internal", "Something went wrong in the worker; its log says more.")
 NOT_VALIDATED = Fit(None, "could not be validated: its worker was ending")
 
 

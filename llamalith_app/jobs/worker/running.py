@@ -112,7 +112,7 @@ class RunningAttempt:
         return self.reply.feed(step.text)
 
     def restart(self) -> None:
-        """The reply begins anew."""
+        """The reply restarts from its beginning."""
         self.resume_point = None
         self.reply, self.last_step, self.completion_tokens = Reply(), None, 0
 

@@ -168,8 +168,8 @@ class Sweeper:
         found = await self._database.read(
             retention.scan_conversations, until, self._last_searched, self._batches.conversations
         )
-        if found.forgotten:
-            n_gone = await self._database.write_lightly(retention.delete_expired_conversations, until, found.forgotten)
+        if found.expired:
+            n_gone = await self._database.write_lightly(retention.delete_expired_conversations, until, found.expired)
             log.info("empty conversations expired", n_conversations=n_gone)
         self._last_searched = found.last
 

@@ -1,6 +1,6 @@
-"""Jobs as people read them: one, a list, places in the queue, attempts.
+"""Reads jobs as clients see them: one job, lists, places in the queue, attempts.
 
-Reads only; the modules beside this one change a job. Runs in a snapshot of `store/database.py`. Knows no HTTP.
+Writes nothing. Runs in a snapshot of `store/database.py`. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _retry = aliased(JobRow)
 was_retried = exists().where(_retry.retry_of == JobRow.id)
 
 MAX_PAGE_CHARS = 10_000_000
-"""Characters of prompts and replies in one list."""
+"""The most characters of texts in one list; the job that exceeds it is the last."""
 MAX_RANKED = 1000
-"""Jobs of a model whose places are told in lists; further back only a single job's place is counted. And open jobs of
-conversations that are looked at to tell when one starts that waits for others."""
+"""Jobs of each model whose places are read for a list; beyond them only a single job's place is counted. Also the limit
+of open jobs that are read of the conversations in which a job waits for others."""
 
 
 class OpenJob(NamedTuple):
@@ -62,17 +62,18 @@ class OpenJob(NamedTuple):
 
 
 class QueuePlaces(NamedTuple):
-    """Where some queued jobs stand."""
+    """The places of some queued jobs."""
 
     positions: dict[int, int]
     """By job id: the place in the queue of its model, 1 is the next."""
     before: list[OpenJob]
-    """By conversation, in the order in which they run: what is open there, up to these jobs and beyond."""
+    """The open jobs of those conversations in which one of them waits for another job; by conversation, in the order in
+    which they run."""
 
 
 def queue_places(connection: Connection, of_jobs: Mapping[int, str]) -> QueuePlaces:
-    """Of queued jobs, with their models. Of each model the first RANKED places are told, and that of a single job;
-    of conversations where one of them waits for another, the first RANKED jobs together."""
+    """The places of queued jobs, given as job id -> model. Only the first MAX_RANKED places of each model are returned,
+    and that of a single job at any place. `before` has at most MAX_RANKED jobs in all."""
     before = _open_jobs_around(connection, of_jobs)
     positions = {}
     if len(of_jobs) > 1 or before:
@@ -114,7 +115,7 @@ def _positions(connection: Connection, of_models: set[str]) -> dict[int, int]:
 
 
 def _position(connection: Connection, job_id: int) -> int | None:
-    """One queued job's place, however far back."""
+    """The place of one queued job in the queue of its model, 1 is the next. None: it is not queued."""
     job = connection.execute(
         select(JobRow.model, JobRow.priority).where(status_is(Status.QUEUED), JobRow.id == job_id)
     ).first()
@@ -131,12 +132,13 @@ def _position(connection: Connection, job_id: int) -> int | None:
 
 
 def job_by_id(connection: Connection, owner_id: int, job_id: int) -> Job | None:
+    """One job with all texts. None: no such job of this owner."""
     row = connection.execute(_select_by_id(), {"of_owner": owner_id, "of_job": job_id}).mappings().first()
     return None if row is None else job_from_row(row)
 
 
 def attempts(connection: Connection, owner_id: int, job_id: int) -> list[Attempt] | None:
-    """Every start of a job, the first first. None: no such job of this owner."""
+    """All attempts of a job, oldest first. None: no such job of this owner."""
     if connection.execute(select(JobRow.id).where(JobRow.id == job_id, JobRow.owner_id == owner_id)).first() is None:
         return None
     rows = connection.execute(
@@ -156,7 +158,7 @@ def attempts(connection: Connection, owner_id: int, job_id: int) -> list[Attempt
 
 
 def jobs_by_id(connection: Connection, job_ids: Iterable[int], max_text: int) -> list[Job]:
-    """Whoever owns them: for what a stream asks about jobs that it was let follow."""
+    """The jobs with these ids, whoever owns them; the caller checks access. `max_text`: characters of each text."""
     rows = connection.execute(_select_by_ids(max_text), {"of_jobs": list(job_ids)}).mappings()
     return [job_from_row(row) for row in rows]
 
@@ -171,10 +173,9 @@ def newest(
     before: int | None = None,
     max_text: int | None = None,
 ) -> list[Job]:
-    """An owner's jobs, newest first; `before`: only those with a smaller id; `max_text`: of each text so many
-    characters.
+    """An owner's jobs, newest first. `before`: only jobs with a smaller id. `max_text`: characters of each text.
 
-    Ends early, though never empty, once its texts come to MAX_PAGE_CHARS.
+    The list ends before `limit` once its texts reach MAX_PAGE_CHARS, but has at least one job where one matches.
     """
     query = _newest(select_jobs(None, max_text), owner_id, limit, status, conversation_id, before)
     return [job for _, job in _jobs_of_a_page(connection, query)]
@@ -189,7 +190,7 @@ def newest_briefs(
     conversation_id: str | None = None,
     before: int | None = None,
 ) -> list[JobBrief]:
-    """As `newest`, without a look at any text; never ends early."""
+    """As `newest`, without texts, so it never ends before `limit`."""
     brief = select(*_BRIEF, JobRow.error.label("reason")).join(
         ConversationRow, ConversationRow.id == JobRow.conversation_id
     )
@@ -201,7 +202,7 @@ def _newest(
     query: Select[Any], owner_id: int, limit: int, status: str | None, conversation_id: str | None, before: int | None
 ) -> Select[Any]:
     query = query.order_by(JobRow.id.desc()).limit(limit)
-    # Not both: SQLite would go through all that the owner has.
+    # Not both conditions: SQLite would scan all jobs of the owner.
     if conversation_id is None:
         query = query.where(JobRow.owner_id == owner_id)
     else:
@@ -219,7 +220,7 @@ def n_text_chars(job: Job) -> int:
 
 def _jobs_of_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple[RowMapping, Job]]:
     n_chars = 0
-    # Row by row: a page of long prompts would otherwise stand in memory before it could be cut.
+    # Row by row, so that a page of long prompts is never in memory as a whole.
     with connection.execute(query.execution_options(stream_results=True, max_row_buffer=16)) as rows:
         for row in rows.mappings():
             job = job_from_row(row)
@@ -243,7 +244,7 @@ _prompt = (
 def jobs_by_turn(
     connection: Connection, owner_id: int, turn_ids: Sequence[int], *, oldest_first: bool = False
 ) -> dict[int, Job]:
-    """The jobs of these turns, by turn, the newest first or the oldest; ends early as `newest`."""
+    """The jobs of these turns by turn id, newest first unless `oldest_first`. Ends early, as `newest` does."""
     query = (
         select_jobs(owner_id)
         .add_columns(JobRow.turn_id)
@@ -283,6 +284,8 @@ _BRIEF = (
 
 
 def select_jobs(owner_id: int | BindParameter[int] | None, max_text: int | None = None) -> Select[Any]:
+    """A query for rows that `job_from_row` takes; of any owner where `owner_id` is None. `max_text` cuts each text."""
+
     def text(column: Any) -> Any:
         return column if max_text is None else func.substr(column, 1, max_text)
 
@@ -292,7 +295,7 @@ def select_jobs(owner_id: int | BindParameter[int] | None, max_text: int | None 
             func.coalesce(text(_prompt), "").label("user_input"),
             text(JobRow.system_prompt).label("system_prompt"),
             text(case((status_is(Status.ERROR), JobRow.error), else_=_reply.content)).label("result"),
-            # Whole or not at all: where texts are cut, nobody reads it.
+            # JSON cannot be cut, and callers that cut texts do not use it.
             (JobRow.parameters if max_text is None else null()).label("parameters"),
             (JobRow.unenforced if max_text is None else null()).label("unenforced"),
             JobRow.reply_problem,
@@ -323,7 +326,7 @@ def job_from_row(row: RowMapping) -> Job:
 
 
 def _brief(fields: dict[str, Any]) -> dict[str, Any]:
-    """From columns to fields, for those that a job without its texts has too."""
+    """Converts columns to fields of JobBrief."""
     kind, reason, not_after = (fields.pop(column) for column in ("error_kind", "reason", "not_after"))
     return fields | {
         "priority": Priority(fields["priority"]).name.lower(),
@@ -341,7 +344,8 @@ def decode_unenforced(stored: str | None) -> list[str]:
 
 
 def has_public_id(owner_id: int, public_id: str) -> ColumnElement[bool]:
-    """Whoever asks: an id is stored without blanks before and after it, so those do not count."""
+    """The conversation of that owner and public id. Ids are stored trimmed, so blanks around the given one do not
+    count."""
     return and_(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id.strip())
 
 

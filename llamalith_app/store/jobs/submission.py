@@ -1,6 +1,6 @@
-"""How a job comes into the record: behind the head of its conversation, beside a turn, as a fork, or as a retry.
+"""Stores new jobs: after the head of a conversation, beside a turn, as a fork, or as a retry.
 
-The only one that makes jobs. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
+The only module that makes jobs. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ _jobs = cast(Table, JobRow.__table__)
 
 
 class NewJob(NamedTuple):
-    """What is asked for, validated and complete."""
+    """A validated and completed request for a job."""
 
     owner_id: int
     request_id: str
     request: JobRequest
-    """Texts are trimmed, "" where there is none; limits and names are filled in."""
+    """With trimmed texts ("" for none), and with the configured values where the client sent none."""
     inputs: Sequence[Message]
-    """What its turn holds beside the system prompt: the prompt, and what stands before it. Empty: only the system
-    prompt is stored, without a job."""
+    """The messages of its turn without the system prompt: the context message, if any, and the prompt. Empty: only the
+    system prompt is stored, without a job."""
     conversation_id: str | None
     """The public id; None: a new conversation."""
     unenforced: Sequence[str] = ()
-    """Pointers to what of its schema no reply can be held to while it is written."""
+    """JSON pointers to the keywords of its schema that cannot be enforced while decoding."""
     retry_of: int | None = None
-    """The job that this one tries again."""
+    """The job that this one retries."""
     keeps_system_prompt: bool = False
-    """The system prompt is what the client was shown before: where one is in force, that one stays."""
+    """The client sends the system prompt back as it was shown: it does not replace one that is in force."""
 
 
 class Accepted(NamedTuple):
     job_id: int | None
     """None: only a system message was stored."""
     turn_id: int | None
-    """None: nothing was stored, since that system message is in force already."""
+    """None: nothing was stored, since this system message is in force already."""
     conversation_id: str
     """The public id."""
     model: str
@@ -92,7 +92,7 @@ _INSERT_JOB = (
 _COPIED_FIELDS = tuple(
     sorted(set(JobRequest.__struct_fields__) & set(_jobs.columns.keys()) - {"priority", "parameters"})
 )
-"""What a request says in a column of that name."""
+"""The fields of a request that are stored in columns of the same name."""
 
 
 _OWN_TURN = (
@@ -104,8 +104,8 @@ _OWN_TURN = (
 
 
 def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
-    """Appends a turn to the branch that people see of its conversation, and queues its job. Makes the conversation if
-    need be."""
+    """Appends a turn after the head of its conversation, and queues its job. Makes the conversation if it does not
+    exist."""
     public_id = new.conversation_id or str(uuid.uuid4())
     if new.conversation_id is not None:
         head = connection.execute(_LOCK_HEAD, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
@@ -116,8 +116,8 @@ def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
 
 
 def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | None:
-    """Queues another job beside that turn, behind the same parent: an edited prompt, or another reply to it. The new
-    turn is the head of the conversation from now on. None: no such turn of this owner."""
+    """Queues a job with the same parent as that turn: an edited prompt, or another reply to the same one. The new turn
+    becomes the head of the conversation. None: no such turn of this owner."""
     beside = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
     if beside is None:
         return None
@@ -126,9 +126,9 @@ def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datet
 
 
 def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | Status | None:
-    """Queues a job in a new conversation that goes on from that turn of another one.
+    """Queues a job in a new conversation that continues that turn of another conversation.
 
-    The job's status instead where that turn's own job has not ended, since its reply would belong to what is read.
+    Returns the status of that turn's job instead where it has not ended, since its reply belongs to the history.
     None: no such turn of this owner.
     """
     behind = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
@@ -207,17 +207,18 @@ RETRYABLE = (Status.ERROR, Status.CANCELLED)
 
 class Retry(NamedTuple):
     job_id: int
-    """The new job."""
+    """The job that retries it."""
     conversation_id: str
     model: str
     is_new: bool
-    """False: it was tried again before, as this job."""
+    """False: that job existed before this call."""
 
 
 def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, now: datetime) -> Retry | Status | None:
-    """Asks anew for what a job that ended without a reply asked, as the last turn of its conversation; once for a job.
+    """Queues a copy of a job that ended without a reply, as the last turn of its conversation. A job is retried once: a
+    second call returns the same copy.
 
-    Its status: it is open or done. None: no such job of this owner.
+    Returns the job's status instead where it is open or done. None: no such job of this owner.
     """
     before = (
         connection.execute(reads.select_jobs(owner_id).add_columns(JobRow.turn_id).where(JobRow.id == job_id))
@@ -259,7 +260,7 @@ def retry_matching(
     conversation_id: str | None = None,
     error_kind: str | None = None,
 ) -> list[Retry]:
-    """The same for the `limit` oldest that match and were not tried again yet; those of other models stay."""
+    """Retries the `limit` oldest jobs that match, are of these models and were not retried yet."""
     wanted = (
         select(JobRow.id)
         .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~reads.was_retried)
@@ -270,11 +271,11 @@ def retry_matching(
         wanted = wanted.where(JobRow.error_kind == error_kind)
     if conversation_id is not None:
         wanted = wanted.where(JobRow.conversation_id == reads.conversation_id_of(owner_id, conversation_id))
-    # One by one: for several at once SQLite goes through all jobs of the owner.
+    # One status at a time: with several, SQLite would scan all jobs of the owner.
     ids = [
         job_id
         for status in statuses
         for job_id in connection.execute(wanted.where(JobRow.status == status.value)).scalars()
     ]
     found = [retry(connection, owner_id, job_id, request_id, now) for job_id in sorted(ids)[:limit]]
-    return [one for one in found if isinstance(one, Retry)]
+    return [result for result in found if isinstance(result, Retry)]

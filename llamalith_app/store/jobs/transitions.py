@@ -1,9 +1,10 @@
-"""The life of a job in the record: submit, claim, finish, fail, cancel, expire; and what workers have to know of it.
+"""The state machine of a job: claim, finish, fail, cancel, expire.
 
-The only writer of jobs and attempts until they expire (`store/retention.py`). A transition first reads what it changes:
-the job in the state, and after a claim under the lease, that it expects. It holds a lock on that row until it has
-written; SQLite has one writer and needs no lock. Its return value says whether it was the one that moved the job.
-Every job ends by `_end`. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
+The only module that changes jobs and attempts between `submission` and their deletion (`store/retention.py`); only
+`leases` raises heartbeats. A transition first reads the job in the state that it expects, and after a claim also under
+the lease that it expects. It locks that row until it has written; SQLite has one writer and needs no lock. The return
+value says whether this call moved the job. Every job ends by `_end`. Runs inside a transaction of `store/database.py`.
+Knows no queue and no engine.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ _attempts = cast(Table, AttemptRow.__table__)
 
 
 TIMEOUT = "timeout"
-"""The kind of the error of a job that waited or ran too long."""
+"""The error kind of a job that waited or ran too long."""
 
 
 class Claim(NamedTuple):
-    """The right to run one attempt, good as long as its lease token is the job's."""
+    """The right to run one attempt, valid while the job has this lease token."""
 
     job_id: int
     attempt: int
@@ -66,7 +67,7 @@ class Claim(NamedTuple):
 
 
 class PartialReply(NamedTuple):
-    """What an attempt had made of its reply when it was stopped."""
+    """What an attempt had written of the reply when it was stopped."""
 
     text: str
     """Empty: nothing yet."""
@@ -74,7 +75,7 @@ class PartialReply(NamedTuple):
     completion_tokens: int
 
 
-# Whoever claims at the same moment passes over what this one is about to claim.
+# Concurrent claims skip the row that this one is about to claim.
 _NEXT = BEST_DUE.with_for_update(skip_locked=True)
 
 
@@ -153,7 +154,8 @@ _REQUEUE = (
 
 
 def claim(connection: Connection, model: str, priority: int, worker_id: int, now: datetime) -> Claim | None:
-    """The oldest due job of the model and class whose conversation has nothing earlier open; None: nothing to do."""
+    """Claims the oldest due job of the model and priority class that is the head of its conversation. None: there is
+    none."""
     job_id = connection.execute(
         _NEXT, {"of_model": model, "of_priority": priority, "most": 1, **due_parameters(now)}
     ).scalar()
@@ -196,7 +198,7 @@ def finish(
     reply_valid: bool | None = None,
     reply_problem: str | None = None,
 ) -> bool:
-    """Stores the reply and ends the job. False: the lease is somebody else's now, nothing was written."""
+    """Stores the reply and ends the job. False: the lease is no longer valid, and nothing was written."""
     _lock_conversations(connection, [job_id])
     job = connection.execute(_LEASED, {"of_job": job_id, "of_lease": lease_token}).first()
     if job is None:
@@ -216,14 +218,14 @@ def finish(
 
 
 class _Ending(NamedTuple):
-    """One job that is to end, locked by whoever decided it."""
+    """A job to end. The caller has locked its row."""
 
     job_id: int
     conversation_id: int
     lease_token: str | None
-    """None: nobody runs it."""
+    """None: it is queued."""
     columns: dict[str, Any]
-    """What else is written into its row; the same columns for all that end together."""
+    """Further values for its row; the same columns for all jobs that end together."""
 
 
 _OUTCOMES = {Status.DONE: Outcome.DONE, Status.ERROR: Outcome.FAILED, Status.CANCELLED: Outcome.CANCELLED}
@@ -239,8 +241,8 @@ def _end(
     kind: str | None = None,
     reason: str | None = None,
 ) -> None:
-    """Ends open jobs: the only way to a terminal state. Closes their attempts, with that outcome, kind and reason, and
-    lets what waits behind them be the next of its conversation."""
+    """Ends open jobs: the only way to a terminal state. Closes their attempts with that outcome, kind and reason, and
+    promotes the next jobs of their conversations to heads."""
     if not jobs:
         return
     connection.execute(
@@ -268,15 +270,14 @@ def _end_statement(status: Status, columns: tuple[str, ...]) -> Update:
 
 
 def _lock_conversations(connection: Connection, job_ids: Collection[int]) -> None:
-    """Locks the conversations of these jobs where there are several writers: one that appends to a conversation and one
-    that ends its head would each miss what the other does, and nobody would move up. To be called before either writes
-    a job."""
+    """Locks the conversations of these jobs, before any job is written. With several concurrent writers, a submit and
+    the end of a conversation's head would each miss the other's change, and the new job would not become the head."""
     if connection.dialect.name != "sqlite":
         connection.execute(_LOCK_CONVERSATIONS, {"of_jobs": list(job_ids)})
 
 
 def _promote_next_head(connection: Connection, conversations: Collection[int]) -> None:
-    """Jobs of these conversations have ended: what is open first is the head now."""
+    """Makes the first open job of each conversation its head, after jobs of these have ended."""
     if conversations:
         connection.execute(_PROMOTE, [{"of_conversation": conversation_id} for conversation_id in conversations])
 
@@ -294,11 +295,11 @@ def fail(
     seen_heartbeat: int | None = None,
     written: PartialReply | None = None,
 ) -> Status | None:
-    """Ends an attempt without a reply: back to the queue after `pause`, or `error` when that is None or
-    the job has spent its attempts. `released` spends none.
+    """Ends an attempt without a reply. The job is queued again, to start after `pause`; or it ends as `error` where
+    `pause` is None or the job has spent its attempts. The outcome `released` spends none.
 
-    `seen_heartbeat`: a sweeper's guard, the heartbeat that must not have moved. `written`: kept with an error.
-    None: the lease is somebody else's.
+    `seen_heartbeat`: for the sweep; where the heartbeat has moved since, nothing changes. `written`: stored with an
+    error. Returns the new status; None: the lease is no longer valid, or the heartbeat has moved.
     """
     _lock_conversations(connection, [job_id])
     job = connection.execute(_LEASED, {"of_job": job_id, "of_lease": lease_token}).first()
@@ -316,7 +317,8 @@ def fail(
 
 
 def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) -> Status | None:
-    """The state that won: `cancelled`, or the terminal state that came first. None: no such job of this owner."""
+    """Cancels an open job. Returns `cancelled`, or the terminal status that it had before. None: no such job of this
+    owner."""
     _lock_conversations(connection, [job_id])
     job = connection.execute(
         select(JobRow.status, JobRow.conversation_id, JobRow.lease_token)
@@ -341,10 +343,10 @@ def cancel_open(
     conversation_id: str | None = None,
     model: str | None = None,
 ) -> list[int]:
-    """Cancels an owner's jobs in these open states, those of one conversation or model only where these are given:
-    all that run and the newest `limit` that wait. Their ids; where fewer than `limit` waited, none is left.
+    """Cancels an owner's jobs in these open states, optionally of one conversation or model only: all that run and the
+    newest `limit` that wait. Returns their ids. Where fewer than `limit` waited, none is left.
 
-    The newest first: what stands behind a cancelled job of its conversation is not started in between.
+    The newest first, so that between two calls no job starts because an earlier one of its conversation was cancelled.
     """
     mine = [JobRow.owner_id == owner_id]
     if model is not None:
@@ -371,8 +373,8 @@ def cancel_open(
 def store_partial(
     connection: Connection, job_id: int, lease_token: str, _now: datetime, *, written: PartialReply
 ) -> bool:
-    """Stores what the attempt of a job that was cancelled had written by then. False: this attempt was not ended by
-    a cancel."""
+    """Stores the partial reply of an attempt that a cancel ended. False: something else ended it, or a partial reply is
+    stored already."""
     kept = connection.execute(
         update(JobRow)
         .where(
@@ -399,7 +401,7 @@ def _partial_columns(written: PartialReply) -> dict[str, Any]:
 
 
 def expire_queued(connection: Connection, now: datetime, limit: int) -> list[int]:
-    """Ends the jobs that waited longer for their first start than they may, `limit` of them at most. Their ids."""
+    """Ends at most `limit` jobs that waited for their first start beyond their `not_after`. Returns their ids."""
     ids = connection.execute(select(JobRow.id).where(waits_too_long).limit(limit), {"until": now}).scalars().all()
     if not ids:
         return []

@@ -1,6 +1,6 @@
-"""What waits, and what of it may start now.
+"""Queued jobs: how many there are, and which may start now.
 
-Reads only. Runs in a snapshot of `store/database.py`. Decides nothing: `jobs/order.py` does.
+Writes nothing. Runs in a snapshot of `store/database.py`. Which of them starts first is decided in `jobs/order.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llamalith_app.store.tables import (
 
 
 class RunnableJob(NamedTuple):
-    """A queued job that nothing holds back."""
+    """A queued job that may start now."""
 
     job_id: int
     model: str
@@ -36,21 +36,21 @@ class RunnableJob(NamedTuple):
 
 
 class DueJobs(NamedTuple):
-    """What waits for one model in one class and may start now."""
+    """The jobs of one model and priority class that may start now."""
 
     model: str
     priority: int
     n_jobs: int
-    """At most MOST_DUE."""
+    """At most MAX_DUE."""
     oldest: datetime
-    """When the first of them was accepted."""
+    """When the first of them was accepted (by id, so it is the oldest)."""
 
 
 class QueueDepth(NamedTuple):
-    """What is to be done and what is being done."""
+    """The jobs that wait and those that run."""
 
     queued: dict[str, int]
-    """Jobs that wait, by model."""
+    """The number of queued jobs by model."""
     running: list[tuple[str, datetime]]
     """Model and start of each job that is processing."""
     due: list[DueJobs]
@@ -60,14 +60,14 @@ _ended = aliased(JobRow)
 
 
 def n_queued(connection: Connection, owner_id: int) -> int:
-    """Jobs of an owner that wait."""
+    """The number of an owner's queued jobs."""
     return connection.execute(
         select(func.count()).where(JobRow.owner_id == owner_id, JobRow.status == Status.QUEUED.value)
     ).scalar_one()
 
 
 def newly_runnable(connection: Connection, ended: Collection[int], now: datetime) -> list[RunnableJob]:
-    """Of the conversations of these jobs, which have ended, the jobs that may start now."""
+    """The jobs that may start now that these have ended: the next ones of their conversations."""
     heads = select(first_open(_ended.conversation_id)).where(_ended.id.in_(ended))
     rows = connection.execute(
         select(JobRow.id, JobRow.model, JobRow.attempt).where(
@@ -80,11 +80,11 @@ def newly_runnable(connection: Connection, ended: Collection[int], now: datetime
 
 
 MAX_DUE = 64
-"""Jobs of a model and class that `due` looks at; more would not find a place at once."""
+"""Jobs that `due_jobs` counts for a model and class. No worker has slots for more at once."""
 
 
 def due_jobs(connection: Connection, models: Iterable[str], now: datetime) -> list[DueJobs]:
-    """For each of the models and each class what could be claimed now."""
+    """The jobs that could be claimed now, for each model and priority class that has any."""
     found = []
     for model in models:
         for priority in Priority:
