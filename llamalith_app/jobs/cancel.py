@@ -1,6 +1,6 @@
 """Cancels jobs: one, those of a conversation, or those that match a filter. Called by the controllers of API and pages.
 
-After the commit it publishes the end to the jobs' readers, and sends hints for the jobs that can run now. A running job's worker finds
+After the commit it publishes their ends and sends hints for the jobs that can run now. A running job's worker finds
 out by reading the database: its lease is gone. Knows no HTTP and no engine.
 """
 

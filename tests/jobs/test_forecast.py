@@ -77,12 +77,12 @@ def test_the_statuses_of_several_workers_are_merged() -> None:
 
 
 def test_a_running_job_is_expected_to_write_as_much_as_recent_ones() -> None:
-    told = engine(completion_tokens=100.0, tokens_per_s=10.0, prompt_tokens_per_s=50.0)
+    engine_status = engine(completion_tokens=100.0, tokens_per_s=10.0, prompt_tokens_per_s=50.0)
     reading = Progress(phase="prefill", prompt_tokens=600, prompt_tokens_done=100)
     writing = Progress(phase="decode", completion_tokens=60, tokens_per_s=5.0)
-    assert remaining_s(reading, told) == 10 + 10
-    assert remaining_s(writing, told) == 8
-    assert remaining_s(Progress(phase="decode", completion_tokens=500), told) == 1
+    assert remaining_s(reading, engine_status) == 10 + 10
+    assert remaining_s(writing, engine_status) == 8
+    assert remaining_s(Progress(phase="decode", completion_tokens=500), engine_status) == 1
     assert remaining_s(writing, engine()) is None
     assert remaining_s(writing, None) is None
 

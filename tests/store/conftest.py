@@ -112,7 +112,7 @@ def new_record(request: pytest.FixtureRequest) -> NewRecord:
 
 @pytest.fixture
 def sqlite_engine(migrated: Path) -> Iterator[Engine]:
-    """For what only SQLite can tell."""
+    """For what only SQLite can show."""
     with sqlite_record(migrated) as engine:
         yield engine
 

@@ -31,8 +31,8 @@ def prompt(
 ) -> submission.NewJob:
     """`inputs`: instead of context and content; `fields`: of the JobRequest."""
     if inputs is None:
-        said = (("assistant", context), ("user", content))
-        inputs = [Message(role=role, content=text) for role, text in said if text]
+        messages = (("assistant", context), ("user", content))
+        inputs = [Message(role=role, content=text) for role, text in messages if text]
     return submission.NewJob(
         owner_id=owner_id,
         request_id="r",

@@ -125,7 +125,7 @@ def test_an_attempt_that_was_given_back_is_not_spent(engine: Engine) -> None:
             assert status is Status.QUEUED
 
 
-def test_a_sweeper_that_saw_an_old_beat_takes_nothing(engine: Engine) -> None:
+def test_a_sweep_that_saw_an_old_heartbeat_ends_no_lease(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -185,15 +185,15 @@ def test_the_system_message_of_an_earlier_turn_stays_in_force_until_another_come
         worker = register_worker(connection)
         for content, system in (("1", "A"), ("2", ""), ("3", "A"), ("4", "B")):
             submission.submit(connection, prompt(content, system_prompt=system), NOW)
-        told = []
+        contents = []
         for _ in range(4):
             claim = transitions.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             turn = turns.read_turn(connection, claim.turn_id, 1000)
-            told.append([message.content for message in turn.messages])
+            contents.append([message.content for message in turn.messages])
             finish(connection, claim, f"r{claim.job_id}")
         messages = [m.content for m in conversations.messages(connection, ADMIN_ID, "c")]
-    assert told == [
+    assert contents == [
         ["A", "1"],
         ["A", "1", "r1", "2"],
         ["A", "1", "r1", "2", "r2", "3"],
@@ -202,7 +202,7 @@ def test_the_system_message_of_an_earlier_turn_stays_in_force_until_another_come
     assert messages == ["A", "1", "r1", "2", "r2", "3", "r3", "B", "4", "r4"]
 
 
-def test_a_turn_goes_back_no_further_than_it_is_told_to(engine: Engine) -> None:
+def test_a_turn_has_no_more_characters_of_earlier_turns_than_asked_for(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         for _ in range(3):
@@ -306,7 +306,7 @@ def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> N
     assert [message.content for message in turn.messages] == ["before 1", "1", "r1", "before 3", "3"]
 
 
-def test_only_the_attempt_that_a_cancel_ended_tells_what_it_had_written(engine: Engine) -> None:
+def test_only_the_attempt_that_a_cancel_ended_stores_its_partial_reply(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)

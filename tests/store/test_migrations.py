@@ -60,7 +60,7 @@ class Old(NamedTuple):
     """A turn as it was stored before turns became rows."""
 
     number: int
-    said: tuple[tuple[str, str], ...]
+    texts: tuple[tuple[str, str], ...]
     """Role and content by place; empty: it has expired."""
     status: str | None
     """Of its job; None: it has none, or it has expired."""
@@ -135,8 +135,8 @@ def store_old(path: Path, conversations_of: dict[int, list[Old]]) -> None:
                             (job_id, f"l{job_id}", at, at),
                         )
                 places = {"system": 0, "user": 2}
-                for n, (role, content) in enumerate(turn.said):
-                    is_reply = turn.status == "done" and n == len(turn.said) - 1
+                for n, (role, content) in enumerate(turn.texts):
+                    is_reply = turn.status == "done" and n == len(turn.texts) - 1
                     place = 4 * turn.number + (3 if is_reply else places.get(role, 1))
                     connection.execute(
                         "INSERT INTO messages (conversation_id, place, role, content, job_id, created_at)"
@@ -149,13 +149,13 @@ def store_old(path: Path, conversations_of: dict[int, list[Old]]) -> None:
 
 def was_read(stored: list[Old], number: int) -> list[tuple[str, str]]:
     """What the version before gave to the job of that turn."""
-    systems = [said for turn in stored if turn.number <= number for said in turn.said if said[0] == "system"]
+    systems = [text for turn in stored if turn.number <= number for text in turn.texts if text[0] == "system"]
     rest = [
-        said
+        text
         for turn in stored
         if turn.number == number or (turn.number < number and turn.status in (None, "done"))
-        for said in (turn.said[:-1] if turn.number == number and turn.status == "done" else turn.said)
-        if said[0] != "system"
+        for text in (turn.texts[:-1] if turn.number == number and turn.status == "done" else turn.texts)
+        if text[0] != "system"
     ]
     return [*systems[-1:], *rest]
 
@@ -173,23 +173,23 @@ def test_every_turn_finds_its_place_in_the_tree(tmp_path: Path, n_conversations:
     assert migrate(path)
     assert rows(path, "SELECT * FROM jobs ORDER BY id", without="turn_id") == jobs_before
     assert rows(path, "SELECT * FROM attempts ORDER BY job_id, attempt") == attempts_before
-    said = rows(
+    messages = rows(
         path,
         "SELECT t.conversation_id, t.depth, m.role, m.content, m.is_reply, m.created_at FROM messages m"
         " JOIN turns t ON t.id = m.turn_id ORDER BY t.conversation_id, t.depth, m.position",
     )
-    assert said == [
+    assert messages == [
         {
             "conversation_id": conversation,
             "depth": turn.number,
             "role": role,
             "content": content,
-            "is_reply": int(turn.status == "done" and n == len(turn.said) - 1),
+            "is_reply": int(turn.status == "done" and n == len(turn.texts) - 1),
             "created_at": f"2026-11-24 00:00:{turn.number % 60:02}",
         }
         for conversation, its_turns in stored.items()
         for turn in its_turns
-        for n, (role, content) in enumerate(turn.said)
+        for n, (role, content) in enumerate(turn.texts)
     ]
     with write_engine(path).connect() as connection:
         assert check.violations(connection) == []
@@ -206,11 +206,11 @@ def test_every_turn_finds_its_place_in_the_tree(tmp_path: Path, n_conversations:
             assert [(message.role, message.content) for message in read] == wanted
             whole = conversations.messages(connection, ADMIN_ID, f"c{conversation}")
             assert [(message.role, message.content) for message in whole] == [
-                said for turn in stored[conversation] for said in turn.said
+                text for turn in stored[conversation] for text in turn.texts
             ]
             answered = [turn for turn in stored[conversation] if turn.number == newest.depth and turn.status == "done"]
             if answered:
-                history = [*read, Message(role="assistant", content=answered[0].said[-1][1])]
+                history = [*read, Message(role="assistant", content=answered[0].texts[-1][1])]
                 found = turns.longest_stored_prefix(connection, ADMIN_ID, [*history, Message(role="user", content="x")])
                 assert found is not None
                 assert found.n_messages == len(history)

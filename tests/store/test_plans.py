@@ -70,7 +70,7 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "claim": (queued, lambda c, _: claimed(c)),
     "finish": (lambda c: (queued(c), claimed(c))[1], finish),
     "fail": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: fail(c, claim, pause=None)),
-    "beat": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: leases.heartbeat(c, [claim.lease_token])),
+    "heartbeat": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: leases.heartbeat(c, [claim.lease_token])),
     "cancel": (queued, lambda c, job_id: transitions.cancel(c, ADMIN_ID, job_id, NOW)),
     "cancel what is open in a conversation": (
         queued,
@@ -141,7 +141,7 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
 
 WHOLE_INDEXES = {
     # What is being worked on just now: as many rows as there are slots.
-    "beat": {"SCAN jobs USING INDEX one_processing"},
+    "heartbeat": {"SCAN jobs USING INDEX one_processing"},
     "held": {"SCAN jobs USING INDEX one_processing"},
     # And what waits, once every half a second at most.
     "load": {"SCAN jobs USING INDEX one_processing", "SCAN jobs USING INDEX due"},

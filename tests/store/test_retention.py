@@ -47,11 +47,11 @@ def answer(connection: Connection, at: datetime = NOW) -> transitions.Claim:
     return claim
 
 
-def said(connection: Connection) -> list[str]:
+def contents(connection: Connection) -> list[str]:
     return [message.content for message in conversations.messages(connection, ADMIN_ID, "c")]
 
 
-def test_a_turn_goes_with_all_that_was_said_in_it_and_its_attempts(connection: Connection) -> None:
+def test_a_turn_is_deleted_with_all_its_messages_and_attempts(connection: Connection) -> None:
     queue(connection, "old", context="so far")
     answer(connection, NOW)
     queue(connection, "young")
@@ -61,7 +61,7 @@ def test_a_turn_goes_with_all_that_was_said_in_it_and_its_attempts(connection: C
     assert retention.has_expired_jobs(connection, NOW)
     assert retention.delete_expired_jobs(connection, NOW, 100) == 1
     assert not retention.has_expired_jobs(connection, NOW)
-    assert said(connection) == ["young", "reply to 2", "waits"]
+    assert contents(connection) == ["young", "reply to 2", "waits"]
     assert reads.job_by_id(connection, ADMIN_ID, 1) is None
     assert reads.attempts(connection, ADMIN_ID, 1) is None
     assert [job.id for job in reads.newest(connection, ADMIN_ID, limit=9)] == [3, 2]
@@ -87,7 +87,7 @@ def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(conn
     assert transitions.claim(connection, "m", 1, 1, NOW)
     queue(connection, "waits")
     assert retention.delete_expired_jobs(connection, NOW + 1000 * DAY, 100) == 2
-    assert said(connection) == ["runs", "waits"]
+    assert contents(connection) == ["runs", "waits"]
 
 
 def test_a_conversation_gives_no_turn_twice_as_long_as_it_stays(connection: Connection) -> None:
@@ -108,7 +108,7 @@ def listed(connection: Connection) -> list[str]:
 
 
 @pytest.mark.parametrize("system_prompt", ["", "be kind"])
-def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
+def test_a_conversation_is_deleted_with_its_last_turn_and_its_id_may_be_used_again(
     connection: Connection, system_prompt: str
 ) -> None:
     for content, at in (("1", NOW), ("2", NOW + DAY)):
@@ -129,7 +129,7 @@ def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
     assert claim.conversation_id > 2, (
         "nothing that was kept elsewhere of the one that is gone can be taken for this one"
     )
-    assert said(connection) == ["new", f"reply to {claim.job_id}"]
+    assert contents(connection) == ["new", f"reply to {claim.job_id}"]
 
 
 def scan_conversations(connection: Connection, until: datetime) -> list[str]:
@@ -169,13 +169,13 @@ def test_a_system_message_that_was_stored_alone_is_kept_as_long_as_a_turn(connec
     assert scan_conversations(connection, NOW + DAY) == []
 
 
-def test_what_is_said_while_others_look_stays(connection: Connection) -> None:
+def test_a_message_sent_between_scan_and_deletion_stays(connection: Connection) -> None:
     submission.submit(connection, prompt("", "c", system_prompt="be kind"), NOW)
     scanned = retention.scan_conversations(connection, NOW, 0, 9)
     assert scanned == (0, [1])
     queue(connection, "just now")
     assert retention.delete_expired_conversations(connection, NOW, scanned.expired) == 0
-    assert said(connection) == ["be kind", "just now"]
+    assert contents(connection) == ["be kind", "just now"]
 
 
 def test_the_system_message_in_force_stays_while_a_turn_is_left(connection: Connection) -> None:
@@ -184,7 +184,7 @@ def test_the_system_message_in_force_stays_while_a_turn_is_left(connection: Conn
     queue(connection, "young")
     answer(connection, NOW + DAY)
     retention.delete_expired_jobs(connection, NOW, 100)
-    assert said(connection) == ["be kind", "young", "reply to 2"]
+    assert contents(connection) == ["be kind", "young", "reply to 2"]
     retention.delete_expired_jobs(connection, NOW, 100)
     queue(connection, "new")
     claim = answer(connection)
@@ -200,11 +200,11 @@ def test_a_system_message_goes_once_another_took_its_place_and_no_job_of_it_is_l
     queue(connection, "3", system_prompt="be terse")
     answer(connection, NOW + 2 * DAY)
     retention.delete_expired_jobs(connection, NOW, 100)
-    assert said(connection) == ["be kind", "2", "reply to 2", "be terse", "3", "reply to 3"]
+    assert contents(connection) == ["be kind", "2", "reply to 2", "be terse", "3", "reply to 3"]
     retention.delete_expired_jobs(connection, NOW + DAY, 100)
-    assert said(connection) == ["be terse", "3", "reply to 3"]
+    assert contents(connection) == ["be terse", "3", "reply to 3"]
     retention.delete_expired_jobs(connection, NOW + 2 * DAY, 100)
-    assert said(connection) == []
+    assert contents(connection) == []
 
 
 def test_a_system_message_does_not_stay_for_a_job_that_came_before_it(connection: Connection) -> None:
@@ -212,7 +212,7 @@ def test_a_system_message_does_not_stay_for_a_job_that_came_before_it(connection
         queue(connection, content, system_prompt=system_prompt)
         answer(connection, at)
     retention.delete_expired_jobs(connection, NOW, 100)
-    assert said(connection) == ["1", "reply to 1", "be terse", "3", "reply to 3"]
+    assert contents(connection) == ["1", "reply to 1", "be terse", "3", "reply to 3"]
 
 
 def test_a_later_turn_sees_what_is_left_of_those_before_it(connection: Connection) -> None:

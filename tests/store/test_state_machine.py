@@ -76,7 +76,7 @@ class Record(RuleBasedStateMachine):
         self.replies: dict[int, str] = {}
         self.retries: dict[int, int] = {}
         self.to_keep: set[str] = set()
-        """Leases that a cancel ended and whose attempt has not told yet what it had written."""
+        """Leases that a cancel ended and whose attempt has not stored its partial reply yet."""
         self.n_submitted = 0
         self.worker = self.run(None, register_worker)
 
@@ -218,12 +218,12 @@ class Record(RuleBasedStateMachine):
         done = [job.turn_id for job in self.jobs.values() if job.status is Status.DONE]
         if not done:
             return
-        said = self.is_read(data.draw(st.sampled_from(sorted(done))))
-        history = [Message(role=role, content=content) for role, content in [*said, ("user", "and now?")]]
+        read = self.is_read(data.draw(st.sampled_from(sorted(done))))
+        history = [Message(role=role, content=content) for role, content in [*read, ("user", "and now?")]]
         found = self.run(None, turns.longest_stored_prefix, ADMIN_ID, history)
         assert found is not None
-        assert found.n_messages == len(said)
-        assert self.is_read(found.turn_id) == said
+        assert found.n_messages == len(read)
+        assert self.is_read(found.turn_id) == read
         assert self.run(None, turns.longest_stored_prefix, ADMIN_ID + 1, history) is None
         history[0] = Message(role="user", content="another beginning")
         assert self.run(None, turns.longest_stored_prefix, ADMIN_ID, history) is None
@@ -377,7 +377,7 @@ class Record(RuleBasedStateMachine):
         self.heads = {name: turn_id for name, turn_id in self.heads.items() if name in left}
 
     @rule()
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         tokens = [claim.lease_token for claim in self.claims]
         self.run(None, leases.heartbeat, tokens)
         held = {lease.lease_token for lease in self.run(None, leases.active_leases, self.worker)}
@@ -407,12 +407,12 @@ class Record(RuleBasedStateMachine):
 
     def compare(self, connection: Connection, name: str) -> None:
         """The branch that people see, each reply right behind its prompt."""
-        told = [
+        contents = [
             (message.role, message.content)
             for message in conversations.messages(connection, ADMIN_ID, name)
             if message.role != "system"
         ]
-        assert told == self.texts(self.heads.get(name), answered=False)
+        assert contents == self.texts(self.heads.get(name), answered=False)
 
     def any_claim(self, data: st.DataObject) -> transitions.Claim | None:
         return data.draw(st.sampled_from(self.claims)) if self.claims else None

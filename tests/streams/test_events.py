@@ -107,7 +107,7 @@ async def test_a_late_reader_may_begin_after_any_event(
 
 
 @pytest.mark.slow
-async def test_each_attempt_goes_on_behind_the_one_before_and_all_tell_what_one_alone_would(
+async def test_each_attempt_continues_the_one_before_and_together_they_publish_what_one_alone_would(
     worked: httpx.AsyncClient, script: Script, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llamalith_app.jobs.order.retry_backoff", lambda _: timedelta())
@@ -128,7 +128,7 @@ async def test_each_attempt_goes_on_behind_the_one_before_and_all_tell_what_one_
 
 
 @pytest.mark.parametrize("lost", ["the tokens", "the way back to them"])
-async def test_an_attempt_that_cannot_continue_takes_back_the_text_and_begins_anew(
+async def test_an_attempt_that_cannot_continue_takes_back_the_text_and_restarts(
     worked: httpx.AsyncClient,
     redis: Redis,
     script: Script,
@@ -385,7 +385,7 @@ async def test_a_redis_that_comes_back_is_subscribed_again(
     assert "restart" not in got.kinds
 
 
-async def test_a_queued_job_tells_its_place_when_that_changes(
+async def test_a_queued_job_publishes_its_place_when_that_changes(
     api: httpx.AsyncClient, database: Database, redis: Redis
 ) -> None:
     for number in (1, 2, 3):
@@ -399,7 +399,7 @@ async def test_a_queued_job_tells_its_place_when_that_changes(
         assert second.data["position"] == 2
 
 
-async def test_a_running_job_tells_when_it_will_end(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
+async def test_a_running_job_says_when_it_will_end(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
     job_id = await submit(api, "x")
     making = await attempt(database, redis)
     engine = EngineStatus(model="smollm2", state="loaded", n_slots=1, tokens_per_s=10.0, completion_tokens=100.0)
@@ -515,7 +515,7 @@ async def test_a_session_that_ended_elsewhere_ends_its_streams_soon(config: Conf
 # Conversations
 
 
-async def test_a_conversation_tells_its_jobs_one_after_another_and_goes_on(
+async def test_a_conversation_streams_its_jobs_one_after_another_and_continues(
     api: httpx.AsyncClient, database: Database, redis: Redis
 ) -> None:
     for _ in range(2):

@@ -237,8 +237,8 @@ async def test_time_limits_are_stored_with_the_job_and_default_to_the_configurat
         own = await queue(api, timeout_s=30, queue_timeout_s=0.5)
         answer = await api.post("/api/conversations/c/reply", json={"content": "x", "timeout_s": 604_800})
         await api.post("/api/submit", json={"user_input": "x"})
-        told = [(await api.get(f"/api/jobs/{job_id}")).json() for job_id in (own, answer.json()["job_id"], 3)]
-    assert [(job["timeout_s"], job["queue_timeout_s"]) for job in told] == [(30, 0.5), (604_800, 3600), (7.5, 3600)]
+        shown = [(await api.get(f"/api/jobs/{job_id}")).json() for job_id in (own, answer.json()["job_id"], 3)]
+    assert [(job["timeout_s"], job["queue_timeout_s"]) for job in shown] == [(30, 0.5), (604_800, 3600), (7.5, 3600)]
 
 
 async def test_without_a_limit_a_job_may_take_any_time(api: httpx.AsyncClient) -> None:
@@ -257,7 +257,7 @@ async def token_of(browser: httpx.AsyncClient, path: str) -> str:
 
 @pytest.fixture
 async def plain(config: Config) -> Any:
-    """A session whose client does not tell where it comes from: what counts is what is in the form."""
+    """A session whose client sends no origin: the token in the form counts."""
     async with serving(config) as client:
         await log_in(client)
         del client.headers["Origin"]

@@ -263,7 +263,7 @@ async def test_a_login_leads_on_to_the_page_that_was_asked_for(client: httpx.Asy
     assert target == "/chat/jobs?status=done&amp;before=7"
     answer = await client.post("/chat/login", data={"password": PASSWORD, "next": target.replace("&amp;", "&")})
     assert answer.headers["location"] == "/chat/jobs?status=done&before=7"
-    assert (await client.get("/chat/login")).headers["location"] == "/chat/", "the way there was told once"
+    assert (await client.get("/chat/login")).headers["location"] == "/chat/", "the target was sent once"
 
 
 PAGES = [
@@ -314,7 +314,7 @@ async def test_a_login_leads_nowhere_else(client: httpx.AsyncClient, path: str) 
 
 OTHER = "http://127.0.0.1:1"
 ORIGINS = {"own": None, "none": "", "another port": OTHER, "null": "null", "another site": "https://evil.example"}
-SITES = {"none told": "", "same-origin": "same-origin", "same-site": "same-site", "cross-site": "cross-site"}
+SITES = {"none sent": "", "same-origin": "same-origin", "same-site": "same-site", "cross-site": "cross-site"}
 CREDENTIALS = ("session", "session and csrf token", "bearer", "bearer and session", "wrong bearer and session")
 BODIES = {
     "application/json": b'{"content": "x"}',
@@ -427,23 +427,23 @@ async def test_a_login_sent_by_another_site_is_refused(client: httpx.AsyncClient
 
 
 @pytest.mark.parametrize(
-    "told",
+    "site_headers",
     [
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
-        # What browsers tell in plain HTTP.
+        # What browsers send in plain HTTP.
         {"Referer": "http://127.0.0.1:1/"},
         {"Referer": "https://evil.example/page"},
     ],
 )
-async def test_another_site_cannot_log_a_person_out(client: httpx.AsyncClient, told: dict[str, str]) -> None:
+async def test_another_site_cannot_log_a_person_out(client: httpx.AsyncClient, site_headers: dict[str, str]) -> None:
     session = await come_in(client)
-    asked = await client.get("/chat/logout", headers={**with_session(session), **told})
+    asked = await client.get("/chat/logout", headers={**with_session(session), **site_headers})
     assert asked.status_code == 200
     assert "Log out?" in asked.text
     assert "set-cookie" not in asked.headers
     assert await opens(client, session)
-    posted = await client.post("/chat/logout", headers={**with_session(session), **told})
+    posted = await client.post("/chat/logout", headers={**with_session(session), **site_headers})
     assert posted.status_code == 403
     assert await opens(client, session)
 
@@ -493,7 +493,7 @@ async def test_if_there_are_several_origins_each_must_be_ours(client: httpx.Asyn
 
 
 async def test_a_proxy_that_terminates_tls_without_being_configured_locks_nobody_out(client: httpx.AsyncClient) -> None:
-    """nginx sends the Host on; that https ended there is told only to who trusts it."""
+    """nginx sends the Host on; that https ended there reaches only a server that trusts it."""
     headers = {"Host": "chat.example.org", "Origin": "https://chat.example.org"}
     answer = await client.post("/chat/login", data={"password": PASSWORD}, headers=headers)
     assert answer.status_code == 303

@@ -27,7 +27,7 @@ async def failed(api: httpx.AsyncClient, database: Database, **fields: Any) -> i
     return job_id
 
 
-async def test_a_job_tells_every_start_with_its_reason(api: httpx.AsyncClient, database: Database) -> None:
+async def test_a_job_lists_every_start_with_its_reason(api: httpx.AsyncClient, database: Database) -> None:
     job_id = await queue(api, max_attempts=2)
     await database.write(fail, await claim(database), outcome=Outcome.RELEASED, kind="drained", reason="It ended.")
     await database.write(fail, await claim(database), outcome=Outcome.LOST, kind="worker_lost", reason="It is gone.")
@@ -37,13 +37,13 @@ async def test_a_job_tells_every_start_with_its_reason(api: httpx.AsyncClient, d
     await database.write(fail, await claim(database), kind="engine_died", reason="It crashed.")
     ended = (await api.get(f"/api/jobs/{job_id}")).json()
     assert (ended["status"], ended["error"]["kind"], ended["next_attempt_at"]) == ("error", "engine_died", None)
-    told = (await api.get(f"/api/jobs/{job_id}/attempts")).json()["attempts"]
-    assert [(one["attempt"], one["outcome"], one["kind"], one["reason"]) for one in told] == [
+    listed = (await api.get(f"/api/jobs/{job_id}/attempts")).json()["attempts"]
+    assert [(one["attempt"], one["outcome"], one["kind"], one["reason"]) for one in listed] == [
         (1, "released", "drained", "It ended."),
         (2, "lost", "worker_lost", "It is gone."),
         (3, "failed", "engine_died", "It crashed."),
     ]
-    assert all(one["started_at"] and one["ended_at"] for one in told)
+    assert all(one["started_at"] and one["ended_at"] for one in listed)
 
 
 @pytest.mark.parametrize(("given", "status"), [(0, 400), (101, 400), (1.5, 400), (1, 200), (100, 200)])
@@ -65,7 +65,7 @@ async def test_nobody_sees_or_retries_what_is_not_theirs(api: httpx.AsyncClient,
     assert (await api.post("/api/jobs/retry?status=cancelled")).json()["job_ids"] == []
 
 
-async def test_what_failed_is_asked_anew_as_the_last_turn_and_stays_as_it_was(
+async def test_a_failed_job_is_retried_as_the_last_turn_and_stays_as_it_was(
     api: httpx.AsyncClient, database: Database
 ) -> None:
     fields = {"assistant_context": "so far", "temperature": 0.25, "priority": "batch", "queue_timeout_s": 60.0}

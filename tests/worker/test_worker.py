@@ -140,8 +140,8 @@ async def test_a_prompt_sees_the_turns_before_it_and_none_behind_it(
     assert [job.status for job in done] == ["done", "error", "done", "done"]
     third = "<system>S</system><user>one</user><assistant>R1</assistant><assistant>so far</assistant><user>three</user>"
     assert done[2].result == hashlib.sha256(third.encode()).hexdigest()
-    told = [m.content for m in await database.read(conversations.messages, ADMIN_ID, "c")]
-    assert told == [
+    stored = [m.content for m in await database.read(conversations.messages, ADMIN_ID, "c")]
+    assert stored == [
         "S",
         "one",
         "R1",
@@ -359,7 +359,7 @@ async def test_a_model_that_cannot_be_loaded_is_named_and_other_models_go_on(
     )
 
 
-async def test_the_log_tells_why_a_model_could_not_be_loaded_and_nothing_that_a_template_says_of_a_prompt(
+async def test_the_log_says_why_a_model_could_not_be_loaded_and_nothing_that_a_template_says_of_a_prompt(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write(
@@ -445,10 +445,10 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
             return progress is not None and bool(progress.prompt_tokens_done)
 
         async def mirrored() -> bool:
-            told = await redis.get(f"saq:job:llamalith:m:j{job_id}.a1")
-            if told is None:
+            stored = await redis.get(f"saq:job:llamalith:m:j{job_id}.a1")
+            if stored is None:
                 return False
-            job = msgspec.json.decode(told)
+            job = msgspec.json.decode(stored)
             return (job.get("meta") or {}).get("job_id") == job_id and job["meta"]["phase"] == "prefill"
 
         loading = await eventually(told_progress)
@@ -480,8 +480,8 @@ async def test_a_task_of_saq_shows_the_job_that_others_run_already(
 
         async def mirrored() -> bool:
             hints.send("m", waiting)
-            told = await redis.get(f"saq:job:llamalith:m:j{waiting}.a1")
-            return told is not None and (msgspec.json.decode(told).get("meta") or {}).get("job_id") == first
+            stored = await redis.get(f"saq:job:llamalith:m:j{waiting}.a1")
+            return stored is not None and (msgspec.json.decode(stored).get("meta") or {}).get("job_id") == first
 
         await eventually(mirrored)
         gate.touch()
@@ -910,7 +910,7 @@ async def test_a_hangup_drains_a_worker_and_is_no_second_signal(
     assert (await ended(database, job_id)).result == "whole"
 
 
-async def test_a_worker_that_waits_for_the_database_ends_when_it_is_told_to(
+async def test_a_worker_that_waits_for_the_database_ends_when_it_is_stopped(
     config: Config, script: Script, database_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
