@@ -1,4 +1,4 @@
-"""The same record on SQLite and on PostgreSQL: a cluster of its own for the whole run, a database for each test."""
+"""Runs tests on SQLite and on PostgreSQL: one PostgreSQL cluster for the run, a database for each test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llamalith_app.store.migrate import commands
 from tests.needs import need
 
 NewRecord = Callable[[], AbstractContextManager[Engine]]
-"""A migrated record with nothing in it, gone at the end."""
+"""An empty, migrated record; deleted at the end."""
 TEMPLATE = "migrated"
 # It may be lost with the machine, asks for no port, and lets no test wait for ever.
 SERVER = "-c fsync=off -c lock_timeout=10s -c listen_addresses= -c unix_socket_directories={folder}"

@@ -1,4 +1,4 @@
-"""The transitions of a job, one promise each."""
+"""The transitions of a job, one guarantee per test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_ids_are_never_given_twice(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("n_looked_at_first", [1, 3, 100])
-def test_conversations_stand_by_their_newest_job_wherever_that_is_found(
+def test_conversations_are_listed_by_their_newest_job_wherever_that_is_found(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, n_looked_at_first: int
 ) -> None:
     monkeypatch.setattr(conversations, "RECENT_JOBS", n_looked_at_first)
@@ -42,7 +42,7 @@ def test_conversations_stand_by_their_newest_job_wherever_that_is_found(
     assert pages == [["a", "d"], ["c", "b"], ["e"]]
 
 
-def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> None:
+def test_a_job_is_not_claimed_during_its_backoff(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -59,7 +59,7 @@ def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> Non
     assert again.attempt == 2
 
 
-def test_a_clock_that_went_back_holds_no_job_for_longer_than_a_pause(engine: Engine) -> None:
+def test_a_clock_that_went_back_delays_no_job_beyond_the_longest_backoff(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -72,7 +72,7 @@ def test_a_clock_that_went_back_holds_no_job_for_longer_than_a_pause(engine: Eng
         assert transitions.claim(connection, "m", 1, worker, earlier) is not None
 
 
-def test_a_job_that_waits_for_its_pause_holds_its_conversation(engine: Engine) -> None:
+def test_a_job_in_its_backoff_holds_up_its_conversation(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt("first"), NOW)
@@ -110,7 +110,7 @@ def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
     assert job.error.kind == "worker_lost"
 
 
-def test_an_attempt_that_was_given_back_is_not_spent(engine: Engine) -> None:
+def test_a_released_attempt_is_not_spent(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(max_attempts=1), NOW)
@@ -166,7 +166,7 @@ def test_a_sweep_that_saw_an_old_heartbeat_ends_no_lease(engine: Engine) -> None
         ),
     ],
 )
-def test_the_database_itself_refuses(engine: Engine, statement: str, why: str) -> None:
+def test_the_database_itself_refuses_invalid_rows(engine: Engine, statement: str, why: str) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -218,7 +218,7 @@ def test_a_turn_has_no_more_characters_of_earlier_turns_than_asked_for(engine: E
     assert turn.n_omitted == 2
 
 
-def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
+def test_check_names_the_rows_that_violate_an_invariant(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -244,7 +244,7 @@ def queued(connection: Connection, conversation_id: str = "c", queue_timeout_s: 
 
 
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel", "cancel_open", "give_up"])
-def test_whatever_ends_a_job_lets_the_next_of_its_conversation_move_up(engine: Engine, end: str) -> None:
+def test_the_next_job_of_a_conversation_becomes_its_head_whatever_ends_the_one_before(engine: Engine, end: str) -> None:
     with engine.begin() as connection:
         register_worker(connection)
         first, second, other = queued(connection, "c", 60), queued(connection), queued(connection, "other")
@@ -267,7 +267,7 @@ def test_whatever_ends_a_job_lets_the_next_of_its_conversation_move_up(engine: E
         assert check.violations(connection) == []
 
 
-def test_a_job_that_ends_behind_the_head_lets_nobody_move_up(engine: Engine) -> None:
+def test_the_end_of_a_job_behind_the_head_promotes_no_other(engine: Engine) -> None:
     with engine.begin() as connection:
         first, second, third = (queued(connection) for _ in range(3))
         transitions.cancel(connection, ADMIN_ID, second, NOW)
@@ -276,7 +276,7 @@ def test_a_job_that_ends_behind_the_head_lets_nobody_move_up(engine: Engine) -> 
         assert heads(connection) == [third]
 
 
-def test_the_checks_find_who_should_have_moved_up(engine: Engine) -> None:
+def test_the_checks_find_a_job_that_should_be_the_head(engine: Engine) -> None:
     with engine.begin() as connection:
         submission.submit(connection, prompt(), NOW)
         submission.submit(connection, prompt(), NOW)
@@ -286,7 +286,7 @@ def test_the_checks_find_who_should_have_moved_up(engine: Engine) -> None:
     assert [row["job_id"] for row in broken.rows] == [1, 2]
 
 
-def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> None:
+def test_no_later_turn_reads_a_turn_whose_job_was_cancelled(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         for content in ("1", "2", "3"):
@@ -329,7 +329,7 @@ def test_only_the_attempt_that_a_cancel_ended_stores_its_partial_reply(engine: E
     assert (job.status, job.partial, job.result) == ("cancelled", "half", None)
 
 
-def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(engine: Engine) -> None:
+def test_a_job_that_waited_too_long_for_its_first_start_ends_and_is_never_claimed(engine: Engine) -> None:
     late = NOW + timedelta(seconds=60)
     with engine.begin() as connection:
         worker = register_worker(connection)
@@ -355,7 +355,7 @@ def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(
     assert job.error.reason == "It waited 60.0 s in the queue; queue_timeout_s allowed 59.5."
 
 
-def test_the_looks_that_repeat_all_the_time_read_no_whole_table(sqlite_engine: Engine) -> None:
+def test_queries_that_are_polled_scan_no_table(sqlite_engine: Engine) -> None:
     waits = select(JobRow.id, JobRow.created_at, JobRow.not_after).where(statements.waits_too_long).limit(10)
     with sqlite_engine.connect() as connection:
         for statement, index in ((leases._ACTIVE_OF_WORKER, "held_by_worker"), (waits, "given_up_in_the_queue")):
@@ -375,7 +375,7 @@ def test_the_looks_that_repeat_all_the_time_read_no_whole_table(sqlite_engine: E
         ("UPDATE attempts SET outcome = 'cancelled'", "an attempt was cancelled only where its job was"),
     ],
 )
-def test_check_finds_what_no_cancel_can_have_left(engine: Engine, statement: str, rule: str) -> None:
+def test_check_finds_what_no_cancel_can_have_written(engine: Engine, statement: str, rule: str) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)

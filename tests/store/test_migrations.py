@@ -1,4 +1,4 @@
-"""What a migration makes of the rows that it finds."""
+"""Migrations of databases that have rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llamalith_app.store.migrate import commands, migrate
 from llamalith_app.store.users import ADMIN_ID
 
 
-def test_in_each_conversation_the_first_open_job_is_found_to_be_its_head(tmp_path: Path) -> None:
+def test_the_first_open_job_of_each_conversation_becomes_its_head(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     engine = write_engine(path)
     commands(engine).upgrade("0004")
@@ -61,13 +61,13 @@ class Old(NamedTuple):
 
     number: int
     texts: tuple[tuple[str, str], ...]
-    """Role and content by place; empty: it has expired."""
+    """Role and content by position; empty: the turn has expired."""
     status: str | None
-    """Of its job; None: it has none, or it has expired."""
+    """The status of its job; None: it has no job, or that has expired."""
 
 
 def old_turns(conversation: int, n_turns: int) -> Iterator[Old]:
-    """Every kind of turn, in another order in each conversation."""
+    """Every kind of turn, in a different order in each conversation."""
     for number in range(n_turns):
         kind = (conversation * 7 + number * 3) % 11
         system, context = ("system", f"be {conversation % 3}{kind}"), ("assistant", f"so far {number}")
@@ -94,7 +94,7 @@ def old_turns(conversation: int, n_turns: int) -> Iterator[Old]:
 
 
 def store_old(path: Path, conversations_of: dict[int, list[Old]]) -> None:
-    """As the version before wrote it."""
+    """Inserts the rows as the previous version wrote them."""
     engine = write_engine(path)
     commands(engine).upgrade("0009")
     engine.dispose()
@@ -148,7 +148,7 @@ def store_old(path: Path, conversations_of: dict[int, list[Old]]) -> None:
 
 
 def was_read(stored: list[Old], number: int) -> list[tuple[str, str]]:
-    """What the version before gave to the job of that turn."""
+    """The messages that the job of that turn read in the previous version."""
     systems = [text for turn in stored if turn.number <= number for text in turn.texts if text[0] == "system"]
     rest = [
         text
@@ -161,7 +161,7 @@ def was_read(stored: list[Old], number: int) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("n_conversations", "n_turns"), [(40, 12), pytest.param(4000, 25, marks=pytest.mark.slow)])
-def test_every_turn_finds_its_place_in_the_tree(tmp_path: Path, n_conversations: int, n_turns: int) -> None:
+def test_every_turn_gets_its_place_in_the_tree(tmp_path: Path, n_conversations: int, n_turns: int) -> None:
     path = tmp_path / "old.db"
     stored = {number: list(old_turns(number, n_turns)) for number in range(1, n_conversations + 1)}
     store_old(path, stored)

@@ -1,4 +1,4 @@
-"""How SQLite finds the rows of what happens all the time: by an index, whatever has piled up. No clock is read.
+"""The query plans of frequent statements: SQLite uses an index, however many rows there are. No clock is read.
 
 Every statement that an operation really runs is explained, with what it was given.
 """
@@ -25,7 +25,7 @@ LATER = NOW + timedelta(days=2)
 
 @contextmanager
 def explained(connection: Connection, steps: list[str]) -> Iterator[None]:
-    """Appends the plan's steps of all that is run within."""
+    """Appends the steps of the query plans of all statements within."""
 
     def explain(_: Connection, cursor: Any, statement: str, parameters: Any, __: object, many: bool) -> None:
         cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters[0] if many else parameters)
@@ -154,7 +154,7 @@ WHOLE_INDEXES = {
     # The newest 2,000 jobs, and of their conversations a page.
     "conversations, newest first": {"SCAN newest_jobs", "SCAN page"},
 }
-"""What is read from end to end: partial indexes of open jobs, and what was bounded before; nothing else."""
+"""The only scans that are allowed: partial indexes of open jobs, and rows that are bounded already."""
 
 
 OF_AN_OWNER = {
@@ -163,7 +163,7 @@ OF_AN_OWNER = {
     # So many, and no more.
     "conversations, newest first": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
 }
-"""Where an owner's rows are read without another bound."""
+"""Indexes by which all rows of an owner are read."""
 
 
 def plan_of(sqlite_engine: Engine, name: str) -> list[str]:
@@ -178,7 +178,7 @@ def plan_of(sqlite_engine: Engine, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_table_is_read_from_end_to_end(sqlite_engine: Engine, name: str) -> None:
+def test_no_statement_scans_a_table(sqlite_engine: Engine, name: str) -> None:
     steps = plan_of(sqlite_engine, name)
     assert steps
     read_whole = {step for step in steps if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"}
@@ -187,17 +187,17 @@ def test_no_table_is_read_from_end_to_end(sqlite_engine: Engine, name: str) -> N
     assert {step for step in steps if step.endswith("(owner_id=?)")} == OF_AN_OWNER.get(name, set())
 
 
-def test_a_turn_is_deleted_without_a_look_at_all_jobs_of_its_conversation(sqlite_engine: Engine) -> None:
+def test_the_deletion_of_a_turn_does_not_scan_the_jobs_of_its_conversation(sqlite_engine: Engine) -> None:
     steps = plan_of(sqlite_engine, "expire")
     assert "SEARCH jobs USING INDEX sqlite_autoindex_jobs_2 (turn_id=?)" in steps
 
 
-def test_a_retry_of_all_that_match_looks_at_no_other_jobs_of_the_owner(sqlite_engine: Engine) -> None:
+def test_a_retry_of_matching_jobs_reads_no_other_jobs_of_the_owner(sqlite_engine: Engine) -> None:
     steps = plan_of(sqlite_engine, "retry all that match")
     assert "SEARCH jobs USING INDEX jobs_of_owner_by_status (owner_id=? AND status=?)" in steps
 
 
-def test_what_expires_costs_as_much_as_there_are_system_messages_and_not_their_square(sqlite_engine: Engine) -> None:
+def test_the_cost_of_retention_is_linear_in_the_number_of_system_messages(sqlite_engine: Engine) -> None:
     def steps(n_turns: int) -> int:
         conversation_id = f"of {n_turns} turns"
         n_steps = 0
@@ -226,12 +226,12 @@ def test_what_expires_costs_as_much_as_there_are_system_messages_and_not_their_s
 
 
 @pytest.mark.parametrize("name", ["claim", "due"])
-def test_what_waits_behind_something_is_not_looked_at(sqlite_engine: Engine, name: str) -> None:
+def test_jobs_behind_a_head_are_not_read(sqlite_engine: Engine, name: str) -> None:
     steps = plan_of(sqlite_engine, name)
     assert "SEARCH jobs USING INDEX heads (model=? AND priority=?)" in steps
     assert [step for step in steps if "ORDER BY" in step or "INDEX due" in step] == []
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith("newest")])
-def test_what_is_newest_is_not_sorted_out_of_everything(sqlite_engine: Engine, name: str) -> None:
+def test_the_newest_rows_are_found_without_a_sort_of_all(sqlite_engine: Engine, name: str) -> None:
     assert [step for step in plan_of(sqlite_engine, name) if "ORDER BY" in step] == []

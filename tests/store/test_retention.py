@@ -1,4 +1,4 @@
-"""Ended jobs that are kept no longer: what goes, what stays, and what is left to the turns after them."""
+"""Retention: what is deleted, what stays, and what later turns still read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def queue(connection: Connection, content: str, *, system_prompt: str = "", cont
 
 
 def answer(connection: Connection, at: datetime = NOW) -> transitions.Claim:
-    """The next job gets its reply; it ended at that time."""
+    """Claims the next job and stores its reply, at that time."""
     claim = transitions.claim(connection, "m", 1, 1, NOW)
     assert claim is not None
     assert finish(connection, claim, f"reply to {claim.job_id}")
@@ -68,7 +68,7 @@ def test_a_turn_is_deleted_with_all_its_messages_and_attempts(connection: Connec
     assert check.row_counts(connection)["attempts"] == 1
 
 
-def test_what_ended_first_goes_first_so_many_at_a_time(connection: Connection) -> None:
+def test_the_jobs_that_ended_first_are_deleted_first_up_to_the_limit(connection: Connection) -> None:
     for at in (NOW + DAY, NOW, NOW):
         queue(connection, "x")
         answer(connection, at)
@@ -78,7 +78,7 @@ def test_what_ended_first_goes_first_so_many_at_a_time(connection: Connection) -
     assert left == [[3, 1], [1], []]
 
 
-def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(connection: Connection) -> None:
+def test_failed_and_cancelled_jobs_are_deleted_and_open_ones_never(connection: Connection) -> None:
     first = queue(connection, "cancelled")
     transitions.cancel(connection, ADMIN_ID, first, NOW)
     submission.submit(connection, prompt("given up", queue_timeout_s=1), NOW)
@@ -90,7 +90,7 @@ def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(conn
     assert contents(connection) == ["runs", "waits"]
 
 
-def test_a_conversation_gives_no_turn_twice_as_long_as_it_stays(connection: Connection) -> None:
+def test_a_conversation_gives_no_turn_number_twice_while_it_exists(connection: Connection) -> None:
     queue(connection, "old")
     depth = turns.parent(connection, answer(connection).turn_id).depth
     queue(connection, "young")
@@ -133,7 +133,7 @@ def test_a_conversation_is_deleted_with_its_last_turn_and_its_id_may_be_used_aga
 
 
 def scan_conversations(connection: Connection, until: datetime) -> list[str]:
-    """A whole round, two conversations at a time; what is listed after it."""
+    """A complete scan, two conversations at a time. Returns the conversations that are listed after it."""
     after = 0
     while True:
         scanned = retention.scan_conversations(connection, until, after, 2)
@@ -143,7 +143,9 @@ def scan_conversations(connection: Connection, until: datetime) -> list[str]:
             return listed(connection)
 
 
-def test_what_earlier_versions_left_of_conversations_goes_too_some_at_a_time(connection: Connection) -> None:
+def test_conversations_that_earlier_versions_left_without_jobs_are_deleted_some_at_a_time(
+    connection: Connection,
+) -> None:
     for number in range(5):
         submission.submit(connection, prompt("x", f"left {number}"), NOW)
         transitions.cancel(connection, ADMIN_ID, number + 1, NOW)
@@ -154,7 +156,7 @@ def test_what_earlier_versions_left_of_conversations_goes_too_some_at_a_time(con
     assert scan_conversations(connection, NOW) == ["c"]
 
 
-def test_a_system_message_that_was_stored_alone_is_kept_as_long_as_a_turn(connection: Connection) -> None:
+def test_a_system_message_without_a_job_expires_at_the_age_of_a_job(connection: Connection) -> None:
     submission.submit(connection, prompt("", "alone", system_prompt="be kind"), NOW)
     submission.submit(connection, prompt("", "again", system_prompt="be kind"), NOW)
     submission.submit(connection, prompt("", "again", system_prompt="be terse"), NOW + DAY)
@@ -192,7 +194,7 @@ def test_the_system_message_in_force_stays_while_a_turn_is_left(connection: Conn
     assert [message.content for message in turn.messages] == ["be kind", "young", "reply to 2", "new"]
 
 
-def test_a_system_message_goes_once_another_took_its_place_and_no_job_of_it_is_left(connection: Connection) -> None:
+def test_a_system_message_is_deleted_once_it_was_replaced_and_its_last_job_has_expired(connection: Connection) -> None:
     queue(connection, "1", system_prompt="be kind")
     answer(connection, NOW)
     queue(connection, "2")
@@ -207,7 +209,7 @@ def test_a_system_message_goes_once_another_took_its_place_and_no_job_of_it_is_l
     assert contents(connection) == []
 
 
-def test_a_system_message_does_not_stay_for_a_job_that_came_before_it(connection: Connection) -> None:
+def test_an_earlier_job_does_not_keep_a_system_message(connection: Connection) -> None:
     for content, at, system_prompt in (("1", NOW + DAY, ""), ("2", NOW, "be kind"), ("3", NOW + DAY, "be terse")):
         queue(connection, content, system_prompt=system_prompt)
         answer(connection, at)
@@ -215,7 +217,7 @@ def test_a_system_message_does_not_stay_for_a_job_that_came_before_it(connection
     assert contents(connection) == ["1", "reply to 1", "be terse", "3", "reply to 3"]
 
 
-def test_a_later_turn_sees_what_is_left_of_those_before_it(connection: Connection) -> None:
+def test_a_later_turn_reads_what_is_left_of_earlier_ones(connection: Connection) -> None:
     for content, at in (("1", NOW), ("2", NOW + DAY)):
         queue(connection, content)
         answer(connection, at)
@@ -228,7 +230,7 @@ def test_a_later_turn_sees_what_is_left_of_those_before_it(connection: Connectio
     assert finish(connection, claim)
 
 
-def test_a_retry_outlives_the_job_that_it_tries_again(connection: Connection) -> None:
+def test_a_retry_outlives_the_job_that_it_retries(connection: Connection) -> None:
     first = queue(connection, "once more")
     transitions.cancel(connection, ADMIN_ID, first, NOW)
     again = submission.retry(connection, ADMIN_ID, first, "r", NOW)
@@ -251,7 +253,7 @@ def test_the_checks_find_a_retry_of_another_conversations_job(connection: Connec
     connection.execute(text("UPDATE jobs SET retry_of = NULL"))
 
 
-def test_the_transcript_leaves_out_what_is_gone(connection: Connection) -> None:
+def test_the_transcript_leaves_out_expired_turns(connection: Connection) -> None:
     for number in range(6):
         queue(connection, str(number), system_prompt="be kind")
         answer(connection, NOW if number < 4 else NOW + DAY)

@@ -1,4 +1,4 @@
-"""Any order of transitions, with a crash at any statement of any of them, keeps every invariant of the record."""
+"""Every order of transitions, with a crash at any statement, keeps every invariant of the record."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Known(NamedTuple):
     content: str
     status: Status
     may_be_given_up: bool
-    """It bounds its wait, and was never claimed."""
+    """It has a queue_timeout_s and was never claimed."""
     bounds_its_wait: bool
     turn_id: int
     system_prompt: str
@@ -50,7 +50,7 @@ class Known(NamedTuple):
 
 
 class KnownTurn(NamedTuple):
-    """Kept after its job has expired: those behind it still go on from where it stood."""
+    """Kept after its job has expired: later turns still continue it."""
 
     job_id: int
     parent_id: int | None
@@ -59,7 +59,7 @@ class KnownTurn(NamedTuple):
 
 
 class Record(RuleBasedStateMachine):
-    """What the record must say, kept beside it in the plainest way."""
+    """The expected content of the record, in the simplest form."""
 
     new_record: NewRecord
 
@@ -91,7 +91,7 @@ class Record(RuleBasedStateMachine):
             self.statements_left -= 1
 
     def run(self, crash_at: int | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """None where it crashed: nothing of it may remain then."""
+        """None where it crashed: none of its writes may remain then."""
         with self.engine.connect() as connection:
             try:
                 with connection.begin():
@@ -140,7 +140,7 @@ class Record(RuleBasedStateMachine):
         )
 
     def know(self, accepted: submission.Accepted | None, new: submission.NewJob, parent_id: int | None) -> None:
-        """The job that was made behind that turn; None: nothing was made."""
+        """The job that was made after that turn; None: none was made."""
         if accepted is None:
             return
         job_id, turn_id = accepted.job_id, accepted.turn_id
@@ -196,12 +196,12 @@ class Record(RuleBasedStateMachine):
         return found
 
     def is_read(self, turn_id: int) -> list[tuple[str, str]]:
-        """What a job behind that turn reads."""
+        """The messages that a job after that turn reads."""
         in_force = self.turns[turn_id].in_force
         return [*([("system", in_force)] if in_force else []), *self.texts(turn_id, answered=True)]
 
     def texts(self, turn_id: int | None, *, answered: bool) -> list[tuple[str, str]]:
-        """Without system messages; of all turns of the path, or of those that got a reply."""
+        """The texts without system messages, of all turns of the path or of those with a reply."""
         found = []
         for job_id in (self.turns[one].job_id for one in self.path(turn_id)):
             job = self.jobs.get(job_id)
@@ -214,7 +214,7 @@ class Record(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def longest_stored_prefix(self, data: st.DataObject) -> None:
-        """A caller that sends a whole history goes on where it left."""
+        """A caller that sends a whole history continues its path."""
         done = [job.turn_id for job in self.jobs.values() if job.status is Status.DONE]
         if not done:
             return
@@ -406,7 +406,7 @@ class Record(RuleBasedStateMachine):
                 assert [(message.role, message.content) for message in seen] == [*wanted, ("user", job.content)]
 
     def compare(self, connection: Connection, name: str) -> None:
-        """The branch that people see, each reply right behind its prompt."""
+        """The path to the head; each reply follows its prompt."""
         contents = [
             (message.role, message.content)
             for message in conversations.messages(connection, ADMIN_ID, name)
