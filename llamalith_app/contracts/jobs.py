@@ -52,7 +52,7 @@ class JobRequest(Parameters, kw_only=True):
     max_attempts: MaxAttempts | None = None
     """Starts that may fail or be lost before it ends as an error; absent: the configured number."""
     priority: PriorityWord | None = "normal"
-    """`interactive`: somebody waits for it; `batch`: nobody does."""
+    """`interactive`: a person waits for it; `batch`: no one does."""
 
 
 class JobCreate(JobRequest, kw_only=True):

@@ -79,17 +79,17 @@ class Stage:
         process.start()
         there.close()
         with closing(here):
-            threads = self._hear(here)
+            threads = self._receive(here)
             with tracing([self._strace, *watch(threads)]):
                 here.send("go")
-                reported = self._hear(here)
+                reported = self._receive(here)
                 process.join(WITHIN_S)
             assert process.exitcode in (0, -signal.SIGKILL)
             ended = Ended(process.exitcode != 0, reported)
             process.close()
         return path, ended, threads
 
-    def _hear(self, pipe: Any) -> Any:
+    def _receive(self, pipe: Any) -> Any:
         assert pipe.poll(WITHIN_S)
         try:
             return pipe.recv()

@@ -48,19 +48,19 @@ class Cluster:
         finally:
             engine.dispose()
 
-    def say(self, statement: str) -> None:
+    def execute(self, statement: str) -> None:
         with self.engine("postgres") as engine, engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
     @contextmanager
     def record(self) -> Iterator[Engine]:
         name = f"record_{next(self._numbers)}"
-        self.say(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
         try:
             with self.engine(name) as engine:
                 yield engine
         finally:
-            self.say(f"DROP DATABASE {name} WITH (FORCE)")
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def cluster() -> Iterator[Cluster]:
     run(pg_ctl, "start", "--wait", "-D", data, "-l", log, "-o", SERVER.format(folder=folder))
     try:
         cluster = Cluster(folder)
-        cluster.say(f"CREATE DATABASE {TEMPLATE}")
+        cluster.execute(f"CREATE DATABASE {TEMPLATE}")
         with cluster.engine(TEMPLATE) as engine:
             commands(engine).upgrade()
         yield cluster

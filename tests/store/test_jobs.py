@@ -370,7 +370,7 @@ def test_queries_that_are_polled_scan_no_table(sqlite_engine: Engine) -> None:
     [
         (
             "UPDATE jobs SET partial = 'x' WHERE id = 1",
-            "only what was cancelled or ended in an error keeps a part of a reply",
+            "only a job that was cancelled or ended in an error has a partial reply",
         ),
         ("UPDATE attempts SET outcome = 'cancelled'", "an attempt was cancelled only where its job was"),
     ],

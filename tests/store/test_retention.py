@@ -249,7 +249,7 @@ def test_the_checks_find_a_retry_of_another_conversations_job(connection: Connec
     transitions.cancel(connection, ADMIN_ID, 1, NOW)
     connection.execute(text("UPDATE jobs SET retry_of = 1 WHERE id = 2"))
     (broken,) = check.violations(connection)
-    assert broken.rule == "a job tries again one of its own conversation that ended without a reply, or that is gone"
+    assert broken.rule == "a job retries one of its own conversation that ended without a reply, or that has expired"
     connection.execute(text("UPDATE jobs SET retry_of = NULL"))
 
 

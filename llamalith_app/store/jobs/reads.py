@@ -77,7 +77,7 @@ def queue_places(connection: Connection, of_jobs: Mapping[int, str]) -> QueuePla
     before = _open_jobs_around(connection, of_jobs)
     positions = {}
     if len(of_jobs) > 1 or before:
-        positions = _positions(connection, {*of_jobs.values(), *(one.model for one in before)})
+        positions = _positions(connection, {*of_jobs.values(), *(job.model for job in before)})
     if len(of_jobs) == 1:
         (job_id,) = of_jobs
         if job_id not in positions and (place := _position(connection, job_id)) is not None:
