@@ -88,11 +88,13 @@ def build(path: Path, n_jobs: int, n_conversations: int) -> None:
             "INSERT INTO attempts (job_id, attempt, worker_id, lease_token, started_at, ended_at, outcome)"
             " SELECT id, 1, 1, lower(hex(randomblob(16))), started_at, processed_at, 'done' FROM jobs"
         )
-        _say(connection, 0, "user", PROMPT_CHARS, of_open_jobs=False)
-        _say(connection, 1, "assistant", REPLY_CHARS, of_open_jobs=False)
+        _insert_messages(connection, 0, "user", PROMPT_CHARS, of_open_jobs=False)
+        _insert_messages(connection, 1, "assistant", REPLY_CHARS, of_open_jobs=False)
 
 
-def _say(connection: sqlite3.Connection, position: int, role: str, n_chars: int, *, of_open_jobs: bool) -> None:
+def _insert_messages(
+    connection: sqlite3.Connection, position: int, role: str, n_chars: int, *, of_open_jobs: bool
+) -> None:
     connection.execute(
         "INSERT INTO messages (turn_id, position, role, content, is_reply, created_at)"
         " SELECT turn_id, :position, :role, substr(id || ' ' || :words, 1, :n), :position, created_at"
@@ -154,7 +156,7 @@ def let_wait(path: Path, shape: Shape) -> int:
             " FROM n ORDER BY i",
             of,
         )
-        _say(connection, 0, "user", PROMPT_CHARS, of_open_jobs=True)
+        _insert_messages(connection, 0, "user", PROMPT_CHARS, of_open_jobs=True)
         last: int = connection.execute("SELECT max(id) FROM jobs").fetchone()[0]
     return last
 

@@ -37,7 +37,7 @@ async def token_to_client(folder: Path, config: dict[str, Any], n_rounds: int) -
         for number in range(n_rounds):
             asked = prompts.short(f"stream-{number}", AT_ONCE)
             arrived += await asyncio.gather(*(_follow(product, one[-1].content) for one in asked))
-    delays = _delays(_made(stamps), arrived)
+    delays = _delays(_times_of_sequences(stamps), arrived)
     p50, p99 = percentile(delays, 50), percentile(delays, 99)
     return Row(
         "P10",
@@ -59,7 +59,7 @@ async def _follow(product: Product, content: str) -> Times:
     return times
 
 
-def _made(stamps: Path) -> list[Times]:
+def _times_of_sequences(stamps: Path) -> list[Times]:
     """When the tokens of each sequence were made."""
     made: dict[int, Times] = {}
     for line in stamps.read_text().splitlines():

@@ -32,10 +32,10 @@ The map:
                      validation (programs of their own), subschemas, keywords (what cannot be enforced); the shipped
                      files
     store/           the record: tables, the writer thread (database), the tree of turns and their digests,
-                     conversations, invariants (check), migrations; its name beside others (record), answers that are
-                     given again (keys), whole copies (backup), what is not kept (retention)
+                     conversations, invariants (check), migrations; its id (record), idempotency keys (keys), workers,
+                     sessions, rate limits of logins, backup, retention
     store/jobs/      a job in the record: submission makes it, transitions change it, leases and waiting say who runs it
-                     and what may start, reads is what people see
+                     and what may start, reads is what clients see
     supervise/       up: the whole product on one machine; valkey: the embedded one; pidfile: a pid that proves itself
                      by a lock; parent: a child ends with its parent; signals: which ones ask a process to end
 

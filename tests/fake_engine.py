@@ -4,7 +4,7 @@ As a library: `FakeRunner(script)`. As a process, in place of the real engine:
 
     argv = fake_engine.argv(script_path)        # for LocalEngine.start, LocalEngines, local_engines
 
-A token is one UTF-8 byte. The script, a JSON file that is read anew for each prompt, is a list of rules; the first
+A token is one UTF-8 byte. The script, a JSON file that is read again for each prompt, is a list of rules; the first
 whose `when` stands in the newest prompt decides, else the reply is the SHA-256 of the whole rendered prompt:
 
     {"when": "hello", "reply": "Hello to you."}
@@ -192,7 +192,7 @@ def main() -> None:
     def rules() -> Rules:
         return read_rules(options.script)
 
-    def open_runner(load: LoadModel, tell: Callable[[float], None]) -> FakeRunner:
+    def open_runner(load: LoadModel, on_progress: Callable[[float], None]) -> FakeRunner:
         can_think, gpu = True, None
         for rule in rules():
             if rule.get("model") == load.model:
@@ -206,7 +206,7 @@ def main() -> None:
                     os.kill(os.getpid(), rule["load_signal"])
                 if "cannot_load" in rule:
                     raise CannotLoad(rule["cannot_load"])
-        tell(1.0)
+        on_progress(1.0)
         return FakeRunner(rules, n_ctx=load.n_ctx, n_slots=load.n_slots, can_think=can_think, gpu=gpu)
 
     serve(options.fd, open_runner)

@@ -8,7 +8,7 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.streams import progress
 
 
-async def publish(redis: Redis, record: str, job_id: int, attempt: int, told: Progress) -> None:
+async def publish(redis: Redis, record: str, job_id: int, attempt: int, state: Progress) -> None:
     pipeline = redis.pipeline()
-    progress.put(pipeline, record, job_id, attempt, told)
+    progress.put(pipeline, record, job_id, attempt, state)
     await pipeline.execute()

@@ -46,7 +46,7 @@ def test_work_goes_on_after_a_restore_into_an_empty_folder(engine: Engine, datab
     assert "restored" in run("restore", copied, "--data-dir", there)
     restored = write_engine(there / "llamalith.db")
     with restored.begin() as connection:
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
         found = reads.newest(connection, ADMIN_ID, limit=10)
         assert [(job.user_input, job.status, job.result) for job in found] == [
             ("three", "queued", None),
@@ -97,7 +97,7 @@ def test_a_copy_is_a_snapshot_of_one_moment_while_others_write(
     engine: Engine, database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Many steps, and a write within each: a copy that restarted after each write would never end.
-    monkeypatch.setattr(backup, "PAGES", 16)
+    monkeypatch.setattr(backup, "PAGES_PER_STEP", 16)
     with engine.begin() as connection:
         for number in range(200):
             submission.submit(connection, prompt("x" * 10_000, f"c{number}"), NOW)
@@ -113,8 +113,8 @@ def test_a_copy_is_a_snapshot_of_one_moment_while_others_write(
     backup.copy(database_path, tmp_path / "copy", write)
     copied = write_engine(tmp_path / "copy")
     with copied.connect() as connection:
-        assert check.broken(connection) == []
-        assert check.counts(connection)["jobs"] == 200
+        assert check.violations(connection) == []
+        assert check.row_counts(connection)["jobs"] == 200
     copied.dispose()
     assert n_steps > 10
 

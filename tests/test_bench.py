@@ -53,10 +53,13 @@ def test_a_time_is_compared_by_medians_with_the_lowest_as_the_best() -> None:
 
 
 def test_the_table_says_where_a_goal_is_missed() -> None:
-    rows = [table.Row("P6", "start", "", "p50 9 ms", "", "≤ 5 ms", False), table.Row("", "told", "", "3", "", "", None)]
+    rows = [
+        table.Row("P6", "start", "", "p50 9 ms", "", "≤ 5 ms", False),
+        table.Row("", "other", "", "3", "", "", None),
+    ]
     assert table.render(rows).splitlines()[2:] == [
         "| P6 | start |  | p50 9 ms |  | ≤ 5 ms | **no** |",
-        "|  | told |  | 3 |  |  |  |",
+        "|  | other |  | 3 |  |  |  |",
     ]
 
 
@@ -100,18 +103,18 @@ def test_what_is_written_in_bulk_is_what_the_record_allows(tmp_path: Path, shape
     stored.let_wait(path, shape)
     engine = write_engine(path)
     with engine.connect() as connection:
-        counted = check.counts(connection)
+        counted = check.row_counts(connection)
         assert counted["jobs done"] == 100
         assert counted["jobs queued"] == shape.n_conversations * shape.n_each
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
     stored.let_nothing_wait(path)
     with engine.connect() as connection:
-        assert check.counts(connection)["jobs"] == 100
-        assert check.broken(connection) == []
+        assert check.row_counts(connection)["jobs"] == 100
+        assert check.violations(connection) == []
     engine.dispose()
 
 
-def test_a_line_tells_what_rises_by_how_much_an_hour_and_how_sure_that_is() -> None:
+def test_a_line_says_what_rises_by_how_much_an_hour_and_how_sure_that_is() -> None:
     straight = soak.line([(10.0 * n, 5 + n / 360) for n in range(20)])
     assert straight.an_hour == pytest.approx(1.0)
     assert straight.margin == pytest.approx(0.0, abs=1e-6)

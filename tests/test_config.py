@@ -362,7 +362,7 @@ def test_a_broken_env_file_is_refused_by_its_place(place: Place, content: bytes,
 
 
 def special(path: Path, kind: str, max_bytes: int = config_file.MAX_BYTES) -> str:
-    """Makes something there that is no file to read; what is said of it."""
+    """Makes something there that is no file to read. Returns the message about it."""
     if kind == "fifo":
         os.mkfifo(path)
         return "Not a regular file"
@@ -1078,7 +1078,7 @@ def test_config_check_reports_every_model_file_that_a_job_could_not_use(place: P
     ]
 
 
-def test_config_check_tells_every_model_file_that_llama_cpp_could_not_load(place: Place) -> None:
+def test_config_check_reports_every_model_file_that_llama_cpp_could_not_load(place: Place) -> None:
     first, second, third = tiny_models.write_split(place.folder)
     paths = {"split": first.name, "second": second.name}
     at = f"(relative to {place.folder})"

@@ -214,7 +214,7 @@ async def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     server.kill()
 
 
-def said(lines: list[MutableMapping[str, Any]]) -> list[str]:
+def events_of(lines: list[MutableMapping[str, Any]]) -> list[str]:
     return [str(line) for line in lines if line["log_level"] == "warning" and "redis" in str(line).lower()]
 
 
@@ -228,7 +228,7 @@ async def test_while_redis_is_frozen_everything_is_taken_and_done_and_the_log_sa
             own_valkey.process.send_signal(signal.SIGSTOP)
             for _ in range(5):
                 await done(api, await submit(api))
-            while_frozen = said(lines)
+            while_frozen = events_of(lines)
             own_valkey.process.send_signal(signal.SIGCONT)
             await done(api, await submit(api))
     # Once each: the web's hints, its progress, and what its streams hear.
@@ -284,5 +284,5 @@ async def test_a_key_of_another_type_under_our_names_harms_nothing(
     async with serving(config) as api, working(config, script):
         jobs = [await done(api, await submit(api)) for _ in range(3)]
         async with asyncio.timeout(20):
-            told = await api.get(f"/api/jobs/{jobs[0]['id']}/events")
-    assert "event: done" in told.text
+            streamed = await api.get(f"/api/jobs/{jobs[0]['id']}/events")
+    assert "event: done" in streamed.text

@@ -90,12 +90,12 @@ def on_a_terminal(*, stdout_too: bool = True, status: int = 200, level: str = "i
     ours, theirs = pty.openpty()
     text_lines(theirs, stdout=theirs if stdout_too else None, status=status, level=level, **environ)
     os.close(theirs)
-    told = b""
+    output = b""
     with contextlib.suppress(OSError):  # the end of a terminal
         while part := os.read(ours, 65536):
-            told += part
+            output += part
     os.close(ours)
-    return told.decode()
+    return output.decode()
 
 
 def test_text_lines_begin_with_the_important_fields_and_a_value_cannot_break_them(tmp_path: Path) -> None:

@@ -48,11 +48,11 @@ def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
     (tmp_path / "bin" / "llamalith").symlink_to("/bin/true")
     unit = tmp_path / "llamalith.service"
     unit.write_text(UNIT.replace("/opt/llamalith/.venv", str(tmp_path)))
-    told = subprocess.run(
+    verified = subprocess.run(
         [program, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False, timeout=60
     )
-    ours = [line for line in (told.stdout + told.stderr).splitlines() if "llamalith" in line]
-    assert (told.returncode, ours) == (0, [])
+    ours = [line for line in (verified.stdout + verified.stderr).splitlines() if "llamalith" in line]
+    assert (verified.returncode, ours) == (0, [])
 
 
 def test_nginx_listens_on_ipv6_too() -> None:

@@ -19,8 +19,8 @@ if "llamalith_app.engine" in sys.orig_argv:
 
     def stamped(message: object) -> bytes:
         if isinstance(message, Step):
-            told = [[one.sequence_id, one.tokens] for one in message.sequences if one.tokens]
-            stamps.write(json.dumps([time.monotonic(), told]) + "\n")
+            sent = [[one.sequence_id, one.tokens] for one in message.sequences if one.tokens]
+            stamps.write(json.dumps([time.monotonic(), sent]) + "\n")
         return encode(message)  # type: ignore[arg-type]
 
     frames.encode = stamped

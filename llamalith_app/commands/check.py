@@ -31,9 +31,9 @@ def command(data_dir: Path | None, env_file: Path | None) -> None:
     )
     with plain_errors(path), engine.connect() as connection:
         connection.exec_driver_sql("BEGIN")
-        for name, count in check.counts(connection).items():
+        for name, count in check.row_counts(connection).items():
             click.echo(f"{name}: {count}")
-        broken = check.broken(connection)
+        broken = check.violations(connection)
     engine.dispose()
     for rule, rows in broken:
         click.echo(f"BROKEN: {rule}")

@@ -34,7 +34,7 @@ def command(file: Path, data_dir: Path | None, env_file: Path | None) -> None:
         migrate(path)
         engine = write_engine(path)
         with engine.begin() as connection:
-            backup.go_on(connection, datetime.now(UTC))
+            backup.activate(connection, datetime.now(UTC))
         engine.dispose()
     except BaseException:
         # Half a database would block the next try.

@@ -1,1 +1,1 @@
-"""The shapes of everything that crosses a wire, with their limits in the types."""
+"""The contracts: the shape of everything that crosses a wire, with limits in the types."""

@@ -1,4 +1,4 @@
-"""What clients read of a conversation."""
+"""The answers about a conversation."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     role: str
     content: str
     tool_calls: list[dict[str, Any]] | None = None
-    """Of the assistant's: the tools that it asks to be called. Absent: none."""
+    """In an assistant's message: the tool calls that it asks for. Absent: none."""
     tool_call_id: str | None = None
-    """Of a tool's: the call that this is the result of. Absent: it is no tool's."""
+    """In a tool's message: the id of the call that it answers. Absent: it is no tool's message."""
 
 
-class Named(msgspec.Struct, kw_only=True):
+class ConversationAnswer(msgspec.Struct, kw_only=True):
     """The conversation that an answer is about."""
 
     conversation_id: str
     exists: bool
-    """False: nothing was ever sent under this id, or all of it has expired."""
+    """False: nothing was sent under this id, or all of it has expired."""
 
 
-class MessageList(Named, kw_only=True):
+class MessageList(ConversationAnswer, kw_only=True):
     messages: list[Message]
     """In the order of the turns: each prompt is followed by its reply once that exists."""
 
 
-class Latest(Named, kw_only=True):
+class Latest(ConversationAnswer, kw_only=True):
     last_user: Message | None
     last_assistant: Message | None
     last_job: Job | None
 
 
-class LegacyStatus(Named, kw_only=True):
+class LegacyStatus(ConversationAnswer, kw_only=True):
     response: str | None
     """The reply to the newest prompt; null until it is there."""

@@ -1,4 +1,4 @@
-"""The data of a stream's events. Each struct names its event.
+"""The data of a stream's events. Each docstring begins with the event's name.
 
 The last event of a job is none of these but `done`, `error` or `cancelled`. Its data is the Job as `GET /api/jobs/{id}`
 answers it.

@@ -1,4 +1,4 @@
-"""What the forms of the pages send. Fields that a form does not have are ignored."""
+"""The fields that the pages' forms send. Unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from msgspec import Meta
 from llamalith_app.contracts.text import MAX_NAME, ConversationId, Name, Text
 
 MAX_ONCE = 64
+"""Characters of `JobForm.once`."""
 
 
 class JobForm(msgspec.Struct, kw_only=True):
-    """A prompt, from the dashboard, from a conversation, or kept over a login."""
+    """A prompt: from the dashboard, from a conversation, or stored while its author logs in."""
 
     content: Text = ""
     model: Name = ""
     system_prompt: Text = ""
     system_prompt_was: Text = ""
-    """As the form showed it first; sent back unchanged, the one in force stays, if there is one."""
+    """The system prompt that the form showed. Where `system_prompt` equals it, the one in force stays."""
     conversation_id: ConversationId = ""
     """Empty: a new conversation."""
     once: Annotated[str, Meta(max_length=MAX_ONCE)] = ""
-    """Drawn for each form that is shown: what is sent twice under it makes one job. Empty: it may make two."""
+    """Random, new in each form: sent twice, it makes one job. Empty: two submits make two jobs."""
 
 
 SHORT_FIELDS = {"model": MAX_NAME, "conversation_id": MAX_NAME, "once": MAX_ONCE}
-"""Of a JobForm, with the most characters of each."""
+"""The short fields of a JobForm, each with its maximum number of characters."""
 
 
 class LoginForm(msgspec.Struct, kw_only=True):
-    """A password. Beside it may stand a JobForm whose session had ended: kept as it was typed, good or not."""
+    """A password. The fields of a JobForm may come with it, unvalidated, where a session ended while it was typed."""
 
     password: str = ""
     next: str = ""
-    """Where its visitor was going: a path of ours, else it means nothing."""
+    """The path to go to after the login; ignored where it is none of Llamalith's."""

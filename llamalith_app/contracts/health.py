@@ -1,4 +1,4 @@
-"""What the probes of an operator or a container read."""
+"""The answers of the health and readiness probes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What clients send to make a job, and what they read back of it.
+"""The requests that make a job, and the answers about jobs.
 
-Field names, types and words are the original's; fields were added, none changed.
+Field names, types and values are the original's. Fields were added, none was changed.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class JobRequest(Parameters, kw_only=True):
     system_prompt: Text | None = None
     """Stored as a system message where it differs from the one in force; alone, without content, too."""
     assistant_context: Text | None = None
-    """Stands before the prompt as something the model said."""
+    """An assistant's message before the prompt, as if the model had written it."""
     grammar_name: Name | None = None
-    """One of the GBNF grammars of the server's folder; enforced while decoding."""
+    """A GBNF grammar of the server's folder; enforced while decoding."""
     timeout_s: Seconds | None = None
-    """Seconds that it may run, loading of the model included; then it ends as an error of kind `timeout`."""
+    """Seconds that it may run, including the load of the model; then it ends as an error of kind `timeout`."""
     queue_timeout_s: Seconds | None = None
     """Seconds that it may wait for its first start; then it ends as an error of kind `timeout`."""
     max_attempts: MaxAttempts | None = None
     """Starts that may fail or be lost before it ends as an error; absent: the configured number."""
     priority: PriorityWord | None = "normal"
-    """`interactive`: somebody waits for it; `batch`: nobody does."""
+    """`interactive`: a person waits for it; `batch`: no one does."""
 
 
 class JobCreate(JobRequest, kw_only=True):
@@ -86,7 +86,7 @@ class JobAccepted(msgspec.Struct, kw_only=True):
     job_id: int | None
     conversation_id: str
     created_new: bool
-    """True where the conversation's id was made here."""
+    """True where the server made the conversation's id."""
     model: str
 
 
@@ -101,18 +101,18 @@ class Progress(msgspec.Struct, kw_only=True):
 
     phase: Phase
     position: int | None = None
-    """Of a queued job: 1 is the next of its model."""
+    """A queued job's place in the queue of its model; 1 is the next."""
     waits_for: int | None = None
-    """Of a queued job: the one before it in its conversation, while that has not ended. It starts only after that."""
+    """The job before a queued one in its conversation, while that has not ended. The queued one starts after it."""
     start_eta_s: float | None = None
-    """Of a queued job: seconds until it starts, by what was measured lately; null until something was."""
+    """Seconds until a queued job starts, estimated from recent jobs; null before there are any."""
     eta_s: float | None = None
-    """Seconds until it ends, likewise."""
+    """Seconds until it ends, estimated likewise."""
     prompt_tokens: int | None = None
     prompt_tokens_done: int | None = None
     completion_tokens: int | None = None
     tokens_per_s: float | None = None
-    """Of the reply so far, or of the prompt while that is read."""
+    """Decode speed of the reply so far; during prefill, that of the prompt."""
 
 
 class JobError(msgspec.Struct, kw_only=True):
@@ -134,8 +134,8 @@ class JobBrief(msgspec.Struct, kw_only=True):
     grammar_name: str | None
     priority: PriorityWord
     reply_valid: bool | None = None
-    """Of a job that is done: whether the reply fits all of its schema; null: it was not validated, since all of the
-    schema was enforced, or since it could not be (`reply_problem` says why)."""
+    """Whether a done job's reply fits its whole schema. Null: it was not validated, because the whole schema was
+    enforced, or because that failed (`reply_problem` says why)."""
     attempt: int
     """Times it was started so far."""
     started_at: datetime | None
@@ -144,24 +144,24 @@ class JobBrief(msgspec.Struct, kw_only=True):
     """`stop`, or `length` where max_tokens or the context ended the reply."""
     prompt_tokens: int | None
     prompt_tokens_reused: int | None = None
-    """Of them, those that the engine had from an earlier prompt and did not compute again."""
+    """The tokens of the prompt that the engine still had from an earlier one and did not compute again."""
     completion_tokens: int | None
     omitted_messages: int
-    """Earlier messages that the reply was made without, since they did not fit the model's context."""
+    """Earlier messages left out because they did not fit the model's context."""
     timeout_s: float | None = None
-    """Seconds that one attempt may run; null: as long as it takes."""
+    """Seconds that one attempt may run; null: no limit."""
     queue_timeout_s: float | None = None
-    """Seconds that it may wait for its first start; null: as long as it takes."""
+    """Seconds that it may wait for its first start; null: no limit."""
     max_attempts: int
-    """Starts that may fail or be lost before it ends as an error; one that its worker gave back, since it ended, does
-    not count."""
+    """Starts that may fail or be lost before it ends as an error. An attempt that its worker released, because the
+    worker ended, does not count."""
     next_attempt_at: datetime | None
-    """Of a queued job that was started before: not sooner than this. What stands behind it in its conversation waits
-    as well; cancelling it frees them."""
+    """When a queued job that was started before may start again. Later jobs of its conversation wait too; cancelling it
+    lets them run."""
     retry_of: int | None
-    """The job that this one tries again; it may have expired since."""
+    """The job that this one retries; it may have expired since."""
     retried_as: int | None
-    """The job that tries this one again."""
+    """The job that retries this one."""
     progress: Progress | None = None
     """Null once it has ended."""
 
@@ -170,7 +170,7 @@ class Job(JobBrief, kw_only=True):
     user_input: str
     system_prompt: str
     parameters: Parameters | None
-    """The job's own sampling and form of the reply; null: it set none."""
+    """The parameters that were sent with the job; null: none."""
     unenforced: list[str] = []
     """JSON pointers to the keywords of its schema that cannot be enforced while the reply is written, such as
     `#/uniqueItems`. Where there are some, the whole reply is validated at its end."""
@@ -179,8 +179,8 @@ class Job(JobBrief, kw_only=True):
     result: str | None
     """The reply when done, the reason when it ended as error."""
     partial: str | None = None
-    """What was written of the reply when the job was cancelled (there some tenths of a second after that) or ended in
-    an error; null: nothing, or its worker was lost."""
+    """The partial reply of a job that was cancelled (present some tenths of a second later) or ended as an error; null:
+    nothing was written, or its worker was lost."""
 
 
 class Attempt(msgspec.Struct, kw_only=True):
@@ -193,29 +193,29 @@ class Attempt(msgspec.Struct, kw_only=True):
     ended_at: datetime | None
     """Null: it runs."""
     outcome: Literal["done", "failed", "lost", "cancelled", "released"] | None
-    """`failed` and `lost` (its worker is gone) count against max_attempts; `released`: its worker gave it back when
-    that ended, or the record was restored from a copy."""
+    """`failed` and `lost` (its worker is gone) count against max_attempts. `released` does not: its worker ended, or
+    the record was restored from a copy."""
     kind: str | None
-    """Of a failure, as an error's kind; `drained` or `restored` where it was released."""
+    """The kind of a failure, as in JobError; `drained` or `restored` where it was released."""
     reason: str | None
 
 
 class AttemptList(msgspec.Struct, kw_only=True):
     attempts: list[Attempt]
-    """The first first."""
+    """Oldest first."""
 
 
 class Retried(msgspec.Struct, kw_only=True):
     ok: bool
     job_ids: list[int]
-    """Of the new jobs, in the order of those that they try again."""
+    """The new jobs, in the order of those that they retry."""
     more: bool
-    """There may be more that match: ask again."""
+    """There may be more matching jobs: repeat the request."""
 
 
 class JobList(msgspec.Struct, kw_only=True):
     jobs: list[Job]
-    """Newest first. Ends before `limit` where the texts are very long: `before` the last id goes on."""
+    """Newest first. Ends before `limit` where the texts are very long; continue with `before` set to the last id."""
 
 
 class JobBriefList(msgspec.Struct, kw_only=True):
@@ -228,4 +228,4 @@ class JobBriefList(msgspec.Struct, kw_only=True):
 class Cancelled(msgspec.Struct, kw_only=True):
     ok: bool
     cancelled: int
-    """Jobs that were open and are not any more."""
+    """The number of jobs that this request cancelled."""

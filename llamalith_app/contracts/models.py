@@ -1,4 +1,4 @@
-"""What clients read of the models offered, and the status of engines that workers report for it."""
+"""The answers about models, and the engine statuses that workers report for them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class EngineStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
     n_slots: int
     n_used: int = 0
     fits: bool = True
-    """False: others have to go before it can be loaded."""
+    """False: other models have to be unloaded first."""
     tokens_per_s: float | None = None
     prompt_tokens_per_s: float | None = None
     load_s: float | None = None
     job_s: float | None = None
-    """From its start in the engine to its end."""
+    """Seconds from a job's start in the engine to its end, lately."""
     completion_tokens: float | None = None
-    """Of a reply."""
+    """Tokens of a reply, lately."""
     prompt_tokens_computed: int = 0
     prompt_tokens_reused: int = 0
 
@@ -36,27 +36,27 @@ class Model(msgspec.Struct, kw_only=True):
     file: str
     """Its path on the server."""
     size_bytes: int | None
-    """Of that file; null where it cannot be read."""
+    """Size of that file; null where it cannot be read."""
     n_ctx: int
-    """Tokens that a turn may hold, as configured."""
+    """The context window in tokens, as configured."""
     format: str
     """`auto`: the model's own chat template."""
     state: ModelState
-    """The best of all workers."""
+    """The best state among all workers."""
     progress: float | None
     """0 to 1, while it is loading."""
     reason: str | None
-    """Why it could not be loaded the last time."""
+    """Why the last load failed."""
     slots: int
-    """Jobs that run side by side once it is loaded, in all workers together."""
+    """Jobs that run at the same time once it is loaded, in all workers together."""
     slots_used: int
     tokens_per_s: float | None
-    """Of one reply, lately."""
+    """Decode speed of one reply, lately."""
     prompt_tokens_per_s: float | None
     prompt_tokens_computed: int
-    """Of all replies since the workers that are there began."""
+    """Prompt tokens computed since the live workers started."""
     prompt_tokens_reused: int
-    """The same: what engines had from earlier prompts and did not compute again."""
+    """Prompt tokens since then that the engines still had and did not compute again."""
     queued: int
 
 

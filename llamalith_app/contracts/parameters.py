@@ -1,6 +1,6 @@
-"""How one job's reply is drawn and what it is held to: over the model's settings, which stand over the defaults.
+"""A job's sampling parameters and its response format. They override the model's settings, which override the defaults.
 
-The names are OpenAI's and llama.cpp's; the limits those of `config.json` (`ranges.py`).
+The names are those of OpenAI and llama.cpp. The limits are those of `config.json` (`settings/ranges.py`).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class NamedSchema(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unkno
     name: SchemaName | None = None
     schema: Schema
     strict: bool | None = None
-    """True: a schema is refused of which some keyword cannot be enforced while the reply is written. Otherwise it is
-    taken, the job's `unenforced` names these keywords, and the whole reply is validated at its end."""
+    """True: a schema with a keyword that cannot be enforced while decoding is refused. Otherwise it is accepted, the
+    job's `unenforced` names these keywords, and the whole reply is validated at its end."""
     description: SchemaDescription | None = None
 
 
@@ -61,7 +61,7 @@ class JsonSchema(
     name: SchemaName | None = None
     schema: Schema | None = None
     strict: bool | None = None
-    """As that of `json_schema`."""
+    """As `strict` in `json_schema`."""
     description: SchemaDescription | None = None
 
 
@@ -84,7 +84,7 @@ class Parameters(msgspec.Struct, kw_only=True, omit_defaults=True):
     stop: ranges.StopText | ranges.StopList | None = None
     """Text, or a list of at most 16; an empty list: the model's own stop strings do not count either."""
     response_format: ResponseFormat | None = None
-    """What the reply is held to while it is written; not together with `grammar_name`."""
+    """Enforced while decoding; not together with `grammar_name`."""
 
 
 NAMES = Parameters.__struct_fields__
@@ -95,11 +95,12 @@ class WantedSchema(NamedTuple):
 
     schema: dict[str, Any]
     place: str
-    """Where the request says it."""
+    """The path of the schema in the request, for messages."""
     strict: bool
 
 
 def wanted_schema(wanted: ResponseFormat | None) -> WantedSchema | None:
+    """The schema of a response format. None: it has none."""
     if isinstance(wanted, JsonObject) and wanted.schema:
         return WantedSchema(wanted.schema, "response_format.schema", False)
     if not isinstance(wanted, JsonSchema):
@@ -110,7 +111,7 @@ def wanted_schema(wanted: ResponseFormat | None) -> WantedSchema | None:
     return WantedSchema(wanted.schema or {}, "response_format.schema", bool(wanted.strict))
 
 
-def given_in(request: Parameters) -> Parameters | None:
+def parameters_given(request: Parameters) -> Parameters | None:
     """The parameters of a request, without its other fields. None: it sets none."""
     parameters = Parameters(**{name: getattr(request, name) for name in NAMES})
     return None if parameters == Parameters() else parameters

@@ -1,4 +1,4 @@
-"""Who asks for something: what every door hands on to the queue."""
+"""The authenticated caller of a request."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ class Principal(msgspec.Struct, frozen=True):
     user_id: int
     door: Literal["token", "session"]
     csrf_token: str = ""
-    """What the forms of this session carry; empty behind a token."""
+    """The token that this session's forms carry; empty for a bearer token."""

@@ -1,4 +1,4 @@
-"""What every error answer carries: RFC 9457 problem details."""
+"""The body of every error answer: RFC 9457 problem details."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     title: str
     status: int
     detail: str
-    """For people: what was wrong, where, and what would be right."""
+    """For people: what is wrong, where, and what is expected."""
     request_id: str
     error: str | None = None
-    """The detail once more in answers to bad input, where the original had it."""
+    """In answers to bad input, the same as `detail`: the original had it under this name."""

@@ -9,14 +9,14 @@ from msgspec import Meta
 MAX_TEXT = 1_000_000
 """Characters (code points) of a prompt, a system prompt or a context."""
 MAX_NAME = 200
-"""Of a name, or of a conversation's id."""
+"""Characters of a name or a conversation's id."""
 
 END = r"(?![\s\S])"
-"""Of a pattern that clients read too: JavaScript has no other, and $ lets a line break through in Python."""
+"""The end of a pattern, in Python and in JavaScript alike: Python's $ also matches before a last line break."""
 NUL_FREE = rf"^[^\x00]*{END}"
 CONTROL_FREE = rf"^[^\x00-\x1f\x7f-\x9f]*{END}"
 NOT_BLANK = r"^(?=[\s\S]*\S)"
-"""Before one of the patterns above."""
+"""Goes before one of the patterns above."""
 
 Text = Annotated[
     str,
@@ -33,10 +33,10 @@ RequiredText = Annotated[
         extra_json_schema={"minLength": 1, "allOf": [{"pattern": r"\S"}]},
     ),
 ]
-"""Its handler checks itself whether it is blank, since a pattern's message would be unclear."""
+"""The handler rejects blank text itself, since a pattern's message would be unclear."""
 MAX_KEY = 255
 A_KEY = f"1 to {MAX_KEY} visible ASCII characters"
-"""Of an Idempotency-Key."""
+"""What an Idempotency-Key consists of."""
 AN_ID = f"1 to {MAX_NAME} characters without control characters"
 ConversationId = Annotated[
     str,
@@ -60,5 +60,5 @@ Name = Annotated[str, Meta(max_length=MAX_NAME, pattern=CONTROL_FREE, descriptio
 
 
 def id_text(given: str | int | None) -> str:
-    """A conversation's id as it is stored; empty if none was given."""
+    """A conversation's id as it is stored: trimmed; empty where the client gave none."""
     return "" if given is None else str(given).strip()

@@ -10,7 +10,7 @@ from llamalith_app.guards.principal import BACKGROUND, OPEN
 from llamalith_app.web.request import AppRequest
 
 NOT_READY = ResponseSpec(
-    Readiness, description="Not all parts are there; the body tells which.", generate_examples=False
+    Readiness, description="Not all parts are there; the body says which.", generate_examples=False
 )
 
 
@@ -25,6 +25,6 @@ class Probes(Controller):
 
     @get("/readyz", summary="Can it do its work", responses={503: NOT_READY})
     async def readyz(self, request: AppRequest) -> Response[Readiness]:
-        """503 tells which part is missing."""
+        """Answers 503, and says which part is missing."""
         readiness = await request.parts.readiness.check()
         return Response(readiness, status_code=200 if readiness.ready else 503)

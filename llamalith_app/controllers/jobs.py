@@ -174,7 +174,7 @@ class Jobs(Controller):
 
 
 async def _read(request: AppRequest, job_id: int) -> Job:
-    job = await request.parts.database.read(reads.one, request.principal.user_id, job_id)
+    job = await request.parts.database.read(reads.job_by_id, request.principal.user_id, job_id)
     if job is None:
         raise NotFound("Job not found")
     await request.parts.live.add([job])

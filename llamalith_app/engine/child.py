@@ -164,7 +164,7 @@ def _prepare(runner: Runner, submit: Submit, runner_lock: threading.Lock) -> Pre
     except Exception:  # noqa: BLE001 - any failure here concerns this sequence only
         traceback.print_exc()
         sys.stderr.flush()
-        reason = "Something went wrong in the engine as it prepared the prompt; its worker's log tells more."
+        reason = "Something went wrong in the engine as it prepared the prompt; its worker's log says more."
         return Refused(sequence_id=submit.sequence_id, kind="internal", reason=reason)
     sequence = Sequence(
         id=submit.sequence_id,

@@ -76,7 +76,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     """In llguidance's own notation, as `grammars/grammar.py` makes it. Empty: none."""
     written: list[int] = []
     """Tokens of the reply that an earlier attempt drew. The sequence resumes behind them, and its first `Advance` with
-    a token contains them too. If it cannot resume, it writes the whole reply anew."""
+    a token contains them too. If it cannot resume, it writes the whole reply again."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -225,7 +225,7 @@ def _verdict_with_gaps(schema: Any, gaps: dict[str, str]) -> Verdict:
         return Verdict(reason=gaps.get(flaw.at, flaw.reason), at=flaw.at)
     if sum(map(len, gaps)) > MAX_UNENFORCED_CHARS:
         at, reason = next(iter(gaps.items()))
-        return Verdict(reason=f"{reason}, and so on in {len(gaps)} places, which is more than can be told", at=at)
+        return Verdict(reason=f"{reason}, and so on in {len(gaps)} places, which is more than is listed", at=at)
     return Verdict(reason=None, gaps=[Gap(at, reason) for at, reason in gaps.items()])
 
 

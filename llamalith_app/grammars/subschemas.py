@@ -149,7 +149,9 @@ def check_writable(parts: dict[str, Any]) -> None:
             if isinstance(value, str) and UNWRITABLE.search(value):
                 raise InvalidSchema(place, f"has {UNWRITABLE_IS}")
             if isinstance(value, (int, float)) and abs(value) > LAST_EXACT:
-                reason = f"cannot be told from its neighbours: expected a number within ±{LAST_EXACT}, or a text"
+                reason = (
+                    f"cannot be distinguished from its neighbours: expected a number within ±{LAST_EXACT}, or a text"
+                )
                 raise InvalidSchema(place, reason)
 
 

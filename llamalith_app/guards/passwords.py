@@ -55,7 +55,7 @@ class Passwords:
         addresses = throttled_addresses(client)
         unconfigured_host = "" if self._hosts.is_configured(host) else throttled_host(host)
         # A read takes no place and no turn of the writer, so a throttled client delays nobody else.
-        _refuse(await self._database.read(logins.wait, addresses, unconfigured_host, datetime.now(UTC)))
+        _refuse(await self._database.read(logins.required_wait, addresses, unconfigured_host, datetime.now(UTC)))
         key = (addresses[0], unconfigured_host)
         if not self._has_room(*key):
             raise TooManyLogins(1)
@@ -86,7 +86,7 @@ class Passwords:
         _refuse(reserved.wait)
         is_correct = await asyncio.get_running_loop().run_in_executor(self._threads, self._check, password)
         if is_correct:
-            await self._database.write(logins.succeeded, reserved.keys, host, datetime.now(UTC))
+            await self._database.write(logins.record_success, reserved.keys, host, datetime.now(UTC))
         return is_correct
 
     def _check(self, password: str) -> bool:

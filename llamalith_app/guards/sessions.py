@@ -74,7 +74,7 @@ class Sessions:
         await self.end(connection)
         token = secrets.token_urlsafe(32)
         await self._database.write(sessions.begin, self._digest(connection, token), ADMIN_ID, datetime.now(UTC))
-        cookie = self._cookie(connection, token, int(sessions.ABSOLUTE.total_seconds()))
+        cookie = self._cookie(connection, token, int(sessions.MAX_AGE.total_seconds()))
         return cookie, Session(ADMIN_ID, self._keyed("csrf", token))
 
     async def find(self, connection: Connection, *, keep_alive: bool = True) -> Session | None:
@@ -86,7 +86,7 @@ class Sessions:
         if TOKEN.fullmatch(token) is None:
             return None
         digest, now = self._digest(connection, token), datetime.now(UTC)
-        found = await self._database.read(sessions.find, digest, now)
+        found = await self._database.read(sessions.active_session, digest, now)
         if found is None:
             return None
         user_id, seen_at = found

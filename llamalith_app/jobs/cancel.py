@@ -1,6 +1,6 @@
 """Cancels jobs: one, those of a conversation, or those that match a filter. Called by the controllers of API and pages.
 
-After the commit it tells the jobs' readers, and sends hints for the jobs that can run now. A running job's worker finds
+After the commit it publishes their ends and sends hints for the jobs that can run now. A running job's worker finds
 out by reading the database: its lease is gone. Knows no HTTP and no engine.
 """
 
@@ -29,7 +29,7 @@ class Cancellations:
         models: tuple[str, ...],
         publish_ended: Callable[[Collection[int]], None],
     ) -> None:
-        """`publish_ended` tells the readers of these jobs' streams that they have ended; it returns at once."""
+        """`publish_ended` publishes to the readers of these jobs that they have ended; it returns at once."""
         self._database = database
         self._hints = hints
         self._models = models

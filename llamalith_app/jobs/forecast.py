@@ -49,10 +49,10 @@ class Forecasts:
         if time.monotonic() < self._fresh_until:
             return self.newest
         now = datetime.now(UTC)
-        told = await self._database.read(workers.told, now)
+        reported = await self._database.read(workers.statuses, now)
         load = await self._database.read(waiting.queue_depth, self._models, now)
         engines = merge_statuses(
-            status for text in told for status in msgspec.json.decode(text, type=list[EngineStatus])
+            status for text in reported for status in msgspec.json.decode(text, type=list[EngineStatus])
         )
         self.newest = Board(engines, load.queued, model_queues(engines, load, self._max_wait, now))
         self._fresh_until = time.monotonic() + FRESH_S

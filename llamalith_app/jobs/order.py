@@ -17,8 +17,8 @@ import msgspec
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.settings.declaration import MaxWait
-from llamalith_app.store.jobs.reads import Queue
-from llamalith_app.store.jobs.waiting import Due, QueueDepth
+from llamalith_app.store.jobs.reads import QueuePlaces
+from llamalith_app.store.jobs.waiting import DueJobs, QueueDepth
 from llamalith_app.store.tables import Priority
 
 STARVATION_INTERVAL = 8
@@ -46,12 +46,12 @@ class ModelCapacity(NamedTuple):
 
 
 def next_start(
-    due: Iterable[Due],
+    due: Iterable[DueJobs],
     capacities: Mapping[str, ModelCapacity],
     max_wait: Mapping[int, timedelta],
     n_started: int,
     now: datetime,
-) -> Due | None:
+) -> DueJobs | None:
     """The group of due jobs whose oldest job starts next; None if no due job can start now.
 
     `due` groups the due jobs by model and class (priority). `capacities` is by model, `max_wait` by class. `n_started`
@@ -75,7 +75,7 @@ def next_start(
     groups = list(due)
     relief_class = _relief_class(groups, max_wait, n_started, now)
 
-    def rank(group: Due) -> tuple[int, bool, bool, int, bool, datetime]:
+    def rank(group: DueJobs) -> tuple[int, bool, bool, int, bool, datetime]:
         capacity = capacities[group.model]
         if _is_late(group, max_wait, now):  # (1)
             # `since` may lie in the future if the clock was set back.
@@ -96,7 +96,7 @@ def next_start(
 
 
 def counts_towards_relief(
-    started: Due, due: Iterable[Due], max_wait: Mapping[int, timedelta], n_started: int, now: datetime
+    started: DueJobs, due: Iterable[DueJobs], max_wait: Mapping[int, timedelta], n_started: int, now: datetime
 ) -> bool:
     """Whether this start is counted in `n_started`.
 
@@ -106,12 +106,12 @@ def counts_towards_relief(
     return _relief_class(list(due), max_wait, n_started, now) in (None, started.priority)
 
 
-def _is_late(group: Due, max_wait: Mapping[int, timedelta], now: datetime) -> bool:
+def _is_late(group: DueJobs, max_wait: Mapping[int, timedelta], now: datetime) -> bool:
     return now - group.oldest > max_wait[group.priority]
 
 
 def _relief_class(
-    groups: Sequence[Due], max_wait: Mapping[int, timedelta], n_started: int, now: datetime
+    groups: Sequence[DueJobs], max_wait: Mapping[int, timedelta], n_started: int, now: datetime
 ) -> int | None:
     """The class whose late jobs come first at this start, before more urgent ones; None if it is no class's turn."""
     others = sorted({group.priority for group in groups if _is_late(group, max_wait, now)})[1:]
@@ -119,7 +119,7 @@ def _relief_class(
     return others[turn % len(others)] if others and place == STARVATION_INTERVAL - 1 else None
 
 
-def after_start(due: Sequence[Due], started: Due) -> list[Due]:
+def after_start(due: Sequence[DueJobs], started: DueJobs) -> list[DueJobs]:
     """The due jobs that are left after one job of the group `started` has started."""
     return [
         group._replace(n_jobs=group.n_jobs - 1) if group is started else group
@@ -236,7 +236,7 @@ class Forecast(NamedTuple):
 
 
 def forecasts(
-    models: Mapping[int, str], queue: Queue, model_queues: Mapping[str, ModelQueue], now: datetime
+    models: Mapping[int, str], queue: QueuePlaces, model_queues: Mapping[str, ModelQueue], now: datetime
 ) -> dict[int, Forecast]:
     """The forecast of each queued job in `models` (job id to model), by job id; there may be further ones.
 
@@ -259,7 +259,7 @@ def forecasts(
 
 
 def _forecast(
-    queue: Queue,
+    queue: QueuePlaces,
     model_queues: Mapping[str, ModelQueue],
     job_id: int,
     model: str,

@@ -1,7 +1,6 @@
-"""The only way in: validate a prompt, put it on disk, answer, and let the hint go out beside the answer.
+"""Accepts jobs: validates a request, stores it, and sends the hint after the commit.
 
-Every door (API, reply, legacy submit, later pages and schedules) comes through `Submissions`. Knows no HTTP and no
-engine.
+Every way to submit a job (API, reply, legacy submit, pages) uses `Submissions`. Knows no HTTP and no engine.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from llamalith_app.store.tables import Status
 T = TypeVar("T")
 
 
-class _NoRoom(Exception):
-    """As many jobs of the owner wait as may."""
+class _QueueLimitReached(Exception):
+    """The owner has as many queued jobs as are allowed."""
 
 
 class Submissions:
@@ -58,8 +57,8 @@ class Submissions:
         self._max_attempts = max_attempts
         self._max_queued = max_queued
         self._forecasts = forecasts
-        self._uncounted: dict[int, int] = {}
-        """By owner: jobs that can be taken before those that wait are counted again."""
+        self._allowances: dict[int, int] = {}
+        """By owner: jobs that can be accepted before the queued ones are counted again."""
         self._counting = asyncio.Lock()
         self._schemas = SchemaValidator(schema_s)
         self._timeout_s = timeout_s
@@ -75,12 +74,15 @@ class Submissions:
         keeps_system_prompt: bool = False,
         key: Key | None = None,
     ) -> JobAccepted:
-        """Accepted means on disk. `conversation_id` is the public one; blank or None: a new conversation.
-        `keeps_system_prompt`: where a system message is in force, that one stays.
+        """Stores a prompt and queues its job, which is on disk when this returns. `conversation_id` is the public id;
+        blank or None: a new conversation. `keeps_system_prompt`: a system message in force is not replaced.
 
-        Raises BadInput, ValidatorBusy, KeyReused, QueueFull or StorageUnavailable with nothing stored."""
-        # Before it is validated: the answer stays the same though the configuration may have changed.
-        if key is not None and (before := await self._database.read(keys.find, key, datetime.now(UTC), JobAccepted)):
+        Raises BadInput, ValidatorBusy, KeyReused, QueueFull or StorageUnavailable, with nothing stored.
+        """
+        # Before validation, so that a repeated request gets its answer although the configuration has changed.
+        if key is not None and (
+            before := await self._database.read(keys.stored_answer, key, datetime.now(UTC), JobAccepted)
+        ):
             return before
         completed = self._completed(request)
         new = submission.NewJob(
@@ -96,13 +98,13 @@ class Submissions:
         def make(connection: Connection, now: datetime) -> JobAccepted:
             return _answer(new, submission.submit(connection, new, now))
 
-        accepted = await self._store(new.owner_id, key, JobAccepted, make, queues=bool(new.inputs))
+        accepted = await self._write_if_room(new.owner_id, key, JobAccepted, make, queues=bool(new.inputs))
         if accepted.job_id is not None:
             self._hints.send(accepted.model, accepted.job_id)
         return accepted
 
     def _completed(self, request: JobRequest) -> JobRequest:
-        """With trimmed texts, and the configured values where it names none."""
+        """The request with trimmed texts, and with the configured values where it has none. Raises BadInput."""
         content, system_prompt = (request.content or "").strip(), (request.system_prompt or "").strip()
         context = request.assistant_context or ""
         if not content and not system_prompt:
@@ -123,9 +125,9 @@ class Submissions:
         )
 
     async def retry(self, principal: Principal, request_id: str, job_id: int, *, key: Key | None = None) -> JobAccepted:
-        """Queues anew what a job that ended without a reply asked; a second time, it names the same new job.
+        """Queues a copy of a job that ended without a reply. A second call returns the same copy.
 
-        Raises NotFound, NotRetryable, BadInput where its model is not offered any more, and what `submit` raises.
+        Raises NotFound, NotRetryable, BadInput where its model is no longer offered, and what `submit` raises.
         """
 
         def make(connection: Connection, now: datetime) -> tuple[JobAccepted, bool]:
@@ -145,7 +147,7 @@ class Submissions:
                 model=again.model,
             ), again.is_new
 
-        accepted, is_new = await self._store(principal.user_id, key, tuple[JobAccepted, bool], make)
+        accepted, is_new = await self._write_if_room(principal.user_id, key, tuple[JobAccepted, bool], make)
         if is_new and accepted.job_id is not None:
             self._hints.send(accepted.model, accepted.job_id)
         return accepted
@@ -162,14 +164,14 @@ class Submissions:
         error_kind: str | None = None,
         key: Key | None = None,
     ) -> Retried:
-        """The same for the `limit` oldest that match and were not tried again yet, or as many as there is room for."""
+        """Retries the `limit` oldest matching jobs that were not retried yet, fewer where the queue limit is near."""
         owner_id = principal.user_id
         models = self._models if model is None else (self._model(model),)
 
         def make(connection: Connection, now: datetime) -> tuple[Retried, list[str]]:
             room = self._max_queued - waiting.n_queued(connection, owner_id)
             if room <= 0:
-                raise _NoRoom
+                raise _QueueLimitReached
             found = submission.retry_matching(
                 connection,
                 owner_id,
@@ -182,17 +184,17 @@ class Submissions:
                 error_kind=error_kind,
             )
             more = len(found) == min(limit, room)
-            return Retried(ok=True, job_ids=[one.job_id for one in found], more=more), [one.model for one in found]
+            return Retried(ok=True, job_ids=[copy.job_id for copy in found], more=more), [copy.model for copy in found]
 
         async with self._counting:
-            # What was counted for single jobs is not true any more.
-            self._uncounted.pop(owner_id, None)
-            retried, of_models = await self._once(key, tuple[Retried, list[str]], make)
+            # The last count no longer holds.
+            self._allowances.pop(owner_id, None)
+            retried, of_models = await self._write(key, tuple[Retried, list[str]], make)
         for of_model, job_id in zip(of_models, retried.job_ids, strict=True):
             self._hints.send(of_model, job_id)
         return retried
 
-    async def _store(
+    async def _write_if_room(
         self,
         owner_id: int,
         key: Key | None,
@@ -201,39 +203,45 @@ class Submissions:
         *,
         queues: bool = True,
     ) -> T:
-        """Counting a long queue costs more than an accept, so each count is good for half of the room that it found."""
+        """Runs `make` in a transaction, if the owner's queue has room. `queues`: whether it adds a job.
 
-        if not queues or self._take_uncounted(owner_id):
-            return await self._once(key, answer, make)
+        Raises QueueFull. Counting a long queue costs more than accepting a job, so each count allows half of the room
+        that it found before the next count.
+        """
+        if not queues or self._spend_allowance(owner_id):
+            return await self._write(key, answer, make)
         n_queued: int | None = None
 
         def make_if_room(connection: Connection, now: datetime) -> T:
             nonlocal n_queued
             n_queued = waiting.n_queued(connection, owner_id)
             if n_queued >= self._max_queued:
-                raise _NoRoom
+                raise _QueueLimitReached
             return make(connection, now)
 
         async with self._counting:
-            if self._take_uncounted(owner_id):
-                return await self._once(key, answer, make)
-            made = await self._once(key, answer, make_if_room)
+            if self._spend_allowance(owner_id):
+                return await self._write(key, answer, make)
+            made = await self._write(key, answer, make_if_room)
             if n_queued is not None:
-                self._uncounted[owner_id] = (self._max_queued - n_queued) // 2
+                self._allowances[owner_id] = (self._max_queued - n_queued) // 2
         return made
 
-    async def _once(self, key: Key | None, answer: type[T], make: Callable[[Connection, datetime], T]) -> T:
-        def once(connection: Connection, now: datetime) -> T:
-            return keys.once(connection, key, now, answer, lambda: make(connection, now))
+    async def _write(self, key: Key | None, answer: type[T], make: Callable[[Connection, datetime], T]) -> T:
+        """Runs `make` in a transaction, once for a key. Raises QueueFull."""
+
+        def make_once(connection: Connection, now: datetime) -> T:
+            return keys.answer_once(connection, key, now, answer, lambda: make(connection, now))
 
         try:
-            return await self._database.write(once, datetime.now(UTC))
-        except _NoRoom:
+            return await self._database.write(make_once, datetime.now(UTC))
+        except _QueueLimitReached:
             raise QueueFull(self._max_queued, await self._forecasts.retry_after_s()) from None
 
-    def _take_uncounted(self, owner_id: int) -> bool:
-        left = self._uncounted.get(owner_id, 0)
-        self._uncounted[owner_id] = max(0, left - 1)
+    def _spend_allowance(self, owner_id: int) -> bool:
+        """Whether a job can be accepted without a new count."""
+        left = self._allowances.get(owner_id, 0)
+        self._allowances[owner_id] = max(0, left - 1)
         return left > 0
 
     def _model(self, name: str) -> str:
@@ -252,7 +260,7 @@ class Submissions:
         return name
 
     async def _unenforced(self, request: JobRequest) -> tuple[str, ...]:
-        """Where its schema says what no reply can be held to while it is written."""
+        """JSON pointers to the keywords of its schema that cannot be enforced while decoding. Raises BadInput."""
         wanted = request.response_format
         if wanted is None or isinstance(wanted, AnyText):
             return ()
@@ -265,8 +273,8 @@ class Submissions:
 
 
 def _inputs(request: JobRequest) -> list[Message]:
-    said = (("assistant", request.assistant_context), ("user", request.content))
-    return [Message(role=role, content=content) for role, content in said if content]
+    messages = (("assistant", request.assistant_context), ("user", request.content))
+    return [Message(role=role, content=content) for role, content in messages if content]
 
 
 def _answer(new: submission.NewJob, accepted: submission.Accepted) -> JobAccepted:

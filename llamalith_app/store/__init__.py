@@ -1,1 +1,1 @@
-"""The record: what was accepted and what became of it. SQL alone; knows nothing of Redis, HTTP or engines."""
+"""The record: accepted jobs, their conversations and their results, in SQL. Knows nothing of Redis, HTTP or engines."""

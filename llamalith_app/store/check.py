@@ -1,6 +1,6 @@
-"""The invariants of the record, as queries that must return nothing; `llamalith check` runs them.
+"""The invariants of the record, each as a query that must return no row. `llamalith check` runs them.
 
-Read-only. RULES names each promise in a sentence; a row found by its query breaks it.
+Read-only. The keys of RULES say each invariant in a sentence; the rows of its query violate it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 
-class Broken(NamedTuple):
+class Violation(NamedTuple):
     rule: str
     rows: list[dict[str, object]]
-    """The first of them."""
+    """The first MAX_ROWS rows that violate it."""
 
 
-SHOWN = 20
+MAX_ROWS = 20
 
 RULES = {
     "a done job has exactly one reply, the last message of its own turn": """
@@ -27,11 +27,11 @@ RULES = {
     "a job that is not done has no reply": """
         SELECT j.id AS job_id, j.status FROM jobs j
         JOIN messages m ON m.turn_id = j.turn_id AND m.is_reply WHERE j.status <> 'done'""",
-    "a turn has a digest exactly where it has a reply, and nobody writes a reply but a job": """
+    "a turn has a digest exactly where it has a reply, and only a job writes a reply": """
         SELECT t.id AS turn_id, t.digest, j.id AS job_id FROM turns t
         LEFT JOIN messages m ON m.turn_id = t.id AND m.is_reply LEFT JOIN jobs j ON j.turn_id = t.id
         WHERE (t.digest IS NULL) <> (m.turn_id IS NULL) OR (m.turn_id IS NOT NULL AND j.id IS NULL)""",
-    "only what was cancelled or ended in an error keeps a part of a reply": """
+    "only a job that was cancelled or ended in an error has a partial reply": """
         SELECT id AS job_id, status FROM jobs WHERE partial IS NOT NULL AND status NOT IN ('cancelled', 'error')""",
     "an attempt was cancelled only where its job was": """
         SELECT a.job_id, a.attempt, j.status FROM attempts a JOIN jobs j ON j.id = a.job_id
@@ -42,14 +42,14 @@ RULES = {
     "the messages of a turn stand at positions 0, 1, 2, …": """
         SELECT turn_id, count(*) AS messages, min(position) AS first, max(position) AS last FROM messages
         GROUP BY turn_id HAVING min(position) <> 0 OR max(position) <> count(*) - 1""",
-    "a turn's parent is an earlier one of the same owner, further up": """
+    "a turn's parent is an earlier turn of the same owner with a smaller depth": """
         SELECT t.id AS turn_id, p.id AS parent_id FROM turns t JOIN conversations c ON c.id = t.conversation_id
         JOIN turns p ON p.id = t.parent_id JOIN conversations d ON d.id = p.conversation_id
         WHERE p.id >= t.id OR p.depth >= t.depth OR c.owner_id <> d.owner_id""",
     "the head of a conversation is one of its turns": """
         SELECT c.id AS conversation_id, c.head_turn_id FROM conversations c LEFT JOIN turns t
             ON t.id = c.head_turn_id AND t.conversation_id = c.id WHERE t.id IS NULL""",
-    "the system message in force is the nearest up the path within the conversation": """
+    "the system message in force is the nearest one on the path within the conversation": """
         SELECT t.id AS turn_id, t.system_turn_id FROM turns t
         LEFT JOIN messages m ON m.turn_id = t.id AND m.position = 0 AND m.role = 'system'
         LEFT JOIN turns p ON p.id = t.parent_id AND p.conversation_id = t.conversation_id
@@ -64,7 +64,7 @@ RULES = {
         SELECT j.id AS job_id, j.is_head FROM jobs j WHERE j.status IN ('queued', 'processing')
         AND j.is_head = EXISTS (SELECT 1 FROM jobs e WHERE e.conversation_id = j.conversation_id
             AND e.id < j.id AND e.status IN ('queued', 'processing'))""",
-    "a job tries again one of its own conversation that ended without a reply, or that is gone": """
+    "a job retries one of its own conversation that ended without a reply, or that has expired": """
         SELECT j.id AS job_id, j.retry_of, e.status FROM jobs j LEFT JOIN jobs e
             ON e.id = j.retry_of
         WHERE j.retry_of >= j.id OR e.conversation_id <> j.conversation_id
@@ -73,7 +73,7 @@ RULES = {
         SELECT j.id AS job_id, j.attempt, count(a.attempt) AS attempts, max(a.attempt) AS last FROM jobs j
         LEFT JOIN attempts a ON a.job_id = j.id GROUP BY j.id
         HAVING count(a.attempt) <> j.attempt OR coalesce(max(a.attempt), 0) <> j.attempt""",
-    "a job spends no more attempts than it has": """
+    "a job spends no more than its max_attempts": """
         SELECT j.id AS job_id, j.max_attempts, count(*) AS spent FROM jobs j
         JOIN attempts a ON a.job_id = j.id AND a.outcome IN ('failed', 'lost')
         GROUP BY j.id HAVING count(*) > j.max_attempts""",
@@ -87,11 +87,11 @@ RULES = {
     "foreign keys hold": "PRAGMA foreign_key_check",
 }
 SQLITE_ONLY = {"foreign keys hold"}
-"""PostgreSQL holds them whoever writes; SQLite only for connections that ask for it."""
+"""PostgreSQL enforces foreign keys for every connection; SQLite only for those that turn it on."""
 
 
-def counts(connection: Connection) -> dict[str, int]:
-    """Rows of each kind, jobs by status."""
+def row_counts(connection: Connection) -> dict[str, int]:
+    """The number of rows in each table, and of jobs in each status."""
     found = {
         table: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()  # noqa: S608 - fixed names
         for table in ("conversations", "turns", "messages", "jobs", "attempts")
@@ -101,13 +101,13 @@ def counts(connection: Connection) -> dict[str, int]:
     return found
 
 
-def broken(connection: Connection) -> list[Broken]:
-    """The rules that do not hold, each with its first rows."""
+def violations(connection: Connection) -> list[Violation]:
+    """The violated rules, each with its first rows."""
     found = []
     for rule, query in RULES.items():
         if rule in SQLITE_ONLY and connection.dialect.name != "sqlite":
             continue
-        rows = [dict(row) for row in connection.execute(text(query)).mappings().fetchmany(SHOWN)]
+        rows = [dict(row) for row in connection.execute(text(query)).mappings().fetchmany(MAX_ROWS)]
         if rows:
-            found.append(Broken(rule, rows))
+            found.append(Violation(rule, rows))
     return found

@@ -1,6 +1,6 @@
-"""What is read of a conversation: its messages, its newest state, and the turn that a job sees.
+"""Reads conversations: lists of them, their messages, their newest state and their jobs.
 
-Reads only; `store/jobs/submission.py` makes conversations, and `store/turns.py` writes their turns.
+Writes nothing: `store/jobs/submission.py` makes conversations, and `store/turns.py` writes their turns.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ class Summary(NamedTuple):
 
     public_id: str
     first_prompt: str | None
-    """Its beginning; None: no prompt yet."""
+    """The first characters of the first prompt; None: no prompt yet."""
     n_turns: int
     status: str | None
-    """Of the job that runs or waits next; where none is open, of its newest."""
+    """Of its first open job; where no job is open, of its newest. None: it has no job."""
     last_at: datetime
+    """When its newest job ended, else was accepted; without a job, when the conversation was made."""
 
 
 class ThreadTurn(NamedTuple):
-    """One turn as people read it; the prompt and the reply are the job's."""
+    """One turn as a page shows it. Prompt and reply are in its job."""
 
     turn: int
-    """Its number on its path, as the address of a page of turns says it."""
+    """Its depth on its path, 0 for the first; pages of turns are addressed by it."""
     system: str | None
     context: str | None
     job: Job | None
-    """None: there was only a system prompt, or the job has expired."""
+    """None: the turn holds only a system message, or the job has expired."""
 
 
 class Thread(NamedTuple):
@@ -48,33 +49,33 @@ class Thread(NamedTuple):
 
     turns: list[ThreadTurn]
     n_earlier: int
-    """Turns before these of which something is left."""
+    """Turns before these that still have messages."""
     earlier_until: int
-    """The turn after the last of those; 0: there are none."""
+    """The depth after the last of those; 0: there are none."""
     until: int
-    """The turn after these."""
+    """The depth after the last of `turns`."""
     system_prompt: str
     """In force for the next turn; empty: none."""
     first_prompt: str | None
-    """Its beginning; None: no prompt yet."""
+    """The first characters of the first prompt; None: no prompt yet."""
 
 
 class Lane(NamedTuple):
-    """The jobs of a conversation that a stream of its events goes through, one after another."""
+    """The jobs of one conversation, in the order in which they run and in which a stream of its events shows them."""
 
     conversation_id: int
     job_ids: list[int]
-    """In order."""
+    """Ascending."""
     newest_job: int
-    """0: it has none."""
+    """The id of its newest job; 0: it has none."""
 
 
 RECENT_JOBS = 2000
-"""Among which a page of the newest conversations is looked for first."""
+"""A page of the newest conversations is searched among these jobs first, then among all."""
 
 
 def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, max_text: int) -> list[Summary]:
-    """Those with the newest jobs first."""
+    """An owner's conversations, those with the newest jobs first. `max_text`: characters of each first prompt."""
     newest_jobs = (
         select(JobRow.id, JobRow.conversation_id)
         .where(JobRow.owner_id == owner_id)
@@ -88,7 +89,7 @@ def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, ma
         select(func.max(JobRow.id)).where(JobRow.conversation_id == ConversationRow.id).correlate(ConversationRow)
     ).scalar_subquery()
     every = select(ConversationRow.id, its_last_job.label("last_job_id")).where(ConversationRow.owner_id == owner_id)
-    # Half a second for a million conversations, one of them for each job where callers name none.
+    # `every` takes half a second with a million conversations, and callers that name none make one for each job.
     rows: list[Summary] = []
     for those in (recent, every):
         if len(rows) < limit:
@@ -100,7 +101,7 @@ def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, ma
 
 
 def _summaries(connection: Connection, which: Select[Any], max_text: int) -> list[Summary]:
-    """`which`: ids of conversations, each with its `last_job_id`."""
+    """`which` selects the ids of conversations, each with its `last_job_id`."""
     page = which.subquery("page")
     open_job = aliased(JobRow)
     status_of_first_open = (
@@ -138,12 +139,14 @@ def thread(
     first: int | None = None,
     before: int | None = None,
 ) -> Thread | None:
-    """`limit` turns at most: the newest, or the first ones from `first` on, or the last ones before `before`. None: no
-    such conversation."""
+    """At most `limit` turns: the newest, or from depth `first` on, or the last before depth `before`.
+
+    None: no such conversation. `max_text`: characters of the first prompt.
+    """
     conversation = connection.execute(
         select(ConversationRow.id, ConversationRow.head_turn_id, TurnRow.depth)
         .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
-        .where(reads.is_named(owner_id, public_id))
+        .where(reads.has_public_id(owner_id, public_id))
     ).first()
     if conversation is None:
         return None
@@ -158,9 +161,9 @@ def thread(
     depths = {
         row.id: row.depth for row in connection.execute(_PART_OF_PATH, on_path | {"from_depth": first, "until": until})
     }
-    found = reads.of_turns(connection, owner_id, list(depths), oldest_first=goes_on)
+    found = reads.jobs_by_turn(connection, owner_id, list(depths), oldest_first=goes_on)
     if sum(map(reads.n_text_chars, found.values())) >= reads.MAX_PAGE_CHARS:
-        # Very long texts ended the page early: it is whole from its oldest job on, or up to its newest.
+        # Very long texts ended the page early: leave out the turns beyond the last job that was read.
         of_jobs = [depths[turn_id] for turn_id in found]
         first, until = (first, max(of_jobs) + 1) if goes_on else (min(of_jobs), until)
     shown = sorted(turn_id for turn_id, depth in depths.items() if first <= depth < until)
@@ -171,7 +174,7 @@ def thread(
     threaded = [
         ThreadTurn(depths[turn_id], system.get(turn_id), context.get(turn_id), found.get(turn_id))
         for turn_id in shown
-        # Of others nothing is left: they have expired.
+        # The others have expired.
         if turn_id in found or turn_id in system
     ]
     n_earlier, last_earlier = connection.execute(_EARLIER, on_path | {"first": first}).one()
@@ -208,7 +211,7 @@ _EARLIER = select(func.count(), func.max(_whole.c.depth)).where(
 
 
 def _first_prompt(conversation_id: Any, max_text: int) -> Select[str]:
-    """Of the conversation's own turns, the first that has one."""
+    """The first prompt among the conversation's own turns, which does not count those that a fork continues."""
     return (
         select(func.substr(MessageRow.content, 1, max_text))
         .join(TurnRow, TurnRow.id == MessageRow.turn_id)
@@ -224,15 +227,15 @@ def exists(connection: Connection, owner_id: int, public_id: str) -> bool:
 
 def _id(connection: Connection, owner_id: int, public_id: str) -> int | None:
     found: int | None = connection.execute(
-        select(ConversationRow.id).where(reads.is_named(owner_id, public_id))
+        select(ConversationRow.id).where(reads.has_public_id(owner_id, public_id))
     ).scalar()
     return found
 
 
 def _head(connection: Connection, owner_id: int, public_id: str) -> int | None:
-    """The turn that its path ends with. None: no such conversation."""
+    """The id of the conversation's newest turn. None: no such conversation."""
     found: int | None = connection.execute(
-        select(ConversationRow.head_turn_id).where(reads.is_named(owner_id, public_id))
+        select(ConversationRow.head_turn_id).where(reads.has_public_id(owner_id, public_id))
     ).scalar()
     return found
 
@@ -242,18 +245,18 @@ def message_list(connection: Connection, owner_id: int, public_id: str) -> Messa
     return MessageList(
         conversation_id=public_id.strip(),
         exists=head is not None,
-        messages=[] if head is None else turns.messages(connection, head),
+        messages=[] if head is None else turns.path_messages(connection, head),
     )
 
 
 def messages(connection: Connection, owner_id: int, public_id: str) -> list[Message]:
-    """Of the branch that people see, in the order of its turns; empty for an unknown conversation."""
+    """The messages on the path to the head, oldest first; empty for an unknown conversation."""
     return message_list(connection, owner_id, public_id).messages
 
 
 def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
     conversation = connection.execute(
-        select(ConversationRow.id, ConversationRow.head_turn_id).where(reads.is_named(owner_id, public_id))
+        select(ConversationRow.id, ConversationRow.head_turn_id).where(reads.has_public_id(owner_id, public_id))
     ).first()
     if conversation is None:
         return Latest(
@@ -263,14 +266,14 @@ def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
     return Latest(
         conversation_id=public_id.strip(),
         exists=True,
-        last_user=turns.newest(connection, conversation.head_turn_id, "user"),
-        last_assistant=turns.newest(connection, conversation.head_turn_id, "assistant"),
-        last_job=None if job_id is None else reads.one(connection, owner_id, job_id),
+        last_user=turns.newest_message(connection, conversation.head_turn_id, "user"),
+        last_assistant=turns.newest_message(connection, conversation.head_turn_id, "assistant"),
+        last_job=None if job_id is None else reads.job_by_id(connection, owner_id, job_id),
     )
 
 
 def lane(connection: Connection, owner_id: int, public_id: str, from_job: int | None = None) -> Lane | None:
-    """Its open jobs; or all from `from_job` on, ended or not. None: no such conversation."""
+    """The open jobs of a conversation, or all jobs from `from_job` on, ended or not. None: no such conversation."""
     conversation_id = _id(connection, owner_id, public_id)
     if conversation_id is None:
         return None
@@ -285,7 +288,7 @@ def lane(connection: Connection, owner_id: int, public_id: str, from_job: int | 
 
 
 def newest_jobs(connection: Connection, conversation_ids: Iterable[int]) -> dict[int, int]:
-    """Conversation -> the id of its newest job; those without a job are left out."""
+    """The id of the newest job of each conversation, by conversation id. Those without a job are left out."""
     rows = connection.execute(
         select(JobRow.conversation_id, func.max(JobRow.id))
         .where(JobRow.conversation_id.in_(list(conversation_ids)))
@@ -295,6 +298,6 @@ def newest_jobs(connection: Connection, conversation_ids: Iterable[int]) -> dict
 
 
 def jobs_after(connection: Connection, conversation_id: int, job_id: int) -> list[int]:
-    """The ids of its later jobs, in order."""
+    """The ids of the conversation's jobs after `job_id`, ascending."""
     query = select(JobRow.id).where(JobRow.conversation_id == conversation_id, JobRow.id > job_id).order_by(JobRow.id)
     return list(connection.execute(query).scalars())

@@ -1,8 +1,8 @@
-"""The database of one process: one writer thread, and reads beside it.
+"""The database of one process: one writer thread, and concurrent reads.
 
 Owns connections, transactions and their durability. Writes are plain functions `f(connection, ...)` that run one
-at a time in the writer thread; those that wait together share one transaction, each in a savepoint of its own.
-Reads are functions of the same shape, on an aiosqlite connection, in one snapshot each. Knows no table.
+at a time in the writer thread. Writes that wait at the same time share one transaction, each in its own savepoint.
+Reads are functions of the same shape; each runs in one snapshot, on an aiosqlite connection. Knows no table.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LOCK_DEADLINE_S = 10.0
-"""How long a write waits for another process's transaction before it is a StorageUnavailable."""
+"""How long a write waits for another process's transaction before it raises StorageUnavailable."""
 READERS = 4
-"""Connections for reads; more would share the same core."""
+"""Connections for reads. More of them would not be faster: they share one core."""
 READ_WAIT_S = 10
-"""For one of them."""
+"""How long a read waits for a free connection before it raises StorageUnavailable."""
 MAX_MERGED = 64
-"""Writes that share a transaction at most, so that the first of them does not wait for a crowd."""
+"""The most writes that share a transaction: the first of them waits for the commit of all."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ class _Write(NamedTuple):
 
 
 class Database:
-    """Opened by `open()`, ended by `close()`; both from the event loop's thread."""
+    """Call `open()` and `close()` from the event loop's thread."""
 
     def __init__(self, path: Path, lock_deadline_s: float = LOCK_DEADLINE_S) -> None:
         self.path = path
@@ -63,27 +63,27 @@ class Database:
         self._writer.start()
 
     async def close(self) -> None:
-        """Ends after every write that was asked for has been done."""
+        """Waits for all pending writes, then closes all connections."""
         self._waiting.put(None)
         await asyncio.to_thread(self._writer.join)
         self._write_engine.dispose()
         await self._reads.get_engine().dispose()
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs it in a transaction that is on disk before this returns: for what a client is promised.
+        """Returns what `function(connection, ...)` returns, after its transaction is synced to disk.
 
-        Raises what the function raises (nothing of it is stored then), or StorageUnavailable.
+        Raises what the function raises (nothing is stored then), or StorageUnavailable.
         """
         return await self._submit(function, True, args, kwargs)
 
     async def write_lightly(
         self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """As `write`, but a power cut may undo it: for claims and beats, which the sweep repairs."""
+        """As `write`, but not synced: a power cut may undo it. For claims and heartbeats, which the sweep repairs."""
         return await self._submit(function, False, args, kwargs)
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs it in one snapshot. Raises StorageUnavailable when the file cannot be read."""
+        """Returns what `function(connection, ...)` returns in one snapshot. Raises what `write` raises."""
         self._refuse_another_file()
         try:
             async with self._reads.get_engine().connect() as connection:
@@ -99,7 +99,7 @@ class Database:
     def _write_all(self) -> None:
         while (first := self._waiting.get()) is not None:
             batch, ended = self._gather(first)
-            # Claimed by nobody else: a caller that gave up must not have its write undone half-way.
+            # A write whose caller was cancelled before it began is skipped; later it can no longer be cancelled.
             batch = [write for write in batch if write.result.set_running_or_notify_cancel()]
             try:
                 self._refuse_another_file()
@@ -115,7 +115,7 @@ class Database:
                 return
 
     def _refuse_another_file(self) -> None:
-        """SQLite would go on in a file that was moved away or deleted, where nobody finds what it promised."""
+        """Raises StorageUnavailable where the file was moved or deleted: SQLite would write to it unnoticed."""
         if _identity(self.path) != self._file:
             raise StorageUnavailable(f"The database {self.path} is not the file that was opened at the start.")
 
@@ -144,14 +144,14 @@ def _transaction(engine: Engine, batch: list[_Write]) -> list[tuple[Any, Excepti
     durable = any(write.durable for write in batch)
     outcomes: list[tuple[Any, Exception | None]] = []
     with engine.connect().execution_options(durable=durable) as connection, connection.begin():
-        # SQLAlchemy's begin_nested() costs more than the writes themselves; both halves stand in these lines.
+        # Not SQLAlchemy's begin_nested(): it costs more than the writes themselves.
         for write in batch:
             connection.exec_driver_sql("SAVEPOINT one_write")
             try:
                 outcomes.append((write.run(connection), None))
             except Exception as error:
                 if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
-                    raise  # a full disk and its like end the whole transaction, so nobody's write was stored
+                    raise  # such as a full disk: it ends the whole transaction, so no write was stored
                 connection.exec_driver_sql("ROLLBACK TO one_write")
                 outcomes.append((None, error))
             connection.exec_driver_sql("RELEASE one_write")
@@ -159,7 +159,7 @@ def _transaction(engine: Engine, batch: list[_Write]) -> list[tuple[Any, Excepti
 
 
 def _storage_error(error: Exception) -> Exception:
-    """What the driver says of the disk, the lock or the file, in our words; anything else as it is."""
+    """StorageUnavailable for the driver's errors of disk, lock or file; other errors unchanged."""
     if isinstance(error, LlamalithError):
         return error
     if isinstance(error, exc.TimeoutError):
@@ -175,8 +175,8 @@ def _storage_error(error: Exception) -> Exception:
 
 @contextmanager
 def plain_errors(path: Path) -> Iterator[None]:
-    """For commands that people start: ConfigError for a file that is no whole database, StorageUnavailable for one that
-    cannot be used now."""
+    """For commands: turns the driver's errors into ConfigError for a damaged file, and into StorageUnavailable for one
+    that cannot be used now."""
     try:
         yield
     except exc.OperationalError as error:
@@ -189,18 +189,18 @@ def plain_errors(path: Path) -> Iterator[None]:
 
 
 def at(driver: str, path: Path) -> URL:
-    """Not as text, in which ? and # of a path would mean something else."""
+    """The URL of a database file. Built from parts, since ? and # in a path would have a meaning in a text."""
     return URL.create(driver, database=str(path))
 
 
 def write_engine(path: Path, lock_deadline_s: float = LOCK_DEADLINE_S) -> Engine:
-    """An engine of one connection whose every transaction is a BEGIN IMMEDIATE; for one thread at a time."""
+    """An engine with one connection, for one thread at a time. Each transaction is a BEGIN IMMEDIATE."""
     engine = create_engine(
         at("sqlite", path),
         poolclass=StaticPool,
-        hide_parameters=True,  # they are people's prompts, and errors end in logs
-        # isolation_level None: the driver begins nothing by itself; timeout 0: SQLite's own busy handler sleeps
-        # and starved a second process for seconds, so `_begin_immediate` does the waiting.
+        hide_parameters=True,  # they hold prompts, and errors are logged
+        # isolation_level None: the driver begins no transaction by itself. timeout 0: SQLite's busy handler backs off
+        # so far that a second process starved for seconds, so `_begin_immediate` polls instead.
         connect_args={"check_same_thread": False, "isolation_level": None, "timeout": 0},
     )
     event.listen(engine, "connect", _set_up)
@@ -211,7 +211,7 @@ def write_engine(path: Path, lock_deadline_s: float = LOCK_DEADLINE_S) -> Engine
 def _read_config(path: Path) -> SQLAlchemyAsyncConfig:
     config = SQLAlchemyAsyncConfig(
         connection_string=cast(str, at("sqlite+aiosqlite", path)),
-        # No overflow: SQLAlchemy opens and closes such connections each time, a thread each.
+        # No overflow: SQLAlchemy opens and closes those connections each time, each with a thread.
         engine_config=EngineConfig(hide_parameters=True, pool_size=READERS, max_overflow=0, pool_timeout=READ_WAIT_S),
     )
     engine = config.get_engine().sync_engine
@@ -223,8 +223,7 @@ def _read_config(path: Path) -> SQLAlchemyAsyncConfig:
 def _set_up(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
-    # temp_store: SQLite keeps what a savepoint would undo in a temporary file otherwise, made and deleted in each
-    # transaction.
+    # temp_store: otherwise SQLite creates and deletes a temporary file for the savepoints of each transaction.
     for pragma in ("journal_mode = WAL", "foreign_keys = ON", "temp_store = MEMORY"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

@@ -1,7 +1,8 @@
-"""A digest of what a path of turns says, so that a caller who sends a whole history is recognised.
+"""Digests of message histories, so that a stored path is found by the history that a caller sends.
 
-Pure: owns how messages become a digest, and knows no table. A digest runs on: that of a longer history is made from
-that of its beginning and the messages behind it. Stored digests stay valid only as long as this stays as it is.
+Pure: owns how messages become a digest, and knows no table. Digests are chained: the digest of a longer history is
+computed from the digest of its prefix and the messages after it. Digests are stored, so a change here needs a
+migration.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from llamalith_app.contracts.conversations import Message
 
 
 def extend(digest: str | None, messages: Iterable[Message]) -> str:
-    """The digest of what `digest` stands for with these messages behind it; None: nothing stands before them."""
-    *_, last = _running(digest, messages)
+    """The digest of the history that `digest` stands for, followed by these messages. None: an empty history."""
+    *_, last = _digests_of_prefixes(digest, messages)
     return last
 
 
-def beginnings(messages: Sequence[Message]) -> list[tuple[int, str]]:
-    """Where these messages may leave a path that is stored, longest first: the number of messages up to there, and
-    their digest.
+def prefix_digests(messages: Sequence[Message]) -> list[tuple[int, str]]:
+    """The prefixes of these messages that a stored path may equal, longest first: (number of messages, digest).
 
-    A stored path ends with a reply, and what goes on from it does not begin with a system message: that would be in
-    force for all of the path, and no longer stand where it was sent.
+    A stored path ends with a reply. A system message cannot come right after it: it would be in force for the whole
+    path, and no longer stand where it was sent.
     """
-    digests = list(_running(None, messages))
+    digests = list(_digests_of_prefixes(None, messages))
     return [
         (n, digests[n])
         for n in range(len(messages), 0, -1)
@@ -36,14 +36,14 @@ def beginnings(messages: Sequence[Message]) -> list[tuple[int, str]]:
     ]
 
 
-def _running(digest: str | None, messages: Iterable[Message]) -> Iterator[str]:
-    """The digest of nothing, of the first message, of the first two, …"""
-    return accumulate(messages, _behind, initial=digest or "")
+def _digests_of_prefixes(digest: str | None, messages: Iterable[Message]) -> Iterator[str]:
+    """The digests of no message, of the first message, of the first two, …"""
+    return accumulate(messages, _extend_by_one, initial=digest or "")
 
 
-def _behind(digest: str, message: Message) -> str:
-    # Keys of tool calls in one order: the same call is the same, however its JSON was spelled.
-    said = msgspec.json.encode(
+def _extend_by_one(digest: str, message: Message) -> str:
+    # Sorted keys: the digest of a tool call does not depend on the order in which its JSON was sent.
+    encoded = msgspec.json.encode(
         (message.role, message.content, message.tool_calls, message.tool_call_id), order="deterministic"
     )
-    return hashlib.sha256(digest.encode() + b"\0" + said).hexdigest()
+    return hashlib.sha256(digest.encode() + b"\0" + encoded).hexdigest()

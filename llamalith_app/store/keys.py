@@ -1,6 +1,7 @@
-"""What requests with an Idempotency-Key were answered: the same again for the same request, for KEEP.
+"""Idempotency keys: stores the answer of a request with a key, and returns it to each repetition for ANSWER_TTL.
 
-Written in the transaction of what the request made, so that both are there or neither. Knows no job and no HTTP.
+The answer is written in the transaction of the request's own writes, so that both are stored or neither. Knows no job
+and no HTTP.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from llamalith_app.store.tables import KeyRow
 
 T = TypeVar("T")
 
-KEEP = timedelta(hours=24)
+ANSWER_TTL = timedelta(hours=24)
 
 
 class Key(NamedTuple):
     owner_id: int
     key: str
-    """As its caller chose it; of no other caller."""
+    """As its caller chose it. Each owner has keys of its own."""
     digest: str
-    """Of the whole request: another one under the same key is refused."""
+    """Of the whole request. A different request under the same key is refused."""
 
 
-def find(connection: Connection, key: Key, now: datetime, answer: type[T]) -> T | None:
-    """The answer of before; None: there was none. Raises KeyReused where it was another request's."""
+def stored_answer(connection: Connection, key: Key, now: datetime, answer: type[T]) -> T | None:
+    """The stored answer of this request. None: there is none. Raises KeyReused where the key has another request's."""
     seen = connection.execute(
-        select(KeyRow.digest, KeyRow.answer).where(_is(key), KeyRow.created_at > now - KEEP)
+        select(KeyRow.digest, KeyRow.answer).where(_matches(key), KeyRow.created_at > now - ANSWER_TTL)
     ).first()
     if seen is None:
         return None
@@ -40,14 +41,17 @@ def find(connection: Connection, key: Key, now: datetime, answer: type[T]) -> T 
     return msgspec.json.decode(seen.answer, type=answer)
 
 
-def once(connection: Connection, key: Key | None, now: datetime, answer: type[T], make: Callable[[], T]) -> T:
-    """What `make` answers, or answered before. What it raises is not kept: the next try is a new one."""
+def answer_once(connection: Connection, key: Key | None, now: datetime, answer: type[T], make: Callable[[], T]) -> T:
+    """The stored answer, else what `make` returns, which is stored then. Where `make` raises, nothing is stored.
+
+    Raises KeyReused. `key` None: only calls `make`.
+    """
     if key is None:
         return make()
-    if (found := find(connection, key, now, answer)) is not None:
+    if (found := stored_answer(connection, key, now, answer)) is not None:
         return found
     made = make()
-    connection.execute(delete(KeyRow).where(_is(key)))
+    connection.execute(delete(KeyRow).where(_matches(key)))
     connection.execute(
         insert(KeyRow).values(
             owner_id=key.owner_id,
@@ -60,15 +64,17 @@ def once(connection: Connection, key: Key | None, now: datetime, answer: type[T]
     return made
 
 
-def has_old(connection: Connection, now: datetime) -> bool:
-    """There is something to forget."""
-    return connection.execute(select(KeyRow.key).where(KeyRow.created_at <= now - KEEP).limit(1)).first() is not None
+def has_expired_keys(connection: Connection, now: datetime) -> bool:
+    """Whether `delete_expired` would delete something."""
+    return (
+        connection.execute(select(KeyRow.key).where(KeyRow.created_at <= now - ANSWER_TTL).limit(1)).first() is not None
+    )
 
 
-def forget(connection: Connection, now: datetime, limit: int) -> int:
-    """Deletes so many, the oldest, of those that nobody is answered by any more, and those of the same moment as the
-    last of them; how many."""
-    until = now - KEEP
+def delete_expired(connection: Connection, now: datetime, limit: int) -> int:
+    """Deletes the `limit` oldest keys that have expired, and those that were stored at the same moment as the last of
+    these. Returns how many."""
+    until = now - ANSWER_TTL
     last = (
         select(KeyRow.created_at)
         .where(KeyRow.created_at <= until)
@@ -76,11 +82,11 @@ def forget(connection: Connection, now: datetime, limit: int) -> int:
         .offset(limit - 1)
         .limit(1)
     )
-    # Not by their names: SQLite would go through all keys of their owners for that.
+    # By age, not by primary key: for that, SQLite would scan all keys of their owners.
     return connection.execute(
         delete(KeyRow).where(KeyRow.created_at <= (connection.execute(last).scalar() or until))
     ).rowcount
 
 
-def _is(key: Key) -> ColumnElement[bool]:
+def _matches(key: Key) -> ColumnElement[bool]:
     return and_(KeyRow.owner_id == key.owner_id, KeyRow.key == key.key)

@@ -1,6 +1,6 @@
-"""Brings a database file to the schema of this version: once, whoever starts at the same moment.
+"""Migrates a database file to this version's schema. Of several processes that start together, one does it.
 
-Owns the path to the migrations and the lock around them. Knows nothing of what the tables mean.
+Owns the path of the migrations and the lock around them. Knows nothing of what the tables mean.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def migrate(path: Path) -> bool:
-    """True if anything had to be done. Waits for another process that is migrating the same file.
+    """Returns whether anything had to be migrated. Waits for another process that is migrating the same file.
 
     Raises ConfigError where the file was written by a newer version or is damaged, StorageUnavailable where it cannot
     be used now.
@@ -35,7 +35,7 @@ def migrate(path: Path) -> bool:
 
 
 def commands(engine: Engine) -> AlembicCommands:
-    """Alembic's commands over this database, for `migrate` and for writing the next migration."""
+    """Alembic's commands for this database; also used to generate a new migration."""
     return AlembicCommands(
         SQLAlchemySyncConfig(
             engine_instance=engine,
@@ -45,9 +45,9 @@ def commands(engine: Engine) -> AlembicCommands:
 
 
 def _is_current(path: Path) -> bool:
-    """Reads it without the lock of those who write: one of them may be stopped in the middle of a write.
+    """Whether the file has this version's schema. Needs no write lock, which a frozen process may hold.
 
-    Raises ConfigError where a newer version wrote it.
+    Raises ConfigError where a newer version wrote the file.
     """
     scripts = ScriptDirectory(str(MIGRATIONS))
     engine = create_engine(at("sqlite", path), poolclass=NullPool)

@@ -1,6 +1,6 @@
-"""What the whole record is called where others might stand beside it: in Redis.
+"""The record's id. It keeps the keys of several records apart in one Redis.
 
-Owns the one row that says so. Knows no Redis.
+Owns the one row of `record`. Knows no Redis.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from llamalith_app.store.tables import RecordRow
 
 
 def record_id(path: Path) -> str:
-    """Of a database whose schema is current. Waits for the disk: for a process's start. Raises StorageUnavailable."""
+    """The id in a database whose schema is current. Blocks, so call it at a process's start only.
+
+    Raises StorageUnavailable or ConfigError.
+    """
     with plain_errors(path), create_engine(at("sqlite", path), poolclass=NullPool).connect() as connection:
         return connection.execute(select(RecordRow.id)).scalar_one()
 
 
-def rename(connection: Connection) -> None:
-    """Makes a copy a record of its own."""
+def assign_new_id(connection: Connection) -> None:
+    """Gives a restored copy an id of its own."""
     connection.execute(update(RecordRow).values(id=secrets.token_hex(8)))

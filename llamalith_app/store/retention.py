@@ -1,8 +1,7 @@
-"""What is not kept any longer: ended jobs of an age, with all that was said in their turns, and conversations in which
-nothing younger is left.
+"""Retention: deletes ended jobs beyond an age with the messages of their turns, and conversations with nothing younger.
 
-The only one that deletes jobs, attempts, messages, turns and conversations. Runs inside a transaction of
-`store/database.py`.
+The only module that deletes jobs, attempts, messages, turns and conversations. Runs inside a transaction of
+`store/database.py`. `until`: what ended or was sent by then has expired.
 """
 
 from __future__ import annotations
@@ -31,22 +30,22 @@ from llamalith_app.store.turns import is_system
 _jobs, _turns, _messages, _attempts, _conversations = (
     cast(Table, row.__table__) for row in (JobRow, TurnRow, MessageRow, AttemptRow, ConversationRow)
 )
-_EXPIRED = (
+_EXPIRED_JOBS = (
     select(JobRow.id, JobRow.conversation_id, JobRow.turn_id)
     .where(JobRow.processed_at <= bindparam("until"))
     .order_by(JobRow.processed_at)
     .limit(bindparam("most"))
 )
-_FORGET_ATTEMPTS = delete(_attempts).where(AttemptRow.job_id == bindparam("of_job"))
-_FORGET_JOB = delete(_jobs).where(JobRow.id == bindparam("of_job"))
-_FORGET_SAID = delete(_messages).where(MessageRow.turn_id == bindparam("of_turn"), not_(is_system))
-_FORGET_DIGEST = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(digest=None)
+_DELETE_ATTEMPTS = delete(_attempts).where(AttemptRow.job_id == bindparam("of_job"))
+_DELETE_JOB = delete(_jobs).where(JobRow.id == bindparam("of_job"))
+_DELETE_MESSAGES_OF_JOB = delete(_messages).where(MessageRow.turn_id == bindparam("of_turn"), not_(is_system))
+_CLEAR_DIGEST = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(digest=None)
 _those: BindParameter[int] = bindparam("those", expanding=True)
 _other = aliased(TurnRow)
 _has_job = exists().where(JobRow.turn_id == TurnRow.id)
 _is_head = exists().where(ConversationRow.head_turn_id == TurnRow.id)
 _is_in_force_elsewhere = exists().where(_other.system_turn_id == TurnRow.id, _other.id != TurnRow.id)
-_FORGOTTEN_SYSTEM = (
+_EXPIRED_SYSTEM_TURNS = (
     select(TurnRow.id)
     .join(MessageRow, and_(MessageRow.turn_id == TurnRow.id, MessageRow.position == 0))
     .where(
@@ -58,8 +57,8 @@ _FORGOTTEN_SYSTEM = (
         not_(_is_in_force_elsewhere),
     )
 )
-_FORGET_MESSAGES = delete(_messages).where(MessageRow.turn_id.in_(_those))
-_EMPTY = (
+_DELETE_MESSAGES = delete(_messages).where(MessageRow.turn_id.in_(_those))
+_EMPTY_TURNS = (
     select(TurnRow.id)
     .where(
         TurnRow.conversation_id.in_(_those),
@@ -69,12 +68,12 @@ _EMPTY = (
     )
     .order_by(TurnRow.id)
 )
-_PASS_ON = (
+_MOVE_CHILDREN_UP = (
     update(_turns)
     .where(TurnRow.parent_id == bindparam("of_turn"))
     .values(parent_id=select(_other.parent_id).where(_other.id == bindparam("of_turn")).scalar_subquery())
 )
-_FORGET_TURNS = delete(_turns).where(TurnRow.id.in_(_those))
+_DELETE_TURNS = delete(_turns).where(TurnRow.id.in_(_those))
 _WITHOUT_JOBS = (
     select(ConversationRow.id)
     .where(ConversationRow.id.in_(_those), ~exists().where(JobRow.conversation_id == ConversationRow.id))
@@ -86,10 +85,10 @@ _WITH_YOUNGER_MESSAGES = (
     .join(MessageRow, MessageRow.turn_id == TurnRow.id)
     .where(TurnRow.conversation_id.in_(_those), MessageRow.created_at > bindparam("until"))
 )
-"""Of those without jobs: their messages are few, as they are system messages alone."""
+"""For conversations without jobs only. These have few messages, all of them system messages."""
 _TURNS_OF = select(TurnRow.id).where(TurnRow.conversation_id.in_(_those)).order_by(TurnRow.id)
-_WITHOUT_HEAD = update(_conversations).where(ConversationRow.id.in_(_those)).values(head_turn_id=None)
-_FORGET_CONVERSATIONS = delete(_conversations).where(ConversationRow.id.in_(_those))
+_CLEAR_HEAD = update(_conversations).where(ConversationRow.id.in_(_those)).values(head_turn_id=None)
+_DELETE_CONVERSATIONS = delete(_conversations).where(ConversationRow.id.in_(_those))
 _NEXT_CONVERSATIONS = (
     select(ConversationRow.id)
     .where(ConversationRow.id > bindparam("after"))
@@ -98,78 +97,80 @@ _NEXT_CONVERSATIONS = (
 )
 
 
-class Looked(NamedTuple):
-    """What a look through some conversations found."""
+class ScannedConversations(NamedTuple):
+    """The result of `scan_conversations`."""
 
     last: int
-    """The last of them; 0: there are none behind them."""
-    forgotten: list[int]
-    """Those in which nothing is left that is to be kept."""
+    """The id of the last scanned conversation, where the next scan continues; 0: the scan has reached the end."""
+    expired: list[int]
+    """The conversations that have no job and no message younger than `until`."""
 
 
-def has_expired(connection: Connection, until: datetime) -> bool:
-    return connection.execute(_EXPIRED, {"until": until, "most": 1}).first() is not None
+def has_expired_jobs(connection: Connection, until: datetime) -> bool:
+    return connection.execute(_EXPIRED_JOBS, {"until": until, "most": 1}).first() is not None
 
 
-def expire(connection: Connection, until: datetime, limit: int) -> int:
-    """Deletes the jobs that ended by then, the first ended first, `limit` of them at most, with their attempts and all
-    that was said in their turns; how many.
+def delete_expired_jobs(connection: Connection, until: datetime, limit: int) -> int:
+    """Deletes at most `limit` jobs that ended by `until`, the earliest first, with their attempts and the messages of
+    their turns. Returns how many jobs.
 
-    A system message goes once another one took its place and no job is left that it was for. A turn of which nothing is
-    left goes too, unless it is a conversation's head: those behind it go on from the one before it. A conversation goes
-    with the last of its jobs, its system message too, unless that is younger.
+    A system message is deleted once another one has replaced it and no job is left for which it was in force. A turn
+    without messages is deleted unless it is a conversation's head; its children then continue its parent. A
+    conversation is deleted with the last of its jobs, unless its system message is younger than `until`.
     """
-    expired = connection.execute(_EXPIRED, {"until": until, "most": limit}).all()
+    expired = connection.execute(_EXPIRED_JOBS, {"until": until, "most": limit}).all()
     if not expired:
         return 0
     of_jobs = [{"of_job": job.id} for job in expired]
     of_turns = [{"of_turn": job.turn_id} for job in expired]
-    connection.execute(_FORGET_SAID, of_turns)
-    connection.execute(_FORGET_DIGEST, of_turns)
-    connection.execute(_FORGET_ATTEMPTS, of_jobs)
-    connection.execute(_FORGET_JOB, of_jobs)
+    connection.execute(_DELETE_MESSAGES_OF_JOB, of_turns)
+    connection.execute(_CLEAR_DIGEST, of_turns)
+    connection.execute(_DELETE_ATTEMPTS, of_jobs)
+    connection.execute(_DELETE_JOB, of_jobs)
     conversations = sorted({job.conversation_id for job in expired})
-    # Turns first: a system message is in force for as long as there is a turn behind it that has not gone.
-    _forget_empty(connection, conversations)
-    systems = list(connection.execute(_FORGOTTEN_SYSTEM, {"those": conversations, "until": until}).scalars())
+    # Turns first: a system message stays in force as long as a later turn refers to it.
+    _delete_empty_turns(connection, conversations)
+    systems = list(connection.execute(_EXPIRED_SYSTEM_TURNS, {"those": conversations, "until": until}).scalars())
     if systems:
-        connection.execute(_FORGET_MESSAGES, {"those": systems})
-        _forget_empty(connection, conversations)
-    forget_conversations(connection, until, conversations)
+        connection.execute(_DELETE_MESSAGES, {"those": systems})
+        _delete_empty_turns(connection, conversations)
+    delete_expired_conversations(connection, until, conversations)
     return len(expired)
 
 
-def _forget_empty(connection: Connection, conversations: Sequence[int]) -> None:
-    """Deletes their turns in which nothing is left."""
-    _forget_turns(connection, list(connection.execute(_EMPTY, {"those": conversations}).scalars()))
+def _delete_empty_turns(connection: Connection, conversations: Sequence[int]) -> None:
+    """Deletes the turns of these conversations that have neither a message nor a job and are no head."""
+    _delete_turns(connection, list(connection.execute(_EMPTY_TURNS, {"those": conversations}).scalars()))
 
 
-def _forget_turns(connection: Connection, turn_ids: Sequence[int]) -> None:
-    """`turn_ids`: parents before their children, as ids are."""
+def _delete_turns(connection: Connection, turn_ids: Sequence[int]) -> None:
+    """Makes their children continue their parents, and deletes them. `turn_ids`: ascending, so parents come first."""
     if turn_ids:
-        connection.execute(_PASS_ON, [{"of_turn": turn_id} for turn_id in turn_ids])
-        connection.execute(_FORGET_TURNS, {"those": list(turn_ids)})
+        connection.execute(_MOVE_CHILDREN_UP, [{"of_turn": turn_id} for turn_id in turn_ids])
+        connection.execute(_DELETE_TURNS, {"those": list(turn_ids)})
 
 
-def look_through(connection: Connection, until: datetime, after: int, most: int) -> Looked:
-    """Looks at the next `most` conversations after that one, for those that no expiring job takes with it: that held
-    only a system message, or whose last job went before conversations did."""
+def scan_conversations(connection: Connection, until: datetime, after: int, most: int) -> ScannedConversations:
+    """Looks at the `most` conversations after the id `after` for expired ones that are not deleted with their last job:
+    they hold only a system message, or an older version deleted their jobs alone."""
     those = list(connection.execute(_NEXT_CONVERSATIONS, {"after": after, "most": most}).scalars())
-    return Looked(those[-1] if len(those) == most else 0, _forgotten(connection, until, those))
+    return ScannedConversations(
+        those[-1] if len(those) == most else 0, _expired_conversations(connection, until, those)
+    )
 
 
-def forget_conversations(connection: Connection, until: datetime, those: Iterable[int]) -> int:
-    """Deletes those of them that have no job and in which all that was said was said by then; how many."""
-    if forgotten := _forgotten(connection, until, those):
-        connection.execute(_WITHOUT_HEAD, {"those": forgotten})
-        turn_ids = list(connection.execute(_TURNS_OF, {"those": forgotten}).scalars())
-        connection.execute(_FORGET_MESSAGES, {"those": turn_ids})
-        _forget_turns(connection, turn_ids)
-        connection.execute(_FORGET_CONVERSATIONS, {"those": forgotten})
-    return len(forgotten)
+def delete_expired_conversations(connection: Connection, until: datetime, those: Iterable[int]) -> int:
+    """Deletes those of the conversations that have no job and no message younger than `until`. Returns how many."""
+    if expired := _expired_conversations(connection, until, those):
+        connection.execute(_CLEAR_HEAD, {"those": expired})
+        turn_ids = list(connection.execute(_TURNS_OF, {"those": expired}).scalars())
+        connection.execute(_DELETE_MESSAGES, {"those": turn_ids})
+        _delete_turns(connection, turn_ids)
+        connection.execute(_DELETE_CONVERSATIONS, {"those": expired})
+    return len(expired)
 
 
-def _forgotten(connection: Connection, until: datetime, those: Iterable[int]) -> list[int]:
+def _expired_conversations(connection: Connection, until: datetime, those: Iterable[int]) -> list[int]:
     without_jobs = list(connection.execute(_WITHOUT_JOBS, {"those": sorted(those)}).scalars())
     if not without_jobs:
         return []

@@ -1,6 +1,6 @@
-"""Sessions of browsers: opened at login, found by each request, ended at logout or by their age.
+"""Sessions of browsers: begun at login, looked up by each request, ended at logout or by age.
 
-The only writer of sessions. Knows digests of tokens and neither tokens nor cookies (`guards/sessions.py`).
+The only writer of sessions. Knows digests of tokens, but no token and no cookie (`guards/sessions.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, inser
 
 from llamalith_app.store.tables import SessionRow
 
-IDLE = timedelta(hours=12)
-ABSOLUTE = timedelta(days=7)
+IDLE_TIMEOUT = timedelta(hours=12)
+"""A session ends this long after `seen_at`."""
+MAX_AGE = timedelta(days=7)
+"""A session ends this long after its login."""
 
 
 def _alive(created_after: object, seen_after: object) -> ColumnElement[bool]:
@@ -25,14 +27,14 @@ _FIND = select(SessionRow.user_id, SessionRow.seen_at).where(
 
 
 def begin(connection: Connection, digest: str, user_id: int, now: datetime) -> None:
-    """Also forgets the sessions that have ended by their age."""
-    connection.execute(delete(SessionRow).where(~_alive(now - ABSOLUTE, now - IDLE)))
+    """Stores a new session. Also deletes the sessions that have ended by age."""
+    connection.execute(delete(SessionRow).where(~_alive(now - MAX_AGE, now - IDLE_TIMEOUT)))
     connection.execute(insert(SessionRow).values(digest=digest, user_id=user_id, created_at=now, seen_at=now))
 
 
-def find(connection: Connection, digest: str, now: datetime) -> tuple[int, datetime] | None:
-    """The user's id and when the session was last used; None: no such session, or it has ended."""
-    ages = {"created_after": now - ABSOLUTE, "seen_after": now - IDLE}
+def active_session(connection: Connection, digest: str, now: datetime) -> tuple[int, datetime] | None:
+    """The user's id and the session's `seen_at`. None: there is no such session, or it has ended."""
+    ages = {"created_after": now - MAX_AGE, "seen_after": now - IDLE_TIMEOUT}
     row = connection.execute(_FIND, {"of_digest": digest, **ages}).first()
     return None if row is None else (row.user_id, row.seen_at)
 

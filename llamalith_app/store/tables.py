@@ -1,10 +1,10 @@
-"""The rows, and what of the invariants the database itself can hold.
+"""The tables, and those invariants that the database itself can enforce.
 
-Owns the shape of the database; the migrations under `migrations/` are made from it. Only the modules beside
-this one write rows, each its own aggregate.
+Owns the schema; the migrations under `migrations/` are generated from it. Only the other modules of `store/` write
+rows, each those of its own tables. A column whose docstring names no later change is set when its row is inserted.
 
-Turns are a tree: each has a parent, the turn that it goes on from. What a job reads is the path from its turn up to the
-root. A conversation is a line of jobs, which run in the order in which they were accepted, whatever branch they are on.
+Turns are a tree: each has a parent, the turn that it continues. A job reads the path from its turn up to the root. The
+jobs of a conversation run one after another, in the order in which they were accepted, on whatever branch they are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 
 class Status(StrEnum):
-    """The words of the original, and `cancelled`."""
+    """The original's statuses, and `cancelled`."""
 
     QUEUED = "queued"
     PROCESSING = "processing"
@@ -43,7 +43,7 @@ class Status(StrEnum):
 
 
 class Priority(IntEnum):
-    """The classes of jobs; their names in lower case are the words on the wire. Lower goes first."""
+    """The priority classes of jobs. Lower values go first; the names in lower case are the words on the wire."""
 
     INTERACTIVE = 0
     NORMAL = 1
@@ -51,7 +51,7 @@ class Priority(IntEnum):
 
 
 class Outcome(StrEnum):
-    """How one attempt ended; `failed` and `lost` spend one of the job's attempts, the others do not."""
+    """How one attempt ended. `failed` and `lost` count against the job's `max_attempts`, the others do not."""
 
     DONE = "done"
     FAILED = "failed"
@@ -61,16 +61,16 @@ class Outcome(StrEnum):
 
 
 class RecordRow(DefaultBase):
-    """One row."""
+    """The record itself; the table has one row."""
 
     __tablename__ = "record"
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
-    """Random, anew for a restored copy: two records may use one Redis, where their jobs have the same ids."""
+    """Random; replaced when a copy is restored. Two records with the same job ids may use one Redis."""
 
 
 class UserRow(DefaultBase):
-    """Who owns conversations and jobs; the first is the admin, made by the first migration."""
+    """An owner of conversations and jobs. The first is the admin, inserted by the first migration."""
 
     __tablename__ = "users"
     __table_args__ = ({"sqlite_autoincrement": True},)
@@ -82,6 +82,8 @@ class UserRow(DefaultBase):
 
 
 class ConversationRow(DefaultBase):
+    """Jobs that run one after another, and their turns."""
+
     __tablename__ = "conversations"
     __table_args__ = (
         UniqueConstraint("owner_id", "public_id", name="public_id_of_owner"),
@@ -92,19 +94,19 @@ class ConversationRow(DefaultBase):
     id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
     owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     public_id: Mapped[str] = mapped_column(String(200))
-    """The id that clients use: chosen by them or a UUID; unique for an owner only."""
+    """The id that clients use, chosen by them or a UUID. Unique per owner."""
     title: Mapped[str | None] = mapped_column(Text)
+    """Null: nothing sets it yet."""
     head_turn_id: Mapped[int | None] = mapped_column(
         ForeignKey("turns.id", name="head_of_conversation", use_alter=True), index=True
     )
-    """The newest turn of the branch that people see and that the next prompt goes on from. Null only within the
-    transaction that makes the conversation."""
+    """The turn that the next prompt continues; its path is what people see. Set by each new turn. Null only within the
+    transactions that make or delete the conversation."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 
 class TurnRow(DefaultBase):
-    """What one job reads and writes: its input messages, and then its reply. A turn without a job holds only a system
-    message."""
+    """The input messages of one job, followed by its reply. A turn without a job holds only a system message."""
 
     __tablename__ = "turns"
     __table_args__ = (
@@ -121,16 +123,16 @@ class TurnRow(DefaultBase):
     id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
     conversation_id: Mapped[int] = mapped_column(ForeignKey("conversations.id"))
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("turns.id"), index=True)
-    """The turn before it on its path; of another conversation of the same owner where a fork begins. Null: it is the
-    first, or all before it has expired."""
+    """The previous turn on its path, at the start of a fork one of another conversation of the same owner. Null: it is
+    the first, or all turns before it have expired. Retention replaces a deleted parent by the parent of that."""
     depth: Mapped[int] = mapped_column(Integer)
-    """Its number on its path, 0 for the first. Stored so that a page of a long path needs no walk to the root; numbers
-    of turns that expired are missing."""
+    """Its number on its path, 0 for the first; never changes, so the numbers of expired turns are missing. Stored so
+    that a page of a long path is read without a walk to the root."""
     system_turn_id: Mapped[int | None] = mapped_column(ForeignKey("turns.id"), index=True)
-    """The nearest turn up the path, this one included, that begins with a system message: that message is in force.
-    Null: none is. Stored since each prompt that brings a system message is compared with it."""
+    """The nearest turn on the path, this one included, that begins with a system message, which is in force here. Null:
+    none is. Stored because each prompt with a system message is compared with it."""
     digest: Mapped[str | None] = mapped_column(String(64))
-    """Of all that a turn behind this one would read, see `store/digests.py`. Null: it has no reply."""
+    """Of the messages that a turn after this one reads, see `store/digests.py`. Set with the reply, null before."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 
@@ -216,71 +218,75 @@ class JobRow(DefaultBase):
     id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
     conversation_id: Mapped[int] = mapped_column(BigIntIdentity)
     owner_id: Mapped[int] = mapped_column(BigIntIdentity)
-    """The conversation's owner, held equal by the foreign key; here so that an owner's list needs one index."""
+    """The conversation's owner; a foreign key keeps it equal. Here so that one index serves an owner's list."""
     turn_id: Mapped[int] = mapped_column(BigIntIdentity)
-    """The turn that it reads and writes. Jobs of a conversation run in the order of their ids."""
+    """The turn that it answers. Jobs of a conversation run in the order of their ids."""
     model: Mapped[str] = mapped_column(String(100))
     system_prompt: Mapped[str] = mapped_column(Text)
     """As sent with this job; the system message in force may come from an earlier turn."""
     grammar_name: Mapped[str | None] = mapped_column(String(100))
     parameters: Mapped[str | None] = mapped_column(Text)
-    """What this job says itself of how its reply is drawn, as JSON; null: nothing."""
+    """The Parameters that the client sent with this job, as JSON; null: none."""
     unenforced: Mapped[str | None] = mapped_column(Text)
-    """JSON pointers to the keywords of its schema that no reply can be held to while it is written, as a JSON list;
-    null: none. Found out at submit, since that takes a process of its own."""
+    """JSON pointers to the keywords of its schema that cannot be enforced while decoding, as a JSON list; null: none.
+    Determined at submit, which takes a separate process."""
     reply_valid: Mapped[bool | None] = mapped_column(Boolean)
-    """Of a job that is done and has such keywords: its reply fits all of the schema. Null: it was not validated."""
+    """Set by finish where there are such keywords: whether the reply fits the whole schema. Null: not validated."""
     reply_problem: Mapped[str | None] = mapped_column(Text)
-    """The first thing that does not fit, or why it could not be validated."""
+    """Set by finish: the first part that does not fit, or why the reply could not be validated."""
     timeout_s: Mapped[float | None] = mapped_column(Float)
-    """Seconds that one attempt may run; null: as long as it takes."""
+    """Seconds that one attempt may run; null: no limit."""
     not_after: Mapped[datetime | None] = mapped_column(DateTimeUTC)
-    """Wall clock; if it was not started by then, it ends as an error. Null: it waits as long as it takes."""
+    """Wall clock; a job whose first attempt has not started by then ends as an error. Null: no limit."""
     priority: Mapped[int] = mapped_column(Integer)
-    """A Priority."""
+    """A value of Priority."""
     request_id: Mapped[str] = mapped_column(String(128))
     max_attempts: Mapped[int] = mapped_column(Integer)
     status: Mapped[str] = mapped_column(String(20))
-    """Starts `queued`; changed by claim, finish, fail and cancel; a terminal one never changes (a trigger)."""
+    """Starts `queued`; changed by claim, finish, fail, cancel and expire. A trigger keeps a terminal one unchanged."""
     is_head: Mapped[bool] = mapped_column(Boolean)
-    """Nothing earlier in its conversation is open. Stored, since who looks for it reads all that waits behind something
-    or all conversations that wait; kept by whatever ends a job, and of no meaning once this one has ended."""
+    """Whether no earlier job of its conversation is open; set when the job before it ends, and meaningless once it has
+    ended itself. Stored because a query for it would read all waiting jobs."""
     attempt: Mapped[int] = mapped_column(Integer)
-    """Claims so far; raised by claim."""
+    """Starts at 0; raised by claim."""
     not_before: Mapped[datetime] = mapped_column(DateTimeUTC)
-    """Wall clock; set into the future by fail for its pause."""
+    """Wall clock; starts as `created_at`. Fail sets it to the end of the backoff."""
     lease_token: Mapped[str | None] = mapped_column(String(64))
-    """Random, new at each claim: who may write this job while it is processing."""
+    """Random, set by each claim: only its holder may change the job while it is processing. Null in other statuses."""
     heartbeat: Mapped[int] = mapped_column(Integer)
-    """Raised by the holder of the lease; a sweeper that sees it stand still takes the lease away."""
+    """Reset by claim, raised by the holder of the lease. The sweep ends a lease whose heartbeat stands still."""
     worker_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"))
-    """Who claimed it last."""
+    """The worker of the last claim; null before the first."""
     error_kind: Mapped[str | None] = mapped_column(String(40))
+    """Set with the status `error`, as `error` is; its values are those of JobError."""
     error: Mapped[str | None] = mapped_column(Text)
     finish_reason: Mapped[str | None] = mapped_column(String(20))
     prompt_tokens: Mapped[int | None] = mapped_column(Integer)
     completion_tokens: Mapped[int | None] = mapped_column(Integer)
     prompt_tokens_reused: Mapped[int | None] = mapped_column(Integer)
-    """Of the prompt's tokens, those that stood in the engine already and were not computed again."""
+    """Tokens of the prompt that the engine still had and did not compute again; set by finish, as the counts above."""
     omitted_messages: Mapped[int] = mapped_column(Integer)
-    """Earlier messages that did not fit the context when the reply was made."""
+    """Earlier messages that did not fit the context; starts at 0, set by finish."""
     retry_of: Mapped[int | None] = mapped_column(BigIntIdentity)
-    """The job of this conversation that ended without a reply and that this one tries again; it may be gone by now."""
+    """The job of this conversation that this one retries; it may have expired since."""
     partial: Mapped[str | None] = mapped_column(Text)
-    """What was written of the reply of a job that was cancelled or ran out of time."""
+    """The partial reply of a job that was cancelled (set soon after that) or ended as an error."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
     started_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
-    """Of the last claim."""
+    """Set by each claim."""
     processed_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    """Set with the terminal status."""
 
 
 def status_is(*statuses: Status) -> ColumnElement[bool]:
-    """Literals, not parameters: SQLite matches a partial index to nothing else."""
+    """The condition with literals, not parameters: SQLite uses a partial index for nothing else."""
     words: list[ColumnElement[str]] = [literal_column(f"'{status.value}'") for status in statuses]
     return JobRow.status == words[0] if len(words) == 1 else JobRow.status.in_(words)
 
 
 class MessageRow(DefaultBase):
+    """One message of a turn; never changed."""
+
     __tablename__ = "messages"
     __table_args__ = (
         CheckConstraint("role IN ('system','user','assistant','tool')", name="role_known"),
@@ -297,21 +303,21 @@ class MessageRow(DefaultBase):
 
     turn_id: Mapped[int] = mapped_column(ForeignKey("turns.id"), primary_key=True)
     position: Mapped[int] = mapped_column(Integer, primary_key=True)
-    """0 is the first of its turn; the reply is the last. A system message at 0 is in force from here on, until
-    another turn begins with one."""
+    """0 is the first of its turn; the reply is the last. A system message at 0 is in force from this turn on, until a
+    later turn begins with another."""
     role: Mapped[str] = mapped_column(String(20))
     content: Mapped[str] = mapped_column(Text)
     tool_calls: Mapped[str | None] = mapped_column(Text)
-    """Of an assistant's message, as a JSON list; null: none."""
+    """The tool calls of an assistant's message, as a JSON list; null: none."""
     tool_call_id: Mapped[str | None] = mapped_column(Text)
-    """Of a tool's message: the call that this is the result of."""
+    """In a tool's message: the id of the call that it answers."""
     is_reply: Mapped[bool] = mapped_column(Boolean)
-    """The turn's job wrote it; all others were sent in."""
+    """Whether the turn's job wrote it. A client sent all other messages."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 
 class KeyRow(DefaultBase):
-    """What a request with an Idempotency-Key was answered."""
+    """The answer to a request with an Idempotency-Key."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index("idempotency_keys_by_age", "created_at"),)
@@ -319,14 +325,14 @@ class KeyRow(DefaultBase):
     owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     digest: Mapped[str] = mapped_column(String(64))
-    """Of the request."""
+    """The digest of the request."""
     answer: Mapped[str] = mapped_column(Text)
-    """JSON."""
+    """As JSON."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 
 class AttemptRow(DefaultBase):
-    """One try by one worker: opened by claim, closed by whoever ends the lease."""
+    """One start of a job by one worker: inserted by claim, closed by the transition that ends its lease."""
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -340,14 +346,16 @@ class AttemptRow(DefaultBase):
     lease_token: Mapped[str] = mapped_column(String(64), unique=True)
     started_at: Mapped[datetime] = mapped_column(DateTimeUTC)
     ended_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    """Null while it runs; set with the columns below when the lease ends."""
     outcome: Mapped[str | None] = mapped_column(String(20))
+    """An Outcome."""
     kind: Mapped[str | None] = mapped_column(String(40))
-    """Of what went wrong, as a JobError's; null: nothing did, or it ended before this was kept."""
+    """Why it did not finish, as in JobError; null: it did, or it ended before this column existed."""
     reason: Mapped[str | None] = mapped_column(Text)
 
 
 class WorkerRow(DefaultBase):
-    """A worker process, alive or gone; says who is there without Redis."""
+    """A worker process, alive or ended. Says without Redis which workers there are."""
 
     __tablename__ = "workers"
     __table_args__ = (
@@ -364,40 +372,43 @@ class WorkerRow(DefaultBase):
     host: Mapped[str] = mapped_column(String(255))
     pid: Mapped[int] = mapped_column(Integer)
     lock_path: Mapped[str] = mapped_column(Text)
-    """A file that the process holds locked while it lives: whoever can lock it knows that it is gone."""
+    """A file that the process holds locked while it lives: if another process can lock it, the worker is gone."""
     models: Mapped[str] = mapped_column(Text)
-    """Names it serves, as a JSON list."""
+    """The names of the models that it serves, as a JSON list."""
     n_slots: Mapped[int] = mapped_column(Integer)
     engines: Mapped[str | None] = mapped_column(Text)
-    """What it told of its engines with its last heartbeat, as JSON; null: nothing yet."""
+    """A JSON list of EngineStatus, set by each heartbeat; null before the first."""
     heartbeat: Mapped[int] = mapped_column(Integer)
+    """Starts at 0; raised by each heartbeat."""
     started_at: Mapped[datetime] = mapped_column(DateTimeUTC)
     seen_at: Mapped[datetime] = mapped_column(DateTimeUTC)
-    """Wall clock of the last heartbeat; for people and /readyz, never for taking a lease away."""
+    """Wall clock of the last heartbeat; for people and /readyz, never for ending a lease."""
     ended_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    """Set by the worker at its end; else by another one's sweep, or by a restore."""
 
 
 class SessionRow(DefaultBase):
-    """One logged-in browser. Its end is derived from its two times and from the secrets behind the digest."""
+    """One logged-in browser. It ends by age, by logout, or when a secret that the digest depends on changes."""
 
     __tablename__ = "sessions"
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """Of the token in the browser's cookie, which is stored nowhere."""
+    """The digest of the token in the browser's cookie; the token is stored nowhere."""
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
     seen_at: Mapped[datetime] = mapped_column(DateTimeUTC)
-    """When its person last did something, to some minutes."""
+    """When the session was last used, to 5 minutes; starts as `created_at`."""
 
 
 class LoginFailuresRow(DefaultBase):
-    """Wrong passwords lately, and those being checked just now: of one address under one Host, or of all together."""
+    """Recent failed logins, and those being checked, counted for one address under one Host or for all addresses."""
 
     __tablename__ = "login_failures"
     __table_args__ = (Index("login_failures_by_age", "last_at"),)
 
     address: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """Behind a `#` the Host, where that is a name; nothing behind it: all further ones. Empty: all together.
-    Behind a `+`: a Host under which a login has succeeded, without failures."""
+    """The address, then `#` and the Host where that is a name; nothing after the `#`: all further Hosts. Empty: all
+    addresses. `+` and a Host: a login has succeeded under that Host; this row counts no failures."""
     n_failures: Mapped[int] = mapped_column(Integer)
+    """Raised before a password is checked, lowered after the right one."""
     last_at: Mapped[datetime] = mapped_column(DateTimeUTC)

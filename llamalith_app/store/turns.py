@@ -6,7 +6,7 @@ a reply stays on its path, but later jobs do not read it. The system message in 
 `system_turn_id`, which is the turn itself or an ancestor.
 
 A turn with a reply has a digest: a hash of everything that a job after it would read. By it a history that a client
-sends is found again (`longest_beginning`).
+sends is found again (`longest_stored_prefix`).
 
 Only this module writes turns and messages; `store/retention.py` deletes them. Runs inside a transaction or snapshot of
 `store/database.py`. Of jobs it only knows which are done.
@@ -48,41 +48,42 @@ class Turn(NamedTuple):
     """What one job reads: the messages of its own path, without turns that got no reply."""
 
     messages: list[Message]
-    n_too_old: int
+    n_omitted: int
     """Number of the oldest messages that are left out here already, because the text after them fills any context."""
 
 
 class Parent(NamedTuple):
-    """The turn that a new turn goes on from; `NOTHING` for the first turn of a conversation."""
+    """The turn that a new turn goes on from; `NO_PARENT` for the first turn of a conversation."""
 
     id: int | None
     depth: int
-    """-1 where there is none."""
+    """-1 in NO_PARENT."""
     system_turn_id: int | None
     conversation_id: int | None
 
 
-class Beginning(NamedTuple):
-    """A path that has the same messages as the beginning of a history."""
+class StoredPrefix(NamedTuple):
+    """A stored path that equals the first `n_messages` of a history."""
 
     turn_id: int
+    """The last turn of the path."""
     conversation_id: int
     n_messages: int
 
 
-NOTHING = Parent(None, -1, None, None)
+NO_PARENT = Parent(None, -1, None, None)
 
 _PARENT = select(TurnRow.id, TurnRow.depth, TurnRow.system_turn_id, TurnRow.conversation_id).where(
     TurnRow.id == bindparam("of_turn")
 )
-_NEW_TURN = insert(_turns).returning(TurnRow.id)
-_IS_IN_FORCE = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(system_turn_id=bindparam("of_turn"))
+_INSERT_TURN = insert(_turns).returning(TurnRow.id)
+_SET_IN_FORCE = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(system_turn_id=bindparam("of_turn"))
 _SET_HEAD = (
     update(_conversations)
     .where(ConversationRow.id == bindparam("of_conversation"))
     .values(head_turn_id=bindparam("new_head"))
 )
-_NEW_MESSAGES = insert(_messages)
+_INSERT_MESSAGES = insert(_messages)
 _SYSTEM = select(MessageRow.content).where(MessageRow.turn_id == bindparam("of_turn"), MessageRow.position == 0)
 is_system = and_(MessageRow.position == 0, MessageRow.role == literal_column("'system'"))
 """Only as the first message of a turn does a system message come into force. Elsewhere it is a message like others."""
@@ -111,7 +112,7 @@ _recent = path(is_bounded=True)
 _is_read = or_(JobRow.id.is_(None), JobRow.status == Status.DONE.value)
 
 
-def _read_of(turns: CTE, *columns: Any) -> Select[Any]:
+def _select_read(turns: CTE, *columns: Any) -> Select[Any]:
     """The messages on this path that a job after its last turn reads, without system messages that are or were in
     force."""
     return (
@@ -122,11 +123,11 @@ def _read_of(turns: CTE, *columns: Any) -> Select[Any]:
     )
 
 
-_SIZES = _read_of(_path, _path.c.depth, MessageRow.position, func.length(MessageRow.content)).order_by(
+_READ_SIZES = _select_read(_path, _path.c.depth, MessageRow.position, func.length(MessageRow.content)).order_by(
     _path.c.depth.desc(), MessageRow.position.desc()
 )
-_TEXTS = (
-    _read_of(_recent, *_MESSAGE)
+_READ_MESSAGES = (
+    _select_read(_recent, *_MESSAGE)
     .where(
         or_(
             _recent.c.depth > bindparam("from_depth"),
@@ -135,25 +136,25 @@ _TEXTS = (
     )
     .order_by(_recent.c.depth, MessageRow.position)
 )
-_COUNT = _read_of(_path, func.count())
-_NEWEST = (
+_N_READ = _select_read(_path, func.count())
+_NEWEST_OF_ROLE = (
     select(MessageRow.turn_id, MessageRow.position)
     .join_from(_recent, MessageRow, MessageRow.turn_id == _recent.c.id)
     .where(MessageRow.role == bindparam("of_role"))
     .order_by(_recent.c.depth.desc(), MessageRow.position.desc())
     .limit(1)
 )
-# Without its text: of those that are sorted, one is wanted.
-_ONE = select(*_MESSAGE).where(
+# A statement of its own, so that the sort above reads no texts.
+_MESSAGE_AT = select(*_MESSAGE).where(
     MessageRow.turn_id == bindparam("of_turn"), MessageRow.position == bindparam("of_position")
 )
-_WHOLE = (
+_ALL_MESSAGES = (
     select(*_MESSAGE)
     .join_from(_path, MessageRow, MessageRow.turn_id == _path.c.id)
     .order_by(_path.c.depth, MessageRow.position)
 )
 _above = aliased(TurnRow)
-_BEHIND = (
+_WITH_PARENT = (
     select(
         TurnRow.parent_id,
         TurnRow.system_turn_id,
@@ -164,7 +165,7 @@ _BEHIND = (
     .outerjoin(_above, _above.id == TurnRow.parent_id)
     .where(TurnRow.id == bindparam("of_turn"))
 )
-_TURN = select(TurnRow.parent_id, TurnRow.depth, TurnRow.system_turn_id).where(TurnRow.id == bindparam("of_turn"))
+_POSITION = select(TurnRow.parent_id, TurnRow.depth, TurnRow.system_turn_id).where(TurnRow.id == bindparam("of_turn"))
 _SET_DIGEST = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(digest=bindparam("new_digest"))
 _BY_DIGEST = (
     select(TurnRow.id, TurnRow.conversation_id, TurnRow.system_turn_id)
@@ -177,7 +178,7 @@ _BY_DIGEST = (
 
 def parent(connection: Connection, turn_id: int | None) -> Parent:
     if turn_id is None:
-        return NOTHING
+        return NO_PARENT
     return Parent._make(connection.execute(_PARENT, {"of_turn": turn_id}).one())
 
 
@@ -193,11 +194,11 @@ def append(
         "system_turn_id": behind.system_turn_id,
         "created_at": now,
     }
-    turn_id: int = connection.execute(_NEW_TURN, new).scalar_one()
+    turn_id: int = connection.execute(_INSERT_TURN, new).scalar_one()
     if inputs[0].role == "system":
-        connection.execute(_IS_IN_FORCE, {"of_turn": turn_id})
+        connection.execute(_SET_IN_FORCE, {"of_turn": turn_id})
     connection.execute(
-        _NEW_MESSAGES,
+        _INSERT_MESSAGES,
         [_as_row(turn_id, position, message, False, now) for position, message in enumerate(inputs)],
     )
     connection.execute(_SET_HEAD, {"of_conversation": conversation_id, "new_head": turn_id})
@@ -208,20 +209,20 @@ def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetim
     """Adds the reply as the turn's last message, and sets the turn's digest.
 
     The digest continues that of the nearest ancestor with a reply. If another system message has come into force since
-    then, it is computed anew from all messages.
+    then, it is computed again from all messages.
     """
-    said = inputs(connection, turn_id)
-    connection.execute(_NEW_MESSAGES, _as_row(turn_id, len(said), reply, True, now))
-    new = [*(said[1:] if said and said[0].role == "system" else said), reply]
-    turn = at = connection.execute(_BEHIND, {"of_turn": turn_id}).one()
+    sent = inputs(connection, turn_id)
+    connection.execute(_INSERT_MESSAGES, _as_row(turn_id, len(sent), reply, True, now))
+    new = [*(sent[1:] if sent and sent[0].role == "system" else sent), reply]
+    turn = at = connection.execute(_WITH_PARENT, {"of_turn": turn_id}).one()
     while at.digest_before is None and at.grandparent_id is not None:
-        at = connection.execute(_BEHIND, {"of_turn": at.parent_id}).one()
+        at = connection.execute(_WITH_PARENT, {"of_turn": at.parent_id}).one()
     if at.digest_before is not None and at.system_turn_id_before == turn.system_turn_id:
         digest = digests.extend(at.digest_before, new)
     else:
-        # Another system message stands before all of it now.
-        earlier = [] if turn.parent_id is None else _texts(connection, turn.parent_id, 0, 0)
-        digest = digests.extend(None, [*_system(connection, turn.system_turn_id), *earlier, *new])
+        # The system message in force has changed, so the whole path has a new digest.
+        earlier = [] if turn.parent_id is None else _read_messages(connection, turn.parent_id, 0, 0)
+        digest = digests.extend(None, [*_system_messages(connection, turn.system_turn_id), *earlier, *new])
     connection.execute(_SET_DIGEST, {"of_turn": turn_id, "new_digest": digest})
 
 
@@ -231,74 +232,73 @@ def inputs(connection: Connection, turn_id: int) -> list[Message]:
 
 
 def system_in_force(connection: Connection, system_turn_id: int | None) -> str | None:
-    """The text of the system message of this turn. None: no system message is in force."""
+    """The text of the system message that begins that turn. None: no system message is in force."""
     if system_turn_id is None:
         return None
     content: str = connection.execute(_SYSTEM, {"of_turn": system_turn_id}).scalar_one()
     return content
 
 
-def turn(connection: Connection, turn_id: int, max_chars: int) -> Turn:
+def read_turn(connection: Connection, turn_id: int, max_chars: int) -> Turn:
     """What the job of this turn reads, in order: the system message in force, the earlier turns of its path that have a
     reply, and the turn's own messages.
 
     Of the earlier turns, only the newest messages with at most `max_chars` characters together.
     """
     own = inputs(connection, turn_id)
-    at = connection.execute(_TURN, {"of_turn": turn_id}).one()
+    at = connection.execute(_POSITION, {"of_turn": turn_id}).one()
     if own and own[0].role == "system":
         del own[0]
-    # Lengths first: a long path's texts would not fit into memory, and most of them not into the context.
-    from_depth, from_position, n_too_old, n_chars = at.depth, 0, 0, 0
-    for depth, position, length in connection.execute(_SIZES, {"from_turn": at.parent_id}):
+    # Lengths first: the texts of a long path may not fit into memory, and most of them not into the context.
+    from_depth, from_position, n_omitted, n_chars = at.depth, 0, 0, 0
+    for depth, position, length in connection.execute(_READ_SIZES, {"from_turn": at.parent_id}):
         n_chars += length
         if n_chars > max_chars:
-            n_too_old += 1
+            n_omitted += 1
         else:
             from_depth, from_position = depth, position
-    kept = _texts(connection, at.parent_id, from_depth, from_position)
-    return Turn([*_system(connection, at.system_turn_id), *kept, *own], n_too_old)
+    kept = _read_messages(connection, at.parent_id, from_depth, from_position)
+    return Turn([*_system_messages(connection, at.system_turn_id), *kept, *own], n_omitted)
 
 
-def messages(connection: Connection, head_turn_id: int) -> list[Message]:
-    """All messages on the path of this turn, also of turns without a reply."""
-    return [_as_message(row) for row in connection.execute(_WHOLE, {"from_turn": head_turn_id}).mappings()]
+def path_messages(connection: Connection, head_turn_id: int) -> list[Message]:
+    """All messages on the path to that turn, oldest first; also those of turns without a reply."""
+    return [_as_message(row) for row in connection.execute(_ALL_MESSAGES, {"from_turn": head_turn_id}).mappings()]
 
 
-def newest(connection: Connection, head_turn_id: int, role: str) -> Message | None:
-    """The newest message with this role on the path of this turn."""
+def newest_message(connection: Connection, head_turn_id: int, role: str) -> Message | None:
+    """The last message with that role on the path to that turn; None: there is none."""
     depth = parent(connection, head_turn_id).depth
-    # Nearly always among the last ones; the whole of a long path is looked through only where it is not.
+    # It is nearly always among the last turns. The whole path is searched only where it is not.
     for from_depth in sorted({max(0, depth - 20), 0}, reverse=True):
         of = {"from_turn": head_turn_id, "from_depth": from_depth, "of_role": role}
-        if (found := connection.execute(_NEWEST, of).first()) is not None:
+        if (found := connection.execute(_NEWEST_OF_ROLE, of).first()) is not None:
             at = {"of_turn": found.turn_id, "of_position": found.position}
-            return _as_message(connection.execute(_ONE, at).mappings().one())
+            return _as_message(connection.execute(_MESSAGE_AT, at).mappings().one())
     return None
 
 
-def longest_beginning(connection: Connection, owner_id: int, history: Sequence[Message]) -> Beginning | None:
-    """The owner's path that has the same messages as the longest possible beginning of the history. A job after its
-    last turn reads exactly these messages. None: there is no such path."""
-    for n_messages, digest in digests.beginnings(history):
+def longest_stored_prefix(connection: Connection, owner_id: int, history: Sequence[Message]) -> StoredPrefix | None:
+    """The longest stored path of this owner that equals a prefix of the history: a job after its last turn would read
+    exactly these messages. None: there is none."""
+    for n_messages, digest in digests.prefix_digests(history):
         for found in connection.execute(_BY_DIGEST, {"of_digest": digest, "of_owner": owner_id}):
-            # A part of the path may have expired since.
-            n_read = connection.execute(_COUNT, {"from_turn": found.id}).scalar_one()
+            # Part of the path may have expired since its digest was stored.
+            n_read = connection.execute(_N_READ, {"from_turn": found.id}).scalar_one()
             if n_read + (found.system_turn_id is not None) == n_messages:
-                return Beginning(found.id, found.conversation_id, n_messages)
+                return StoredPrefix(found.id, found.conversation_id, n_messages)
     return None
 
 
-def _system(connection: Connection, system_turn_id: int | None) -> Iterable[Message]:
+def _system_messages(connection: Connection, system_turn_id: int | None) -> Iterable[Message]:
     content = system_in_force(connection, system_turn_id)
     return [] if content is None else [Message(role="system", content=content)]
 
 
-def _texts(connection: Connection, turn_id: int | None, from_depth: int, from_position: int) -> list[Message]:
-    """What a job after this turn reads of its path, from the message at this depth and position on, without the system
-    message in force."""
+def _read_messages(connection: Connection, turn_id: int | None, from_depth: int, from_position: int) -> list[Message]:
+    """The messages that a job after `turn_id` reads, from that depth and position on."""
     of = {"from_turn": turn_id, "from_depth": from_depth, "from_position": from_position}
-    return [_as_message(row) for row in connection.execute(_TEXTS, of).mappings()]
+    return [_as_message(row) for row in connection.execute(_READ_MESSAGES, of).mappings()]
 
 
 def _as_row(turn_id: int, position: int, message: Message, is_reply: bool, now: datetime) -> dict[str, Any]:

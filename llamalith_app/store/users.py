@@ -1,6 +1,6 @@
-"""Who owns what. Until people and keys exist everything belongs to the admin, the first user."""
+"""The owner of everything: the admin, the only user there is so far."""
 
 from __future__ import annotations
 
 ADMIN_ID = 1
-"""Made by the first migration."""
+"""The first migration inserts this row."""

@@ -1,4 +1,4 @@
-"""Who works: worker processes that came, beat and went. The only writer of their rows."""
+"""Worker processes: their registration, heartbeats and end. The only writer of their rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from llamalith_app.store.tables import WorkerRow
 
 ALIVE_S = 15
-"""Seconds of wall clock after its last beat for which a worker counts as there."""
+"""Seconds of wall clock after its last heartbeat for which a worker counts as alive."""
 
 
 class Sibling(NamedTuple):
+    """Another worker process on this record."""
+
     id: int
     lock_path: str
+    """A file that the worker holds locked while it lives."""
 
 
 def register(
@@ -46,7 +49,7 @@ def register(
 
 
 def heartbeat(connection: Connection, worker_id: int, now: datetime, engines: str | None = None) -> None:
-    """`engines`: what the worker tells of them, as JSON."""
+    """`engines`: the worker's list of EngineStatus, as JSON."""
     connection.execute(
         update(WorkerRow)
         .where(WorkerRow.id == worker_id)
@@ -54,13 +57,13 @@ def heartbeat(connection: Connection, worker_id: int, now: datetime, engines: st
     )
 
 
-def told(connection: Connection, now: datetime) -> list[str]:
-    """What each worker that is alive told of its engines."""
+def statuses(connection: Connection, now: datetime) -> list[str]:
+    """The engine statuses that each live worker has reported: one JSON list of EngineStatus per worker."""
     return [text for text in connection.execute(select(WorkerRow.engines).where(*_alive(now))).scalars() if text]
 
 
-def served(connection: Connection, now: datetime) -> set[str]:
-    """The models of all workers that are alive."""
+def served_models(connection: Connection, now: datetime) -> set[str]:
+    """The names of the models that live workers serve."""
     lists = connection.execute(select(WorkerRow.models).where(*_alive(now))).scalars()
     return {model for models in lists for model in json.loads(models)}
 

@@ -1,7 +1,7 @@
-"""Live progress of running attempts, beside the record: one Redis key an attempt, with a TTL.
+"""Live progress of running attempts: one Redis key per attempt, with a TTL.
 
-The worker sets it in the pipeline that publishes its entries; the web reads it for lists and single jobs. All of it may
-be lost at any moment: the reader then gets nothing, without an error or a wait. Knows nothing of SQL and of engines.
+The worker sets it in the pipeline that publishes its stream entries. The web reads it for lists and single jobs. Any
+key may be lost at any time: the reader then returns nothing, without an error or a wait. Knows no SQL and no engine.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from redis.exceptions import RedisError
 from llamalith_app.contracts.jobs import Progress
 
 TTL_S = 3600
-"""Longer than any model loads. An attempt deletes its key at its end, unless Redis is away then."""
+"""Longer than any model loads. An attempt deletes its key when it ends, unless Redis is unavailable then."""
 READ_BACKOFF_S = 1.0
-"""After a failed read no other is tried for so long, so that a frozen Redis does not slow every poll."""
+"""After a failed read, reads return nothing for this long, so that a frozen Redis does not slow every poll."""
 
 
 def _key(record: str, job_id: int, attempt: int) -> str:
@@ -26,12 +26,12 @@ def _key(record: str, job_id: int, attempt: int) -> str:
 
 
 def put(pipeline: Any, record: str, job_id: int, attempt: int, progress: Progress) -> None:
-    """Adds the command that sets it to a pipeline."""
+    """Adds the command that sets an attempt's progress to a pipeline."""
     pipeline.set(_key(record, job_id, attempt), msgspec.json.encode(progress), ex=TTL_S)
 
 
-def forget(pipeline: Any, record: str, job_id: int, attempt: int) -> None:
-    """Adds the command that deletes it to a pipeline."""
+def delete(pipeline: Any, record: str, job_id: int, attempt: int) -> None:
+    """Adds the command that deletes an attempt's progress to a pipeline."""
     pipeline.unlink(_key(record, job_id, attempt))
 
 
@@ -42,7 +42,7 @@ class ProgressReader:
         self._not_before = 0.0
 
     async def read(self, attempts: dict[int, int]) -> dict[int, Progress]:
-        """The progress of running jobs, given as job id -> attempt. A job without any is left out."""
+        """The progress of running jobs by job id, without those that have none. `attempts`: job id -> attempt."""
         if not attempts or time.monotonic() < self._not_before:
             return {}
         try:

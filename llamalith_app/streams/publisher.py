@@ -108,7 +108,7 @@ class StreamPublisher:
 class AttemptStream:
     """What one attempt publishes; opened by a StreamPublisher. `wake` is called when there is something to send.
 
-    With `resume_from`, the first tokens that it is given must repeat those; otherwise the reply begins anew.
+    With `resume_from`, the first tokens that it is given must repeat those; otherwise the reply restarts.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class AttemptStream:
         self._new_chunks: list[TextChunk] = []
         """Those without a number."""
         self._unconfirmed: list[Entry] = []
-        """Numbered and encoded; Redis has not said that it took them."""
+        """Numbered and encoded; Redis has not acknowledged them."""
         self._tokens: list[int] = []
         """Tokens whose text has not come yet."""
         self._progress: Progress | None = None
@@ -164,7 +164,7 @@ class AttemptStream:
         """Publishes what one step of the engine made certain. The text of its tokens may come a little later.
 
         False: the tokens of `resume_from` were repeated but their text differs, so they are of another model. Only a
-        restart was published then, and the reply must begin anew.
+        restart was published then, and the reply must restart.
         """
         if self._resume_from is not None and tokens:
             resumed, self._resume_from = self._resume_from, None
@@ -226,7 +226,7 @@ class AttemptStream:
             entries.append(Entry(self._attempt, 0, "progress", data, self._first_attempt))
             self._progress = None
         if self.is_ending:
-            progress.forget(pipeline, self._record, self._job_id, self._attempt)
+            progress.delete(pipeline, self._record, self._job_id, self._attempt)
         if self._unconfirmed and not self._superseded:
             for entry in self._unconfirmed:
                 self._add_entry(pipeline, entry, must_exist=self._exists or entry is not self._unconfirmed[0])

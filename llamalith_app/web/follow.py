@@ -2,7 +2,7 @@
 
 Owns this process's one subscription to Redis and its one poll a second of the record. The record alone says that a job
 has ended, so a lost message, or a Redis that is away, costs seconds and no event. A job that nobody reads any more is
-forgotten. Knows no HTTP and no format of a reader; an `OpenStream` tells each reader that there is news.
+forgotten. Knows no HTTP and no format of a reader; an `OpenStream` wakes each reader when there is news.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Followers:
         self._polling: asyncio.Task[None] | None = None
         self._poll_now = asyncio.Event()
         self._ended_now: set[int] = set()
-        """The jobs of which a message said that they ended."""
+        """The jobs whose end a message has announced."""
         self._streams: set[OpenStream] = set()
         """All that are open."""
         self._publishing: set[asyncio.Task[None]] = set()
@@ -290,7 +290,7 @@ class Followers:
 
     async def _poll_jobs(self) -> None:
         wanted = [job_id for job_id, followed in self._jobs.items() if not followed.transcript.ended]
-        found = await self._database.read(reads.some, wanted, 1) if wanted else []
+        found = await self._database.read(reads.jobs_by_id, wanted, 1) if wanted else []
         await self._live.add(found)
         for job_id in set(wanted) - {job.id for job in found}:
             # Expired before its end was seen here. A reader that connects again learns that it is gone.
@@ -310,7 +310,7 @@ class Followers:
                 followed.seems_ended = True
 
     async def _finish_if_ended(self, followed: FollowedJob) -> None:
-        job = await self._database.read(reads.one, followed.owner_id, followed.id)
+        job = await self._database.read(reads.job_by_id, followed.owner_id, followed.id)
         if job is None or job.status not in ENDED:
             return
         followed.ended_at = followed.ended_at or time.monotonic()

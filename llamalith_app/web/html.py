@@ -122,17 +122,17 @@ def wants_html(request: Request[Any, Any, Any]) -> bool:
 
 def answer_own_error(request: Request[Any, Any, Any], error: LlamalithError) -> Response[Any]:
     """The exception handler for our own errors, as a page or as a problem."""
-    return _as_page_if_wanted(request, problems.of_ours(request, error))
+    return _as_page_if_wanted(request, problems.from_own_error(request, error))
 
 
 def answer_litestar_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     """The exception handler for Litestar's errors, as a page or as a problem."""
-    return _as_page_if_wanted(request, problems.of_litestar(request, error))
+    return _as_page_if_wanted(request, problems.from_litestar_error(request, error))
 
 
 def answer_unexpected_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """The exception handler for all other errors, as a page or as a problem."""
-    return _as_page_if_wanted(request, problems.of_anything(request, error))
+    return _as_page_if_wanted(request, problems.from_unexpected_error(request, error))
 
 
 def _as_page_if_wanted(request: Request[Any, Any, Any], answer: Response[Problem]) -> Response[Any]:

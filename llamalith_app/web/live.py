@@ -40,7 +40,7 @@ class Live:
         if not queued:
             return
         of_jobs = {job.id: job.model for job in queued}
-        queue = await self._database.read(reads.queue, of_jobs)
+        queue = await self._database.read(reads.queue_places, of_jobs)
         forecasts = order.forecasts(of_jobs, queue, model_queues, datetime.now(UTC))
         for job in queued:
             forecast = forecasts[job.id]

@@ -48,7 +48,7 @@ KIB, MIB = 2**10, 2**20
 PROBLEM_JSON = "application/problem+json"
 
 
-def of_ours(request: Request[Any, Any, Any], error: LlamalithError) -> Response[Problem]:
+def from_own_error(request: Request[Any, Any, Any], error: LlamalithError) -> Response[Problem]:
     headers = {}
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
@@ -59,14 +59,14 @@ def of_ours(request: Request[Any, Any, Any], error: LlamalithError) -> Response[
     return _answer(request, error.status, error.type, error.title, str(error), headers)
 
 
-def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+def from_litestar_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
     status = HTTPStatus(error.status_code)
     if isinstance(error, ValidationException):
         return _answer(request, 400, BadInput.type, BadInput.title, _invalid(request, error), {})
     if error.detail == "client disconnected prematurely":
         return _answer(request, 400, BadInput.type, BadInput.title, "The body ended before its length.", {})
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return of_anything(request, error)
+        return from_unexpected_error(request, error)
     word = status.phrase.lower().replace(" ", "-")
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     details = {
@@ -90,7 +90,7 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes // MIB} MiB" if n_bytes >= MIB else f"{n_bytes // KIB} KiB"
 
 
-def of_anything(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+def from_unexpected_error(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     log.error("request failed", exc_info=error)
     return _answer(
         request,

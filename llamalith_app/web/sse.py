@@ -44,7 +44,7 @@ def id_alone(last_id: bytes) -> bytes:
 
 
 class EventStream(Response[Any]):
-    """Sends what `source` yields, chunk by chunk. The OpenStream tells `source` when to end: when the client is gone,
+    """Sends what `source` yields, chunk by chunk. The OpenStream ends `source`: when the client is gone,
     when this process ends, and when the session that the stream was opened with is over."""
 
     def __init__(self, request: AppRequest, source: Callable[[OpenStream], Chunks]) -> None:

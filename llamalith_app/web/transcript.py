@@ -1,7 +1,7 @@
 """What this process knows of one job's events, in order, and which of them a reader still needs. Pure.
 
 Readers share a transcript. Each of them is only a cursor: the id of the last event that it got. One rule serves
-everything irregular (an attempt that begins anew, missing entries, an expired stream, a cursor of neither): a
+everything irregular (an attempt that restarts the reply, missing entries, an expired stream, a cursor of neither): a
 `restart`, and then the whole from its beginning. An entry's data is passed on as it came, as bytes; it is decoded only
 where the end of a job has to be compared with the record. Knows no Redis, no SQL, no HTTP and no format of a reader.
 """

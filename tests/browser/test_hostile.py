@@ -108,10 +108,10 @@ async def test_no_payload_runs_whether_message_id_prompt_reply_or_error(
             await untouched(page)
         for number, payload in enumerate(PAYLOADS):
             await page.goto(f"{origin(client)}/chat/conversation?id={quote(ids[number], safe='')}")
-            said = page.locator(".said")
-            assert await said.first.locator(".text").text_content() == f"{number:03} {payload}"
+            messages = page.locator(".said")
+            assert await messages.first.locator(".text").text_content() == f"{number:03} {payload}"
             failed = f"This job failed: {visible(payload, Kind.EXCERPT)}" if number % 4 == 3 else payload
-            assert await said.last.locator("p").first.text_content() == failed
+            assert await messages.last.locator("p").first.text_content() == failed
             await untouched(page)
     assert len(browser.requests) > len(PAYLOADS)
 
@@ -310,12 +310,12 @@ async def test_no_page_can_be_framed(client: httpx.AsyncClient, chromium: Browse
     async with another_site(f'<iframe src="{origin(client)}/chat/login"></iframe>') as site:
         context = await chromium.new_context()
         page = await context.new_page()
-        told: list[str] = []
-        page.on("console", lambda message: told.append(message.text))
+        console_texts: list[str] = []
+        page.on("console", lambda message: console_texts.append(message.text))
         await page.goto(site)
 
         async def refused() -> bool:
-            return any("frame-ancestors" in text or "X-Frame-Options" in text for text in told)
+            return any("frame-ancestors" in text or "X-Frame-Options" in text for text in console_texts)
 
         await eventually(refused)
         await context.close()

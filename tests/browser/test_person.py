@@ -27,11 +27,11 @@ class Installation(NamedTuple):
 @pytest.fixture
 async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
     (tmp_path / "nginx").mkdir()
-    # Read by `up` before it makes its own, whose password it tells once on standard output.
+    # Read by `up` before it makes its own, whose password it prints once on standard output.
     async with running(tmp_path, LLAMALITH_TRUSTED_PROXIES="127.0.0.1") as product:
-        (told,) = [line for line in product.told if "admin password" in line]
+        (password_line,) = [line for line in product.output if "admin password" in line]
         async with nginx(tmp_path / "nginx", product.port) as origin:
-            yield Installation(product, origin, told.split()[-1])
+            yield Installation(product, origin, password_line.split()[-1])
 
 
 async def log_in(window: Watched, password: str, path: str = "/chat/") -> Page:
@@ -135,7 +135,7 @@ async def test_what_was_typed_is_there_again_after_a_way_back(installation: Inst
         await expect(message).to_have_value("")
 
 
-async def test_why_something_was_not_done_stays_to_be_read_and_what_was_done_is_told(
+async def test_why_something_was_not_done_stays_to_be_read_and_what_was_done_is_shown(
     installation: Installation, chromium: Browser
 ) -> None:
     _, origin, password = installation
@@ -149,15 +149,15 @@ async def test_why_something_was_not_done_stays_to_be_read_and_what_was_done_is_
         full = {"detail": "The queue is full: 1 job waits."}
         await page.route("**/retry", lambda route: route.fulfill(status=429, json=full))
         await page.get_by_role("button", name="Try job 1 again").click()
-        told = page.locator("#trouble")
-        await expect(told).to_contain_text("That was not done. The queue is full: 1 job waits.")
+        trouble = page.locator("#trouble")
+        await expect(trouble).to_contain_text("That was not done. The queue is full: 1 job waits.")
         async with page.expect_response("**/conversation/turns**"):
             pass
-        await expect(told).to_be_visible()
+        await expect(trouble).to_be_visible()
         await page.unroute("**/retry")
         await page.get_by_role("button", name="Try job 1 again").click()
         await expect(page.get_by_text("Tried again, as the last message.")).to_be_visible()
-        await expect(told).to_be_hidden()
+        await expect(trouble).to_be_hidden()
         await expect(page.locator("#job-2")).to_be_visible()
 
 
@@ -282,7 +282,7 @@ async def test_the_monitor_shows_the_running_task_and_its_progress_and_changes_n
             await product.submit(STORY, f"c{number}")
         await page.get_by_role("link", name="llamalith:smollm2").click()
         await page.get_by_role("link", name="j1.a1").first.click()
-        # A task tells SAQ its progress every 5 s; one task goes on as long as there is work.
+        # A task reports its progress to SAQ every 5 s; one task goes on as long as there is work.
         bar = page.locator("progress")
         await expect(bar).not_to_have_js_property("value", 0, timeout=60_000)
         await expect(page.get_by_text("active")).to_be_visible()
@@ -322,23 +322,23 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
     async with window(chromium, origin, **options) as browser:
         page = await browser.page("/chat/")
 
-        async def judge(name: str) -> None:
+        async def check(name: str) -> None:
             assert await violations(page) == []
             wider = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert wider <= 0, f"{name} scrolls sideways by {wider} px"
             await photograph(page, f"{name}-{scheme}-{width}")
 
-        await judge("login")
+        await check("login")
         await page.get_by_label("Password").fill("wrong")
         await page.get_by_role("button", name="Log in").click()
         await expect(page.get_by_text("Wrong password.")).to_be_visible()
-        await judge("login-wrong")
+        await check("login-wrong")
         await page.get_by_label("Password").fill(password)
         await page.get_by_role("button", name="Log in").click()
         await expect(page).to_have_url(f"{origin}/chat/")
         await page.goto(f"{origin}/chat/queue/queues/llamalith:smollm2")
         await expect(page.get_by_role("heading", name="Workers")).to_be_visible()
-        await judge("monitor-idle")
+        await check("monitor-idle")
         await product.submit("Write a long story about the sea.", "dragon")
         await product.submit("And one about the wind.", "dragon")
         for name, path in (
@@ -351,28 +351,28 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
             ("not-found", "/chat/nothing"),
         ):
             await page.goto(origin + path)
-            await judge(name)
+            await check(name)
         for name, path, heading in (
             ("monitor", "/chat/queue/", "Queues"),
             ("monitor-queue", "/chat/queue/queues/llamalith:smollm2", "Workers"),
         ):
             await page.goto(origin + path)
             await expect(page.get_by_role("heading", name=heading)).to_be_visible()
-            await judge(name)
+            await check(name)
         await page.goto(origin + "/chat/docs")
         await page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
-        await judge("api-open")
+        await check("api-open")
         await page.goto(origin + "/chat/")
         await page.get_by_label("Message").fill("   ")
         await page.get_by_role("button", name="Queue it").click()
         await expect(page.get_by_role("heading", name="Not sent yet")).to_be_visible()
-        await judge("not-sent")
+        await check("not-sent")
         await page.goto(origin + "/chat/logout", referer="https://elsewhere.example/")
         await expect(page.get_by_role("heading", name="Log out?")).to_be_visible()
-        await judge("logout-asked")
+        await check("logout-asked")
         await page.goto(origin + "/chat/")
         await browser.context.clear_cookies()
         await page.get_by_label("Message").fill("Typed before the session ended.")
         await page.get_by_role("button", name="Queue it").click()
         await expect(page.get_by_text("Typed before the session ended.")).to_be_visible()
-        await judge("login-with-draft")
+        await check("login-with-draft")

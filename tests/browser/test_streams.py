@@ -99,7 +99,7 @@ async def test_a_page_that_is_hidden_and_shown_again_has_the_text_once(
 
 
 @pytest.mark.slow
-async def test_a_stream_is_opened_anew_after_the_connection_was_away(
+async def test_a_stream_is_opened_again_after_the_connection_was_away(
     api: httpx.AsyncClient, chromium: Browser, gate: Path
 ) -> None:
     await submit(api, "Tell me a story.")

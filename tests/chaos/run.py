@@ -161,7 +161,7 @@ def _report(seed: int, seconds: float, cluster: Cluster, history: History, found
         f"attempts    {len(found.attempts)}: {_counted(attempts)}",
         f"operations  {len(history.operations)}: {_counted(outcomes)}",
         f"            asked again without an answer {sum(one.n_unanswered for one in history.operations)},"
-        f" told to come again {sum(one.n_busy for one in history.operations)}",
+        f" asked to retry {sum(one.n_busy for one in history.operations)}",
         f"streams     {len(complete)} heard to their end over {sum(one.n_connections for one in complete)} connections,"
         f" with {sum(one.n_restarts for one in complete)} restarts",
         f"ends seen   {len(history.sightings)}",

@@ -23,19 +23,19 @@ STEPS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "original.json
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def matches(recorded: object, told: object) -> bool:
+def matches(recorded: object, answered: object) -> bool:
     """Each recorded field is there with its value; more may be."""
     if recorded == "<uuid>":
-        return isinstance(told, str) and UUID.fullmatch(told) is not None
+        return isinstance(answered, str) and UUID.fullmatch(answered) is not None
     if recorded == "<time>":
-        return isinstance(told, str) and datetime.fromisoformat(told) is not None
+        return isinstance(answered, str) and datetime.fromisoformat(answered) is not None
     if isinstance(recorded, dict):
-        return isinstance(told, dict) and all(
-            name in told and matches(value, told[name]) for name, value in recorded.items()
+        return isinstance(answered, dict) and all(
+            name in answered and matches(value, answered[name]) for name, value in recorded.items()
         )
     if isinstance(recorded, list):
-        return isinstance(told, list) and len(told) == len(recorded) and all(map(matches, recorded, told))
-    return type(recorded) is type(told) and recorded == told
+        return isinstance(answered, list) and len(answered) == len(recorded) and all(map(matches, recorded, answered))
+    return type(recorded) is type(answered) and recorded == answered
 
 
 def expected(step: dict[str, Any]) -> tuple[int, Any]:
@@ -84,14 +84,14 @@ async def ask(api: httpx.AsyncClient, step: dict[str, Any]) -> None:
     body_sent = {name: request[key] for name, key in (("json", "json"), ("content", "raw_body")) if key in request}
     answer = await api.request(request["method"], request["path"], headers=headers, **body_sent)
     status, body = expected(step)
-    told = answer.json()
+    answered = answer.json()
     assert answer.status_code == status, (step["name"], answer.text)
-    assert matches(body, told), (step["name"], body, told)
+    assert matches(body, answered), (step["name"], body, answered)
     for name, value in step["response"].get("headers", {}).items():
         assert answer.headers[name] == value, step["name"]
     if status == 400:
         assert answer.headers["content-type"] == "application/problem+json"
-        assert isinstance(told["detail"], str)
+        assert isinstance(answered["detail"], str)
 
 
 async def finish_one(config: Config, script: Script, database: Database, finishes: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ async def finish_one(config: Config, script: Script, database: Database, finishe
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "answered"),
     [
         (
             {"session_id": "abc", "user_input": "hi", "model": "smollm2", "system_prompt": ""},
@@ -125,9 +125,11 @@ async def finish_one(config: Config, script: Script, database: Database, finishe
         ),
     ],
 )
-async def test_the_older_submit_answers_as_it_did(config: Config, sent: dict[str, str], told: dict[str, Any]) -> None:
+async def test_the_older_submit_answers_as_it_did(
+    config: Config, sent: dict[str, str], answered: dict[str, Any]
+) -> None:
     async with serving(config) as api:
         answer = await api.post("/api/submit", json=sent)
     assert answer.status_code == 200
-    assert matches(told, answer.json())
-    assert set(answer.json()) == set(told)
+    assert matches(answered, answer.json())
+    assert set(answer.json()) == set(answered)

@@ -264,7 +264,7 @@ async def test_why_a_file_cannot_be_loaded_is_reported_in_llama_cpps_words(
     assert reason in await why_not_loaded(path)
 
 
-async def test_a_model_of_several_files_tells_which_of_them_is_wrong(tmp_path: Path) -> None:
+async def test_a_model_of_several_files_says_which_of_them_is_wrong(tmp_path: Path) -> None:
     first, second, third = tiny_models.write_split(tmp_path)
     await is_well(first)
     assert "must be loaded with the first split" in await why_not_loaded(second)

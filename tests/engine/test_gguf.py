@@ -1,4 +1,4 @@
-"""Headers of model files: what is read of them, and what is said about damaged and hostile ones."""
+"""Headers of model files: what is read of them, and the messages about damaged and hostile ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def written(path: Path, data: bytes) -> Path:
     return path
 
 
-def test_a_header_tells_the_cache_that_a_token_takes(tmp_path: Path) -> None:
+def test_a_header_gives_the_cache_that_a_token_takes(tmp_path: Path) -> None:
     found = gguf.read(write(tmp_path / "m.gguf", file_bytes=10_000))
     # 2 layers of 2 heads, keys and values of 16 numbers, 2 bytes each
     assert found == gguf.Header("llama", 2, 4096, 2 * 2 * (16 + 16) * 2, 0, 10_000)

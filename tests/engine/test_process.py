@@ -75,7 +75,7 @@ async def test_an_engine_that_hangs_at_its_load_is_killed(script: Script, tmp_pa
     timings = LocalTimings(load_watch_s=0.05, silent_s=0.1)
     argv = script({"model": "smollm2", "load_gate": str(tmp_path / "gate")})
     async with asyncio.timeout(WITHIN_S):
-        with pytest.raises(EngineDied, match="told nothing for"):
+        with pytest.raises(EngineDied, match="sent nothing for"):
             await LocalEngine.start(load(), argv, timings=timings)
 
 
@@ -170,9 +170,9 @@ def test_a_child_that_receives_nonsense_ends_with_an_error(sent: bytes, kind: st
         ) as child,
     ):
         ours.sendall(sent)
-        _, said = child.communicate(timeout=WITHIN_S)
+        _, stderr = child.communicate(timeout=WITHIN_S)
     assert child.returncode == 1
-    assert said.strip()
+    assert stderr.strip()
 
 
 async def test_a_child_that_sends_nonsense_is_ended(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ async def test_a_reply_ends_at_its_bounds(kind: Kind, engine: Engine) -> None:
     assert (stopped.text, stopped.finish) == ("one t", "stop")
 
 
-async def test_a_reply_goes_on_behind_what_was_written_and_tells_that_with_its_first_tokens(
+async def test_a_reply_continues_what_was_written_and_reports_that_with_its_first_tokens(
     kind: Kind, engine: Engine
 ) -> None:
     kind.set_script({"when": "hello", "reply": "one two"}, {"when": "new", "reply": "one two", "goes_on": False})

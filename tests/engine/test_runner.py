@@ -111,7 +111,7 @@ async def test_a_reply_goes_on_behind_what_was_written_of_it(ends_by: str) -> No
 
 
 @pytest.mark.slow
-async def test_a_grammar_holds_what_goes_on_and_what_it_does_not_allow_is_written_anew() -> None:
+async def test_a_grammar_holds_what_continues_and_what_it_does_not_allow_is_written_again() -> None:
     async with started(None) as engine:
         bound = submit("Tell me about Ada.", grammar=SMALL_JSON, max_tokens=200)
         whole = await run(engine, bound)
@@ -292,7 +292,7 @@ def test_the_bundled_model_cannot_think(monkeypatch: pytest.MonkeyPatch) -> None
     runner.close()
 
 
-async def test_an_engine_tells_that_a_prompt_ends_inside_of_thinking(tmp_path: Path) -> None:
+async def test_an_engine_reports_that_a_prompt_ends_inside_of_thinking(tmp_path: Path) -> None:
     template = "{{ messages[-1].content }}{% if '/think' in messages[-1].content %}<think>\n{% endif %}"
     path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
     async with started(None, path=str(path)) as engine:

@@ -12,7 +12,7 @@ from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.jobs.order import ModelQueue, max_wait_by_priority, merge_statuses, model_queues, remaining_s
 from llamalith_app.jobs.worker.speeds import Speeds
 from llamalith_app.settings.declaration import MaxWait
-from llamalith_app.store.jobs.waiting import Due, QueueDepth
+from llamalith_app.store.jobs.waiting import DueJobs, QueueDepth
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 MAX_WAIT = max_wait_by_priority(MaxWait(normal=120))
@@ -60,7 +60,7 @@ def test_a_model_that_does_not_fit_waits_for_the_other_s_queue_but_not_beyond_it
         engine("a"),
         engine("b", state="absent", fits=False),
         queued={"a": n_queued, "b": 1},
-        due=[Due("b", 1, 1, ago(waited_s))],
+        due=[DueJobs("b", 1, 1, ago(waited_s))],
     )
     assert found["b"].start_s(1) == expected
 
@@ -77,12 +77,12 @@ def test_the_statuses_of_several_workers_are_merged() -> None:
 
 
 def test_a_running_job_is_expected_to_write_as_much_as_recent_ones() -> None:
-    told = engine(completion_tokens=100.0, tokens_per_s=10.0, prompt_tokens_per_s=50.0)
+    engine_status = engine(completion_tokens=100.0, tokens_per_s=10.0, prompt_tokens_per_s=50.0)
     reading = Progress(phase="prefill", prompt_tokens=600, prompt_tokens_done=100)
     writing = Progress(phase="decode", completion_tokens=60, tokens_per_s=5.0)
-    assert remaining_s(reading, told) == 10 + 10
-    assert remaining_s(writing, told) == 8
-    assert remaining_s(Progress(phase="decode", completion_tokens=500), told) == 1
+    assert remaining_s(reading, engine_status) == 10 + 10
+    assert remaining_s(writing, engine_status) == 8
+    assert remaining_s(Progress(phase="decode", completion_tokens=500), engine_status) == 1
     assert remaining_s(writing, engine()) is None
     assert remaining_s(writing, None) is None
 

@@ -20,7 +20,7 @@ from llamalith_app.jobs.order import (
     retry_backoff,
 )
 from llamalith_app.settings.declaration import MaxWait
-from llamalith_app.store.jobs.waiting import Due
+from llamalith_app.store.jobs.waiting import DueJobs
 from llamalith_app.store.tables import Priority
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -34,15 +34,15 @@ def ago(seconds: float) -> datetime:
     return NOW - timedelta(seconds=seconds)
 
 
-def due(model: str, waited_s: float, priority: int = NORMAL) -> Due:
-    return Due(model, priority, 1, ago(waited_s))
+def due(model: str, waited_s: float, priority: int = NORMAL) -> DueJobs:
+    return DueJobs(model, priority, 1, ago(waited_s))
 
 
 def loaded(since_s: float = 10_000, n_free: int = 1) -> ModelCapacity:
     return ModelCapacity(n_free, ago(since_s))
 
 
-def chosen(*groups: Due, capacities: dict[str, ModelCapacity], n_started: int = 0) -> tuple[str, int] | None:
+def chosen(*groups: DueJobs, capacities: dict[str, ModelCapacity], n_started: int = 0) -> tuple[str, int] | None:
     found = next_start(groups, capacities, MAX_WAIT, n_started, NOW)
     return None if found is None else (found.model, found.priority)
 
@@ -109,8 +109,8 @@ def test_starts_of_a_third_model_do_not_use_up_the_turn_of_a_lower_class(c_s: fl
                 "b": ModelCapacity(0, None, frozenset("a")) if a_ends else ABSENT,
                 "c": ModelCapacity(int(c_end <= now), ago(7200)),
             }
-            groups = [due("b", 3600, BATCH), Due("a", INTERACTIVE, 64, at - timedelta(seconds=300))]
-            groups.append(Due("c", INTERACTIVE, 1, at))
+            groups = [due("b", 3600, BATCH), DueJobs("a", INTERACTIVE, 64, at - timedelta(seconds=300))]
+            groups.append(DueJobs("c", INTERACTIVE, 1, at))
             best = next_start(groups, capacities, MAX_WAIT, n_started, at)
             if best is None:
                 break
@@ -190,7 +190,7 @@ def simulate(jobs: list[Queued], *, job_s: float, load_s: float, models: tuple[s
         firsts: dict[tuple[str, int], Queued] = {}
         for job in here:
             firsts.setdefault((job.model, job.priority), job)
-        groups = [Due(m, p, 1, NOW + timedelta(seconds=job.at)) for (m, p), job in firsts.items()]
+        groups = [DueJobs(m, p, 1, NOW + timedelta(seconds=job.at)) for (m, p), job in firsts.items()]
         there = ModelCapacity(1, NOW + timedelta(seconds=since), is_new=now < since + 2 * load_s)
         capacities = {m: there if m == model else ABSENT for m in models}
         best = next_start(groups, capacities, MAX_WAIT, n_started, NOW + timedelta(seconds=now))

@@ -32,11 +32,11 @@ Make = Callable[..., Awaitable[Pool]]
 
 @pytest.fixture
 async def make(tmp_path: Path) -> AsyncIterator[Make]:
-    """A pool of the models a, b, c of equal size; `rules` are the fake engine's, `said` is settings by model."""
+    """A pool of the models a, b, c of equal size; `rules` are the fake engine's."""
     async with AsyncExitStack() as stack:
 
         async def make(
-            *rules: dict[str, Any], n_fit: float = 2.1, idle_unload_s: float = 600, **said: dict[str, Any]
+            *rules: dict[str, Any], n_fit: float = 2.1, idle_unload_s: float = 600, **settings_by_model: dict[str, Any]
         ) -> Pool:
             script = tmp_path / "script.json"
             script.write_bytes(msgspec.json.encode(rules))
@@ -44,7 +44,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
                 name: ModelConfig(
                     name=name,
                     path=write(tmp_path / f"{name}.gguf", file_bytes=500 * MIB),
-                    settings=ModelSettings(**said.get(name, {})),
+                    settings=ModelSettings(**settings_by_model.get(name, {})),
                 )
                 for name in "abc"
             }
@@ -331,17 +331,17 @@ async def test_a_damaged_file_is_refused_before_an_engine_sees_it(make: Make, tm
     assert pool.pooled == {}
 
 
-async def test_the_second_part_of_a_split_model_is_told_with_the_name_of_the_first_at_start_and_by_a_job(
+async def test_the_second_part_of_a_split_model_is_reported_with_the_name_of_the_first_at_start_and_by_a_job(
     make: Make, tmp_path: Path
 ) -> None:
     pool = await make()
     write(tmp_path / "a.gguf", {"split.no": 1, "split.count": 3})
-    told = f"The model file {tmp_path}/a.gguf is part 2 of a model that is split into 3 files"
+    flaw = f"The model file {tmp_path}/a.gguf is part 2 of a model that is split into 3 files"
     with structlog.testing.capture_logs() as lines:
         await pool.survey()
     assert [(line["event"], line["model"]) for line in lines] == [("model cannot be used", "a")]
-    assert lines[0]["reason"].startswith(told)
-    with pytest.raises(EngineLoadFailed, match=f"{re.escape(told)}: give the first, …-00001-of-00003.gguf"):
+    assert lines[0]["reason"].startswith(flaw)
+    with pytest.raises(EngineLoadFailed, match=f"{re.escape(flaw)}: give the first, …-00001-of-00003.gguf"):
         await used(pool, "a")
 
 

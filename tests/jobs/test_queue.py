@@ -144,8 +144,8 @@ async def share_of_a_core(redis_url: str) -> float:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", WAIT_FOR_NOBODY, redis_url, stdout=subprocess.PIPE
     )
-    told, _ = await process.communicate()
-    return float(told.splitlines()[-1])
+    output, _ = await process.communicate()
+    return float(output.splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -19,16 +19,16 @@ def pieces(reply: Reply, *parts: str) -> list[Piece]:
     return [piece for part in parts for piece in reply.feed(part)] + reply.end()
 
 
-def read(told: list[Piece], kind: str) -> str:
-    return "".join(piece.text for piece in told if piece.kind == kind)
+def read(parts: list[Piece], kind: str) -> str:
+    return "".join(piece.text for piece in parts if piece.kind == kind)
 
 
 def parted(text: str, *, is_opened: bool = False) -> tuple[str, str]:
     """Thinking and reply of a model that can think."""
     reply = Reply(thinks=True, is_opened=is_opened)
-    told = pieces(reply, text)
-    assert read(told, "delta") == str(reply)
-    return read(told, "thinking"), str(reply)
+    parts = pieces(reply, text)
+    assert read(parts, "delta") == str(reply)
+    return read(parts, "thinking"), str(reply)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def cut(text: str, cuts: list[int]) -> list[str]:
 @given(TEXTS, CUTS)
 def test_of_a_model_that_cannot_think_the_reply_is_what_it_wrote(text: str, cuts: list[int]) -> None:
     reply = Reply()
-    told = pieces(reply, *cut(text, cuts))
-    assert read(told, "delta") == str(reply) == text
-    assert read(told, "thinking") == ""
+    parts = pieces(reply, *cut(text, cuts))
+    assert read(parts, "delta") == str(reply) == text
+    assert read(parts, "thinking") == ""
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ def test_of_one_that_can_thinking_reply_and_tags_together_are_what_it_wrote_howe
 ) -> None:
     first, thinking, second, kept = rule(text, is_opened=is_opened)
     assert first + thinking + second + kept == text
-    told = pieces(reply := Reply(thinks=True, is_opened=is_opened), *cut(text, cuts))
-    assert (read(told, "thinking"), read(told, "delta")) == (thinking, kept)
+    parts = pieces(reply := Reply(thinks=True, is_opened=is_opened), *cut(text, cuts))
+    assert (read(parts, "thinking"), read(parts, "delta")) == (thinking, kept)
     assert str(reply) == kept
-    assert all(piece.text for piece in told)
+    assert all(piece.text for piece in parts)
 
 
 @settings(deadline=None)
@@ -142,8 +142,8 @@ def test_an_attempt_that_is_fed_at_once_what_was_written_before_goes_on_as_the_f
     first = Reply(thinks=True, is_opened=is_opened)
     before = [piece for part in cut(text[:n_written], cuts) for piece in first.feed(part)]
     again = Reply(thinks=True, is_opened=is_opened)
-    told = again.feed(text[:n_written])
-    assert [read(told, kind) for kind in ("thinking", "delta")] == [
+    parts = again.feed(text[:n_written])
+    assert [read(parts, kind) for kind in ("thinking", "delta")] == [
         read(before, kind) for kind in ("thinking", "delta")
     ]
     assert pieces(first, text[n_written:]) == pieces(again, text[n_written:])

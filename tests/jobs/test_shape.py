@@ -1,4 +1,4 @@
-"""A job's parameters over its model's settings, as the engine is told."""
+"""A job's parameters over its model's settings, as the engine gets them."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ SETTINGS = ModelSettings(temperature=0.9, top_k=7, seed=3, stop=("a",))
 
 
 def claim(grammar_name: str | None, response_format: ResponseFormat | None = None) -> Claim:
-    said = None if response_format is None else Parameters(response_format=response_format)
-    return Claim(1, 1, "lease", 1, 0, "m", grammar_name, "r", said, None)
+    parameters = None if response_format is None else Parameters(response_format=response_format)
+    return Claim(1, 1, "lease", 1, 0, "m", grammar_name, "r", parameters, None)
 
 
 def test_the_parameters_of_a_job_override_its_models_settings_and_those_the_defaults() -> None:
-    said = shape.sampling(SETTINGS, Parameters(temperature=0.0, max_tokens=5, seed=0))
-    assert (said.temperature, said.max_tokens, said.seed) == (0.0, 5, 0)
-    assert (said.top_k, said.top_p) == (7, ModelSettings().top_p)
+    parameters = shape.sampling(SETTINGS, Parameters(temperature=0.0, max_tokens=5, seed=0))
+    assert (parameters.temperature, parameters.max_tokens, parameters.seed) == (0.0, 5, 0)
+    assert (parameters.top_k, parameters.top_p) == (7, ModelSettings().top_p)
     assert shape.sampling(SETTINGS, None) == shape.sampling(SETTINGS, Parameters())
 
 
 def test_every_setting_of_the_sampling_can_be_overridden_by_a_job() -> None:
-    said = msgspec.convert(dict.fromkeys(Sampling.__struct_fields__, 1), Parameters)
-    told = shape.sampling(SETTINGS, said)
-    assert [getattr(told, name) for name in Sampling.__struct_fields__] == [1] * len(Sampling.__struct_fields__)
+    parameters = msgspec.convert(dict.fromkeys(Sampling.__struct_fields__, 1), Parameters)
+    drawn = shape.sampling(SETTINGS, parameters)
+    assert [getattr(drawn, name) for name in Sampling.__struct_fields__] == [1] * len(Sampling.__struct_fields__)
 
 
 @pytest.mark.parametrize(
-    ("said", "stops"),
+    ("parameters", "stops"),
     [
         (None, ["a"]),
         (Parameters(), ["a"]),
@@ -46,8 +46,8 @@ def test_every_setting_of_the_sampling_can_be_overridden_by_a_job() -> None:
         (Parameters(stop=()), []),
     ],
 )
-def test_the_jobs_stop_strings_are_in_place_of_the_models(said: Parameters | None, stops: list[str]) -> None:
-    assert shape.stops(SETTINGS, said) == stops
+def test_the_jobs_stop_strings_are_in_place_of_the_models(parameters: Parameters | None, stops: list[str]) -> None:
+    assert shape.stops(SETTINGS, parameters) == stops
 
 
 def test_a_reply_is_held_to_what_its_job_names() -> None:

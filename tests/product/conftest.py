@@ -48,7 +48,7 @@ class Product:
         self.data_dir = folder / "data"
         self.port = port
         self.up = up
-        self.told: list[str] = []
+        self.output: list[str] = []
         """On standard output until it was ready; secrets are there the first time only."""
         self.api = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False)
 
@@ -154,7 +154,7 @@ async def start(
 async def running(folder: Path, **environ: str) -> AsyncIterator[Product]:
     product = await start(folder, environ=environ)
     try:
-        product.told = await product.until_ready()
+        product.output = await product.until_ready()
         yield product
     finally:
         if product.up.returncode is None:
@@ -176,9 +176,9 @@ async def product(tmp_path: Path) -> AsyncIterator[Product]:
         env=clean_environ(),
         stdout=asyncio.subprocess.PIPE,
     )
-    told, _ = await check.communicate()
-    assert check.returncode == 0, told.decode()
-    assert b"invariants hold" in told
+    output, _ = await check.communicate()
+    assert check.returncode == 0, output.decode()
+    assert b"invariants hold" in output
 
 
 def is_alive(pid: int | None) -> bool:

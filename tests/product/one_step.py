@@ -1,6 +1,6 @@
 """One transition of the product, or the making of its record, by a process that can be killed at any moment of it.
 
-The process opens the record and says which threads it has; it begins when it is told to, and says what came of it
+The process opens the record and says which threads it has; it begins on a signal, and says what came of it
 when the call has returned, as the web answers its client. Then it sends its hints and closes the record.
 
 The scene that every step begins from: job 1 is done; job 2 of the same conversation is being processed by a worker

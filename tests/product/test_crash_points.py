@@ -52,8 +52,8 @@ WITHIN_S = 60
 
 class Ended(NamedTuple):
     was_killed: bool
-    told: Any
-    """What the process said when the transition had returned; None: it was killed before."""
+    reported: Any
+    """What the process reported when the transition had returned; None: it was killed before."""
 
 
 class Stage:
@@ -79,17 +79,17 @@ class Stage:
         process.start()
         there.close()
         with closing(here):
-            threads = self._hear(here)
+            threads = self._receive(here)
             with tracing([self._strace, *watch(threads)]):
                 here.send("go")
-                told = self._hear(here)
+                reported = self._receive(here)
                 process.join(WITHIN_S)
             assert process.exitcode in (0, -signal.SIGKILL)
-            ended = Ended(process.exitcode != 0, told)
+            ended = Ended(process.exitcode != 0, reported)
             process.close()
         return path, ended, threads
 
-    def _hear(self, pipe: Any) -> Any:
+    def _receive(self, pipe: Any) -> Any:
         assert pipe.poll(WITHIN_S)
         try:
             return pipe.recv()
@@ -103,7 +103,7 @@ class Stage:
             lambda threads: ["-f", "-o", str(trace), "-e", f"trace={','.join(CALLS)}", "-p", str(threads[MAIN])]
         )
         assert not ended.was_killed
-        assert ended.told
+        assert ended.reported
         made = re.findall(r"^(\d+) +(\w+)\(", trace.read_text(), re.MULTILINE)
         names = {str(thread): name for name, thread in threads.items()}
         return path, {(names[thread], call) for thread, call in made}
@@ -128,7 +128,7 @@ class Stage:
         )
         return path, ended
 
-    def tell(self, of: str, seen: Counter[str]) -> None:
+    def report(self, of: str, seen: Counter[str]) -> None:
         kinds = Counter(call for _, call in self.killed_at.elements())
         print(f"{of}: killed at {kinds.total()} calls {dict(kinds)}; then it was {dict(seen)}")  # noqa: T201
 
@@ -139,10 +139,10 @@ def tracing(argv: list[str]) -> Iterator[None]:
     strace = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert strace.stderr is not None
     try:
-        told = b""
-        while b"attached" not in told:
-            told = strace.stderr.readline()
-            assert told, "strace ended"
+        reported = b""
+        while b"attached" not in reported:
+            reported = strace.stderr.readline()
+            assert reported, "strace ended"
         yield
     finally:
         strace.terminate()
@@ -181,7 +181,7 @@ def run_to_the_end(path: Path) -> dict[int, str]:
             )
         while claim := transitions.claim(connection, "m", 1, 2, now):
             assert finish(connection, claim)
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
         statuses = {row.id: row.status for row in connection.exec_driver_sql("SELECT id, status FROM jobs")}
     engine.dispose()
     return statuses
@@ -191,7 +191,7 @@ def assert_whole(path: Path) -> None:
     engine = write_engine(path)
     with engine.begin() as connection:
         assert connection.exec_driver_sql("PRAGMA integrity_check").scalars().all() == ["ok"]
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
     engine.dispose()
 
 
@@ -228,17 +228,17 @@ def test_killed_at_any_call_a_transition_is_whole_or_not_there_and_work_goes_on(
         assert_whole(path)
         left = rows(path)
         assert left in (before, after), "half of it is there"
-        assert left == after or ended.told is None, "it was promised, and it is not there"
+        assert left == after or ended.reported is None, "it was promised, and it is not there"
         if step in ("submit", "cancel", "sweep"):
             assert asyncio.run(again(step, redis_url, path))
             assert rows(path) == after, "done again by who heard nothing, it is there once"
         wanted = dict.fromkeys(range(1, one_step.NEW + (step == "submit")), "done")
         assert run_to_the_end(path) == wanted | ({one_step.HELD: "cancelled"} if step == "cancel" else {})
         if ended.was_killed:
-            seen["absent" if left == before else "there, not told" if ended.told is None else "told"] += 1
-    stage.tell(step, seen)
+            seen["absent" if left == before else "there, not reported" if ended.reported is None else "reported"] += 1
+    stage.report(step, seen)
     assert {"pwrite64", "fdatasync", "sendto", "write"} <= {call for _, call in stage.killed_at}
-    assert set(seen) == {"absent", "there, not told", "told"}
+    assert set(seen) == {"absent", "there, not reported", "reported"}
 
 
 def schema(path: Path) -> list[Any]:
@@ -261,10 +261,10 @@ def test_killed_at_any_call_a_migration_is_whole_or_not_begun_and_the_next_start
     for path, ended in stage.ends(calls):
         left = schema(path)
         assert left in ([], after), "half of it is there"
-        assert left == after or ended.told is None
+        assert left == after or ended.reported is None
         assert migrate(path) is (left == [])
         assert schema(path) == after
         if ended.was_killed:
-            seen["absent" if left == [] else "there, not told" if ended.told is None else "told"] += 1
-    stage.tell("migration", seen)
-    assert {"absent", "there, not told"} <= set(seen)
+            seen["absent" if left == [] else "there, not reported" if ended.reported is None else "reported"] += 1
+    stage.report("migration", seen)
+    assert {"absent", "there, not reported"} <= set(seen)

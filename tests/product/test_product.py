@@ -51,7 +51,7 @@ async def test_a_prompt_gets_a_real_answer_and_the_next_one_builds_on_it(product
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
 
 
-async def test_three_prompts_at_once_are_told_in_turn_order(product: Product) -> None:
+async def test_three_prompts_at_once_are_answered_in_turn_order(product: Product) -> None:
     ids = [await product.submit(f"Say {word}.") for word in ("one", "two", "three")]
     for job_id in ids:
         assert (await product.ended(job_id))["status"] == "done"
@@ -82,14 +82,14 @@ async def test_a_long_prompt_shows_rising_counts_to_a_client_that_polls(product:
     assert len(set(seen)) >= 5, seen
 
 
-async def test_a_prompt_that_does_not_fit_is_told_in_tokens(product: Product) -> None:
+async def test_a_prompt_that_does_not_fit_is_reported_in_tokens(product: Product) -> None:
     job = await product.ended(await product.submit("word " * 20_000))
     assert job["status"] == "error"
     assert job["error"]["kind"] == "context_overflow"
     assert re.search(r"has \d{5} tokens; 1898 fit \(context of 2048 tokens, 150 kept", job["result"])
 
 
-async def test_turns_that_do_not_fit_are_left_out_and_told(product: Product) -> None:
+async def test_turns_that_do_not_fit_are_left_out_and_counted(product: Product) -> None:
     for number in range(3):
         await product.ended(await product.submit(f"{number}: " + LONG_PROMPT[:3000] + " Answer in one word."))
     job = await product.ended(await product.submit("Say hello."))
@@ -125,7 +125,7 @@ async def test_a_killed_worker_is_started_again_and_its_job_with_it(product: Pro
         for line in map(json.loads, product.log().splitlines())
         if line["event"] == "lease taken away" and line["job_id"] == job_id
     ]
-    # Not when its beat had stood still for long enough, which is 9 seconds.
+    # Not when its heartbeat had stood still for long enough, which is 9 seconds.
     assert re.fullmatch(r"worker \d+ ended", taken["why"])
 
 
@@ -234,7 +234,7 @@ async def test_secrets_are_made_once_shown_once_and_kept_private(tmp_path: Path)
         await one.api.aclose()
 
 
-async def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
+async def test_a_port_that_is_taken_is_reported_in_one_line(tmp_path: Path) -> None:
     port = free_port()
     stranger = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", port)
     product = await start(tmp_path, port)
@@ -280,7 +280,7 @@ def test_web_and_worker_refuse_to_start_without_a_secret(tmp_path: Path, command
     assert line.startswith(f"{missing}: missing")
 
 
-def test_a_shell_that_exports_one_secret_is_told_why_none_were_made(tmp_path: Path) -> None:
+def test_a_shell_that_exports_one_secret_is_shown_why_none_were_made(tmp_path: Path) -> None:
     done = subprocess.run(
         [LLAMALITH, "up", "--data-dir", tmp_path / "d"],
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""What README and docs/ tell people to type, typed; and what they say of fields, settings, messages and files, compared
+"""The commands of README and docs/, typed; and what they say of fields, settings, messages and files, compared
 with the code."""
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ async def test_the_recipes_of_a_page_work_in_their_order(page: str, tmp_path: Pa
         paths = (await product.api.get("/api/openapi.json")).json()["paths"]
     if page == "docs/api.md":
         routes = {(method.upper(), re.sub(r"{\w+}", "{id}", path)) for path in paths for method in paths[path]}
-        told = {(name.partition(" ")[0], name.partition(" ")[2]) for name in rows(API) if re.match(r"[A-Z]+ /", name)}
-        assert told == {*routes, ("GET", "/api/openapi.json")}
+        documented = {
+            (name.partition(" ")[0], name.partition(" ")[2]) for name in rows(API) if re.match(r"[A-Z]+ /", name)
+        }
+        assert documented == {*routes, ("GET", "/api/openapi.json")}
     if page == "README.md":
         assert '"ok":true,"queued":true,"job_id":1,"conversation_id":"dragon","created_new":false' in shown[0]
         assert '"status":"done"' in shown[1]
@@ -167,11 +169,11 @@ def test_every_variable_stands_in_the_example() -> None:
 
 def test_every_key_of_config_json_is_in_a_table_and_its_defaults_are_the_real_ones() -> None:
     fields = [*msgspec.structs.fields(ConfigFile), *msgspec.structs.fields(ModelSettings)]
-    told = rows(CONFIGURATION)
-    assert [field.encode_name for field in fields if field.encode_name not in {"$schema", *told}] == []
+    documented = rows(CONFIGURATION)
+    assert [field.encode_name for field in fields if field.encode_name not in {"$schema", *documented}] == []
     for field in msgspec.structs.fields(ModelSettings):
         if field.name not in Parameters.__struct_fields__ and field.default is not None:
-            default = told[field.name].rpartition("|")[2]
+            default = documented[field.name].rpartition("|")[2]
             assert re.match(rf"`?{json.dumps(field.default)}\b".replace('"', ""), default.strip()), field.name
 
 
@@ -199,16 +201,16 @@ def test_the_memory_of_the_worked_examples_follows_from_the_formula() -> None:
 
 
 def test_every_field_that_a_job_takes_or_shows_is_in_a_table_of_the_api() -> None:
-    told = rows(API)
+    documented = rows(API)
     for shape in (JobCreate, Job, Progress):
-        assert [name for name in shape.__struct_fields__ if name not in told] == [], shape
+        assert [name for name in shape.__struct_fields__ if name not in documented] == [], shape
 
 
 def test_the_ranges_of_the_api_are_those_of_the_types() -> None:
-    told = rows(API)
+    documented = rows(API)
     for field in msgspec.structs.fields(Parameters):
         if field.name not in {"stop", "response_format"}:
-            assert f"| {told[field.name].split('|')[0].strip()} |" == (
+            assert f"| {documented[field.name].split('|')[0].strip()} |" == (
                 f"| {ranges.in_words(ranges.without_none(field.type))} |"
             ), field.name
 
@@ -257,5 +259,5 @@ def test_every_module_stands_on_the_map() -> None:
     """The map in `llamalith_app/__init__.py` names what is there, and nothing that is not."""
     package = Path(llamalith_app.__file__).parent
     there = {path.name for path in package.iterdir() if not path.name.startswith(("_", "."))}
-    told = set(re.findall(r"^    (\w+(?:\.py|/))", llamalith_app.__doc__ or "", re.MULTILINE))
-    assert {name.rstrip("/") for name in told} == there
+    documented = set(re.findall(r"^    (\w+(?:\.py|/))", llamalith_app.__doc__ or "", re.MULTILINE))
+    assert {name.rstrip("/") for name in documented} == there

@@ -1,4 +1,4 @@
-"""Where the settings of a whole product come from, and what is told of that on the terminal."""
+"""Where the settings of a whole product come from, and what the terminal shows of that."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def logged(folder: Path, **wanted: Any) -> list[dict[str, Any]]:
     return [line for line in lines if wanted.items() <= line.items()]
 
 
-def test_a_named_env_file_is_read_by_all_parts_and_every_warning_is_told_once(tmp_path: Path) -> None:
+def test_a_named_env_file_is_read_by_all_parts_and_every_warning_is_shown_once(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / ".env").write_text("N8N_API_TOKEN=the-token-of-another-program\n")
     (tmp_path / "etc" / "a.env").write_text(SECRETS + "LLAMALITH_CONFIG=config.json\n")
@@ -80,8 +80,8 @@ def test_a_named_env_file_is_read_by_all_parts_and_every_warning_is_told_once(tm
         assert [status_with(port, token) for token in ("kV7-qz_0aT3p", "the-token-of-another-program")] == [200, 401]
     assert len(lines) == 2, lines  # migrated, ready
     etc = tmp_path / "etc"
-    (told,) = logged(tmp_path, event="settings read")
-    assert {key: told[key] for key in ("process", "data_dir", "env_file", "config", "environment")} == {
+    (logged_line,) = logged(tmp_path, event="settings read")
+    assert {key: logged_line[key] for key in ("process", "data_dir", "env_file", "config", "environment")} == {
         "process": "up",
         "data_dir": str(tmp_path / "d"),
         "env_file": str(etc / "a.env"),
@@ -130,9 +130,9 @@ def test_make_up_goes_on_with_the_env_file_of_the_data_directory(tmp_path: Path)
 
 
 @pytest.mark.parametrize("command", ["web", "worker"])
-def test_web_and_worker_alone_tell_what_they_read_before_they_start(tmp_path: Path, command: str) -> None:
+def test_web_and_worker_alone_log_what_they_read_before_they_start(tmp_path: Path, command: str) -> None:
     (tmp_path / "a.env").write_text(SECRETS + f"REDIS_URL=unix://{tmp_path}/nobody.sock\n")
-    # Ended by what it cannot use after it has told.
+    # It ends by what it cannot use, after these lines.
     (tmp_path / "llamalith.db").write_text("no database")
     with (tmp_path / "log").open("w") as log:
         process = subprocess.run(

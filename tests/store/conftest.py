@@ -1,4 +1,4 @@
-"""The same record on SQLite and on PostgreSQL: a cluster of its own for the whole run, a database for each test."""
+"""Runs tests on SQLite and on PostgreSQL: one PostgreSQL cluster for the run, a database for each test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llamalith_app.store.migrate import commands
 from tests.needs import need
 
 NewRecord = Callable[[], AbstractContextManager[Engine]]
-"""A migrated record with nothing in it, gone at the end."""
+"""An empty, migrated record; deleted at the end."""
 TEMPLATE = "migrated"
 # It may be lost with the machine, asks for no port, and lets no test wait for ever.
 SERVER = "-c fsync=off -c lock_timeout=10s -c listen_addresses= -c unix_socket_directories={folder}"
@@ -48,19 +48,19 @@ class Cluster:
         finally:
             engine.dispose()
 
-    def say(self, statement: str) -> None:
+    def execute(self, statement: str) -> None:
         with self.engine("postgres") as engine, engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
     @contextmanager
     def record(self) -> Iterator[Engine]:
         name = f"record_{next(self._numbers)}"
-        self.say(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
         try:
             with self.engine(name) as engine:
                 yield engine
         finally:
-            self.say(f"DROP DATABASE {name} WITH (FORCE)")
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def cluster() -> Iterator[Cluster]:
     run(pg_ctl, "start", "--wait", "-D", data, "-l", log, "-o", SERVER.format(folder=folder))
     try:
         cluster = Cluster(folder)
-        cluster.say(f"CREATE DATABASE {TEMPLATE}")
+        cluster.execute(f"CREATE DATABASE {TEMPLATE}")
         with cluster.engine(TEMPLATE) as engine:
             commands(engine).upgrade()
         yield cluster
@@ -112,7 +112,7 @@ def new_record(request: pytest.FixtureRequest) -> NewRecord:
 
 @pytest.fixture
 def sqlite_engine(migrated: Path) -> Iterator[Engine]:
-    """For what only SQLite can tell."""
+    """For what only SQLite can show."""
     with sqlite_record(migrated) as engine:
         yield engine
 

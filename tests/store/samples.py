@@ -29,10 +29,10 @@ def prompt(
     unenforced: Sequence[str] = (),
     **fields: Any,
 ) -> submission.NewJob:
-    """`inputs`: instead of context and content; `fields`: of the JobRequest."""
+    """`inputs` replaces context and content; `fields` are those of JobRequest."""
     if inputs is None:
-        said = (("assistant", context), ("user", content))
-        inputs = [Message(role=role, content=text) for role, text in said if text]
+        messages = (("assistant", context), ("user", content))
+        inputs = [Message(role=role, content=text) for role, text in messages if text]
     return submission.NewJob(
         owner_id=owner_id,
         request_id="r",

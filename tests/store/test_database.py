@@ -1,4 +1,4 @@
-"""The writer thread: merged writes, each whole or not at all; promised ones on disk; a lock is waited for."""
+"""The writer thread merges writes, each completely or not at all; durable ones are on disk; it waits for locks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def count_jobs(connection: Connection) -> int:
     return n_jobs
 
 
-async def test_a_write_that_fails_takes_nothing_of_its_neighbours_with_it(database: Database) -> None:
+async def test_a_write_that_fails_undoes_none_of_those_in_its_transaction(database: Database) -> None:
     def broken(connection: Connection) -> None:
         submission.submit(connection, prompt(conversation_id="broken"), NOW)
         raise ValueError("after it wrote")
@@ -43,7 +43,7 @@ async def test_a_write_that_fails_takes_nothing_of_its_neighbours_with_it(databa
     assert await database.read(count_jobs) == sum(outcomes) == 40
 
 
-async def test_a_write_whose_caller_gave_up_still_happens_whole_or_not_at_all(database: Database) -> None:
+async def test_a_write_whose_caller_was_cancelled_happens_completely_or_not_at_all(database: Database) -> None:
     started, go = threading.Event(), threading.Event()
 
     def slow(connection: Connection) -> None:
@@ -74,7 +74,7 @@ async def test_a_lock_held_past_the_deadline_is_storage_unavailable(migrated: Pa
     await database.close()
 
 
-async def test_a_lock_that_is_given_back_in_time_is_waited_for(database: Database, database_path: Path) -> None:
+async def test_a_write_waits_for_a_lock_that_is_released_in_time(database: Database, database_path: Path) -> None:
     other = sqlite3.connect(database_path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     waiting = asyncio.create_task(database.write(submission.submit, prompt(), NOW))
@@ -119,7 +119,7 @@ def test_two_starts_at_once_migrate_once(tmp_path: Path) -> None:
     assert sorted(outcomes) == [False, False, False, True]
 
 
-def test_the_migrations_make_what_the_tables_say(engine: Engine) -> None:
+def test_the_migrations_make_the_schema_of_the_tables(engine: Engine) -> None:
     commands(engine).check()
 
 
@@ -131,7 +131,7 @@ def test_a_newer_schema_is_refused_by_name(database_path: Path) -> None:
         migrate(database_path)
 
 
-def test_a_migration_that_breaks_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "broken.db"
     engine = write_engine(path)
     n_statements = 0
@@ -153,7 +153,7 @@ def test_a_migration_that_breaks_leaves_nothing_behind(tmp_path: Path, monkeypat
     assert migrate(path)
 
 
-def test_the_database_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_only_its_owner_can_read_the_database(tmp_path: Path) -> None:
     path = tmp_path / "private.db"
     migrate(path)
     assert path.stat().st_mode & 0o077 == 0

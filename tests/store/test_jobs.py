@@ -1,4 +1,4 @@
-"""The transitions of a job, one promise each."""
+"""The transitions of a job, one guarantee per test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_ids_are_never_given_twice(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("n_looked_at_first", [1, 3, 100])
-def test_conversations_stand_by_their_newest_job_wherever_that_is_found(
+def test_conversations_are_listed_by_their_newest_job_wherever_that_is_found(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, n_looked_at_first: int
 ) -> None:
     monkeypatch.setattr(conversations, "RECENT_JOBS", n_looked_at_first)
@@ -42,7 +42,7 @@ def test_conversations_stand_by_their_newest_job_wherever_that_is_found(
     assert pages == [["a", "d"], ["c", "b"], ["e"]]
 
 
-def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> None:
+def test_a_job_is_not_claimed_during_its_backoff(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -59,12 +59,12 @@ def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> Non
     assert again.attempt == 2
 
 
-def test_a_clock_that_went_back_holds_no_job_for_longer_than_a_pause(engine: Engine) -> None:
+def test_a_clock_that_went_back_delays_no_job_beyond_the_longest_backoff(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
         earlier = NOW - timedelta(hours=1)
-        assert [one.n_jobs for one in waiting.due(connection, ["m"], earlier)] == [1]
+        assert [one.n_jobs for one in waiting.due_jobs(connection, ["m"], earlier)] == [1]
         claim = transitions.claim(connection, "m", 1, worker, earlier)
         assert claim is not None
         fail(connection, claim, pause=timedelta(seconds=60))
@@ -72,7 +72,7 @@ def test_a_clock_that_went_back_holds_no_job_for_longer_than_a_pause(engine: Eng
         assert transitions.claim(connection, "m", 1, worker, earlier) is not None
 
 
-def test_a_job_that_waits_for_its_pause_holds_its_conversation(engine: Engine) -> None:
+def test_a_job_in_its_backoff_holds_up_its_conversation(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt("first"), NOW)
@@ -85,7 +85,7 @@ def test_a_job_that_waits_for_its_pause_holds_its_conversation(engine: Engine) -
             pause=timedelta(seconds=5),
         )
         assert transitions.claim(connection, "m", 1, worker, NOW) is None
-        assert waiting.due(connection, ["m"], NOW) == []
+        assert waiting.due_jobs(connection, ["m"], NOW) == []
 
 
 def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
@@ -103,14 +103,14 @@ def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
                 reason="It is gone.",
             )
             assert status is expected
-        job = reads.one(connection, ADMIN_ID, 1)
+        job = reads.job_by_id(connection, ADMIN_ID, 1)
     assert job is not None
     assert (job.status, job.result, job.attempt) == ("error", "It is gone.", 2)
     assert job.error is not None
     assert job.error.kind == "worker_lost"
 
 
-def test_an_attempt_that_was_given_back_is_not_spent(engine: Engine) -> None:
+def test_a_released_attempt_is_not_spent(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(max_attempts=1), NOW)
@@ -125,7 +125,7 @@ def test_an_attempt_that_was_given_back_is_not_spent(engine: Engine) -> None:
             assert status is Status.QUEUED
 
 
-def test_a_sweeper_that_saw_an_old_beat_takes_nothing(engine: Engine) -> None:
+def test_a_sweep_that_saw_an_old_heartbeat_ends_no_lease(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -166,7 +166,7 @@ def test_a_sweeper_that_saw_an_old_beat_takes_nothing(engine: Engine) -> None:
         ),
     ],
 )
-def test_the_database_itself_refuses(engine: Engine, statement: str, why: str) -> None:
+def test_the_database_itself_refuses_invalid_rows(engine: Engine, statement: str, why: str) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -185,15 +185,15 @@ def test_the_system_message_of_an_earlier_turn_stays_in_force_until_another_come
         worker = register_worker(connection)
         for content, system in (("1", "A"), ("2", ""), ("3", "A"), ("4", "B")):
             submission.submit(connection, prompt(content, system_prompt=system), NOW)
-        told = []
+        contents = []
         for _ in range(4):
             claim = transitions.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
-            turn = turns.turn(connection, claim.turn_id, 1000)
-            told.append([message.content for message in turn.messages])
+            turn = turns.read_turn(connection, claim.turn_id, 1000)
+            contents.append([message.content for message in turn.messages])
             finish(connection, claim, f"r{claim.job_id}")
         messages = [m.content for m in conversations.messages(connection, ADMIN_ID, "c")]
-    assert told == [
+    assert contents == [
         ["A", "1"],
         ["A", "1", "r1", "2"],
         ["A", "1", "r1", "2", "r2", "3"],
@@ -202,7 +202,7 @@ def test_the_system_message_of_an_earlier_turn_stays_in_force_until_another_come
     assert messages == ["A", "1", "r1", "2", "r2", "3", "r3", "B", "4", "r4"]
 
 
-def test_a_turn_goes_back_no_further_than_it_is_told_to(engine: Engine) -> None:
+def test_a_turn_has_no_more_characters_of_earlier_turns_than_asked_for(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         for _ in range(3):
@@ -213,12 +213,12 @@ def test_a_turn_goes_back_no_further_than_it_is_told_to(engine: Engine) -> None:
         submission.submit(connection, prompt("now"), NOW)
         claim = transitions.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
-        turn = turns.turn(connection, claim.turn_id, 40)
+        turn = turns.read_turn(connection, claim.turn_id, 40)
     assert [message.content[0] for message in turn.messages] == ["x", "y", "x", "y", "n"]
-    assert turn.n_too_old == 2
+    assert turn.n_omitted == 2
 
 
-def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
+def test_check_names_the_rows_that_violate_an_invariant(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -226,7 +226,7 @@ def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
         assert claim is not None
         finish(connection, claim)
         connection.execute(text("DELETE FROM messages WHERE role = 'assistant'"))
-        broken, *_ = check.broken(connection)
+        broken, *_ = check.violations(connection)
     assert broken.rule == "a done job has exactly one reply, the last message of its own turn"
     assert broken.rows == [{"job_id": 1, "status": "done", "replies": 0}]
 
@@ -244,7 +244,7 @@ def queued(connection: Connection, conversation_id: str = "c", queue_timeout_s: 
 
 
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel", "cancel_open", "give_up"])
-def test_whatever_ends_a_job_lets_the_next_of_its_conversation_move_up(engine: Engine, end: str) -> None:
+def test_the_next_job_of_a_conversation_becomes_its_head_whatever_ends_the_one_before(engine: Engine, end: str) -> None:
     with engine.begin() as connection:
         register_worker(connection)
         first, second, other = queued(connection, "c", 60), queued(connection), queued(connection, "other")
@@ -264,10 +264,10 @@ def test_whatever_ends_a_job_lets_the_next_of_its_conversation_move_up(engine: E
             else:
                 transitions.cancel_open(connection, ADMIN_ID, NOW, statuses=[Status.PROCESSING], limit=10)
         assert heads(connection) == [second, other]
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
 
 
-def test_a_job_that_ends_behind_the_head_lets_nobody_move_up(engine: Engine) -> None:
+def test_the_end_of_a_job_behind_the_head_promotes_no_other(engine: Engine) -> None:
     with engine.begin() as connection:
         first, second, third = (queued(connection) for _ in range(3))
         transitions.cancel(connection, ADMIN_ID, second, NOW)
@@ -276,17 +276,17 @@ def test_a_job_that_ends_behind_the_head_lets_nobody_move_up(engine: Engine) -> 
         assert heads(connection) == [third]
 
 
-def test_the_checks_find_who_should_have_moved_up(engine: Engine) -> None:
+def test_the_checks_find_a_job_that_should_be_the_head(engine: Engine) -> None:
     with engine.begin() as connection:
         submission.submit(connection, prompt(), NOW)
         submission.submit(connection, prompt(), NOW)
         connection.execute(text("UPDATE jobs SET is_head = NOT is_head"))
-        (broken,) = check.broken(connection)
+        (broken,) = check.violations(connection)
     assert broken.rule == "an open job is the head of its conversation exactly where nothing earlier in it is open"
     assert [row["job_id"] for row in broken.rows] == [1, 2]
 
 
-def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> None:
+def test_no_later_turn_reads_a_turn_whose_job_was_cancelled(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         for content in ("1", "2", "3"):
@@ -300,13 +300,13 @@ def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> N
                 finish(connection, claim, "r1")
             if number == 1:
                 assert transitions.cancel(connection, ADMIN_ID, claim.job_id, NOW) is Status.CANCELLED
-                written = transitions.Written("half of r2", 1, 1)
-                assert transitions.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
-        turn = turns.turn(connection, claims[2].turn_id, 1000)
+                written = transitions.PartialReply("half of r2", 1, 1)
+                assert transitions.store_partial(connection, claim.job_id, claim.lease_token, NOW, written=written)
+        turn = turns.read_turn(connection, claims[2].turn_id, 1000)
     assert [message.content for message in turn.messages] == ["before 1", "1", "r1", "before 3", "3"]
 
 
-def test_only_the_attempt_that_a_cancel_ended_tells_what_it_had_written(engine: Engine) -> None:
+def test_only_the_attempt_that_a_cancel_ended_stores_its_partial_reply(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -315,21 +315,21 @@ def test_only_the_attempt_that_a_cancel_ended_tells_what_it_had_written(engine: 
         fail(connection, first)
         second = transitions.claim(connection, "m", 1, worker, NOW)
         assert second is not None
-        written = transitions.Written("half", 3, 2)
+        written = transitions.PartialReply("half", 3, 2)
 
         def keep(claim: transitions.Claim) -> bool:
-            return transitions.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
+            return transitions.store_partial(connection, claim.job_id, claim.lease_token, NOW, written=written)
 
         assert not keep(second), "not yet cancelled"
         transitions.cancel(connection, ADMIN_ID, second.job_id, NOW)
         assert [keep(first), keep(second), keep(second)] == [False, True, False]
-        job = reads.one(connection, ADMIN_ID, second.job_id)
-        assert check.broken(connection) == []
+        job = reads.job_by_id(connection, ADMIN_ID, second.job_id)
+        assert check.violations(connection) == []
     assert job is not None
     assert (job.status, job.partial, job.result) == ("cancelled", "half", None)
 
 
-def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(engine: Engine) -> None:
+def test_a_job_that_waited_too_long_for_its_first_start_ends_and_is_never_claimed(engine: Engine) -> None:
     late = NOW + timedelta(seconds=60)
     with engine.begin() as connection:
         worker = register_worker(connection)
@@ -342,23 +342,23 @@ def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(
         again = transitions.claim(connection, "m", 1, worker, late)
         assert again is not None, "it was started in time, so a failed attempt does not end its patience"
         finish(connection, again)
-        assert waiting.due(connection, ["m"], late) == []
+        assert waiting.due_jobs(connection, ["m"], late) == []
         assert transitions.claim(connection, "m", 1, worker, late) is None
         assert transitions.expire_queued(connection, NOW + timedelta(seconds=59), 10) == []
         assert transitions.expire_queued(connection, late, 10) == [2]
         assert transitions.expire_queued(connection, late, 10) == []
-        job = reads.one(connection, ADMIN_ID, 2)
-        assert check.broken(connection) == []
+        job = reads.job_by_id(connection, ADMIN_ID, 2)
+        assert check.violations(connection) == []
     assert job is not None
     assert job.error is not None
     assert (job.status, job.error.kind, job.queue_timeout_s) == ("error", "timeout", 59.5)
     assert job.error.reason == "It waited 60.0 s in the queue; queue_timeout_s allowed 59.5."
 
 
-def test_the_looks_that_repeat_all_the_time_read_no_whole_table(sqlite_engine: Engine) -> None:
+def test_queries_that_are_polled_scan_no_table(sqlite_engine: Engine) -> None:
     waits = select(JobRow.id, JobRow.created_at, JobRow.not_after).where(statements.waits_too_long).limit(10)
     with sqlite_engine.connect() as connection:
-        for statement, index in ((leases._HELD_BY, "held_by_worker"), (waits, "given_up_in_the_queue")):
+        for statement, index in ((leases._ACTIVE_OF_WORKER, "held_by_worker"), (waits, "given_up_in_the_queue")):
             compiled = statement.compile(sqlite_engine)
             values = tuple("1" for _ in compiled.positiontup or ())
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", values).fetchall()
@@ -370,12 +370,12 @@ def test_the_looks_that_repeat_all_the_time_read_no_whole_table(sqlite_engine: E
     [
         (
             "UPDATE jobs SET partial = 'x' WHERE id = 1",
-            "only what was cancelled or ended in an error keeps a part of a reply",
+            "only a job that was cancelled or ended in an error has a partial reply",
         ),
         ("UPDATE attempts SET outcome = 'cancelled'", "an attempt was cancelled only where its job was"),
     ],
 )
-def test_check_finds_what_no_cancel_can_have_left(engine: Engine, statement: str, rule: str) -> None:
+def test_check_finds_what_no_cancel_can_have_written(engine: Engine, statement: str, rule: str) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         submission.submit(connection, prompt(), NOW)
@@ -383,4 +383,4 @@ def test_check_finds_what_no_cancel_can_have_left(engine: Engine, statement: str
         assert claim is not None
         finish(connection, claim)
         connection.execute(text(statement))
-        assert rule in [broken.rule for broken in check.broken(connection)]
+        assert rule in [broken.rule for broken in check.violations(connection)]

@@ -1,4 +1,4 @@
-"""What a migration makes of the rows that it finds."""
+"""Migrations of databases that have rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llamalith_app.store.migrate import commands, migrate
 from llamalith_app.store.users import ADMIN_ID
 
 
-def test_in_each_conversation_the_first_open_job_is_found_to_be_its_head(tmp_path: Path) -> None:
+def test_the_first_open_job_of_each_conversation_becomes_its_head(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     engine = write_engine(path)
     commands(engine).upgrade("0004")
@@ -53,21 +53,21 @@ def test_in_each_conversation_the_first_open_job_is_found_to_be_its_head(tmp_pat
     with write_engine(path).connect() as connection:
         heads = connection.execute(text("SELECT id FROM jobs WHERE status = 'queued' AND is_head = 1 ORDER BY id"))
         assert list(heads.scalars()) == [2, 4]
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
 
 
 class Old(NamedTuple):
     """A turn as it was stored before turns became rows."""
 
     number: int
-    said: tuple[tuple[str, str], ...]
-    """Role and content by place; empty: it has expired."""
+    texts: tuple[tuple[str, str], ...]
+    """Role and content by position; empty: the turn has expired."""
     status: str | None
-    """Of its job; None: it has none, or it has expired."""
+    """The status of its job; None: it has no job, or that has expired."""
 
 
 def old_turns(conversation: int, n_turns: int) -> Iterator[Old]:
-    """Every kind of turn, in another order in each conversation."""
+    """Every kind of turn, in a different order in each conversation."""
     for number in range(n_turns):
         kind = (conversation * 7 + number * 3) % 11
         system, context = ("system", f"be {conversation % 3}{kind}"), ("assistant", f"so far {number}")
@@ -94,7 +94,7 @@ def old_turns(conversation: int, n_turns: int) -> Iterator[Old]:
 
 
 def store_old(path: Path, conversations_of: dict[int, list[Old]]) -> None:
-    """As the version before wrote it."""
+    """Inserts the rows as the previous version wrote them."""
     engine = write_engine(path)
     commands(engine).upgrade("0009")
     engine.dispose()
@@ -135,8 +135,8 @@ def store_old(path: Path, conversations_of: dict[int, list[Old]]) -> None:
                             (job_id, f"l{job_id}", at, at),
                         )
                 places = {"system": 0, "user": 2}
-                for n, (role, content) in enumerate(turn.said):
-                    is_reply = turn.status == "done" and n == len(turn.said) - 1
+                for n, (role, content) in enumerate(turn.texts):
+                    is_reply = turn.status == "done" and n == len(turn.texts) - 1
                     place = 4 * turn.number + (3 if is_reply else places.get(role, 1))
                     connection.execute(
                         "INSERT INTO messages (conversation_id, place, role, content, job_id, created_at)"
@@ -148,20 +148,20 @@ def store_old(path: Path, conversations_of: dict[int, list[Old]]) -> None:
 
 
 def was_read(stored: list[Old], number: int) -> list[tuple[str, str]]:
-    """What the version before gave to the job of that turn."""
-    systems = [said for turn in stored if turn.number <= number for said in turn.said if said[0] == "system"]
+    """The messages that the job of that turn read in the previous version."""
+    systems = [text for turn in stored if turn.number <= number for text in turn.texts if text[0] == "system"]
     rest = [
-        said
+        text
         for turn in stored
         if turn.number == number or (turn.number < number and turn.status in (None, "done"))
-        for said in (turn.said[:-1] if turn.number == number and turn.status == "done" else turn.said)
-        if said[0] != "system"
+        for text in (turn.texts[:-1] if turn.number == number and turn.status == "done" else turn.texts)
+        if text[0] != "system"
     ]
     return [*systems[-1:], *rest]
 
 
 @pytest.mark.parametrize(("n_conversations", "n_turns"), [(40, 12), pytest.param(4000, 25, marks=pytest.mark.slow)])
-def test_every_turn_finds_its_place_in_the_tree(tmp_path: Path, n_conversations: int, n_turns: int) -> None:
+def test_every_turn_gets_its_place_in_the_tree(tmp_path: Path, n_conversations: int, n_turns: int) -> None:
     path = tmp_path / "old.db"
     stored = {number: list(old_turns(number, n_turns)) for number in range(1, n_conversations + 1)}
     store_old(path, stored)
@@ -173,26 +173,26 @@ def test_every_turn_finds_its_place_in_the_tree(tmp_path: Path, n_conversations:
     assert migrate(path)
     assert rows(path, "SELECT * FROM jobs ORDER BY id", without="turn_id") == jobs_before
     assert rows(path, "SELECT * FROM attempts ORDER BY job_id, attempt") == attempts_before
-    said = rows(
+    messages = rows(
         path,
         "SELECT t.conversation_id, t.depth, m.role, m.content, m.is_reply, m.created_at FROM messages m"
         " JOIN turns t ON t.id = m.turn_id ORDER BY t.conversation_id, t.depth, m.position",
     )
-    assert said == [
+    assert messages == [
         {
             "conversation_id": conversation,
             "depth": turn.number,
             "role": role,
             "content": content,
-            "is_reply": int(turn.status == "done" and n == len(turn.said) - 1),
+            "is_reply": int(turn.status == "done" and n == len(turn.texts) - 1),
             "created_at": f"2026-11-24 00:00:{turn.number % 60:02}",
         }
         for conversation, its_turns in stored.items()
         for turn in its_turns
-        for n, (role, content) in enumerate(turn.said)
+        for n, (role, content) in enumerate(turn.texts)
     ]
     with write_engine(path).connect() as connection:
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
         placed = connection.execute(
             text(
                 "SELECT c.id, t.id AS turn_id, t.depth FROM conversations c JOIN turns t ON t.conversation_id = c.id"
@@ -202,16 +202,16 @@ def test_every_turn_finds_its_place_in_the_tree(tmp_path: Path, n_conversations:
         for conversation, its_jobs in groupby(placed, lambda row: row.id):
             *_, newest = its_jobs
             wanted = was_read(stored[conversation], newest.depth)
-            read = turns.turn(connection, newest.turn_id, 10**9).messages
+            read = turns.read_turn(connection, newest.turn_id, 10**9).messages
             assert [(message.role, message.content) for message in read] == wanted
             whole = conversations.messages(connection, ADMIN_ID, f"c{conversation}")
             assert [(message.role, message.content) for message in whole] == [
-                said for turn in stored[conversation] for said in turn.said
+                text for turn in stored[conversation] for text in turn.texts
             ]
             answered = [turn for turn in stored[conversation] if turn.number == newest.depth and turn.status == "done"]
             if answered:
-                history = [*read, Message(role="assistant", content=answered[0].said[-1][1])]
-                found = turns.longest_beginning(connection, ADMIN_ID, [*history, Message(role="user", content="x")])
+                history = [*read, Message(role="assistant", content=answered[0].texts[-1][1])]
+                found = turns.longest_stored_prefix(connection, ADMIN_ID, [*history, Message(role="user", content="x")])
                 assert found is not None
                 assert found.n_messages == len(history)
         (listed,) = conversations.newest(connection, ADMIN_ID, limit=1, offset=0, max_text=9)

@@ -1,4 +1,4 @@
-"""How SQLite finds the rows of what happens all the time: by an index, whatever has piled up. No clock is read.
+"""The query plans of frequent statements: SQLite uses an index, however many rows there are. No clock is read.
 
 Every statement that an operation really runs is explained, with what it was given.
 """
@@ -25,7 +25,7 @@ LATER = NOW + timedelta(days=2)
 
 @contextmanager
 def explained(connection: Connection, steps: list[str]) -> Iterator[None]:
-    """Appends the plan's steps of all that is run within."""
+    """Appends the steps of the query plans of all statements within."""
 
     def explain(_: Connection, cursor: Any, statement: str, parameters: Any, __: object, many: bool) -> None:
         cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters[0] if many else parameters)
@@ -53,12 +53,12 @@ def expire_queued(connection: Connection, _: object) -> None:
 
 
 def forget(connection: Connection, _: object) -> None:
-    if keys.has_old(connection, LATER):
-        assert keys.forget(connection, LATER, 1000) == 1
+    if keys.has_expired_keys(connection, LATER):
+        assert keys.delete_expired(connection, LATER, 1000) == 1
 
 
 def answered_before(connection: Connection) -> None:
-    keys.once(connection, keys.Key(ADMIN_ID, "k", "d"), NOW, int, lambda: 1)
+    keys.answer_once(connection, keys.Key(ADMIN_ID, "k", "d"), NOW, int, lambda: 1)
 
 
 Prepare = Callable[[Connection], Any]
@@ -70,7 +70,7 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "claim": (queued, lambda c, _: claimed(c)),
     "finish": (lambda c: (queued(c), claimed(c))[1], finish),
     "fail": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: fail(c, claim, pause=None)),
-    "beat": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: leases.heartbeat(c, [claim.lease_token])),
+    "heartbeat": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: leases.heartbeat(c, [claim.lease_token])),
     "cancel": (queued, lambda c, job_id: transitions.cancel(c, ADMIN_ID, job_id, NOW)),
     "cancel what is open in a conversation": (
         queued,
@@ -89,13 +89,13 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
             c, ADMIN_ID, "r", NOW, statuses=[Status.ERROR, Status.CANCELLED], models=["m"], limit=100
         ),
     ),
-    "due": (queued, lambda c, _: waiting.due(c, ["m", "n"], NOW)),
+    "due": (queued, lambda c, _: waiting.due_jobs(c, ["m", "n"], NOW)),
     "load": (queued, lambda c, _: waiting.queue_depth(c, ["m", "n"], NOW)),
     "n_queued": (queued, lambda c, _: waiting.n_queued(c, ADMIN_ID)),
-    "queue of one job": (queued, lambda c, job_id: reads.queue(c, {job_id: "m"})),
+    "queue of one job": (queued, lambda c, job_id: reads.queue_places(c, {job_id: "m"})),
     "queue of jobs that wait for others": (
         lambda c: [queued(c) for _ in "ab"],
-        lambda c, ids: reads.queue(c, dict.fromkeys(ids, "m")),
+        lambda c, ids: reads.queue_places(c, dict.fromkeys(ids, "m")),
     ),
     "newest": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, max_text=200)),
     "newest from an id on": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, before=9)),
@@ -105,14 +105,14 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
         lambda c: [queued(c) for _ in "ab"],
         lambda c, _: conversations.newest(c, ADMIN_ID, limit=1, offset=0, max_text=200),
     ),
-    "one": (queued, lambda c, job_id: reads.one(c, ADMIN_ID, job_id)),
+    "one": (queued, lambda c, job_id: reads.job_by_id(c, ADMIN_ID, job_id)),
     "latest": (queued, lambda c, _: conversations.latest(c, ADMIN_ID, "c")),
-    "a turn's messages": (queued, lambda c, _: turns.turn(c, 1, 1000)),
+    "a turn's messages": (queued, lambda c, _: turns.read_turn(c, 1, 1000)),
     "a conversation's messages": (queued, lambda c, _: conversations.messages(c, ADMIN_ID, "c")),
     "a thread": (queued, lambda c, _: conversations.thread(c, ADMIN_ID, "c", limit=9, max_text=200)),
     "the longest beginning": (
         lambda c: (queued(c), finish(c, claimed(c))),
-        lambda c, _: turns.longest_beginning(
+        lambda c, _: turns.longest_stored_prefix(
             c, ADMIN_ID, [Message(role="user", content="hello"), Message(role="assistant", content="a reply")]
         ),
     ),
@@ -126,22 +126,22 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "held by a worker": (queued, lambda c, _: leases.active_leases(c, 1)),
     "expire_queued": (lambda c: submission.submit(c, prompt(queue_timeout_s=60), NOW), expire_queued),
     "an answer to a key": (lambda c: None, lambda c, _: answered_before(c)),
-    "has_expired": (queued, lambda c, _: retention.has_expired(c, LATER)),
+    "has_expired": (queued, lambda c, _: retention.has_expired_jobs(c, LATER)),
     "expire": (
         lambda c: (transitions.cancel(c, ADMIN_ID, queued(c), NOW), queued(c)),
-        lambda c, _: retention.expire(c, LATER, 100),
+        lambda c, _: retention.delete_expired_jobs(c, LATER, 100),
     ),
-    "look through conversations": (queued, lambda c, _: retention.look_through(c, LATER, 0, 1000)),
+    "look through conversations": (queued, lambda c, _: retention.scan_conversations(c, LATER, 0, 1000)),
     "forget conversations": (
         lambda c: submission.submit(c, prompt("", system_prompt="s"), NOW),
-        lambda c, _: retention.forget_conversations(c, LATER, [1]),
+        lambda c, _: retention.delete_expired_conversations(c, LATER, [1]),
     ),
     "forget keys": (answered_before, forget),
 }
 
 WHOLE_INDEXES = {
     # What is being worked on just now: as many rows as there are slots.
-    "beat": {"SCAN jobs USING INDEX one_processing"},
+    "heartbeat": {"SCAN jobs USING INDEX one_processing"},
     "held": {"SCAN jobs USING INDEX one_processing"},
     # And what waits, once every half a second at most.
     "load": {"SCAN jobs USING INDEX one_processing", "SCAN jobs USING INDEX due"},
@@ -154,7 +154,7 @@ WHOLE_INDEXES = {
     # The newest 2,000 jobs, and of their conversations a page.
     "conversations, newest first": {"SCAN newest_jobs", "SCAN page"},
 }
-"""What is read from end to end: partial indexes of open jobs, and what was bounded before; nothing else."""
+"""The only scans that are allowed: partial indexes of open jobs, and rows that are bounded already."""
 
 
 OF_AN_OWNER = {
@@ -163,7 +163,7 @@ OF_AN_OWNER = {
     # So many, and no more.
     "conversations, newest first": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
 }
-"""Where an owner's rows are read without another bound."""
+"""Indexes by which all rows of an owner are read."""
 
 
 def plan_of(sqlite_engine: Engine, name: str) -> list[str]:
@@ -178,7 +178,7 @@ def plan_of(sqlite_engine: Engine, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_table_is_read_from_end_to_end(sqlite_engine: Engine, name: str) -> None:
+def test_no_statement_scans_a_table(sqlite_engine: Engine, name: str) -> None:
     steps = plan_of(sqlite_engine, name)
     assert steps
     read_whole = {step for step in steps if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"}
@@ -187,17 +187,17 @@ def test_no_table_is_read_from_end_to_end(sqlite_engine: Engine, name: str) -> N
     assert {step for step in steps if step.endswith("(owner_id=?)")} == OF_AN_OWNER.get(name, set())
 
 
-def test_a_turn_is_deleted_without_a_look_at_all_jobs_of_its_conversation(sqlite_engine: Engine) -> None:
+def test_the_deletion_of_a_turn_does_not_scan_the_jobs_of_its_conversation(sqlite_engine: Engine) -> None:
     steps = plan_of(sqlite_engine, "expire")
     assert "SEARCH jobs USING INDEX sqlite_autoindex_jobs_2 (turn_id=?)" in steps
 
 
-def test_a_retry_of_all_that_match_looks_at_no_other_jobs_of_the_owner(sqlite_engine: Engine) -> None:
+def test_a_retry_of_matching_jobs_reads_no_other_jobs_of_the_owner(sqlite_engine: Engine) -> None:
     steps = plan_of(sqlite_engine, "retry all that match")
     assert "SEARCH jobs USING INDEX jobs_of_owner_by_status (owner_id=? AND status=?)" in steps
 
 
-def test_what_expires_costs_as_much_as_there_are_system_messages_and_not_their_square(sqlite_engine: Engine) -> None:
+def test_the_cost_of_retention_is_linear_in_the_number_of_system_messages(sqlite_engine: Engine) -> None:
     def steps(n_turns: int) -> int:
         conversation_id = f"of {n_turns} turns"
         n_steps = 0
@@ -216,9 +216,9 @@ def test_what_expires_costs_as_much_as_there_are_system_messages_and_not_their_s
             sqlite = connection.connection.driver_connection
             assert sqlite is not None
             sqlite.set_progress_handler(count, 100)
-            assert retention.expire(connection, LATER, 10) == 10
+            assert retention.delete_expired_jobs(connection, LATER, 10) == 10
             sqlite.set_progress_handler(None, 0)
-            while retention.expire(connection, LATER, 100):
+            while retention.delete_expired_jobs(connection, LATER, 100):
                 pass
         return n_steps
 
@@ -226,12 +226,12 @@ def test_what_expires_costs_as_much_as_there_are_system_messages_and_not_their_s
 
 
 @pytest.mark.parametrize("name", ["claim", "due"])
-def test_what_waits_behind_something_is_not_looked_at(sqlite_engine: Engine, name: str) -> None:
+def test_jobs_behind_a_head_are_not_read(sqlite_engine: Engine, name: str) -> None:
     steps = plan_of(sqlite_engine, name)
     assert "SEARCH jobs USING INDEX heads (model=? AND priority=?)" in steps
     assert [step for step in steps if "ORDER BY" in step or "INDEX due" in step] == []
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith("newest")])
-def test_what_is_newest_is_not_sorted_out_of_everything(sqlite_engine: Engine, name: str) -> None:
+def test_the_newest_rows_are_found_without_a_sort_of_all(sqlite_engine: Engine, name: str) -> None:
     assert [step for step in plan_of(sqlite_engine, name) if "ORDER BY" in step] == []

@@ -1,4 +1,4 @@
-"""Many connections at once, which only PostgreSQL has: of those that want one job, one gets it.
+"""Many concurrent writers, which only PostgreSQL has: of those that claim one job, one gets it.
 
 Under READ COMMITTED, PostgreSQL's own default, where a statement sees what others committed a moment ago.
 """
@@ -41,7 +41,7 @@ def worker(record: Engine) -> int:
 
 @pytest.fixture
 def at_once(record: Engine) -> Iterator[Callable[[Sequence[Act]], list[Any]]]:
-    """Each act in a transaction of its own, begun when all of them have a connection; what they return, in order."""
+    """Runs each act in its own transaction, once all have a connection. Returns their results in order."""
     with ThreadPoolExecutor(CLAIMERS) as threads:
 
         def run(acts: Sequence[Act]) -> list[Any]:
@@ -71,7 +71,7 @@ def test_of_claimers_that_race_for_one_job_exactly_one_gets_it(
             assert finish(connection, claim)
             assert leases.active_leases(connection) == []
     with record.connect() as connection:
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
 
 
 @pytest.mark.parametrize("pair", ["finish finish", "finish lose", "lose lose", "finish cancel"])
@@ -98,14 +98,14 @@ def test_of_two_that_end_an_attempt_at_once_exactly_one_does(
         won = at_once([partial(ends[word], claim=claim) for word in words])
         (winner,) = (word for word, did in zip(words, won, strict=True) if did)
         with record.connect() as connection:
-            job = reads.one(connection, ADMIN_ID, claim.job_id)
+            job = reads.job_by_id(connection, ADMIN_ID, claim.job_id)
             assert job is not None
             assert job.status == left[winner]
     with record.connect() as connection:
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []
 
 
-def test_a_claim_passes_over_what_another_is_claiming_and_gets_it_when_that_one_fails(
+def test_a_claim_skips_a_job_that_another_is_claiming_and_gets_it_when_that_claim_fails(
     record: Engine, worker: int
 ) -> None:
     with record.begin() as connection:
@@ -125,4 +125,4 @@ def test_a_claim_passes_over_what_another_is_claiming_and_gets_it_when_that_one_
         assert (again.job_id, again.attempt) == (1, 1)
         three.commit()
     with record.connect() as connection:
-        assert check.broken(connection) == []
+        assert check.violations(connection) == []

@@ -1,4 +1,4 @@
-"""Ended jobs that are kept no longer: what goes, what stays, and what is left to the turns after them."""
+"""Retention: what is deleted, what stays, and what later turns still read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def connection(engine: Engine) -> Connection:
 @pytest.fixture(autouse=True)
 def _whole(connection: Connection) -> Iterator[None]:
     yield
-    assert check.broken(connection) == []
+    assert check.violations(connection) == []
     connection.close()
 
 
@@ -39,7 +39,7 @@ def queue(connection: Connection, content: str, *, system_prompt: str = "", cont
 
 
 def answer(connection: Connection, at: datetime = NOW) -> transitions.Claim:
-    """The next job gets its reply; it ended at that time."""
+    """Claims the next job and stores its reply, at that time."""
     claim = transitions.claim(connection, "m", 1, 1, NOW)
     assert claim is not None
     assert finish(connection, claim, f"reply to {claim.job_id}")
@@ -47,38 +47,38 @@ def answer(connection: Connection, at: datetime = NOW) -> transitions.Claim:
     return claim
 
 
-def said(connection: Connection) -> list[str]:
+def contents(connection: Connection) -> list[str]:
     return [message.content for message in conversations.messages(connection, ADMIN_ID, "c")]
 
 
-def test_a_turn_goes_with_all_that_was_said_in_it_and_its_attempts(connection: Connection) -> None:
+def test_a_turn_is_deleted_with_all_its_messages_and_attempts(connection: Connection) -> None:
     queue(connection, "old", context="so far")
     answer(connection, NOW)
     queue(connection, "young")
     answer(connection, NOW + DAY)
     queue(connection, "waits")
-    assert not retention.has_expired(connection, NOW - timedelta(seconds=1))
-    assert retention.has_expired(connection, NOW)
-    assert retention.expire(connection, NOW, 100) == 1
-    assert not retention.has_expired(connection, NOW)
-    assert said(connection) == ["young", "reply to 2", "waits"]
-    assert reads.one(connection, ADMIN_ID, 1) is None
+    assert not retention.has_expired_jobs(connection, NOW - timedelta(seconds=1))
+    assert retention.has_expired_jobs(connection, NOW)
+    assert retention.delete_expired_jobs(connection, NOW, 100) == 1
+    assert not retention.has_expired_jobs(connection, NOW)
+    assert contents(connection) == ["young", "reply to 2", "waits"]
+    assert reads.job_by_id(connection, ADMIN_ID, 1) is None
     assert reads.attempts(connection, ADMIN_ID, 1) is None
     assert [job.id for job in reads.newest(connection, ADMIN_ID, limit=9)] == [3, 2]
-    assert check.counts(connection)["attempts"] == 1
+    assert check.row_counts(connection)["attempts"] == 1
 
 
-def test_what_ended_first_goes_first_so_many_at_a_time(connection: Connection) -> None:
+def test_the_jobs_that_ended_first_are_deleted_first_up_to_the_limit(connection: Connection) -> None:
     for at in (NOW + DAY, NOW, NOW):
         queue(connection, "x")
         answer(connection, at)
     left = []
-    while retention.expire(connection, NOW + DAY, 1):
+    while retention.delete_expired_jobs(connection, NOW + DAY, 1):
         left.append([job.id for job in reads.newest(connection, ADMIN_ID, limit=9)])
     assert left == [[3, 1], [1], []]
 
 
-def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(connection: Connection) -> None:
+def test_failed_and_cancelled_jobs_are_deleted_and_open_ones_never(connection: Connection) -> None:
     first = queue(connection, "cancelled")
     transitions.cancel(connection, ADMIN_ID, first, NOW)
     submission.submit(connection, prompt("given up", queue_timeout_s=1), NOW)
@@ -86,16 +86,16 @@ def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(conn
     queue(connection, "runs")
     assert transitions.claim(connection, "m", 1, 1, NOW)
     queue(connection, "waits")
-    assert retention.expire(connection, NOW + 1000 * DAY, 100) == 2
-    assert said(connection) == ["runs", "waits"]
+    assert retention.delete_expired_jobs(connection, NOW + 1000 * DAY, 100) == 2
+    assert contents(connection) == ["runs", "waits"]
 
 
-def test_a_conversation_gives_no_turn_twice_as_long_as_it_stays(connection: Connection) -> None:
+def test_a_conversation_gives_no_turn_number_twice_while_it_exists(connection: Connection) -> None:
     queue(connection, "old")
     depth = turns.parent(connection, answer(connection).turn_id).depth
     queue(connection, "young")
     answer(connection, NOW + DAY)
-    retention.expire(connection, NOW, 100)
+    retention.delete_expired_jobs(connection, NOW, 100)
     (listed,) = conversations.newest(connection, ADMIN_ID, limit=9, offset=0, max_text=9)
     assert (listed.first_prompt, listed.status) == ("young", "done")
     queue(connection, "new")
@@ -108,7 +108,7 @@ def listed(connection: Connection) -> list[str]:
 
 
 @pytest.mark.parametrize("system_prompt", ["", "be kind"])
-def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
+def test_a_conversation_is_deleted_with_its_last_turn_and_its_id_may_be_used_again(
     connection: Connection, system_prompt: str
 ) -> None:
     for content, at in (("1", NOW), ("2", NOW + DAY)):
@@ -116,12 +116,12 @@ def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
         answer(connection, at)
     other = submission.submit(connection, prompt("another", "other"), NOW).job_id
     assert other is not None
-    assert retention.expire(connection, NOW, 100) == 1
+    assert retention.delete_expired_jobs(connection, NOW, 100) == 1
     assert listed(connection) == ["c", "other"]
-    assert retention.expire(connection, NOW + DAY, 100) == 1
+    assert retention.delete_expired_jobs(connection, NOW + DAY, 100) == 1
     assert listed(connection) == ["other"]
     assert not conversations.exists(connection, ADMIN_ID, "c")
-    assert check.counts(connection)["messages"] == 1
+    assert check.row_counts(connection)["messages"] == 1
     transitions.cancel(connection, ADMIN_ID, other, NOW)
     queue(connection, "new")
     claim = answer(connection)
@@ -129,21 +129,23 @@ def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
     assert claim.conversation_id > 2, (
         "nothing that was kept elsewhere of the one that is gone can be taken for this one"
     )
-    assert said(connection) == ["new", f"reply to {claim.job_id}"]
+    assert contents(connection) == ["new", f"reply to {claim.job_id}"]
 
 
-def look_through(connection: Connection, until: datetime) -> list[str]:
-    """A whole round, two conversations at a time; what is listed after it."""
+def scan_conversations(connection: Connection, until: datetime) -> list[str]:
+    """A complete scan, two conversations at a time. Returns the conversations that are listed after it."""
     after = 0
     while True:
-        looked = retention.look_through(connection, until, after, 2)
-        assert retention.forget_conversations(connection, until, looked.forgotten) == len(looked.forgotten)
-        after = looked.last
+        scanned = retention.scan_conversations(connection, until, after, 2)
+        assert retention.delete_expired_conversations(connection, until, scanned.expired) == len(scanned.expired)
+        after = scanned.last
         if not after:
             return listed(connection)
 
 
-def test_what_earlier_versions_left_of_conversations_goes_too_some_at_a_time(connection: Connection) -> None:
+def test_conversations_that_earlier_versions_left_without_jobs_are_deleted_some_at_a_time(
+    connection: Connection,
+) -> None:
     for number in range(5):
         submission.submit(connection, prompt("x", f"left {number}"), NOW)
         transitions.cancel(connection, ADMIN_ID, number + 1, NOW)
@@ -151,31 +153,31 @@ def test_what_earlier_versions_left_of_conversations_goes_too_some_at_a_time(con
         connection.execute(text(f"DELETE FROM {table}"))
     queue(connection, "waits")
     assert len(listed(connection)) == 6
-    assert look_through(connection, NOW) == ["c"]
+    assert scan_conversations(connection, NOW) == ["c"]
 
 
-def test_a_system_message_that_was_stored_alone_is_kept_as_long_as_a_turn(connection: Connection) -> None:
+def test_a_system_message_without_a_job_expires_at_the_age_of_a_job(connection: Connection) -> None:
     submission.submit(connection, prompt("", "alone", system_prompt="be kind"), NOW)
     submission.submit(connection, prompt("", "again", system_prompt="be kind"), NOW)
     submission.submit(connection, prompt("", "again", system_prompt="be terse"), NOW + DAY)
     submission.submit(connection, prompt("", "used", system_prompt="be kind"), NOW)
     used = submission.submit(connection, prompt("x", "used"), NOW).job_id
     assert used is not None
-    assert look_through(connection, NOW - timedelta(seconds=1)) == ["again", "alone", "used"]
-    assert look_through(connection, NOW) == ["again", "used"]
+    assert scan_conversations(connection, NOW - timedelta(seconds=1)) == ["again", "alone", "used"]
+    assert scan_conversations(connection, NOW) == ["again", "used"]
     transitions.cancel(connection, ADMIN_ID, used, NOW + DAY)
-    assert look_through(connection, NOW) == ["again", "used"]
-    assert retention.expire(connection, NOW + DAY, 9) == 1
-    assert look_through(connection, NOW + DAY) == []
+    assert scan_conversations(connection, NOW) == ["again", "used"]
+    assert retention.delete_expired_jobs(connection, NOW + DAY, 9) == 1
+    assert scan_conversations(connection, NOW + DAY) == []
 
 
-def test_what_is_said_while_others_look_stays(connection: Connection) -> None:
+def test_a_message_sent_between_scan_and_deletion_stays(connection: Connection) -> None:
     submission.submit(connection, prompt("", "c", system_prompt="be kind"), NOW)
-    looked = retention.look_through(connection, NOW, 0, 9)
-    assert looked == (0, [1])
+    scanned = retention.scan_conversations(connection, NOW, 0, 9)
+    assert scanned == (0, [1])
     queue(connection, "just now")
-    assert retention.forget_conversations(connection, NOW, looked.forgotten) == 0
-    assert said(connection) == ["be kind", "just now"]
+    assert retention.delete_expired_conversations(connection, NOW, scanned.expired) == 0
+    assert contents(connection) == ["be kind", "just now"]
 
 
 def test_the_system_message_in_force_stays_while_a_turn_is_left(connection: Connection) -> None:
@@ -183,58 +185,58 @@ def test_the_system_message_in_force_stays_while_a_turn_is_left(connection: Conn
     answer(connection)
     queue(connection, "young")
     answer(connection, NOW + DAY)
-    retention.expire(connection, NOW, 100)
-    assert said(connection) == ["be kind", "young", "reply to 2"]
-    retention.expire(connection, NOW, 100)
+    retention.delete_expired_jobs(connection, NOW, 100)
+    assert contents(connection) == ["be kind", "young", "reply to 2"]
+    retention.delete_expired_jobs(connection, NOW, 100)
     queue(connection, "new")
     claim = answer(connection)
-    turn = turns.turn(connection, claim.turn_id, 1000)
+    turn = turns.read_turn(connection, claim.turn_id, 1000)
     assert [message.content for message in turn.messages] == ["be kind", "young", "reply to 2", "new"]
 
 
-def test_a_system_message_goes_once_another_took_its_place_and_no_job_of_it_is_left(connection: Connection) -> None:
+def test_a_system_message_is_deleted_once_it_was_replaced_and_its_last_job_has_expired(connection: Connection) -> None:
     queue(connection, "1", system_prompt="be kind")
     answer(connection, NOW)
     queue(connection, "2")
     answer(connection, NOW + DAY)
     queue(connection, "3", system_prompt="be terse")
     answer(connection, NOW + 2 * DAY)
-    retention.expire(connection, NOW, 100)
-    assert said(connection) == ["be kind", "2", "reply to 2", "be terse", "3", "reply to 3"]
-    retention.expire(connection, NOW + DAY, 100)
-    assert said(connection) == ["be terse", "3", "reply to 3"]
-    retention.expire(connection, NOW + 2 * DAY, 100)
-    assert said(connection) == []
+    retention.delete_expired_jobs(connection, NOW, 100)
+    assert contents(connection) == ["be kind", "2", "reply to 2", "be terse", "3", "reply to 3"]
+    retention.delete_expired_jobs(connection, NOW + DAY, 100)
+    assert contents(connection) == ["be terse", "3", "reply to 3"]
+    retention.delete_expired_jobs(connection, NOW + 2 * DAY, 100)
+    assert contents(connection) == []
 
 
-def test_a_system_message_does_not_stay_for_a_job_that_came_before_it(connection: Connection) -> None:
+def test_an_earlier_job_does_not_keep_a_system_message(connection: Connection) -> None:
     for content, at, system_prompt in (("1", NOW + DAY, ""), ("2", NOW, "be kind"), ("3", NOW + DAY, "be terse")):
         queue(connection, content, system_prompt=system_prompt)
         answer(connection, at)
-    retention.expire(connection, NOW, 100)
-    assert said(connection) == ["1", "reply to 1", "be terse", "3", "reply to 3"]
+    retention.delete_expired_jobs(connection, NOW, 100)
+    assert contents(connection) == ["1", "reply to 1", "be terse", "3", "reply to 3"]
 
 
-def test_a_later_turn_sees_what_is_left_of_those_before_it(connection: Connection) -> None:
+def test_a_later_turn_reads_what_is_left_of_earlier_ones(connection: Connection) -> None:
     for content, at in (("1", NOW), ("2", NOW + DAY)):
         queue(connection, content)
         answer(connection, at)
     queue(connection, "3")
     claim = transitions.claim(connection, "m", 1, 1, NOW)
     assert claim is not None
-    retention.expire(connection, NOW, 100)
-    turn = turns.turn(connection, claim.turn_id, 1000)
+    retention.delete_expired_jobs(connection, NOW, 100)
+    turn = turns.read_turn(connection, claim.turn_id, 1000)
     assert [message.content for message in turn.messages] == ["2", "reply to 2", "3"]
     assert finish(connection, claim)
 
 
-def test_a_retry_outlives_the_job_that_it_tries_again(connection: Connection) -> None:
+def test_a_retry_outlives_the_job_that_it_retries(connection: Connection) -> None:
     first = queue(connection, "once more")
     transitions.cancel(connection, ADMIN_ID, first, NOW)
     again = submission.retry(connection, ADMIN_ID, first, "r", NOW)
     assert isinstance(again, submission.Retry)
-    assert retention.expire(connection, NOW, 100) == 1
-    job = reads.one(connection, ADMIN_ID, again.job_id)
+    assert retention.delete_expired_jobs(connection, NOW, 100) == 1
+    job = reads.job_by_id(connection, ADMIN_ID, again.job_id)
     assert job is not None
     assert job.retry_of == first
     assert submission.retry(connection, ADMIN_ID, first, "r", NOW) is None
@@ -246,16 +248,16 @@ def test_the_checks_find_a_retry_of_another_conversations_job(connection: Connec
     assert other is not None
     transitions.cancel(connection, ADMIN_ID, 1, NOW)
     connection.execute(text("UPDATE jobs SET retry_of = 1 WHERE id = 2"))
-    (broken,) = check.broken(connection)
-    assert broken.rule == "a job tries again one of its own conversation that ended without a reply, or that is gone"
+    (broken,) = check.violations(connection)
+    assert broken.rule == "a job retries one of its own conversation that ended without a reply, or that has expired"
     connection.execute(text("UPDATE jobs SET retry_of = NULL"))
 
 
-def test_the_transcript_leaves_out_what_is_gone(connection: Connection) -> None:
+def test_the_transcript_leaves_out_expired_turns(connection: Connection) -> None:
     for number in range(6):
         queue(connection, str(number), system_prompt="be kind")
         answer(connection, NOW if number < 4 else NOW + DAY)
-    retention.expire(connection, NOW, 100)
+    retention.delete_expired_jobs(connection, NOW, 100)
 
     def shown(**of: int) -> tuple[list[int], int, int]:
         thread = conversations.thread(connection, ADMIN_ID, "c", limit=1, max_text=9, **of)

@@ -1,4 +1,4 @@
-"""Any order of transitions, with a crash at any statement of any of them, keeps every invariant of the record."""
+"""Every order of transitions, with a crash at any statement, keeps every invariant of the record."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Known(NamedTuple):
     content: str
     status: Status
     may_be_given_up: bool
-    """It bounds its wait, and was never claimed."""
+    """It has a queue_timeout_s and was never claimed."""
     bounds_its_wait: bool
     turn_id: int
     system_prompt: str
@@ -50,7 +50,7 @@ class Known(NamedTuple):
 
 
 class KnownTurn(NamedTuple):
-    """Kept after its job has expired: those behind it still go on from where it stood."""
+    """Kept after its job has expired: later turns still continue it."""
 
     job_id: int
     parent_id: int | None
@@ -59,7 +59,7 @@ class KnownTurn(NamedTuple):
 
 
 class Record(RuleBasedStateMachine):
-    """What the record must say, kept beside it in the plainest way."""
+    """The expected content of the record, in the simplest form."""
 
     new_record: NewRecord
 
@@ -76,7 +76,7 @@ class Record(RuleBasedStateMachine):
         self.replies: dict[int, str] = {}
         self.retries: dict[int, int] = {}
         self.to_keep: set[str] = set()
-        """Leases that a cancel ended and whose attempt has not told yet what it had written."""
+        """Leases that a cancel ended and whose attempt has not stored its partial reply yet."""
         self.n_submitted = 0
         self.worker = self.run(None, register_worker)
 
@@ -91,7 +91,7 @@ class Record(RuleBasedStateMachine):
             self.statements_left -= 1
 
     def run(self, crash_at: int | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """None where it crashed: nothing of it may remain then."""
+        """None where it crashed: none of its writes may remain then."""
         with self.engine.connect() as connection:
             try:
                 with connection.begin():
@@ -140,7 +140,7 @@ class Record(RuleBasedStateMachine):
         )
 
     def know(self, accepted: submission.Accepted | None, new: submission.NewJob, parent_id: int | None) -> None:
-        """The job that was made behind that turn; None: nothing was made."""
+        """The job that was made after that turn; None: none was made."""
         if accepted is None:
             return
         job_id, turn_id = accepted.job_id, accepted.turn_id
@@ -196,12 +196,12 @@ class Record(RuleBasedStateMachine):
         return found
 
     def is_read(self, turn_id: int) -> list[tuple[str, str]]:
-        """What a job behind that turn reads."""
+        """The messages that a job after that turn reads."""
         in_force = self.turns[turn_id].in_force
         return [*([("system", in_force)] if in_force else []), *self.texts(turn_id, answered=True)]
 
     def texts(self, turn_id: int | None, *, answered: bool) -> list[tuple[str, str]]:
-        """Without system messages; of all turns of the path, or of those that got a reply."""
+        """The texts without system messages, of all turns of the path or of those with a reply."""
         found = []
         for job_id in (self.turns[one].job_id for one in self.path(turn_id)):
             job = self.jobs.get(job_id)
@@ -213,20 +213,20 @@ class Record(RuleBasedStateMachine):
         return found
 
     @rule(data=st.data())
-    def longest_beginning(self, data: st.DataObject) -> None:
-        """A caller that sends a whole history goes on where it left."""
+    def longest_stored_prefix(self, data: st.DataObject) -> None:
+        """A caller that sends a whole history continues its path."""
         done = [job.turn_id for job in self.jobs.values() if job.status is Status.DONE]
         if not done:
             return
-        said = self.is_read(data.draw(st.sampled_from(sorted(done))))
-        history = [Message(role=role, content=content) for role, content in [*said, ("user", "and now?")]]
-        found = self.run(None, turns.longest_beginning, ADMIN_ID, history)
+        read = self.is_read(data.draw(st.sampled_from(sorted(done))))
+        history = [Message(role=role, content=content) for role, content in [*read, ("user", "and now?")]]
+        found = self.run(None, turns.longest_stored_prefix, ADMIN_ID, history)
         assert found is not None
-        assert found.n_messages == len(said)
-        assert self.is_read(found.turn_id) == said
-        assert self.run(None, turns.longest_beginning, ADMIN_ID + 1, history) is None
+        assert found.n_messages == len(read)
+        assert self.is_read(found.turn_id) == read
+        assert self.run(None, turns.longest_stored_prefix, ADMIN_ID + 1, history) is None
         history[0] = Message(role="user", content="another beginning")
-        assert self.run(None, turns.longest_beginning, ADMIN_ID, history) is None
+        assert self.run(None, turns.longest_stored_prefix, ADMIN_ID, history) is None
 
     @rule(model=st.sampled_from(MODELS), crash_at=crash)
     def claim(self, model: str, crash_at: int | None) -> None:
@@ -310,12 +310,12 @@ class Record(RuleBasedStateMachine):
         self.set_cancelled(ids)
 
     @rule(data=st.data(), crash_at=crash)
-    def keep_written(self, data: st.DataObject, crash_at: int | None) -> None:
+    def store_partial(self, data: st.DataObject, crash_at: int | None) -> None:
         claim = self.any_claim(data)
         if claim is None:
             return
-        written = transitions.Written("so far", 1, 1)
-        kept = self.run(crash_at, transitions.keep_written, claim.job_id, claim.lease_token, NOW, written=written)
+        written = transitions.PartialReply("so far", 1, 1)
+        kept = self.run(crash_at, transitions.store_partial, claim.job_id, claim.lease_token, NOW, written=written)
         assert kept is (claim.lease_token in self.to_keep) or crash_at is not None
         if kept:
             self.to_keep.remove(claim.lease_token)
@@ -363,7 +363,7 @@ class Record(RuleBasedStateMachine):
     @rule(crash_at=crash)
     def expire(self, crash_at: int | None) -> None:
         ended = {n for n, job in self.jobs.items() if job.status not in OPEN}
-        n_expired = self.run(crash_at, retention.expire, NOW + timedelta(seconds=60), 1000)
+        n_expired = self.run(crash_at, retention.delete_expired_jobs, NOW + timedelta(seconds=60), 1000)
         if n_expired is None:
             assert crash_at is not None
             return
@@ -377,7 +377,7 @@ class Record(RuleBasedStateMachine):
         self.heads = {name: turn_id for name, turn_id in self.heads.items() if name in left}
 
     @rule()
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         tokens = [claim.lease_token for claim in self.claims]
         self.run(None, leases.heartbeat, tokens)
         held = {lease.lease_token for lease in self.run(None, leases.active_leases, self.worker)}
@@ -386,7 +386,7 @@ class Record(RuleBasedStateMachine):
     @invariant()
     def every_rule_of_the_record_holds(self) -> None:
         with self.engine.connect() as connection:
-            assert check.broken(connection) == []
+            assert check.violations(connection) == []
             for job in reads.newest(connection, ADMIN_ID, limit=500):
                 assert job.status == self.jobs[job.id].status
                 if job.status == "done":
@@ -398,7 +398,7 @@ class Record(RuleBasedStateMachine):
     def a_job_reads_its_path_and_nothing_unanswered(self) -> None:
         with self.engine.connect() as connection:
             for claim in filter(self.holds, self.claims):
-                seen = turns.turn(connection, claim.turn_id, 10_000).messages
+                seen = turns.read_turn(connection, claim.turn_id, 10_000).messages
                 job, turn = self.jobs[claim.job_id], self.turns[claim.turn_id]
                 wanted = [("system", turn.in_force)] if turn.in_force else []
                 wanted += self.texts(turn.parent_id, answered=True)
@@ -406,13 +406,13 @@ class Record(RuleBasedStateMachine):
                 assert [(message.role, message.content) for message in seen] == [*wanted, ("user", job.content)]
 
     def compare(self, connection: Connection, name: str) -> None:
-        """The branch that people see, each reply right behind its prompt."""
-        told = [
+        """The path to the head; each reply follows its prompt."""
+        contents = [
             (message.role, message.content)
             for message in conversations.messages(connection, ADMIN_ID, name)
             if message.role != "system"
         ]
-        assert told == self.texts(self.heads.get(name), answered=False)
+        assert contents == self.texts(self.heads.get(name), answered=False)
 
     def any_claim(self, data: st.DataObject) -> transitions.Claim | None:
         return data.draw(st.sampled_from(self.claims)) if self.claims else None

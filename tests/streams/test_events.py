@@ -107,7 +107,7 @@ async def test_a_late_reader_may_begin_after_any_event(
 
 
 @pytest.mark.slow
-async def test_each_attempt_goes_on_behind_the_one_before_and_all_tell_what_one_alone_would(
+async def test_each_attempt_continues_the_one_before_and_together_they_publish_what_one_alone_would(
     worked: httpx.AsyncClient, script: Script, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llamalith_app.jobs.order.retry_backoff", lambda _: timedelta())
@@ -128,7 +128,7 @@ async def test_each_attempt_goes_on_behind_the_one_before_and_all_tell_what_one_
 
 
 @pytest.mark.parametrize("lost", ["the tokens", "the way back to them"])
-async def test_an_attempt_that_cannot_continue_takes_back_the_text_and_begins_anew(
+async def test_an_attempt_that_cannot_continue_takes_back_the_text_and_restarts(
     worked: httpx.AsyncClient,
     redis: Redis,
     script: Script,
@@ -385,7 +385,7 @@ async def test_a_redis_that_comes_back_is_subscribed_again(
     assert "restart" not in got.kinds
 
 
-async def test_a_queued_job_tells_its_place_when_that_changes(
+async def test_a_queued_job_publishes_its_place_when_that_changes(
     api: httpx.AsyncClient, database: Database, redis: Redis
 ) -> None:
     for number in (1, 2, 3):
@@ -399,7 +399,7 @@ async def test_a_queued_job_tells_its_place_when_that_changes(
         assert second.data["position"] == 2
 
 
-async def test_a_running_job_tells_when_it_will_end(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
+async def test_a_running_job_says_when_it_will_end(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:
     job_id = await submit(api, "x")
     making = await attempt(database, redis)
     engine = EngineStatus(model="smollm2", state="loaded", n_slots=1, tokens_per_s=10.0, completion_tokens=100.0)
@@ -436,8 +436,8 @@ async def test_the_partial_text_of_a_cancelled_job_reaches_also_a_reader_that_co
         late = await both.enter_async_context(reading(api, f"/api/jobs/{job_id}/events"))
         late_events = late.events()
         assert (await some(late_events, "delta"))[0].data["text"] == "some text"
-        written = transitions.Written("some text", 1, 2)
-        assert await database.write(transitions.keep_written, job_id, making.claim.lease_token, NOW, written=written)
+        written = transitions.PartialReply("some text", 1, 2)
+        assert await database.write(transitions.store_partial, job_id, making.claim.lease_token, NOW, written=written)
         for source in (early_events, late_events):
             (final,) = await some(source, "cancelled")
             assert final.data["partial"] == "some text"
@@ -450,7 +450,7 @@ async def test_a_stream_whose_job_expired_before_its_end_was_seen_ends_too(
 
     def cancel_and_expire(connection: Connection) -> int:
         transitions.cancel(connection, ADMIN_ID, job_id, datetime.now(UTC))
-        return retention.expire(connection, datetime.now(UTC), 100)
+        return retention.delete_expired_jobs(connection, datetime.now(UTC), 100)
 
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()
@@ -515,7 +515,7 @@ async def test_a_session_that_ended_elsewhere_ends_its_streams_soon(config: Conf
 # Conversations
 
 
-async def test_a_conversation_tells_its_jobs_one_after_another_and_goes_on(
+async def test_a_conversation_streams_its_jobs_one_after_another_and_continues(
     api: httpx.AsyncClient, database: Database, redis: Redis
 ) -> None:
     for _ in range(2):

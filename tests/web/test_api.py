@@ -129,22 +129,22 @@ async def test_running_jobs_show_the_progress_that_the_worker_publishes(
     claim = await claimed(database)
     paths = ("/api/jobs/1", "/api/jobs", "/api/conversations/c/latest")
 
-    async def told() -> list[object]:
+    async def shown() -> list[object]:
         one, listed, latest = [(await api.get(path)).json() for path in paths]
         return [one["progress"], listed["jobs"][0]["progress"], latest["last_job"]["progress"]]
 
-    assert await told() == [None, None, None]
+    assert await shown() == [None, None, None]
     progress = Progress(phase="prefill", prompt_tokens=2000, prompt_tokens_done=512, tokens_per_s=300.5)
     async with Redis.from_url(redis_url) as redis:
         await publish(redis, record_id(database.path), 1, claim.attempt, progress)
-        assert await told() == [msgspec.to_builtins(progress)] * 3
+        assert await shown() == [msgspec.to_builtins(progress)] * 3
         await redis.set(f"llamalith:progress:{record_id(database.path)}:1.1", b"not what we wrote")
-        assert await told() == [None, None, None]
+        assert await shown() == [None, None, None]
         await publish(redis, record_id(database.path), 1, claim.attempt - 1, progress)
-        assert await told() == [None, None, None], "of an attempt that is over"
+        assert await shown() == [None, None, None], "of an attempt that is over"
         await publish(redis, record_id(database.path), 1, claim.attempt, progress)
     await database.write(finish, claim)
-    assert await told() == [None, None, None], "of a job that has ended"
+    assert await shown() == [None, None, None], "of a job that has ended"
 
 
 async def test_an_accepted_job_leaves_one_hint_that_holds_no_prompt(api: httpx.AsyncClient, redis_url: str) -> None:
@@ -302,8 +302,8 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         assert ("409" in refusals) is ("429" in refusals) is makes, path
         for status in refusals:
             media_type = "application/json" if status == "401" else "application/problem+json"
-            told = operation["responses"][status]["content"][media_type]["schema"]
-            assert told == {"$ref": "#/components/schemas/Problem"}
+            shown = operation["responses"][status]["content"][media_type]["schema"]
+            assert shown == {"$ref": "#/components/schemas/Problem"}
     content = document["components"]["schemas"]["JobCreate"]["properties"]["content"]["anyOf"][0]
     assert content["maxLength"] == 1_000_000
     limit = next(
@@ -380,7 +380,7 @@ async def test_no_user_text_and_no_secret_is_logged(config: Config, capfd: pytes
             await api.get(f"/api/jobs?conversation_id={CANARIES['query']}&limit={CANARIES['query']}")
             await api.get(f"/{CANARIES['query']}")
             await api.get("/api/jobs", headers={"Authorization": f"Bearer {CANARIES['cookie']}"})
-    told = repr(lines) + "".join(capfd.readouterr())
+    shown = repr(lines) + "".join(capfd.readouterr())
     assert len(lines) >= 9
     for canary in [*CANARIES.values(), TOKEN]:
-        assert canary not in told
+        assert canary not in shown

@@ -64,7 +64,7 @@ async def test_a_cancel_is_final_and_is_answered_with_the_final_state(
     assert not await database.write(finish, running)
     assert (await api.get("/api/jobs/2")).json()["result"] is None
     assert await states(api) == ["done", "cancelled", "cancelled"]
-    assert await database.read(check.broken) == []
+    assert await database.read(check.violations) == []
 
 
 def another_owners_job(connection: Connection) -> int:
@@ -86,7 +86,7 @@ async def test_nobody_cancels_another_owner_s_job(api: httpx.AsyncClient, databa
         answer = await api.request(method, path)
         assert (answer.status_code, answer.json()["type"]) == (404, "about:llamalith/not-found"), path
     assert (await api.post("/api/jobs/cancel?status=queued")).json() == {"ok": True, "cancelled": 0}
-    assert (await database.read(reads.queue, {job_id: "smollm2"})).positions == {job_id: 1}
+    assert (await database.read(reads.queue_places, {job_id: "smollm2"})).positions == {job_id: 1}
 
 
 async def test_a_conversation_is_cancelled_as_a_whole(api: httpx.AsyncClient, database: Database) -> None:
@@ -97,7 +97,7 @@ async def test_a_conversation_is_cancelled_as_a_whole(api: httpx.AsyncClient, da
     assert await states(api) == ["cancelled", "cancelled", "queued", "cancelled"]
     assert not await database.write(finish, running)
     assert (await api.post("/api/conversations/c/cancel")).json() == {"ok": True, "cancelled": 0}
-    assert await database.read(check.broken) == []
+    assert await database.read(check.violations) == []
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_a_filter_cancels_the_matching_jobs_and_no_others(
     answer = await api.post(f"/api/jobs/cancel?{query}")
     assert answer.json() == {"ok": True, "cancelled": 4 - len(left)}
     assert [number for number, state in enumerate(await states(api), start=1) if state != "cancelled"] == left
-    assert await database.read(check.broken) == []
+    assert await database.read(check.violations) == []
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ async def test_more_jobs_than_one_transaction_takes_are_all_cancelled(
     await claim(database)
     answer = await api.post("/api/jobs/cancel?status=queued&status=processing")
     assert answer.json() == {"ok": True, "cancelled": CHUNK_JOBS + 1}
-    assert await database.read(waiting.due, ["smollm2"], datetime.now(UTC)) == []
-    assert await database.read(check.broken) == []
+    assert await database.read(waiting.due_jobs, ["smollm2"], datetime.now(UTC)) == []
+    assert await database.read(check.violations) == []
 
 
 async def test_a_hint_is_sent_for_a_job_that_a_cancel_made_runnable(
@@ -237,8 +237,8 @@ async def test_time_limits_are_stored_with_the_job_and_default_to_the_configurat
         own = await queue(api, timeout_s=30, queue_timeout_s=0.5)
         answer = await api.post("/api/conversations/c/reply", json={"content": "x", "timeout_s": 604_800})
         await api.post("/api/submit", json={"user_input": "x"})
-        told = [(await api.get(f"/api/jobs/{job_id}")).json() for job_id in (own, answer.json()["job_id"], 3)]
-    assert [(job["timeout_s"], job["queue_timeout_s"]) for job in told] == [(30, 0.5), (604_800, 3600), (7.5, 3600)]
+        shown = [(await api.get(f"/api/jobs/{job_id}")).json() for job_id in (own, answer.json()["job_id"], 3)]
+    assert [(job["timeout_s"], job["queue_timeout_s"]) for job in shown] == [(30, 0.5), (604_800, 3600), (7.5, 3600)]
 
 
 async def test_without_a_limit_a_job_may_take_any_time(api: httpx.AsyncClient) -> None:
@@ -257,7 +257,7 @@ async def token_of(browser: httpx.AsyncClient, path: str) -> str:
 
 @pytest.fixture
 async def plain(config: Config) -> Any:
-    """A session whose client does not tell where it comes from: what counts is what is in the form."""
+    """A session whose client sends no origin: the token in the form counts."""
     async with serving(config) as client:
         await log_in(client)
         del client.headers["Origin"]
@@ -312,8 +312,8 @@ async def test_the_partial_reply_of_a_cancelled_job_is_shown_as_partial(
     await browser.post("/chat/jobs/1/cancel")
     still = await browser.get("/chat/conversations/c")
     assert 'data-open="1"' in still.text, "its worker may add what was written"
-    written = transitions.Written("Once <b>upon</b> a", 9, 4)
-    assert await database.write(transitions.keep_written, 1, claimed.lease_token, datetime.now(UTC), written=written)
+    written = transitions.PartialReply("Once <b>upon</b> a", 9, 4)
+    assert await database.write(transitions.store_partial, 1, claimed.lease_token, datetime.now(UTC), written=written)
     page = await browser.get("/chat/conversations/c")
     assert 'data-open="0"' in page.text
     assert "This job was cancelled. Until then it had written this" in page.text

@@ -196,8 +196,8 @@ async def test_nginx_answers_under_its_names_beside_debians_default_site(
 async def test_blanks_around_an_id_are_ignored(api: httpx.AsyncClient, given: str) -> None:
     await api.post("/api/jobs", json={"content": "x", "conversation_id": " lead "})
     for path in ("messages", "latest"):
-        told = (await api.get(f"/api/conversations/{given}/{path}")).json()
-        assert (told["conversation_id"], told["exists"]) == ("lead", True)
+        answered = (await api.get(f"/api/conversations/{given}/{path}")).json()
+        assert (answered["conversation_id"], answered["exists"]) == ("lead", True)
     assert (await api.get(f"/api/status/{given}")).json()["exists"]
     assert (await api.get(f"/api/jobs?conversation_id={given}")).json()["jobs"]
     reply = await api.post(f"/api/conversations/{given}/reply", json={"content": "x"})
@@ -250,12 +250,12 @@ async def test_json_in_utf_8_is_accepted_with_any_valid_content_type(
 ) -> None:
     answer = await post(api, "/api/jobs", sent, headers)
     assert answer.status_code == 200, answer.text
-    told = (await api.get("/api/conversations/wrapped/messages")).json()
-    assert told["messages"][-1]["content"] == "größer"
+    answered = (await api.get("/api/conversations/wrapped/messages")).json()
+    assert answered["messages"][-1]["content"] == "größer"
 
 
 @pytest.mark.parametrize(
-    ("sent", "headers", "status", "told"),
+    ("sent", "headers", "status", "detail"),
     [
         (
             gzip.compress(BODY.encode(), mtime=0),
@@ -275,11 +275,11 @@ async def test_json_in_utf_8_is_accepted_with_any_valid_content_type(
     ],
 )
 async def test_a_body_of_another_content_type_is_refused_with_the_right_one(
-    api: httpx.AsyncClient, sent: bytes, headers: dict[str, str], status: int, told: str
+    api: httpx.AsyncClient, sent: bytes, headers: dict[str, str], status: int, detail: str
 ) -> None:
     answer = await post(api, "/api/jobs", sent, headers)
     assert answer.status_code == status, answer.text
-    assert told in answer.json()["detail"]
+    assert detail in answer.json()["detail"]
 
 
 # Words
@@ -302,7 +302,7 @@ async def test_an_invalid_field_is_explained_in_terms_of_json(api: httpx.AsyncCl
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "told"),
+    ("method", "path", "detail"),
     [
         ("POST", "/api/jobs/cancel", "status: missing; expected one of queued, processing; at most 2 of them"),
         ("POST", "/api/jobs/cancel?status=nonsense", "status: expected one of queued, processing; at most 2 of them"),
@@ -313,15 +313,15 @@ async def test_an_invalid_field_is_explained_in_terms_of_json(api: httpx.AsyncCl
         ("GET", "/api/jobs/1/events?after=x", "after: expected the id of an event of this stream, such as 1-42"),
     ],
 )
-async def test_an_invalid_query_is_explained_too(api: httpx.AsyncClient, method: str, path: str, told: str) -> None:
+async def test_an_invalid_query_is_explained_too(api: httpx.AsyncClient, method: str, path: str, detail: str) -> None:
     answer = await api.request(method, path)
     assert answer.status_code == 400
-    assert answer.json()["detail"].startswith(told)
+    assert answer.json()["detail"].startswith(detail)
     assert not PYTHON.search(answer.json()["detail"])
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "detail"),
     [
         ({}, "content: missing"),
         ({"content": None}, "content: expected a string, got null"),
@@ -334,9 +334,11 @@ async def test_an_invalid_query_is_explained_too(api: httpx.AsyncClient, method:
         ([], "The body is wrong: expected an object, got a list"),
     ],
 )
-async def test_an_invalid_reply_is_refused_with_what_it_lacks(api: httpx.AsyncClient, sent: object, told: str) -> None:
+async def test_an_invalid_reply_is_refused_with_what_it_lacks(
+    api: httpx.AsyncClient, sent: object, detail: str
+) -> None:
     answer = await api.post("/api/conversations/c/reply", json=sent)
-    assert (answer.status_code, answer.json()["detail"]) == (400, told)
+    assert (answer.status_code, answer.json()["detail"]) == (400, detail)
 
 
 # Lists without texts
@@ -379,7 +381,7 @@ async def test_a_list_without_texts_reads_no_text(config: Config) -> None:
     statements: list[str] = []
 
     def read(connection: Connection) -> None:
-        event.listen(connection, "before_cursor_execute", lambda *told: statements.append(told[2]))
+        event.listen(connection, "before_cursor_execute", lambda *args: statements.append(args[2]))
         reads.newest_briefs(connection, 1, limit=100)
 
     try:

@@ -233,7 +233,7 @@ async def test_expired_sessions_are_deleted_at_the_next_login(client: httpx.Asyn
     now = datetime.now(UTC)
     await database.write(sessions.begin, "old", 1, now - timedelta(days=8))
     await come_in(client)
-    assert await database.read(sessions.find, "old", now - timedelta(days=8)) is None
+    assert await database.read(sessions.active_session, "old", now - timedelta(days=8)) is None
 
 
 GARBAGE = ["", "x", "A" * 43, "A" * 4000, "\xff\xfe", "a=b; c", '"quoted"', "%00", "é", "../../etc", "' OR 1=1 --"]
@@ -263,7 +263,7 @@ async def test_a_login_leads_on_to_the_page_that_was_asked_for(client: httpx.Asy
     assert target == "/chat/jobs?status=done&amp;before=7"
     answer = await client.post("/chat/login", data={"password": PASSWORD, "next": target.replace("&amp;", "&")})
     assert answer.headers["location"] == "/chat/jobs?status=done&before=7"
-    assert (await client.get("/chat/login")).headers["location"] == "/chat/", "the way there was told once"
+    assert (await client.get("/chat/login")).headers["location"] == "/chat/", "the target was sent once"
 
 
 PAGES = [
@@ -314,7 +314,7 @@ async def test_a_login_leads_nowhere_else(client: httpx.AsyncClient, path: str) 
 
 OTHER = "http://127.0.0.1:1"
 ORIGINS = {"own": None, "none": "", "another port": OTHER, "null": "null", "another site": "https://evil.example"}
-SITES = {"none told": "", "same-origin": "same-origin", "same-site": "same-site", "cross-site": "cross-site"}
+SITES = {"none sent": "", "same-origin": "same-origin", "same-site": "same-site", "cross-site": "cross-site"}
 CREDENTIALS = ("session", "session and csrf token", "bearer", "bearer and session", "wrong bearer and session")
 BODIES = {
     "application/json": b'{"content": "x"}',
@@ -427,23 +427,23 @@ async def test_a_login_sent_by_another_site_is_refused(client: httpx.AsyncClient
 
 
 @pytest.mark.parametrize(
-    "told",
+    "site_headers",
     [
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
-        # What browsers tell in plain HTTP.
+        # What browsers send in plain HTTP.
         {"Referer": "http://127.0.0.1:1/"},
         {"Referer": "https://evil.example/page"},
     ],
 )
-async def test_another_site_cannot_log_a_person_out(client: httpx.AsyncClient, told: dict[str, str]) -> None:
+async def test_another_site_cannot_log_a_person_out(client: httpx.AsyncClient, site_headers: dict[str, str]) -> None:
     session = await come_in(client)
-    asked = await client.get("/chat/logout", headers={**with_session(session), **told})
+    asked = await client.get("/chat/logout", headers={**with_session(session), **site_headers})
     assert asked.status_code == 200
     assert "Log out?" in asked.text
     assert "set-cookie" not in asked.headers
     assert await opens(client, session)
-    posted = await client.post("/chat/logout", headers={**with_session(session), **told})
+    posted = await client.post("/chat/logout", headers={**with_session(session), **site_headers})
     assert posted.status_code == 403
     assert await opens(client, session)
 
@@ -493,7 +493,7 @@ async def test_if_there_are_several_origins_each_must_be_ours(client: httpx.Asyn
 
 
 async def test_a_proxy_that_terminates_tls_without_being_configured_locks_nobody_out(client: httpx.AsyncClient) -> None:
-    """nginx sends the Host on; that https ended there is told only to who trusts it."""
+    """nginx sends the Host on; that https ended there reaches only a server that trusts it."""
     headers = {"Host": "chat.example.org", "Origin": "https://chat.example.org"}
     answer = await client.post("/chat/login", data={"password": PASSWORD}, headers=headers)
     assert answer.status_code == 303
@@ -567,7 +567,7 @@ async def test_failures_under_a_rebound_name_slow_down_only_that_name(client: ht
         return (await client.post("/chat/login", data={"password": password}, headers={"Host": host})).status_code
 
     own = client.base_url.netloc.decode()
-    for _ in range(logins.FREE + 1):
+    for _ in range(logins.FREE_FAILURES + 1):
         last = await attempt("evil.example", "wrong")
     assert last == 429
     assert await attempt("evil.example:1", PASSWORD) == 429, "another port is no other name"
@@ -581,13 +581,13 @@ def test_inventing_host_names_gives_no_more_guesses_or_rows_than_a_few_names(dat
         for client in ("192.0.2.1", "2001:db8:1:2::3"):
             waits = [attempt(client, now, f"name{number}") for number in range(500) for _ in range(2)]
             # Two for each of four names, and what all others have together.
-            assert sum(not wait for wait in waits) == 2 * logins.HOSTS_OF_ONE + logins.FREE
+            assert sum(not wait for wait in waits) == 2 * logins.MAX_HOSTS_PER_ADDRESS + logins.FREE_FAILURES
             assert not attempt(client, now, "name0"), "the failures of a known name are still its own"
             assert not attempt(client, now), "and the address itself has none"
     with sqlite3.connect(database_path) as connection:
         keys = [key for (key,) in connection.execute("SELECT address FROM login_failures")]
     connection.close()
-    assert len(keys) == 1 + 3 * (logins.HOSTS_OF_ONE + 2)
+    assert len(keys) == 1 + 3 * (logins.MAX_HOSTS_PER_ADDRESS + 2)
     assert max(map(len, keys)) <= 64
 
 
@@ -598,13 +598,13 @@ async def test_invented_host_names_lock_nobody_out_of_a_configured_or_known_one(
 
     async with serving(config) as client:
         assert await attempt(client, "known.example.org") == 303
-        for number in range(logins.HOSTS_OF_ONE):
+        for number in range(logins.MAX_HOSTS_PER_ADDRESS):
             assert await attempt(client, f"evil{number}.example", "wrong") == 401
-        for _ in range(logins.FREE):
+        for _ in range(logins.FREE_FAILURES):
             assert await attempt(client, "evil.example", "wrong") == 401
         assert await attempt(client, "other.example.org") == 429
         assert await attempt(client, "known.example.org:8443") == 303
-        for _ in range(logins.FREE):
+        for _ in range(logins.FREE_FAILURES):
             assert await attempt(client, "known.example.org", "wrong") == 401
         assert await attempt(client, "known.example.org") == 429, "a known name has no more guesses than any"
     async with serving(msgspec.structs.replace(config, allowed_hosts=("other.example.org",))) as client:
@@ -619,12 +619,12 @@ def test_a_correct_password_under_a_shared_name_clears_no_other_name_and_adds_fe
         with engine.begin() as connection:
             reserved = logins.reserve(connection, ("192.0.2.1",), host, at)
             if is_right and not reserved.wait:
-                logins.succeeded(connection, reserved.keys, host, at)
+                logins.record_success(connection, reserved.keys, host, at)
             return reserved.wait
 
-    for number in range(logins.HOSTS_OF_ONE):
+    for number in range(logins.MAX_HOSTS_PER_ADDRESS):
         attempt(f"evil{number}", now)
-    for _ in range(logins.FREE - 1):
+    for _ in range(logins.FREE_FAILURES - 1):
         assert not attempt("evil", now)
     for number in range(50):
         assert not attempt(f"own{number}", now + timedelta(seconds=number), is_right=True)
@@ -634,11 +634,11 @@ def test_a_correct_password_under_a_shared_name_clears_no_other_name_and_adds_fe
     assert not attempt("own49", now)
     with engine.connect() as connection:
         proven = connection.exec_driver_sql("SELECT count(*) FROM login_failures WHERE address LIKE '+%'").scalar_one()
-    assert proven == logins.MAX_PROVEN
-    later = now + logins.PROVEN_FOR
-    for number in range(logins.HOSTS_OF_ONE):
+    assert proven == logins.MAX_PROVEN_HOSTS
+    later = now + logins.PROVEN_TTL
+    for number in range(logins.MAX_HOSTS_PER_ADDRESS):
         attempt(f"evil{number}", later)
-    for _ in range(logins.FREE):
+    for _ in range(logins.FREE_FAILURES):
         assert not attempt("evil", later)
     assert attempt("own49", later), "it was forgotten"
     engine.dispose()
@@ -756,8 +756,8 @@ async def test_a_flood_of_logins_from_one_address_does_not_block_another(config:
         )
     statuses = [answer.status_code for answer in answers]
     assert statuses[-1] == 303
-    assert statuses.count(401) == logins.FREE
-    assert statuses.count(429) == 60 - logins.FREE
+    assert statuses.count(401) == logins.FREE_FAILURES
+    assert statuses.count(429) == 60 - logins.FREE_FAILURES
 
 
 @pytest.mark.usefixtures("stopped_clock")
@@ -799,8 +799,8 @@ async def test_a_flood_of_logins_under_unconfigured_names_does_not_block_an_ip_a
         flood = [
             asyncio.create_task(attempt("wrong", address, Host=f"evil{number}.example"))
             for address in addresses
-            for number in range(logins.HOSTS_OF_ONE + 1)
-            for _ in range(logins.FREE)
+            for number in range(logins.MAX_HOSTS_PER_ADDRESS + 1)
+            for _ in range(logins.FREE_FAILURES)
         ]
         n_strange = min(places.values()) if len(addresses) > 1 else places["MAX_UNCONFIGURED_PER_ADDRESS"]
 
@@ -823,7 +823,7 @@ async def test_a_flood_of_logins_under_unconfigured_names_does_not_block_an_ip_a
 async def test_a_throttled_client_is_answered_without_waiting_for_the_writer(
     client: httpx.AsyncClient, database_path: Path
 ) -> None:
-    for _ in range(logins.FREE):
+    for _ in range(logins.FREE_FAILURES):
         assert (await client.post("/chat/login", data={"password": "wrong"})).status_code == 401
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -897,7 +897,7 @@ async def test_a_draft_that_is_shown_again_is_limited(client: httpx.AsyncClient)
 
 @pytest.mark.usefixtures("stopped_clock")
 async def test_guesses_are_slowed_down_more_and_more(client: httpx.AsyncClient) -> None:
-    for _ in range(logins.FREE):
+    for _ in range(logins.FREE_FAILURES):
         assert (await client.post("/chat/login", data={"password": "wrong"})).status_code == 401
     refused = await client.post("/chat/login", data={"password": PASSWORD})
     assert refused.status_code == 429, "the right password too: nothing is looked at"
@@ -919,7 +919,7 @@ def test_the_delay_of_an_address_doubles_up_to_a_limit(database_path: Path) -> N
 def test_refused_attempts_do_not_lengthen_the_delay(database_path: Path) -> None:
     with attempting(database_path) as attempt:
         now = datetime(2026, 1, 1, tzinfo=UTC)
-        for _ in range(logins.FREE):
+        for _ in range(logins.FREE_FAILURES):
             assert not attempt("192.0.2.1", now)
         assert {attempt("192.0.2.1", now) for _ in range(100)} == {timedelta(seconds=1)}
 
@@ -929,7 +929,7 @@ def test_a_crowd_slows_down_addresses_that_failed_and_no_others(database_path: P
         now = datetime(2026, 1, 1, tzinfo=UTC)
         for number in range(500):
             assert not attempt(f"10.0.{number // 256}.{number % 256}", now)
-        assert attempt("10.0.0.1", now) == logins.LONGEST_OVERALL, "its second guess"
+        assert attempt("10.0.0.1", now) == logins.MAX_DELAY_OVERALL, "its second guess"
         assert not attempt("192.0.2.1", now), "the owner, from anywhere else"
 
 
@@ -948,18 +948,20 @@ def test_a_site_with_a_million_households_shares_one_limit(database_path: Path) 
     with attempting(database_path) as attempt:
         now = datetime(2026, 1, 1, tzinfo=UTC)
         waits = [attempt(f"2001:db8:1:{number:x}::1", now) for number in range(1000)]
-        assert sum(not wait for wait in waits) == logins.FREE * logins.WIDER
+        assert sum(not wait for wait in waits) == logins.FREE_FAILURES * logins.WIDER_FACTOR
         assert not attempt("2001:db8:2::1", now)
 
 
 def test_failures_expire_after_a_day(database_path: Path) -> None:
     with attempting(database_path) as attempt:
         now = datetime(2026, 1, 1, tzinfo=UTC)
-        for _ in range(logins.FREE):
+        for _ in range(logins.FREE_FAILURES):
             attempt("192.0.2.1", now)
         assert attempt("192.0.2.1", now)
-        later = now + logins.FORGOTTEN_AFTER
-        assert [attempt("192.0.2.1", later) for _ in range(logins.FREE)] == [timedelta()] * logins.FREE
+        later = now + logins.FAILURES_TTL
+        assert [attempt("192.0.2.1", later) for _ in range(logins.FREE_FAILURES)] == [
+            timedelta()
+        ] * logins.FREE_FAILURES
 
 
 @contextmanager
@@ -984,14 +986,14 @@ async def test_four_servers_on_one_database_allow_no_more_guesses_than_one(confi
             *(client.post("/chat/login", data={"password": f"guess {n}"}) for client in clients for n in range(25))
         )
     statuses = [answer.status_code for answer in answers]
-    assert statuses.count(401) == logins.FREE
-    assert statuses.count(429) == 100 - logins.FREE
+    assert statuses.count(401) == logins.FREE_FAILURES
+    assert statuses.count(429) == 100 - logins.FREE_FAILURES
 
 
 @pytest.mark.usefixtures("stopped_clock")
 async def test_a_restart_forgets_no_failure(config: Config) -> None:
     async with serving(config) as client:
-        for _ in range(logins.FREE + 1):
+        for _ in range(logins.FREE_FAILURES + 1):
             last = await client.post("/chat/login", data={"password": "wrong"})
     assert last.status_code == 429
     async with serving(config) as client:
@@ -1000,7 +1002,7 @@ async def test_a_restart_forgets_no_failure(config: Config) -> None:
 
 async def test_a_correct_password_clears_earlier_failures(client: httpx.AsyncClient) -> None:
     for _ in range(3):
-        for _ in range(logins.FREE - 1):
+        for _ in range(logins.FREE_FAILURES - 1):
             assert (await client.post("/chat/login", data={"password": "wrong"})).status_code == 401
         await come_in(client)
 
@@ -1024,7 +1026,7 @@ async def test_the_owner_can_log_in_from_elsewhere_while_one_address_guesses(con
 async def test_a_forwarded_address_counts_only_from_a_configured_proxy(
     config: Config, client: httpx.AsyncClient
 ) -> None:
-    for number in range(logins.FREE):
+    for number in range(logins.FREE_FAILURES):
         headers = {"X-Forwarded-For": f"203.0.113.{number}", "X-Forwarded-Proto": "https"}
         answer = await client.post("/chat/login", data={"password": "wrong"}, headers=headers)
         assert answer.status_code == 401
@@ -1035,7 +1037,7 @@ async def test_a_forwarded_address_counts_only_from_a_configured_proxy(
 @pytest.mark.usefixtures("stopped_clock")
 async def test_of_several_forwarded_addresses_the_last_untrusted_one_counts(config: Config) -> None:
     async with serving(msgspec.structs.replace(config, trusted_proxies=("127.0.0.1", "10.0.0.0/8"))) as client:
-        for number in range(logins.FREE + 1):
+        for number in range(logins.FREE_FAILURES + 1):
             headers = {"X-Forwarded-For": f"198.51.100.{number}, 203.0.113.9, 10.1.2.3"}
             last = await client.post("/chat/login", data={"password": "wrong"}, headers=headers)
     assert last.status_code == 429

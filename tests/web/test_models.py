@@ -19,8 +19,8 @@ from tests.store.samples import register_worker
 from tests.web.conftest import log_in, serving
 
 
-async def tell(database: Database, *engines: EngineStatus) -> None:
-    """As a worker's beat does."""
+async def report(database: Database, *engines: EngineStatus) -> None:
+    """As a worker's heartbeat does."""
     worker = await database.write(register_worker)
     await database.write(workers.heartbeat, worker, datetime.now(UTC), msgspec.json.encode(engines).decode())
 
@@ -41,8 +41,8 @@ LOADED = EngineStatus(
 async def test_models_are_listed_with_their_state_in_the_workers(
     config: Config, api: httpx.AsyncClient, database: Database
 ) -> None:
-    await tell(database, LOADED, EngineStatus(model="other", state="failed", reason="It is broken.", n_slots=4))
-    await tell(database, EngineStatus(model="smollm2", state="loading", progress=0.5, n_slots=3, n_used=2))
+    await report(database, LOADED, EngineStatus(model="other", state="failed", reason="It is broken.", n_slots=4))
+    await report(database, EngineStatus(model="smollm2", state="loading", progress=0.5, n_slots=3, n_used=2))
     await api.post("/api/jobs", json={"content": "x", "model": "other"})
     first, second = (await api.get("/api/models")).json()["models"]
     assert first == {
@@ -77,28 +77,28 @@ async def test_without_a_worker_models_are_absent_and_their_file_sizes_are_shown
 async def test_queued_jobs_show_when_they_will_start_and_end_once_a_job_was_measured(
     config: Config, database: Database
 ) -> None:
-    await tell(database, LOADED)
+    await report(database, LOADED)
     async with serving(config) as api:
         for _ in range(5):
             await api.post("/api/jobs", json={"content": "x"})
         listed = (await api.get("/api/jobs")).json()["jobs"]
         single = (await api.get("/api/jobs/5")).json()
-    told = [(job["progress"]["start_eta_s"], job["progress"]["eta_s"]) for job in reversed(listed)]
-    assert told == [(0.0, 10.0), (0.0, 10.0), (10.0, 20.0), (10.0, 20.0), (20.0, 30.0)]
+    shown = [(job["progress"]["start_eta_s"], job["progress"]["eta_s"]) for job in reversed(listed)]
+    assert shown == [(0.0, 10.0), (0.0, 10.0), (10.0, 20.0), (10.0, 20.0), (20.0, 30.0)]
     assert (single["progress"]["start_eta_s"], single["progress"]["eta_s"]) == (20.0, 30.0)
 
 
 async def test_a_job_shows_which_job_of_its_conversation_it_waits_for_and_starts_after_that_one_ends(
     config: Config, database: Database
 ) -> None:
-    await tell(database, LOADED)
+    await report(database, LOADED)
     async with serving(config) as browser:
         for conversation_id in ("c", "c", "other", "c", "c"):
             await browser.post("/api/jobs", json={"content": "x", "conversation_id": conversation_id})
         listed = {job["id"]: job["progress"] for job in (await browser.get("/api/jobs")).json()["jobs"]}
         # The second of its conversation is the second in the queue, for which there is a slot; the last is after all.
-        told = {job_id: (one["waits_for"], one["start_eta_s"], one["eta_s"]) for job_id, one in listed.items()}
-        assert told == {
+        shown = {job_id: (one["waits_for"], one["start_eta_s"], one["eta_s"]) for job_id, one in listed.items()}
+        assert shown == {
             1: (None, 0.0, 10.0),
             2: (1, 10.0, 20.0),
             3: (None, 10.0, 20.0),
@@ -119,7 +119,7 @@ async def test_a_job_shows_which_job_of_its_conversation_it_waits_for_and_starts
 
 
 async def test_the_page_shows_the_models_state_and_when_a_job_starts(config: Config, database: Database) -> None:
-    await tell(database, LOADED)
+    await report(database, LOADED)
     async with serving(config) as browser:
         for _ in range(3):
             await browser.post("/api/jobs", json={"content": "x"})
@@ -133,7 +133,7 @@ async def test_the_page_shows_the_models_state_and_when_a_job_starts(config: Con
 async def test_a_full_queue_accepts_exactly_its_limit_and_says_when_to_retry(
     config: Config, database: Database
 ) -> None:
-    await tell(database, LOADED)
+    await report(database, LOADED)
     async with serving(msgspec.structs.replace(config, max_queued=5)) as api:
         answers = await asyncio.gather(*(api.post("/api/jobs", json={"content": "x"}) for _ in range(12)))
         assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 7

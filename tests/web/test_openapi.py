@@ -79,10 +79,10 @@ async def test_the_document_describes_what_the_application_does(
     api: httpx.AsyncClient, mode: schemathesis.GenerationMode
 ) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    told = with_short_limits((await api.get("/api/openapi.json")).json())
+    described = with_short_limits((await api.get("/api/openapi.json")).json())
 
     def ask_all() -> int:
-        document = schemathesis.openapi.from_dict(told)
+        document = schemathesis.openapi.from_dict(described)
         n_asked = 0
         for found in document.get_all_operations():
             assert isinstance(found, Ok), found

@@ -1,4 +1,4 @@
-"""The pages as a browser without JavaScript has them: forms, lists, what is kept, what is told."""
+"""The pages as a browser without JavaScript has them: forms, lists, what is kept, and the messages."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_what_was_typed_survives_a_record_that_cannot_even_be_read(
         raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(sessions, "find", unreadable)
+        patched.setattr(sessions, "active_session", unreadable)
         answer = await queue(browser, content="Typed for <hours>.", once="o")
     assert answer.status_code == 503
     assert "\nTyped for &lt;hours&gt;.</textarea>" in answer.text
@@ -119,21 +119,21 @@ async def test_the_form_on_the_dashboard_offers_the_last_model_again(browser: ht
     assert '<option value="other" selected>other</option>' in (await browser.get("/chat/")).text
 
 
-async def test_rows_tell_how_far_a_job_is(browser: httpx.AsyncClient, database: Database, redis_url: str) -> None:
+async def test_rows_show_how_far_a_job_is(browser: httpx.AsyncClient, database: Database, redis_url: str) -> None:
     for _ in range(3):
         await queue(browser)
     claimed = await claim(database)
-    said = text(await browser.get("/chat/jobs/rows"))
-    assert "Next in the queue" in said
-    assert "Place 2 in the queue" in said
-    told = {
+    page_text = text(await browser.get("/chat/jobs/rows"))
+    assert "Next in the queue" in page_text
+    assert "Place 2 in the queue" in page_text
+    progress_by_words = {
         "Loading the model": Progress(phase="loading"),
         "Reading the prompt: 512 of 2000 tokens": Progress(phase="prefill", prompt_tokens=2000, prompt_tokens_done=512),
         "Writing: 1 token": Progress(phase="decode", completion_tokens=1),
         "Writing: 45 tokens, 12.3 a second": Progress(phase="decode", completion_tokens=45, tokens_per_s=12.345),
     }
     async with Redis.from_url(redis_url) as redis:
-        for words, progress in told.items():
+        for words, progress in progress_by_words.items():
             await publish(redis, record_id(database.path), 1, claimed.attempt, progress)
             for path in ("/chat/jobs/rows", "/chat/"):
                 assert words in text(await browser.get(path))
@@ -218,13 +218,13 @@ async def test_of_turns_that_have_expired_nothing_shows_and_no_link_leads_to_the
     now = datetime.now(UTC)
     for job_id in range(1, n_turns):
         await database.write(transitions.cancel, ADMIN_ID, job_id, now)
-    await database.write(retention.expire, now, 1000)
+    await database.write(retention.delete_expired_jobs, now, 1000)
     page = await browser.get("/chat/conversations/c")
     assert re.findall(r"prompt \d+;", page.text.partition("<ol")[2]) == [f"prompt {n_turns - 1};"]
     assert len(re.findall(r"<li id=", page.text)) == 1
     assert "Earlier messages" not in page.text
     await database.write(transitions.cancel, ADMIN_ID, n_turns, now)
-    await database.write(retention.expire, now, 1000)
+    await database.write(retention.delete_expired_jobs, now, 1000)
     assert (await browser.get("/chat/conversations/c")).status_code == 404
     assert "No conversations yet." in text(await browser.get("/chat/conversations"))
 
@@ -278,19 +278,19 @@ async def test_a_part_is_no_longer_than_a_page(browser: httpx.AsyncClient) -> No
     assert len(re.findall(r"<li id=", part.text)) == TURNS_ON_PAGE
 
 
-async def test_a_list_of_conversations_tells_what_each_is_busy_with(
+async def test_a_list_of_conversations_shows_what_each_is_busy_with(
     browser: httpx.AsyncClient, database: Database
 ) -> None:
     for _ in range(2):
         await queue(browser, conversation_id="c")
-    said = []
+    page_text = []
     for _ in range(2):
-        said.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
+        page_text.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
         claimed = await claim(database)
-        said.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
+        page_text.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
         await finish(database, claimed)
-    said.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
-    found = [re.findall(r"\b(?:Queued|Running|Failed|Done)\b", one) for one in said]
+    page_text.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
+    found = [re.findall(r"\b(?:Queued|Running|Failed|Done)\b", one) for one in page_text]
     assert found == [["Queued"], ["Running"], ["Queued"], ["Running"], []]
 
 
@@ -371,7 +371,7 @@ async def test_a_lone_system_prompt_and_a_context_show(browser: httpx.AsyncClien
     assert "Put before the message Ahoy!" in text(await browser.get("/chat/conversations/c"))
 
 
-# What is wrong is told, and what was typed is kept
+# What is wrong is shown, and what was typed is kept
 
 
 WRONG = {
@@ -396,7 +396,7 @@ async def test_a_wrong_form_comes_back_with_the_reason_and_with_what_was_typed(
     assert (await browser.get("/api/jobs")).json() == {"jobs": []}
 
 
-async def test_a_10_mb_form_is_told_that_it_is_too_long(browser: httpx.AsyncClient) -> None:
+async def test_a_10_mb_form_is_answered_that_it_is_too_long(browser: httpx.AsyncClient) -> None:
     answer = await queue(browser, content="x" * 10_000_000)
     assert answer.status_code == 400
     assert "1000000" in answer.text
@@ -458,7 +458,7 @@ async def test_what_was_typed_survives_a_locked_database(browser: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("timings", [msgspec.structs.replace(PATIENT, lock_deadline_s=0.1)], ids=["impatient"])
-async def test_a_login_that_cannot_be_noted_is_told_so_and_keeps_what_was_typed(
+async def test_a_login_that_cannot_be_stored_says_so_and_keeps_what_was_typed(
     browser: httpx.AsyncClient, database_path: Path
 ) -> None:
     with sqlite3.connect(database_path, isolation_level=None) as other:
@@ -492,7 +492,7 @@ async def test_two_tabs_share_a_session_and_a_new_login_in_one_leaves_the_other_
     await browser.post("/chat/login", data={"password": PASSWORD})
     answer = await browser.post("/chat/jobs", data=other_tab | {"content": "from the older tab"})
     assert answer.status_code == 303
-    # A client that tells no origin has only its token, and that is of a session that ended.
+    # A client that sends no origin has only its token, and that is of a session that ended.
     del browser.headers["Origin"]
     stale = await browser.post("/chat/jobs", data=other_tab | {"content": "again"})
     assert stale.status_code == 403
@@ -605,7 +605,7 @@ async def test_the_monitor_only_shows(browser: httpx.AsyncClient, method: str, a
     assert "/chat/jobs" in answer.json()["detail"]
 
 
-async def test_the_monitor_s_script_is_told_that_the_session_has_ended(browser: httpx.AsyncClient) -> None:
+async def test_the_monitor_s_script_learns_that_the_session_has_ended(browser: httpx.AsyncClient) -> None:
     await browser.get("/chat/logout")
     answer = await browser.get("/chat/queue/api/queues", headers={"Sec-Fetch-Mode": "cors"})
     assert (answer.status_code, answer.json()["error"][:22]) == (401, "Your session has ended")
@@ -679,7 +679,7 @@ async def test_a_message_from_a_page_whose_conversation_has_expired_takes_the_sh
     shown = hidden_fields((await browser.get("/chat/conversations/c")).text)["system_prompt_was"]
     now = datetime.now(UTC)
     await database.write(transitions.cancel, ADMIN_ID, 1, now)
-    await database.write(retention.expire, now, 1000)
+    await database.write(retention.delete_expired_jobs, now, 1000)
     assert (await browser.get("/chat/conversations/c")).status_code == 404
     await queue(browser, content="Go on.", system_prompt=shown, system_prompt_was=shown, conversation_id="c")
     listed = (await browser.get("/api/conversations/c/messages")).json()["messages"]

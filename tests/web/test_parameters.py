@@ -67,7 +67,7 @@ ALL = {
 
 
 @pytest.mark.parametrize("path", ["/api/jobs", "/api/conversations/c/reply"])
-async def test_what_a_job_says_is_stored_and_told_again(api: httpx.AsyncClient, path: str) -> None:
+async def test_the_parameters_of_a_job_are_stored_and_returned(api: httpx.AsyncClient, path: str) -> None:
     assert set(ALL) == set(NAMES)
     answer = await api.post(path, json={"content": "x", **ALL})
     assert answer.status_code == 200, answer.text
@@ -102,13 +102,13 @@ TAKEN: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("sent", "told"), TAKEN, ids=[json.dumps(sent)[:40] for sent, _ in TAKEN])
-async def test_only_what_was_said_is_told(
-    api: httpx.AsyncClient, sent: dict[str, Any], told: dict[str, Any] | None
+@pytest.mark.parametrize(("sent", "expected"), TAKEN, ids=[json.dumps(sent)[:40] for sent, _ in TAKEN])
+async def test_only_parameters_that_were_sent_are_returned(
+    api: httpx.AsyncClient, sent: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:
     answer = await api.post("/api/jobs", json={"content": "x", **sent})
     assert answer.status_code == 200, answer.text
-    assert (await api.get(f"/api/jobs/{answer.json()['job_id']}")).json()["parameters"] == told
+    assert (await api.get(f"/api/jobs/{answer.json()['job_id']}")).json()["parameters"] == expected
 
 
 WRONG = [
@@ -136,17 +136,17 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "told"), WRONG, ids=[f"{name}={value[:20]}" for name, value, _ in WRONG])
-async def test_what_is_out_of_range_is_told_with_the_range(
-    api: httpx.AsyncClient, config: Config, name: str, value: str, told: str
+@pytest.mark.parametrize(("name", "value", "expected"), WRONG, ids=[f"{name}={value[:20]}" for name, value, _ in WRONG])
+async def test_what_is_out_of_range_is_refused_with_the_range(
+    api: httpx.AsyncClient, config: Config, name: str, value: str, expected: str
 ) -> None:
     before = n_jobs(config)
     body = f'{{"content": "x", "{name}": {value}}}'
     answer = await api.post("/api/jobs", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400, answer.text
-    assert told in answer.json()["detail"]
-    if told != "not valid JSON" and told:
-        assert re.fullmatch(rf"{name}(\[\d\])?: expected {re.escape(told)}", answer.json()["detail"])
+    assert expected in answer.json()["detail"]
+    if expected != "not valid JSON" and expected:
+        assert re.fullmatch(rf"{name}(\[\d\])?: expected {re.escape(expected)}", answer.json()["detail"])
     assert n_jobs(config) == before
 
 
@@ -201,15 +201,15 @@ FORMS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize(("sent", "told"), FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize(("sent", "expected"), FORMS.values(), ids=FORMS.keys())
 async def test_a_form_that_no_reply_can_have_is_refused_with_the_part_that_is_why(
-    api: httpx.AsyncClient, config: Config, sent: Any, told: str
+    api: httpx.AsyncClient, config: Config, sent: Any, expected: str
 ) -> None:
     before = n_jobs(config)
     answer = await api.post("/api/jobs", json={"content": "x", "response_format": sent})
     assert answer.status_code == 400, answer.text
     assert answer.json()["detail"].startswith("response_format")
-    assert told in answer.json()["detail"]
+    assert expected in answer.json()["detail"]
     assert len(answer.json()["detail"]) < 500
     assert n_jobs(config) == before
 
@@ -307,7 +307,7 @@ async def test_evil_schemas_end_in_time_and_hold_up_nobody(in_time: httpx.AsyncC
 
 
 async def test_a_schema_is_validated_once(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = {"content": "x", "response_format": form({"const": "judged once"})}
+    sent = {"content": "x", "response_format": form({"const": "validated once"})}
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
     monkeypatch.setattr("llamalith_app.jobs.schemas._run_program", None)
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
@@ -316,14 +316,14 @@ async def test_a_schema_is_validated_once(api: httpx.AsyncClient, monkeypatch: p
 async def test_a_validation_that_fails_says_nothing_of_the_schema(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent = {"content": "x", "response_format": form({"const": "judged again"})}
+    sent = {"content": "x", "response_format": form({"const": "validated again"})}
     with monkeypatch.context() as patched:
         patched.setattr("llamalith_app.jobs.schemas.sys", SimpleNamespace(executable="/bin/false"))
         assert (await api.post("/api/jobs", json=sent)).status_code == 503
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
 
 
-async def test_the_openapi_document_tells_the_ranges(api: httpx.AsyncClient) -> None:
+async def test_the_openapi_document_has_the_ranges(api: httpx.AsyncClient) -> None:
     schemas = (await api.get("/api/openapi.json")).json()["components"]["schemas"]
     for shape in ("JobCreate", "ReplyCreate", "Parameters"):
         assert set(NAMES) <= set(schemas[shape]["properties"]), shape
@@ -337,8 +337,8 @@ async def test_the_openapi_document_tells_the_ranges(api: httpx.AsyncClient) -> 
         ("seed", {"minimum": 0}, 2**32 - 1),
         ("timeout_s", {"exclusiveMinimum": 0}, 604_800),
     ):
-        told = schemas["JobCreate"]["properties"][name]
-        (number,) = [one for one in told["anyOf"] if one["type"] != "null"]
+        expected = schemas["JobCreate"]["properties"][name]
+        (number,) = [one for one in expected["anyOf"] if one["type"] != "null"]
         limits = {key: value for key, value in number.items() if "inimum" in key or "aximum" in key}
         assert limits == {**least, "maximum": most}, name
     assert "parameters" in schemas["Job"]["properties"]

@@ -63,9 +63,7 @@ async def test_sigterm_stops_it_with_exit_code_0(tmp_path: Path, absent_redis_ur
         assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
-async def test_open_streams_are_told_to_reconnect_and_do_not_delay_a_stop(
-    tmp_path: Path, absent_redis_url: str
-) -> None:
+async def test_open_streams_end_with_a_reconnect_and_do_not_delay_a_stop(tmp_path: Path, absent_redis_url: str) -> None:
     async with web(tmp_path, absent_redis_url) as (process, client):
         await client.post("/api/jobs", json={"content": "x", "conversation_id": "c"})
         async with AsyncExitStack() as open_streams:

@@ -27,7 +27,7 @@ async def failed(api: httpx.AsyncClient, database: Database, **fields: Any) -> i
     return job_id
 
 
-async def test_a_job_tells_every_start_with_its_reason(api: httpx.AsyncClient, database: Database) -> None:
+async def test_a_job_lists_every_start_with_its_reason(api: httpx.AsyncClient, database: Database) -> None:
     job_id = await queue(api, max_attempts=2)
     await database.write(fail, await claim(database), outcome=Outcome.RELEASED, kind="drained", reason="It ended.")
     await database.write(fail, await claim(database), outcome=Outcome.LOST, kind="worker_lost", reason="It is gone.")
@@ -37,13 +37,13 @@ async def test_a_job_tells_every_start_with_its_reason(api: httpx.AsyncClient, d
     await database.write(fail, await claim(database), kind="engine_died", reason="It crashed.")
     ended = (await api.get(f"/api/jobs/{job_id}")).json()
     assert (ended["status"], ended["error"]["kind"], ended["next_attempt_at"]) == ("error", "engine_died", None)
-    told = (await api.get(f"/api/jobs/{job_id}/attempts")).json()["attempts"]
-    assert [(one["attempt"], one["outcome"], one["kind"], one["reason"]) for one in told] == [
+    listed = (await api.get(f"/api/jobs/{job_id}/attempts")).json()["attempts"]
+    assert [(one["attempt"], one["outcome"], one["kind"], one["reason"]) for one in listed] == [
         (1, "released", "drained", "It ended."),
         (2, "lost", "worker_lost", "It is gone."),
         (3, "failed", "engine_died", "It crashed."),
     ]
-    assert all(one["started_at"] and one["ended_at"] for one in told)
+    assert all(one["started_at"] and one["ended_at"] for one in listed)
 
 
 @pytest.mark.parametrize(("given", "status"), [(0, 400), (101, 400), (1.5, 400), (1, 200), (100, 200)])
@@ -65,7 +65,7 @@ async def test_nobody_sees_or_retries_what_is_not_theirs(api: httpx.AsyncClient,
     assert (await api.post("/api/jobs/retry?status=cancelled")).json()["job_ids"] == []
 
 
-async def test_what_failed_is_asked_anew_as_the_last_turn_and_stays_as_it_was(
+async def test_a_failed_job_is_retried_as_the_last_turn_and_stays_as_it_was(
     api: httpx.AsyncClient, database: Database
 ) -> None:
     fields = {"assistant_context": "so far", "temperature": 0.25, "priority": "batch", "queue_timeout_s": 60.0}
@@ -106,7 +106,7 @@ async def test_what_failed_is_asked_anew_as_the_last_turn_and_stays_as_it_was(
     messages = (await api.get("/api/conversations/c/messages")).json()["messages"]
     assert [one["content"] for one in messages][-2:] == ["so far", "x"]
     assert (await api.post(f"/api/jobs/{job_id}/retry")).json() == answer, "once for a job"
-    assert await database.read(check.broken) == []
+    assert await database.read(check.violations) == []
 
 
 async def test_what_is_open_or_done_is_not_tried_again(api: httpx.AsyncClient, database: Database) -> None:
@@ -140,7 +140,7 @@ async def test_a_filter_tries_again_what_it_finds_in_its_order_and_no_more(
     assert await retry("status=error&limit=1") == ([first], True)
     assert await retry("status=error&status=cancelled") == ([second, cancelled], False)
     assert await retry("status=error&status=cancelled") == ([], False)
-    assert await database.read(check.broken) == []
+    assert await database.read(check.violations) == []
 
 
 @pytest.mark.parametrize(
@@ -292,13 +292,13 @@ async def test_a_key_is_its_callers_alone_and_good_for_a_day(api: httpx.AsyncCli
     first = await api.post("/api/jobs", json={"content": "x"}, headers=headers)
     now = datetime.now(UTC)
     theirs = keys.Key(2, "k", "another digest")
-    assert await database.read(keys.find, theirs, now, dict) is None
-    past = now - keys.KEEP - timedelta(seconds=1)
+    assert await database.read(keys.stored_answer, theirs, now, dict) is None
+    past = now - keys.ANSWER_TTL - timedelta(seconds=1)
     await database.write(age_keys, past)
     second = await api.post("/api/jobs", json={"content": "x"}, headers=headers)
     assert second.json()["job_id"] != first.json()["job_id"]
-    assert not await database.read(keys.has_old, now)
-    tomorrow = now + keys.KEEP + timedelta(seconds=60)
-    assert await database.read(keys.has_old, tomorrow)
-    assert await database.write(keys.forget, tomorrow, 100) == 1
-    assert not await database.read(keys.has_old, tomorrow)
+    assert not await database.read(keys.has_expired_keys, now)
+    tomorrow = now + keys.ANSWER_TTL + timedelta(seconds=60)
+    assert await database.read(keys.has_expired_keys, tomorrow)
+    assert await database.write(keys.delete_expired, tomorrow, 100) == 1
+    assert not await database.read(keys.has_expired_keys, tomorrow)

@@ -65,15 +65,15 @@ async def test_a_request_for_html_or_an_image_counts_as_a_browser_s(client: http
 
 
 @pytest.mark.parametrize(
-    "told", [{"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}, {"Referer": "/chat/"}], ids=str
+    "sent_headers", [{"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}, {"Referer": "/chat/"}], ids=str
 )
 async def test_a_browser_sent_by_our_page_or_by_its_user_is_logged_out(
-    client: httpx.AsyncClient, told: dict[str, str]
+    client: httpx.AsyncClient, sent_headers: dict[str, str]
 ) -> None:
     cookie = await come_in(client)
-    if "Referer" in told:
-        told = {"Referer": f"{client.base_url}{told['Referer']}".replace("//chat", "/chat")}
-    answer = await client.get("/chat/logout", headers=cookie | FIREFOX | PAGE | told)
+    if "Referer" in sent_headers:
+        sent_headers = {"Referer": f"{client.base_url}{sent_headers['Referer']}".replace("//chat", "/chat")}
+    answer = await client.get("/chat/logout", headers=cookie | FIREFOX | PAGE | sent_headers)
     assert (answer.status_code, answer.headers["location"]) == (303, "/chat/login")
     assert not await opens(client, cookie)
 
@@ -86,10 +86,10 @@ async def test_a_program_ends_its_session_by_a_plain_get(client: httpx.AsyncClie
     assert not await opens(client, cookie)
 
 
-@pytest.mark.parametrize("told", [{}, PAGE, {"Sec-Fetch-Site": "same-origin"}], ids=str)
-async def test_a_head_ends_no_session(client: httpx.AsyncClient, told: dict[str, str]) -> None:
+@pytest.mark.parametrize("sent_headers", [{}, PAGE, {"Sec-Fetch-Site": "same-origin"}], ids=str)
+async def test_a_head_ends_no_session(client: httpx.AsyncClient, sent_headers: dict[str, str]) -> None:
     cookie = await come_in(client)
-    answer = await client.head("/chat/logout", headers=cookie | told)
+    answer = await client.head("/chat/logout", headers=cookie | sent_headers)
     assert "set-cookie" not in answer.headers
     assert await opens(client, cookie)
 
@@ -223,8 +223,8 @@ async def test_a_refused_request_is_logged_with_the_client_s_address_and_the_rea
         await client.get(f"/chat/{secret}", headers=far | PAGE)
         await client.get("/chat/", headers={"X": "x" * 40_000, **far})
         await client.get("/api/jobs", headers=cookie | far)
-    told = [(line["status"], line.get("address"), line.get("why")) for line in lines if line["event"] == "request"]
-    assert told == [
+    logged = [(line["status"], line.get("address"), line.get("why")) for line in lines if line["event"] == "request"]
+    assert logged == [
         (401, "203.0.113.9", "not-authenticated"),
         (403, "203.0.113.9", "cross-site"),
         (415, "203.0.113.9", "unsupported-media-type"),

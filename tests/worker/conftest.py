@@ -117,13 +117,13 @@ async def ended(database: Database, job_id: int, *, within_s: float = 20) -> Job
     """The job once it has ended; the record must be whole then."""
 
     async def look() -> Job | None:
-        job = await database.read(reads.one, ADMIN_ID, job_id)
+        job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
         assert job is not None
         return job if job.status in ENDED else None
 
     job = await eventually(look, within_s=within_s)
     assert job is not None
-    assert await database.read(check.broken) == []
+    assert await database.read(check.violations) == []
     return job
 
 

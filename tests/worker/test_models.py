@@ -109,12 +109,12 @@ async def test_a_worker_reports_its_engines_with_its_heartbeat(
         await ended(database, await submit("x", "a", model="m"))
         await ended(database, await submit("x", "b", model="n", max_attempts=1))
 
-        async def told() -> dict[str, EngineStatus]:
-            texts = await database.read(workers.told, datetime.now(UTC))
+        async def reported() -> dict[str, EngineStatus]:
+            texts = await database.read(workers.statuses, datetime.now(UTC))
             found = {one.model: one for text in texts for one in msgspec.json.decode(text, type=list[EngineStatus])}
             return found if found and found["n"].state == "failed" and found["m"].job_s else {}
 
-        engines = await eventually(told)
+        engines = await eventually(reported)
     assert (engines["m"].state, engines["m"].n_slots, engines["m"].n_used) == ("loaded", 1, 0)
     assert engines["m"].completion_tokens == 20
     assert min(engines["m"].tokens_per_s or 0, engines["m"].prompt_tokens_per_s or 0, engines["m"].job_s or 0) > 0

@@ -61,8 +61,8 @@ async def test_a_damaged_model_and_one_whose_template_loops_end_as_typed_errors_
             for model in ("damaged", "m", "looping", "n", "m")
         ]
         jobs = [(model, await ended(database, job_id, within_s=WITHIN_S)) for model, job_id in asked]
-    told = {(model, job.status, job.error.kind if job.error else None) for model, job in jobs}
-    assert told == {
+    seen = {(model, job.status, job.error.kind if job.error else None) for model, job in jobs}
+    assert seen == {
         ("m", "done", None),
         ("n", "done", None),
         ("damaged", "error", "model_unavailable"),
@@ -89,12 +89,12 @@ def in_decode(message: object) -> bool:
 async def test_an_engine_leaves_its_end_to_its_worker_when_a_supervisor_signals_everybody(
     models: Config, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
+    seen: list[int] = []
     handle = LocalEngine._handle
 
     def handle_and_signal(engine: LocalEngine, message: Any) -> None:
-        if not told and in_decode(message):
-            told.append(engine.pid)
+        if not seen and in_decode(message):
+            seen.append(engine.pid)
             os.kill(engine.pid, signal.SIGTERM)
             os.kill(engine.pid, signal.SIGINT)
         handle(engine, message)
@@ -102,7 +102,7 @@ async def test_an_engine_leaves_its_end_to_its_worker_when_a_supervisor_signals_
     monkeypatch.setattr(LocalEngine, "_handle", handle_and_signal)
     async with asyncio.timeout(WITHIN_S), working(models):
         job = await ended(database, await submit("Hi", "d", model="n"), within_s=WITHIN_S)
-    assert (len(told), job.status, job.attempt) == (1, "done", 1)
+    assert (len(seen), job.status, job.attempt) == (1, "done", 1)
 
 
 @pytest.mark.parametrize("moment", [in_load, in_prefill, in_decode])

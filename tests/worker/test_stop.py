@@ -66,7 +66,7 @@ async def idle(worker: Worker) -> None:
 
 
 async def read(database: Database, job_id: int) -> Job:
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     return job
 
@@ -98,7 +98,7 @@ async def test_an_engine_that_hangs_is_killed_and_its_slot_serves_the_next(
     else:
         assert job.error is not None
         assert job.error.kind == ("timeout" if asked == "timeout_s" else "engine_died")
-        assert asked == "timeout_s" or "told nothing for" in job.error.reason
+        assert asked == "timeout_s" or "sent nothing for" in job.error.reason
 
 
 async def test_a_cancel_while_the_attempt_before_is_read_ends_the_wait_for_the_model(
@@ -214,8 +214,8 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
     config: Config, script: Script, submit: Submit, database: Database, redis_url: str, tmp_path: Path
 ) -> None:
     # What could become a tag is held back, and is no text of the reply because a worker ends.
-    said = "four" + " and more" * 100
-    reply = f"one <two <thi three</think> {said}"
+    kept = "four" + " and more" * 100
+    reply = f"one <two <thi three</think> {kept}"
     gate = tmp_path / "gate"
     # Long enough that the engine hears that it is to stop before the reply is whole.
     rule = {"when": "long", "reply": reply, "opens_thinking": True}
@@ -239,11 +239,11 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
     script.write(rule)
     async with working(config, script):
         job = await ended(database, job_id)
-    assert (job.result, job.attempt, job.completion_tokens) == (said, 2, len(reply))
+    assert (job.result, job.attempt, job.completion_tokens) == (kept, 2, len(reply))
     assert [outcome for _, outcome, _ in await attempts(database, job_id)] == ["released", "done"]
     async with Redis.from_url(redis_url) as redis:
         entries = await history(redis, record_id(database.path), job_id)
-    assert [entry.n for entry in entries] == list(range(1, len(entries) + 1)), "nothing was begun anew"
+    assert [entry.n for entry in entries] == list(range(1, len(entries) + 1)), "nothing was restarted"
     assert {(entry.attempt, entry.first_attempt) for entry in entries} == {(1, 1), (2, 1)}
 
 
@@ -287,7 +287,7 @@ async def test_of_many_drains_under_load_none_runs_a_job_twice(
         loading.cancel()
         async with working(loaded, script):
             await eventually(all_ended, within_s=120)
-    assert await database.read(check.broken) == []
+    assert await database.read(check.violations) == []
     assert n_interrupted >= N_DRAINS
     starts = Counter(line["job_id"] for line in lines if line["event"] == "attempt started")
     # From the record and not from the answers: the load ends where it stands, maybe between a commit and its answer.
@@ -360,7 +360,7 @@ async def test_a_load_that_fails_once_its_job_was_cancelled_is_no_unexpected_err
     gate = tmp_path / "gate"
     script.write({"model": "m", "load_gate": str(gate), "cannot_load": "It is broken."})
     unexpected: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, told: unexpected.append(told))
+    asyncio.get_running_loop().set_exception_handler(lambda _, details: unexpected.append(details))
     async with working(config, script) as worker:
         job_id = await submit("x")
         await at_phase(worker, "loading")
@@ -455,7 +455,7 @@ async def test_a_worker_that_was_frozen_does_not_find_the_time_of_its_jobs_over(
     assert (job.status, job.result) == ("done", "x")
 
 
-async def test_a_job_that_waits_too_long_ends_as_timeout_and_tells_it_apart(
+async def test_a_job_that_waits_too_long_ends_as_timeout_and_says_that_it_waited(
     config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -517,7 +517,7 @@ async def test_a_cancel_that_races_with_the_end_is_answered_with_what_the_record
         for job_id in ids:
             await ended_somehow(database, job_id)
         await asyncio.gather(*cancels)
-    assert await database.read(check.broken) == []
+    assert await database.read(check.violations) == []
     final = {job_id: await read(database, job_id) for job_id in ids}
     for job_id, answer in answers.items():
         assert final[job_id].status == answer

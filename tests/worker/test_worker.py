@@ -140,8 +140,8 @@ async def test_a_prompt_sees_the_turns_before_it_and_none_behind_it(
     assert [job.status for job in done] == ["done", "error", "done", "done"]
     third = "<system>S</system><user>one</user><assistant>R1</assistant><assistant>so far</assistant><user>three</user>"
     assert done[2].result == hashlib.sha256(third.encode()).hexdigest()
-    told = [m.content for m in await database.read(conversations.messages, ADMIN_ID, "c")]
-    assert told == [
+    stored = [m.content for m in await database.read(conversations.messages, ADMIN_ID, "c")]
+    assert stored == [
         "S",
         "one",
         "R1",
@@ -359,7 +359,7 @@ async def test_a_model_that_cannot_be_loaded_is_named_and_other_models_go_on(
     )
 
 
-async def test_the_log_tells_why_a_model_could_not_be_loaded_and_nothing_that_a_template_says_of_a_prompt(
+async def test_the_log_says_why_a_model_could_not_be_loaded_and_nothing_that_a_template_says_of_a_prompt(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write(
@@ -445,10 +445,10 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
             return progress is not None and bool(progress.prompt_tokens_done)
 
         async def mirrored() -> bool:
-            told = await redis.get(f"saq:job:llamalith:m:j{job_id}.a1")
-            if told is None:
+            stored = await redis.get(f"saq:job:llamalith:m:j{job_id}.a1")
+            if stored is None:
                 return False
-            job = msgspec.json.decode(told)
+            job = msgspec.json.decode(stored)
             return (job.get("meta") or {}).get("job_id") == job_id and job["meta"]["phase"] == "prefill"
 
         loading = await eventually(told_progress)
@@ -480,8 +480,8 @@ async def test_a_task_of_saq_shows_the_job_that_others_run_already(
 
         async def mirrored() -> bool:
             hints.send("m", waiting)
-            told = await redis.get(f"saq:job:llamalith:m:j{waiting}.a1")
-            return told is not None and (msgspec.json.decode(told).get("meta") or {}).get("job_id") == first
+            stored = await redis.get(f"saq:job:llamalith:m:j{waiting}.a1")
+            return stored is not None and (msgspec.json.decode(stored).get("meta") or {}).get("job_id") == first
 
         await eventually(mirrored)
         gate.touch()
@@ -546,10 +546,10 @@ async def test_a_drain_lets_a_short_job_end(config: Config, script: Script, subm
         job_id = await submit("short")
         waiting = await submit("later")
         await eventually(lambda: running(worker))
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.attempt) == ("done", 1)
-    left = await database.read(reads.one, ADMIN_ID, waiting)
+    left = await database.read(reads.job_by_id, ADMIN_ID, waiting)
     assert left is not None
     assert (left.status, left.attempt) == ("queued", 0)
 
@@ -565,7 +565,7 @@ async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_at
     async with working(config, script, grace_s=0.1) as worker:
         job_id = await submit("long", max_attempts=1)
         await eventually(lambda: running(worker))
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     assert job.status == "queued"
     script.write()
@@ -598,7 +598,7 @@ async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
 
         await eventually(stopped)
         assert (await ended(database, await submit("next"))).status == "done"
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.result, job.partial) == ("error", "Taken away.", None)
 
@@ -647,7 +647,7 @@ async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_wa
             nonlocal clock
             clock += seconds
             await sweeper.sweep()
-            job = await database.read(reads.one, ADMIN_ID, job_id)
+            job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
             assert job is not None
             return job.status
 
@@ -659,7 +659,7 @@ async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_wa
 async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn, n_read = turns.turn, 0
+    turn, n_read = turns.read_turn, 0
 
     def once_unreadable(*of: Any) -> turns.Turn:
         nonlocal n_read
@@ -668,7 +668,7 @@ async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(
             raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
         return turn(*of)
 
-    monkeypatch.setattr(turns, "turn", once_unreadable)
+    monkeypatch.setattr(turns, "read_turn", once_unreadable)
     async with working_in_process(config, script):
         job = await ended(database, await submit("x", max_attempts=1))
     assert (job.status, n_read) == ("done", 2)
@@ -715,7 +715,7 @@ async def test_nothing_expires_where_nothing_says_so(
     await database.write(transitions.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
     async with working_in_process(config, script, timings=sweeping(sweep_s=0.02)):
         await ended(database, await submit("young"))
-    assert await database.read(retention.has_expired, datetime(2000, 1, 1, tzinfo=UTC))
+    assert await database.read(retention.has_expired_jobs, datetime(2000, 1, 1, tzinfo=UTC))
 
 
 async def test_a_worker_with_a_heartbeat_keeps_its_lease_however_long_its_job_takes(
@@ -790,7 +790,7 @@ async def test_a_drain_ends_also_while_redis_is_away_in_the_middle_of_a_hinted_j
         valkey_process.kill()
         await valkey_process.wait()
     await hints.close()
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.attempt) == ("done", 1)
 
@@ -802,7 +802,7 @@ async def test_a_drain_gives_back_a_job_whose_engine_is_still_loading(
     async with working(config, script, grace_s=0.1) as worker:
         job_id = await submit("x", max_attempts=1)
         await eventually(lambda: running(worker))
-    job = await database.read(reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
     assert job is not None
     assert job.status == "queued"
     assert [attempt[1] for attempt in await attempts(database, job_id)] == ["released"]
@@ -910,7 +910,7 @@ async def test_a_hangup_drains_a_worker_and_is_no_second_signal(
     assert (await ended(database, job_id)).result == "whole"
 
 
-async def test_a_worker_that_waits_for_the_database_ends_when_it_is_told_to(
+async def test_a_worker_that_waits_for_the_database_ends_when_it_is_stopped(
     config: Config, script: Script, database_path: Path
 ) -> None:
     with structlog.testing.capture_logs() as lines, locked(database_path):
@@ -948,7 +948,7 @@ async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_work
     async with working(config, script):
 
         async def open_again() -> bool:
-            job = await database.read(reads.one, ADMIN_ID, job_id)
+            job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
             return job is not None and job.status != "processing"
 
         await eventually(open_again)

@@ -1,6 +1,6 @@
 """Plans and starts the engines of a worker: each model is a file that a child process loads.
 
-Knows what the child is told of its model. Does not know when a model is loaded, and for which job.
+Knows which settings of a model the child gets. Does not know when a model is loaded, and for which job.
 """
 
 from __future__ import annotations

@@ -309,7 +309,7 @@ class LocalEngine:
         if code is not None and code < 0:
             how = f"The engine was ended by {_signal_name(-code)}"
             if self._has_hung:
-                how = f"The engine told nothing for {self._silent_s:g} s and was ended"
+                how = f"The engine sent nothing for {self._silent_s:g} s and was ended"
             elif -code == signal.SIGKILL:
                 how += ", as the system does when memory runs out"
         else:

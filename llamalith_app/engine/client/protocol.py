@@ -49,7 +49,7 @@ class LoadPlan(NamedTuple):
     need_bytes: int
     """Of this machine's memory; 0: nothing, or nothing is known."""
     problem: str = ""
-    """Why a load will fail, as far as can be said without one: a sentence for people that names the file; empty:
+    """Why a load will fail, as far as is known without one: a sentence for people that names the file; empty:
     nothing is known."""
     is_refused: bool = False
     """No load is tried: a job fails with the problem."""

@@ -52,7 +52,7 @@ class AttemptTimings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 INTERRUPTED = Failed("interrupted", "The attempt was interrupted.")
-UNEXPECTED = Failed("internal", "Something went wrong in the worker; its log tells more.")
+UNEXPECTED = Failed("internal", "Something went wrong in the worker; its log says more.")
 NOT_VALIDATED = Fit(None, "could not be validated: its worker was ending")
 
 
@@ -183,7 +183,7 @@ class AttemptExecutor:
             prompt_tokens=last.prompt_tokens,
             prompt_tokens_reused=last.prompt_reused,
             completion_tokens=running.completion_tokens,
-            omitted_messages=last.omitted_messages + turn.n_too_old,
+            omitted_messages=last.omitted_messages + turn.n_omitted,
             fit=await self._validate(running),
             load_s=engine.load_s,
             is_resumed=is_resumed,
@@ -210,7 +210,7 @@ class AttemptExecutor:
         is_logged = False
         while running.stop_reason is None:
             try:
-                return await self._database.read(turns.turn, claim.turn_id, max_chars)
+                return await self._database.read(turns.read_turn, claim.turn_id, max_chars)
             except StorageUnavailable as error:
                 if not is_logged:
                     log.error("a conversation cannot be read now", job_id=claim.job_id, reason=str(error))

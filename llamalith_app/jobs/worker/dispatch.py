@@ -116,7 +116,7 @@ class Dispatcher:
         if self.draining.is_set():
             return starts
         now = datetime.now(UTC)
-        due = await self._database.read(waiting.due, self._models, now)
+        due = await self._database.read(waiting.due_jobs, self._models, now)
         # No await from here on: what has room now gets its place.
         while not self.draining.is_set():
             capacities = {group.model: self._pool.capacity(group.model) for group in due}

@@ -224,7 +224,7 @@ class Pool:
         return engine
 
     async def _make_room(self, model: str, pooled: PooledModel) -> None:
-        """Plans the model anew, for its file may be another one than at the last look; returns once its memory is
+        """Plans the model again, since its file may have changed; returns once its memory is
         free."""
         plan = await self._plan(model)
         if plan.is_refused:

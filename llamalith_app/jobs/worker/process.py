@@ -181,7 +181,7 @@ class Worker:
         if not await self.dispatcher.all_end(0):
             self.dispatcher.stop_all(StopReason.DRAIN)
             await self.dispatcher.all_end(give_back_s)
-        # An engine that is still loading hears no cancel, but its end.
+        # An engine that is still loading reads no cancel, but can be ended.
         await self._pool.close()
         await self.dispatcher.all_end(give_back_s)
         self._stopped.set()

@@ -15,7 +15,7 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.engine.messages import Advance
 from llamalith_app.jobs.worker.reply import Piece, Reply
 from llamalith_app.jobs.worker.speeds import Measure
-from llamalith_app.store.jobs.transitions import Claim, Written
+from llamalith_app.store.jobs.transitions import Claim, PartialReply
 from llamalith_app.streams.resume import ResumePoint
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ class RunningAttempt:
         return self.reply.feed(step.text)
 
     def restart(self) -> None:
-        """The reply begins anew."""
+        """The reply restarts from its beginning."""
         self.resume_point = None
         self.reply, self.last_step, self.completion_tokens = Reply(), None, 0
 
@@ -120,13 +120,13 @@ class RunningAttempt:
         """Since the claim."""
         return time.monotonic() - self._started_at
 
-    def written(self) -> Written:
+    def written(self) -> PartialReply:
         """What there is of the reply, as it would be kept."""
         prompt_tokens = None if self.last_step is None else self.last_step.prompt_tokens
         if self.resume_point is not None and not self.completion_tokens:
             # It still reads the prompt, and what was written behind it.
-            return Written(self.resume_point.text, prompt_tokens, len(self.resume_point.tokens))
-        return Written(str(self.reply), prompt_tokens, self.completion_tokens)
+            return PartialReply(self.resume_point.text, prompt_tokens, len(self.resume_point.tokens))
+        return PartialReply(str(self.reply), prompt_tokens, self.completion_tokens)
 
     def measures(self) -> dict[Measure, float]:
         """What a whole reply says of its model's speed."""

@@ -149,7 +149,7 @@ class Settler:
     async def _keep_written(self, running: RunningAttempt) -> None:
         """After the lease was lost: where a cancel took it, what was written stays readable."""
         claim = running.claim
-        is_cancelled = await self._write(running, partial(transitions.keep_written, written=running.written()))
+        is_cancelled = await self._write(running, partial(transitions.store_partial, written=running.written()))
         log.log(
             logging.INFO if is_cancelled else logging.WARNING,
             "attempt cancelled" if is_cancelled else "lease lost",

@@ -114,8 +114,8 @@ class Sweeper:
         await self._release_leases_of_dead_workers()
         await self._release_stale_leases()
         await self._expire_overdue()
-        if await self._database.read(keys.has_old, datetime.now(UTC)):
-            await self._database.write_lightly(keys.forget, datetime.now(UTC), self._batches.old_keys)
+        if await self._database.read(keys.has_expired_keys, datetime.now(UTC)):
+            await self._database.write_lightly(keys.delete_expired, datetime.now(UTC), self._batches.old_keys)
         await self._delete_expired()
         await self._log_unserved_models()
 
@@ -151,7 +151,7 @@ class Sweeper:
     async def _log_unserved_models(self) -> None:
         """The model may be gone from the configuration, or its worker may come back: only people know."""
         queued = await self._database.read(waiting.n_queued_by_model)
-        unserved = queued.keys() - await self._database.read(workers.served, datetime.now(UTC))
+        unserved = queued.keys() - await self._database.read(workers.served_models, datetime.now(UTC))
         for model in sorted(unserved - self._unserved):
             log.warning("jobs wait for a model that no worker serves; cancel them, or bring it back", model=model)
         self._unserved = unserved
@@ -160,14 +160,16 @@ class Sweeper:
         if self._retention is None:
             return
         until = datetime.now(UTC) - self._retention
-        if await self._database.read(retention.has_expired, until):
-            n_expired = await self._database.write_lightly(retention.expire, until, self._batches.expired_jobs)
+        if await self._database.read(retention.has_expired_jobs, until):
+            n_expired = await self._database.write_lightly(
+                retention.delete_expired_jobs, until, self._batches.expired_jobs
+            )
             log.info("jobs expired", n_jobs=n_expired)
         found = await self._database.read(
-            retention.look_through, until, self._last_searched, self._batches.conversations
+            retention.scan_conversations, until, self._last_searched, self._batches.conversations
         )
-        if found.forgotten:
-            n_gone = await self._database.write_lightly(retention.forget_conversations, until, found.forgotten)
+        if found.expired:
+            n_gone = await self._database.write_lightly(retention.delete_expired_conversations, until, found.expired)
             log.info("empty conversations expired", n_conversations=n_gone)
         self._last_searched = found.last
 

@@ -1,1 +1,1 @@
-"""Jobs and attempts in the record."""
+"""Jobs and their attempts in the record."""

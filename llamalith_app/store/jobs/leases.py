@@ -1,4 +1,4 @@
-"""Who works on which job: the heartbeats of leases, for workers and sweepers.
+"""The leases of running attempts and their heartbeats, for workers and the sweep.
 
 Runs inside a transaction of `store/database.py`.
 """
@@ -22,7 +22,7 @@ from llamalith_app.store.tables import (
 
 
 class ActiveLease(NamedTuple):
-    """A job that somebody is working on, as a sweeper sees it."""
+    """The lease of a job that is processing."""
 
     job_id: int
     attempt: int
@@ -31,16 +31,16 @@ class ActiveLease(NamedTuple):
     worker_id: int
 
 
-_HELD = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.heartbeat, JobRow.worker_id).where(
+_ACTIVE = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.heartbeat, JobRow.worker_id).where(
     status_is(Status.PROCESSING)
 )
 
 
-_HELD_BY = _HELD.where(JobRow.worker_id == bindparam("by_worker"))
+_ACTIVE_OF_WORKER = _ACTIVE.where(JobRow.worker_id == bindparam("by_worker"))
 
 
 def heartbeat(connection: Connection, lease_tokens: list[str]) -> None:
-    """Says that these attempts are alive; nothing happens for those whose lease holds no more."""
+    """Raises the heartbeats of these leases. Leases that are no longer valid are ignored."""
     connection.execute(
         update(JobRow)
         .where(JobRow.lease_token.in_(lease_tokens), status_is(Status.PROCESSING))
@@ -49,6 +49,10 @@ def heartbeat(connection: Connection, lease_tokens: list[str]) -> None:
 
 
 def active_leases(connection: Connection, worker_id: int | None = None) -> list[ActiveLease]:
-    """Every lease that is out, or those of one worker."""
-    rows = connection.execute(_HELD) if worker_id is None else connection.execute(_HELD_BY, {"by_worker": worker_id})
+    """All leases of jobs that are processing, or those of one worker."""
+    rows = (
+        connection.execute(_ACTIVE)
+        if worker_id is None
+        else connection.execute(_ACTIVE_OF_WORKER, {"by_worker": worker_id})
+    )
     return [ActiveLease._make(row) for row in rows]

@@ -1,6 +1,6 @@
-"""Jobs as people read them: one, a list, places in the queue, attempts.
+"""Reads jobs as clients see them: one job, lists, places in the queue, attempts.
 
-Reads only; the modules beside this one change a job. Runs in a snapshot of `store/database.py`. Knows no HTTP.
+Writes nothing. Runs in a snapshot of `store/database.py`. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from llamalith_app.store.tables import (
     status_is,
 )
 
-_again = aliased(JobRow)
-was_tried_again = exists().where(_again.retry_of == JobRow.id)
+_retry = aliased(JobRow)
+was_retried = exists().where(_retry.retry_of == JobRow.id)
 
 MAX_PAGE_CHARS = 10_000_000
-"""Characters of prompts and replies in one list."""
-RANKED = 1000
-"""Jobs of a model whose places are told in lists; further back only a single job's place is counted. And open jobs of
-conversations that are looked at to tell when one starts that waits for others."""
+"""The most characters of texts in one list; the job that exceeds it is the last."""
+MAX_RANKED = 1000
+"""Jobs of each model whose places are read for a list; beyond them only a single job's place is counted. Also the limit
+of open jobs that are read of the conversations in which a job waits for others."""
 
 
-class Open(NamedTuple):
+class OpenJob(NamedTuple):
     """A job that has not ended."""
 
     id: int
@@ -61,30 +61,31 @@ class Open(NamedTuple):
     """None: it waits."""
 
 
-class Queue(NamedTuple):
-    """Where some queued jobs stand."""
+class QueuePlaces(NamedTuple):
+    """The places of some queued jobs."""
 
     positions: dict[int, int]
     """By job id: the place in the queue of its model, 1 is the next."""
-    before: list[Open]
-    """By conversation, in the order in which they run: what is open there, up to these jobs and beyond."""
+    before: list[OpenJob]
+    """The open jobs of those conversations in which one of them waits for another job; by conversation, in the order in
+    which they run."""
 
 
-def queue(connection: Connection, of_jobs: Mapping[int, str]) -> Queue:
-    """Of queued jobs, with their models. Of each model the first RANKED places are told, and that of a single job;
-    of conversations where one of them waits for another, the first RANKED jobs together."""
-    before = _open_before(connection, of_jobs)
+def queue_places(connection: Connection, of_jobs: Mapping[int, str]) -> QueuePlaces:
+    """The places of queued jobs, given as job id -> model. Only the first MAX_RANKED places of each model are returned,
+    and that of a single job at any place. `before` has at most MAX_RANKED jobs in all."""
+    before = _open_jobs_around(connection, of_jobs)
     positions = {}
     if len(of_jobs) > 1 or before:
-        positions = _positions(connection, {*of_jobs.values(), *(one.model for one in before)})
+        positions = _positions(connection, {*of_jobs.values(), *(job.model for job in before)})
     if len(of_jobs) == 1:
         (job_id,) = of_jobs
         if job_id not in positions and (place := _position(connection, job_id)) is not None:
             positions[job_id] = place
-    return Queue(positions, before)
+    return QueuePlaces(positions, before)
 
 
-def _open_before(connection: Connection, job_ids: Iterable[int]) -> list[Open]:
+def _open_jobs_around(connection: Connection, job_ids: Iterable[int]) -> list[OpenJob]:
     behind = select(JobRow.conversation_id).where(
         JobRow.id.in_(list(job_ids)), status_is(Status.QUEUED), ~JobRow.is_head
     )
@@ -92,10 +93,10 @@ def _open_before(connection: Connection, job_ids: Iterable[int]) -> list[Open]:
         select(JobRow.id, JobRow.conversation_id, JobRow.model, JobRow.started_at, JobRow.status)
         .where(status_is(Status.QUEUED, Status.PROCESSING), JobRow.conversation_id.in_(behind))
         .order_by(JobRow.conversation_id, JobRow.id)
-        .limit(RANKED)
+        .limit(MAX_RANKED)
     )
     return [
-        Open(job_id, conversation, model, started_at if status == Status.PROCESSING else None)
+        OpenJob(job_id, conversation, model, started_at if status == Status.PROCESSING else None)
         for job_id, conversation, model, started_at, status in rows
     ]
 
@@ -107,14 +108,14 @@ def _positions(connection: Connection, of_models: set[str]) -> dict[int, int]:
             select(JobRow.id)
             .where(status_is(Status.QUEUED), JobRow.model == model)
             .order_by(JobRow.priority, JobRow.id)
-            .limit(RANKED)
+            .limit(MAX_RANKED)
         ).scalars()
         found.update({job_id: place for place, job_id in enumerate(ids, start=1)})
     return found
 
 
 def _position(connection: Connection, job_id: int) -> int | None:
-    """One queued job's place, however far back."""
+    """The place of one queued job in the queue of its model, 1 is the next. None: it is not queued."""
     job = connection.execute(
         select(JobRow.model, JobRow.priority).where(status_is(Status.QUEUED), JobRow.id == job_id)
     ).first()
@@ -130,13 +131,14 @@ def _position(connection: Connection, job_id: int) -> int | None:
     return before + 1
 
 
-def one(connection: Connection, owner_id: int, job_id: int) -> Job | None:
-    row = connection.execute(_one(), {"of_owner": owner_id, "of_job": job_id}).mappings().first()
-    return None if row is None else as_job(row)
+def job_by_id(connection: Connection, owner_id: int, job_id: int) -> Job | None:
+    """One job with all texts. None: no such job of this owner."""
+    row = connection.execute(_select_by_id(), {"of_owner": owner_id, "of_job": job_id}).mappings().first()
+    return None if row is None else job_from_row(row)
 
 
 def attempts(connection: Connection, owner_id: int, job_id: int) -> list[Attempt] | None:
-    """Every start of a job, the first first. None: no such job of this owner."""
+    """All attempts of a job, oldest first. None: no such job of this owner."""
     if connection.execute(select(JobRow.id).where(JobRow.id == job_id, JobRow.owner_id == owner_id)).first() is None:
         return None
     rows = connection.execute(
@@ -155,10 +157,10 @@ def attempts(connection: Connection, owner_id: int, job_id: int) -> list[Attempt
     return [Attempt(**row) for row in rows]
 
 
-def some(connection: Connection, job_ids: Iterable[int], max_text: int) -> list[Job]:
-    """Whoever owns them: for what a stream asks about jobs that it was let follow."""
-    rows = connection.execute(_some(max_text), {"of_jobs": list(job_ids)}).mappings()
-    return [as_job(row) for row in rows]
+def jobs_by_id(connection: Connection, job_ids: Iterable[int], max_text: int) -> list[Job]:
+    """The jobs with these ids, whoever owns them; the caller checks access. `max_text`: characters of each text."""
+    rows = connection.execute(_select_by_ids(max_text), {"of_jobs": list(job_ids)}).mappings()
+    return [job_from_row(row) for row in rows]
 
 
 def newest(
@@ -171,13 +173,12 @@ def newest(
     before: int | None = None,
     max_text: int | None = None,
 ) -> list[Job]:
-    """An owner's jobs, newest first; `before`: only those with a smaller id; `max_text`: of each text so many
-    characters.
+    """An owner's jobs, newest first. `before`: only jobs with a smaller id. `max_text`: characters of each text.
 
-    Ends early, though never empty, once its texts come to MAX_PAGE_CHARS.
+    The list ends before `limit` once its texts reach MAX_PAGE_CHARS, but has at least one job where one matches.
     """
-    query = _newest(as_read(None, max_text), owner_id, limit, status, conversation_id, before)
-    return [job for _, job in _within_a_page(connection, query)]
+    query = _newest(select_jobs(None, max_text), owner_id, limit, status, conversation_id, before)
+    return [job for _, job in _jobs_of_a_page(connection, query)]
 
 
 def newest_briefs(
@@ -189,7 +190,7 @@ def newest_briefs(
     conversation_id: str | None = None,
     before: int | None = None,
 ) -> list[JobBrief]:
-    """As `newest`, without a look at any text; never ends early."""
+    """As `newest`, without texts, so it never ends before `limit`."""
     brief = select(*_BRIEF, JobRow.error.label("reason")).join(
         ConversationRow, ConversationRow.id == JobRow.conversation_id
     )
@@ -201,11 +202,11 @@ def _newest(
     query: Select[Any], owner_id: int, limit: int, status: str | None, conversation_id: str | None, before: int | None
 ) -> Select[Any]:
     query = query.order_by(JobRow.id.desc()).limit(limit)
-    # Not both: SQLite would go through all that the owner has.
+    # Not both conditions: SQLite would scan all jobs of the owner.
     if conversation_id is None:
         query = query.where(JobRow.owner_id == owner_id)
     else:
-        query = query.where(JobRow.conversation_id == conversation_of(owner_id, conversation_id))
+        query = query.where(JobRow.conversation_id == conversation_id_of(owner_id, conversation_id))
     if status is not None:
         query = query.where(JobRow.status == status)
     if before is not None:
@@ -217,12 +218,12 @@ def n_text_chars(job: Job) -> int:
     return len(job.user_input) + len(job.system_prompt) + len(job.result or "") + len(job.partial or "")
 
 
-def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple[RowMapping, Job]]:
+def _jobs_of_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple[RowMapping, Job]]:
     n_chars = 0
-    # Row by row: a page of long prompts would otherwise stand in memory before it could be cut.
+    # Row by row, so that a page of long prompts is never in memory as a whole.
     with connection.execute(query.execution_options(stream_results=True, max_row_buffer=16)) as rows:
         for row in rows.mappings():
-            job = as_job(row)
+            job = job_from_row(row)
             yield row, job
             n_chars += n_text_chars(job) + len(row["parameters"] or "") + len(row["unenforced"] or "")
             if n_chars >= MAX_PAGE_CHARS:
@@ -240,17 +241,17 @@ _prompt = (
 )
 
 
-def of_turns(
+def jobs_by_turn(
     connection: Connection, owner_id: int, turn_ids: Sequence[int], *, oldest_first: bool = False
 ) -> dict[int, Job]:
-    """The jobs of these turns, by turn, the newest first or the oldest; ends early as `newest`."""
+    """The jobs of these turns by turn id, newest first unless `oldest_first`. Ends early, as `newest` does."""
     query = (
-        as_read(owner_id)
+        select_jobs(owner_id)
         .add_columns(JobRow.turn_id)
         .where(JobRow.turn_id.in_(turn_ids))
         .order_by(JobRow.turn_id if oldest_first else JobRow.turn_id.desc())
     )
-    return {row["turn_id"]: job for row, job in _within_a_page(connection, query)}
+    return {row["turn_id"]: job for row, job in _jobs_of_a_page(connection, query)}
 
 
 _BRIEF = (
@@ -275,14 +276,16 @@ _BRIEF = (
     JobRow.not_after,
     JobRow.max_attempts,
     JobRow.retry_of,
-    select(_again.id).where(_again.retry_of == JobRow.id).scalar_subquery().label("retried_as"),
+    select(_retry.id).where(_retry.retry_of == JobRow.id).scalar_subquery().label("retried_as"),
     case((and_(status_is(Status.QUEUED), JobRow.attempt > 0), JobRow.not_before), else_=null()).label(
         "next_attempt_at"
     ),
 )
 
 
-def as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = None) -> Select[Any]:
+def select_jobs(owner_id: int | BindParameter[int] | None, max_text: int | None = None) -> Select[Any]:
+    """A query for rows that `job_from_row` takes; of any owner where `owner_id` is None. `max_text` cuts each text."""
+
     def text(column: Any) -> Any:
         return column if max_text is None else func.substr(column, 1, max_text)
 
@@ -292,7 +295,7 @@ def as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = No
             func.coalesce(text(_prompt), "").label("user_input"),
             text(JobRow.system_prompt).label("system_prompt"),
             text(case((status_is(Status.ERROR), JobRow.error), else_=_reply.content)).label("result"),
-            # Whole or not at all: where texts are cut, nobody reads it.
+            # JSON cannot be cut, and callers that cut texts do not use it.
             (JobRow.parameters if max_text is None else null()).label("parameters"),
             (JobRow.unenforced if max_text is None else null()).label("unenforced"),
             JobRow.reply_problem,
@@ -305,25 +308,25 @@ def as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = No
 
 
 @cache
-def _one() -> Select[Any]:
-    return as_read(bindparam("of_owner")).where(JobRow.id == bindparam("of_job"))
+def _select_by_id() -> Select[Any]:
+    return select_jobs(bindparam("of_owner")).where(JobRow.id == bindparam("of_job"))
 
 
 @cache
-def _some(max_text: int) -> Select[Any]:
-    return as_read(None, max_text).where(JobRow.id.in_(bindparam("of_jobs", expanding=True)))
+def _select_by_ids(max_text: int) -> Select[Any]:
+    return select_jobs(None, max_text).where(JobRow.id.in_(bindparam("of_jobs", expanding=True)))
 
 
-def as_job(row: RowMapping) -> Job:
+def job_from_row(row: RowMapping) -> Job:
     fields: dict[str, Any] = dict(row)
     fields.pop("turn_id", None)
-    fields["parameters"] = parameters(fields["parameters"])
-    fields["unenforced"] = unenforced(fields["unenforced"])
+    fields["parameters"] = decode_parameters(fields["parameters"])
+    fields["unenforced"] = decode_unenforced(fields["unenforced"])
     return Job(**_brief(fields | {"reason": fields["result"]}))
 
 
 def _brief(fields: dict[str, Any]) -> dict[str, Any]:
-    """From columns to fields, for those that a job without its texts has too."""
+    """Converts columns to fields of JobBrief."""
     kind, reason, not_after = (fields.pop(column) for column in ("error_kind", "reason", "not_after"))
     return fields | {
         "priority": Priority(fields["priority"]).name.lower(),
@@ -332,21 +335,22 @@ def _brief(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def parameters(stored: str | None) -> Parameters | None:
+def decode_parameters(stored: str | None) -> Parameters | None:
     return None if stored is None else msgspec.json.decode(stored, type=Parameters)
 
 
-def unenforced(stored: str | None) -> list[str]:
+def decode_unenforced(stored: str | None) -> list[str]:
     return [] if stored is None else msgspec.json.decode(stored, type=list[str])
 
 
-def is_named(owner_id: int, public_id: str) -> ColumnElement[bool]:
-    """Whoever asks: an id is stored without blanks before and after it, so those do not count."""
+def has_public_id(owner_id: int, public_id: str) -> ColumnElement[bool]:
+    """The conversation of that owner and public id. Ids are stored trimmed, so blanks around the given one do not
+    count."""
     return and_(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id.strip())
 
 
-def conversation_of(owner_id: int, public_id: str) -> Any:
-    return select(ConversationRow.id).where(is_named(owner_id, public_id)).scalar_subquery()
+def conversation_id_of(owner_id: int, public_id: str) -> Any:
+    return select(ConversationRow.id).where(has_public_id(owner_id, public_id)).scalar_subquery()
 
 
 def seconds_between(start: datetime, end: datetime) -> float:

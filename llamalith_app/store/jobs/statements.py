@@ -1,7 +1,7 @@
-"""What the modules beside this one share: which jobs of a conversation are open, and which may be claimed.
+"""Expressions and statements that several modules of `store/jobs/` use: which jobs are open, and which may be claimed.
 
-Owns no write. The statements of every job's way are built once: building them costs SQLAlchemy ten times what running
-them does.
+Writes nothing. Statements that run for every job are built once, here and in the other modules: SQLAlchemy takes ten
+times as long to build one as to run it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ is_open = open_job.status.in_([literal_column("'queued'"), literal_column("'proc
 
 
 def first_open(conversation_id: Any) -> Any:
-    """The id of the head of a conversation; null: nothing is open."""
+    """The id of the conversation's first open job; null: none is open."""
     return (
         select(open_job.id)
         .where(open_job.conversation_id == conversation_id, is_open)
@@ -55,7 +55,7 @@ BEST_DUE = (
         JobRow.model == bindparam("of_model"),
         JobRow.priority == bindparam("of_priority"),
         JobRow.is_head,
-        # What is further ahead than any pause says that a clock went back.
+        # A `not_before` beyond any backoff: the clock went back since it was stored.
         or_(JobRow.not_before <= bindparam("until"), JobRow.not_before > bindparam("beyond")),
         may_still_wait,
     )
@@ -65,8 +65,9 @@ BEST_DUE = (
 
 
 LONGEST_BACKOFF = timedelta(minutes=2)
-"""Longer than any between two attempts."""
+"""Longer than any backoff between two attempts."""
 
 
-def at(now: datetime) -> dict[str, datetime]:
+def due_parameters(now: datetime) -> dict[str, datetime]:
+    """The times that BEST_DUE is executed with."""
     return {"until": now, "beyond": now + LONGEST_BACKOFF}

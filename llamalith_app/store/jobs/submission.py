@@ -1,6 +1,6 @@
-"""How a job comes into the record: behind the head of its conversation, beside a turn, as a fork, or as a retry.
+"""Stores new jobs: after the head of a conversation, beside a turn, as a fork, or as a retry.
 
-The only one that makes jobs. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
+The only module that makes jobs. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.jobs import JobRequest
-from llamalith_app.contracts.parameters import given_in
+from llamalith_app.contracts.parameters import parameters_given
 from llamalith_app.store import turns
 from llamalith_app.store.jobs import reads
 from llamalith_app.store.jobs.statements import is_open, open_job
@@ -39,36 +39,36 @@ _jobs = cast(Table, JobRow.__table__)
 
 
 class NewJob(NamedTuple):
-    """What is asked for, validated and complete."""
+    """A validated and completed request for a job."""
 
     owner_id: int
     request_id: str
     request: JobRequest
-    """Texts are trimmed, "" where there is none; limits and names are filled in."""
+    """With trimmed texts ("" for none), and with the configured values where the client sent none."""
     inputs: Sequence[Message]
-    """What its turn holds beside the system prompt: the prompt, and what stands before it. Empty: only the system
-    prompt is stored, without a job."""
+    """The messages of its turn without the system prompt: the context message, if any, and the prompt. Empty: only the
+    system prompt is stored, without a job."""
     conversation_id: str | None
     """The public id; None: a new conversation."""
     unenforced: Sequence[str] = ()
-    """Pointers to what of its schema no reply can be held to while it is written."""
+    """JSON pointers to the keywords of its schema that cannot be enforced while decoding."""
     retry_of: int | None = None
-    """The job that this one tries again."""
+    """The job that this one retries."""
     keeps_system_prompt: bool = False
-    """The system prompt is what the client was shown before: where one is in force, that one stays."""
+    """The client sends the system prompt back as it was shown: it does not replace one that is in force."""
 
 
 class Accepted(NamedTuple):
     job_id: int | None
     """None: only a system message was stored."""
     turn_id: int | None
-    """None: nothing was stored, since that system message is in force already."""
+    """None: nothing was stored, since this system message is in force already."""
     conversation_id: str
     """The public id."""
     model: str
 
 
-_TAKE_CONVERSATION = (
+_LOCK_HEAD = (
     select(TurnRow.id, TurnRow.depth, TurnRow.system_turn_id, TurnRow.conversation_id)
     .join_from(ConversationRow, TurnRow, TurnRow.id == ConversationRow.head_turn_id)
     .where(
@@ -79,18 +79,20 @@ _TAKE_CONVERSATION = (
 )
 
 
-_NEW_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
+_INSERT_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
 
 
-_NEW_JOB = (
+_INSERT_JOB = (
     insert(_jobs)
     .values(is_head=~exists().where(open_job.conversation_id == bindparam("of_conversation"), is_open))
     .returning(JobRow.id)
 )
 
 
-_SAME_NAME = tuple(sorted(set(JobRequest.__struct_fields__) & set(_jobs.columns.keys()) - {"priority", "parameters"}))
-"""What a request says in a column of that name."""
+_COPIED_FIELDS = tuple(
+    sorted(set(JobRequest.__struct_fields__) & set(_jobs.columns.keys()) - {"priority", "parameters"})
+)
+"""The fields of a request that are stored in columns of the same name."""
 
 
 _OWN_TURN = (
@@ -102,20 +104,20 @@ _OWN_TURN = (
 
 
 def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
-    """Appends a turn to the branch that people see of its conversation, and queues its job. Makes the conversation if
-    need be."""
+    """Appends a turn after the head of its conversation, and queues its job. Makes the conversation if it does not
+    exist."""
     public_id = new.conversation_id or str(uuid.uuid4())
     if new.conversation_id is not None:
-        head = connection.execute(_TAKE_CONVERSATION, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
+        head = connection.execute(_LOCK_HEAD, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
         if head is not None:
             return _add(connection, new, public_id, head.conversation_id, turns.Parent._make(head), now)
     conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
-    return _add(connection, new, public_id, conversation_id, turns.NOTHING, now)
+    return _add(connection, new, public_id, conversation_id, turns.NO_PARENT, now)
 
 
 def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | None:
-    """Queues another job beside that turn, behind the same parent: an edited prompt, or another reply to it. The new
-    turn is the head of the conversation from now on. None: no such turn of this owner."""
+    """Queues a job with the same parent as that turn: an edited prompt, or another reply to the same one. The new turn
+    becomes the head of the conversation. None: no such turn of this owner."""
     beside = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
     if beside is None:
         return None
@@ -124,9 +126,9 @@ def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datet
 
 
 def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | Status | None:
-    """Queues a job in a new conversation that goes on from that turn of another one.
+    """Queues a job in a new conversation that continues that turn of another conversation.
 
-    The job's status instead where that turn's own job has not ended, since its reply would belong to what is read.
+    Returns the status of that turn's job instead where it has not ended, since its reply belongs to the history.
     None: no such turn of this owner.
     """
     behind = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
@@ -142,7 +144,7 @@ def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime
 
 def _new_conversation(connection: Connection, owner_id: int, public_id: str, now: datetime) -> int:
     row = {"owner_id": owner_id, "public_id": public_id, "created_at": now}
-    conversation_id: int = connection.execute(_NEW_CONVERSATION, row).scalar_one()
+    conversation_id: int = connection.execute(_INSERT_CONVERSATION, row).scalar_one()
     return conversation_id
 
 
@@ -175,9 +177,9 @@ def _add(
     turn_id = turns.append(connection, conversation_id, parent, inputs, now)
     if not new.inputs:
         return Accepted(None, turn_id, public_id, model)
-    parameters = given_in(request)
+    parameters = parameters_given(request)
     job = {
-        **{name: getattr(request, name) for name in _SAME_NAME},
+        **{name: getattr(request, name) for name in _COPIED_FIELDS},
         "conversation_id": conversation_id,
         "of_conversation": conversation_id,
         "owner_id": new.owner_id,
@@ -196,7 +198,7 @@ def _add(
         "retry_of": new.retry_of,
         "created_at": now,
     }
-    job_id: int = connection.execute(_NEW_JOB, job).scalar_one()
+    job_id: int = connection.execute(_INSERT_JOB, job).scalar_one()
     return Accepted(job_id, turn_id, public_id, model)
 
 
@@ -205,32 +207,33 @@ RETRYABLE = (Status.ERROR, Status.CANCELLED)
 
 class Retry(NamedTuple):
     job_id: int
-    """The new job."""
+    """The job that retries it."""
     conversation_id: str
     model: str
     is_new: bool
-    """False: it was tried again before, as this job."""
+    """False: that job existed before this call."""
 
 
 def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, now: datetime) -> Retry | Status | None:
-    """Asks anew for what a job that ended without a reply asked, as the last turn of its conversation; once for a job.
+    """Queues a copy of a job that ended without a reply, as the last turn of its conversation. A job is retried once: a
+    second call returns the same copy.
 
-    Its status: it is open or done. None: no such job of this owner.
+    Returns the job's status instead where it is open or done. None: no such job of this owner.
     """
     before = (
-        connection.execute(reads.as_read(owner_id).add_columns(JobRow.turn_id).where(JobRow.id == job_id))
+        connection.execute(reads.select_jobs(owner_id).add_columns(JobRow.turn_id).where(JobRow.id == job_id))
         .mappings()
         .first()
     )
     if before is None:
         return None
-    job = reads.as_job(before)
+    job = reads.job_from_row(before)
     if job.status not in RETRYABLE:
         return Status(job.status)
     if job.retried_as is not None:
         return Retry(job.retried_as, job.conversation_id, job.model, False)
     parameters = {} if job.parameters is None else msgspec.structs.asdict(job.parameters)
-    same = {name: getattr(job, name) for name in (*_SAME_NAME, "priority", "queue_timeout_s")}
+    same = {name: getattr(job, name) for name in (*_COPIED_FIELDS, "priority", "queue_timeout_s")}
     inputs = turns.inputs(connection, before["turn_id"])
     new = NewJob(
         owner_id=owner_id,
@@ -257,22 +260,22 @@ def retry_matching(
     conversation_id: str | None = None,
     error_kind: str | None = None,
 ) -> list[Retry]:
-    """The same for the `limit` oldest that match and were not tried again yet; those of other models stay."""
+    """Retries the `limit` oldest jobs that match, are of these models and were not retried yet."""
     wanted = (
         select(JobRow.id)
-        .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~reads.was_tried_again)
+        .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~reads.was_retried)
         .order_by(JobRow.id)
         .limit(limit)
     )
     if error_kind is not None:
         wanted = wanted.where(JobRow.error_kind == error_kind)
     if conversation_id is not None:
-        wanted = wanted.where(JobRow.conversation_id == reads.conversation_of(owner_id, conversation_id))
-    # One by one: for several at once SQLite goes through all jobs of the owner.
+        wanted = wanted.where(JobRow.conversation_id == reads.conversation_id_of(owner_id, conversation_id))
+    # One status at a time: with several, SQLite would scan all jobs of the owner.
     ids = [
         job_id
         for status in statuses
         for job_id in connection.execute(wanted.where(JobRow.status == status.value)).scalars()
     ]
     found = [retry(connection, owner_id, job_id, request_id, now) for job_id in sorted(ids)[:limit]]
-    return [one for one in found if isinstance(one, Retry)]
+    return [result for result in found if isinstance(result, Retry)]

@@ -1,9 +1,10 @@
-"""The life of a job in the record: submit, claim, finish, fail, cancel, expire; and what workers have to know of it.
+"""The state machine of a job: claim, finish, fail, cancel, expire.
 
-The only writer of jobs and attempts until they expire (`store/retention.py`). A transition first reads what it changes:
-the job in the state, and after a claim under the lease, that it expects. It holds a lock on that row until it has
-written; SQLite has one writer and needs no lock. Its return value says whether it was the one that moved the job.
-Every job ends by `_end`. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
+The only module that changes jobs and attempts between `submission` and their deletion (`store/retention.py`); only
+`leases` raises heartbeats. A transition first reads the job in the state that it expects, and after a claim also under
+the lease that it expects. It locks that row until it has written; SQLite has one writer and needs no lock. The return
+value says whether this call moved the job. Every job ends by `_end`. Runs inside a transaction of `store/database.py`.
+Knows no queue and no engine.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.store import turns
 from llamalith_app.store.jobs import reads
-from llamalith_app.store.jobs.statements import BEST_DUE, at, first_open, waits_too_long
+from llamalith_app.store.jobs.statements import BEST_DUE, due_parameters, first_open, waits_too_long
 from llamalith_app.store.tables import (
     AttemptRow,
     ConversationRow,
@@ -46,11 +47,11 @@ _attempts = cast(Table, AttemptRow.__table__)
 
 
 TIMEOUT = "timeout"
-"""The kind of the error of a job that waited or ran too long."""
+"""The error kind of a job that waited or ran too long."""
 
 
 class Claim(NamedTuple):
-    """The right to run one attempt, good as long as its lease token is the job's."""
+    """The right to run one attempt, valid while the job has this lease token."""
 
     job_id: int
     attempt: int
@@ -65,8 +66,8 @@ class Claim(NamedTuple):
     unenforced: tuple[str, ...] = ()
 
 
-class Written(NamedTuple):
-    """What an attempt had made of its reply when it was stopped."""
+class PartialReply(NamedTuple):
+    """What an attempt had written of the reply when it was stopped."""
 
     text: str
     """Empty: nothing yet."""
@@ -74,7 +75,7 @@ class Written(NamedTuple):
     completion_tokens: int
 
 
-# Whoever claims at the same moment passes over what this one is about to claim.
+# Concurrent claims skip the row that this one is about to claim.
 _NEXT = BEST_DUE.with_for_update(skip_locked=True)
 
 
@@ -105,7 +106,7 @@ _CLAIM = (
 )
 
 
-_TAKE_CONVERSATIONS = (
+_LOCK_CONVERSATIONS = (
     select(ConversationRow.id)
     .where(
         ConversationRow.id.in_(
@@ -122,7 +123,7 @@ _PROMOTE = (
 )
 
 
-_NEW_ATTEMPT = insert(_attempts)
+_INSERT_ATTEMPT = insert(_attempts)
 
 
 _CLOSE_ATTEMPT = (
@@ -153,8 +154,11 @@ _REQUEUE = (
 
 
 def claim(connection: Connection, model: str, priority: int, worker_id: int, now: datetime) -> Claim | None:
-    """The oldest due job of the model and class whose conversation has nothing earlier open; None: nothing to do."""
-    job_id = connection.execute(_NEXT, {"of_model": model, "of_priority": priority, "most": 1, **at(now)}).scalar()
+    """Claims the oldest due job of the model and priority class that is the head of its conversation. None: there is
+    none."""
+    job_id = connection.execute(
+        _NEXT, {"of_model": model, "of_priority": priority, "most": 1, **due_parameters(now)}
+    ).scalar()
     if job_id is None:
         return None
     lease_token = secrets.token_hex(16)
@@ -164,10 +168,10 @@ def claim(connection: Connection, model: str, priority: int, worker_id: int, now
     if row is None:
         return None
     claimed = Claim._make(row)._replace(
-        parameters=reads.parameters(row.parameters), unenforced=tuple(reads.unenforced(row.unenforced))
+        parameters=reads.decode_parameters(row.parameters), unenforced=tuple(reads.decode_unenforced(row.unenforced))
     )
     connection.execute(
-        _NEW_ATTEMPT,
+        _INSERT_ATTEMPT,
         {
             "job_id": claimed.job_id,
             "attempt": claimed.attempt,
@@ -194,8 +198,8 @@ def finish(
     reply_valid: bool | None = None,
     reply_problem: str | None = None,
 ) -> bool:
-    """Stores the reply and ends the job. False: the lease is somebody else's now, nothing was written."""
-    _take_conversations(connection, [job_id])
+    """Stores the reply and ends the job. False: the lease is no longer valid, and nothing was written."""
+    _lock_conversations(connection, [job_id])
     job = connection.execute(_LEASED, {"of_job": job_id, "of_lease": lease_token}).first()
     if job is None:
         return False
@@ -214,14 +218,14 @@ def finish(
 
 
 class _Ending(NamedTuple):
-    """One job that is to end, locked by whoever decided it."""
+    """A job to end. The caller has locked its row."""
 
     job_id: int
     conversation_id: int
     lease_token: str | None
-    """None: nobody runs it."""
+    """None: it is queued."""
     columns: dict[str, Any]
-    """What else is written into its row; the same columns for all that end together."""
+    """Further values for its row; the same columns for all jobs that end together."""
 
 
 _OUTCOMES = {Status.DONE: Outcome.DONE, Status.ERROR: Outcome.FAILED, Status.CANCELLED: Outcome.CANCELLED}
@@ -237,12 +241,12 @@ def _end(
     kind: str | None = None,
     reason: str | None = None,
 ) -> None:
-    """Ends open jobs: the only way to a terminal state. Closes their attempts, with that outcome, kind and reason, and
-    lets what waits behind them be the next of its conversation."""
+    """Ends open jobs: the only way to a terminal state. Closes their attempts with that outcome, kind and reason, and
+    promotes the next jobs of their conversations to heads."""
     if not jobs:
         return
     connection.execute(
-        _ending(status, tuple(jobs[0].columns)),
+        _end_statement(status, tuple(jobs[0].columns)),
         [{"of_job": job.job_id, "at": now, **job.columns} for job in jobs],
     )
     for job in jobs:
@@ -252,7 +256,7 @@ def _end(
 
 
 @cache
-def _ending(status: Status, columns: tuple[str, ...]) -> Update:
+def _end_statement(status: Status, columns: tuple[str, ...]) -> Update:
     return (
         update(_jobs)
         .where(JobRow.id == bindparam("of_job"), status_is(Status.QUEUED, Status.PROCESSING))
@@ -265,16 +269,15 @@ def _ending(status: Status, columns: tuple[str, ...]) -> Update:
     )
 
 
-def _take_conversations(connection: Connection, job_ids: Collection[int]) -> None:
-    """Locks the conversations of these jobs where there are several writers: one that appends to a conversation and one
-    that ends its head would each miss what the other does, and nobody would move up. To be called before either writes
-    a job."""
+def _lock_conversations(connection: Connection, job_ids: Collection[int]) -> None:
+    """Locks the conversations of these jobs, before any job is written. With several concurrent writers, a submit and
+    the end of a conversation's head would each miss the other's change, and the new job would not become the head."""
     if connection.dialect.name != "sqlite":
-        connection.execute(_TAKE_CONVERSATIONS, {"of_jobs": list(job_ids)})
+        connection.execute(_LOCK_CONVERSATIONS, {"of_jobs": list(job_ids)})
 
 
 def _promote_next_head(connection: Connection, conversations: Collection[int]) -> None:
-    """Jobs of these conversations have ended: what is open first is the head now."""
+    """Makes the first open job of each conversation its head, after jobs of these have ended."""
     if conversations:
         connection.execute(_PROMOTE, [{"of_conversation": conversation_id} for conversation_id in conversations])
 
@@ -290,15 +293,15 @@ def fail(
     reason: str,
     pause: timedelta | None,
     seen_heartbeat: int | None = None,
-    written: Written | None = None,
+    written: PartialReply | None = None,
 ) -> Status | None:
-    """Ends an attempt without a reply: back to the queue after `pause`, or `error` when that is None or
-    the job has spent its attempts. `released` spends none.
+    """Ends an attempt without a reply. The job is queued again, to start after `pause`; or it ends as `error` where
+    `pause` is None or the job has spent its attempts. The outcome `released` spends none.
 
-    `seen_heartbeat`: a sweeper's guard, the heartbeat that must not have moved. `written`: kept with an error.
-    None: the lease is somebody else's.
+    `seen_heartbeat`: for the sweep; where the heartbeat has moved since, nothing changes. `written`: stored with an
+    error. Returns the new status; None: the lease is no longer valid, or the heartbeat has moved.
     """
-    _take_conversations(connection, [job_id])
+    _lock_conversations(connection, [job_id])
     job = connection.execute(_LEASED, {"of_job": job_id, "of_lease": lease_token}).first()
     if job is None or (seen_heartbeat is not None and job.heartbeat != seen_heartbeat):
         return None
@@ -307,15 +310,16 @@ def fail(
         _close_attempt(connection, lease_token, outcome, reason, now, kind)
         connection.execute(_REQUEUE, {"of_job": job_id, "from_then": now + (pause or timedelta())})
         return Status.QUEUED
-    columns = {"error_kind": kind, "error": reason, **({} if written is None else _as_columns(written))}
+    columns = {"error_kind": kind, "error": reason, **({} if written is None else _partial_columns(written))}
     ending = _Ending(job_id, job.conversation_id, lease_token, columns)
     _end(connection, [ending], Status.ERROR, now, outcome=outcome, kind=kind, reason=reason)
     return Status.ERROR
 
 
 def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) -> Status | None:
-    """The state that won: `cancelled`, or the terminal state that came first. None: no such job of this owner."""
-    _take_conversations(connection, [job_id])
+    """Cancels an open job. Returns `cancelled`, or the terminal status that it had before. None: no such job of this
+    owner."""
+    _lock_conversations(connection, [job_id])
     job = connection.execute(
         select(JobRow.status, JobRow.conversation_id, JobRow.lease_token)
         .where(JobRow.id == job_id, JobRow.owner_id == owner_id)
@@ -339,23 +343,23 @@ def cancel_open(
     conversation_id: str | None = None,
     model: str | None = None,
 ) -> list[int]:
-    """Cancels an owner's jobs in these open states, those of one conversation or model only where these are given:
-    all that run and the newest `limit` that wait. Their ids; where fewer than `limit` waited, none is left.
+    """Cancels an owner's jobs in these open states, optionally of one conversation or model only: all that run and the
+    newest `limit` that wait. Returns their ids. Where fewer than `limit` waited, none is left.
 
-    The newest first: what stands behind a cancelled job of its conversation is not started in between.
+    The newest first, so that between two calls no job starts because an earlier one of its conversation was cancelled.
     """
     mine = [JobRow.owner_id == owner_id]
     if model is not None:
         mine.append(JobRow.model == model)
     if conversation_id is not None:
-        mine.append(JobRow.conversation_id == reads.conversation_of(owner_id, conversation_id))
+        mine.append(JobRow.conversation_id == reads.conversation_id_of(owner_id, conversation_id))
     wanted: list[int] = []
     if Status.PROCESSING in statuses:
         wanted += connection.execute(select(JobRow.id).where(status_is(Status.PROCESSING), *mine)).scalars()
     if Status.QUEUED in statuses:
         waiting = select(JobRow.id).where(status_is(Status.QUEUED), *mine).order_by(JobRow.id.desc()).limit(limit)
         wanted += connection.execute(waiting).scalars()
-    _take_conversations(connection, wanted)
+    _lock_conversations(connection, wanted)
     found = connection.execute(
         select(JobRow.id, JobRow.conversation_id, JobRow.lease_token)
         .where(JobRow.id.in_(wanted), status_is(Status.QUEUED, Status.PROCESSING))
@@ -366,9 +370,11 @@ def cancel_open(
     return [job.job_id for job in ending]
 
 
-def keep_written(connection: Connection, job_id: int, lease_token: str, _now: datetime, *, written: Written) -> bool:
-    """Stores what the attempt of a job that was cancelled had written by then. False: this attempt was not ended by
-    a cancel."""
+def store_partial(
+    connection: Connection, job_id: int, lease_token: str, _now: datetime, *, written: PartialReply
+) -> bool:
+    """Stores the partial reply of an attempt that a cancel ended. False: something else ended it, or a partial reply is
+    stored already."""
     kept = connection.execute(
         update(JobRow)
         .where(
@@ -381,12 +387,12 @@ def keep_written(connection: Connection, job_id: int, lease_token: str, _now: da
                 AttemptRow.outcome == Outcome.CANCELLED.value,
             ),
         )
-        .values(**_as_columns(written))
+        .values(**_partial_columns(written))
     )
     return kept.rowcount > 0
 
 
-def _as_columns(written: Written) -> dict[str, Any]:
+def _partial_columns(written: PartialReply) -> dict[str, Any]:
     return {
         "partial": written.text or None,
         "prompt_tokens": written.prompt_tokens,
@@ -395,11 +401,11 @@ def _as_columns(written: Written) -> dict[str, Any]:
 
 
 def expire_queued(connection: Connection, now: datetime, limit: int) -> list[int]:
-    """Ends the jobs that waited longer for their first start than they may, `limit` of them at most. Their ids."""
+    """Ends at most `limit` jobs that waited for their first start beyond their `not_after`. Returns their ids."""
     ids = connection.execute(select(JobRow.id).where(waits_too_long).limit(limit), {"until": now}).scalars().all()
     if not ids:
         return []
-    _take_conversations(connection, ids)
+    _lock_conversations(connection, ids)
     late = connection.execute(
         select(JobRow.id, JobRow.conversation_id, JobRow.created_at, JobRow.not_after)
         .where(JobRow.id.in_(ids), waits_too_long)

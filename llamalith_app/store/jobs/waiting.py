@@ -1,6 +1,6 @@
-"""What waits, and what of it may start now.
+"""Queued jobs: how many there are, and which may start now.
 
-Reads only. Runs in a snapshot of `store/database.py`. Decides nothing: `jobs/order.py` does.
+Writes nothing. Runs in a snapshot of `store/database.py`. Which of them starts first is decided in `jobs/order.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from llamalith_app.store.jobs.statements import BEST_DUE, LONGEST_BACKOFF, at, first_open
+from llamalith_app.store.jobs.statements import BEST_DUE, LONGEST_BACKOFF, due_parameters, first_open
 from llamalith_app.store.tables import (
     JobRow,
     Priority,
@@ -26,8 +26,8 @@ from llamalith_app.store.tables import (
 )
 
 
-class Waiting(NamedTuple):
-    """A queued job that nothing holds back."""
+class RunnableJob(NamedTuple):
+    """A queued job that may start now."""
 
     job_id: int
     model: str
@@ -35,39 +35,39 @@ class Waiting(NamedTuple):
     """Claims so far."""
 
 
-class Due(NamedTuple):
-    """What waits for one model in one class and may start now."""
+class DueJobs(NamedTuple):
+    """The jobs of one model and priority class that may start now."""
 
     model: str
     priority: int
     n_jobs: int
-    """At most MOST_DUE."""
+    """At most MAX_DUE."""
     oldest: datetime
-    """When the first of them was accepted."""
+    """When the first of them was accepted (by id, so it is the oldest)."""
 
 
 class QueueDepth(NamedTuple):
-    """What is to be done and what is being done."""
+    """The jobs that wait and those that run."""
 
     queued: dict[str, int]
-    """Jobs that wait, by model."""
+    """The number of queued jobs by model."""
     running: list[tuple[str, datetime]]
     """Model and start of each job that is processing."""
-    due: list[Due]
+    due: list[DueJobs]
 
 
 _ended = aliased(JobRow)
 
 
 def n_queued(connection: Connection, owner_id: int) -> int:
-    """Jobs of an owner that wait."""
+    """The number of an owner's queued jobs."""
     return connection.execute(
         select(func.count()).where(JobRow.owner_id == owner_id, JobRow.status == Status.QUEUED.value)
     ).scalar_one()
 
 
-def newly_runnable(connection: Connection, ended: Collection[int], now: datetime) -> list[Waiting]:
-    """Of the conversations of these jobs, which have ended, the jobs that may start now."""
+def newly_runnable(connection: Connection, ended: Collection[int], now: datetime) -> list[RunnableJob]:
+    """The jobs that may start now that these have ended: the next ones of their conversations."""
     heads = select(first_open(_ended.conversation_id)).where(_ended.id.in_(ended))
     rows = connection.execute(
         select(JobRow.id, JobRow.model, JobRow.attempt).where(
@@ -76,21 +76,21 @@ def newly_runnable(connection: Connection, ended: Collection[int], now: datetime
             or_(JobRow.not_before <= now, JobRow.not_before > now + LONGEST_BACKOFF),
         )
     )
-    return [Waiting._make(row) for row in rows]
+    return [RunnableJob._make(row) for row in rows]
 
 
-MOST_DUE = 64
-"""Jobs of a model and class that `due` looks at; more would not find a place at once."""
+MAX_DUE = 64
+"""Jobs that `due_jobs` counts for a model and class. No worker has slots for more at once."""
 
 
-def due(connection: Connection, models: Iterable[str], now: datetime) -> list[Due]:
-    """For each of the models and each class what could be claimed now."""
+def due_jobs(connection: Connection, models: Iterable[str], now: datetime) -> list[DueJobs]:
+    """The jobs that could be claimed now, for each model and priority class that has any."""
     found = []
     for model in models:
         for priority in Priority:
-            of = {"of_model": model, "of_priority": priority.value, "most": MOST_DUE, **at(now)}
+            of = {"of_model": model, "of_priority": priority.value, "most": MAX_DUE, **due_parameters(now)}
             if rows := connection.execute(BEST_DUE, of).all():
-                found.append(Due(model, priority, len(rows), rows[0].created_at))
+                found.append(DueJobs(model, priority, len(rows), rows[0].created_at))
     return found
 
 
@@ -108,5 +108,5 @@ def queue_depth(connection: Connection, models: Iterable[str], now: datetime) ->
     return QueueDepth(
         n_queued_by_model(connection),
         [(model, started_at) for model, started_at in running if started_at is not None],
-        due(connection, models, now),
+        due_jobs(connection, models, now),
     )
