@@ -137,8 +137,8 @@ async def start(
     port = port or free_port()
     config = folder / "config.json"
     if not config.exists():
-        # Short stories keep the suite short.
-        config.write_text('{"model_settings": {"smollm2": {"max_tokens": 150}}}')
+        # Short stories keep the suite short; threads that wait for each other would take the other tests' cores.
+        config.write_text('{"model_settings": {"smollm2": {"max_tokens": 150, "n_threads": 1}}}')
     with (folder / "log").open("a") as log:
         up = await asyncio.create_subprocess_exec(
             *(str(LLAMALITH), "up", "--port", str(port), "--data-dir", str(folder / "data"), "--grace", str(grace_s)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import bcrypt
 import httpx
 import pytest
+import pytest_asyncio
 
 from llamalith_app.app import create_server
 from llamalith_app.settings.config import Config, ModelConfig
@@ -91,5 +93,19 @@ async def browser(config: Config) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(config) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def module_config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
+    folder = tmp_path_factory.mktemp("web")
+    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    """One server for all tests of a module: it says `config, api = module_config, module_api` and marks its tests with
+    `asyncio(loop_scope="module")`."""
     async with serving(config) as client:
         yield client

@@ -4,23 +4,19 @@ answer is one that it knows."""
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 import schemathesis
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from schemathesis import checks
 from schemathesis.core.result import Ok
 
-from llamalith_app.settings.config import Config
-from tests.web.conftest import TOKEN, make_config, serving
+from tests.web.conftest import TOKEN, module_api, module_config
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+config, api = module_config, module_api
 
 BOUNDED = settings(
     max_examples=15,
@@ -35,18 +31,6 @@ BOUNDED = settings(
 LONGEST = 10_000
 ELSEWHERE = [checks.unsupported_method, checks.ignored_auth]
 """What other tests look at."""
-
-
-@pytest.fixture(scope="module")
-def config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
-    folder = tmp_path_factory.mktemp("web")
-    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(config) as client:
-        yield client
 
 
 def allowed(case: Any) -> None:

@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from llamalith_app.contracts.parameters import NAMES
 from llamalith_app.jobs.schemas import SchemaValidator, Timings
 from llamalith_app.settings.config import Config
-from tests.web.conftest import make_config, serving
+from tests.web.conftest import module_api, module_config
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+config, api = module_config, module_api
 
 
 @pytest.fixture(autouse=True)
@@ -30,18 +27,6 @@ def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """A busy machine answers 503 to what it cannot validate in time: only one test is about that time."""
     if request.node.name != "test_evil_schemas_end_in_time_and_hold_up_nobody":
         monkeypatch.setattr(SchemaValidator, "timings", Timings(within_s=600))
-
-
-@pytest.fixture(scope="module")
-def config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
-    folder = tmp_path_factory.mktemp("web")
-    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(config) as client:
-        yield client
 
 
 def n_jobs(config: Config) -> int:
