@@ -1,9 +1,9 @@
-"""The least that llama.cpp needs to write several replies at once: prompts in, a batch a step, the likeliest token out.
+"""A minimal batching loop over llama.cpp: several prompts in, one batch a step, greedy sampling.
 
     GOMP_SPINCOUNT=300 .venv/bin/python bench/bare_loop.py MODEL N_SLOTS N_CTX N_THREADS CACHE_TYPE
 
-Each line of standard input is `{"prompts": [...], "max_tokens": N}`, answered by a line `{"tokens": N, "seconds": S}`.
-No queue, no record, no text, no other process: what a stack around llama.cpp can at best come near to.
+Each line of standard input is `{"prompts": [...], "max_tokens": N}`; the answer is `{"tokens": N, "seconds": S}`.
+It has no queue, no database, no text and no other process, so it is the upper bound for any stack around llama.cpp.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Loop:
         return int(np.ctypeslib.as_array(logits, shape=(self._n_vocab,)).argmax())
 
     def write(self, prompts: list[str], max_tokens: int) -> int:
-        """All of them side by side; returns how many tokens were written."""
+        """Runs all prompts in parallel; returns the number of tokens written."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         reads = [self._tokens(prompt) for prompt in prompts]
         work = [

@@ -1,6 +1,6 @@
-"""What both servers are asked alike: one prompt, its answer with its times, and many of them at once.
+"""Asks a server: one prompt with its times, or many at once. The same for the product and the peer.
 
-Owns the clock of every figure that compares. Knows no server's routes: peer.py and product.py do.
+Measures the time of every compared figure. Does not know any server's routes: `peer.py` and `product.py` do.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ class Answer(NamedTuple):
     text: str
     prompt_tokens: int
     tokens: int
-    """Really written, as the server counts them."""
+    """Tokens of the reply, as the server counts them."""
     first_s: float
-    """From before the request to the arrival of the first text."""
+    """From just before the request to the first text."""
     seconds: float
-    """From before the request to the arrival of the end."""
+    """From just before the request to the end."""
 
 
 class Server(Protocol):
     async def ask(self, messages: Sequence[Message], max_tokens: int) -> Answer:
-        """Greedy, without penalties."""
+        """One reply, sampled greedily and without penalties."""
 
 
 class Round(NamedTuple):
-    """What so many jobs at once came to."""
+    """The result of many jobs at once."""
 
     tokens_a_second: float
     first_s: list[float]
 
 
 async def at_once(server: Server, prompts: Sequence[Sequence[Message]], n_clients: int, max_tokens: int) -> Round:
-    """All prompts, asked by so many clients, each of which waits for its answer before it asks the next."""
+    """Asks all prompts with so many clients; each waits for its answer before it asks the next."""
     waiting = list(reversed(prompts))
     answers: list[Answer] = []
 
@@ -69,7 +69,7 @@ def http(url: str, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
 
 
 async def events(answer: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
-    """Server-Sent Events: the name of each (empty: none) and its data; `[DONE]`, which is no JSON, is left out."""
+    """The name (empty if there is none) and data of each server-sent event. Skips `[DONE]`, which is not JSON."""
     if answer.status_code != 200:
         raise SystemExit(f"{answer.url}: {answer.status_code} {(await answer.aread()).decode()[:500]}")
     name = ""

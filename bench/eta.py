@@ -1,8 +1,8 @@
-"""How well a job's end is foretold: median of |ETA - actual| / actual, in a mixed trace.
+"""How accurate ETAs are: the median of |ETA - actual| / actual in a mixed load.
 
-Jobs of all lengths are accepted at once, more than there are slots; every half second each open one is read, with
-what its `progress.eta_s` says. At its end each of those is compared with what it really took from then on. What has
-less than a second to go is left out.
+More jobs than slots, of all lengths, are submitted at once. Every half second each open job is read with its
+`progress.eta_s`. After its end each of these ETAs is compared with the time that it really took from then on. ETAs with
+less than a second to go are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench import prompts
 from bench.product import ENDED, Product
 from bench.table import Row
 
-LOOK_S = 0.5
+POLL_S = 0.5
 LEAST_S = 1.0
 LENGTHS = (16, 32, 64, 96, 128)
 
@@ -31,31 +31,31 @@ async def eta(product: Product, n_jobs: int) -> Row:
     errors, n_silent = [], 0
     for seen in await asyncio.gather(*(_followed(product, job_id) for job_id in job_ids)):
         ended_at = seen[-1][0]
-        for at, told in seen[:-1]:
+        for at, eta_s in seen[:-1]:
             actual = ended_at - at
             if actual >= LEAST_S:
-                if told is None:
+                if eta_s is None:
                     n_silent += 1
                 else:
-                    errors.append(abs(told - actual) / actual)
-    product_told = f"median {statistics.median(errors):.0%}" if errors else "nothing told"
+                    errors.append(abs(eta_s - actual) / actual)
+    found = f"median {statistics.median(errors):.0%}" if errors else "no ETA"
     return Row(
         "ETA",
-        f"median error of a told end, {n_jobs} mixed jobs, {len(errors)} looks ({n_silent} more told nothing)",
+        f"median error of an ETA, {n_jobs} mixed jobs, {len(errors)} readings ({n_silent} more without an ETA)",
         "",
-        product_told,
+        found,
         "",
-        "told",
+        "shown",
         None,
     )
 
 
 async def _followed(product: Product, job_id: int) -> list[tuple[float, float | None]]:
-    """When it was looked at, and in how many seconds its end was told to come; the last: when it had ended."""
+    """(time of the reading, ETA in seconds) for each reading; the last has the time of the end."""
     seen: list[tuple[float, float | None]] = []
     while True:
         job = await product.job(job_id)
         seen.append((time.monotonic(), (job["progress"] or {}).get("eta_s")))
         if job["status"] in ENDED:
             return seen
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_S)

@@ -1,11 +1,11 @@
-"""P11: what the product takes while it has nothing to do and no model is loaded.
+"""P11: memory and CPU of the product while it is idle and no model is loaded.
 
-Memory is the sum of each process's proportional set (pages that several share count once) and of its resident set; the
-share of a core is the time that all of them spent, by the kernel's count, in so many seconds of doing nothing.
+Memory is the sum over all processes of the proportional set (shared pages are counted once) and of the resident set.
+CPU is the time that all processes spent on a core in so many idle seconds.
 
     .venv/bin/python -m bench.footprint [--data-dir ./data]
 
-prints the same of a product that runs, process by process, and how long importing the web application takes.
+prints the same for a product that runs, process by process, and how long the import of the web application takes.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ async def idle(product: Product, seconds: float) -> Row:
 
 
 def memory_mb(pid: int, name: str) -> float:
-    """`name`: Pss or Rss."""
+    """MiB of the process. `name`: Pss or Rss."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) / 1024
-    raise SystemExit(f"process {pid} tells no {name}")
+    raise SystemExit(f"process {pid} has no {name}")
 
 
 def busy_s(pid: int) -> float:
-    """Seconds that the process has spent on a core."""
+    """CPU seconds of the process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

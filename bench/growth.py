@@ -1,12 +1,12 @@
-"""P7, P8: what a long-used database costs, against one that is new; and with a long queue on top.
+"""P7, P8: what a large database costs compared with a new one, and a long queue on top.
 
     .venv/bin/python -m bench.growth [--stored 1000000] [--conversations 100000] [--queued 10000] [--rounds 300]
 
-Builds a database of so many ended jobs and one of 1,000, starts `llamalith web` on each, and asks both in turns, A B A
-B …: submit, list, latest and one job over HTTP; claim, finish and a look at the load by the record's own functions in
-this process, as a worker calls them, for which the share is told that was really spent computing: the rest is the disk
-and whoever else had the core. Then so many jobs wait in the big one, in several shapes, none in the small one. At last
-the memory that Redis takes for so many hints. Prints one Markdown table; about three minutes.
+Builds a database with so many ended jobs and one with 1,000, starts `llamalith web` on each, and measures both in
+turns, A B A B …: submit, list, latest and one job over HTTP; claim, finish and queue depth by the store's functions in
+this process, as a worker calls them. For these the share of CPU time is shown; the rest is the disk and other programs.
+Then so many jobs wait in the large database, in several shapes, and none in the small one. Last, the memory that Redis
+needs for so many hints. Prints one Markdown table; takes about three minutes.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ CLASSES = [priority.name.lower() for priority in Priority]
 
 T = TypeVar("T")
 Times = dict[str, list[float]]
-"""What was done -> how long it took, ms."""
+"""Milliseconds of each operation, by its name."""
 
 
 class Side:
-    """One database, with a web process on it and, in this process, what a worker would call."""
+    """One database with a web process; this process calls what a worker would."""
 
     def __init__(self, api: httpx.AsyncClient, engine: Engine, worker_id: int, n_conversations: int) -> None:
         self._api = api
         self._engine = engine
         self._worker_id = worker_id
         self.n_conversations = n_conversations
-        """Those that `latest` asks for: the first ones."""
+        """The conversations that `latest` asks for."""
         self.last_queued: int | None = None
 
     async def round(self, number: int, times: Times) -> None:
-        """Everything once; leaves as many jobs waiting as it found."""
+        """Each operation once; leaves as many jobs waiting as before."""
         model, priority = MODELS[number % 2], number // 2 % 3
         body = {"content": "How are you?", "model": model, "priority": CLASSES[priority]}
         accepted = await self._timed(times, "submit", "POST", "/api/jobs", body)
@@ -118,7 +118,7 @@ class Side:
 
 @asynccontextmanager
 async def serving(folder: Path, redis_url: str, n_conversations: int) -> AsyncIterator[Side]:
-    """`llamalith web` on the database in that folder."""
+    """Starts `llamalith web` on the database in this folder."""
     paths = {model: str(folder / f"{model}.gguf") for model in MODELS}
     (folder / "config.json").write_text(json.dumps({"model_paths": paths, "available_models": MODELS}))
     token = secrets.token_urlsafe(32)
@@ -211,11 +211,11 @@ def rows(what: str, few: Times, many: Times, *, is_queued: bool) -> list[Row]:
             else:
                 goal, is_met = f"p99 ≤ {READ_MS} ms and {RATIO} of the few's", p99 <= min(READ_MS, RATIO * few_p99)
         ratio = f"{p50 / few_p50:.2f}, {p99 / few_p99:.2f}"
-        found.append(Row(what, name, _told(few_p50, few_p99), _told(p50, p99), ratio, goal, is_met))
+        found.append(Row(what, name, _percentiles(few_p50, few_p99), _percentiles(p50, p99), ratio, goal, is_met))
     return found
 
 
-def _told(p50: float, p99: float) -> str:
+def _percentiles(p50: float, p99: float) -> str:
     return f"{short(p50)}, {short(p99)} ms"
 
 

@@ -1,8 +1,8 @@
-"""P9: jobs that alternate between two models of which the memory budget holds one.
+"""P9: jobs that alternate between two models of which only one fits the memory budget.
 
-The loads are counted in the worker's log, the waits are the jobs' own times from `created_at` to `started_at`. All jobs
-are accepted at once, so that the last of them waits for all the work before it in any order: the bound on waiting that
-is held against is that of class `normal`.
+Loads are counted in the worker's log; waits are the jobs' times from `created_at` to `started_at`. All jobs are
+accepted at once, so in any order the last one waits for all the others. The waits are compared with `max_wait_s` of
+class `normal`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_TOKENS = 16
 N_CTX = 1024
 N_SLOTS = 8
 BUDGET_MB = 700
-"""One model with its KV cache and its engine is estimated at some 510 MiB: two need more than this."""
+"""One model with KV cache and engine is estimated at some 510 MiB, so two do not fit."""
 MAX_WAIT_S = 120
 MAX_LOADS = 6
 

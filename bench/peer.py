@@ -52,7 +52,7 @@ class Peer:
 async def running(
     python: Path, model: Path, log: Path, *, n_slots: int, n_ctx: int, n_threads: int
 ) -> AsyncIterator[Peer]:
-    """`python`: of the environment that has xllamacpp."""
+    """Starts the peer. `python`: the interpreter of the environment that has xllamacpp."""
     with log.open("wb") as lines:
         process = await asyncio.create_subprocess_exec(
             *(str(python), str(SCRIPT), str(model), str(n_slots), str(n_ctx), str(n_threads)),

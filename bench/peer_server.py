@@ -1,8 +1,8 @@
-"""llama.cpp's own server, as PyPI's xllamacpp brings it, until its standard input ends.
+"""Runs llama.cpp's own server, from PyPI's xllamacpp, until its standard input ends.
 
     .venv-bench/bin/python bench/peer_server.py MODEL N_SLOTS N_CTX N_THREADS
 
-Prints its address as the first line of standard output. Runs in an environment of its own and imports nothing of ours.
+Prints its address as the first line of standard output. Runs in its own environment and imports none of our modules.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Draws the curves over load: reads `{"peer": {"1": [[tok/s], [first_s]], …}, "product": …}` from standard input.
+"""Draws the curves over load from `{"peer": {"1": [[tok/s], [first_s]], …}, "product": …}` on standard input.
 
     .venv-bench/bin/python bench/picture.py docs/bench.png
 
-Runs in the peer's environment, which has matplotlib; imports nothing of ours.
+Runs in the peer's environment, which has matplotlib, and imports none of our modules.
 """
 
 import json

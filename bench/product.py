@@ -1,4 +1,4 @@
-"""The product as its user has it: `llamalith up` in a folder of its own, asked over HTTP."""
+"""The product as a user runs it: `llamalith up` in a folder of its own, asked over HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OURS = ("LLAMALITH_", "LLM_", "REDIS_URL", "DATABASE_URL", "SECRET_KEY", "ADMIN_
 PARTS = ("up.lock", "web.pid", "worker.pid", "valkey.pid")
 
 GREEDY = {"temperature": 0, "repeat_penalty": 1, "max_tokens": 64}
-"""What the peer does where nothing else is asked; for a model's settings."""
+"""The peer's defaults, as settings of a model."""
 
 _conversations = itertools.count(1)
 
@@ -40,7 +40,7 @@ class Product:
         self._environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | environ
         self._up: asyncio.subprocess.Process | None = None
         self.api = httpx.AsyncClient()
-        """Until it is started, to nowhere."""
+        """Its address is set by the start."""
 
     async def start(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -70,7 +70,7 @@ class Product:
             await asyncio.wait_for(self._up.wait(), END_S)
 
     async def submit(self, content: str, **fields: Any) -> int:
-        """In a conversation of its own, if `conversation_id` says nothing else."""
+        """Submits a job and returns its id. Without `conversation_id` it gets a new conversation."""
         conversation = fields.pop("conversation_id", None) or f"bench-{next(_conversations)}"
         body = {"content": content, "conversation_id": conversation, **fields}
         answer = await self.api.post("/api/jobs", json=body)
@@ -95,7 +95,7 @@ class Product:
         return await self.turn(messages[-1].content, max_tokens, system_prompt=system)
 
     async def turn(self, content: str, max_tokens: int, **fields: Any) -> Answer:
-        """One turn, followed by its events to the end."""
+        """Submits one turn and reads its event stream to the end."""
         started = time.perf_counter()
         job_id = await self.submit(content, max_tokens=max_tokens, **fields)
         first, texts = 0.0, list[str]()
@@ -118,14 +118,14 @@ class Product:
         return pids_in(self.folder / "data")
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """The lines of its log that tell of this."""
+        """The lines of its log with this event."""
         lines = (self.folder / "log").read_text(errors="replace").splitlines()
-        told = [json.loads(line) for line in lines if re.match(r"\{.*\}$", line)]
-        return [line for line in told if line.get("event") == event]
+        events = [json.loads(line) for line in lines if re.match(r"\{.*\}$", line)]
+        return [line for line in events if line.get("event") == event]
 
 
 def pids_in(data_dir: Path) -> list[int]:
-    """Of every process of the product that runs there."""
+    """The pids of all processes of the product in this folder."""
     found: list[int] = []
     for name in PARTS:
         pid = pidfile.read_pid(data_dir / "run" / name)

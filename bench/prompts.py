@@ -1,4 +1,4 @@
-"""What is asked: the same for every server, and never twice, so that no server has an answer's prefix from before."""
+"""The prompts: the same for every server, and each used once, so that no server has a prefix in its cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HISTORY_WORDS = 1960
 
 
 def short(series: str, n: int) -> list[list[Message]]:
-    """So many prompts of some 30 tokens, answered at length."""
+    """So many prompts of some 30 tokens with long answers."""
     draw = random.Random(series)  # noqa: S311 - the same in each run
     return [
         [
@@ -40,7 +40,7 @@ def short(series: str, n: int) -> list[list[Message]]:
 
 
 def with_system(series: str, n: int) -> list[list[Message]]:
-    """The same under one long system prompt that is new to the series."""
+    """The same prompts under one long system prompt, which each series has for itself."""
     system = Message("system", f"You tell stories about these: {words(series, SYSTEM_WORDS)}.")
     return [[system, *prompt] for prompt in short(series, n)]
 

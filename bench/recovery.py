@@ -1,8 +1,8 @@
-"""How soon a job runs again after its worker or its engine was killed: real kills, the bundled model.
+"""How soon a job runs again after its worker or engine was killed; real kills, the bundled model.
 
     .venv/bin/python bench/recovery.py [--kills 5]
 
-Starts a product of its own in a temporary folder. The time is from the kill to the next claim of the same job.
+Starts a product in a temporary folder. The time is from the kill to the next claim of the same job.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m bench.run [--pairs 5] [--only P1,P4] [--peer .venv-bench/bin/python] [--picture docs/bench.png]
 
-Where two are compared they take turns, A B A B …, on the same prompts; both are loaded all the time and one has work.
-The figures are told as they come, and as one Markdown table at the end.
+Two servers that are compared take turns, A B A B …, on the same prompts. Both have their model loaded all the time; one
+of them works. Each figure is printed when it is known, and all as one Markdown table at the end.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def config(n_threads: int) -> dict[str, Any]:
 
 
 class Run:
-    """Which figures are wanted, and what they came to."""
+    """The figures that are wanted, and their results."""
 
     def __init__(self, wanted: Sequence[str], n_pairs: int) -> None:
         self._wanted = wanted
@@ -123,15 +123,15 @@ class Run:
 
 
 def draw(curves: tuple[throughput.Curve, throughput.Curve], python: Path, path: Path) -> None:
-    told = {
+    rounds = {
         name: {
-            level: [[one.tokens_a_second for one in rounds], [first for one in rounds for first in one.first_s]]
-            for level, rounds in curve.items()
+            level: [[run.tokens_a_second for run in runs], [first for run in runs for first in run.first_s]]
+            for level, runs in curve.items()
         }
         for name, curve in zip(("peer", "product"), curves, strict=True)
     }
     picture = Path(__file__).with_name("picture.py")
-    subprocess.run([python, picture, path], input=json.dumps(told), text=True, check=True)
+    subprocess.run([python, picture, path], input=json.dumps(rounds), text=True, check=True)
 
 
 def main() -> None:

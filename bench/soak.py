@@ -1,16 +1,16 @@
-"""Whether anything grows that should not: the whole product under a moderate mixed load for a long time.
+"""Finds out whether anything grows without limit: the whole product under a moderate mixed load for a long time.
 
     .venv/bin/python -m bench.soak [--seconds 3600] [--every 10] [--clients 4]
 
-Starts `llamalith up` with the real small model in a folder of its own, submits, follows, cancels, leaves streams,
-lists, and looks every so many seconds at each process's memory, descriptors and threads, at Redis's keys and memory,
-and at the write-ahead log. At the end a straight line is laid through each, without the first ten minutes (a third,
-where it runs shorter): what it rises by in an hour, with the 95 % interval as if samples were independent. A goal is
-missed where even the lower end of that is above it; then the program exits with 1. Held against a goal is the resident
-set: the proportional one moves with whoever else uses the same files.
+Starts `llamalith up` with the real small model in a folder of its own. Clients submit, follow, cancel, leave streams
+and list jobs. Every so many seconds it reads each process's memory, descriptors and threads, the keys and memory of
+Redis, and the size of the write-ahead log. At the end a straight line is fitted to each figure, without the first ten
+minutes (a third, if the run is shorter): its rise in an hour, with the 95 % interval as if samples were independent. A
+goal is missed if even the lower end of the interval exceeds it; the program then exits with 1. The goal for memory is
+about the resident set: the proportional set also depends on other programs that use the same files.
 
-Under half an hour the lines mean little: caches still fill, and what Redis keeps of a job stays there for ten minutes,
-so that its keys and memory have a goal only where the first ten minutes are left out.
+Below half an hour the lines mean little: caches still fill, and Redis keeps a job's stream for ten minutes, so that its
+keys and memory have a goal only if the first ten minutes are left out.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from bench.client import events
 from bench.footprint import memory_mb
 from bench.product import ENDED, GREEDY, Product, children_of, running
 from bench.table import Row, render, short
-from llamalith_app.settings.config import valkey_socket
+from llamalith_app.settings.paths import valkey_socket
 from llamalith_app.supervise import pidfile
 
 WARM_UP_S = 600
 MAX_TOKENS = 32
 TURNS = 8
-"""Of a conversation, before another begins."""
+"""Turns of a conversation before a new one begins."""
 EVERY_S = 2.0
-"""From the start of one thing that a client does to the start of the next, on average; it makes up for what took
-longer. How much Redis keeps follows from how much is done, so that it must not follow how busy the machine is."""
+"""Average time from one operation of a client to its next. A late client catches up: the amount of work, and with it
+what Redis keeps, must not depend on how busy the machine is."""
 MAX_WAL_MB = 64
 GOALS = {"web": 1.0, "engine": 5.0}
-"""MiB an hour; the others' is OTHERS."""
+"""Allowed growth, in MiB an hour; OTHERS for all other figures."""
 OTHERS = 1.0
 OF_REDIS = (("valkey", "MiB"), ("Redis", "keys"), ("Redis", "MiB used"))
 ENGINE = "llamalith_app.engine"
@@ -57,21 +57,21 @@ class Sample(NamedTuple):
     at: float
     """Seconds since the start."""
     pids: dict[str, int]
-    """By the name of the part."""
+    """By the name of the process."""
     figures: dict[tuple[str, str], float]
-    """(part, what) -> how much."""
+    """(process, what) -> how much."""
 
 
 class Line(NamedTuple):
-    """A straight line through figures over time."""
+    """A straight line fitted to figures over time."""
 
     an_hour: float
     margin: float
-    """Half of the 95 % interval of it."""
+    """Half of its 95 % interval."""
 
 
 def line(points: Sequence[tuple[float, float]]) -> Line:
-    """`points`: seconds and figure, three at least."""
+    """Fits a line to at least three points of (seconds, figure)."""
     xs, ys = zip(*points, strict=True)
     slope, intercept = statistics.linear_regression(xs, ys)
     spread = sum((x - statistics.fmean(xs)) ** 2 for x in xs)
@@ -81,7 +81,7 @@ def line(points: Sequence[tuple[float, float]]) -> Line:
 
 
 class Load:
-    """Clients that each do one thing after another, and what came of it."""
+    """Clients that each do one operation after another, and their counts."""
 
     def __init__(self, product: Product) -> None:
         self._product = product
@@ -195,14 +195,14 @@ def rows(samples: Sequence[Sample], warm_up_s: float) -> list[Row]:
 
 
 def most_an_hour(part: str, what: str, median: float) -> float:
-    """Keys come and go with the jobs of the last ten minutes, so that a tenth more or less says nothing."""
+    """Keys come and go with the jobs of the last ten minutes, so a tenth more or less means nothing."""
     if what == "MiB":
         return GOALS.get(part, OTHERS)
     return 0.1 * median if what == "keys" else 1.0
 
 
 def restarts(samples: Sequence[Sample]) -> list[str]:
-    """The parts that were not the same process all the time."""
+    """The names of processes that were restarted."""
     pids: dict[str, set[int]] = {}
     for one in samples:
         for part, pid in one.pids.items():
@@ -211,7 +211,7 @@ def restarts(samples: Sequence[Sample]) -> list[str]:
 
 
 async def soak(folder: Path, options: argparse.Namespace) -> bool:
-    """True if every goal was met."""
+    """Prints the table; returns whether every goal was met."""
     async with running(folder, {"model_settings": {"smollm2": GREEDY}}) as product:
         data_dir = folder / "data"
         await product.ended(await product.submit("Say hello.", max_tokens=4))

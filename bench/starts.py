@@ -1,7 +1,7 @@
-"""P6: from a job's 2xx to its start, the worker idle and the model loaded, one job at a time.
+"""P6: from a job's 2xx to its start, with an idle worker and a loaded model, one job at a time.
 
-The job's own times are read: `created_at` is taken before the commit that the 2xx waits for, `started_at` before that
-of the claim, so the figure holds the accept's wait for the disk too.
+Uses the job's own times. `created_at` is taken before the commit that the 2xx waits for, and `started_at` before the
+commit of the claim, so the figure includes the submit's wait for the disk.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""P10: how long a token takes from the engine to a browser.
+"""P10: how long a token takes from the engine to a client.
 
-From the moment at which the engine child makes the frame of a step (noted by `stamped/sitecustomize.py`, on the
-machine's monotonic clock) to the arrival of the event that brings the token to an HTTP client on the same machine:
-through the worker, Valkey and the web process, joined with what comes within 40 ms. Jobs and noted sequences are
-matched by their token ids. A browser's own painting is not in it.
+From the moment when the engine process makes the frame of a step (noted by `stamped/sitecustomize.py` on the machine's
+monotonic clock) to the arrival of the event with the token at an HTTP client on the same machine. On the way are the
+worker, which joins the tokens of 40 ms, Valkey and the web process. Jobs and noted sequences are matched by their token
+ids. The time that a browser needs to paint is not included.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_TOKENS = 96
 AT_ONCE = 4
 
 Times = list[tuple[int, float]]
-"""Token ids, each with the second at which it was there."""
+"""Token ids with the time of each, in seconds."""
 
 
 async def token_to_client(folder: Path, config: dict[str, Any], n_rounds: int) -> Row:
@@ -60,7 +60,7 @@ async def _follow(product: Product, content: str) -> Times:
 
 
 def _made(stamps: Path) -> list[Times]:
-    """Of each sequence, when its tokens were made."""
+    """When the tokens of each sequence were made."""
     made: dict[int, Times] = {}
     for line in stamps.read_text().splitlines():
         at, sequences = json.loads(line)
@@ -70,7 +70,7 @@ def _made(stamps: Path) -> list[Times]:
 
 
 def _delays(made: list[Times], arrived: list[Times]) -> list[float]:
-    """Milliseconds of every token. Raises SystemExit where an event stream brought what no engine wrote."""
+    """Milliseconds of every token. Raises SystemExit if a stream has tokens that no engine wrote."""
     by_tokens = {tuple(token for token, _ in times): times for times in made}
     delays = []
     for times in arrived:

@@ -1,7 +1,7 @@
-"""P1 to P3 and the curves: output tokens a second, by the tokens that were really written.
+"""P1 to P3 and the curves: output tokens a second, counted in the tokens that were written.
 
-Each server answers the same prompts, with the same number of clients, each of which waits for an answer before it asks
-again; the time is from the first request to the last end. Replies are greedy and end at MAX_TOKENS or where the model
+Each server answers the same prompts from the same number of clients, each of which waits for its answer before it asks
+again. The time is from the first request to the last end. Replies are greedy and end at MAX_TOKENS or when the model
 ends them.
 """
 
@@ -22,7 +22,7 @@ from bench.table import Row, alternate, compared
 from llamalith_app.engine.runner import cache_type
 
 LEVELS = {1: 2, 2: 4, 4: 8, 8: 16, 16: 32}
-"""Jobs at once -> jobs of a round, so that clients that are done early do not count for much."""
+"""Jobs at once -> jobs of a round: enough that clients that finish early matter little."""
 N_SLOTS = 8
 MAX_TOKENS = 64
 SHARED_JOBS = 32
@@ -32,13 +32,13 @@ Curve = dict[int, list[Round]]
 
 
 class Bare:
-    """`bare_loop.py` as a process: the product's own llama.cpp, and nothing around it."""
+    """`bare_loop.py` as a process: llama.cpp as the product has it, with nothing around it."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     async def write(self, asked: list[list[Message]]) -> float:
-        """Tokens a second of all prompts, N_SLOTS at once."""
+        """Tokens a second over all prompts, N_SLOTS at once."""
         texts = [as_chatml(messages) for messages in asked]
         rounds = [await self._round(texts[start : start + N_SLOTS]) for start in range(0, len(texts), N_SLOTS)]
         return sum(tokens for tokens, _ in rounds) / sum(seconds for _, seconds in rounds)
@@ -52,7 +52,7 @@ class Bare:
 
 
 def as_chatml(messages: list[Message]) -> str:
-    """As the model's own template writes it, but for its default system prompt, which is some 20 tokens."""
+    """The prompt as the model's template renders it, without its default system prompt of some 20 tokens."""
     turns = "".join(f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in messages)
     return f"{turns}<|im_start|>assistant\n"
 
@@ -77,7 +77,7 @@ async def bare(model: Path, *, n_ctx: int, n_threads: int) -> AsyncIterator[Bare
 
 
 async def curves(peer: Server, product: Server, n_pairs: int) -> tuple[Curve, Curve]:
-    """Rounds of LEVELS of jobs at once, short prompts, each level in pairs; of the peer and of the product."""
+    """Rounds of the peer and the product with short prompts, in pairs, for each of LEVELS."""
 
     async def one(server: Server, level: int, pair: int) -> Round:
         return await at_once(server, prompts.short(f"curve-{level}-{pair}", LEVELS[level]), level, MAX_TOKENS)
@@ -92,7 +92,7 @@ async def curves(peer: Server, product: Server, n_pairs: int) -> tuple[Curve, Cu
 
 
 def curve_rows(peer: Curve, product: Curve) -> list[Row]:
-    """No goal stands for these levels; they are told beside the picture."""
+    """These levels have no goal; they are listed beside the picture."""
     rows = []
     for level in sorted(peer):
         other, own = ([one.tokens_a_second for one in curve[level]] for curve in (peer, product))
@@ -105,8 +105,10 @@ def curve_rows(peer: Curve, product: Curve) -> list[Row]:
 async def eight_at_once(
     peer: Server, product: Server, loop: Bare, n_pairs: int
 ) -> tuple[list[Row], list[Round], list[Round]]:
-    """P1 and P3: as many jobs at once as there are slots; peer, product and the bare loop in turn, on the same prompts.
-    The rounds are those of peer and product, as parts of the curves."""
+    """P1 and P3: as many jobs at once as slots; peer, product and bare loop take turns on the same prompts.
+
+    Also returns the rounds of peer and product, for the curves.
+    """
     asked = partial(prompts.short, n=LEVELS[N_SLOTS])
     bare_rates: list[float] = []
 
@@ -148,7 +150,7 @@ async def eight_at_once(
 
 
 async def shared_prompt(peer: Server, product: Server, n_pairs: int) -> Row:
-    """P2: jobs under one system prompt of 400 tokens that is new to each pair, as many at once as there are slots."""
+    """P2: jobs under one system prompt of 400 tokens, new for each pair; as many at once as slots."""
 
     async def one(server: Server, pair: int) -> Round:
         asked = prompts.with_system(f"shared-{pair}", SHARED_JOBS)

@@ -1,8 +1,8 @@
 """P4 and P5: how soon the first text of a further turn comes, with 2,000 tokens of history.
 
-The first turn of each conversation is new to both servers, so its first text tells what computing the history takes.
-The second follows at once: both servers have the history in a slot. Then the product is ended as `up` ends by SIGTERM,
-started again, its model loaded by a word from another conversation, and the third turn asked.
+The first turn of each conversation is new to both servers, so its first text shows what computing the history costs.
+The second follows at once: both servers have the history in a slot. Then the product is stopped with SIGTERM, started
+again, its model loaded by a prompt of another conversation, and the third turn is asked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_TOKENS = 16
 
 
 class Turns(NamedTuple):
-    """Seconds to the first text, one value a pair."""
+    """Seconds to the first text, one value for each pair."""
 
     peer_warm: list[float]
     product_cold: list[float]

@@ -8,8 +8,9 @@ The map:
     errors.py        one error tree, with what HTTP says of each
     files.py         reads regular files only, and no more of them than is allowed
     logs.py          structured logs, and what a command says
-    settings/        config: every setting, and the only reader of the environment; config_file validates a
-                     config.json; ranges: what sampling may be set to; strength: how many guesses a secret withstands
+    settings/        declaration: every setting, once; load: config_file and environment, merged by sources, become one
+                     config; ranges, formats, validation, messages: limits and their words; paths, models,
+                     secret_checks, strength
     contracts/       the shapes of everything that crosses a wire
     web/             what HTTP needs and no route owns: server (uvicorn with bounds), envelope, request, request_log,
                      problems, paths, openapi, readiness; html and visible for pages; follow (a job's events),
@@ -45,7 +46,7 @@ Four routes to keep short:
   transcript -> web/sse -> the reader.
 - A page: guards (session) -> controllers/pages -> store, web/live -> templates; static/live-list.js polls its
   lists, and static/list-renderer.js renders what changed.
-- A setting: config.load() -> create_app, the worker or a command -> the constructor that needs it.
+- A setting: settings/declaration -> load() -> create_app, the worker or a command -> the constructor that needs it.
 
 Direction: controllers -> submit -> store <- worker -> engine; pyproject.toml has the layers, contracts, settings and
 errors at the bottom.

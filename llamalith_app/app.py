@@ -1,7 +1,7 @@
-"""The web's composition root: `create_app(config)` puts the parts together and owns their life; `create_server(config)`
-serves them.
+"""The composition root of the web process: `create_app` builds the application, `create_server` its HTTP server.
 
-Never imports the engine or the worker; what it knows of them it reads from the record and from Redis.
+Builds the services that handlers use (`Parts`), opens and closes them. Never imports the engine or the worker; the web
+learns about them from the database and from Redis.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import uvicorn
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
@@ -28,22 +29,23 @@ from llamalith_app.controllers.pages.conversation import ConversationPage
 from llamalith_app.controllers.pages.conversations import ConversationsPage
 from llamalith_app.controllers.pages.dashboard import DashboardPage, front_door
 from llamalith_app.controllers.pages.docs import DocsPage
-from llamalith_app.controllers.pages.draft import DraftPage, answer_not_looked_at, answer_stale_form
+from llamalith_app.controllers.pages.draft import DraftPage, answer_session_unreadable, answer_stale_form
 from llamalith_app.controllers.pages.jobs import JobsPage
 from llamalith_app.controllers.pages.login import LoginPage, answer_login_needed
 from llamalith_app.controllers.pages.logout import LogoutPage
 from llamalith_app.controllers.pages.monitor import MonitorPage
-from llamalith_app.errors import LlamalithError, LoginNeeded, NotLookedAt, StaleForm
+from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
+from llamalith_app.guards import sessions
 from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
-from llamalith_app.jobs import order
+from llamalith_app.jobs import order, queue
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
-from llamalith_app.jobs.queue import Hints, impatient_redis
+from llamalith_app.jobs.queue import Hints, redis_without_retries
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
@@ -54,33 +56,47 @@ from llamalith_app.web.envelope import Envelope
 from llamalith_app.web.follow import Followers
 from llamalith_app.web.live import Live
 from llamalith_app.web.openapi import ExactDocument
-from llamalith_app.web.paths import MarkedSlashes, restored
-from llamalith_app.web.readiness import Readings
+from llamalith_app.web.paths import MarkedSlashes, restore_slashes
+from llamalith_app.web.readiness import ReadinessCheck
 from llamalith_app.web.request import MAX_BODY_BYTES, AppRequest, Parts
 from llamalith_app.web.request_log import RequestLog
 from llamalith_app.web.server import IDLE_S, Protocol, Server
 
 
 class WebApp(MarkedSlashes):
-    """The application as a server runs it."""
+    """The ASGI application with its outer middleware."""
 
     def __init__(self, app: Litestar, parts: Parts, *, hsts: str) -> None:
         super().__init__(RequestLog(Envelope(app, parts.hosts), hsts=hsts))
         self.end_streams = parts.followers.end
-        """Before the server waits for open connections: streams would never end by themselves."""
+        """Called by the server at a stop, before it waits for open connections: streams never end by themselves."""
 
 
-def create_app(config: Config, *, follow_timings: follow.Timings = follow.TIMINGS) -> WebApp:
-    """The whole web application; opens its database when its lifespan starts.
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the web process waits, in seconds. No setting: only tests pass other values."""
+
+    redis_timeout_s: float = queue.TIMEOUT_S
+    """How long a command to Redis may take."""
+    session_poll_s: float = sessions.POLL_S
+    """How long a stream may outlive a session that another process has ended."""
+
+
+TIMINGS = Timings()
+
+
+def create_app(
+    config: Config, timings: Timings = TIMINGS, *, follow_timings: follow.Timings = follow.TIMINGS
+) -> WebApp:
+    """The web application. It opens its database when its lifespan starts.
 
     Raises ConfigError for a grammar that cannot be read. The schema must be current (`store/migrate.py`).
     """
     models = tuple(model.name for model in config.models)
     database = Database(config.database_path)
     record = record_id(config.database_path)
-    redis = impatient_redis(config.redis_url)
-    hints = Hints(config.redis_url, models)
-    forecasts = Forecasts(database, models, order.bounds(config.max_wait_s))
+    redis = redis_without_retries(config.redis_url, timings.redis_timeout_s)
+    hints = Hints(config.redis_url, models, timeout_s=timings.redis_timeout_s)
+    forecasts = Forecasts(database, models, order.max_wait_by_priority(config.max_wait_s))
     submissions = Submissions(
         database,
         hints,
@@ -101,10 +117,15 @@ def create_app(config: Config, *, follow_timings: follow.Timings = follow.TIMING
         cancellations=Cancellations(database, hints, models, followers.publish_ended),
         live=live,
         followers=followers,
-        readings=Readings(database, redis),
-        sessions=Sessions(database, secret_key=config.secret_key, password_hash=config.admin_password_hash),
+        readiness=ReadinessCheck(database, redis),
+        sessions=Sessions(
+            database,
+            secret_key=config.secret_key,
+            password_hash=config.admin_password_hash,
+            poll_s=timings.session_poll_s,
+        ),
         passwords=Passwords(database, config.admin_password_hash, hosts),
-        monitor=Monitor(config.redis_url, models),
+        monitor=Monitor(config.redis_url, models, timeout_s=timings.redis_timeout_s),
         models=models,
         model_configs=config.models,
         forecasts=forecasts,
@@ -141,15 +162,15 @@ def create_app(config: Config, *, follow_timings: follow.Timings = follow.TIMING
         template_config=html.template_config(),
         state=State({"parts": parts}),
         request_class=AppRequest,
-        middleware=[restored],
+        middleware=[restore_slashes],
         request_max_body_size=MAX_BODY_BYTES,
         exception_handlers={
             LoginNeeded: answer_login_needed,
             StaleForm: answer_stale_form,
-            NotLookedAt: answer_not_looked_at,
-            LlamalithError: html.of_ours,
-            HTTPException: html.of_litestar,
-            Exception: html.of_anything,
+            SessionUnreadable: answer_session_unreadable,
+            LlamalithError: html.answer_own_error,
+            HTTPException: html.answer_litestar_error,
+            Exception: html.answer_unexpected_error,
         },
         cors_config=CORSConfig(
             allow_origins=list(config.cors_origins),
@@ -194,10 +215,15 @@ def create_app(config: Config, *, follow_timings: follow.Timings = follow.TIMING
 
 
 def create_server(
-    config: Config, *, host: str = "127.0.0.1", port: int = 0, follow_timings: follow.Timings = follow.TIMINGS
+    config: Config,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    timings: Timings = TIMINGS,
+    follow_timings: follow.Timings = follow.TIMINGS,
 ) -> Server:
-    """The application on a socket of its own; `port` 0: any free one. Raises what `create_app` raises."""
-    app = create_app(config, follow_timings=follow_timings)
+    """An HTTP server for the application. `port` 0 takes any free one. Raises what `create_app` raises."""
+    app = create_app(config, timings, follow_timings=follow_timings)
     settings = uvicorn.Config(
         app,
         http=Protocol,
@@ -210,7 +236,7 @@ def create_server(
         access_log=False,
         server_header=False,
         timeout_keep_alive=IDLE_S,
-        # An open connection would otherwise hold the process for ever.
+        # Otherwise an open connection would keep the process alive for ever.
         timeout_graceful_shutdown=5,
     )
     return Server(settings, app.end_streams)

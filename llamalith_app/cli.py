@@ -1,6 +1,6 @@
-"""The `llamalith` command: which subcommands there are, and how a failure is told.
+"""The `llamalith` command: lists the subcommands, and turns errors into messages and exit codes.
 
-A subcommand's module is imported when it is called: `up` must stay small, and only `web` needs the web.
+A subcommand's module is imported when it is called, so that `up` stays small and only `web` loads the web framework.
 """
 
 from __future__ import annotations
@@ -28,18 +28,22 @@ SUBCOMMANDS = {
     "up": Subcommand("llamalith_app.commands.up", "Run the whole product on this machine."),
     "web": Subcommand("llamalith_app.commands.web", "Run the web process alone."),
     "worker": Subcommand("llamalith_app.commands.worker", "Run a worker alone."),
-    "migrate": Subcommand("llamalith_app.commands.migrate", "Bring the database to this version's schema."),
-    "init": Subcommand("llamalith_app.commands.init", "Write a .env with fresh secrets."),
-    "check": Subcommand("llamalith_app.commands.check", "Judge the record by its invariants."),
-    "backup": Subcommand("llamalith_app.commands.backup", "Copy the record to a file, while it is in use."),
-    "restore": Subcommand("llamalith_app.commands.restore", "Make the record from such a file."),
-    "healthcheck": Subcommand("llamalith_app.commands.healthcheck", "Tell whether web or worker is alive here."),
-    "config": Subcommand("llamalith_app.commands.config", "Judge a config.json, or print its schema."),
+    "migrate": Subcommand("llamalith_app.commands.migrate", "Upgrade the database to this version's schema."),
+    "init": Subcommand("llamalith_app.commands.init", "Write a .env with new secrets."),
+    "check": Subcommand("llamalith_app.commands.check", "Check the invariants of the database."),
+    "backup": Subcommand("llamalith_app.commands.backup", "Copy the database to a file, even while it is in use."),
+    "restore": Subcommand("llamalith_app.commands.restore", "Make the database from a backup file."),
+    "healthcheck": Subcommand(
+        "llamalith_app.commands.healthcheck", "Say whether web or worker is alive on this machine."
+    ),
+    "config": Subcommand("llamalith_app.commands.config", "Validate a config.json, or print its schema."),
     "hash-password": Subcommand("llamalith_app.commands.hash_password", "Print a password's hash for .env."),
 }
 
 
-class Lazy(click.Group):
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module only when it is called."""
+
     @override
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(SUBCOMMANDS)
@@ -57,15 +61,15 @@ class Lazy(click.Group):
             formatter.write_dl([(name, subcommand.help) for name, subcommand in SUBCOMMANDS.items()])
 
 
-@click.group(cls=Lazy)
+@click.group(cls=LazyGroup)
 @click.version_option(__version__, prog_name="llamalith")
 def llamalith() -> None:
     """A durable, self-hosted queue for local language models."""
 
 
 def main() -> None:
-    """Problems of the configuration go to stderr, one a line, and exit code is 2; other known failures: 1."""
-    # From the first moment on, also as PID 1, which ends by no signal that it does not handle.
+    """Runs the command. Exits with 2 after configuration problems, printed one a line, and with 1 after others."""
+    # Installed first: without a handler PID 1 ignores these signals.
     handled = [number for number in signals.requests_to_end() if number != signal.SIGINT]
     for number in handled:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -74,7 +78,7 @@ def main() -> None:
     except SystemExit as ended:
         for number in handled:
             if ended.code == 128 + number and os.getpid() != 1:
-                # What was begun is cleaned up; supervisors take a death by their own signal for an orderly one.
+                # Clean-up is done. A supervisor regards a death by its own signal as an orderly stop.
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
         raise

@@ -1,14 +1,14 @@
-"""The one error tree, and the one table from an error to what HTTP says of it.
+"""The tree of our own errors. Each class has the HTTP status, the stable `type` and the title of its answer.
 
-Every error carries a stable `type` (the last part of the problem's URI), a status and a sentence for people.
-Knows nothing of Litestar: `controllers/problems.py` turns these into answers.
+The message of an error is a sentence for people. `type` is the last part of the URI in a problem's `type` field. Knows
+nothing about Litestar: `web/problems.py` turns these errors into answers.
 """
 
 from __future__ import annotations
 
 
 class LlamalithError(Exception):
-    """The reason, as a sentence for the person who can do something about it."""
+    """Base class. The message is a sentence for the person who can fix the cause."""
 
     status = 500
     type = "internal"
@@ -17,7 +17,7 @@ class LlamalithError(Exception):
 
 
 class ConfigError(LlamalithError):
-    """The configuration cannot be used; one problem a line."""
+    """The configuration cannot be used. `problems` has one line for each problem."""
 
     type = "config"
     title = "Configuration error"
@@ -40,7 +40,7 @@ class NotAuthenticated(LlamalithError):
 
 
 class LoginNeeded(LlamalithError):
-    """A page without a session: its visitor goes to the login."""
+    """A page was requested without a session; the visitor is redirected to the login."""
 
     status = 303
     type = "login-needed"
@@ -49,11 +49,11 @@ class LoginNeeded(LlamalithError):
     def __init__(self, fields: dict[str, str] | None) -> None:
         super().__init__("Your session has ended, or never began.")
         self.fields = fields
-        """What was typed into the form that came without a session; None: too much to be read before a login."""
+        """The fields of the form that came without a session; None if it was too long to be read before a login."""
 
 
 class CrossSite(LlamalithError):
-    """Sent by another origin than ours, with the cookies of somebody who may not know."""
+    """Another site's page sent this request with a user's cookies, perhaps without the user knowing."""
 
     status = 403
     type = "cross-site"
@@ -61,7 +61,7 @@ class CrossSite(LlamalithError):
 
 
 class StaleForm(LlamalithError):
-    """Nothing proves that one of our pages sent it: no origin was told and the CSRF token is missing or another's."""
+    """The request names no origin, and its CSRF token is missing or belongs to another session."""
 
     status = 403
     type = "csrf-token"
@@ -75,6 +75,8 @@ class StaleForm(LlamalithError):
 
 
 class TooManyLogins(LlamalithError):
+    """The login throttle refuses an attempt; the next one is allowed after `retry_after_s` seconds."""
+
     status = 429
     type = "too-many-logins"
     title = "Too many attempts"
@@ -85,7 +87,7 @@ class TooManyLogins(LlamalithError):
 
 
 class QueueFull(LlamalithError):
-    """Its owner has as many jobs waiting as are allowed."""
+    """The owner already has `max_queued` jobs waiting."""
 
     status = 429
     type = "queue-full"
@@ -100,6 +102,8 @@ class QueueFull(LlamalithError):
 
 
 class KeyReused(LlamalithError):
+    """An Idempotency-Key came again with a different request."""
+
     status = 409
     type = "idempotency-key-reused"
     title = "Idempotency-Key reused"
@@ -112,7 +116,7 @@ class KeyReused(LlamalithError):
 
 
 class NotRetryable(LlamalithError):
-    """Only what ended without a reply can be tried again."""
+    """The job cannot be retried: it has not ended, or it ended with a reply."""
 
     status = 409
     type = "not-retryable"
@@ -120,6 +124,8 @@ class NotRetryable(LlamalithError):
 
 
 class ReadOnly(LlamalithError):
+    """A write to a resource that can only be read."""
+
     status = 405
     type = "method-not-allowed"
     title = "Method not allowed"
@@ -138,7 +144,7 @@ class UnsupportedMediaType(LlamalithError):
 
 
 class StorageUnavailable(LlamalithError):
-    """The database cannot take a write now: locked past the deadline, full, read-only or failing."""
+    """The database cannot be used now: locked beyond the deadline, disk full, read-only, or failing."""
 
     status = 503
     type = "storage-unavailable"
@@ -146,8 +152,8 @@ class StorageUnavailable(LlamalithError):
     retry_after_s = 5
 
 
-class NotLookedAt(StorageUnavailable):
-    """A form came while nobody could tell whose session it was."""
+class SessionUnreadable(StorageUnavailable):
+    """A form came whose session could not be read. Carries the form's fields, so that they can be shown again."""
 
     def __init__(self, reason: str, fields: dict[str, str]) -> None:
         super().__init__(reason)
@@ -155,7 +161,7 @@ class NotLookedAt(StorageUnavailable):
 
 
 class ValidatorBusy(LlamalithError):
-    """The schemas of others were validated first, and this one's turn did not come in time."""
+    """All schema validators are busy, and none became free in time."""
 
     status = 503
     type = "schema-judge-busy"
@@ -164,7 +170,7 @@ class ValidatorBusy(LlamalithError):
 
 
 class RedisUnavailable(LlamalithError):
-    """Only raised where Redis itself is what was asked for; everything else does without it."""
+    """Redis does not answer. Raised only by the queue monitor, which shows Redis; everything else works without it."""
 
     type = "redis-unavailable"
     title = "Redis unavailable"

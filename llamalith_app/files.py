@@ -1,7 +1,7 @@
-"""Reading files whose paths people configure.
+"""Reads files whose paths people configure. Used by the settings, the grammars and the model files.
 
-Such a path may name anything: a FIFO without a writer would block for ever, and a device has no end. Only regular files
-are opened, and no more is read than the caller allows.
+A configured path may name anything: a FIFO without a writer would block for ever, and a device has no end. So only
+regular files are opened, and reads have a limit. Does not know what is in the files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Opens a regular file for reading, without ever waiting for it. Raises OSError, also for any other kind."""
+    """Opens a regular file for reading without blocking. Raises OSError, also if the path is not a regular file."""
     # O_NONBLOCK: opening a FIFO would wait for its writer. It changes nothing for a regular file.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     mode = os.fstat(fd).st_mode
@@ -27,7 +27,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file of at most `max_bytes`. Raises OSError, also for any other file."""
+    """The content of a regular file. Raises OSError, also if it is larger than `max_bytes` or not a regular file."""
     with open_regular(path) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:

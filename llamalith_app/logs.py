@@ -1,8 +1,8 @@
-"""Structured logs of every process: JSON lines, or a readable form, coloured on a terminal. And what a command says on
-standard output; neither stops anything where it cannot be written.
+"""Structured logs on standard error, and `say` for standard output. Used by every process.
 
-Owns their format and where other libraries' lines go. What is logged is ids, counts and reasons: never a prompt,
-a reply, a token or a cookie.
+Owns the format: JSON lines, or readable text, coloured on a terminal. Routes the log lines of libraries. A line that
+cannot be written is dropped and stops nothing. Logs hold ids, counts and reasons, never a prompt, a reply, a token or a
+cookie.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import click
 import msgspec
 import structlog
 
-from llamalith_app.settings.config import Config, allows_colours, model_warnings
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.environment import allows_colours
+from llamalith_app.settings.models import model_warnings
 
 
 class _StandardError:
-    """A line that cannot be written, on a full disk or to a reader that has gone, is lost: what it tells of goes on."""
+    """Standard error that never raises: a line is lost if the disk is full or the reader has gone."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
@@ -35,11 +37,11 @@ class _StandardError:
 
 
 def say(line: str) -> None:
-    """On standard output, for whoever started this process; lost where it cannot be written."""
+    """Prints a line on standard output, for the person who started this process. It is lost if it cannot be written."""
     try:
         click.echo(line)
     except OSError:
-        # What stays in its buffer would be tried again at the end, and its failure be the exit code.
+        # Python would try to flush the buffer again at exit, and fail with an exit code of its own.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process
 
 
@@ -50,7 +52,7 @@ FIRST_REFUSAL = 400
 """HTTP statuses from here on are shown on a terminal too."""
 
 FIRST = ("process", "method", "route", "status", "ms")
-"""Fields in front of a line's others, in this order."""
+"""Fields that stand first in a line, in this order."""
 
 
 def _in_order(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +60,10 @@ def _in_order(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]
 
 
 def _on_one_line(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Nothing that a line quotes can look like another line, or speak to the terminal. Tracebacks stay as they are."""
+    """Escapes control characters, so that a quoted text cannot fake a second line or control the terminal.
+
+    Tracebacks stay as they are.
+    """
     return {
         name: _plain(value) if isinstance(value, str) and name not in ("exception", "stack") else value
         for name, value in event.items()
@@ -77,7 +82,7 @@ def _without_routine_requests(_logger: Any, _name: str, event: dict[str, Any]) -
 
 
 def start(process: str, config: Config) -> None:
-    """Called once by a process's composition root."""
+    """Sets up logging for a process, named `process` in each line. Called once, by its composition root."""
     log_format, level = config.log_format, config.log_level
     text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
@@ -102,7 +107,7 @@ def start(process: str, config: Config) -> None:
         )
     )
     exceptions: list[Any] = [] if text else [structlog.processors.format_exc_info]
-    # Our own lines go straight out; only those of libraries come by way of `logging`.
+    # Our own lines are written directly; only those of libraries pass through `logging`.
     structlog.configure(
         processors=[*shared, *exceptions, renderer],
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _StandardError())),
@@ -120,14 +125,14 @@ def start(process: str, config: Config) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    # It warns at every orderly stop; what matters of it is told by jobs/queue.py.
+    # SAQ warns at every orderly stop; jobs/queue.py logs what matters.
     logging.getLogger("saq").setLevel(logging.ERROR)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def tell_settings(config: Config, warnings: Iterable[str]) -> None:
-    """Logs in one line which files the settings come from, and each warning, those of the models' files too."""
+def log_settings(config: Config, warnings: Iterable[str]) -> None:
+    """Logs one line about where the settings come from, and a line for each warning, also about model files."""
     log = structlog.get_logger(__name__)
     log.info(
         "settings read",

@@ -1,7 +1,7 @@
-"""pip_install.py TITLE LOG PIP-ARGUMENT...: `pip install`, telling now and then how far it is.
+"""pip_install.py TITLE LOG PIP-ARGUMENT...: runs `pip install`, shows its progress and writes its output to LOG.
 
-Owns what a person sees of a long installation and where its full log lies. Knows nothing of what is
-installed. Runs before any dependency is there: standard library only.
+Called by the Makefile. Does not know what is installed. Uses the standard library only, because it runs before any
+dependency is installed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WHEEL = re.compile(r"^Building wheel for (\S+) ")
 
 
 class Progress:
-    """What pip's own lines say about how far it is."""
+    """The progress of an installation, read from pip's output."""
 
     def __init__(self) -> None:
         self._n_found = 0

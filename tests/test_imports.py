@@ -1,4 +1,4 @@
-"""Which module may import which: the contracts of pyproject.toml, and what really gets loaded."""
+"""Which module may import which: the contracts in pyproject.toml, and what really gets imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def loaded_by(module: str) -> set[str]:
-    """The packages, and our modules, that a fresh interpreter holds after importing this one."""
+    """The packages and our own modules that a fresh interpreter has loaded after importing this one."""
     code = f"import json, sys, {module}; print(json.dumps(list(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     names = json.loads(run.stdout.splitlines()[-1])
@@ -45,5 +45,5 @@ def test_every_import_contract_holds() -> None:
         ("llamalith_app.jobs.submit", {"llamalith_app.engine", "llama_cpp"}),
     ],
 )
-def test_importing_a_part_loads_nothing_that_is_not_its_own(module: str, never: set[str]) -> None:
+def test_importing_a_process_loads_nothing_of_the_others(module: str, never: set[str]) -> None:
     assert loaded_by(module) & never == set()

@@ -1,4 +1,4 @@
-"""`llamalith init` and `llamalith hash-password`: secrets that are good, private, whole, and shown once."""
+"""`llamalith init` and `llamalith hash-password`: strong secrets, written atomically for the owner, shown once."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from click.testing import CliRunner
 from llamalith_app.commands import hash_password, init
 from llamalith_app.commands.init import Generated, write_env
 from llamalith_app.errors import ConfigError
-from llamalith_app.settings.config import BCRYPT_HASH, load, require_secrets
+from llamalith_app.settings.load import load
+from llamalith_app.settings.secret_checks import BCRYPT_HASH, require_secrets
 
 PASSWORD = "correct horse 🐴"
 
 
-def test_init_writes_an_env_file_that_web_and_worker_start_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_init_writes_an_env_file_that_web_and_worker_accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(init.command)
     assert result.exit_code == 0
     config = load({})
     require_secrets(config)
-    told, password, token = result.stdout.splitlines()
-    assert told == f"wrote {tmp_path}/.env; what follows is shown this once"
+    written, password, token = result.stdout.splitlines()
+    assert written == f"wrote {tmp_path}/.env; what follows is shown this once"
     assert token == f"API token       {config.api_token}"
     assert config.api_token.startswith("llm_")
     assert bcrypt.checkpw(password.split()[-1].encode(), config.admin_password_hash.encode())
@@ -39,7 +38,7 @@ def test_init_writes_an_env_file_that_web_and_worker_start_with(
     assert password.split()[-1] not in (tmp_path / ".env").read_text()
 
 
-def test_a_shell_reads_the_same_secrets_out_of_the_file(tmp_path: Path) -> None:
+def test_a_shell_reads_the_same_secrets_from_the_file(tmp_path: Path) -> None:
     generated = write_env(tmp_path / ".env")
     script = 'set -a; . ./.env; printf "%s\\n%s" "$N8N_API_TOKEN" "$ADMIN_PASSWORD_HASH"'
     run = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -48,7 +47,7 @@ def test_a_shell_reads_the_same_secrets_out_of_the_file(tmp_path: Path) -> None:
     assert bcrypt.checkpw(generated.password.encode(), password_hash.encode())
 
 
-def test_the_file_is_the_owner_s_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_file_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         write_env(tmp_path / ".env")
@@ -57,7 +56,7 @@ def test_the_file_is_the_owner_s_alone_whatever_the_umask(tmp_path: Path) -> Non
     assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
 
 
-def test_a_file_that_is_there_stays_without_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_file_is_kept_without_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("MINE=1\n")
     result = CliRunner().invoke(init.command)
@@ -69,7 +68,7 @@ def test_a_file_that_is_there_stays_without_force(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == [".env"]
 
 
-def test_of_two_at_once_one_writes_and_the_other_is_told(tmp_path: Path) -> None:
+def test_of_two_at_once_one_writes_and_the_other_fails(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     together = threading.Barrier(2)
     won: list[Generated] = []
@@ -92,7 +91,7 @@ def test_of_two_at_once_one_writes_and_the_other_is_told(tmp_path: Path) -> None
     assert [left.name for left in tmp_path.iterdir()] == [".env"]
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere/\.env: cannot be written: No such file or directory"):
         write_env(tmp_path / "nowhere" / ".env")
 
@@ -120,7 +119,7 @@ def test_init_with_an_env_file_writes_there_whatever_else_is_given(
     assert [path.name for path in tmp_path.rglob("*")] == ["etc", "a.env"]
 
 
-def test_hash_password_reads_one_line_and_prints_the_hash_alone() -> None:
+def test_hash_password_reads_one_line_and_prints_only_the_hash() -> None:
     result = CliRunner().invoke(hash_password.command, input=f"{PASSWORD}\r\nanother line\n")
     assert result.stderr == ""
     printed = result.stdout.removesuffix("\n")
@@ -129,7 +128,7 @@ def test_hash_password_reads_one_line_and_prints_the_hash_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "problem"),
     [
         (b"", "the password is empty"),
         (b"\n", "the password is empty"),
@@ -141,20 +140,20 @@ def test_hash_password_reads_one_line_and_prints_the_hash_alone() -> None:
         (b"admin1234\n", "the password can be guessed within a day; take a longer one, or several rare words"),
     ],
 )
-def test_a_password_that_bcrypt_or_a_form_cannot_take_is_refused(given: bytes, told: str) -> None:
+def test_a_password_that_bcrypt_or_a_form_cannot_take_is_refused(given: bytes, problem: str) -> None:
     result = CliRunner().invoke(hash_password.command, input=given)
     assert isinstance(result.exception, ConfigError)
-    assert result.exception.problems == [told]
+    assert result.exception.problems == [problem]
     assert result.output == ""
 
 
-def test_a_short_password_is_taken_with_a_warning() -> None:
+def test_a_short_password_is_accepted_with_a_warning() -> None:
     result = CliRunner().invoke(hash_password.command, input="kV7-qz_0a\n")
     assert result.stderr == "warning: the password has 9 characters; 10 or more are usual\n"
     assert BCRYPT_HASH.fullmatch(result.stdout.strip())
 
 
-def test_the_longest_password_is_taken() -> None:
+def test_the_longest_password_is_accepted() -> None:
     password = b"correct horse battery staple, and once again: a horse, now with a rider."
     assert bcrypt.checkpw(password, hash_password.hashed(password).encode())
 
@@ -163,7 +162,7 @@ def test_on_a_terminal_the_password_is_asked_for_twice_and_not_shown() -> None:
     terminal, its_end = pty.openpty()
     program = [sys.executable, "-m", "llamalith_app.cli", "hash-password"]
     process = subprocess.Popen(
-        # Makes the terminal the one that the program asks on.
+        # Makes this the controlling terminal of the program.
         ["setsid", "--ctty", "--wait", *program],
         stdin=its_end,
         stdout=subprocess.PIPE,

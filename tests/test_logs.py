@@ -1,4 +1,4 @@
-"""What a process does whose lines nobody can take."""
+"""Log lines and output: their format, and what happens when they cannot be written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ print("went on")
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_a_line_that_cannot_be_written_is_lost_and_nothing_else_with_it(form: str) -> None:
+def test_a_line_that_cannot_be_written_is_dropped_and_stops_nothing(form: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", LOG.format(form=form)], stdout=subprocess.PIPE, stderr=full, check=False
@@ -39,7 +39,7 @@ def test_a_line_that_cannot_be_written_is_lost_and_nothing_else_with_it(form: st
     assert done.stdout == b"went on\n"
 
 
-def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "llamalith.db").mkdir()
     done = subprocess.run(
         [LLAMALITH, "migrate", "--data-dir", tmp_path], stderr=subprocess.PIPE, text=True, check=False
@@ -48,7 +48,7 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> Non
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_a_folder_may_have_the_signs_of_urls_in_its_name(tmp_path: Path) -> None:
+def test_a_folder_may_have_characters_of_urls_in_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "a?b#c %20"
     for command in ("migrate", "check"):
         subprocess.run([LLAMALITH, command, "--data-dir", folder], check=True)
@@ -56,7 +56,7 @@ def test_a_folder_may_have_the_signs_of_urls_in_its_name(tmp_path: Path) -> None
     assert (folder / "llamalith.db").exists()
 
 
-def test_a_command_does_its_work_where_nobody_can_take_what_it_says(tmp_path: Path) -> None:
+def test_a_command_does_its_work_when_its_output_cannot_be_written(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([LLAMALITH, "migrate", "--data-dir", tmp_path], stdout=full, stderr=full, check=False)
     assert done.returncode == 0
@@ -98,7 +98,7 @@ def on_a_terminal(*, stdout_too: bool = True, status: int = 200, level: str = "i
     return told.decode()
 
 
-def test_text_has_what_matters_in_front_and_each_line_is_one(tmp_path: Path) -> None:
+def test_text_lines_begin_with_the_important_fields_and_a_value_cannot_break_them(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as file:
         text_lines(file.fileno())
     request, refused = (tmp_path / "log").read_text().splitlines()
@@ -109,7 +109,7 @@ def test_text_has_what_matters_in_front_and_each_line_is_one(tmp_path: Path) -> 
     assert "two" in refused
 
 
-def test_text_is_coloured_on_a_terminal_alone_and_nowhere_under_no_color(tmp_path: Path) -> None:
+def test_text_is_coloured_on_a_terminal_only_and_never_under_no_color(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as file:
         text_lines(file.fileno(), NO_COLOR="")
     assert "\x1b" not in (tmp_path / "log").read_text()

@@ -1,4 +1,4 @@
-"""What a test does whose browser or nginx is not there."""
+"""What happens to a test whose browser or nginx is not installed."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llamalith_app.commands.up import command as up_command
-from llamalith_app.supervise.up import LATE_S
+from llamalith_app.supervise.up import STOP_MARGIN_S
 
 ROOT = Path(__file__).parents[1]
 UNIT = (ROOT / "deploy" / "llamalith.service").read_text()
@@ -35,8 +35,8 @@ def test_it_starts_the_command_that_there_is_with_options_that_it_knows() -> Non
 def test_systemd_waits_for_a_whole_drain_and_signals_up_alone() -> None:
     _, _, *arguments = shlex.split(setting("ExecStart"))
     grace_s = up_command.make_context("up", arguments).params["grace"]
-    # Our own parts get the grace and LATE_S, Valkey LATE_S again.
-    assert int(setting("TimeoutStopSec")) > grace_s + 2 * LATE_S
+    # Web and worker get the grace and STOP_MARGIN_S, Valkey STOP_MARGIN_S again.
+    assert int(setting("TimeoutStopSec")) > grace_s + 2 * STOP_MARGIN_S
     assert (setting("KillMode"), setting("KillSignal")) == ("mixed", "SIGTERM")
 
 

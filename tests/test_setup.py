@@ -1,4 +1,4 @@
-"""What `make setup` stands on: locks that name no place, and a progress that a person can read."""
+"""What `make setup` depends on: lock files without addresses, and readable progress."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 REQUIREMENT = re.compile(r"^(\S+)==(\S+).*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE)
 
 
-def test_there_is_a_lock_for_each_list_of_requirements() -> None:
+def test_each_list_of_requirements_has_a_lock_file() -> None:
     assert [lock.stem for lock in LOCKS] == sorted(path.stem for path in (ROOT / "requirements").glob("*.in"))
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_a_lock_pins_every_package_with_hashes_and_names_no_address(lock: Path) -> None:
+def test_a_lock_file_pins_every_package_with_hashes_and_names_no_address(lock: Path) -> None:
     text = lock.read_text()
     named = [line for line in text.splitlines() if line and not line.startswith((" ", "#"))]
     assert len(REQUIREMENT.findall(text)) == len(named) > 0
@@ -39,7 +39,7 @@ def test_the_pinned_model_is_the_installed_one() -> None:
     )
 
 
-def test_the_build_of_llama_cpp_tells_how_far_it_is() -> None:
+def test_the_build_of_llama_cpp_shows_its_progress() -> None:
     progress = Progress()
     progress.read("Collecting click==8.5.1 (from -r requirements/runtime.lock (line 4))\n")
     assert str(progress) == "downloading: 1 packages so far"

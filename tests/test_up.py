@@ -24,7 +24,7 @@ PATIENCE_S = 20.0
 
 
 class Supervised:
-    """A supervisor in a process of its own, and what its parts say."""
+    """A supervisor in a process of its own, and what its processes report."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -32,28 +32,28 @@ class Supervised:
         assert process.stdout is not None
         assert process.stderr is not None
         self._stdout, self._stderr = process.stdout, process.stderr
-        self.said: list[str] = []
+        self.reported: list[str] = []
 
     def signal(self, number: int) -> None:
-        # Not through asyncio's process object: it could reap the child from under its watcher.
+        # Not through asyncio's process object: it could reap the child before its watcher does.
         if is_alive(self.pid):
             os.kill(self.pid, number)
 
     async def dies(self) -> None:
-        """Kills the supervisor alone and waits for its death, not for its output, which its parts hold."""
+        """Kills the supervisor alone; waits for its death, not for the end of the output, which its processes hold."""
         self.signal(signal.SIGKILL)
         while is_alive(self.pid):
             await asyncio.sleep(0.005)
 
-    async def says(self, name: str, word: str) -> int:
-        """Waits until the part says the word; its pid."""
+    async def reports(self, name: str, word: str) -> int:
+        """Waits until the process reports the word; returns its pid."""
         while True:
-            said_by, pid = await self._next(word)
-            if said_by == name:
+            reporter, pid = await self._next(word)
+            if reporter == name:
                 return pid
 
     async def started(self, *names: str) -> dict[str, int]:
-        """Waits until each of the parts has started; their pids."""
+        """Waits until each of the processes has started; returns their pids."""
         pids: dict[str, int] = {}
         while set(pids) < set(names):
             name, pid = await self._next("started")
@@ -61,19 +61,19 @@ class Supervised:
         return pids
 
     async def all_gone(self) -> list[str]:
-        """Waits until nobody is left who could say anything; all that was said."""
+        """Waits until no process is left that could report anything; returns all reports."""
         async with asyncio.timeout(PATIENCE_S):
             for line in (await self._stdout.read()).decode().splitlines():
-                self.said.append(" ".join(line.split()[:2]))
-        return self.said
+                self.reported.append(" ".join(line.split()[:2]))
+        return self.reported
 
     async def _next(self, word: str) -> tuple[str, int]:
         async with asyncio.timeout(PATIENCE_S):
             while line := (await self._stdout.readline()).decode().split():
-                self.said.append(" ".join(line[:2]))
+                self.reported.append(" ".join(line[:2]))
                 if line[1] == word:
                     return line[0], int(line[2])
-        raise AssertionError(f"nobody says {word}; said: {self.said}; log: {await self.log()}")
+        raise AssertionError(f"nobody reports {word}; reported: {self.reported}; log: {await self.log()}")
 
     async def log(self) -> str:
         async with asyncio.timeout(PATIENCE_S):
@@ -94,19 +94,19 @@ async def supervised(
     try:
         yield running
     finally:
-        # A second signal ends every part, also where a test failed half way.
+        # A second signal kills every process, also if a test failed half way.
         running.signal(signal.SIGTERM)
         running.signal(signal.SIGTERM)
         await process.communicate()
 
 
 async def written(path: Path, pid: int) -> None:
-    """Waits until a part's pid stands in its file: a part may speak before its supervisor has written it."""
+    """Waits until the pid is in its file: a process may report before its supervisor has written it."""
 
-    async def look() -> bool:
+    async def is_written() -> bool:
         return pidfile.read_pid(path) == pid
 
-    await eventually(look)
+    await eventually(is_written)
 
 
 def is_alive(pid: int) -> bool:
@@ -117,59 +117,59 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-async def test_a_part_that_is_killed_is_started_again_at_once(tmp_path: Path) -> None:
+async def test_a_killed_process_is_restarted_at_once(tmp_path: Path) -> None:
     async with supervised(tmp_path, "web=drains", "worker=drains") as running:
         killed = (await running.started("web", "worker"))["web"]
         await written(tmp_path / "web.pid", killed)
         os.kill(killed, signal.SIGKILL)
-        assert await running.says("web", "started") != killed
+        assert await running.reports("web", "started") != killed
         running.signal(signal.SIGTERM)
         assert "worker refused" not in await running.all_gone()
         assert '"reason":"signal 9","in_s":0.0' in await running.log()
 
 
 @pytest.mark.parametrize(
-    ("n_short_lives", "seconds"), [(1, 0), (2, 0), (3, 0), (4, 0.5), (5, 1), (6, 2), (7, 4), (8, 8), (9, 10), (99, 10)]
+    ("n_short_runs", "seconds"), [(1, 0), (2, 0), (3, 0), (4, 0.5), (5, 1), (6, 2), (7, 4), (8, 8), (9, 10), (99, 10)]
 )
-def test_pauses_between_starts_grow_to_ten_seconds(n_short_lives: int, seconds: float) -> None:
-    assert up.pause_s(n_short_lives) == seconds
+def test_the_restart_backoff_grows_to_ten_seconds(n_short_runs: int, seconds: float) -> None:
+    assert up.restart_backoff_s(n_short_runs) == seconds
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-async def test_a_signal_drains_our_parts_then_ends_the_others_and_exits_0(
+async def test_a_signal_drains_web_and_worker_then_stops_the_others_and_exits_0(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     async with supervised(tmp_path, "queue=tool", "web=drains", "worker=drains") as running:
         await running.started("queue", "web", "worker")
         running.signal(number)
-        said = await running.all_gone()
+        reported = await running.all_gone()
         assert await running.process.wait() == 0
-    assert sorted(said[3:5]) == ["web told", "worker told"]
-    assert said[5:] == ["queue told"]
+    assert sorted(reported[3:5]) == ["web terminated", "worker terminated"]
+    assert reported[5:] == ["queue terminated"]
     assert list(tmp_path.glob("*.pid")) == []
 
 
-async def test_a_part_that_does_not_drain_in_time_is_killed(tmp_path: Path) -> None:
+async def test_a_process_that_does_not_drain_in_time_is_killed(tmp_path: Path) -> None:
     async with supervised(tmp_path, "worker=stubborn", grace_s=0.1) as running:
-        pid = await running.says("worker", "started")
+        pid = await running.reports("worker", "started")
         running.signal(signal.SIGTERM)
-        assert (await running.all_gone())[-1] == "worker told"
+        assert (await running.all_gone())[-1] == "worker terminated"
         assert await running.process.wait() == 0
         assert not is_alive(pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_second_signal_ends_everything_at_once(tmp_path: Path, number: signal.Signals) -> None:
+async def test_a_second_signal_kills_everything_at_once(tmp_path: Path, number: signal.Signals) -> None:
     async with supervised(tmp_path, "worker=stubborn", "queue=tool", grace_s=600) as running:
         await running.started("worker", "queue")
         running.signal(number)
-        await running.says("worker", "told")
+        await running.reports("worker", "terminated")
         running.signal(number)
-        assert "queue told" not in await running.all_gone()
+        assert "queue terminated" not in await running.all_gone()
         assert await running.process.wait() == 128 + number
 
 
-async def test_a_hangup_beside_other_signals_is_no_second_one(tmp_path: Path) -> None:
+async def test_a_hangup_beside_other_signals_does_not_count_as_a_second_one(tmp_path: Path) -> None:
     async with supervised(tmp_path, "worker=stubborn", grace_s=0.1) as running:
         await running.started("worker")
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
@@ -178,23 +178,23 @@ async def test_a_hangup_beside_other_signals_is_no_second_one(tmp_path: Path) ->
         assert await running.process.wait() == 0
 
 
-async def test_a_hangup_does_nothing_where_nohup_said_so(tmp_path: Path) -> None:
+async def test_a_hangup_does_nothing_under_nohup(tmp_path: Path) -> None:
     async with supervised(tmp_path, "worker=drains", prefix=("nohup",)) as running:
-        killed = await running.says("worker", "started")
+        killed = await running.reports("worker", "started")
         running.signal(signal.SIGHUP)
         os.kill(killed, signal.SIGKILL)
-        # It keeps its parts as before.
-        assert await running.says("worker", "started") != killed
+        # It restarts its processes as before.
+        assert await running.reports("worker", "started") != killed
         running.signal(signal.SIGTERM)
         await running.all_gone()
         assert await running.process.wait() == 0
 
 
-async def test_a_part_that_is_stopped_drains_all_the_same(tmp_path: Path) -> None:
+async def test_a_stopped_process_drains_all_the_same(tmp_path: Path) -> None:
     async with supervised(tmp_path, "worker=drains", grace_s=600) as running:
-        os.kill(await running.says("worker", "started"), signal.SIGSTOP)
+        os.kill(await running.reports("worker", "started"), signal.SIGSTOP)
         running.signal(signal.SIGTERM)
-        assert "worker told" in await running.all_gone()
+        assert "worker terminated" in await running.all_gone()
 
 
 async def test_nothing_is_left_running_when_the_supervisor_is_killed(tmp_path: Path) -> None:
@@ -202,28 +202,28 @@ async def test_nothing_is_left_running_when_the_supervisor_is_killed(tmp_path: P
     async with supervised(tmp_path, *pairs) as running:
         await running.started("web", "worker")
         await running.dies()
-        # The end of the output is the end of Valkey as well: it holds it like the others.
+        # Valkey holds the output too, so the end of the output is also Valkey's end.
         assert {"web orphaned", "worker orphaned"} <= set(await running.all_gone())
 
 
-async def test_what_a_dead_supervisor_left_is_replaced(tmp_path: Path) -> None:
+async def test_processes_that_a_dead_supervisor_left_running_are_stopped_and_replaced(tmp_path: Path) -> None:
     async with supervised(tmp_path, "worker=clings") as first:
-        left = await first.says("worker", "started")
+        left = await first.reports("worker", "started")
         await written(tmp_path / "worker.pid", left)
         await first.dies()
         async with supervised(tmp_path, "worker=clings") as second:
-            assert await second.says("worker", "started") != left
-            assert (await first.all_gone())[-1] == "worker told"
+            assert await second.reports("worker", "started") != left
+            assert (await first.all_gone())[-1] == "worker terminated"
             second.signal(signal.SIGTERM)
-            assert "replaced what an earlier start left running" in await second.log()
+            assert "stopped a process that an earlier start left running" in await second.log()
 
 
-async def test_a_stale_pid_file_ends_no_stranger(tmp_path: Path) -> None:
+async def test_a_stale_pid_file_does_not_kill_a_stranger(tmp_path: Path) -> None:
     stranger = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
     try:
         (tmp_path / "worker.pid").write_text(f"{stranger.pid}\n")
         async with supervised(tmp_path, "worker=drains") as running:
-            pid = await running.says("worker", "started")
+            pid = await running.reports("worker", "started")
             await written(tmp_path / "worker.pid", pid)
             assert stranger.returncode is None
             assert is_alive(stranger.pid)
@@ -232,7 +232,7 @@ async def test_a_stale_pid_file_ends_no_stranger(tmp_path: Path) -> None:
         await stranger.wait()
 
 
-async def test_a_part_that_refuses_its_configuration_at_first_ends_all_with_exit_code_2(
+async def test_a_process_that_refuses_its_configuration_at_its_first_run_ends_all_with_exit_code_2(
     tmp_path: Path,
 ) -> None:
     async with supervised(tmp_path, "web=refuses", "worker=drains") as running:
@@ -240,11 +240,11 @@ async def test_a_part_that_refuses_its_configuration_at_first_ends_all_with_exit
         assert await running.process.wait() == 2
 
 
-async def test_a_part_that_has_lived_is_started_again_whatever_its_exit_code(tmp_path: Path) -> None:
+async def test_a_process_that_has_run_is_restarted_whatever_its_exit_code(tmp_path: Path) -> None:
     async with supervised(tmp_path, "web=wavers") as running:
-        os.kill(await running.says("web", "started"), signal.SIGKILL)
-        await running.says("web", "refused")
-        await running.says("web", "refused")
+        os.kill(await running.reports("web", "started"), signal.SIGKILL)
+        await running.reports("web", "refused")
+        await running.reports("web", "refused")
         running.signal(signal.SIGTERM)
         await running.all_gone()
         assert await running.process.wait() == 0
@@ -262,7 +262,7 @@ async def test_a_second_start_on_a_data_directory_names_the_first(tmp_path: Path
         os.close(lock)
 
 
-def test_a_port_that_a_stranger_listens_on_is_named() -> None:
+def test_a_port_that_another_program_listens_on_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
         with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: another program listens there"):
@@ -286,10 +286,10 @@ async def test_ready_is_what_readyz_answers(status: str, ready: bool, host: str)
         writer.close()
 
     async with await asyncio.start_server(answer, host, 0) as server:
-        assert await up.serves(*server.sockets[0].getsockname()[:2]) is ready
+        assert await up.is_ready(*server.sockets[0].getsockname()[:2]) is ready
 
 
-async def test_what_is_away_for_long_is_asked_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_condition_that_stays_false_is_polled_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
 
     async def note(seconds: float) -> None:
@@ -299,12 +299,12 @@ async def test_what_is_away_for_long_is_asked_less_and_less(monkeypatch: pytest.
         return len(pauses) == 100
 
     monkeypatch.setattr(asyncio, "sleep", note)
-    await up.until(back_after_100)
+    await up.wait_until(back_after_100)
     assert (pauses[0], pauses[-1]) == (0.05, 10.0)
     assert pauses == sorted(pauses)
 
 
-async def test_a_part_whose_pid_cannot_be_written_lives_and_is_ended_like_the_others(
+async def test_a_process_whose_pid_cannot_be_written_runs_and_is_stopped_like_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(fd: int, pid: int) -> None:
@@ -312,20 +312,20 @@ async def test_a_part_whose_pid_cannot_be_written_lives_and_is_ended_like_the_ot
 
     monkeypatch.setattr("llamalith_app.supervise.pidfile.write_pid", full)
     supervisor = up.Supervisor(tmp_path, grace_s=5)
-    part = up.ManagedProcess("sleeper", ("sleep", "100"), ours=False)
-    lived = asyncio.Event()
+    managed = up.ManagedProcess("sleeper", ("sleep", "100"), drains=False)
+    started = asyncio.Event()
 
     async def work() -> None:
-        keeping = asyncio.create_task(supervisor.keep(part))
-        while part not in supervisor._running:
+        keeping = asyncio.create_task(supervisor.keep_running(managed))
+        while managed not in supervisor._running:
             assert not keeping.done()
             await asyncio.sleep(0)
-        lived.set()
+        started.set()
         await keeping
 
     running = asyncio.create_task(supervisor.run(work()))
-    await lived.wait()
-    process = supervisor._running[part]
+    await started.wait()
+    process = supervisor._running[managed]
     supervisor._on_signal(signal.SIGTERM)
     assert await running == 0
     assert process.returncode == -signal.SIGTERM
@@ -335,4 +335,4 @@ async def test_not_listening_is_not_ready() -> None:
     with socket.socket() as closed:
         # Bound without listening: nobody else can be given the port.
         closed.bind(("127.0.0.1", 0))
-        assert await up.serves(*closed.getsockname()) is False
+        assert await up.is_ready(*closed.getsockname()) is False

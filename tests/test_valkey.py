@@ -1,4 +1,4 @@
-"""The embedded Valkey, the real one."""
+"""The embedded Valkey, with the real server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def server(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *valkey.argv(valkey.find_binary(), folder=folder, socket=socket),
         start_new_session=True,
-        preexec_fn=parent.dies_with_parent(),
+        preexec_fn=parent.preexec_die_with_parent(),
     )
     try:
         async with asyncio.timeout(20):
@@ -42,11 +42,11 @@ def client(folder: Path) -> Redis:
     return Redis.from_url(f"unix://{quote(str(folder / 'valkey.sock'))}?db=0")
 
 
-async def test_it_keeps_what_was_written_over_a_kill(tmp_path: Path) -> None:
+async def test_it_keeps_its_data_after_a_kill(tmp_path: Path) -> None:
     folder = tmp_path / "a folder with spaces"
     async with server(folder) as process, client(folder) as redis:
         await redis.set("hint", "kept")
-        # One fsync a second is for power cuts: a killed server has handed its file to the kernel.
+        # The fsync every second matters for power cuts only: a killed server's writes are in the kernel.
         process.kill()
         await process.wait()
     assert not await valkey.answers(folder / "valkey.sock")
@@ -54,7 +54,7 @@ async def test_it_keeps_what_was_written_over_a_kill(tmp_path: Path) -> None:
         assert await redis.get("hint") == b"kept"
 
 
-async def test_it_listens_on_a_socket_of_this_user_alone(tmp_path: Path) -> None:
+async def test_it_listens_on_a_socket_for_this_user_only(tmp_path: Path) -> None:
     async with server(tmp_path / "valkey"), client(tmp_path / "valkey") as redis:
         assert await redis.config_get("port") == {"port": "0"}
         assert await redis.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
@@ -62,7 +62,7 @@ async def test_it_listens_on_a_socket_of_this_user_alone(tmp_path: Path) -> None
         assert stat.S_IMODE((tmp_path / "valkey").stat().st_mode) == 0o700
 
 
-async def test_a_socket_that_nobody_serves_does_not_answer(tmp_path: Path) -> None:
+async def test_a_socket_without_a_server_does_not_answer(tmp_path: Path) -> None:
     assert not await valkey.answers(tmp_path / "valkey.sock")
     (tmp_path / "valkey.sock").touch()
     assert not await valkey.answers(tmp_path / "valkey.sock")
@@ -78,17 +78,17 @@ async def test_a_frozen_server_does_not_answer(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
-    # In a shared folder as /tmp the link could be another user's.
+    # In a shared folder such as /tmp the link could be another user's.
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").symlink_to(tmp_path / "theirs")
     with pytest.raises(ConfigError, match="must be a folder of this user"):
         valkey.make_folders(folder=tmp_path / "ours", socket=tmp_path / "ours" / "valkey.sock")
 
 
-def test_the_wheel_brings_the_binary() -> None:
+def test_the_wheel_contains_the_binary() -> None:
     assert os.access(valkey.find_binary(), os.X_OK)
 
 
-def test_a_chosen_binary_that_cannot_run_is_named(tmp_path: Path) -> None:
+def test_a_chosen_binary_that_cannot_run_is_reported_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no-such-server: no Valkey or Redis server"):
         valkey.find_binary(tmp_path / "no-such-server")

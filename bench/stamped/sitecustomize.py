@@ -1,8 +1,8 @@
-"""Python runs this at the start of each process that has this folder in its PYTHONPATH.
+"""Python runs this file at the start of each process that has this folder in its PYTHONPATH.
 
-In an engine child it notes when each step's frame is made, before it goes to the worker: one JSON line a step in the
-file that BENCH_STAMPS names, `[seconds, [[sequence, [token, …]], …]]`. The clock is the machine's, so that another
-process can compare. In every other process it does nothing.
+In an engine process it notes when each step's frame is made, before the frame goes to the worker: one JSON line a step,
+`[seconds, [[sequence, [token, …]], …]]`, in the file that BENCH_STAMPS names. It uses the machine's monotonic clock, so
+that other processes can compare times. In every other process it does nothing.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""The commands of `llamalith`, one module each, loaded when asked for; each exposes `command`."""
+"""The subcommands of `llamalith`, one module each, which exposes `command`. A module is imported when it is called."""

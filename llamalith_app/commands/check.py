@@ -1,4 +1,4 @@
-"""`llamalith check`: do the promises hold on this database."""
+"""`llamalith check`: verifies the invariants of the database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import create_engine
 
 from llamalith_app.commands.settings import settings_options
 from llamalith_app.errors import ConfigError
-from llamalith_app.settings.config import load
+from llamalith_app.settings.load import load
 from llamalith_app.store import check
 from llamalith_app.store.database import plain_errors
 
@@ -19,7 +19,9 @@ from llamalith_app.store.database import plain_errors
 @click.command()
 @settings_options
 def command(data_dir: Path | None, env_file: Path | None) -> None:
-    """Print the counts and judge the invariants of a database, also of a live one: exit 0, or 1 with the rows."""
+    """Print the row counts and check the invariants of the database, which may be in use.
+
+    Exits with 0 if all hold, else with 1 and the rows that break them."""
     config = load(data_dir=data_dir, env_file=env_file)
     path = config.database_path
     if not path.is_file():

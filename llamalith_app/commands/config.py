@@ -1,4 +1,4 @@
-"""`llamalith config`: judge a `config.json` before it is used, and describe what may stand in one."""
+"""`llamalith config`: validates a `config.json` before it is used, and prints the schema of one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from llamalith_app import files
 from llamalith_app.engine import gguf
 from llamalith_app.errors import ConfigError
 from llamalith_app.grammars import grammar
-from llamalith_app.settings.config import ModelConfig, check_file, model_file_problem
-from llamalith_app.settings.config_file import json_schema, plain
+from llamalith_app.settings.config import ModelConfig
+from llamalith_app.settings.config_file import json_schema
+from llamalith_app.settings.load import check_file
+from llamalith_app.settings.messages import plain
+from llamalith_app.settings.models import model_file_problem
 
 
 @click.group("config")
 def command() -> None:
-    """Judge a config.json, or print its JSON Schema."""
+    """Validate a config.json, or print its JSON Schema."""
 
 
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def check(file: Path) -> None:
-    """Judge FILE and the files that it names: exit 0, or 2 with every problem, one a line.
+    """Validate FILE and the files that it names: exit 0, or 2 with every problem, one a line.
 
-    Reads a model's whole file where its SHA-256 is given."""
+    Reads a model's whole file if its SHA-256 is given."""
     config = check_file(file, problems_of_files)
     names = [model.name for model in config.models]
     click.echo(f"{file}: ok, {len(names)} model{'s' * (len(names) != 1)}: {', '.join(names)}")
@@ -41,7 +44,7 @@ def schema() -> None:
 
 
 def problems_of_files(models: Sequence[ModelConfig], grammar_dir: Path) -> list[str]:
-    """Why a start would be refused or the first jobs would fail, as far as the files tell without llama.cpp."""
+    """Why a start would be refused or the first jobs would fail, by the files alone: nothing is loaded."""
     problems = [problem for model in models if (problem := _model_problem(model))]
     try:
         grammar.load(grammar_dir)

@@ -1,4 +1,4 @@
-"""`llamalith hash-password`: what ADMIN_PASSWORD_HASH wants, from a password that is never shown."""
+"""`llamalith hash-password`: makes the value of ADMIN_PASSWORD_HASH. The password is never shown."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from llamalith_app.settings import strength
 BCRYPT_COST = 12
 USUAL_PASSWORD_CHARACTERS = 10
 MAX_PASSWORD_BYTES = 72
-"""bcrypt takes no more."""
+"""bcrypt's limit."""
 
 
 @click.command("hash-password")
 def command() -> None:
-    """Print the bcrypt hash of a password: asked for twice on a terminal, else one line of the input."""
+    """Print the bcrypt hash of a password.
+
+    A terminal asks for the password twice; otherwise one line of standard input is read."""
     if sys.stdin.isatty():
         prompt: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
-        # What was no UTF-8 on the terminal comes as surrogates: judged below like any other bytes.
+        # Bytes that are not UTF-8 arrive as surrogates; they are validated below like any others.
         password = prompt.encode(errors="surrogateescape")
     else:
         password = sys.stdin.buffer.readline().rstrip(b"\r\n")
@@ -36,8 +38,11 @@ def command() -> None:
 
 
 def hashed(password: bytes) -> str:
-    """Its bcrypt hash. Raises ConfigError for one that is empty, longer than 72 bytes, not text, or that can be guessed
-    within a day."""
+    """The password's bcrypt hash.
+
+    Raises ConfigError for a password that is empty, longer than 72 bytes, not UTF-8, holds a control character, or can
+    be guessed within a day.
+    """
     if not password:
         raise ConfigError(["the password is empty"])
     if len(password) > MAX_PASSWORD_BYTES:

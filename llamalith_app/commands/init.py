@@ -1,4 +1,4 @@
-"""`llamalith init`: a `.env` with fresh secrets, whole or not at all, never over another one by chance."""
+"""`llamalith init`: writes a `.env` with new secrets, atomically, and replaces an existing one only with --force."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llamalith_app.errors import ConfigError
 
 
 class Generated(msgspec.Struct, frozen=True):
-    """What a person must be shown once: the file holds the password's hash only."""
+    """The secrets to show once: the file holds only the password's hash."""
 
     password: str
     token: str
@@ -23,10 +23,12 @@ class Generated(msgspec.Struct, frozen=True):
 
 @click.command("init")
 @settings_options
-@click.option("--force", is_flag=True, help="Replace a .env that is there, with all that stands in it.")
+@click.option("--force", is_flag=True, help="Replace an existing .env with all its contents.")
 def command(data_dir: Path | None, env_file: Path | None, force: bool) -> None:
-    """Write a .env with a new admin password, API token and secret key: as ENV_FILE, else into DATA_DIR, where it is
-    found when the current folder has none, else here."""
+    """Write a .env with a new admin password, API token and secret key.
+
+    It is written to ENV_FILE, else into DATA_DIR, else into the current folder. A .env in DATA_DIR is read when the
+    current folder has none."""
     here = Path.cwd() / ".env"
     path = env_file or (data_dir / ".env" if data_dir else here)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -39,7 +41,10 @@ def command(data_dir: Path | None, env_file: Path | None, force: bool) -> None:
 
 
 def write_env(path: Path, *, force: bool = False) -> Generated:
-    """Writes fresh secrets, mode 0600. Raises ConfigError where a file is in the way or none can be made."""
+    """Writes new secrets to `path`, mode 0600, and returns those to show.
+
+    Raises ConfigError if the file exists and `force` is not set, or if it cannot be written.
+    """
     generated = Generated(password=secrets.token_urlsafe(18), token=f"llm_{secrets.token_urlsafe(32)}")
     content = (
         "# Secrets of this Llamalith; .env.example explains what else may stand here.\n"
@@ -55,7 +60,7 @@ def write_env(path: Path, *, force: bool = False) -> Generated:
             if force:
                 draft.replace(path)
             else:
-                # Unlike a rename, a link never takes the place of what is there.
+                # Unlike a rename, a hard link never replaces an existing file.
                 path.hardlink_to(draft)
         finally:
             draft.unlink(missing_ok=True)

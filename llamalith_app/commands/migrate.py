@@ -1,4 +1,4 @@
-"""`llamalith migrate`: bring the database to this version's schema."""
+"""`llamalith migrate`: upgrades the database to this version's schema."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import click
 
 from llamalith_app.commands.settings import settings_options
 from llamalith_app.logs import say
-from llamalith_app.settings.config import load
+from llamalith_app.settings.load import load
 from llamalith_app.store.migrate import migrate
 
 
 @click.command()
 @settings_options
-@click.option("--quiet", is_flag=True, help="Say nothing where there was nothing to do.")
+@click.option("--quiet", is_flag=True, help="Print nothing if there was nothing to do.")
 def command(data_dir: Path | None, env_file: Path | None, quiet: bool) -> None:
-    """Bring the database to this version's schema; web and worker do it by themselves."""
+    """Upgrade the database to this version's schema. Web and worker do so when they start."""
     config = load(data_dir=data_dir, env_file=env_file)
     done = migrate(config.database_path)
     if done or not quiet:

@@ -1,4 +1,4 @@
-"""How web and worker begin: settings, logs, secrets, Redis, schema, parent; in this order, and the same for both."""
+"""The start that web and worker have in common: settings, logs, secrets, Redis, schema and parent, in this order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from llamalith_app import logs
 from llamalith_app.commands.settings import clear_text_warnings
 from llamalith_app.jobs.queue import refuse_old_redis
-from llamalith_app.settings.config import Config, load, require_secrets
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.load import load
+from llamalith_app.settings.secret_checks import require_secrets
 from llamalith_app.store.migrate import migrate
 from llamalith_app.supervise import parent
 
@@ -19,9 +21,10 @@ from llamalith_app.supervise import parent
 def begin(
     name: str, data_dir: Path | None, parent_fd: int | None, *, env_file: Path | None = None, host: str | None = None
 ) -> Config:
-    """Raises ConfigError where this process must not start. It drains when the parent behind `parent_fd` is gone.
+    """Prepares this process and returns its configuration. Raises ConfigError if the process must not start.
 
-    `host`: the address that it will listen on, if any. Without a parent it tells which settings it read, and warns.
+    With `parent_fd` the process drains when its parent is gone. Without it nobody else has logged the settings and
+    their warnings, so that is done here. `host`: the address to listen on, if any.
     """
     parent.keep_descriptors()
     _give_way()
@@ -29,7 +32,7 @@ def begin(
     logs.start(name, config)
     weak = require_secrets(config)
     if parent_fd is None:
-        logs.tell_settings(config, [*weak, *(clear_text_warnings(config, host) if host else [])])
+        logs.log_settings(config, [*weak, *(clear_text_warnings(config, host) if host else [])])
     asyncio.run(refuse_old_redis(config.redis_url))
     migrate(config.database_path)
     if parent_fd is not None:
@@ -38,7 +41,10 @@ def begin(
 
 
 def _give_way() -> None:
-    """To the engines, whose threads wait for each other: to interrupt one stops them all. Waits for a free core
-    instead, or for the end of a turn, which is some milliseconds; says nothing where there is no such thing."""
+    """Lowers this process's scheduling class to SCHED_BATCH, so that it does not preempt the engines.
+
+    An engine's threads wait for each other, so interrupting one stops them all. This process then waits some
+    milliseconds for a core. Does nothing on systems without SCHED_BATCH.
+    """
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -1,4 +1,4 @@
-"""`llamalith restore`: the record from a file that `llamalith backup` wrote."""
+"""`llamalith restore`: makes the database from a file that `llamalith backup` wrote."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from llamalith_app.commands.backup import tell
+from llamalith_app.commands.backup import show_progress
 from llamalith_app.commands.settings import settings_options
 from llamalith_app.errors import ConfigError
-from llamalith_app.settings.config import load
+from llamalith_app.settings.load import load
 from llamalith_app.store import backup
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.migrate import migrate
@@ -20,16 +20,16 @@ from llamalith_app.store.migrate import migrate
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @settings_options
 def command(file: Path, data_dir: Path | None, env_file: Path | None) -> None:
-    """Make the record from FILE, where there is none; then web and worker go on from there.
+    """Make the database from FILE. There must be no database yet.
 
-    What was running when FILE was written is run again; that start does not count. Ids of jobs go on behind a gap, so
-    that none is given twice."""
+    Jobs that were running when FILE was written run again; that start is not counted as an attempt. New job ids
+    continue after a gap, so that no id is used twice."""
     path = load(data_dir=data_dir, env_file=env_file).database_path
     left = [beside for suffix in ("-wal", "-journal") if (beside := path.with_name(path.name + suffix)).exists()]
     if left and not path.exists():
         raise ConfigError([f"{left[0]}: belongs to a database that is not there; move it away first"])
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    backup.copy(file, path, tell)
+    backup.copy(file, path, show_progress)
     try:
         migrate(path)
         engine = write_engine(path)
@@ -37,7 +37,7 @@ def command(file: Path, data_dir: Path | None, env_file: Path | None) -> None:
             backup.go_on(connection, datetime.now(UTC))
         engine.dispose()
     except BaseException:
-        # Half of it would be in the way of the next one.
+        # Half a database would block the next try.
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         raise

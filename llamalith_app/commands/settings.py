@@ -1,4 +1,4 @@
-"""What commands that load the settings have in common."""
+"""The options of every command that loads the settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import click
 
 from llamalith_app.errors import ConfigError
 from llamalith_app.settings.config import Config
-from llamalith_app.settings.config_file import resolved, shown
+from llamalith_app.settings.messages import shown
+from llamalith_app.settings.paths import resolved
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,7 +41,7 @@ def _absolute(_: click.Context, option: click.Parameter, text: str | None) -> Pa
 
 
 def clear_text_warnings(config: Config, host: str) -> list[str]:
-    """A line where the web listens for other machines without a proxy in front that is known to bring TLS."""
+    """A warning if the web listens for other machines and no trusted proxy, which would bring TLS, stands in front."""
     try:
         is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""`llamalith up`: the whole product on this machine."""
+"""`llamalith up`: runs the whole product on this machine, and makes its secrets at the first start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from llamalith_app import logs
 from llamalith_app.commands.init import write_env
 from llamalith_app.commands.settings import clear_text_warnings, settings_options
 from llamalith_app.errors import ConfigError
-from llamalith_app.settings.config import Config, exported_secrets, load, require_secrets
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.environment import exported_secrets
+from llamalith_app.settings.load import load
+from llamalith_app.settings.secret_checks import require_secrets
 from llamalith_app.supervise import up
 
 
@@ -23,13 +26,13 @@ from llamalith_app.supervise import up
 @settings_options
 @click.option("--grace", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for a drain.")
 def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, grace: float) -> None:
-    """Run web, worker, engines and queue until Ctrl-C, and start again what dies."""
+    """Run web, worker, engines and queue until Ctrl-C. A process that dies is restarted."""
     config, secrets = _settings(data_dir, env_file)
     shown = False
 
     def on_ready(url: str) -> None:
         nonlocal shown
-        # In one write, last, so that no line of a log stands between the secrets and the URL.
+        # In one write, so that no log line comes between the secrets and the URL.
         logs.say("\n".join([*secrets, f"llamalith: ready {url}"]))
         shown = True
 
@@ -47,7 +50,7 @@ def _run(config: Config, host: str, port: int, grace_s: float, on_ready: Callabl
     except ConfigError as error:
         raise ConfigError([*error.problems, *_why_none_was_made(config)]) from None
     logs.start("up", config)
-    logs.tell_settings(config, [*weak, *clear_text_warnings(config, host)])
+    logs.log_settings(config, [*weak, *clear_text_warnings(config, host)])
     return asyncio.run(up.run(config, host=host, port=port, grace_s=grace_s, on_ready=on_ready))
 
 
@@ -69,7 +72,7 @@ def _settings(data_dir: Path | None, env_file: Path | None) -> tuple[Config, lis
                 [f"--env-file: {named}: there is no such file, and none is written since there are secrets in {found}"]
             )
     if config.env_file is not None or config.secret_key or config.admin_password_hash or config.api_token:
-        # A .env that is there was written by somebody, for this or for something else: it is not ours to fill.
+        # Somebody wrote this .env, perhaps for another program: nothing is added to it.
         return config, []
     path = env_file or config.data_dir / ".env"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

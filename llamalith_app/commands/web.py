@@ -1,4 +1,4 @@
-"""`llamalith web`: the HTTP side alone."""
+"""`llamalith web`: runs the web process alone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from llamalith_app.supervise import signals
 @settings_options
 @click.option("--parent-fd", type=int, default=None, hidden=True)
 def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, parent_fd: int | None) -> None:
-    """Serve the API. Needs a worker beside it for anything to be answered."""
-    # Heard before uvicorn listens to it, also as PID 1, and after it has drained, when it raises the signal once more.
+    """Serve the API and the pages. Jobs run only if a worker runs too."""
+    # For the time before uvicorn installs its handlers, also as PID 1; and after the drain, when uvicorn raises the
+    # signal once more.
     handled = [number for number in signals.requests_to_end() if number != signal.SIGINT]
     for number in handled:
         signal.signal(number, lambda *_: sys.exit(0))
@@ -31,15 +32,15 @@ def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, 
     _allow_all_descriptors()
     web = create_server(config, host=host, port=port)
     for number in handled:
-        # uvicorn itself knows nothing of SIGHUP.
+        # uvicorn does not handle SIGHUP itself.
         signal.signal(number, web.handle_exit)
     web.run()
 
 
 def _allow_all_descriptors() -> None:
-    """Raises the soft limit of open files to the hard one: with the usual 1,024 a crowd of as many connections would
-    keep everybody else out."""
+    """Raises the soft limit of open files to the hard limit. With the usual 1,024, as many connections would block all
+    further ones."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Some systems name a hard limit beyond what they then allow.
+    # Some systems report a hard limit that they then refuse.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

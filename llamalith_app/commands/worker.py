@@ -1,4 +1,4 @@
-"""`llamalith worker`: hears hints, runs jobs in an engine child, keeps leases."""
+"""`llamalith worker`: runs one worker process, which runs jobs in its engine processes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from llamalith_app.jobs.worker.process import run
     default=30.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Seconds that running jobs get at the end.",
+    help="Seconds for running jobs to finish at a stop.",
 )
 @click.option("--parent-fd", type=int, default=None, hidden=True)
 def command(data_dir: Path | None, env_file: Path | None, grace: float, parent_fd: int | None) -> None:
-    """Run the jobs. As many as wanted, on any machine that sees the database and the models."""
+    """Run jobs. Start as many workers as you want, on any machine that can access the database and the models."""
     config = begin("worker", data_dir, parent_fd, env_file=env_file)
     uvloop.run(run(config, grace_s=grace, supervised=parent_fd is not None))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from llamalith_app.contracts.jobs import Job
 
 
-class Message(msgspec.Struct, kw_only=True):
+class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     role: str
     content: str
+    tool_calls: list[dict[str, Any]] | None = None
+    """Of the assistant's: the tools that it asks to be called. Absent: none."""
+    tool_call_id: str | None = None
+    """Of a tool's: the call that this is the result of. Absent: it is no tool's."""
 
 
 class Named(msgspec.Struct, kw_only=True):
-    """Of which conversation an answer tells."""
+    """The conversation that an answer is about."""
 
     conversation_id: str
     exists: bool

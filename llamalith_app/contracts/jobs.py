@@ -13,35 +13,32 @@ from msgspec import Meta
 
 from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.contracts.text import ConversationId, Name, NumberAsId, RequiredText, Text
+from llamalith_app.settings import ranges
+from llamalith_app.settings.ranges import MaxAttempts
 
-JobId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
 RetryableWord = Literal["error", "cancelled"]
 OpenWord = Literal["queued", "processing"]
 PriorityWord = Literal["interactive", "normal", "batch"]
 Phase = Literal["queued", "loading", "prefill", "decode"]
 Seconds = Annotated[
-    float,
+    ranges.Seconds,
     Meta(
-        gt=0,
-        le=604_800,
-        description="More than 0 and at most 604,800 (a week); absent: the configured limit, or none.",
+        description=f"More than 0 and at most {ranges.WEEK_S:,} (a week); absent: the configured limit, or none.",
     ),
 ]
 
 
-MaxAttempts = Annotated[int, Meta(ge=1, le=100)]
+class JobRequest(Parameters, kw_only=True):
+    """What every door may ask of a job; texts are trimmed, unknown fields ignored.
 
-
-class JobCreate(Parameters, kw_only=True):
-    """A prompt for a new or an existing conversation; texts are trimmed, unknown fields ignored."""
+    A field stands here, and in a column of `jobs` that has its name: the store copies it from the one to the other.
+    """
 
     content: Text | None = None
     """Required where there is no `system_prompt`."""
     model: Name | None = None
     """One of the configured names; absent or empty: the first of them."""
-    conversation_id: ConversationId | NumberAsId | None = None
-    """Absent or empty: a new conversation with a UUID."""
     system_prompt: Text | None = None
     """Stored as a system message where it differs from the one in force; alone, without content, too."""
     assistant_context: Text | None = None
@@ -58,18 +55,17 @@ class JobCreate(Parameters, kw_only=True):
     """`interactive`: somebody waits for it; `batch`: nobody does."""
 
 
-class ReplyCreate(Parameters, kw_only=True):
+class JobCreate(JobRequest, kw_only=True):
+    """A prompt for a new or an existing conversation."""
+
+    conversation_id: ConversationId | NumberAsId | None = None
+    """Absent or empty: a new conversation with a UUID."""
+
+
+class ReplyCreate(JobRequest, kw_only=True):
     """The next prompt of a conversation; an unknown conversation is made."""
 
     content: RequiredText
-    model: Name | None = None
-    system_prompt: Text | None = None
-    assistant_context: Text | None = None
-    grammar_name: Name | None = None
-    timeout_s: Seconds | None = None
-    queue_timeout_s: Seconds | None = None
-    max_attempts: MaxAttempts | None = None
-    priority: PriorityWord | None = "normal"
 
 
 class LegacySubmit(msgspec.Struct, kw_only=True):
@@ -174,7 +170,7 @@ class Job(JobBrief, kw_only=True):
     user_input: str
     system_prompt: str
     parameters: Parameters | None
-    """What the job said of its sampling and of the reply's form; null: nothing."""
+    """The job's own sampling and form of the reply; null: it set none."""
     unenforced: list[str] = []
     """JSON pointers to the keywords of its schema that cannot be enforced while the reply is written, such as
     `#/uniqueItems`. Where there are some, the whole reply is validated at its end."""

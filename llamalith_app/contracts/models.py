@@ -1,4 +1,4 @@
-"""What clients read of the models offered, and what workers tell of their engines for it."""
+"""What clients read of the models offered, and the status of engines that workers report for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ModelState = Literal["absent", "loading", "loaded", "failed"]
 
 
 class EngineStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One model in one worker, told with the worker's beat. Speeds are null until something was measured."""
+    """One model in one worker, reported with each heartbeat. Speeds are null until something was measured."""
 
     model: str
     state: ModelState

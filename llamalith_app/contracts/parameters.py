@@ -17,8 +17,15 @@ Schema = Annotated[
     dict[str, Any],
     Meta(description="A JSON Schema of at most 65,536 bytes, nested at most 100 deep; references start with #."),
 ]
+MAX_SCHEMA_NAME = 256
 SchemaName = Annotated[
-    str, Meta(max_length=256, pattern=CONTROL_FREE, description="Decides nothing. At most 256 characters.")
+    str,
+    Meta(
+        title=f"at most {MAX_SCHEMA_NAME} characters without control characters",
+        max_length=MAX_SCHEMA_NAME,
+        pattern=CONTROL_FREE,
+        description=f"Decides nothing. At most {MAX_SCHEMA_NAME} characters.",
+    ),
 ]
 SchemaDescription = Annotated[str, Meta(max_length=4096, description="Decides nothing.")]
 
@@ -74,7 +81,7 @@ class Parameters(msgspec.Struct, kw_only=True, omit_defaults=True):
     presence_penalty: ranges.Penalty | None = None
     frequency_penalty: ranges.Penalty | None = None
     seed: ranges.Seed | None = None
-    stop: ranges.StopText | ranges.Stops | None = None
+    stop: ranges.StopText | ranges.StopList | None = None
     """Text, or a list of at most 16; an empty list: the model's own stop strings do not count either."""
     response_format: ResponseFormat | None = None
     """What the reply is held to while it is written; not together with `grammar_name`."""
@@ -103,22 +110,7 @@ def wanted_schema(wanted: ResponseFormat | None) -> WantedSchema | None:
     return WantedSchema(wanted.schema or {}, "response_format.schema", bool(wanted.strict))
 
 
-def said(given: Parameters) -> Parameters | None:
-    """What a request says of its parameters, without all else that stands in it; None: nothing."""
-    parameters = Parameters(**{name: getattr(given, name) for name in NAMES})
+def given_in(request: Parameters) -> Parameters | None:
+    """The parameters of a request, without its other fields. None: it sets none."""
+    parameters = Parameters(**{name: getattr(request, name) for name in NAMES})
     return None if parameters == Parameters() else parameters
-
-
-def allowed() -> dict[str, str]:
-    """For each parameter what would be right, in words."""
-    told = {
-        field.name: f"expected {ranges.in_words(ranges.without_none(field.type))}"
-        for field in msgspec.structs.fields(Parameters)
-        if field.name not in ("stop", "response_format")
-    }
-    return told | {
-        "stop": f"expected {ranges.title(ranges.StopText)}, or a list of at most 16 such texts",
-        "response_format.type": "expected one of text, json_object, json_schema",
-        "response_format.name": "expected at most 256 characters without control characters",
-        "response_format.json_schema.name": "expected at most 256 characters without control characters",
-    }

@@ -23,31 +23,42 @@ Text = Annotated[
     Meta(
         max_length=MAX_TEXT,
         pattern=NUL_FREE,
-        description="At most 1,000,000 characters, without NUL.",
+        description=f"At most {MAX_TEXT:,} characters, without NUL.",
     ),
 ]
 RequiredText = Annotated[
     Text,
     Meta(
-        description="1 to 1,000,000 characters that are not all blank, without NUL.",
+        description=f"1 to {MAX_TEXT:,} characters that are not all blank, without NUL.",
         extra_json_schema={"minLength": 1, "allOf": [{"pattern": r"\S"}]},
     ),
 ]
-"""Whoever takes it looks itself whether it is blank, to say so in better words than a pattern's."""
+"""Its handler checks itself whether it is blank, since a pattern's message would be unclear."""
+MAX_KEY = 255
+A_KEY = f"1 to {MAX_KEY} visible ASCII characters"
+"""Of an Idempotency-Key."""
+AN_ID = f"1 to {MAX_NAME} characters without control characters"
 ConversationId = Annotated[
     str,
     Meta(
+        title=AN_ID,
         max_length=MAX_NAME,
         pattern=CONTROL_FREE,
-        description="1 to 200 characters without control characters; blanks before and after them do not count.",
+        description=f"{AN_ID}; blanks before and after them do not count.",
     ),
 ]
 NumberAsId = Annotated[
-    int, Meta(ge=-(2**63), le=2**63 - 1, description="A whole number, as chat platforms have them: taken as its text.")
+    int,
+    Meta(
+        title="a whole number",
+        ge=-(2**63),
+        le=2**63 - 1,
+        description="A whole number, as chat platforms have them: taken as its text.",
+    ),
 ]
 Name = Annotated[str, Meta(max_length=MAX_NAME, pattern=CONTROL_FREE, description="A name of the configuration.")]
 
 
 def id_text(given: str | int | None) -> str:
-    """A conversation's id as it is stored; empty: none was given."""
+    """A conversation's id as it is stored; empty if none was given."""
     return "" if given is None else str(given).strip()

@@ -1,4 +1,4 @@
-"""Conversations over HTTP: reply, read the messages, read the newest state, cancel what is open."""
+"""Conversations over HTTP: queue a reply, read the messages or the newest state, cancel the open jobs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Annotated
 from litestar import Controller, get, post
 from litestar.params import JSONBody, PathParameter
 
-from llamalith_app.contracts import parameters
 from llamalith_app.contracts.conversations import Latest, MessageList
 from llamalith_app.contracts.jobs import Cancelled, JobAccepted, ReplyCreate
-from llamalith_app.contracts.text import CONTROL_FREE, NOT_BLANK
+from llamalith_app.contracts.text import AN_ID, CONTROL_FREE, MAX_NAME, NOT_BLANK
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversations
 from llamalith_app.web.problems import TAKES_UNKNOWN
@@ -19,11 +18,12 @@ from llamalith_app.web.request import AppRequest, IdempotencyKey
 PathId = Annotated[
     str,
     PathParameter(
+        title=f"1 to {MAX_NAME} characters that are not all blank, without control characters",
         min_length=1,
-        max_length=200,
+        max_length=MAX_NAME,
         pattern=NOT_BLANK + CONTROL_FREE[1:],
-        description="A conversation's id, percent-encoded (a slash is %2F): 1 to 200 characters without control"
-        " characters. Blanks before and after it do not count.",
+        description=f"A conversation's id, percent-encoded (a slash is %2F): {AN_ID}. Blanks before and after it do not"
+        " count.",
     ),
 ]
 
@@ -40,33 +40,24 @@ class Conversations(Controller):
         data: JSONBody[ReplyCreate],
         idempotency_key: IdempotencyKey = None,
     ) -> JobAccepted:
-        """An unknown conversation is made."""
+        """Creates the conversation if it does not exist."""
         if not data.content.strip():
             raise BadInput("content is required")
         return await request.parts.submissions.submit(
-            request.principal.user_id,
+            request.principal,
             request.id,
-            content=data.content,
+            data,
             conversation_id=conversation_id,
-            model=data.model,
-            system_prompt=data.system_prompt,
-            assistant_context=data.assistant_context,
-            grammar_name=data.grammar_name,
-            priority=data.priority or "normal",
-            parameters=parameters.said(data),
-            timeout_s=data.timeout_s,
-            queue_timeout_s=data.queue_timeout_s,
-            max_attempts=data.max_attempts,
             key=await request.key(idempotency_key),
         )
 
     @post("/cancel", status_code=200, summary="Cancel all its open jobs")
     async def cancel(self, request: AppRequest, conversation_id: PathId) -> Cancelled:
         await request.takes_only()
-        owner_id = request.principal.user_id
-        if not await request.parts.database.read(conversations.exists, owner_id, conversation_id):
+        user_id = request.principal.user_id
+        if not await request.parts.database.read(conversations.exists, user_id, conversation_id):
             raise NotFound("Conversation not found")
-        n_cancelled = await request.parts.cancellations.matching(owner_id, conversation_id=conversation_id)
+        n_cancelled = await request.parts.cancellations.cancel_matching(user_id, conversation_id=conversation_id)
         return Cancelled(ok=True, cancelled=n_cancelled)
 
     @get("/messages", summary="Read the messages, in the order of the turns", opt=TAKES_UNKNOWN)

@@ -1,4 +1,4 @@
-"""Probes, open to everybody and cheap: is the process there, and can it do its work."""
+"""Health probes, open to everybody and cheap: whether the process is alive, and whether jobs can run."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class Probes(Controller):
     @get("/readyz", summary="Can it do its work", responses={503: NOT_READY})
     async def readyz(self, request: AppRequest) -> Response[Readiness]:
         """503 tells which part is missing."""
-        readiness = await request.parts.readings.read()
+        readiness = await request.parts.readiness.check()
         return Response(readiness, status_code=200 if readiness.ready else 503)

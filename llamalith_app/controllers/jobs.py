@@ -1,4 +1,4 @@
-"""Jobs over HTTP: make one, list them, read one, cancel or try again one or many."""
+"""Jobs over HTTP: submit one, list them, read one, cancel or retry one or many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from litestar import Controller, delete, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
-from llamalith_app.contracts import parameters
 from llamalith_app.contracts.jobs import (
     AttemptList,
     Cancelled,
@@ -20,7 +19,7 @@ from llamalith_app.contracts.jobs import (
     Retried,
     RetryableWord,
 )
-from llamalith_app.contracts.text import id_text
+from llamalith_app.contracts.text import MAX_NAME, id_text
 from llamalith_app.errors import NotFound
 from llamalith_app.store import job_reads
 from llamalith_app.store.tables import Status
@@ -29,11 +28,11 @@ from llamalith_app.web.request import AppRequest, IdempotencyKey
 MAX_ID = 2**63 - 1
 JobIdInPath = Annotated[int, PathParameter(ge=1, le=MAX_ID)]
 OfConversation = Annotated[
-    str | None, QueryParameter(min_length=1, max_length=200, description="Only of this conversation.")
+    str | None, QueryParameter(min_length=1, max_length=MAX_NAME, description="Only of this conversation.")
 ]
-OfModel = Annotated[str | None, QueryParameter(min_length=1, max_length=200, description="Only for this.")]
+OfModel = Annotated[str | None, QueryParameter(min_length=1, max_length=MAX_NAME, description="Only for this.")]
 FILTERS = ("status", "conversation_id", "model")
-"""Of the jobs to cancel."""
+"""The filters of a cancel."""
 RETRY_FILTERS = (*FILTERS, "error_kind", "limit")
 
 
@@ -45,21 +44,12 @@ class Jobs(Controller):
     async def make(
         self, request: AppRequest, data: JSONBody[JobCreate], idempotency_key: IdempotencyKey = None
     ) -> JobAccepted:
-        """Answered 200, it is on disk and will get exactly one answer."""
+        """After the answer 200 the job is on disk and will end exactly once."""
         return await request.parts.submissions.submit(
-            request.principal.user_id,
+            request.principal,
             request.id,
-            content=data.content or "",
+            data,
             conversation_id=id_text(data.conversation_id),
-            model=data.model,
-            system_prompt=data.system_prompt,
-            assistant_context=data.assistant_context,
-            grammar_name=data.grammar_name,
-            priority=data.priority or "normal",
-            parameters=parameters.said(data),
-            timeout_s=data.timeout_s,
-            queue_timeout_s=data.queue_timeout_s,
-            max_attempts=data.max_attempts,
             key=await request.key(idempotency_key),
         )
 
@@ -103,7 +93,7 @@ class Jobs(Controller):
 
     @get("/{job_id:str}/attempts", summary="Read every start of a job")
     async def attempts(self, request: AppRequest, job_id: JobIdInPath) -> AttemptList:
-        """When, by which worker, and how it ended."""
+        """When each attempt ran, on which worker, and how it ended."""
         found = await request.parts.database.read(job_reads.attempts, request.principal.user_id, job_id)
         if found is None:
             raise NotFound("Job not found")
@@ -113,11 +103,11 @@ class Jobs(Controller):
     async def retry(
         self, request: AppRequest, job_id: JobIdInPath, idempotency_key: IdempotencyKey = None
     ) -> JobAccepted:
-        """Of a job that ended as `error` or `cancelled`, which stays as it is: the same prompt with the same settings
-        becomes a new job, the last of its conversation. Asked again, the answer names the same new job."""
+        """For a job that ended as `error` or `cancelled`. The same prompt with the same settings becomes a new job, the
+        last of its conversation; the old job does not change. A second retry is answered with the same new job."""
         await request.takes_only()
         return await request.parts.submissions.retry(
-            request.principal.user_id, request.id, job_id, key=await request.key(idempotency_key)
+            request.principal, request.id, job_id, key=await request.key(idempotency_key)
         )
 
     @post("/retry", status_code=200, summary="Try all jobs again that match")
@@ -137,10 +127,10 @@ class Jobs(Controller):
         limit: Annotated[int, QueryParameter(ge=1, le=500, description="So many at most, the oldest.")] = 100,
         idempotency_key: IdempotencyKey = None,
     ) -> Retried:
-        """Each at most once, and as many as the queue has room for; `more` says whether to ask again."""
+        """Retries each job at most once, and as many as the queue has room for; `more` says whether to ask again."""
         await request.takes_only(*RETRY_FILTERS)
         return await request.parts.submissions.retry_matching(
-            request.principal.user_id,
+            request.principal,
             request.id,
             {Status(word) for word in status},
             limit=limit,
@@ -152,13 +142,13 @@ class Jobs(Controller):
 
     @post("/{job_id:str}/cancel", status_code=200, summary="Cancel a job")
     async def cancel(self, request: AppRequest, job_id: JobIdInPath) -> Job:
-        """Answers with the job in the state that won: cancelled for good, or the end that came before. What was
-        written until then stands in `partial` soon after; a reply is not stored."""
+        """Answers with the job in its final state: cancelled, or another one if it had ended before. No reply is stored
+        for a cancelled job; the text written until then appears in `partial` soon after."""
         return await _cancel(request, job_id)
 
     @delete("/{job_id:str}", status_code=200, summary="Cancel a job, by another verb")
     async def delete(self, request: AppRequest, job_id: JobIdInPath) -> Job:
-        """The same as `POST …/cancel`: its record stays."""
+        """The same as `POST …/cancel`: the job stays stored."""
         return await _cancel(request, job_id)
 
     @post("/cancel", status_code=200, summary="Cancel all jobs that match")
@@ -172,9 +162,9 @@ class Jobs(Controller):
         conversation_id: OfConversation = None,
         model: OfModel = None,
     ) -> Cancelled:
-        """A filter that is not known, is empty or stands in a body is refused: it would cancel more than was meant."""
+        """A filter that is unknown, empty or in a body is refused, because ignoring it would cancel too much."""
         await request.takes_only(*FILTERS)
-        n_cancelled = await request.parts.cancellations.matching(
+        n_cancelled = await request.parts.cancellations.cancel_matching(
             request.principal.user_id,
             {Status(word) for word in status},
             conversation_id=conversation_id,
@@ -192,6 +182,6 @@ async def _read(request: AppRequest, job_id: int) -> Job:
 
 
 async def _cancel(request: AppRequest, job_id: int) -> Job:
-    if await request.parts.cancellations.one(request.principal.user_id, job_id) is None:
+    if await request.parts.cancellations.cancel_job(request.principal.user_id, job_id) is None:
         raise NotFound("Job not found")
     return await _read(request, job_id)

@@ -1,4 +1,4 @@
-"""The original's older two routes, kept for the callers that still use them."""
+"""The two oldest routes of the original application, kept for callers that still use them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from litestar import Controller, get, post
 from litestar.params import JSONBody
 
 from llamalith_app.contracts.conversations import LegacyStatus
-from llamalith_app.contracts.jobs import LegacyAccepted, LegacySubmit
+from llamalith_app.contracts.jobs import JobRequest, LegacyAccepted, LegacySubmit
 from llamalith_app.contracts.text import id_text
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.errors import BadInput
@@ -26,12 +26,10 @@ class Legacy(Controller):
         if not data.user_input.strip():
             raise BadInput("user_input is required")
         accepted = await request.parts.submissions.submit(
-            request.principal.user_id,
+            request.principal,
             request.id,
-            content=data.user_input,
+            JobRequest(content=data.user_input, model=data.model, system_prompt=data.system_prompt),
             conversation_id=id_text(data.session_id),
-            model=data.model,
-            system_prompt=data.system_prompt,
             key=await request.key(idempotency_key),
         )
         return LegacyAccepted(
@@ -42,7 +40,7 @@ class Legacy(Controller):
 
     @get("/status/{conversation_id:str}", summary="Read the reply to the newest prompt", opt=TAKES_UNKNOWN)
     async def status(self, request: AppRequest, conversation_id: PathId) -> LegacyStatus:
-        """Null until it is there; where the newest job failed, for ever."""
+        """`response` is null until there is a reply, and stays null if the newest job failed."""
         latest = await request.parts.database.read(conversations.latest, request.principal.user_id, conversation_id)
         job = latest.last_job
         return LegacyStatus(

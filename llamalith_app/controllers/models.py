@@ -1,4 +1,4 @@
-"""The models offered: which there are, and how they stand in the workers."""
+"""The configured models, and their state in the workers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Models(Controller):
 
 
 async def engines(parts: Parts) -> list[Model]:
+    """Each configured model: its file, state over all workers, and queued jobs. Raises StorageUnavailable."""
     board = await parts.forecasts.board()
     sizes = await asyncio.to_thread(lambda: [_size(model) for model in parts.model_configs])
     return [
@@ -36,22 +37,22 @@ def _size(model: ModelConfig) -> int | None:
         return None
 
 
-def _model(chosen: ModelConfig, size_bytes: int | None, told: EngineStatus | None, queued: int) -> Model:
-    told = told or EngineStatus(model=chosen.name, state="absent", n_slots=0)
+def _model(chosen: ModelConfig, size_bytes: int | None, status: EngineStatus | None, queued: int) -> Model:
+    status = status or EngineStatus(model=chosen.name, state="absent", n_slots=0)
     return Model(
         name=chosen.name,
         file=str(chosen.path),
         size_bytes=size_bytes,
         n_ctx=chosen.settings.n_ctx,
         format=chosen.chat_format,
-        state=told.state,
-        progress=told.progress,
-        reason=told.reason,
-        slots=told.n_slots,
-        slots_used=told.n_used,
-        tokens_per_s=told.tokens_per_s,
-        prompt_tokens_per_s=told.prompt_tokens_per_s,
-        prompt_tokens_computed=told.prompt_tokens_computed,
-        prompt_tokens_reused=told.prompt_tokens_reused,
+        state=status.state,
+        progress=status.progress,
+        reason=status.reason,
+        slots=status.n_slots,
+        slots_used=status.n_used,
+        tokens_per_s=status.tokens_per_s,
+        prompt_tokens_per_s=status.prompt_tokens_per_s,
+        prompt_tokens_computed=status.prompt_tokens_computed,
+        prompt_tokens_reused=status.prompt_tokens_reused,
         queued=queued,
     )

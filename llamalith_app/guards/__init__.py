@@ -1,1 +1,1 @@
-"""Who may come in. Closed unless a route says that it is open; a guard knows credentials and nothing of jobs."""
+"""Authentication. Every route is closed unless it is marked open. Guards know credentials and nothing about jobs."""

@@ -1,4 +1,7 @@
-"""Our cookies: their names and attributes, and how one of a request is read."""
+"""Cookies that this server sets: their names and attributes, and how they are read from a request.
+
+Used by `guards/sessions.py` and by the login and form controllers. Does not know what a cookie's value means.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,15 @@ def is_https(connection: Connection) -> bool:
 
 
 def sent_name(connection: Connection, name: str) -> str:
-    """Over https with a prefix that browsers take only from this very host, over https: what plain http, another port
-    or another host of the site has set is no cookie of ours there."""
+    """The cookie's name on the wire.
+
+    Over https it has the `__Host-` prefix. Browsers accept such a cookie only from this exact host over https, so a
+    cookie planted over plain http, by another port or by another host of the site has a different name.
+    """
     return f"__Host-{name}" if is_https(connection) else name
 
 
-def own_cookie(
+def make_cookie(
     connection: Connection,
     name: str,
     value: str,
@@ -30,7 +36,10 @@ def own_cookie(
     httponly: bool = True,
     samesite: Literal["lax", "strict"] = "lax",
 ) -> Cookie:
-    """`max_age`: seconds; 0 takes it out of the browser. `path` counts over plain http only: the prefix wants `/`."""
+    """A cookie to set. `max_age` is in seconds; 0 deletes the cookie in the browser.
+
+    `path` is used over plain http only: over https the `__Host-` prefix requires `/`.
+    """
     return Cookie(
         key=sent_name(connection, name),
         value=value,
@@ -42,9 +51,11 @@ def own_cookie(
     )
 
 
-def cookie(connection: Connection, name: str) -> str:
-    """The value of our cookie of that name, as it was sent, without quotes around it; the last of several, empty if
-    there is none. The standard library's parser takes minutes over some that a client may send."""
+def cookie_value(connection: Connection, name: str) -> str:
+    """The value of the cookie of that name, without surrounding quotes. Empty if there is none; the last of several.
+
+    Parsed by hand because the standard library's parser takes minutes for some Cookie headers a client can send.
+    """
     wanted = sent_name(connection, name).encode()
     found = b""
     for header, line in connection.scope["headers"]:

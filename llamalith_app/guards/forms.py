@@ -1,6 +1,7 @@
-"""The fields of an HTML form. Beside the guard, which reads the CSRF token among them.
+"""Parses HTML forms (`application/x-www-form-urlencoded`).
 
-Litestar's own parser keeps the last thousand bodies, passwords and all, in memory for good.
+Used by the guard, which looks for the CSRF token, and by `AppRequest.form_as`. Does not know what a form is for.
+Litestar's own parser is not used because it caches the last thousand bodies, passwords included, without expiry.
 """
 
 from __future__ import annotations
@@ -18,30 +19,34 @@ from llamalith_app.errors import BadInput, UnsupportedMediaType
 MEDIA_TYPE = "application/x-www-form-urlencoded"
 MAX_FIELDS = 50
 ANONYMOUS_BYTES = 16 * 1024
-"""Of a body from somebody who has shown no login."""
+"""Largest body accepted from a client that is not logged in."""
 DRAFT_BYTES = 12 * 1024
-"""Of a form that is kept over a login: it then fits into the login's own, beside the password."""
+"""Largest form kept across a login. It is sent again inside the login form, beside the password."""
 SMALL_BYTES = 64 * 1024
-"""Larger ones are read beside the event loop, and a slice of so much at a time."""
+"""Larger forms are parsed in a thread, in slices of this size."""
 
 
 def has_form(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+    """Whether the request's Content-Type is that of a form."""
     return connection.headers.get("content-type", "").partition(";")[0].strip().lower() == MEDIA_TYPE
 
 
 async def form_fields(connection: ASGIConnection[Any, Any, Any, Any]) -> dict[str, str]:
-    """The first field of each name; what is no UTF-8 becomes a replacement character.
+    """The form's fields by name; of repeated names the first counts. Invalid UTF-8 becomes U+FFFD.
 
-    Raises UnsupportedMediaType for any other body, and BadInput for one with more than MAX_FIELDS fields.
+    Raises UnsupportedMediaType for a body that is not a form, and BadInput for more than MAX_FIELDS fields.
     """
     if not has_form(connection) or not isinstance(connection, Request):
         raise UnsupportedMediaType(f"Content-Type: expected {MEDIA_TYPE}")
-    body = _counted(await connection.body())
+    body = _refuse_many_fields(await connection.body())
     return _parse(body) if len(body) <= SMALL_BYTES else await asyncio.to_thread(_parse, body)
 
 
 async def anonymous_fields(connection: ASGIConnection[Any, Any, Any, Any]) -> dict[str, str] | None:
-    """The form of somebody who has shown no login; None: it is longer than DRAFT_BYTES, and no more of it is read."""
+    """The form fields of a client that is not logged in; None if the body exceeds DRAFT_BYTES.
+
+    Reading stops at that limit. Raises BadInput for more than MAX_FIELDS fields.
+    """
     if not isinstance(connection, Request) or (connection.content_length or 0) > DRAFT_BYTES:
         return None
     body = bytearray()
@@ -50,10 +55,10 @@ async def anonymous_fields(connection: ASGIConnection[Any, Any, Any, Any]) -> di
             body += part
             if len(body) > DRAFT_BYTES:
                 return None
-    return _parse(_counted(bytes(body)))
+    return _parse(_refuse_many_fields(bytes(body)))
 
 
-def _counted(body: bytes) -> bytes:
+def _refuse_many_fields(body: bytes) -> bytes:
     if body.count(b"&") >= MAX_FIELDS:
         raise BadInput(f"The form has too many fields: at most {MAX_FIELDS}.")
     return body
@@ -63,12 +68,15 @@ def _parse(body: bytes) -> dict[str, str]:
     fields: dict[str, str] = {}
     for pair in body.split(b"&"):
         name, _, value = pair.partition(b"=")
-        fields.setdefault(_text(name), _text(value))
+        fields.setdefault(_unquote(name), _unquote(value))
     return fields
 
 
-def _text(quoted: bytes) -> str:
-    """In slices: the library makes an object of each escape, 3 GB for a form of 16 MiB, and holds the interpreter."""
+def _unquote(quoted: bytes) -> str:
+    """Decodes percent escapes, slice by slice.
+
+    `unquote_to_bytes` creates an object for each escape: for a form of 16 MiB that is 3 GB, while it holds the GIL.
+    """
     quoted = quoted.replace(b"+", b" ")
     plain, start = bytearray(), 0
     while start < len(quoted):

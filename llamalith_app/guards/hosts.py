@@ -1,7 +1,7 @@
-"""The names under which requests ask for this server: the Host header, which every client and every DNS record can set.
+"""Validates the Host header, which every client and every DNS record can set to anything.
 
-A page of another site may have its own name lead to this machine (DNS rebinding): its browser then takes what we answer
-for that site's own. Such a page always comes under a name; an address that was asked for cannot be rebound.
+With DNS rebinding another site's name resolves to this machine, and a browser then treats our answers as that site's.
+This works with names only: an IP address cannot be rebound. Pure: knows no request and no session.
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ NEUTRAL = "http://127.0.0.1:8000"
 
 
 class Hosts:
-    """Which Hosts are answered. `allowed`: names or addresses, each with or without a port; none: every Host."""
+    """The Hosts that are answered.
+
+    `allowed` holds names or addresses, each with or without a port. If it is empty, every Host is answered.
+    """
 
     def __init__(self, allowed: tuple[str, ...]) -> None:
         self._allowed = tuple(_split(host) for host in allowed)
 
     def allow(self, host: str) -> bool:
-        """`host`: of the header. Where it tells no port, that is one of the usual two, and nobody can say which."""
+        """Whether a request with this Host header is answered.
+
+        A header without a port means port 80 or 443; behind a proxy it is unknown which, so both match.
+        """
         if not self._allowed:
             return True
         name, port = _split(host)
@@ -27,24 +33,24 @@ class Hosts:
             for their_name, their_port in self._allowed
         )
 
-    def is_named(self, host: str) -> bool:
-        """Whether the configuration names it: no stranger has led it here."""
+    def is_configured(self, host: str) -> bool:
+        """Whether the configuration names this Host explicitly, so that it cannot be a rebound name."""
         return bool(self._allowed) and self.allow(host)
 
     def origin(self, scheme: str, host: str) -> str:
-        """Where this server is, for people to copy: never a name that only a stranger has told."""
-        if not is_address(name_of(host)) and not self.is_named(host):
+        """The server's URL origin, to be shown for copying. NEUTRAL if the Host is a name that is not configured."""
+        if not is_address(name_of(host)) and not self.is_configured(host):
             return NEUTRAL
         return f"{scheme}://{host}"
 
 
 def name_of(host: str) -> str:
-    """A Host without its port, in lower case."""
+    """The Host without its port, in lower case."""
     return _split(host)[0]
 
 
 def is_address(name: str) -> bool:
-    """An address, or this machine: no DNS record says where that leads."""
+    """Whether `name` is an IP address or localhost, which no DNS record can redirect."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -55,7 +61,7 @@ def is_address(name: str) -> bool:
 
 
 def _split(host: str) -> tuple[str, str]:
-    """Name and port; an empty one where none is told."""
+    """Name and port; the port is empty if there is none."""
     name, colon, port = host.lower().rpartition(":")
     if not colon or "]" in port:
         name, port = host.lower(), ""

@@ -1,7 +1,7 @@
-"""Where a browser says that a request comes from. Pure: reads headers, knows neither sessions nor tokens.
+"""Finds out from the headers which origin made a browser send a request. Called by the guard and the login.
 
-Browsers tell it by `Sec-Fetch-Site` (on https and on this machine) and by `Origin` (on every unsafe request); a page
-can forge neither. Another port of this host is another origin although cookies do not know ports.
+Browsers send `Sec-Fetch-Site` (over https and to localhost) and `Origin` (with every unsafe request); a page can forge
+neither. Another port of this host is another origin, although cookies ignore ports. Pure: knows no sessions, no tokens.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ PORTS = {"http": 80, "https": 443}
 
 
 def is_foreign(connection: Connection) -> bool:
-    """Something about it says that another site, or another port, sent it."""
+    """Whether a header says that another site or another port sent the request."""
     if any(site.lower() not in ("same-origin", "none") for site in connection.headers.getall("sec-fetch-site", [])):
         return True
     return any(not _is_ours(connection, origin) for origin in connection.headers.getall("origin", []))
 
 
 def is_same_origin(connection: Connection) -> bool:
-    """Something about it says that one of our own pages sent it, and nothing says otherwise."""
-    told = connection.headers.get("sec-fetch-site") == "same-origin" or "origin" in connection.headers
-    return told and not is_foreign(connection)
+    """Whether a header says that one of our own pages sent the request, and no header contradicts it."""
+    has_proof = connection.headers.get("sec-fetch-site") == "same-origin" or "origin" in connection.headers
+    return has_proof and not is_foreign(connection)
 
 
 def may_be_sent_from_elsewhere(connection: Connection) -> bool:
-    """A page elsewhere made a browser ask for this, or may have: over plain http a browser tells nothing if that page
-    wants it so. A request that does not look like a browser's passes: no page can choose the User-Agent of a link or a
-    picture."""
+    """Whether another site's page may have caused this request.
+
+    Over plain http such a page can suppress every header that would show it, so a browser's request without any of
+    them counts as foreign. A request that does not look like a browser's passes: a page cannot choose the User-Agent
+    of a link or an image.
+    """
     referer = connection.headers.get("referer")
     if is_foreign(connection) or (referer is not None and not _is_ours(connection, referer)):
         return True
-    is_told = referer is not None or any(name in connection.headers for name in ("sec-fetch-site", "origin"))
-    return not is_told and _is_browser(connection)
+    names_source = referer is not None or any(name in connection.headers for name in ("sec-fetch-site", "origin"))
+    return not names_source and _is_browser(connection)
 
 
 def _is_browser(connection: Connection) -> bool:
@@ -47,9 +50,10 @@ def _is_browser(connection: Connection) -> bool:
 
 
 def _is_ours(connection: Connection, url: str) -> bool:
-    """Is its origin the one that this request was sent to.
+    """Whether `url` has the origin that this request was sent to.
 
-    https passes for http: a proxy that ends TLS may not be configured as one whose X-Forwarded-Proto counts.
+    An https origin also matches a request that arrived as http: a proxy may terminate TLS without being listed among
+    the trusted proxies, and its X-Forwarded-Proto is then ignored.
     """
     scheme = connection.scope["scheme"]
     sent_to = connection.headers.get("host", "")

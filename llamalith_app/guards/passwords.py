@@ -1,6 +1,6 @@
-"""The admin's password: tried seldom, off the event loop, and never for longer than bcrypt takes.
+"""Verifies the admin's password: first the throttle (`store/logins.py`), then bcrypt in a thread.
 
-Owns the order of a try: throttle, then bcrypt. Knows no session and no route.
+Called by the login controller. Bounds how many logins are in progress. Knows no session and no route.
 """
 
 from __future__ import annotations
@@ -21,69 +21,77 @@ from llamalith_app.store import logins
 from llamalith_app.store.database import Database
 
 MAX_BYTES = 72
-"""bcrypt takes no more; a longer password is a wrong one."""
-AT_ONCE = 2
-"""Checks that run beside each other; each takes a core for a quarter of a second."""
+"""bcrypt's limit. A longer password is always wrong."""
+BCRYPT_THREADS = 2
+"""Each check keeps a core busy for a quarter of a second."""
 MAX_WAITING = 64
-"""Logins at work in this process, so that no single one takes all places; MAX_WAITING_OF_ONE of these from one address
-under one Host."""
-MAX_WAITING_OF_ONE = 6
-MAX_WAITING_OF_STRANGE = 48
-"""Of all, under names that a stranger may have led here; MAX_STRANGE_OF_ADDRESS of these from one address. The other
-places stay free for addresses and for configured Hosts."""
-MAX_STRANGE_OF_ADDRESS = 24
+"""Logins in progress in this process."""
+MAX_WAITING_PER_CLIENT = 6
+"""Logins in progress from one address under one Host."""
+MAX_WAITING_UNCONFIGURED = 48
+"""Logins in progress under Host names that are not configured. Another site may have pointed such a name here, so the
+other places of MAX_WAITING stay free for IP addresses and configured Hosts."""
+MAX_UNCONFIGURED_PER_ADDRESS = 24
+"""Logins in progress from one address under Host names that are not configured."""
 HOUSEHOLD_BITS, SITE_BITS = 64, 48
-"""Of an IPv6 address: below the first one household has every address, below the second one customer may."""
+"""IPv6 prefix lengths. One household owns a whole /64; one customer of a provider may own a whole /48."""
 
 
 class Passwords:
+    """`password_hash`: the admin's, by bcrypt. `hosts`: those that are configured."""
+
     def __init__(self, database: Database, password_hash: str, hosts: Hosts) -> None:
         self._database = database
         self._hash = password_hash.encode()
         self._hosts = hosts
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="bcrypt")
+        self._threads = ThreadPoolExecutor(BCRYPT_THREADS, thread_name_prefix="bcrypt")
         self._waiting: Counter[tuple[str, str]] = Counter()
 
-    async def is_right(self, password: str, client: str, host: str) -> bool:
-        """`client`: the address that it comes from; `host`: the header. Raises TooManyLogins, and then nothing was
-        looked at."""
+    async def is_correct(self, password: str, client: str, host: str) -> bool:
+        """Whether this is the admin's password. `client` is the sender's address, `host` the Host header.
+
+        Raises TooManyLogins if the client must wait; the password was not checked then. Raises StorageUnavailable.
+        """
         addresses = throttled_addresses(client)
-        under = "" if self._hosts.is_named(host) else throttled_host(host)
-        # A look takes no place and no turn of the writer: who has to wait holds up nobody.
-        _refuse(await self._database.read(logins.wait, addresses, under, datetime.now(UTC)))
-        one = (addresses[0], under)
-        if not self._has_place(*one):
+        unconfigured_host = "" if self._hosts.is_configured(host) else throttled_host(host)
+        # A read takes no place and no turn of the writer, so a throttled client delays nobody else.
+        _refuse(await self._database.read(logins.wait, addresses, unconfigured_host, datetime.now(UTC)))
+        key = (addresses[0], unconfigured_host)
+        if not self._has_room(*key):
             raise TooManyLogins(1)
-        self._waiting[one] += 1
+        self._waiting[key] += 1
         try:
-            return await self._try(password, addresses, under)
+            return await self._attempt(password, addresses, unconfigured_host)
         finally:
-            self._waiting[one] -= 1
-            self._waiting += Counter()  # forgets those at zero
+            self._waiting[key] -= 1
+            self._waiting += Counter()  # drops the keys that are at zero
 
     def close(self) -> None:
+        """Cancels the checks that have not begun; does not wait for those that have."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _has_place(self, address: str, under: str) -> bool:
-        if self._waiting[address, under] >= MAX_WAITING_OF_ONE or self._waiting.total() >= MAX_WAITING:
+    def _has_room(self, address: str, unconfigured_host: str) -> bool:
+        if self._waiting[address, unconfigured_host] >= MAX_WAITING_PER_CLIENT or self._waiting.total() >= MAX_WAITING:
             return False
-        if not under:
+        if not unconfigured_host:
             return True
-        strange = [(of, n) for (of, name), n in self._waiting.items() if name]
-        n_of_address = sum(n for of, n in strange if of == address)
-        return n_of_address < MAX_STRANGE_OF_ADDRESS and sum(n for _, n in strange) < MAX_WAITING_OF_STRANGE
+        unconfigured = [(client, n) for (client, name), n in self._waiting.items() if name]
+        n_of_address = sum(n for client, n in unconfigured if client == address)
+        return (
+            n_of_address < MAX_UNCONFIGURED_PER_ADDRESS and sum(n for _, n in unconfigured) < MAX_WAITING_UNCONFIGURED
+        )
 
-    async def _try(self, password: str, addresses: tuple[str, ...], host: str) -> bool:
+    async def _attempt(self, password: str, addresses: tuple[str, ...], host: str) -> bool:
         reserved = await self._database.write(logins.reserve, addresses, host, datetime.now(UTC))
         _refuse(reserved.wait)
-        right = await asyncio.get_running_loop().run_in_executor(self._threads, self._check, password)
-        if right:
+        is_correct = await asyncio.get_running_loop().run_in_executor(self._threads, self._check, password)
+        if is_correct:
             await self._database.write(logins.succeeded, reserved.keys, host, datetime.now(UTC))
-        return right
+        return is_correct
 
     def _check(self, password: str) -> bool:
         given = password.encode(errors="replace")
-        # The long one is looked at as well: how long an answer takes tells nothing.
+        # A password that is too long is checked as well, so that the time of the answer reveals nothing.
         matches = bcrypt.checkpw(given[:MAX_BYTES], self._hash)
         return matches and len(given) <= MAX_BYTES
 
@@ -94,7 +102,7 @@ def _refuse(wait: timedelta) -> None:
 
 
 def throttled_addresses(host: str) -> tuple[str, ...]:
-    """What counts as one address, the narrowest first: an IPv4 address, or an IPv6 household and its site."""
+    """The keys under which an address is throttled, narrowest first: an IPv4 address, or an IPv6 /64 and its /48."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -109,7 +117,9 @@ def throttled_addresses(host: str) -> tuple[str, ...]:
 
 
 def throttled_host(host: str) -> str:
-    """What counts as one Host: a short digest of its name, empty for an address and for none. Only a name can be one
-    that another site has led here."""
+    """The key under which a Host is throttled: a short digest of its name. Empty for an IP address and for no Host.
+
+    Only a name can be one that another site has pointed here.
+    """
     name = name_of(host)
     return "" if not name or is_address(name) else hashlib.sha256(name.encode()).hexdigest()[:12]

@@ -1,20 +1,27 @@
-"""The one guard of the application: who is asking, or why not.
+"""The application's one guard: it authenticates each request before its handler runs.
 
-A route takes a token or a session, unless its `opt` says otherwise: `OPEN` lets everybody in, `PAGE` only sessions.
-Owns the order of credentials and of the checks on them; knows no route and no row.
+A route accepts a token or a session unless its `opt` says otherwise: `OPEN` accepts everybody, `PAGE` only sessions.
+Owns the order in which credentials and CSRF are checked. Knows no route and no database row.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from llamalith_app.errors import CrossSite, LoginNeeded, NotAuthenticated, NotLookedAt, StaleForm, StorageUnavailable
+from llamalith_app.contracts.principal import Principal
+from llamalith_app.errors import (
+    CrossSite,
+    LoginNeeded,
+    NotAuthenticated,
+    SessionUnreadable,
+    StaleForm,
+    StorageUnavailable,
+)
 from llamalith_app.guards.forms import anonymous_fields, form_fields, has_form
 from llamalith_app.guards.origin import SAFE_METHODS, is_foreign, is_same_origin
 from llamalith_app.guards.sessions import Session, Sessions
@@ -23,7 +30,7 @@ from llamalith_app.store.users import ADMIN_ID
 OPEN = {"open": True}
 PAGE = {"page": True}
 BACKGROUND = {"background": True}
-"""Asked for by scripts again and again: keeps no session alive, and is logged only where it fails."""
+"""Polled by scripts: such a request does not keep a session alive, and is logged at level info only if it fails."""
 BACKGROUND_PAGE = PAGE | BACKGROUND
 
 CSRF_FIELD = "csrf_token"
@@ -32,20 +39,15 @@ CSRF_HEADER = "x-csrf-token"
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 
-class Principal(msgspec.Struct, frozen=True):
-    """Whose rows a request may see and write."""
-
-    user_id: int
-    door: Literal["token", "session"]
-    csrf_token: str = ""
-    """What the forms of this session carry; empty behind a token."""
-
-
 class PrincipalGuard:
-    """Puts the principal into the request's state. Raises NotAuthenticated, LoginNeeded, CrossSite or StaleForm."""
+    """Puts the principal into the request's state.
+
+    Raises NotAuthenticated, LoginNeeded, CrossSite, StaleForm, or StorageUnavailable if the session cannot be read;
+    for a form on a page that last one is SessionUnreadable, which carries the form's fields.
+    """
 
     def __init__(self, api_token: str, sessions: Sessions) -> None:
-        # Digests: of one length whatever was sent, and compare_digest takes no text beyond ASCII.
+        # Digests have the same length whatever was sent, and compare_digest refuses text that is not ASCII.
         self._token_digest = _digest(api_token.encode())
         self._sessions = sessions
 
@@ -60,7 +62,7 @@ class PrincipalGuard:
             session = await self._sessions.find(connection, keep_alive=not handler.opt.get("background"))
         except StorageUnavailable as error:
             if is_page and has_form(connection):
-                raise NotLookedAt(str(error), await anonymous_fields(connection) or {}) from None
+                raise SessionUnreadable(str(error), await anonymous_fields(connection) or {}) from None
             raise
         if session is None and not is_page:
             raise NotAuthenticated("Invalid or missing token")
@@ -80,7 +82,7 @@ class PrincipalGuard:
 
 
 async def _require_csrf_token(connection: Connection, session: Session, *, is_page: bool) -> None:
-    """Of a client that does not tell where it comes from."""
+    """For a client that sends neither Origin nor Sec-Fetch-Site. Raises StaleForm."""
     fields = await form_fields(connection) if is_page and has_form(connection) else {}
     given = fields.get(CSRF_FIELD) or connection.headers.get(CSRF_HEADER) or ""
     if not hmac.compare_digest(given.encode(errors="replace"), session.csrf_token.encode()):
@@ -89,8 +91,10 @@ async def _require_csrf_token(connection: Connection, session: Session, *, is_pa
 
 
 def _tokens(connection: Connection) -> list[bytes]:
-    """Every token that was sent; all must be right, so that nobody disagrees on which of them counts. What another
-    scheme carries, such as a proxy's own Basic login, is none."""
+    """Every token in the request. All of them must be right, so that it does not matter which one a proxy has checked.
+
+    Credentials of another scheme, such as a proxy's own Basic login, are ignored.
+    """
     tokens = []
     for name, value in connection.scope["headers"]:
         if name == b"x-api-token":

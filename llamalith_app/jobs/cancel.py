@@ -1,6 +1,7 @@
-"""The only way to cancel: a job, a conversation, or what a filter finds; and what follows once that is on disk.
+"""Cancels jobs: one, those of a conversation, or those that match a filter. Called by the controllers of API and pages.
 
-A worker learns of it from the record: the lease that it runs under is gone. Knows no HTTP and no engine.
+After the commit it tells the jobs' readers, and sends hints for the jobs that can run now. A running job's worker finds
+out by reading the database: its lease is gone. Knows no HTTP and no engine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Status
 
 CHUNK_JOBS = 1000
-"""Jobs cancelled in one transaction at most, so that others can write between them."""
+"""At most this many jobs are cancelled in one transaction, so that others can write in between."""
 OPEN = (Status.QUEUED, Status.PROCESSING)
 
 
@@ -26,23 +27,25 @@ class Cancellations:
         database: Database,
         hints: Hints,
         models: tuple[str, ...],
-        tell_ended: Callable[[Collection[int]], None],
+        publish_ended: Callable[[Collection[int]], None],
     ) -> None:
-        """`tell_ended` tells those who follow these jobs, without waiting."""
+        """`publish_ended` tells the readers of these jobs' streams that they have ended; it returns at once."""
         self._database = database
         self._hints = hints
         self._models = models
-        self._tell_ended = tell_ended
+        self._publish_ended = publish_ended
 
-    async def one(self, owner_id: int, job_id: int) -> Status | None:
-        """The state that won, cancelled or an end that came before; None: no such job of this owner. Raises
-        StorageUnavailable with nothing stored, as all of these do."""
+    async def cancel_job(self, owner_id: int, job_id: int) -> Status | None:
+        """The job's final state: cancelled, or another one if it had ended before. None: the owner has no such job.
+
+        Raises StorageUnavailable; nothing was stored then.
+        """
         status = await self._database.write(jobs.cancel, owner_id, job_id, datetime.now(UTC))
         if status is Status.CANCELLED:
-            await self._ended([job_id])
+            await self._after_commit([job_id])
         return status
 
-    async def matching(
+    async def cancel_matching(
         self,
         owner_id: int,
         statuses: Collection[Status] = OPEN,
@@ -50,7 +53,10 @@ class Cancellations:
         conversation_id: str | None = None,
         model: str | None = None,
     ) -> int:
-        """How many of an owner's jobs in these open states were cancelled, those that came in meanwhile included."""
+        """Cancels the owner's jobs in these open states and returns how many; includes jobs submitted meanwhile.
+
+        Raises StorageUnavailable; some of the jobs may be cancelled then.
+        """
         n_cancelled, more = 0, True
         while more:
             cancelled = await self._database.write(
@@ -64,14 +70,13 @@ class Cancellations:
             )
             n_cancelled += len(cancelled)
             more = len(cancelled) >= CHUNK_JOBS
-            await self._ended(cancelled)
+            await self._after_commit(cancelled)
         return n_cancelled
 
-    async def _ended(self, cancelled: list[int]) -> None:
-        """After the commit, for each job that a cancel ended: whoever follows it hears of it from here, and what
-        waited behind it is woken."""
-        self._tell_ended(cancelled)
-        with contextlib.suppress(StorageUnavailable):  # cancelled they are; a worker's own look finds what is free
+    async def _after_commit(self, cancelled: list[int]) -> None:
+        """Publishes the end of these jobs, and wakes workers for the jobs that waited behind them."""
+        self._publish_ended(cancelled)
+        with contextlib.suppress(StorageUnavailable):  # the cancel is stored; workers find the next jobs when they poll
             for waiting in await self._database.read(jobs.newly_runnable, cancelled, datetime.now(UTC)):
                 if waiting.model in self._models:
                     self._hints.send(waiting.model, waiting.job_id, waiting.attempt + 1)

@@ -1,6 +1,6 @@
-"""When a job will start and end: what the record and the workers' beats say, put before `order.model_queues`.
+"""Reads what `order.model_queues` needs for its forecasts: the queues and the workers' heartbeats in the database.
 
-Read by the web. One look at the record serves everybody for FRESH_S.
+Used by the web process. One reading serves all requests for FRESH_S seconds.
 """
 
 from __future__ import annotations
@@ -13,44 +13,52 @@ from typing import NamedTuple
 import msgspec
 
 from llamalith_app.contracts.models import EngineStatus
-from llamalith_app.jobs.order import ModelQueue, merged, model_queues
+from llamalith_app.jobs.order import ModelQueue, merge_statuses, model_queues
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.database import Database
 
 FRESH_S = 0.5
 UNKNOWN_S = 60
-"""Told to who finds the queue full before anything was measured."""
+"""The Retry-After of a full queue while no job has been measured yet."""
 
 
 class Board(NamedTuple):
+    """Engines and queues of all models at one moment, each by model."""
+
     engines: dict[str, EngineStatus]
-    """By model, over all workers that are alive."""
+    """Merged over all workers that are alive."""
     queued: dict[str, int]
+    """Numbers of queued jobs."""
     model_queues: dict[str, ModelQueue]
 
 
 class Forecasts:
+    """`max_wait`: by priority, as `order.max_wait_by_priority` returns it."""
+
     def __init__(self, database: Database, models: tuple[str, ...], max_wait: Mapping[int, timedelta]) -> None:
         self._database = database
         self._models = models
         self._max_wait = max_wait
         self.newest = Board({}, {}, {})
-        """As it was last looked at, however long ago."""
+        """The last reading, however old."""
         self._fresh_until = 0.0
 
     async def board(self) -> Board:
+        """A reading at most FRESH_S seconds old. Raises StorageUnavailable."""
         if time.monotonic() < self._fresh_until:
             return self.newest
         now = datetime.now(UTC)
         told = await self._database.read(workers.told, now)
         load = await self._database.read(jobs.load, self._models, now)
-        engines = merged(one for text in told for one in msgspec.json.decode(text, type=list[EngineStatus]))
+        engines = merge_statuses(
+            status for text in told for status in msgspec.json.decode(text, type=list[EngineStatus])
+        )
         self.newest = Board(engines, load.queued, model_queues(engines, load, self._max_wait, now))
         self._fresh_until = time.monotonic() + FRESH_S
         return self.newest
 
     async def retry_after_s(self) -> int:
-        """Until the next queued job will have started, which makes room for one more."""
+        """Seconds until a queued job starts and makes room for another one; at least 1. Raises StorageUnavailable."""
         board = await self.board()
-        starts = [lane.start_s(1) for model, lane in board.model_queues.items() if board.queued.get(model)]
+        starts = [queue.start_s(1) for model, queue in board.model_queues.items() if board.queued.get(model)]
         return max(1, round(min((start for start in starts if start is not None), default=UNKNOWN_S)))

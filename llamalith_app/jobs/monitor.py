@@ -1,7 +1,7 @@
-"""What SAQ's own monitor shows: its queues, its workers, its tasks with the progress they report.
+"""Serves the data that SAQ's own monitor page shows: queues, workers, and tasks with their progress.
 
-Reads only. The monitor's page is SAQ's script; this is the other side of it, without SAQ's Retry, which would run a
-running task twice. The record of jobs is SQL, and this module does not know it.
+Called by `controllers/monitor.py`. It only reads: SAQ's Retry button would run a running task twice. Knows nothing of
+the jobs in the database.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from saq.queue.redis import RedisQueue
 from saq.web.common import STATIC_PATH, job_dict
 
 from llamalith_app.errors import RedisUnavailable
-from llamalith_app.jobs.queue import impatient_redis, saq_queue
+from llamalith_app.jobs.queue import TIMEOUT_S, redis_without_retries, saq_queue
 
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """An absent Redis, and what SAQ says of an entry that is none of its own, as RedisUnavailable."""
+    """Raises RedisUnavailable if Redis does not answer or holds an entry that SAQ cannot read."""
     try:
         yield
     except (RedisError, OSError, MsgspecError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -31,12 +31,14 @@ def _readable() -> Iterator[None]:
 
 
 class Monitor:
-    def __init__(self, redis_url: str, models: tuple[str, ...]) -> None:
-        self._redis = impatient_redis(redis_url)
+    """Reads SAQ's queues of these models. `timeout_s`: seconds that one question to Redis may take."""
+
+    def __init__(self, redis_url: str, models: tuple[str, ...], *, timeout_s: float = TIMEOUT_S) -> None:
+        self._redis = redis_without_retries(redis_url, timeout_s)
         self._queues: dict[str, RedisQueue] = {}
         for model in models:
             queue = saq_queue(self._redis, model)
-            # SAQ's script puts names into addresses as they are.
+            # SAQ's script puts queue names into URLs without encoding them.
             name = re.sub(r"[^\w.:-]", "_", queue.name, flags=re.ASCII)
             while name in self._queues:
                 name += "_"
@@ -46,16 +48,18 @@ class Monitor:
             "app.js": (STATIC_PATH / "app.js").read_bytes(),
             "pico.min.css": gzip.decompress((STATIC_PATH / "pico.min.css.gz").read_bytes()),
         }
-        """SAQ ships two of them compressed only; a client may not take that."""
+        """The page's static files by name. SAQ ships two of them only compressed, which some clients do not accept."""
 
     async def queues(self) -> list[dict[str, Any]]:
-        """Raises RedisUnavailable, as the other two do."""
+        """All queues, without their tasks. Raises RedisUnavailable, as `queue` and `job` do."""
         return [await self._info(name, jobs=False) for name in self._queues]
 
     async def queue(self, name: str) -> dict[str, Any] | None:
+        """One queue with its tasks; None if there is none of that name."""
         return await self._info(name, jobs=True) if name in self._queues else None
 
     async def job(self, name: str, key: str) -> dict[str, Any] | None:
+        """One task of a queue; None if the queue or the task does not exist."""
         if name not in self._queues:
             return None
         with _readable():
@@ -68,6 +72,6 @@ class Monitor:
     async def _info(self, name: str, *, jobs: bool) -> dict[str, Any]:
         with _readable():
             info = await self._queues[name].info(jobs=jobs)
-        # The script shows text, no objects.
+        # SAQ's script shows text only, no objects.
         shown = [job | {"kwargs": repr(job.get("kwargs"))} for job in info["jobs"]]
         return {**info, "name": name, "jobs": shown}

@@ -21,7 +21,7 @@ from llamalith_app.contracts.parameters import WantedSchema
 from llamalith_app.errors import BadInput, ValidatorBusy
 from llamalith_app.grammars import validation
 from llamalith_app.grammars.schema import CPU_S, MAX_SCHEMA_BYTES, Verdict
-from llamalith_app.settings import config
+from llamalith_app.settings.environment import child_environ
 
 MAX_PROGRAMS = 2
 MAX_REMEMBERED = 1000
@@ -131,7 +131,7 @@ class _ProgramResult(NamedTuple):
 async def _run_program(module: str, text: bytes) -> _ProgramResult:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", module),
-        env=config.child_environ({}),
+        env=child_environ({}),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The only way in: judge a prompt, put it on disk, answer, and let the hint go out beside the answer.
+"""The only way in: validate a prompt, put it on disk, answer, and let the hint go out beside the answer.
 
 Every door (API, reply, legacy submit, later pages and schedules) comes through `Submissions`. Knows no HTTP and no
 engine.
@@ -11,10 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
+import msgspec
 from sqlalchemy import Connection
 
-from llamalith_app.contracts.jobs import JobAccepted, PriorityWord, Retried
-from llamalith_app.contracts.parameters import AnyText, JsonSchema, Parameters, wanted_schema
+from llamalith_app.contracts.conversations import Message
+from llamalith_app.contracts.jobs import JobAccepted, JobRequest, Retried
+from llamalith_app.contracts.parameters import AnyText, JsonSchema, wanted_schema
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.errors import BadInput, NotFound, NotRetryable, QueueFull
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
@@ -22,7 +25,7 @@ from llamalith_app.jobs.schemas import SchemaValidator
 from llamalith_app.store import jobs, keys
 from llamalith_app.store.database import Database
 from llamalith_app.store.keys import Key
-from llamalith_app.store.tables import Priority, Status
+from llamalith_app.store.tables import Status
 
 T = TypeVar("T")
 
@@ -61,72 +64,69 @@ class Submissions:
 
     async def submit(
         self,
-        owner_id: int,
+        principal: Principal,
         request_id: str,
+        request: JobRequest,
         *,
-        content: str,
         conversation_id: str | None = None,
-        model: str | None = None,
-        system_prompt: str | None = None,
         keeps_system_prompt: bool = False,
-        assistant_context: str | None = None,
-        grammar_name: str | None = None,
-        priority: PriorityWord = "normal",
-        parameters: Parameters | None = None,
-        timeout_s: float | None = None,
-        queue_timeout_s: float | None = None,
-        max_attempts: int | None = None,
         key: Key | None = None,
     ) -> JobAccepted:
-        """Accepted means on disk. Raises BadInput, ValidatorBusy, KeyReused, QueueFull or StorageUnavailable with
-        nothing stored."""
-        # Before it is judged: the answer stays the same though the configuration may have changed.
+        """Accepted means on disk. `conversation_id` is the public one; blank or None: a new conversation.
+        `keeps_system_prompt`: where a system message is in force, that one stays.
+
+        Raises BadInput, ValidatorBusy, KeyReused, QueueFull or StorageUnavailable with nothing stored."""
+        # Before it is validated: the answer stays the same though the configuration may have changed.
         if key is not None and (before := await self._database.read(keys.find, key, datetime.now(UTC), JobAccepted)):
             return before
-        content = content.strip()
-        system_prompt = (system_prompt or "").strip()
-        if not content and not system_prompt:
-            raise BadInput("content or system_prompt is required")
-        if not content and assistant_context and assistant_context.strip():
-            raise BadInput("assistant_context: stands before a prompt, so content is required too")
-        given_id = (conversation_id or "").strip() or None
-        chosen_model = self._model((model or "").strip())
-        chosen_grammar = self._grammar((grammar_name or "").strip())
-        unenforced = await self._judge(parameters, chosen_grammar)
-        prompt = jobs.Prompt(
-            owner_id=owner_id,
-            conversation_id=given_id,
-            content=content,
-            system_prompt=system_prompt,
-            keeps_system_prompt=keeps_system_prompt,
-            context=assistant_context if assistant_context and assistant_context.strip() else "",
-            model=chosen_model,
-            grammar_name=chosen_grammar,
-            parameters=parameters,
-            unenforced=unenforced,
+        completed = self._completed(request)
+        new = jobs.NewJob(
+            owner_id=principal.user_id,
             request_id=request_id,
-            priority=Priority[priority.upper()],
-            max_attempts=self._max_attempts if max_attempts is None else max_attempts,
-            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
-            queue_timeout_s=self._queue_timeout_s if queue_timeout_s is None else queue_timeout_s,
+            request=completed,
+            inputs=_inputs(completed),
+            conversation_id=(conversation_id or "").strip() or None,
+            unenforced=await self._unenforced(request),
+            keeps_system_prompt=keeps_system_prompt,
         )
 
         def make(connection: Connection, now: datetime) -> JobAccepted:
-            return _answer(prompt, jobs.submit(connection, prompt, now))
+            return _answer(new, jobs.submit(connection, new, now))
 
-        accepted = await self._store(owner_id, key, JobAccepted, make, queues=bool(content))
+        accepted = await self._store(new.owner_id, key, JobAccepted, make, queues=bool(new.inputs))
         if accepted.job_id is not None:
             self._hints.send(accepted.model, accepted.job_id)
         return accepted
 
-    async def retry(self, owner_id: int, request_id: str, job_id: int, *, key: Key | None = None) -> JobAccepted:
+    def _completed(self, request: JobRequest) -> JobRequest:
+        """With trimmed texts, and the configured values where it names none."""
+        content, system_prompt = (request.content or "").strip(), (request.system_prompt or "").strip()
+        context = request.assistant_context or ""
+        if not content and not system_prompt:
+            raise BadInput("content or system_prompt is required")
+        if not content and context.strip():
+            raise BadInput("assistant_context: stands before a prompt, so content is required too")
+        return msgspec.structs.replace(
+            request,
+            content=content,
+            system_prompt=system_prompt,
+            assistant_context=context if context.strip() else "",
+            model=self._model((request.model or "").strip()),
+            grammar_name=self._grammar((request.grammar_name or "").strip()),
+            priority=request.priority or "normal",
+            max_attempts=self._max_attempts if request.max_attempts is None else request.max_attempts,
+            timeout_s=self._timeout_s if request.timeout_s is None else request.timeout_s,
+            queue_timeout_s=self._queue_timeout_s if request.queue_timeout_s is None else request.queue_timeout_s,
+        )
+
+    async def retry(self, principal: Principal, request_id: str, job_id: int, *, key: Key | None = None) -> JobAccepted:
         """Queues anew what a job that ended without a reply asked; a second time, it names the same new job.
 
         Raises NotFound, NotRetryable, BadInput where its model is not offered any more, and what `submit` raises.
         """
 
         def make(connection: Connection, now: datetime) -> tuple[JobAccepted, bool]:
-            again = jobs.retry(connection, owner_id, job_id, request_id, now)
+            again = jobs.retry(connection, principal.user_id, job_id, request_id, now)
             if again is None:
                 raise NotFound("Job not found")
             if isinstance(again, Status):
@@ -142,14 +142,14 @@ class Submissions:
                 model=again.model,
             ), again.is_new
 
-        accepted, is_new = await self._store(owner_id, key, tuple[JobAccepted, bool], make)
+        accepted, is_new = await self._store(principal.user_id, key, tuple[JobAccepted, bool], make)
         if is_new and accepted.job_id is not None:
             self._hints.send(accepted.model, accepted.job_id)
         return accepted
 
     async def retry_matching(
         self,
-        owner_id: int,
+        principal: Principal,
         request_id: str,
         statuses: Collection[Status],
         *,
@@ -160,6 +160,7 @@ class Submissions:
         key: Key | None = None,
     ) -> Retried:
         """The same for the `limit` oldest that match and were not tried again yet, or as many as there is room for."""
+        owner_id = principal.user_id
         models = self._models if model is None else (self._model(model),)
 
         def make(connection: Connection, now: datetime) -> tuple[Retried, list[str]]:
@@ -247,12 +248,12 @@ class Submissions:
             raise BadInput(f"grammar_name: there is no grammar {_quoted(name)}; these exist: {known}")
         return name
 
-    async def _judge(self, parameters: Parameters | None, grammar: str | None) -> tuple[str, ...]:
+    async def _unenforced(self, request: JobRequest) -> tuple[str, ...]:
         """Where its schema says what no reply can be held to while it is written."""
-        wanted = None if parameters is None else parameters.response_format
+        wanted = request.response_format
         if wanted is None or isinstance(wanted, AnyText):
             return ()
-        if grammar is not None:
+        if (request.grammar_name or "").strip():
             raise BadInput("response_format: a reply can be held to it or to grammar_name, not to both")
         if isinstance(wanted, JsonSchema) and (wanted.json_schema is None) == (wanted.schema is None):
             raise BadInput("response_format: expected the schema in json_schema.schema, or in schema, and not in both")
@@ -260,14 +261,19 @@ class Submissions:
         return () if schema is None else await self._schemas.validate(schema)
 
 
-def _answer(prompt: jobs.Prompt, accepted: jobs.Accepted) -> JobAccepted:
+def _inputs(request: JobRequest) -> list[Message]:
+    said = (("assistant", request.assistant_context), ("user", request.content))
+    return [Message(role=role, content=content) for role, content in said if content]
+
+
+def _answer(new: jobs.NewJob, accepted: jobs.Accepted) -> JobAccepted:
     return JobAccepted(
         ok=True,
         queued=accepted.job_id is not None,
         job_id=accepted.job_id,
         conversation_id=accepted.conversation_id,
-        created_new=prompt.conversation_id is None,
-        model=prompt.model,
+        created_new=new.conversation_id is None,
+        model=accepted.model,
     )
 
 

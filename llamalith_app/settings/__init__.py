@@ -1,1 +1,1 @@
-"""What a person sets: the environment and `config.json`."""
+"""What a person sets: declared once, read from `config.json`, `.env` and the environment, made into one `Config`."""

@@ -1,6 +1,6 @@
 """How many guesses a secret withstands, roughly and without dictionaries: enough to refuse what falls within a day.
 
-Knows neither where secrets stand nor in which words a weak one is told.
+Knows neither where secrets are set nor how a message describes a weak one.
 """
 
 from __future__ import annotations

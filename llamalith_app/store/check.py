@@ -19,40 +19,55 @@ class Broken(NamedTuple):
 SHOWN = 20
 
 RULES = {
-    "a done job has exactly one reply, in its own conversation and place": """
-        SELECT j.id AS job_id, j.status, count(m.id) AS replies FROM jobs j
-        LEFT JOIN messages m ON m.job_id = j.id AND m.role = 'assistant'
-            AND m.conversation_id = j.conversation_id AND m.place = 4 * j.turn + 3
-        WHERE j.status = 'done' GROUP BY j.id HAVING count(m.id) <> 1""",
+    "a done job has exactly one reply, the last message of its own turn": """
+        SELECT j.id AS job_id, j.status, count(m.position) AS replies FROM jobs j
+        LEFT JOIN messages m ON m.turn_id = j.turn_id AND m.is_reply
+            AND NOT EXISTS (SELECT 1 FROM messages b WHERE b.turn_id = m.turn_id AND b.position > m.position)
+        WHERE j.status = 'done' GROUP BY j.id HAVING count(m.position) <> 1""",
     "a job that is not done has no reply": """
-        SELECT j.id AS job_id, j.status, m.id AS message_id FROM jobs j
-        JOIN messages m ON m.job_id = j.id AND m.role = 'assistant' WHERE j.status <> 'done'""",
+        SELECT j.id AS job_id, j.status FROM jobs j
+        JOIN messages m ON m.turn_id = j.turn_id AND m.is_reply WHERE j.status <> 'done'""",
+    "a turn has a digest exactly where it has a reply, and nobody writes a reply but a job": """
+        SELECT t.id AS turn_id, t.digest, j.id AS job_id FROM turns t
+        LEFT JOIN messages m ON m.turn_id = t.id AND m.is_reply LEFT JOIN jobs j ON j.turn_id = t.id
+        WHERE (t.digest IS NULL) <> (m.turn_id IS NULL) OR (m.turn_id IS NOT NULL AND j.id IS NULL)""",
     "only what was cancelled or ended in an error keeps a part of a reply": """
         SELECT id AS job_id, status FROM jobs WHERE partial IS NOT NULL AND status NOT IN ('cancelled', 'error')""",
     "an attempt was cancelled only where its job was": """
         SELECT a.job_id, a.attempt, j.status FROM attempts a JOIN jobs j ON j.id = a.job_id
         WHERE a.outcome = 'cancelled' AND (j.status <> 'cancelled' OR a.attempt <> j.attempt)""",
-    "each job has its prompt, in its own conversation and place": """
-        SELECT j.id AS job_id, j.conversation_id, j.turn FROM jobs j
-        LEFT JOIN messages m ON m.job_id = j.id AND m.role = 'user'
-            AND m.conversation_id = j.conversation_id AND m.place = 4 * j.turn + 2
-        WHERE m.id IS NULL""",
-    "jobs of a conversation stand in the order in which they were accepted": """
-        SELECT a.id AS job_id, b.id AS later_job_id FROM jobs a JOIN jobs b
-            ON b.conversation_id = a.conversation_id AND b.turn > a.turn AND b.id < a.id""",
+    "each job has something to answer in its turn": """
+        SELECT j.id AS job_id, j.turn_id FROM jobs j WHERE NOT EXISTS (SELECT 1 FROM messages m
+            WHERE m.turn_id = j.turn_id AND NOT m.is_reply AND m.role <> 'system')""",
+    "the messages of a turn stand at positions 0, 1, 2, …": """
+        SELECT turn_id, count(*) AS messages, min(position) AS first, max(position) AS last FROM messages
+        GROUP BY turn_id HAVING min(position) <> 0 OR max(position) <> count(*) - 1""",
+    "a turn's parent is an earlier one of the same owner, further up": """
+        SELECT t.id AS turn_id, p.id AS parent_id FROM turns t JOIN conversations c ON c.id = t.conversation_id
+        JOIN turns p ON p.id = t.parent_id JOIN conversations d ON d.id = p.conversation_id
+        WHERE p.id >= t.id OR p.depth >= t.depth OR c.owner_id <> d.owner_id""",
+    "the head of a conversation is one of its turns": """
+        SELECT c.id AS conversation_id, c.head_turn_id FROM conversations c LEFT JOIN turns t
+            ON t.id = c.head_turn_id AND t.conversation_id = c.id WHERE t.id IS NULL""",
+    "the system message in force is the nearest up the path within the conversation": """
+        SELECT t.id AS turn_id, t.system_turn_id FROM turns t
+        LEFT JOIN messages m ON m.turn_id = t.id AND m.position = 0 AND m.role = 'system'
+        LEFT JOIN turns p ON p.id = t.parent_id AND p.conversation_id = t.conversation_id
+        WHERE coalesce(t.system_turn_id, 0) <> CASE WHEN m.turn_id IS NOT NULL THEN t.id
+            ELSE coalesce(p.system_turn_id, 0) END""",
     "a job runs only when nothing earlier in its conversation is open": """
         SELECT j.id AS job_id, e.id AS earlier_job_id FROM jobs j JOIN jobs e
-            ON e.conversation_id = j.conversation_id AND e.turn < j.turn
+            ON e.conversation_id = j.conversation_id AND e.id < j.id
             AND e.status IN ('queued', 'processing')
         WHERE j.status = 'processing'""",
     "an open job is the head of its conversation exactly where nothing earlier in it is open": """
         SELECT j.id AS job_id, j.is_head FROM jobs j WHERE j.status IN ('queued', 'processing')
         AND j.is_head = EXISTS (SELECT 1 FROM jobs e WHERE e.conversation_id = j.conversation_id
-            AND e.turn < j.turn AND e.status IN ('queued', 'processing'))""",
+            AND e.id < j.id AND e.status IN ('queued', 'processing'))""",
     "a job tries again one of its own conversation that ended without a reply, or that is gone": """
         SELECT j.id AS job_id, j.retry_of, e.status FROM jobs j LEFT JOIN jobs e
             ON e.id = j.retry_of
-        WHERE j.retry_of >= j.id OR e.conversation_id <> j.conversation_id OR e.turn >= j.turn
+        WHERE j.retry_of >= j.id OR e.conversation_id <> j.conversation_id
             OR e.status NOT IN ('error', 'cancelled')""",
     "a job counts its attempts": """
         SELECT j.id AS job_id, j.attempt, count(a.attempt) AS attempts, max(a.attempt) AS last FROM jobs j
@@ -69,9 +84,6 @@ RULES = {
         SELECT j.id AS job_id, j.attempt, a.outcome FROM jobs j
         LEFT JOIN attempts a ON a.job_id = j.id AND a.outcome = 'done'
         WHERE (j.status = 'done') <> (a.attempt IS NOT NULL) OR (j.status = 'done' AND a.attempt <> j.attempt)""",
-    "a message stands below its conversation's next turn": """
-        SELECT m.id AS message_id, m.place, c.next_turn FROM messages m
-        JOIN conversations c ON c.id = m.conversation_id WHERE m.place >= 4 * c.next_turn OR m.place < 0""",
     "foreign keys hold": "PRAGMA foreign_key_check",
 }
 SQLITE_ONLY = {"foreign keys hold"}
@@ -82,7 +94,7 @@ def counts(connection: Connection) -> dict[str, int]:
     """Rows of each kind, jobs by status."""
     found = {
         table: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()  # noqa: S608 - fixed names
-        for table in ("conversations", "messages", "jobs", "attempts")
+        for table in ("conversations", "turns", "messages", "jobs", "attempts")
     }
     for status, n_jobs in connection.execute(text("SELECT status, count(*) FROM jobs GROUP BY status")):
         found[f"jobs {status}"] = n_jobs

@@ -9,31 +9,14 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy import Connection, Select, bindparam, func, literal_column, not_, select
+from sqlalchemy import exists as sql_exists
 from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Latest, Message, MessageList
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.store import job_reads
-from llamalith_app.store.tables import (
-    CONTEXT,
-    PROMPT,
-    REPLY,
-    SYSTEM,
-    TURN_PLACES,
-    ConversationRow,
-    JobRow,
-    MessageRow,
-    Status,
-)
-
-
-class Turn(NamedTuple):
-    """What one job is to answer: nothing queued later, nothing of turns that got no reply."""
-
-    messages: list[Message]
-    n_too_old: int
-    """Messages left out already here, because no context could hold as much text as comes after them."""
+from llamalith_app.store import job_reads, turns
+from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, TurnRow
 
 
 class Summary(NamedTuple):
@@ -52,6 +35,7 @@ class ThreadTurn(NamedTuple):
     """One turn as people read it; the prompt and the reply are the job's."""
 
     turn: int
+    """Its number on its path, as the address of a page of turns says it."""
     system: str | None
     context: str | None
     job: Job | None
@@ -124,18 +108,19 @@ def _summaries(connection: Connection, which: Select[Any], max_text: int) -> lis
             open_job.conversation_id == ConversationRow.id,
             open_job.status.in_([literal_column("'queued'"), literal_column("'processing'")]),
         )
-        .order_by(open_job.turn)
+        .order_by(open_job.id)
         .limit(1)
     ).scalar_subquery()
     rows = connection.execute(
         select(
             ConversationRow.public_id,
             _first_prompt(ConversationRow.id, max_text).scalar_subquery(),
-            ConversationRow.next_turn,
+            TurnRow.depth + 1,
             func.coalesce(status_of_first_open, JobRow.status),
             func.coalesce(JobRow.processed_at, JobRow.created_at, ConversationRow.created_at),
         )
         .join(page, page.c.id == ConversationRow.id)
+        .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
         .outerjoin(JobRow, JobRow.id == page.c.last_job_id)
         .order_by(page.c.last_job_id.desc().nulls_last(), ConversationRow.id.desc())
     )
@@ -155,62 +140,79 @@ def thread(
     """`limit` turns at most: the newest, or the first ones from `first` on, or the last ones before `before`. None: no
     such conversation."""
     conversation = connection.execute(
-        select(ConversationRow.id, ConversationRow.next_turn).where(job_reads.is_named(owner_id, public_id))
+        select(ConversationRow.id, ConversationRow.head_turn_id, TurnRow.depth)
+        .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
+        .where(job_reads.is_named(owner_id, public_id))
     ).first()
     if conversation is None:
         return None
-    last = min(conversation.next_turn if before is None else before, conversation.next_turn) - 1
+    until = conversation.depth + 1 if before is None else min(before, conversation.depth + 1)
     goes_on = first is not None
     if first is None:
-        first = max(last - limit + 1, 0)
+        first = max(until - limit, 0)
     else:
-        first = min(first, last + 1)
-        last = min(last, first + limit - 1)
-    found = job_reads.of_turns(connection, owner_id, conversation.id, first, last, oldest_first=goes_on)
+        first = min(first, until)
+        until = min(until, first + limit)
+    on_path = {"from_turn": conversation.head_turn_id}
+    depths = {
+        row.id: row.depth for row in connection.execute(_PART_OF_PATH, on_path | {"from_depth": first, "until": until})
+    }
+    found = job_reads.of_turns(connection, owner_id, list(depths), oldest_first=goes_on)
     if sum(map(job_reads.n_text_chars, found.values())) >= job_reads.MAX_PAGE_CHARS:
         # Very long texts ended the page early: it is whole from its oldest job on, or up to its newest.
-        first, last = (first, max(found)) if goes_on else (min(found), last)
-    rows = connection.execute(
-        select(MessageRow.place, MessageRow.content).where(
-            MessageRow.conversation_id == conversation.id,
-            MessageRow.place.between(TURN_PLACES * first, TURN_PLACES * last + REPLY),
-            MessageRow.job_id.is_(None),
-        )
-    )
-    beside = {row.place: row.content for row in rows}
-    in_force = connection.execute(
-        select(MessageRow.content)
-        .where(MessageRow.conversation_id == conversation.id, MessageRow.role == "system")
-        .order_by(MessageRow.place.desc())
-        .limit(1)
-    ).scalar()
-    # Of others nothing is left: they have expired.
-    left = {*found, *(place // TURN_PLACES for place in beside)}
-    turns = [
-        ThreadTurn(
-            turn,
-            beside.get(TURN_PLACES * turn + SYSTEM),
-            beside.get(TURN_PLACES * turn + CONTEXT),
-            found.get(turn),
-        )
-        for turn in sorted(left)
+        of_jobs = [depths[turn_id] for turn_id in found]
+        first, until = (first, max(of_jobs) + 1) if goes_on else (min(of_jobs), until)
+    shown = sorted(turn_id for turn_id, depth in depths.items() if first <= depth < until)
+    system: dict[int, str] = {}
+    context: dict[int, str] = {}
+    for row in connection.execute(_BESIDE_PROMPTS, {"of_turns": shown}):
+        (system if row.role == "system" else context).setdefault(row.turn_id, row.content)
+    threaded = [
+        ThreadTurn(depths[turn_id], system.get(turn_id), context.get(turn_id), found.get(turn_id))
+        for turn_id in shown
+        # Of others nothing is left: they have expired.
+        if turn_id in found or turn_id in system
     ]
-    earlier = connection.execute(
-        select(func.count((MessageRow.place // TURN_PLACES).distinct()), func.max(MessageRow.place)).where(
-            MessageRow.conversation_id == conversation.id, MessageRow.place < TURN_PLACES * first
-        )
-    ).one()
-    n_earlier: int = earlier[0]
-    earlier_until: int = earlier[1] // TURN_PLACES + 1 if n_earlier else 0
+    n_earlier, last_earlier = connection.execute(_EARLIER, on_path | {"first": first}).one()
     first_prompt: str | None = connection.execute(_first_prompt(conversation.id, max_text)).scalar()
-    return Thread(turns, n_earlier, earlier_until, last + 1, in_force or "", first_prompt)
+    return Thread(
+        threaded,
+        n_earlier,
+        0 if last_earlier is None else last_earlier + 1,
+        until,
+        turns.system_in_force(connection, turns.parent(connection, conversation.head_turn_id).system_turn_id) or "",
+        first_prompt,
+    )
+
+
+_recent = turns.path(is_bounded=True)
+_whole = turns.path()
+_PART_OF_PATH = (
+    select(_recent.c.id, _recent.c.depth)
+    .where(_recent.c.depth >= bindparam("from_depth"), _recent.c.depth < bindparam("until"))
+    .order_by(_recent.c.depth)
+)
+_BESIDE_PROMPTS = (
+    select(MessageRow.turn_id, MessageRow.role, MessageRow.content)
+    .where(
+        MessageRow.turn_id.in_(bindparam("of_turns", expanding=True)),
+        MessageRow.role.in_([literal_column("'system'"), literal_column("'assistant'")]),
+        not_(MessageRow.is_reply),
+    )
+    .order_by(MessageRow.turn_id, MessageRow.position)
+)
+_EARLIER = select(func.count(), func.max(_whole.c.depth)).where(
+    _whole.c.depth < bindparam("first"), sql_exists().where(MessageRow.turn_id == _whole.c.id)
+)
 
 
 def _first_prompt(conversation_id: Any, max_text: int) -> Select[str]:
+    """Of the conversation's own turns, the first that has one."""
     return (
         select(func.substr(MessageRow.content, 1, max_text))
-        .where(MessageRow.conversation_id == conversation_id, MessageRow.role == "user")
-        .order_by(MessageRow.place)
+        .join(TurnRow, TurnRow.id == MessageRow.turn_id)
+        .where(TurnRow.conversation_id == conversation_id, MessageRow.role == "user")
+        .order_by(TurnRow.id, MessageRow.position)
         .limit(1)
     )
 
@@ -226,37 +228,42 @@ def _id(connection: Connection, owner_id: int, public_id: str) -> int | None:
     return found
 
 
+def _head(connection: Connection, owner_id: int, public_id: str) -> int | None:
+    """The turn that its path ends with. None: no such conversation."""
+    found: int | None = connection.execute(
+        select(ConversationRow.head_turn_id).where(job_reads.is_named(owner_id, public_id))
+    ).scalar()
+    return found
+
+
 def message_list(connection: Connection, owner_id: int, public_id: str) -> MessageList:
-    found = messages(connection, owner_id, public_id)
+    head = _head(connection, owner_id, public_id)
     return MessageList(
         conversation_id=public_id.strip(),
-        exists=bool(found) or exists(connection, owner_id, public_id),
-        messages=found,
+        exists=head is not None,
+        messages=[] if head is None else turns.messages(connection, head),
     )
 
 
 def messages(connection: Connection, owner_id: int, public_id: str) -> list[Message]:
-    """In the order of the turns; empty for an unknown conversation."""
-    rows = connection.execute(
-        select(MessageRow.role, MessageRow.content)
-        .where(MessageRow.conversation_id == job_reads.conversation_of(owner_id, public_id))
-        .order_by(MessageRow.place)
-    )
-    return [Message(role=role, content=content) for role, content in rows]
+    """Of the branch that people see, in the order of its turns; empty for an unknown conversation."""
+    return message_list(connection, owner_id, public_id).messages
 
 
 def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
-    conversation_id = _id(connection, owner_id, public_id)
-    if conversation_id is None:
+    conversation = connection.execute(
+        select(ConversationRow.id, ConversationRow.head_turn_id).where(job_reads.is_named(owner_id, public_id))
+    ).first()
+    if conversation is None:
         return Latest(
             conversation_id=public_id.strip(), exists=False, last_user=None, last_assistant=None, last_job=None
         )
-    job_id = connection.execute(select(func.max(JobRow.id)).where(JobRow.conversation_id == conversation_id)).scalar()
+    job_id = connection.execute(select(func.max(JobRow.id)).where(JobRow.conversation_id == conversation.id)).scalar()
     return Latest(
         conversation_id=public_id.strip(),
         exists=True,
-        last_user=_newest(connection, conversation_id, "user"),
-        last_assistant=_newest(connection, conversation_id, "assistant"),
+        last_user=turns.newest(connection, conversation.head_turn_id, "user"),
+        last_assistant=turns.newest(connection, conversation.head_turn_id, "assistant"),
         last_job=None if job_id is None else job_reads.one(connection, owner_id, job_id),
     )
 
@@ -290,79 +297,3 @@ def jobs_after(connection: Connection, conversation_id: int, job_id: int) -> lis
     """The ids of its later jobs, in order."""
     query = select(JobRow.id).where(JobRow.conversation_id == conversation_id, JobRow.id > job_id).order_by(JobRow.id)
     return list(connection.execute(query).scalars())
-
-
-def _newest(connection: Connection, conversation_id: int, role: str) -> Message | None:
-    content = connection.execute(
-        select(MessageRow.content)
-        .where(MessageRow.conversation_id == conversation_id, MessageRow.role == role)
-        .order_by(MessageRow.place.desc())
-        .limit(1)
-    ).scalar()
-    return None if content is None else Message(role=role, content=content)
-
-
-_of_conversation = MessageRow.conversation_id == bindparam("of_conversation")
-_OWN = (
-    select(MessageRow.role, MessageRow.content)
-    .where(
-        _of_conversation,
-        MessageRow.place >= bindparam("own_place"),
-        MessageRow.place <= bindparam("own_place") + PROMPT,
-    )
-    .order_by(MessageRow.place)
-)
-_earlier = (
-    select(MessageRow.place)
-    .outerjoin(
-        JobRow,
-        and_(
-            JobRow.conversation_id == MessageRow.conversation_id,
-            JobRow.turn == MessageRow.place // TURN_PLACES,
-        ),
-    )
-    .where(
-        _of_conversation,
-        MessageRow.place < bindparam("own_place"),
-        MessageRow.role != "system",
-        or_(JobRow.id.is_(None), JobRow.status == Status.DONE.value),
-    )
-)
-_EARLIER_SIZES = _earlier.add_columns(func.length(MessageRow.content)).order_by(MessageRow.place.desc())
-_EARLIER_TEXTS = (
-    _earlier.with_only_columns(MessageRow.role, MessageRow.content)
-    .where(MessageRow.place >= bindparam("from_place"))
-    .order_by(MessageRow.place)
-)
-_SYSTEM_BEFORE = (
-    select(MessageRow.content)
-    .where(_of_conversation, MessageRow.role == "system", MessageRow.place < bindparam("own_place"))
-    .order_by(MessageRow.place.desc())
-    .limit(1)
-)
-
-
-def turn(connection: Connection, conversation_id: int, turn: int, max_chars: int) -> Turn:
-    """The system message in force, the earlier turns that have a reply, and this turn's own messages.
-
-    Goes back no further than `max_chars` characters of earlier turns.
-    """
-    of = {"of_conversation": conversation_id, "own_place": TURN_PLACES * turn}
-    own = [Message(role=role, content=content) for role, content in connection.execute(_OWN, of)]
-    if turn == 0:
-        return Turn(own, 0)
-    # Lengths first: a long conversation's texts would not fit into memory, and most of them not into the context.
-    of["from_place"], n_too_old, chars = of["own_place"], 0, 0
-    for place, length in connection.execute(_EARLIER_SIZES, of):
-        chars += length
-        if chars > max_chars:
-            n_too_old += 1
-        else:
-            of["from_place"] = place
-    kept = [Message(role=role, content=content) for role, content in connection.execute(_EARLIER_TEXTS, of)]
-    if own and own[0].role == "system":
-        head = [own.pop(0)]
-    else:
-        system = connection.execute(_SYSTEM_BEFORE, of).scalar()
-        head = [] if system is None else [Message(role="system", content=system)]
-    return Turn(head + kept + own, n_too_old)

@@ -5,7 +5,7 @@ Reads only; what changes a job is in `store/jobs.py`. Runs in a snapshot of `sto
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from sqlalchemy import (
     case,
     exists,
     func,
+    literal_column,
     null,
     select,
     tuple_,
@@ -90,7 +91,7 @@ def _open_before(connection: Connection, job_ids: Iterable[int]) -> list[Open]:
     rows = connection.execute(
         select(JobRow.id, JobRow.conversation_id, JobRow.model, JobRow.started_at, JobRow.status)
         .where(status_is(Status.QUEUED, Status.PROCESSING), JobRow.conversation_id.in_(behind))
-        .order_by(JobRow.conversation_id, JobRow.turn)
+        .order_by(JobRow.conversation_id, JobRow.id)
         .limit(RANKED)
     )
     return [
@@ -228,21 +229,28 @@ def _within_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple
                 return
 
 
-_prompt = aliased(MessageRow)
 _reply = aliased(MessageRow)
+_prompt = (
+    select(MessageRow.content)
+    .where(MessageRow.turn_id == JobRow.turn_id, MessageRow.role == literal_column("'user'"))
+    .order_by(MessageRow.position.desc())
+    .limit(1)
+    .correlate(JobRow)
+    .scalar_subquery()
+)
 
 
 def of_turns(
-    connection: Connection, owner_id: int, conversation_id: int, first: int, last: int, *, oldest_first: bool = False
+    connection: Connection, owner_id: int, turn_ids: Sequence[int], *, oldest_first: bool = False
 ) -> dict[int, Job]:
-    """The jobs of these turns of one conversation, by turn, the newest first or the oldest; ends early as `newest`."""
+    """The jobs of these turns, by turn, the newest first or the oldest; ends early as `newest`."""
     query = (
         as_read(owner_id)
-        .add_columns(JobRow.turn)
-        .where(JobRow.conversation_id == conversation_id, JobRow.turn.between(first, last))
-        .order_by(JobRow.turn if oldest_first else JobRow.turn.desc())
+        .add_columns(JobRow.turn_id)
+        .where(JobRow.turn_id.in_(turn_ids))
+        .order_by(JobRow.turn_id if oldest_first else JobRow.turn_id.desc())
     )
-    return {row["turn"]: job for row, job in _within_a_page(connection, query)}
+    return {row["turn_id"]: job for row, job in _within_a_page(connection, query)}
 
 
 _BRIEF = (
@@ -281,7 +289,7 @@ def as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = No
     query = (
         select(
             *_BRIEF,
-            text(_prompt.content).label("user_input"),
+            func.coalesce(text(_prompt), "").label("user_input"),
             text(JobRow.system_prompt).label("system_prompt"),
             text(case((status_is(Status.ERROR), JobRow.error), else_=_reply.content)).label("result"),
             # Whole or not at all: where texts are cut, nobody reads it.
@@ -291,8 +299,7 @@ def as_read(owner_id: int | BindParameter[int] | None, max_text: int | None = No
             text(JobRow.partial).label("partial"),
         )
         .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
-        .join(_prompt, and_(_prompt.job_id == JobRow.id, _prompt.role == "user"))
-        .outerjoin(_reply, and_(_reply.job_id == JobRow.id, _reply.role == "assistant"))
+        .outerjoin(_reply, and_(_reply.turn_id == JobRow.turn_id, _reply.is_reply))
     )
     return query if owner_id is None else query.where(JobRow.owner_id == owner_id)
 
@@ -309,8 +316,7 @@ def _some(max_text: int) -> Select[Any]:
 
 def as_job(row: RowMapping) -> Job:
     fields: dict[str, Any] = dict(row)
-    for of_the_row in ("turn", "of_conversation"):
-        fields.pop(of_the_row, None)
+    fields.pop("turn_id", None)
     fields["parameters"] = parameters(fields["parameters"])
     fields["unenforced"] = unenforced(fields["unenforced"])
     return Job(**_brief(fields | {"reason": fields["result"]}))

@@ -1,23 +1,25 @@
-"""The life of a job in the record: submit, claim, finish, fail, cancel; and what workers have to know of it.
+"""The life of a job in the record: submit, claim, finish, fail, cancel, expire; and what workers have to know of it.
 
-The only writer of jobs, attempts and of the messages that belong to a job, until they go (`store/retention.py`). Each
-transition is one guarded update: it names the state, and after a claim the lease, that it expects, and says by its
-return value whether it was the one that moved the job. What it reads first to decide, it locks until it has written;
-SQLite has one writer and needs no lock. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
+The only writer of jobs and attempts until they expire (`store/retention.py`). A transition first reads what it changes:
+the job in the state, and after a claim under the lease, that it expects. It holds a lock on that row until it has
+written; SQLite has one writer and needs no lock. Its return value says whether it was the one that moved the job.
+Every job ends by `_end`. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
 """
 
 from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import msgspec
 from sqlalchemy import (
     Connection,
     Table,
+    Update,
     and_,
     bindparam,
     exists,
@@ -30,21 +32,18 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from llamalith_app.contracts.parameters import Parameters
-from llamalith_app.store import job_reads
+from llamalith_app.contracts.conversations import Message
+from llamalith_app.contracts.jobs import JobRequest
+from llamalith_app.contracts.parameters import Parameters, given_in
+from llamalith_app.store import job_reads, turns
 from llamalith_app.store.tables import (
-    CONTEXT,
-    PROMPT,
-    REPLY,
-    SYSTEM,
-    TURN_PLACES,
     AttemptRow,
     ConversationRow,
     JobRow,
-    MessageRow,
     Outcome,
     Priority,
     Status,
+    TurnRow,
     status_is,
 )
 
@@ -52,35 +51,34 @@ TIMEOUT = "timeout"
 """The kind of the error of a job that waited or ran too long."""
 
 
-class Prompt(NamedTuple):
-    """What a client asks for, trimmed and judged."""
+class NewJob(NamedTuple):
+    """What is asked for, validated and complete."""
 
     owner_id: int
+    request_id: str
+    request: JobRequest
+    """Texts are trimmed, "" where there is none; limits and names are filled in."""
+    inputs: Sequence[Message]
+    """What its turn holds beside the system prompt: the prompt, and what stands before it. Empty: only the system
+    prompt is stored, without a job."""
     conversation_id: str | None
     """The public id; None: a new conversation."""
-    content: str
-    """Empty: only the system prompt is stored."""
-    system_prompt: str
-    context: str
-    model: str
-    grammar_name: str | None
-    parameters: Parameters | None
-    request_id: str
-    priority: int
-    max_attempts: int
-    timeout_s: float | None = None
-    queue_timeout_s: float | None = None
+    unenforced: Sequence[str] = ()
+    """Pointers to what of its schema no reply can be held to while it is written."""
     retry_of: int | None = None
     """The job that this one tries again."""
-    unenforced: tuple[str, ...] = ()
-    """Pointers to what of its schema no reply can be held to while it is written."""
     keeps_system_prompt: bool = False
-    """`system_prompt` is what the client was shown before: where one is in force, that one stays."""
+    """The system prompt is what the client was shown before: where one is in force, that one stays."""
 
 
 class Accepted(NamedTuple):
     job_id: int | None
+    """None: only a system message was stored."""
+    turn_id: int | None
+    """None: nothing was stored, since that system message is in force already."""
     conversation_id: str
+    """The public id."""
+    model: str
 
 
 class Claim(NamedTuple):
@@ -90,7 +88,7 @@ class Claim(NamedTuple):
     attempt: int
     lease_token: str
     conversation_id: int
-    turn: int
+    turn_id: int
     model: str
     grammar_name: str | None
     request_id: str
@@ -158,28 +156,26 @@ def _first_open(conversation_id: Any) -> Any:
     return (
         select(_open.id)
         .where(_open.conversation_id == conversation_id, _is_open)
-        .order_by(_open.turn)
+        .order_by(_open.id)
         .limit(1)
         .scalar_subquery()
     )
 
 
-# Who was started once is not given up in the queue any more, whatever became of that attempt.
+# `queue_timeout_s` applies only before the first attempt.
 _waits_too_long = and_(status_is(Status.QUEUED), JobRow.not_after <= bindparam("until"), JobRow.attempt == 0)
 _may_still_wait = or_(JobRow.not_after.is_(None), JobRow.not_after > bindparam("until"), JobRow.attempt > 0)
 
 # The statements of every job's way are built once: building them costs SQLAlchemy ten times what running them does.
-_conversations, _jobs, _messages, _attempts = (
-    cast(Table, row.__table__) for row in (ConversationRow, JobRow, MessageRow, AttemptRow)
-)
-_TAKE_TURN = (
-    update(_conversations)
+_conversations, _jobs, _attempts = (cast(Table, row.__table__) for row in (ConversationRow, JobRow, AttemptRow))
+_TAKE_CONVERSATION = (
+    select(TurnRow.id, TurnRow.depth, TurnRow.system_turn_id, TurnRow.conversation_id)
+    .join_from(ConversationRow, TurnRow, TurnRow.id == ConversationRow.head_turn_id)
     .where(
         ConversationRow.owner_id == bindparam("of_owner"),
         ConversationRow.public_id == bindparam("of_public_id"),
     )
-    .values(next_turn=ConversationRow.next_turn + 1)
-    .returning(ConversationRow.id, ConversationRow.next_turn)
+    .with_for_update(of=ConversationRow)
 )
 _NEW_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
 _NEW_JOB = (
@@ -187,12 +183,13 @@ _NEW_JOB = (
     .values(is_head=~exists().where(_open.conversation_id == bindparam("of_conversation"), _is_open))
     .returning(JobRow.id)
 )
-_NEW_MESSAGE = insert(_messages)
-_SYSTEM_IN_FORCE = (
-    select(MessageRow.content)
-    .where(MessageRow.conversation_id == bindparam("of_conversation"), MessageRow.role == "system")
-    .order_by(MessageRow.place.desc())
-    .limit(1)
+_SAME_NAME = tuple(sorted(set(JobRequest.__struct_fields__) & set(_jobs.columns.keys()) - {"priority", "parameters"}))
+"""What a request says in a column of that name."""
+_OWN_TURN = (
+    select(TurnRow.id, TurnRow.conversation_id, TurnRow.parent_id, ConversationRow.public_id)
+    .join(ConversationRow, ConversationRow.id == TurnRow.conversation_id)
+    .where(TurnRow.id == bindparam("of_turn"), ConversationRow.owner_id == bindparam("of_owner"))
+    .with_for_update()
 )
 _BEST_DUE = (
     select(JobRow.id, JobRow.created_at)
@@ -226,7 +223,7 @@ _CLAIM = (
         JobRow.attempt,
         JobRow.lease_token,
         JobRow.conversation_id,
-        JobRow.turn,
+        JobRow.turn_id,
         JobRow.model,
         JobRow.grammar_name,
         JobRow.request_id,
@@ -254,92 +251,123 @@ _CLOSE_ATTEMPT = (
     .where(AttemptRow.lease_token == bindparam("of_lease"))
     .values(ended_at=bindparam("at"), outcome=bindparam("how"), kind=bindparam("of_kind"), reason=bindparam("why"))
 )
-_FINISH = (
-    update(_jobs)
+_LEASED = (
+    select(JobRow.conversation_id, JobRow.turn_id, JobRow.max_attempts, JobRow.beat)
     .where(JobRow.id == bindparam("of_job"), JobRow.lease_token == bindparam("of_lease"), status_is(Status.PROCESSING))
-    .values(
-        status=Status.DONE.value,
-        lease_token=None,
-        processed_at=bindparam("at"),
-        finish_reason=bindparam("how"),
-        prompt_tokens=bindparam("n_prompt"),
-        prompt_tokens_reused=bindparam("n_reused"),
-        completion_tokens=bindparam("n_completion"),
-        omitted_messages=bindparam("n_omitted"),
-        reply_valid=bindparam("fits"),
-        reply_problem=bindparam("problem"),
-    )
-    .returning(JobRow.conversation_id, JobRow.turn)
+    .with_for_update()
+)
+_SPENT = select(func.count()).where(
+    AttemptRow.job_id == bindparam("of_job"),
+    AttemptRow.outcome.in_([literal_column("'failed'"), literal_column("'lost'")]),
+)
+_REQUEUE = (
+    update(_jobs)
+    .where(JobRow.id == bindparam("of_job"), status_is(Status.PROCESSING))
+    .values(status=Status.QUEUED.value, lease_token=None, not_before=bindparam("from_then"))
 )
 _HELD = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.beat, JobRow.worker_id).where(
     status_is(Status.PROCESSING)
 )
 _HELD_BY = _HELD.where(JobRow.worker_id == bindparam("by_worker"))
-_GIVE_UP = (
-    update(_jobs)
-    .where(JobRow.id == bindparam("of_job"), status_is(Status.QUEUED))
-    .values(
-        status=Status.ERROR.value,
-        processed_at=bindparam("at"),
-        error_kind=TIMEOUT,
-        error=bindparam("why"),
-    )
-)
 
 
-def submit(connection: Connection, prompt: Prompt, now: datetime) -> Accepted:
-    """Appends the turn to its conversation, which it makes if need be, and queues the job."""
-    public_id = prompt.conversation_id or str(uuid.uuid4())
-    taken = None
-    if prompt.conversation_id is not None:
-        taken = connection.execute(_TAKE_TURN, {"of_owner": prompt.owner_id, "of_public_id": public_id}).first()
-    if taken is None:
-        new = {"owner_id": prompt.owner_id, "public_id": public_id, "next_turn": 1, "created_at": now}
-        conversation_id, turn = connection.execute(_NEW_CONVERSATION, new).scalar_one(), 0
+def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
+    """Appends a turn to the branch that people see of its conversation, and queues its job. Makes the conversation if
+    need be."""
+    public_id = new.conversation_id or str(uuid.uuid4())
+    if new.conversation_id is not None:
+        head = connection.execute(_TAKE_CONVERSATION, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
+        if head is not None:
+            return _add(connection, new, public_id, head.conversation_id, turns.Parent._make(head), now)
+    conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
+    return _add(connection, new, public_id, conversation_id, turns.NOTHING, now)
+
+
+def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | None:
+    """Queues another job beside that turn, behind the same parent: an edited prompt, or another reply to it. The new
+    turn is the head of the conversation from now on. None: no such turn of this owner."""
+    beside = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
+    if beside is None:
+        return None
+    parent = turns.parent(connection, beside.parent_id)
+    return _add(connection, new, beside.public_id, beside.conversation_id, parent, now)
+
+
+def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | Status | None:
+    """Queues a job in a new conversation that goes on from that turn of another one.
+
+    The job's status instead where that turn's own job has not ended, since its reply would belong to what is read.
+    None: no such turn of this owner.
+    """
+    behind = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
+    if behind is None:
+        return None
+    status = connection.execute(select(JobRow.status).where(JobRow.turn_id == turn_id)).scalar()
+    if status in (Status.QUEUED, Status.PROCESSING):
+        return Status(status)
+    public_id = new.conversation_id or str(uuid.uuid4())
+    conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
+    return _add(connection, new, public_id, conversation_id, turns.parent(connection, turn_id), now)
+
+
+def _new_conversation(connection: Connection, owner_id: int, public_id: str, now: datetime) -> int:
+    row = {"owner_id": owner_id, "public_id": public_id, "created_at": now}
+    conversation_id: int = connection.execute(_NEW_CONVERSATION, row).scalar_one()
+    return conversation_id
+
+
+def _add(
+    connection: Connection,
+    new: NewJob,
+    public_id: str,
+    conversation_id: int,
+    parent: turns.Parent,
+    now: datetime,
+) -> Accepted:
+    request, model = new.request, cast(str, new.request.model)
+    system_prompt = request.system_prompt or ""
+    is_fork = parent.conversation_id not in (None, conversation_id)
+    in_force = turns.system_in_force(connection, parent.system_turn_id) if system_prompt or is_fork else None
+    if new.keeps_system_prompt and in_force is not None:
+        system_prompt = ""
+    inputs = []
+    if not is_fork:
+        if system_prompt and system_prompt != in_force:
+            inputs.append(Message(role="system", content=system_prompt))
     else:
-        conversation_id, turn = taken.id, taken.next_turn - 1
-
-    def say(part: int, role: str, content: str, job_id: int | None = None) -> None:
-        message = {"conversation_id": conversation_id, "place": TURN_PLACES * turn + part, "role": role}
-        connection.execute(_NEW_MESSAGE, {**message, "content": content, "job_id": job_id, "created_at": now})
-
-    system_prompt = prompt.system_prompt
-    if system_prompt:
-        in_force = _system_in_force(connection, conversation_id, turn)
-        if prompt.keeps_system_prompt and in_force is not None:
-            system_prompt = ""
-        elif system_prompt != in_force:
-            say(SYSTEM, "system", system_prompt)
-    if not prompt.content:
-        return Accepted(None, public_id)
+        # A fork gets its own copy: the other conversation may expire before this one.
+        parent = parent._replace(system_turn_id=None)
+        if copied := system_prompt or in_force:
+            inputs.append(Message(role="system", content=copied))
+    inputs.extend(new.inputs)
+    if not inputs:
+        return Accepted(None, None, public_id, model)
+    turn_id = turns.append(connection, conversation_id, parent, inputs, now)
+    if not new.inputs:
+        return Accepted(None, turn_id, public_id, model)
+    parameters = given_in(request)
     job = {
+        **{name: getattr(request, name) for name in _SAME_NAME},
         "conversation_id": conversation_id,
         "of_conversation": conversation_id,
-        "owner_id": prompt.owner_id,
-        "turn": turn,
-        "model": prompt.model,
+        "owner_id": new.owner_id,
+        "turn_id": turn_id,
         "system_prompt": system_prompt,
-        "grammar_name": prompt.grammar_name,
-        "parameters": None if prompt.parameters is None else msgspec.json.encode(prompt.parameters).decode(),
-        "unenforced": msgspec.json.encode(prompt.unenforced).decode() if prompt.unenforced else None,
-        "priority": prompt.priority,
-        "request_id": prompt.request_id,
-        "max_attempts": prompt.max_attempts,
-        "timeout_s": prompt.timeout_s,
-        "not_after": None if prompt.queue_timeout_s is None else now + timedelta(seconds=prompt.queue_timeout_s),
+        "parameters": None if parameters is None else msgspec.json.encode(parameters).decode(),
+        "unenforced": msgspec.json.encode(new.unenforced).decode() if new.unenforced else None,
+        "priority": Priority[(request.priority or "normal").upper()].value,
+        "request_id": new.request_id,
+        "not_after": None if request.queue_timeout_s is None else now + timedelta(seconds=request.queue_timeout_s),
         "status": Status.QUEUED.value,
         "attempt": 0,
         "beat": 0,
         "omitted_messages": 0,
         "not_before": now,
-        "retry_of": prompt.retry_of,
+        "retry_of": new.retry_of,
         "created_at": now,
     }
     job_id: int = connection.execute(_NEW_JOB, job).scalar_one()
-    if prompt.context:
-        say(CONTEXT, "assistant", prompt.context)
-    say(PROMPT, "user", prompt.content, job_id)
-    return Accepted(job_id, public_id)
+    return Accepted(job_id, turn_id, public_id, model)
 
 
 def n_queued(connection: Connection, owner_id: int) -> int:
@@ -367,11 +395,7 @@ def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, n
     Its status: it is open or done. None: no such job of this owner.
     """
     before = (
-        connection.execute(
-            job_reads.as_read(owner_id)
-            .add_columns(JobRow.conversation_id.label("of_conversation"), JobRow.turn)
-            .where(JobRow.id == job_id)
-        )
+        connection.execute(job_reads.as_read(owner_id).add_columns(JobRow.turn_id).where(JobRow.id == job_id))
         .mappings()
         .first()
     )
@@ -382,30 +406,19 @@ def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, n
         return Status(job.status)
     if job.retried_as is not None:
         return Retry(job.retried_as, job.conversation_id, job.model, False)
-    context = connection.execute(
-        select(MessageRow.content).where(
-            MessageRow.conversation_id == before["of_conversation"],
-            MessageRow.place == TURN_PLACES * before["turn"] + CONTEXT,
-        )
-    ).scalar()
-    prompt = Prompt(
+    parameters = {} if job.parameters is None else msgspec.structs.asdict(job.parameters)
+    same = {name: getattr(job, name) for name in (*_SAME_NAME, "priority", "queue_timeout_s")}
+    inputs = turns.inputs(connection, before["turn_id"])
+    new = NewJob(
         owner_id=owner_id,
-        conversation_id=job.conversation_id,
-        content=job.user_input,
-        system_prompt=job.system_prompt,
-        context=context or "",
-        model=job.model,
-        grammar_name=job.grammar_name,
-        parameters=job.parameters,
         request_id=request_id,
-        priority=Priority[job.priority.upper()],
-        max_attempts=job.max_attempts,
-        timeout_s=job.timeout_s,
-        queue_timeout_s=job.queue_timeout_s,
+        request=JobRequest(**(parameters | same)),
+        inputs=inputs[1:] if inputs[0].role == "system" else inputs,
+        conversation_id=job.conversation_id,
+        unenforced=job.unenforced,
         retry_of=job_id,
-        unenforced=tuple(job.unenforced),
     )
-    new_id = submit(connection, prompt, now).job_id
+    new_id = submit(connection, new, now).job_id
     return Retry(cast(int, new_id), job.conversation_id, job.model, True)
 
 
@@ -440,12 +453,6 @@ def retry_matching(
     ]
     found = [retry(connection, owner_id, job_id, request_id, now) for job_id in sorted(ids)[:limit]]
     return [one for one in found if isinstance(one, Retry)]
-
-
-def _system_in_force(connection: Connection, conversation_id: int, turn: int) -> str | None:
-    if turn == 0:
-        return None
-    return connection.execute(_SYSTEM_IN_FORCE, {"of_conversation": conversation_id}).scalar()
 
 
 def claim(connection: Connection, model: str, priority: int, worker_id: int, now: datetime) -> Claim | None:
@@ -491,45 +498,82 @@ def finish(
     reply_problem: str | None = None,
 ) -> bool:
     """Stores the reply and ends the job. False: the lease is somebody else's now, nothing was written."""
-    conversations = _take_conversations(connection, [job_id])
-    job = connection.execute(
-        _FINISH,
-        {
-            "of_job": job_id,
-            "of_lease": lease_token,
-            "at": now,
-            "how": finish_reason,
-            "n_prompt": prompt_tokens,
-            "n_reused": prompt_tokens_reused,
-            "n_completion": completion_tokens,
-            "n_omitted": omitted_messages,
-            "fits": reply_valid,
-            "problem": reply_problem,
-        },
-    ).first()
+    _take_conversations(connection, [job_id])
+    job = connection.execute(_LEASED, {"of_job": job_id, "of_lease": lease_token}).first()
     if job is None:
         return False
-    connection.execute(
-        _NEW_MESSAGE,
-        {
-            "conversation_id": job.conversation_id,
-            "place": TURN_PLACES * job.turn + REPLY,
-            "role": "assistant",
-            "content": reply,
-            "job_id": job_id,
-            "created_at": now,
-        },
-    )
-    _close_attempt(connection, lease_token, Outcome.DONE, None, now)
-    _promote_next_head(connection, conversations)
+    turns.add_reply(connection, job.turn_id, Message(role="assistant", content=reply), now)
+    done = {
+        "finish_reason": finish_reason,
+        "prompt_tokens": prompt_tokens,
+        "prompt_tokens_reused": prompt_tokens_reused,
+        "completion_tokens": completion_tokens,
+        "omitted_messages": omitted_messages,
+        "reply_valid": reply_valid,
+        "reply_problem": reply_problem,
+    }
+    _end(connection, [_Ending(job_id, job.conversation_id, lease_token, done)], Status.DONE, now)
     return True
 
 
-def _take_conversations(connection: Connection, job_ids: Collection[int]) -> list[int]:
-    """The conversations of these jobs, locked where there are several writers: one that appends to a conversation and
-    one that ends its head would each miss what the other does, and nobody would move up. To be called before either
-    writes a job."""
-    return list(connection.execute(_TAKE_CONVERSATIONS, {"of_jobs": list(job_ids)}).scalars())
+class _Ending(NamedTuple):
+    """One job that is to end, locked by whoever decided it."""
+
+    job_id: int
+    conversation_id: int
+    lease_token: str | None
+    """None: nobody runs it."""
+    columns: dict[str, Any]
+    """What else is written into its row; the same columns for all that end together."""
+
+
+_OUTCOMES = {Status.DONE: Outcome.DONE, Status.ERROR: Outcome.FAILED, Status.CANCELLED: Outcome.CANCELLED}
+
+
+def _end(
+    connection: Connection,
+    jobs: Sequence[_Ending],
+    status: Status,
+    now: datetime,
+    *,
+    outcome: Outcome | None = None,
+    kind: str | None = None,
+    reason: str | None = None,
+) -> None:
+    """Ends open jobs: the only way to a terminal state. Closes their attempts, with that outcome, kind and reason, and
+    lets what waits behind them be the next of its conversation."""
+    if not jobs:
+        return
+    connection.execute(
+        _ending(status, tuple(jobs[0].columns)),
+        [{"of_job": job.job_id, "at": now, **job.columns} for job in jobs],
+    )
+    for job in jobs:
+        if job.lease_token is not None:
+            _close_attempt(connection, job.lease_token, outcome or _OUTCOMES[status], reason, now, kind)
+    _promote_next_head(connection, sorted({job.conversation_id for job in jobs}))
+
+
+@cache
+def _ending(status: Status, columns: tuple[str, ...]) -> Update:
+    return (
+        update(_jobs)
+        .where(JobRow.id == bindparam("of_job"), status_is(Status.QUEUED, Status.PROCESSING))
+        .values(
+            status=status.value,
+            lease_token=None,
+            processed_at=bindparam("at"),
+            **{column: bindparam(column) for column in columns},
+        )
+    )
+
+
+def _take_conversations(connection: Connection, job_ids: Collection[int]) -> None:
+    """Locks the conversations of these jobs where there are several writers: one that appends to a conversation and one
+    that ends its head would each miss what the other does, and nobody would move up. To be called before either writes
+    a job."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(_TAKE_CONVERSATIONS, {"of_jobs": list(job_ids)})
 
 
 def _promote_next_head(connection: Connection, conversations: Collection[int]) -> None:
@@ -557,50 +601,26 @@ def fail(
     `seen_beat`: a sweeper's guard, the beat that must not have moved. `written`: kept with an error.
     None: the lease is somebody else's.
     """
-    conversations = _take_conversations(connection, [job_id])
-    holds = [JobRow.id == job_id, JobRow.lease_token == lease_token, status_is(Status.PROCESSING)]
-    if seen_beat is not None:
-        holds.append(JobRow.beat == seen_beat)
-    max_attempts = connection.execute(select(JobRow.max_attempts).where(*holds).with_for_update()).scalar()
-    if max_attempts is None:
+    _take_conversations(connection, [job_id])
+    job = connection.execute(_LEASED, {"of_job": job_id, "of_lease": lease_token}).first()
+    if job is None or (seen_beat is not None and job.beat != seen_beat):
         return None
-    _close_attempt(connection, lease_token, outcome, reason, now, kind)
-    spent = connection.execute(
-        select(func.count())
-        .select_from(AttemptRow)
-        .where(
-            AttemptRow.job_id == job_id,
-            AttemptRow.outcome.in_([Outcome.FAILED.value, Outcome.LOST.value]),
-        )
-    ).scalar_one()
-    if outcome is Outcome.RELEASED or (pause is not None and spent < max_attempts):
-        connection.execute(
-            update(JobRow)
-            .where(*holds)
-            .values(status=Status.QUEUED.value, lease_token=None, not_before=now + (pause or timedelta()))
-        )
+    spent = connection.execute(_SPENT, {"of_job": job_id}).scalar_one() + (outcome in (Outcome.FAILED, Outcome.LOST))
+    if outcome is Outcome.RELEASED or (pause is not None and spent < job.max_attempts):
+        _close_attempt(connection, lease_token, outcome, reason, now, kind)
+        connection.execute(_REQUEUE, {"of_job": job_id, "from_then": now + (pause or timedelta())})
         return Status.QUEUED
-    connection.execute(
-        update(JobRow)
-        .where(*holds)
-        .values(
-            status=Status.ERROR.value,
-            lease_token=None,
-            processed_at=now,
-            error_kind=kind,
-            error=reason,
-            **({} if written is None else _as_columns(written)),
-        )
-    )
-    _promote_next_head(connection, conversations)
+    columns = {"error_kind": kind, "error": reason, **({} if written is None else _as_columns(written))}
+    ending = _Ending(job_id, job.conversation_id, lease_token, columns)
+    _end(connection, [ending], Status.ERROR, now, outcome=outcome, kind=kind, reason=reason)
     return Status.ERROR
 
 
 def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) -> Status | None:
     """The state that won: `cancelled`, or the terminal state that came first. None: no such job of this owner."""
-    conversations = _take_conversations(connection, [job_id])
+    _take_conversations(connection, [job_id])
     job = connection.execute(
-        select(JobRow.status, JobRow.lease_token)
+        select(JobRow.status, JobRow.conversation_id, JobRow.lease_token)
         .where(JobRow.id == job_id, JobRow.owner_id == owner_id)
         .with_for_update()
     ).first()
@@ -608,14 +628,7 @@ def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) ->
         return None
     if job.status not in (Status.QUEUED, Status.PROCESSING):
         return Status(job.status)
-    connection.execute(
-        update(JobRow)
-        .where(JobRow.id == job_id, status_is(Status.QUEUED, Status.PROCESSING))
-        .values(status=Status.CANCELLED.value, lease_token=None, processed_at=now)
-    )
-    if job.lease_token is not None:
-        _close_attempt(connection, job.lease_token, Outcome.CANCELLED, None, now)
-    _promote_next_head(connection, conversations)
+    _end(connection, [_Ending(job_id, job.conversation_id, job.lease_token, {})], Status.CANCELLED, now)
     return Status.CANCELLED
 
 
@@ -645,23 +658,15 @@ def cancel_open(
     if Status.QUEUED in statuses:
         waiting = select(JobRow.id).where(status_is(Status.QUEUED), *mine).order_by(JobRow.id.desc()).limit(limit)
         wanted += connection.execute(waiting).scalars()
-    conversations = _take_conversations(connection, wanted)
+    _take_conversations(connection, wanted)
     found = connection.execute(
-        select(JobRow.id, JobRow.lease_token)
+        select(JobRow.id, JobRow.conversation_id, JobRow.lease_token)
         .where(JobRow.id.in_(wanted), status_is(Status.QUEUED, Status.PROCESSING))
         .with_for_update()
-    ).all()
-    ids = [job.id for job in found]
-    connection.execute(
-        update(JobRow)
-        .where(JobRow.id.in_(ids), status_is(Status.QUEUED, Status.PROCESSING))
-        .values(status=Status.CANCELLED.value, lease_token=None, processed_at=now)
     )
-    for _, lease_token in found:
-        if lease_token is not None:
-            _close_attempt(connection, lease_token, Outcome.CANCELLED, None, now)
-    _promote_next_head(connection, conversations)
-    return ids
+    ending = [_Ending(job.id, job.conversation_id, job.lease_token, {}) for job in found]
+    _end(connection, ending, Status.CANCELLED, now)
+    return [job.job_id for job in ending]
 
 
 def keep_written(connection: Connection, job_id: int, lease_token: str, _now: datetime, *, written: Written) -> bool:
@@ -692,31 +697,33 @@ def _as_columns(written: Written) -> dict[str, Any]:
     }
 
 
-def give_up(connection: Connection, now: datetime, limit: int) -> list[int]:
+def expire_queued(connection: Connection, now: datetime, limit: int) -> list[int]:
     """Ends the jobs that waited longer for their first start than they may, `limit` of them at most. Their ids."""
     ids = connection.execute(select(JobRow.id).where(_waits_too_long).limit(limit), {"until": now}).scalars().all()
-    conversations = _take_conversations(connection, ids) if ids else []
+    if not ids:
+        return []
+    _take_conversations(connection, ids)
     late = connection.execute(
-        select(JobRow.id, JobRow.created_at, JobRow.not_after)
+        select(JobRow.id, JobRow.conversation_id, JobRow.created_at, JobRow.not_after)
         .where(JobRow.id.in_(ids), _waits_too_long)
         .with_for_update(),
         {"until": now},
-    ).all()
-    if late:
-        connection.execute(
-            _GIVE_UP,
-            [
-                {
-                    "of_job": job.id,
-                    "at": now,
-                    "why": f"It waited {(now - job.created_at).total_seconds():.1f} s in the queue;"
-                    f" queue_timeout_s allowed {job_reads.seconds_between(job.created_at, job.not_after):g}.",
-                }
-                for job in late
-            ],
+    )
+    ending = [
+        _Ending(
+            job.id,
+            job.conversation_id,
+            None,
+            {
+                "error_kind": TIMEOUT,
+                "error": f"It waited {(now - job.created_at).total_seconds():.1f} s in the queue;"
+                f" queue_timeout_s allowed {job_reads.seconds_between(job.created_at, job.not_after):g}.",
+            },
         )
-        _promote_next_head(connection, conversations)
-    return [job.id for job in late]
+        for job in late
+    ]
+    _end(connection, ending, Status.ERROR, now)
+    return [job.job_id for job in ending]
 
 
 def newly_runnable(connection: Connection, ended: Collection[int], now: datetime) -> list[Waiting]:

@@ -3,9 +3,8 @@
 Owns the shape of the database; the migrations under `migrations/` are made from it. Only the modules beside
 this one write rows, each its own aggregate.
 
-A conversation is a row of turns. Turn t of a conversation owns four places, so that its parts stand in order
-whatever is queued behind it: 4t its system message, 4t + 1 the context put before the prompt, 4t + 2 the
-prompt, 4t + 3 the reply to it.
+Turns are a tree: each has a parent, the turn that it goes on from. What a job reads is the path from its turn up to the
+root. A conversation is a line of jobs, which run in the order in which they were accepted, whatever branch they are on.
 """
 
 from __future__ import annotations
@@ -31,10 +30,6 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
-
-TURN_PLACES = 4
-SYSTEM, CONTEXT, PROMPT, REPLY = range(TURN_PLACES)
-"""The parts of a turn, as offsets into its four places."""
 
 
 class Status(StrEnum):
@@ -99,8 +94,43 @@ class ConversationRow(DefaultBase):
     public_id: Mapped[str] = mapped_column(String(200))
     """The id that clients use: chosen by them or a UUID; unique for an owner only."""
     title: Mapped[str | None] = mapped_column(Text)
-    next_turn: Mapped[int] = mapped_column(Integer)
-    """Raised by each submit; turns that were given out are never given again."""
+    head_turn_id: Mapped[int | None] = mapped_column(
+        ForeignKey("turns.id", name="head_of_conversation", use_alter=True), index=True
+    )
+    """The newest turn of the branch that people see and that the next prompt goes on from. Null only within the
+    transaction that makes the conversation."""
+    created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+
+
+class TurnRow(DefaultBase):
+    """What one job reads and writes: its input messages, and then its reply. A turn without a job holds only a system
+    message."""
+
+    __tablename__ = "turns"
+    __table_args__ = (
+        UniqueConstraint("conversation_id", "id", name="turn_with_conversation"),
+        Index(
+            "turns_by_digest",
+            "digest",
+            sqlite_where=text("digest IS NOT NULL"),
+            postgresql_where=text("digest IS NOT NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
+    conversation_id: Mapped[int] = mapped_column(ForeignKey("conversations.id"))
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("turns.id"), index=True)
+    """The turn before it on its path; of another conversation of the same owner where a fork begins. Null: it is the
+    first, or all before it has expired."""
+    depth: Mapped[int] = mapped_column(Integer)
+    """Its number on its path, 0 for the first. Stored so that a page of a long path needs no walk to the root; numbers
+    of turns that expired are missing."""
+    system_turn_id: Mapped[int | None] = mapped_column(ForeignKey("turns.id"), index=True)
+    """The nearest turn up the path, this one included, that begins with a system message: that message is in force.
+    Null: none is. Stored since each prompt that brings a system message is compared with it."""
+    digest: Mapped[str | None] = mapped_column(String(64))
+    """Of all that a turn behind this one would read, see `store/digests.py`. Null: it has no reply."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 
@@ -110,7 +140,8 @@ class JobRow(DefaultBase):
     __tablename__ = "jobs"
     __table_args__ = (
         ForeignKeyConstraint(["conversation_id", "owner_id"], ["conversations.id", "conversations.owner_id"]),
-        UniqueConstraint("conversation_id", "turn", name="one_job_a_turn"),
+        ForeignKeyConstraint(["conversation_id", "turn_id"], ["turns.conversation_id", "turns.id"]),
+        UniqueConstraint("turn_id", name="one_job_a_turn"),
         UniqueConstraint("conversation_id", "id", name="job_with_conversation"),
         CheckConstraint("status IN ('queued','processing','done','error','cancelled')", name="status_known"),
         CheckConstraint("(status = 'processing') = (lease_token IS NOT NULL)", name="lease_while_processing"),
@@ -146,7 +177,7 @@ class JobRow(DefaultBase):
         Index(
             "open_by_conversation",
             "conversation_id",
-            "turn",
+            "id",
             sqlite_where=text("status IN ('queued','processing')"),
             postgresql_where=text("status IN ('queued','processing')"),
         ),
@@ -186,8 +217,8 @@ class JobRow(DefaultBase):
     conversation_id: Mapped[int] = mapped_column(BigIntIdentity)
     owner_id: Mapped[int] = mapped_column(BigIntIdentity)
     """The conversation's owner, held equal by the foreign key; here so that an owner's list needs one index."""
-    turn: Mapped[int] = mapped_column(Integer)
-    """Its turn in the conversation; jobs of a conversation run in this order."""
+    turn_id: Mapped[int] = mapped_column(BigIntIdentity)
+    """The turn that it reads and writes. Jobs of a conversation run in the order of their ids."""
     model: Mapped[str] = mapped_column(String(100))
     system_prompt: Mapped[str] = mapped_column(Text)
     """As sent with this job; the system message in force may come from an earlier turn."""
@@ -252,27 +283,30 @@ def status_is(*statuses: Status) -> ColumnElement[bool]:
 class MessageRow(DefaultBase):
     __tablename__ = "messages"
     __table_args__ = (
-        ForeignKeyConstraint(["conversation_id", "job_id"], ["jobs.conversation_id", "jobs.id"]),
-        UniqueConstraint("conversation_id", "place", name="one_message_a_place"),
-        UniqueConstraint("job_id", "role", name="one_prompt_and_one_reply"),
-        CheckConstraint(
-            "role = CASE place % 4 WHEN 0 THEN 'system' WHEN 2 THEN 'user' ELSE 'assistant' END",
-            name="role_at_place",
+        CheckConstraint("role IN ('system','user','assistant','tool')", name="role_known"),
+        CheckConstraint("role = 'assistant' OR NOT is_reply", name="reply_by_the_assistant"),
+        CheckConstraint("position >= 0", name="position_counts"),
+        Index(
+            "one_reply_a_turn",
+            "turn_id",
+            unique=True,
+            sqlite_where=text("is_reply = 1"),
+            postgresql_where=text("is_reply"),
         ),
-        CheckConstraint("job_id IS NULL OR place % 4 >= 2", name="job_at_prompt_and_reply"),
-        Index("newest_by_role", "conversation_id", "role", "place"),
-        # For the foreign key: when a job is deleted, SQLite would go through all messages of its conversation.
-        Index("messages_of_job", "conversation_id", "job_id"),
-        {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
-    conversation_id: Mapped[int] = mapped_column(ForeignKey("conversations.id"))
-    place: Mapped[int] = mapped_column(Integer)
+    turn_id: Mapped[int] = mapped_column(ForeignKey("turns.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    """0 is the first of its turn; the reply is the last. A system message at 0 is in force from here on, until
+    another turn begins with one."""
     role: Mapped[str] = mapped_column(String(20))
     content: Mapped[str] = mapped_column(Text)
-    job_id: Mapped[int | None] = mapped_column(BigIntIdentity)
-    """The job that this is the prompt of or the reply to; unique with the role, so one reply a job."""
+    tool_calls: Mapped[str | None] = mapped_column(Text)
+    """Of an assistant's message, as a JSON list; null: none."""
+    tool_call_id: Mapped[str | None] = mapped_column(Text)
+    """Of a tool's message: the call that this is the result of."""
+    is_reply: Mapped[bool] = mapped_column(Boolean)
+    """The turn's job wrote it; all others were sent in."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 

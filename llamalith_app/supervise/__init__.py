@@ -1,1 +1,1 @@
-"""The whole product on one machine, and what every process of it needs to start and end."""
+"""Runs the whole product on one machine (`up`), and holds what its processes need to start and stop."""

@@ -1,9 +1,13 @@
-"""The bond between a process and the one that started it: a child notices that its parent is gone, however that
-went, and holds nothing of its parent's but what it was given.
+"""Makes a child process end when its parent does, however the parent ended, kill -9 included.
 
-For a child that drains first, the parent keeps the write end of a pipe and gives it the read end: the kernel closes
-the write end with the parent, also after kill -9. A child that has nothing to drain is ended by the kernel itself,
-whatever state it is in. Knows nothing of what is done then.
+- A child that drains first uses `watch`: the parent holds the write end of a pipe and the child waits at the read end,
+  which the kernel closes with the parent.
+- Another child gets a signal from the kernel (`PR_SET_PDEATHSIG`); SIGKILL works even while it is stopped or hung. The
+  parent asks for it before `exec` (`preexec_die_with_parent`) for programs that are not ours, and for the engine, which
+  must be covered before its first instruction. Our helper programs ask for it themselves (`die_with_parent`): they are
+  started by processes with many threads and much memory, where code between fork and exec is unsafe and slow.
+
+Does not know what a process does when its parent is gone.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def watch(fd: int, on_gone: Callable[[], None]) -> None:
-    """Calls `on_gone` once, in a thread of its own, when the parent is gone. `fd`: the read end, ours now."""
+    """Calls `on_gone` once, in a thread of its own, when the parent is gone. Takes over `fd`, the pipe's read end."""
     os.set_inheritable(fd, False)
 
     def wait() -> None:
@@ -34,20 +38,22 @@ def watch(fd: int, on_gone: Callable[[], None]) -> None:
 
 
 def keep_descriptors() -> None:
-    """From here on no child inherits what this process was given beyond standard input, output and error.
+    """Makes every open descriptor but standard input, output and error non-inheritable.
 
-    Called first thing by a process that starts children with uvloop, which, unlike subprocess, closes nothing in them:
-    an engine that outlived its worker would go on holding the worker's lock.
+    Called first by web and worker. uvloop, unlike subprocess, closes no descriptors in the children that it starts: an
+    engine that outlived its worker would go on holding the worker's lock.
     """
     for entry in Path("/dev/fd").iterdir():
         if int(entry.name) > 2:
-            with contextlib.suppress(OSError):  # the descriptor of this very list is closed by now
+            with contextlib.suppress(OSError):  # the descriptor of this directory listing is closed by now
                 os.set_inheritable(int(entry.name), False)
 
 
-def dies_with_parent(number: int = signal.SIGTERM) -> Callable[[], None] | None:
-    """What a child calls between fork and exec to get the signal when the thread that started it ends, with its
-    process or alone; None where the kernel cannot. By SIGKILL a child that is stopped or hung dies all the same."""
+def preexec_die_with_parent(number: int = signal.SIGTERM) -> Callable[[], None] | None:
+    """A `preexec_fn`: the kernel then sends the signal to the child when the thread that started it ends.
+
+    With SIGKILL a stopped or hung child dies too. Returns None on systems that cannot do this.
+    """
     prctl = _prctl()
     parent = os.getpid()
     if prctl is None:
@@ -56,16 +62,16 @@ def dies_with_parent(number: int = signal.SIGTERM) -> Callable[[], None] | None:
     def ask_kernel() -> None:
         prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:
-            # It went before the kernel was asked.
+            # The parent ended before the kernel was asked.
             os._exit(1)
 
     return ask_kernel
 
 
 def die_with_parent() -> None:
-    """Has the kernel kill this process when the thread that started it ends; stopped or hung, it dies all the same.
+    """Asks the kernel to kill this process, even if it is stopped or hung, when the thread that started it ends.
 
-    Does nothing where the kernel cannot. A parent that is gone already must be noticed in another way.
+    Does nothing on systems that cannot do this. A parent that has ended before the call goes unnoticed.
     """
     if (prctl := _prctl()) is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

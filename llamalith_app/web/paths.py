@@ -1,7 +1,7 @@
-"""Encoded slashes in a path: part of a name, never a border between two.
+"""Keeps encoded slashes (`%2F`) in a path from separating path segments.
 
-Servers decode the whole path before it is routed, so that `a%2Fb` looks like two parts. Here such a slash is carried
-through the routing as a mark that no decoded text can hold, and put back after it.
+Servers decode the whole path before routing, so `a%2Fb` would look like two segments. `MarkedSlashes` replaces such a
+slash by a character that no decoded text can contain; `restore_slashes` puts it back after routing.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 MARK = "\udc2f"
-"""A lone surrogate: UTF-8 has none."""
+"""A lone surrogate, which UTF-8 cannot encode."""
 
 
 class MarkedSlashes:
-    """Around all that runs in this process."""
+    """ASGI middleware around the whole application: marks the slashes before routing."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -25,22 +25,23 @@ class MarkedSlashes:
         raw = scope.get("raw_path") or b""
         if scope["type"] == ScopeType.HTTP and b"%2f" in raw.lower():
             parts = raw.partition(b"?")[0].decode("latin-1").split("/")
-            # A copy: the server makes its own use of the path, and cannot encode the mark.
+            # A copy, because the server uses the path too and cannot encode the mark.
             scope = {**scope, "path": "/".join(unquote(part).replace("/", MARK) for part in parts)}
         await self.app(scope, receive, send)
 
 
-def restored(app: ASGIApp) -> ASGIApp:
-    """Around each handler."""
+def restore_slashes(app: ASGIApp) -> ASGIApp:
+    """ASGI middleware around each handler: puts the slashes back into the path and its parameters."""
 
     async def with_slashes(scope: Scope, receive: Receive, send: Send) -> None:
         if MARK in scope["path"]:
-            scope["path"] = readable(scope["path"])
-            scope["path_params"] = {name: readable(value) for name, value in scope["path_params"].items()}
+            scope["path"] = unmarked(scope["path"])
+            scope["path_params"] = {name: unmarked(value) for name, value in scope["path_params"].items()}
         await app(scope, receive, send)
 
     return with_slashes
 
 
-def readable(path: str) -> str:
+def unmarked(path: str) -> str:
+    """The path with its slashes put back."""
     return path.replace(MARK, "/")

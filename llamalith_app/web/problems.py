@@ -1,5 +1,8 @@
-"""From an error to its answer: problem details with a stable type, never a traceback and never what was sent. And what
-the OpenAPI document tells of them."""
+"""Turns an error into its answer: problem details with a stable type, without a traceback and without what was sent.
+Describes these answers in the OpenAPI document, too.
+
+Error texts name the limits that the types of fields and parameters have. Knows no field and no limit itself.
+"""
 
 from __future__ import annotations
 
@@ -15,37 +18,16 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.plugins import ReceiveRoutePlugin
 from litestar.routes import BaseRoute, HTTPRoute
 
-from llamalith_app.contracts import parameters
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import BadInput, LlamalithError
-from llamalith_app.web.paths import readable
+from llamalith_app.settings import ranges
+from llamalith_app.web.envelope import MAX_HEADER_BYTES
+from llamalith_app.web.paths import unmarked
 
 log = structlog.get_logger(__name__)
 
-AN_ID = "expected 1 to 200 characters that are not all blank, without control characters; or a whole number"
-
-ALLOWED = {
-    "limit": "expected a whole number from 1 to 500",
-    "conversation_id": AN_ID,
-    "session_id": AN_ID,
-    "before": "expected a job's id, a whole number of at least 1",
-    "idempotency_key": "expected 1 to 255 visible ASCII characters",
-    "texts": "expected true or false",
-    "job_id": "expected a job's id, a whole number of at least 1",
-    "priority": "expected one of interactive, normal, batch",
-    "status": "expected queued or processing for a cancel, error or cancelled for a retry; both may stand",
-    "timeout_s": "expected seconds, more than 0 and at most 604800",
-    "queue_timeout_s": "expected seconds, more than 0 and at most 604800",
-    "max_attempts": "expected a whole number from 1 to 100",
-    **parameters.allowed(),
-}
-"""What would be right, for fields of which msgspec tells half."""
-
 TAKES_UNKNOWN = {"takes_unknown": True}
 """Options of a route that answers 200 for a conversation that is not there."""
-
-HEADERS = {"idempotency_key": "Idempotency-Key"}
-"""What clients call what handlers call so."""
 
 KINDS = {
     "str": "a string",
@@ -57,13 +39,12 @@ KINDS = {
 }
 """msgspec's names of JSON's types, which are Python's, in words."""
 UNITS = {"str": "characters"}
-SIGNS = {">=": "of at least", "<=": "of at most", ">": "above", "<": "below"}
 MISMATCH = re.compile(r"Expected `([^`]+)`, got `(\w+)`")
 LENGTH = re.compile(r"Expected `(\w+)` of length (>=|<=) (\d+)")
-RANGE = re.compile(r"Expected `(\w+)` (>=|<=|>|<) (\S+)")
 ABSENT_FIELD = re.compile(r"Object missing required field `(\w+)`")
 ABSENT_PARAMETER = re.compile(r"Missing required \w+ parameter '([\w-]+)'")
 
+KIB, MIB = 2**10, 2**20
 PROBLEM_JSON = "application/problem+json"
 
 
@@ -81,7 +62,7 @@ def of_ours(request: Request[Any, Any, Any], error: LlamalithError) -> Response[
 def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
     status = HTTPStatus(error.status_code)
     if isinstance(error, ValidationException):
-        return _answer(request, 400, BadInput.type, BadInput.title, _what_is_wrong(error), {})
+        return _answer(request, 400, BadInput.type, BadInput.title, _invalid(request, error), {})
     if error.detail == "client disconnected prematurely":
         return _answer(request, 400, BadInput.type, BadInput.title, "The body ended before its length.", {})
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -89,7 +70,7 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     word = status.phrase.lower().replace(" ", "-")
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     details = {
-        404: f"There is nothing at {readable(request.scope['path'])[:200]}.",
+        404: f"There is nothing at {unmarked(request.scope['path'])[:200]}.",
         405: f"{request.method} is not possible here; {headers.get('allow', 'nothing')} is.",
         413: f"The body is too large: {_most_body(request)}.",
     }
@@ -97,12 +78,16 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
 
 
 def _most_body(request: Request[Any, Any, Any]) -> str:
-    """What a body may have where this one was sent."""
+    """How large a body may be where this one was sent."""
     handler = request.scope.get("route_handler")
     most = handler.resolve_request_max_body_size() if isinstance(handler, HTTPRouteHandler) else None
     if most is None:
         return "less is taken here"
-    return f"at most {most // 2**20} MiB" if most >= 2**20 else f"at most {most // 2**10} KiB before a login"
+    return f"at most {_size(most)}{'' if most >= MIB else ' before a login'}"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes // MIB} MiB" if n_bytes >= MIB else f"{n_bytes // KIB} KiB"
 
 
 def of_anything(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
@@ -129,25 +114,27 @@ class InDocument(ReceiveRoutePlugin):
 
 def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, ResponseSpec]:
     takes = handler.parsed_fn_signature.parameters.keys() - {"request"}
-    told = {401: "No token and no session, or a wrong one."}
+    refusals = {401: "No token and no session, or a wrong one."}
     if takes:
-        told[400] = "What was sent is wrong: `detail` says what, where, and what would be right. Nothing was stored."
+        refusals[400] = (
+            "What was sent is wrong: `detail` says what, where, and what would be right. Nothing was stored."
+        )
     if handler.http_methods != {"GET"}:
-        told[403] = "Another site sent it, with the cookie of a session; or that session's CSRF token is missing."
+        refusals[403] = "Another site sent it, with the cookie of a session; or that session's CSRF token is missing."
     if route.path_parameters and not handler.opt.get("takes_unknown"):
-        told[404] = "There is no such job or conversation of this caller."
+        refusals[404] = "There is no such job or conversation of this caller."
     if "data" in takes:
-        told |= {
-            413: "The body is larger than 16 MiB.",
+        refusals |= {
+            413: f"The body is larger than {_size(handler.resolve_request_max_body_size() or 0)}.",
             415: "The body is not `application/json` in UTF-8, or is compressed.",
         }
     if "idempotency_key" in takes:
-        told |= {
+        refusals |= {
             409: "The Idempotency-Key stands for another request, or the job did not end as `error` or `cancelled`.",
             429: "The queue is full; Retry-After says when to come again.",
         }
-    told[431] = "The headers are larger than 32 KiB together."
-    told[503] = "The record cannot be used now and nothing was stored; Retry-After says when to come again."
+    refusals[431] = f"The headers are larger than {_size(MAX_HEADER_BYTES)} together."
+    refusals[503] = "The record cannot be used now and nothing was stored; Retry-After says when to come again."
     return {
         status: ResponseSpec(
             Problem,
@@ -155,7 +142,7 @@ def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, Response
             media_type=MediaType.JSON if status == HTTPStatus.UNAUTHORIZED else PROBLEM_JSON,
             generate_examples=False,
         )
-        for status, description in sorted(told.items())
+        for status, description in sorted(refusals.items())
     }
 
 
@@ -183,45 +170,49 @@ def _answer(
     )
 
 
-def _what_is_wrong(error: ValidationException) -> str:
-    """msgspec's sentence about the first field that is wrong, with the field's name before it."""
+def _invalid(request: Request[Any, Any, Any], error: ValidationException) -> str:
+    """What is wrong with the first field that is: its name, and what would be right."""
     extra = error.extra if isinstance(error.extra, list) else []
     first: dict[str, Any] = extra[0] if extra and isinstance(extra[0], dict) else {}
-    message = str(first.get("message", error.detail))
-    where = str(first.get("key", ""))
-    if absent := ABSENT_PARAMETER.match(message):
-        where, message = absent[1], "missing"
-    elif message == "'data'":
+    message, place = str(first.get("message", error.detail)), str(first.get("key", ""))
+    handler = request.scope.get("route_handler")
+    root: Any = handler.signature_model if isinstance(handler, HTTPRouteHandler) else None
+    if message == "'data'":
         return "The body is empty: expected a JSON object"
-    return in_words(message, "" if where == "data" else where)
+    if absent := ABSENT_PARAMETER.match(message):
+        return explained(f"Object missing required field `{absent[1]}`", root)
+    if place == "data" or first.get("source") == "body":
+        return explained(message, ranges.type_at(root, "data"), "" if place == "data" else place)
+    return explained(message, root, place)
 
 
-def in_words(message: str, where: str = "") -> str:
-    """A sentence of msgspec in words of JSON, with the place that it speaks of before it; empty: the whole body. Names
-    nothing that was sent."""
-    sentence, _, place = message.partition(" - at `")
-    where = where or place.removeprefix("$").removeprefix(".").rstrip("`")
-    if absent := ABSENT_FIELD.fullmatch(sentence):
-        where, sentence = f"{where}.{absent[1]}".lstrip("."), "missing"
-    # A place in a list is told by what the list may hold.
-    allowed = ALLOWED.get(where.partition("[")[0])
-    told = allowed or _of_type(sentence)
-    if allowed and sentence == "missing":
-        told = f"missing; {allowed}"
-    where = HEADERS.get(where, where)
-    return f"{where}: {told}" if where else f"The body is wrong: {told}"
+def explained(message: str, root: Any, place: str = "") -> str:
+    """One of msgspec's messages in words of JSON, after the place that it is about (empty: the whole). The limits are
+    those of the field's type, which is looked up in the struct `root`. Contains nothing of what was sent."""
+    sentence, _, found = message.partition(" - at `")
+    place = place or found.removeprefix("$").removeprefix(".").rstrip("`")
+    absent = ABSENT_FIELD.fullmatch(sentence)
+    if absent:
+        place = f"{place}.{absent[1]}".lstrip(".")
+    wanted = ranges.type_at(root, place)
+    expected = f"expected {ranges.in_words(wanted)}" if wanted and ranges.describes_itself(wanted) else ""
+    reason = "; ".join(filter(None, ["missing" if absent else "", expected])) or _reason(sentence)
+    return f"{_client_name(wanted) or place}: {reason}" if place else f"The body is wrong: {reason}"
 
 
-def _of_type(sentence: str) -> str:
+def _client_name(wanted: Any) -> str:
+    """The name that clients have for a parameter whose handler calls it otherwise, such as a header's; else nothing."""
+    names = [(meta.extra or {}).get("name") for member in ranges.members(wanted) for meta in ranges.metas(member)]
+    return next((str(name) for name in names if name), "")
+
+
+def _reason(sentence: str) -> str:
     if "matching regex" in sentence:
         return "has characters that are not allowed here (NUL, or control characters in an id or a name)"
     if limit := LENGTH.fullmatch(sentence):
         kind, sign, n = limit.groups()
         unit = UNITS.get(kind, "entry" if n == "1" else "entries")
         return f"expected {KINDS[kind]} of at {'least' if sign == '>=' else 'most'} {n} {unit}"
-    if limit := RANGE.fullmatch(sentence):
-        kind, sign, n = limit.groups()
-        return f"expected {KINDS[kind]} {SIGNS[sign]} {n}"
     if mismatch := MISMATCH.fullmatch(sentence):
         wanted, found = mismatch.groups()
         return f"expected {_either(wanted.split(' | '))}, got {_found(found, wanted)}"

@@ -1,6 +1,7 @@
-"""The request as handlers see it: who asks, under which id, with which parts of the application at hand.
+"""The request object that handlers get: the caller, the request id, and the services of the application (`Parts`).
 
-Owns the reading of JSON bodies: what is not JSON is the sender's error, whatever way it is broken.
+Also parses JSON bodies and forms, and turns every way in which they can be malformed into BadInput or
+UnsupportedMediaType. Does not know what a body means.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import msgspec
 from litestar import Request
 from litestar.params import HeaderParameter
 
+from llamalith_app.contracts.principal import Principal
+from llamalith_app.contracts.text import A_KEY, MAX_KEY
 from llamalith_app.errors import BadInput, UnsupportedMediaType
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
-from llamalith_app.guards.principal import Principal
 from llamalith_app.guards.sessions import Sessions
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
@@ -29,8 +31,8 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.keys import Key
 from llamalith_app.web.follow import Followers
 from llamalith_app.web.live import Live
-from llamalith_app.web.problems import in_words
-from llamalith_app.web.readiness import Readings
+from llamalith_app.web.problems import explained
+from llamalith_app.web.readiness import ReadinessCheck
 
 Form = TypeVar("Form", bound=msgspec.Struct)
 
@@ -38,10 +40,11 @@ IdempotencyKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
+        title=A_KEY,
         min_length=1,
-        max_length=255,
+        max_length=MAX_KEY,
         pattern=r"^[\x21-\x7e]+$",
-        description="Chosen by the client, new for each thing it wants made, 1 to 255 visible ASCII characters. Within"
+        description=f"Chosen by the client, new for each thing it wants made, {A_KEY}. Within"
         " 24 hours the same request under it gets the same answer and makes nothing more; another one is a 409.",
     ),
 ]
@@ -53,22 +56,25 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 
 
 class Parts(NamedTuple):
-    """What handlers work with. On the application's state and not injected: Litestar starts a task group a request
-    for injection, a tenth of the time of an accept."""
+    """The services that handlers use.
+
+    They are kept in the application's state. Litestar's dependency injection would start a task group for each request,
+    which costs a tenth of the time of a submit.
+    """
 
     database: Database
     submissions: Submissions
     cancellations: Cancellations
     live: Live
     followers: Followers
-    readings: Readings
+    readiness: ReadinessCheck
     sessions: Sessions
     passwords: Passwords
     monitor: Monitor
     models: tuple[str, ...]
-    """Names offered, in order."""
+    """The names of the configured models, in order."""
     model_configs: tuple[ModelConfig, ...]
-    """The same in whole."""
+    """The configurations of these models."""
     forecasts: Forecasts
     hosts: Hosts
 
@@ -76,12 +82,13 @@ class Parts(NamedTuple):
 class AppRequest(Request[Any, Any, Any]):
     @property
     def id(self) -> str:
+        """The request id, which `web/request_log.py` has set."""
         request_id: str = self.scope["request_id"]  # type: ignore[typeddict-item]
         return request_id
 
     @property
     def principal(self) -> Principal:
-        """Of a closed route: the guard was there before."""
+        """The caller. Set by the guard, so it exists on closed routes only."""
         principal: Principal = self.state.principal
         return principal
 
@@ -91,7 +98,10 @@ class AppRequest(Request[Any, Any, Any]):
         return parts
 
     async def json(self) -> Any:
-        """Litestar's own answers 500 to deep nesting and invalid UTF-8, and takes a form or text/plain for JSON."""
+        """The decoded JSON body. Raises UnsupportedMediaType, BadInput.
+
+        Replaces Litestar's own, which answers 500 to deep nesting and invalid UTF-8, and accepts forms and text/plain.
+        """
         media_type, _, charset = self.headers.get("content-type", "").lower().partition(";")
         if media_type.strip() != "application/json":
             raise UnsupportedMediaType(f"Content-Type: expected application/json, got {_quoted(media_type)}")
@@ -108,7 +118,7 @@ class AppRequest(Request[Any, Any, Any]):
         except RecursionError:
             raise BadInput("The body is nested too deeply.") from None
         except (UnicodeDecodeError, msgspec.DecodeError) as error:
-            # JSON in UTF-8 holds no NUL.
+            # JSON in UTF-8 contains no NUL byte.
             if body.startswith(UTF_16) or b"\0" in body[:4]:
                 raise BadInput("The body is UTF-16 or UTF-32: expected UTF-8.") from None
             if isinstance(error, UnicodeDecodeError):
@@ -116,7 +126,7 @@ class AppRequest(Request[Any, Any, Any]):
             raise BadInput(f"The body is not valid JSON: {error}") from None
 
     async def key(self, given: str | None) -> Key | None:
-        """The caller's Idempotency-Key, with what it is good for: this very request."""
+        """The caller's Idempotency-Key with a digest of this request; None if none was given."""
         if given is None:
             return None
         digest = hashlib.sha256()
@@ -126,16 +136,19 @@ class AppRequest(Request[Any, Any, Any]):
         return Key(self.principal.user_id, given, digest.hexdigest())
 
     async def takes_only(self, *filters: str) -> None:
-        """Where more than was meant would be done: raises BadInput for a filter in the query that is not one of these,
-        and for a body, which nobody reads here, unless it says nothing: none, blanks, or JSON without content."""
+        """Raises BadInput if the query has a field that is not one of these filters, or if the body is not empty.
+
+        For routes that act on all jobs that match: an ignored filter would make them act on more than was meant. A body
+        of white space, or an empty JSON value, counts as empty.
+        """
         if unknown := sorted(set(self.query_params) - set(filters)):
             these = f"these exist: {', '.join(filters)}" if filters else "there are none here"
             raise BadInput(f"{unknown[0][:80]}: unknown filter; {these}")
-        if await self._says_something():
+        if await self._has_content():
             instead = f"filters stand in the query: {', '.join(filters)}" if filters else "send none"
             raise BadInput(f"The body is not read here; {instead}")
 
-    async def _says_something(self) -> bool:
+    async def _has_content(self) -> bool:
         body = (await self.body()).strip()
         try:
             return bool(body) and bool(msgspec.json.decode(body))
@@ -143,12 +156,12 @@ class AppRequest(Request[Any, Any, Any]):
             return True
 
     async def form_as(self, form: type[Form]) -> Form:
-        """The form in the body; line ends as people mean them. Raises BadInput, UnsupportedMediaType."""
+        """The form in the body as this type, with line ends as \\n. Raises BadInput, UnsupportedMediaType."""
         fields = {name: value.replace("\r\n", "\n") for name, value in (await form_fields(self)).items()}
         try:
             return msgspec.convert(fields, form)
         except msgspec.ValidationError as error:
-            raise BadInput(in_words(str(error))) from None
+            raise BadInput(explained(str(error), form)) from None
 
 
 def _quoted(value: str) -> str:

@@ -1,9 +1,9 @@
-"""One line a request, and what every answer carries: the request's id, taken from `X-Request-ID` if that is sane and
-made here else, and over https Strict-Transport-Security where that is configured.
+"""ASGI middleware that logs one line for each request and adds `X-Request-ID` to each answer.
 
-Wraps the whole application, so that what no route matches is logged too. Logs the route's pattern, never the path,
-the query or a body. What scripts ask for again and again is a line of level debug as long as it succeeds; what was
-refused or failed tells the client's address and why.
+The id is the client's if it is well-formed, else a new one. Over https Strict-Transport-Security is added if it is
+configured. Wraps the whole application, so requests without a matching route are logged too. Logs the route's pattern,
+never the path, the query or a body. A polled request that succeeds is logged at level debug; a refused or failed one
+with the client's address and the reason.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-SANE = re.compile(rb"\A[A-Za-z0-9._-]{1,128}\Z")
+VALID_ID = re.compile(rb"\A[A-Za-z0-9._-]{1,128}\Z")
 
 log = structlog.get_logger(__name__)
 
 
-REFUSED = 400
-"""Statuses from here on are refusals and failures."""
+FIRST_ERROR_STATUS = 400
+"""The first HTTP status that means a refusal or a failure."""
 
 
 def is_head(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
-    """A HEAD is answered as the GET that it stands for (envelope.py); what changes something must tell them apart."""
+    """Whether the client sent HEAD. Handlers see it as GET (`web/envelope.py`); one that changes something must ask."""
     return connection.scope.get("sent_method") == "HEAD"
 
 
 class RequestLog:
     def __init__(self, app: ASGIApp, *, hsts: str = "") -> None:
-        """`hsts`: seconds of Strict-Transport-Security and what follows them; empty: none is sent."""
+        """`hsts`: the value of Strict-Transport-Security after `max-age=`; if it is empty, the header is not sent."""
         self.app = app
         self._hsts = [(b"strict-transport-security", f"max-age={hsts}".encode())] if hsts else []
 
@@ -43,7 +43,7 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         request_id = next(
-            (value.decode() for name, value in scope["headers"] if name == b"x-request-id" and SANE.match(value)),
+            (value.decode() for name, value in scope["headers"] if name == b"x-request-id" and VALID_ID.match(value)),
             None,
         ) or secrets.token_hex(8)
         scope["request_id"] = request_id  # type: ignore[typeddict-unknown-key]
@@ -51,7 +51,7 @@ class RequestLog:
         started = time.perf_counter()
         status, method = 500, scope["method"]
         scope["sent_method"] = method  # type: ignore[typeddict-unknown-key]
-        # Browsers must not heed it over plain http, where anybody could have written it.
+        # Over plain http anybody on the way could have written the header, so browsers must ignore it there.
         hsts = self._hsts if scope["scheme"] == "https" else []
 
         async def send_with_id(message: Message) -> None:
@@ -72,9 +72,9 @@ class RequestLog:
                 "ms": round((time.perf_counter() - started) * 1000, 2),
                 "principal": "none" if principal is None else f"{principal.door}:{principal.user_id}",
             }
-            if status >= REFUSED:
+            if status >= FIRST_ERROR_STATUS:
                 client = scope.get("client")
                 fields |= {"address": client[0] if client else "none", "why": scope.get("problem", "none")}
             is_background = getattr(scope.get("route_handler"), "opt", {}).get("background", False)
-            (log.debug if is_background and status < REFUSED else log.info)("request", **fields)
+            (log.debug if is_background and status < FIRST_ERROR_STATUS else log.info)("request", **fields)
             structlog.contextvars.clear_contextvars()

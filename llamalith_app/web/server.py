@@ -1,8 +1,8 @@
-"""The HTTP server: uvicorn, with the limits that it does not have of its own.
+"""The HTTP server: uvicorn with limits on bytes and time that it lacks.
 
-Everybody can open a connection. Here is decided how many bytes and how much time one may take before it has shown
-anything: what a request's head may weigh, how slow a head or a body may come, how long a connection may be idle. What
-a request means is decided by the application.
+Everybody can open a connection, so it is limited before anybody has logged in: the size of a request's head, the time
+for a head, the speed of a body and of taking an answer, the time to be idle. Built by `app.create_server`. Does not
+know what a request means; that is the application's part.
 """
 
 from __future__ import annotations
@@ -24,29 +24,48 @@ from llamalith_app.contracts.problems import Problem
 from llamalith_app.web.envelope import HEADERS, problem
 
 IDLE_S = 75
-"""Longer than proxies keep a connection that they may use again (nginx: 60 s), and than people's programs poll: of two
-who close an idle connection, the one who may still send on it must be the first."""
+"""How long an idle connection is kept. Longer than proxies keep one for reuse (nginx: 60 s) and than programs poll: the
+side that may still send a request must be the first to close."""
 
 log = structlog.get_logger(__name__)
 
 
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Deadlines of a connection, in seconds. The server checks them every second or so."""
+
+    head_s: float = 10.0
+    """From the connection, or the first byte, to the end of the headers. Beyond it: 408."""
+    body_s: float = 10.0
+    """The window in which a body that is being read must bring MIN_BYTES_PER_S. Below it: 408."""
+    linger_s: float = 5.0
+    """For what is still sent after the answer, and for reading the last answer of a connection."""
+    taken_s: float = float(IDLE_S)
+    """The window in which a client must read MIN_BYTES_PER_S of an answer that waits for it."""
+    check_ticks: int = 10
+    """Ticks of uvicorn's clock, 0.1 s each, between two checks of these deadlines."""
+
+
+TIMINGS = Timings()
+
+
 class Server(uvicorn.Server):
-    """Ends open streams before it waits for connections to end, and looks after the time of every connection."""
+    """A uvicorn server that ends open streams before it waits for connections to end, and enforces `timings`.
 
-    LOOK_TICKS = 10
-    """Of uvicorn's own clock, which ticks every 0.1 s."""
+    `end_streams` is called first at a shutdown: streams would never end by themselves.
+    """
 
-    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None], timings: Timings = TIMINGS) -> None:
         super().__init__(config)
         self._end_streams = end_streams
+        self._timings = timings
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % self.LOOK_TICKS == 0:
-            # One look at all of them instead of a timer for each: a request then costs no timer.
+        if counter % self._timings.check_ticks == 0:
+            # One check of all connections instead of timers: a request then costs no timer.
             now = asyncio.get_running_loop().time()
             for connection in tuple(self.server_state.connections):
                 if isinstance(connection, Protocol):
-                    connection.check_time(now)
+                    connection.check_time(now, self._timings)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -54,15 +73,15 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class OneWrite:
-    """A transport that tells the kernel at once what is written in one turn of the event loop.
+class WriteCoalescer:
+    """A transport that passes on all writes of one turn of the event loop in one system call.
 
-    uvicorn writes an answer's head and its body apart, and uvloop hands on each at once; with one system call for both
-    the product accepts 8 % more jobs a second (bench/README.md).
+    uvicorn writes an answer's head and body separately, and uvloop passes on each at once. With one system call for
+    both, the product accepts 8 % more jobs a second (bench/README.md).
     """
 
-    MOST_HELD = 64 * 1024
-    """Bytes; more is handed on at once, so that the transport below judges whether its reader keeps up."""
+    MAX_HELD_BYTES = 64 * 1024
+    """More is passed on at once, so that the transport below notices a reader that does not keep up."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -76,7 +95,7 @@ class OneWrite:
         if not self._held:
             self._loop.call_soon(self.flush)
         self._held += data
-        if len(self._held) > self.MOST_HELD:
+        if len(self._held) > self.MAX_HELD_BYTES:
             self.flush()
 
     def write_eof(self) -> None:
@@ -94,7 +113,7 @@ class OneWrite:
 
 
 class Flow(FlowControl):
-    """Reads nothing more while requests of the connection wait for their turn."""
+    """Flow control that stops reading while requests of the connection wait for their turn (`held`)."""
 
     held = False
 
@@ -104,41 +123,34 @@ class Flow(FlowControl):
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection, with bounds on what it may take. Times in seconds, sizes in bytes."""
+    """One connection with limits. Deadlines are in `Timings`."""
 
-    MAX_HEAD = 64 * 1024
-    """Of a request before its body, and of what a chunked body has beside its content: beyond it is a 431."""
-    MAX_LINES = 200
-    """Of headers: each costs many times its bytes. Beyond it is a 431."""
-    HEAD_S = 10.0
-    """From the connection or the first byte to the end of the headers; beyond it is a 408."""
-    BODY_S = 10.0
-    BODY_BYTES_PER_S = 1024
-    """A body brings so much, counted over each BODY_S, while somebody reads it; less is a 408."""
-    LINGER_S = 5.0
-    """For what is still sent after the answer, and for taking an answer after which the connection ends."""
-    TAKEN_S = float(IDLE_S)
-    """While an answer waits for its reader, BODY_BYTES_PER_S of it are taken, counted over each TAKEN_S."""
-    MAX_IGNORED = 32 * 1024 * 1024
-    """Bytes that may come after the answer: twice the largest body, so that who sends one hears why it was refused."""
+    MAX_HEAD_BYTES = 64 * 1024
+    """Of a request before its body, and of the framing of a chunked body. Beyond it: 431."""
+    MAX_HEADER_LINES = 200
+    """A header line costs memory of many times its length. Beyond it: 431."""
+    MIN_BYTES_PER_S = 1024
+    """The least speed of a body, and of taking an answer."""
+    MAX_IGNORED_BYTES = 32 * 1024 * 1024
+    """May come after the answer. Twice the largest body, so that the sender of a body reads why it was refused."""
     MAX_PIPELINED = 32
-    """Requests that may wait behind one; the connection ends with the answer to the last of them."""
+    """Requests that may wait behind one. The connection is closed after the answer to the last of them."""
 
-    PIECE = 4096
-    """Fed to the parser at once, so that it never holds much more than MAX_HEAD."""
+    PIECE_BYTES = 4096
+    """Fed to the parser at a time, so that it never holds much more than MAX_HEAD_BYTES."""
     FRAMING_PER_BYTE = 16
-    """What a chunked body may have beside its content for each byte of it: chunks may be short."""
+    """Bytes of framing that a chunked body may have for each byte of content, since chunks may be short."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._writes = OneWrite(transport, self.loop)
+        self._writes = WriteCoalescer(transport, self.loop)
         super().connection_made(self._writes)  # type: ignore[arg-type]
         self.flow: Flow = Flow(self._writes)  # type: ignore[arg-type]
-        self.heard = False
-        """Something has come."""
-        self._deaf = False
-        """Nothing that comes is looked at any more."""
-        self._head_again = b""
-        """A head that offers another protocol, without the offer: to be parsed in its place."""
+        self.has_received = False
+        """Whether any byte has come."""
+        self._ignores_input = False
+        """Whether further input is dropped unread."""
+        self._head_to_reparse = b""
+        """A head that offers another protocol, without that offer. It is parsed in place of the original."""
         self._is_last = False
         self._ends = False
         self._unsent = 0
@@ -146,79 +158,85 @@ class Protocol(HttpToolsProtocol):
         self._expect("head")
 
     def eof_received(self) -> None:
-        """The transport below closes by itself after this: a client may end its side and still want its answer."""
+        """The transport below closes by itself after this. A client may close its side and still read the answer."""
         self._writes.flush()
 
     # What is read
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        self.heard = True
+        self.has_received = True
         if self.expected == "request" and not self._is_answering:
             self._expect("head")
-        if self._deaf:
+        if self._ignores_input:
             self._ignore(len(data))
-        while data and not self._deaf:
-            data = self._feed(data[: self.PIECE]) + data[self.PIECE :] if len(data) > self.PIECE else self._feed(data)
+        while data and not self._ignores_input:
+            data = (
+                self._feed(data[: self.PIECE_BYTES]) + data[self.PIECE_BYTES :]
+                if len(data) > self.PIECE_BYTES
+                else self._feed(data)
+            )
 
     def _feed(self, piece: bytes) -> bytes:
-        """Returns what the parser has not taken."""
+        """Parses a piece of input; returns what is left for another call."""
         rest = b""
-        self._moved_on = False
+        self._has_advanced = False
         n_body = self._n_body
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
-            # Nothing here speaks another protocol; what was asked is answered in this one.
-            rest = self._head_again + piece[upgrade.args[0] :]
-            if self._head_again:
-                # The old one takes nothing more behind a head with `Connection: close`.
+            # No other protocol is supported; the request is answered in HTTP/1.1.
+            rest = self._head_to_reparse + piece[upgrade.args[0] :]
+            if self._head_to_reparse:
+                # The old parser accepts nothing more after a head with `Connection: close`.
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-                self._head_again = b""
+                self._head_to_reparse = b""
         except httptools.HttpParserError as error:
             is_ours = isinstance(error, (httptools.HttpParserCallbackError, httptools.HttpParserInvalidURLError))
             reason = "its address cannot be read" if is_ours else str(error)
             self._refuse(400, "bad-input", "Bad input", f"This is no HTTP request: {reason}.")
             return b""
-        if not self._moved_on and not self._deaf:
+        if not self._has_advanced and not self._ignores_input:
             self._n_framing += len(piece) - (self._n_body - n_body)
-            if self._n_framing >= self.MAX_HEAD + self.FRAMING_PER_BYTE * self._n_body:
-                self._refuse_headers(f"The headers are too large: at most {self.MAX_HEAD // 1024} KiB before the body.")
+            if self._n_framing >= self.MAX_HEAD_BYTES + self.FRAMING_PER_BYTE * self._n_body:
+                self._refuse_headers(
+                    f"The headers are too large: at most {self.MAX_HEAD_BYTES // 1024} KiB before the body."
+                )
         return rest
 
     def on_message_begin(self) -> None:
-        if not self._deaf:
-            # Armed in the same segment, by the end of a body that came behind its answer.
+        if not self._ignores_input:
+            # The timer may have been set in the same segment, by the end of a body whose answer had been sent.
             self._unset_keepalive_if_required()
             super().on_message_begin()
             self._expect("head")
 
     def on_url(self, url: bytes) -> None:
-        if not self._deaf:
+        if not self._ignores_input:
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Not those behind a chunked body: whoever has judged the headers has not seen them.
-        if self._deaf or self.expected != "head":
+        # Trailers of a chunked body are dropped: the checks of the headers have not seen them.
+        if self._ignores_input or self.expected != "head":
             return
-        if len(self.headers) == self.MAX_LINES:
-            self._refuse_headers(f"There are too many headers: at most {self.MAX_LINES} lines.")
+        if len(self.headers) == self.MAX_HEADER_LINES:
+            self._refuse_headers(f"There are too many headers: at most {self.MAX_HEADER_LINES} lines.")
             return
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._deaf:
+        if self._ignores_input:
             return
         if (version := self.parser.get_http_version()) not in ("1.0", "1.1"):
             detail = f"HTTP/{version} is not spoken here: HTTP/1.1 is."
             self._refuse(400, "bad-input", "Bad input", detail)
             return
         if self.parser.should_upgrade() and (method := self.parser.get_method()) != b"CONNECT":
-            # The parser skips the body of such a request, and clients offer HTTP/2 with any (curl --http2).
+            # The parser skips the body of such a request, but clients offer HTTP/2 with any request (curl --http2).
             lines = [b"%b: %b\r\n" % line for line in self.headers if line[0] != b"upgrade"]
             start = b"%b %b HTTP/%b\r\n" % (method, self.url, version.encode())
-            self._head_again = start + b"".join(lines) + b"\r\n"
+            self._head_to_reparse = start + b"".join(lines) + b"\r\n"
             return
         super().on_headers_complete()
         self._expect("body")
@@ -228,26 +246,26 @@ class Protocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        if not self._deaf:
+        if not self._ignores_input:
             self._n_body += len(body)
             if not self._is_answering:
                 self._ignore(len(body))
             super().on_body(body)
 
     def _ignore(self, n_bytes: int) -> None:
-        """Somebody who goes on sending without end takes no more of the processor than for so many bytes."""
+        """Counts input that nobody reads, and drops the connection beyond MAX_IGNORED_BYTES: reading it costs CPU."""
         self._n_ignored += n_bytes
-        if self._n_ignored > self.MAX_IGNORED:
+        if self._n_ignored > self.MAX_IGNORED_BYTES:
             self.transport.abort()
 
     def on_message_complete(self) -> None:
-        if self._deaf or self._head_again:
+        if self._ignores_input or self._head_to_reparse:
             return
         super().on_message_complete()
         self._expect("request")
-        self._deaf = self._is_last
+        self._ignores_input = self._is_last
         if not self._is_answering:
-            # The answer came before the end of the body, and its timer ended with what came of it.
+            # The answer was sent before the end of the body, and the body's bytes have cancelled its idle timer.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -257,10 +275,10 @@ class Protocol(HttpToolsProtocol):
         self._count_unsent(self.loop.time())
 
     def on_response_complete(self) -> None:
-        # The next of those that wait is taken out by this.
+        # The call of super() below takes the next request out of the pipeline.
         self.flow.held = len(self.pipeline) > 1
         self._since = self.loop.time()
-        if self._deaf and not self.pipeline:
+        if self._ignores_input and not self.pipeline:
             self.transport.close()
         super().on_response_complete()
 
@@ -269,64 +287,64 @@ class Protocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]
 
     def _expect(self, what: Literal["head", "body", "request"]) -> None:
-        """What the client has to send now; `request`: nothing, it may begin another one."""
+        """Sets what the client has to send next; `request`: nothing, but it may begin another one."""
         self.expected = what
-        self._moved_on = True
+        self._has_advanced = True
         self._since = self.loop.time()
         self._n_framing = 0
         self._n_body = 0
         self._n_body_before = 0
         self._n_ignored = 0
 
-    # What is given up
+    # Deadlines
 
-    def check_time(self, now: float) -> None:
-        """Called every second or so; `now` is the loop's time."""
+    def check_time(self, now: float, timings: Timings) -> None:
+        """Closes the connection if it exceeds a deadline. Called every second or so; `now` is the loop's time."""
         if self._ends or self.transport.is_closing():
-            self._check_end(now)
+            self._check_end(now, timings)
             return
-        if self.flow.write_paused and not self._is_taken(now, self.TAKEN_S):
+        if self.flow.write_paused and not self._is_taken(now, timings.taken_s):
             self.transport.abort()
             return
-        if self._deaf or self.expected == "request":
-            # An answer is under way, or the timer of idle connections runs.
+        if self._ignores_input or self.expected == "request":
+            # An answer is being sent, or the timer of idle connections runs.
             return
         if self.expected == "body" and not self._is_answering:
-            if now - self._since >= self.LINGER_S:
+            if now - self._since >= timings.linger_s:
                 self.transport.close()
         elif self.flow.read_paused or self.pipeline:
-            # We do not read, so it is not the client who is slow.
+            # We do not read, so the client is not slow.
             self._since = now
         elif self.expected == "head":
-            if now - self._since < self.HEAD_S:
+            if now - self._since < timings.head_s:
                 return
-            if not self.heard:
+            if not self.has_received:
                 self.transport.close()
             else:
-                self._refuse(
-                    408, "request-timeout", "Request timeout", f"The headers did not come within {self.HEAD_S:g} s."
-                )
-        elif now - self._since >= self.BODY_S:
-            if self._n_body - self._n_body_before < self.BODY_S * self.BODY_BYTES_PER_S:
-                detail = f"The body came too slowly: at least {self.BODY_BYTES_PER_S} bytes a second are needed."
+                detail = f"The headers did not come within {timings.head_s:g} s."
+                self._refuse(408, "request-timeout", "Request timeout", detail)
+        elif now - self._since >= timings.body_s:
+            if self._n_body - self._n_body_before < timings.body_s * self.MIN_BYTES_PER_S:
+                detail = f"The body came too slowly: at least {self.MIN_BYTES_PER_S} bytes a second are needed."
                 self._refuse(408, "request-timeout", "Request timeout", detail)
             self._since, self._n_body_before = now, self._n_body
 
-    def _check_end(self, now: float) -> None:
-        """A client that takes the last answer may take its time; one that does not take it may not."""
+    def _check_end(self, now: float, timings: Timings) -> None:
+        """Drops a connection whose client does not read the last answer at MIN_BYTES_PER_S."""
         if not self._ends:
             self._ends = True
             self._count_unsent(now)
-        elif not self._is_taken(now, self.LINGER_S):
+        elif not self._is_taken(now, timings.linger_s):
             self.transport.abort()
 
     def _is_taken(self, now: float, window_s: float) -> bool:
-        """False: less than BODY_BYTES_PER_S of what waits was taken in the last window, or nothing waits any more."""
+        """Whether the client reads fast enough. False if it read less than MIN_BYTES_PER_S in the last window, or if
+        nothing is left to read."""
         if now - self._unsent_since < window_s:
             return True
         unsent, before = self.transport.get_write_buffer_size(), self._unsent
         self._count_unsent(now)
-        return unsent > 0 and before - unsent >= window_s * self.BODY_BYTES_PER_S
+        return unsent > 0 and before - unsent >= window_s * self.MIN_BYTES_PER_S
 
     def _count_unsent(self, now: float) -> None:
         self._unsent, self._unsent_since = self.transport.get_write_buffer_size(), now
@@ -335,30 +353,30 @@ class Protocol(HttpToolsProtocol):
         self._refuse(431, "headers-too-large", "Headers too large", detail)
 
     def _refuse(self, status: int, word: str, title: str, detail: str) -> None:
-        """Ends the connection, with an answer where one can still be given, and after those that are under way."""
-        self._deaf = True
+        """Ends the connection after the answers that are being sent, with an answer of its own if that is possible."""
+        self._ignores_input = True
         self._unset_keepalive_if_required()
         answering, cycle = self._is_answering, self.cycle
         request_id = secrets.token_hex(8)
         address = self.client[0] if self.client else ""
         log.warning("request refused", status=status, address=address, reason=detail, request_id=request_id)
         if answering and self.expected == "body" and not self.pipeline and not cycle.response_started:
-            # Its handler waits for more of the body, and has nobody to answer.
+            # The handler waits for more of the body; it must see that the client is gone.
             cycle.disconnected = True
             cycle.message_event.set()
         elif answering and (self.expected != "body" or self.pipeline):
-            # Requests that came whole get their answers, and the last of these ends the connection.
+            # Complete requests get their answers; the connection ends after the last of these.
             if self.expected == "body":
                 self.pipeline.popleft()
             else:
                 cycle.keep_alive = False
             return
         elif self.expected == "body":
-            # Behind an answer that is not whole, another one would be part of it.
+            # The client would take a second answer for a part of the first, incomplete one.
             self.transport.close()
             return
         self._writes.write(_answer(problem(status, word, title, detail, request_id), self.server_state.default_headers))
-        # Closed at once, with something unread, the connection would take the answer back.
+        # Closing at once with unread input would reset the connection and lose the answer.
         self._writes.write_eof()
         self.flow.held = False
         self.flow.resume_reading()
@@ -366,15 +384,15 @@ class Protocol(HttpToolsProtocol):
         self._count_unsent(self.loop.time())
 
 
-def _answer(told: Problem, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The last one of its connection."""
-    body = msgspec.json.encode(told)
+def _answer(refused: Problem, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The bytes of the last answer of a connection."""
+    body = msgspec.json.encode(refused)
     lines = [
         *headers,
         *HEADERS.items(),
         (b"content-type", b"application/problem+json"),
         (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", told.request_id.encode()),
+        (b"x-request-id", refused.request_id.encode()),
         (b"connection", b"close"),
     ]
-    return STATUS_LINE[told.status] + b"".join(b"%b: %b\r\n" % line for line in lines) + b"\r\n" + body
+    return STATUS_LINE[refused.status] + b"".join(b"%b: %b\r\n" % line for line in lines) + b"\r\n" + body

@@ -83,5 +83,5 @@ async def _end_with_client(receive: Receive, stream: OpenStream) -> None:
 
 
 async def _end_with_session(request: AppRequest, stream: OpenStream) -> None:
-    await request.parts.sessions.over(request)
+    await request.parts.sessions.wait_until_ended(request)
     stream.end()

@@ -1,9 +1,8 @@
-"""Text as a page may show it beside other text: characters that nobody sees, or that change how others are read, become
-marks such as ⟨U+202E⟩.
+"""Replaces invisible characters, and those that change how others are displayed, by marks such as ⟨U+202E⟩.
 
-`NAME` is for what tells one thing from another (ids, names): nothing in it may look like something else that it is not.
-`EXCERPT` is for the beginning of a text, and for reasons of errors: it keeps white space, and what emoji and scripts
-are joined with. Whole messages are not changed at all; the pages only isolate their direction.
+`NAME` is for ids and names, which must not look like other ones. `EXCERPT` is for the beginning of a text and for error
+reasons: it keeps white space, and the characters that join emoji and scripts. Used by the templates. Whole messages are
+not changed; the pages isolate their direction.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from markupsafe import Markup
 
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs"})
 SIGNS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
-"""Format characters that are drawn: signs before numbers and verses."""
+"""Format characters that are visible: signs before numbers and verses."""
 BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Letters and marks that show nothing."""
+"""Letters and combining marks that are invisible."""
 JOINERS = frozenset("\u200c\u200d")
 VARIATIONS = re.compile("[\ufe00-\ufe0f\u180b-\u180d\u180f\U000e0100-\U000e01ef]")
 UNASSIGNED = re.compile("[\u2065\ufff0-\ufff8\U000e0000-\U000e0fff]")
-"""Code points without a meaning yet that Unicode wants to be invisible."""
+"""Unassigned code points that Unicode reserves for invisible characters."""
 FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,10}\U000e007f")
 """An emoji that spells the name of a region in invisible letters, such as the flag of Scotland."""
 OUTER_SPACE = re.compile(r"^ | $|(?<= ) ")
-"""Spaces that HTML leaves out."""
+"""Spaces that HTML collapses."""
 
 
 MARK = Markup('<bdi class="mark" dir="ltr">{}</bdi>')
-"""With a direction of its own: its letters are not the text's."""
+"""Isolated with its own direction, because it does not belong to the text."""
 
 
 class Kind(Enum):
@@ -40,13 +39,16 @@ class Kind(Enum):
 
 
 def visible(text: str, kind: Kind = Kind.NAME) -> str:
-    """`text` with the marks in it."""
+    """The text with marks, not escaped."""
     return "".join(part if is_text else "".join(map(_mark, part)) for is_text, part in _parts(text, kind))
 
 
 def visible_html(text: str, kind: Kind = Kind.NAME) -> Markup:
-    """The same for HTML, escaped. A name is isolated: it turns nothing beside it. An excerpt needs an element around it
-    with `dir="auto"`, which finds its direction in the text."""
+    """The text with marks as escaped HTML.
+
+    A name is isolated in `<bdi>`, so that its direction does not affect its surroundings. An excerpt must stand in an
+    element with `dir="auto"`.
+    """
     inner = Markup().join(
         part if is_text else Markup().join(MARK.format(_mark(char)) for char in part)
         for is_text, part in _parts(text, kind)
@@ -59,7 +61,7 @@ def _mark(char: str) -> str:
 
 
 def _parts(text: str, kind: Kind) -> list[tuple[bool, str]]:
-    """Runs of characters, each with True where they are shown as they are."""
+    """The text as runs of characters; True for a run that is shown as it is, False for one that becomes marks."""
     if kind is Kind.NAME:
         outer = {match.start() for match in OUTER_SPACE.finditer(text)}
         shown = [i not in outer and _is_seen(char) for i, char in enumerate(text)]
@@ -71,7 +73,7 @@ def _parts(text: str, kind: Kind) -> list[tuple[bool, str]]:
 
 
 def _is_kept(char: str) -> bool:
-    """What an excerpt keeps beside what is seen."""
+    """Whether an excerpt keeps this character although it is invisible."""
     is_blank = char in "\t\n\r" or unicodedata.category(char) == "Zs"
     return is_blank or char in JOINERS or VARIATIONS.match(char) is not None
 

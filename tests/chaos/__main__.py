@@ -1,10 +1,10 @@
-"""`make chaos`: proves, by killing, that a request answered 2xx is on disk and gets exactly one answer.
+"""`make chaos`: kills processes under load, and checks that each request answered 2xx gets exactly one answer.
 
     python -m tests.chaos [--seconds 600] [--seed N] [--real-share 0.05]
 
-`llamalith up` with a web, Valkey and a worker that has the deterministic fake engine. Beside it, on the same data, a
-web and two workers, one with the fake engine and one with the real small model.
-Exit code 1 where a promise was broken; then the folder with logs, history and database is kept.
+It runs `llamalith up`, whose worker uses the deterministic fake engine. Beside it, on the same data, run a second web
+and two workers, one with the fake engine and one with the real small model. Exit code 1 means that a promise was
+broken; the folder with logs, history and database is then kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.chaos.run import run
 
 SHOWN = 20
-"""Of what breaks one rule."""
+"""Violations printed for each rule, at most."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong and when: a schedule that follows from the seed alone. Pure."""
+"""The schedule of faults: what goes wrong, where and when. Pure; the seed alone determines it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import random
 from typing import Literal, NamedTuple
 
 Act = Literal["kill", "kill engine", "freeze", "freeze engine", "freeze engine and kill", "drain", "hang up", "flush"]
-"""`freeze engine and kill`: the engines of a worker hang, and then it dies, or the `up` above it. `hang up`: SIGHUP, as
-from a terminal that closes."""
+"""`freeze engine and kill`: a worker's engines are stopped, then it or its `up` is killed. `hang up`: SIGHUP."""
 
 UP = "up"
 WEBS = ("web-1", "web-2")
 WORKERS = ("worker-1", "worker-2")
 REAL_WORKER = "worker-real"
 VALKEY = "valkey"
-PARTS_OF_UP = {"web-1": "web", "worker-1": "worker", VALKEY: "valkey"}
-"""What `up` starts and starts again, and what it calls them. The others stand beside it on the same data."""
+UNDER_UP = {"web-1": "web", "worker-1": "worker", VALKEY: "valkey"}
+"""The processes that `up` runs, with its names for them. The others run beside it on the same data."""
 
 PAUSE_S = (0.5, 2.0)
 """Between two faults."""
 DOWN_S = (0.0, 1.5)
-"""From the death of a part to its restart."""
+"""From the death of a process to its restart."""
 FROZEN_S = (1.0, 12.0)
 OUTLIVED_S = (9.5, 12.0)
-"""Every other freeze lasts so long that leases are taken away meanwhile: they live 9 s without a beat."""
+"""Half of the freezes outlast the leases, which expire after 9 s without a heartbeat."""
 
 SHARES: dict[Act, int] = {
     "kill": 48,
@@ -46,13 +45,14 @@ class Fault(NamedTuple):
     act: Act
     target: str
     for_s: float
-    """How long it stays down or frozen."""
+    """How long the target stays down or frozen."""
 
     def __str__(self) -> str:
         return f"{self.at_s:7.1f} s  {self.act} {self.target}, {self.for_s:.1f} s"
 
 
 def schedule(seed: int, seconds: float, *, with_real: bool) -> list[Fault]:
+    """The faults of so many seconds, in order. `with_real`: there is a worker with the real model."""
     chance = random.Random(seed)
     workers = [*WORKERS, *WORKERS, REAL_WORKER] if with_real else list(WORKERS)
     members = {"web": list(WEBS), "worker": workers, "valkey": [VALKEY], "up": [UP]}

@@ -1,6 +1,6 @@
-"""What the clients asked, what they were answered and what they saw: the half of the evidence that no product wrote.
+"""The clients' history: what they asked, were answered and saw. The evidence that the product did not write itself.
 
-Times are seconds of this process's monotonic clock. Judges nothing.
+Times are seconds of this process's monotonic clock. `checker.py` compares it with the database.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ End = Literal["open", "ok", "fail", "unknown"]
 
 
 class Operation(msgspec.Struct, kw_only=True):
-    """One thing that a client wanted, however often it had to ask for it."""
+    """One thing that a client wanted, which may take several requests."""
 
     kind: Kind
     invoked: float
-    """Before it was asked for the first time."""
+    """Just before the first request."""
     ended: float | None = None
     outcome: End = "open"
-    """`unknown`: the client gave up without an answer, so that it may have happened or not."""
+    """`unknown`: the client gave up without an answer, so it may or may not have happened."""
     key: str | None = None
     conversation_id: str | None = None
     content: str | None = None
     model: str | None = None
     subject: int | None = None
-    """The job that it is about; of a submit, none."""
+    """The job that a retry or cancel is about."""
     job_ids: list[int] = msgspec.field(default_factory=list)
-    """Of every answer that named a job, in order; more than one where it was asked again."""
+    """The job named by each answer, in order; more than one after repeated requests."""
     word: str | None = None
-    """Of a cancel: the status that it was answered."""
+    """The status in the answer to a cancel."""
     n_unanswered: int = 0
-    """Times that it was asked for without an answer."""
+    """Requests without an answer."""
     n_busy: int = 0
-    """Times that the answer was to come again: 429 or 503."""
+    """Answers 429 or 503."""
     refusal: str | None = None
-    """Of a `fail`: status and text."""
+    """Status and text of the answer of a `fail`."""
 
     def end(self, outcome: End) -> None:
         self.outcome, self.ended = outcome, time.monotonic()
@@ -50,7 +50,7 @@ class Operation(msgspec.Struct, kw_only=True):
 
 
 class Sighting(msgspec.Struct):
-    """A job in a terminal state, as some answer showed it."""
+    """A job in a terminal state, as an answer showed it."""
 
     job_id: int
     status: str
@@ -59,11 +59,11 @@ class Sighting(msgspec.Struct):
 
 
 class Heard(msgspec.Struct, kw_only=True):
-    """What a client that keeps the rules made of a job's stream, over as many connections as it took."""
+    """What a client that keeps the rules read from a job's stream, over all its connections."""
 
     job_id: int
     final: str | None = None
-    """The last event's name; None: it never came."""
+    """The last event's name; None if it never came."""
     text: str = ""
     n_connections: int = 0
     n_restarts: int = 0
@@ -72,19 +72,19 @@ class Heard(msgspec.Struct, kw_only=True):
 
 
 class Lane(msgspec.Struct):
-    """What the stream of a conversation told."""
+    """What a client read from a conversation's stream."""
 
     since: str
     """Wall clock when its first event came, in UTC and as the database writes it."""
     job_ids: list[int]
-    """Those of which it told the end, in that order."""
+    """The jobs whose end it showed, in that order."""
 
 
 class History:
     def __init__(self) -> None:
         self.operations: list[Operation] = []
         self.sightings: list[Sighting] = []
-        """Each once, by whom it was seen first."""
+        """Each state once, with the request that showed it first."""
         self.heard: list[Heard] = []
         self.lanes: list[Lane] = []
         self._seen: set[tuple[int, str, str | None]] = set()
@@ -101,5 +101,5 @@ class History:
             self.sightings.append(sighting)
 
     def write(self, path: Path) -> None:
-        told = {"operations": self.operations, "sightings": self.sightings, "heard": self.heard, "lanes": self.lanes}
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=1))
+        history = {"operations": self.operations, "sightings": self.sightings, "heard": self.heard, "lanes": self.lanes}
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(history), indent=1))

@@ -1,7 +1,7 @@
-"""The clients: they submit, cancel, read, follow and retry at both webs, and write down what they are told.
+"""The clients: they submit, cancel, read, follow and retry at both webs, and record the answers in the history.
 
-A client keeps the rules that the product's documentation gives it: a key for each thing it wants made, the same
-request again where no answer came, `Retry-After`, and `Last-Event-ID`.
+They follow the product's documentation: an Idempotency-Key for each new job, the same request again if no answer came,
+`Retry-After`, and `Last-Event-ID`.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from tests.streams import sse
 
 N_CLIENTS = 8
 N_CONVERSATIONS = 60
-"""Open at a time; one that has had its turns makes room for a new one."""
+"""In use at a time. A conversation with N_TURNS turns is replaced by a new one."""
 N_TURNS = 12
-"""Of a conversation: it fits the context of its model, so that nothing is left out of a prompt."""
+"""So few that a conversation fits the context of its model, and no message is omitted."""
 MOST_OPEN = 80
-"""Jobs that have not ended, as far as the clients know: no more are submitted while there are so many."""
+"""No more jobs are submitted while so many have not ended, as far as the clients know."""
 MOST_STREAMS = 16
 REST_S = (0.02, 0.25)
 """Between two operations of a client."""
-PATIENCE_S = 4.0
+TIMEOUT_S = 4.0
 """For an answer; some freezes are longer."""
-STREAM_PATIENCE_S = 20.0
-"""For the next byte of a stream: more than a keep-alive apart is a dead connection."""
+STREAM_TIMEOUT_S = 20.0
+"""For the next byte of a stream; longer than the keep-alive interval."""
 AGAIN_S = 0.2
 STREAM_AGAIN_S = 0.2
 LANE_SHARE = 0.25
-"""Of streams, those of a whole conversation."""
+"""Of the streams, those of a whole conversation."""
 LANE_S = (3.0, 20.0)
-"""How long such a one is listened to."""
+"""How long a conversation's stream is read."""
 OLD_SHARE = 0.4
-"""Of cancels, those of the job that has waited longest: it runs, most likely."""
+"""Of the cancels, those of the oldest open job, which most likely runs."""
 BUSY_SHARE = 0.2
-"""Of submits, those to one of the first few conversations, so that prompts meet."""
+"""Of the submits, those to the first N_BUSY conversations, so that several prompts wait in one."""
 N_BUSY = 4
 REAL_TOKENS = 6
 N_NUMBERS_A_REAL = 60
-"""Of all prompts; those of them that go to the real model are a conversation, a short one: digests are long to read."""
+"""Prompts, of which those to the real model share a conversation. It stays short: digests have many tokens."""
 
 SHARES = {"submit": 62, "cancel": 3, "read": 18, "follow": 12, "retry": 5}
 
 
 class Load:
-    """`real_share`: of submits, those that go to `real_model`."""
+    """All clients together. `real_share`: the share of submits that go to `real_model`."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Load:
             httpx.AsyncClient(
                 base_url=f"http://127.0.0.1:{port}",
                 headers={"Authorization": f"Bearer {token}"},
-                timeout=PATIENCE_S,
+                timeout=TIMEOUT_S,
                 trust_env=False,
             )
             for port in ports
@@ -82,38 +82,38 @@ class Load:
         self._numbers = itertools.count(1)
         self._conversations = [self._new_conversation() for _ in range(N_CONVERSATIONS)]
         self._turns: dict[str, int] = {}
-        """Sent to each conversation; they are made by the first."""
+        """Turns sent to each conversation."""
         self._there: list[str] = []
-        """Conversations that an answer named."""
+        """Conversations that an answer named, so that they exist."""
         self._bodies: dict[str, dict[str, Any]] = {}
-        """Of every submit under a key."""
+        """The body of each submit, by its key."""
         self._known: list[int] = []
-        """Every job that an answer named."""
+        """Jobs that an answer named."""
         self._open: set[int] = set()
-        """Those of them that were not seen to have ended."""
+        """Those of them whose end no client has seen."""
         self._lost: list[int] = []
-        """Those that ended without a reply, and were not tried again."""
+        """Those of them that ended without a reply and were not retried."""
         self._over = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._streams: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._act_on()) for _ in range(N_CLIENTS)]
-        self._tasks.append(asyncio.create_task(self._look_on()))
+        self._tasks.append(asyncio.create_task(self._poll_jobs()))
 
     async def stop(self, within_s: float) -> None:
-        """Begins nothing more; waits for what is not answered yet."""
+        """Begins no new operation; waits for the answers of the open ones."""
         self._over.set()
         await _settled(self._tasks, within_s)
 
     async def end(self, within_s: float) -> None:
-        """Waits for the streams, whose jobs have all ended."""
+        """Waits for the streams to end, after all jobs have."""
         await _settled(self._streams, within_s)
         for web in self._webs:
             await web.aclose()
 
     async def ask_again(self, most: int) -> None:
-        """Sends some of what was made long ago once more under its key."""
+        """Sends at most so many of the earlier submits once more under their keys."""
         made = [one for one in self.history.operations if one.key in self._bodies and one.outcome == "ok"]
         for operation in self._chance.sample(made, min(most, len(made))):
             answer = await self._ask(
@@ -134,7 +134,7 @@ class Load:
             await getattr(self, f"_{kind}")()
             await asyncio.sleep(self._chance.uniform(*REST_S))
 
-    # What is asked
+    # Requests
 
     async def _submit(self) -> None:
         if len(self._open) >= MOST_OPEN:
@@ -174,7 +174,7 @@ class Load:
             await self._make(operation, f"/api/jobs/{job_id}/retry", None)
 
     async def _make(self, operation: Operation, path: str, body: dict[str, Any] | None) -> None:
-        """Until there is an answer. Without a key, or by its mood, the client gives up after the first silence."""
+        """Sends the request until it is answered. Without a key, and at random, gives up after the first timeout."""
         gives_up = operation.key is None or self._chance.random() < 0.1
         twice = operation.key is not None and self._chance.random() < 0.05
         headers = {"Idempotency-Key": operation.key} if operation.key else {}
@@ -209,7 +209,7 @@ class Load:
                 self._there.append(accepted["conversation_id"])
 
     async def _cancel(self) -> None:
-        """Sent once: unknown where no answer came."""
+        """Sends a cancel once; its outcome is unknown if no answer comes."""
         if not self._open:
             return
         job_id = min(self._open) if self._chance.random() < OLD_SHARE else self._chance.choice(list(self._open))
@@ -250,11 +250,11 @@ class Load:
             self._refused(operation, answer)
             return None
         operation.end("ok")
-        told = answer.json()
-        for job in [told] if "status" in told else [*told.get("jobs", []), told.get("last_job")]:
+        shown = answer.json()
+        for job in [shown] if "status" in shown else [*shown.get("jobs", []), shown.get("last_job")]:
             if job:
                 self._see(job, path)
-        return told
+        return shown
 
     def _refused(self, operation: Operation, answer: httpx.Response) -> None:
         if answer.status_code in (429, 503):
@@ -265,7 +265,7 @@ class Load:
             operation.end("fail")
 
     async def _ask(self, method: str, path: str, **request: Any) -> httpx.Response | None:
-        """None: no answer. A web that is not there at all is passed over once."""
+        """The answer; None if there is none. If one web refuses the connection, the other one is asked."""
         webs = self._chance.sample(self._webs, len(self._webs))
         for web in webs:
             try:
@@ -276,9 +276,9 @@ class Load:
                 return None
         return None
 
-    # What is seen
+    # Ends of jobs
 
-    async def _look_on(self) -> None:
+    async def _poll_jobs(self) -> None:
         """Finds out which jobs have ended."""
         while not self._over.is_set():
             await self._get("/api/jobs?limit=200")
@@ -295,7 +295,7 @@ class Load:
             if job["status"] != "done":
                 self._lost.append(job["id"])
 
-    # What is followed
+    # Streams
 
     async def _follow(self) -> None:
         if len(self._streams) >= MOST_STREAMS or not self._open:
@@ -311,7 +311,7 @@ class Load:
         task.add_done_callback(self._streams.discard)
 
     async def _hear_job(self, heard: Heard) -> None:
-        """To its last event, over as many connections as it takes."""
+        """Reads a job's stream to its last event, over as many connections as needed."""
         got = sse.Heard()
         while heard.final is None:
             heard.n_connections += 1
@@ -322,7 +322,7 @@ class Load:
             await asyncio.sleep(STREAM_AGAIN_S)
 
     async def _hear_lane(self, conversation_id: str, for_s: float) -> None:
-        """A conversation's jobs, one after another, until the client has enough."""
+        """Reads a conversation's stream for so many seconds."""
         since = ""
         lane: dict[int, tuple[Heard, sse.Heard]] = {}
         last_id, n_connections = "", 0
@@ -341,14 +341,14 @@ class Load:
                             if not self._take(heard, got, event):
                                 raise TimeoutError
                     await asyncio.sleep(STREAM_AGAIN_S)
-        told = [heard for heard, _ in lane.values() if heard.final or heard.broken]
-        if told:
-            told[0].n_connections = n_connections
-            self.history.heard += told
-            self.history.lanes.append(Lane(since, [heard.job_id for heard in told]))
+        ended = [heard for heard, _ in lane.values() if heard.final or heard.broken]
+        if ended:
+            ended[0].n_connections = n_connections
+            self.history.heard += ended
+            self.history.lanes.append(Lane(since, [heard.job_id for heard in ended]))
 
     def _take(self, heard: Heard, got: sse.Heard, event: sse.Event) -> bool:
-        """False: a rule of streams was broken."""
+        """Applies an event; False if it breaks a rule of streams."""
         if event.kind == "progress":
             return True
         try:
@@ -363,12 +363,12 @@ class Load:
         return True
 
     async def _events(self, path: str, last_id: str) -> AsyncIterator[sse.Event]:
-        """Of one connection."""
+        """The events of one connection."""
         async with self._chance.choice(self._webs).stream(
             "GET",
             path,
             headers={"Last-Event-ID": last_id} if last_id else {},
-            timeout=httpx.Timeout(PATIENCE_S, read=STREAM_PATIENCE_S),
+            timeout=httpx.Timeout(TIMEOUT_S, read=STREAM_TIMEOUT_S),
         ) as answer:
             if answer.status_code == 200:
                 async for event in sse.Reader(answer).events():
@@ -378,7 +378,7 @@ class Load:
                 await answer.aread()
                 self._refused(operation, answer)
 
-    # Who talks
+    # Conversations
 
     def _conversation(self) -> str:
         place = self._chance.randrange(N_BUSY if self._chance.random() < BUSY_SHARE else N_CONVERSATIONS)
@@ -393,7 +393,7 @@ class Load:
 
 
 async def _settled(tasks: Any, within_s: float) -> None:
-    """Waits, then ends those that do not; what they raised is raised."""
+    """Waits so many seconds for the tasks, then cancels the others. Raises what a task raised."""
     if not tasks:
         return
     done, late = await asyncio.wait(list(tasks), timeout=within_s)

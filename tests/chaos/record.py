@@ -1,8 +1,7 @@
-"""The record as it stands on disk, read without the product's code; and the journal that the run keeps beside it.
+"""Reads the database without the product's code, and the journal that triggers write during a run.
 
-The journal is a table filled by triggers, so that it has every change of a job and of its attempts in the order of
-their commits. The clocks in the rows cannot say that: a process that is frozen between reading its clock and writing
-the row writes a time that is long over.
+The journal has every change of a job and its attempts in the order of the commits. The times in the rows do not show
+that order: a process may be frozen between reading the clock and writing the row.
 """
 
 from __future__ import annotations
@@ -53,6 +52,7 @@ class Job(msgspec.Struct, kw_only=True):
 class Message(NamedTuple):
     conversation: int
     place: int
+    """Of its turn's four: system, context, prompt, reply. The run makes no branches, so each turn has one place."""
     role: str
     content: str
     job_id: int | None
@@ -86,21 +86,31 @@ class Record(NamedTuple):
 
 
 def keep_journal(database: Path) -> None:
+    """Adds the journal's table and triggers to the database."""
     with closing(sqlite3.connect(database)) as connection:
         connection.executescript(JOURNAL)
 
 
 def read(database: Path) -> Record:
+    """Everything that the rules need, in one transaction."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         connection.execute("BEGIN")
-        columns = [field for field in Job.__struct_fields__ if field not in ("conversation", "public_id", "content")]
+        joined = ("conversation", "public_id", "content", "turn")
+        columns = [field for field in Job.__struct_fields__ if field not in joined]
         rows = connection.execute(
-            f"SELECT j.conversation_id, c.public_id, m.content, {', '.join(f'j.{column}' for column in columns)}"
-            " FROM jobs j JOIN conversations c ON c.id = j.conversation_id"
-            " LEFT JOIN messages m ON m.job_id = j.id AND m.role = 'user' ORDER BY j.id"
+            "SELECT j.conversation_id, c.public_id, m.content, t.depth,"
+            f" {', '.join(f'j.{column}' for column in columns)}"
+            " FROM jobs j JOIN conversations c ON c.id = j.conversation_id LEFT JOIN turns t ON t.id = j.turn_id"
+            " LEFT JOIN messages m ON m.turn_id = t.id AND m.role = 'user' ORDER BY j.id"
         )
         jobs = [
-            Job(conversation=row[0], public_id=row[1], content=row[2], **dict(zip(columns, row[3:], strict=True)))
+            Job(
+                conversation=row[0],
+                public_id=row[1],
+                content=row[2],
+                turn=row[3],
+                **dict(zip(columns, row[4:], strict=True)),
+            )
             for row in rows
         ]
         return Record(
@@ -108,7 +118,13 @@ def read(database: Path) -> Record:
             [
                 Message(*row)
                 for row in connection.execute(
-                    "SELECT conversation_id, place, role, content, job_id FROM messages ORDER BY conversation_id, place"
+                    """
+                    SELECT t.conversation_id, 4 * t.depth + CASE WHEN m.is_reply THEN 3 ELSE
+                        CASE m.role WHEN 'system' THEN 0 WHEN 'assistant' THEN 1 ELSE 2 END END AS place,
+                        m.role, m.content, CASE WHEN m.is_reply OR m.role = 'user' THEN j.id END
+                    FROM messages m JOIN turns t ON t.id = m.turn_id LEFT JOIN jobs j ON j.turn_id = t.id
+                    ORDER BY t.conversation_id, place
+                    """
                 )
             ],
             [
@@ -125,7 +141,7 @@ def read(database: Path) -> Record:
 
 
 def n_open(database: Path) -> int:
-    """Jobs that have not ended."""
+    """How many jobs have not ended."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         (found,) = connection.execute(
             "SELECT count(*) FROM jobs WHERE status NOT IN ('done', 'error', 'cancelled')"

@@ -1,4 +1,4 @@
-"""One run of chaos: the product under load while its processes die, and the judgement afterwards."""
+"""One run: the product under load while its processes are killed and frozen, then the check of every promise."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import httpx
 
 from tests.chaos import record
+from tests.chaos.checker import Violation, check, max_concurrent_attempts
 from tests.chaos.cluster import FAKE_MODELS, REAL_MODEL, TOKEN, Cluster, kills
 from tests.chaos.faults import schedule
 from tests.chaos.history import History
-from tests.chaos.judge import Violation, judge, most_at_once
 from tests.chaos.load import Load
 from tests.chaos.record import Record
 
 STUCK_S = 120.0
-"""So long after everything runs again no job may fail to end while others wait: longer than the longest pause before
-an attempt, which what stands behind it in its conversation waits for as well."""
+"""Once everything runs again, jobs must end at least this often until none is open. Longer than the longest backoff."""
 ANSWER_S = 60.0
-"""The same for every request, and from the end of all jobs for every stream."""
+"""Once everything runs again, every request must be answered within this time, and every stream end within this time
+after all jobs."""
 ASKED_AGAIN = 100
 
 
@@ -38,8 +38,8 @@ async def run(folder: Path, *, seed: int, seconds: float, real_share: float) -> 
     faults = schedule(seed, seconds, with_real=real_share > 0)
     (folder / "schedule.txt").write_text("".join(f"{fault}\n" for fault in faults))
     cluster.data_dir.mkdir()
-    code, told = await cluster.run_once("migrate")
-    assert code == 0, told
+    code, output = await cluster.run_command("migrate")
+    assert code == 0, output
     record.keep_journal(cluster.database)
     load = Load(
         history,
@@ -69,15 +69,15 @@ async def run(folder: Path, *, seed: int, seconds: float, real_share: float) -> 
         await load.end(ANSWER_S)
         shown = await _read_all(cluster)
     finally:
-        await cluster.end()
+        await cluster.stop()
         history.write(folder / "history.json")
-    code, checked = await cluster.run_once("check")
+    code, checked = await cluster.run_command("check")
     found = record.read(cluster.database)
-    violations = judge(history, found, fake_models=frozenset(FAKE_MODELS))
+    violations = check(history, found, fake_models=frozenset(FAKE_MODELS))
     violations += [Violation("What the API shows is what is stored", what) for what in _differences(shown, found)]
-    violations += [Violation("No part ends by itself", what) for what in cluster.unexpected]
-    violations += [Violation("Every part ends with the whole", what) for what in cluster.leftovers()]
-    violations += [Violation("Nothing unexpected happens in any part", what) for what in cluster.complaints()]
+    violations += [Violation("No process ends by itself", what) for what in cluster.unexpected]
+    violations += [Violation("Every process ends with the product", what) for what in cluster.leftovers()]
+    violations += [Violation("Nothing unexpected happens in any process", what) for what in cluster.complaints()]
     if code != 0:
         violations.append(Violation("`llamalith check` finds nothing", checked))
     report = _report(seed, seconds, cluster, history, found)
@@ -88,7 +88,7 @@ async def run(folder: Path, *, seed: int, seconds: float, real_share: float) -> 
 
 
 async def _until_all_ended(cluster: Cluster) -> int:
-    """Waits as long as jobs end; how many have not."""
+    """Waits as long as jobs go on ending; returns how many have not ended."""
     n_open, since = record.n_open(cluster.database), time.monotonic()
     while n_open and time.monotonic() - since < STUCK_S:
         await asyncio.sleep(0.2)
@@ -98,7 +98,7 @@ async def _until_all_ended(cluster: Cluster) -> int:
 
 
 async def _read_all(cluster: Cluster) -> tuple[dict[int, Any], dict[str, list[dict[str, str]]]]:
-    """Every job and every conversation, over the API."""
+    """Every job and every conversation as the API shows them."""
     jobs: dict[int, Any] = {}
     messages: dict[str, list[dict[str, str]]] = {}
     port = next(iter(cluster.ports.values()))
@@ -131,8 +131,7 @@ def _differences(shown: tuple[dict[int, Any], dict[str, list[dict[str, str]]]], 
     public_ids = {job.conversation: job.public_id for job in found.jobs.values()}
     stored_messages: dict[str, list[dict[str, str]]] = {public_id: [] for public_id in public_ids.values()}
     for message in found.messages:
-        told = {"role": message.role, "content": message.content}
-        stored_messages[public_ids[message.conversation]].append(told)
+        stored_messages[public_ids[message.conversation]].append({"role": message.role, "content": message.content})
     return [
         *_unequal("job", shown_jobs, stored_jobs),
         *_unequal("conversation", messages, stored_messages),
@@ -156,11 +155,11 @@ def _report(seed: int, seconds: float, cluster: Cluster, history: History, found
     complete = [heard for heard in history.heard if heard.final]
     lines = [
         f"seed {seed}, {seconds:g} s",
-        f"faults      {_told(cluster.counts)}",
-        f"jobs        {len(found.jobs)}: {_told(ends)}; {most_at_once(found)} at once at the most",
-        f"by model    {_told(Counter(job.model for job in found.jobs.values()))}",
-        f"attempts    {len(found.attempts)}: {_told(attempts)}",
-        f"operations  {len(history.operations)}: {_told(outcomes)}",
+        f"faults      {_counted(cluster.counts)}",
+        f"jobs        {len(found.jobs)}: {_counted(ends)}; {max_concurrent_attempts(found)} at once at the most",
+        f"by model    {_counted(Counter(job.model for job in found.jobs.values()))}",
+        f"attempts    {len(found.attempts)}: {_counted(attempts)}",
+        f"operations  {len(history.operations)}: {_counted(outcomes)}",
         f"            asked again without an answer {sum(one.n_unanswered for one in history.operations)},"
         f" told to come again {sum(one.n_busy for one in history.operations)}",
         f"streams     {len(complete)} heard to their end over {sum(one.n_connections for one in complete)} connections,"
@@ -170,5 +169,5 @@ def _report(seed: int, seconds: float, cluster: Cluster, history: History, found
     return "\n".join(lines)
 
 
-def _told(counts: Counter[str]) -> str:
+def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))

@@ -1,4 +1,4 @@
-"""`llamalith up` whose worker has the fake engine; everything else is the product's own.
+"""`llamalith up` whose worker uses the fake engine; everything else is the product's.
 
 python -m tests.chaos.up SCRIPT MODELS UP'S OWN OPTIONS...
 """

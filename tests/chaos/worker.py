@@ -1,4 +1,4 @@
-"""`llamalith worker` with the fake engine in place of the real one; everything else is the product's own.
+"""`llamalith worker` with the fake engine; everything else is the product's.
 
 python -m tests.chaos.worker --data-dir DATA_DIR --script SCRIPT --models NAME,NAME --grace S --parent-fd FD
 """
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.worker")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--script", type=Path, required=True)
-    parser.add_argument("--models", required=True, help="that this worker serves, of those of the configuration")
+    parser.add_argument("--models", required=True, help="of the configured ones, those of this worker")
     parser.add_argument("--grace", type=float, required=True)
     parser.add_argument("--parent-fd", type=int, required=True)
     options = parser.parse_args()

@@ -24,7 +24,7 @@ from llamalith_app.engine.runner import MAX_RUN_CHARS, LlamaRunner, split_long_r
 from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Work
 from llamalith_app.engine.sampler import CANDIDATE, SeededDist
 from llamalith_app.engine.template import TemplateFailed
-from llamalith_app.settings.config_file import CHAT_FORMATS
+from llamalith_app.settings.formats import CHAT_FORMATS
 from tests import tiny_models
 from tests.engine.conftest import load, run, sampling, started, submit
 

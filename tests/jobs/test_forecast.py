@@ -1,4 +1,4 @@
-"""When a job starts and ends, from what was measured. Time is an argument."""
+"""Forecasts of when jobs start and end, from measured times. Time is an argument."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ import pytest
 
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineStatus
-from llamalith_app.jobs.order import ModelQueue, bounds, left_s, merged, model_queues
+from llamalith_app.jobs.order import ModelQueue, max_wait_by_priority, merge_statuses, model_queues, remaining_s
 from llamalith_app.jobs.worker.speeds import Speeds
-from llamalith_app.settings.config_file import MaxWait
+from llamalith_app.settings.declaration import MaxWait
 from llamalith_app.store.jobs import Due, QueueDepth
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
-MAX_WAIT = bounds(MaxWait(normal=120))
+MAX_WAIT = max_wait_by_priority(MaxWait(normal=120))
 
 
 def ago(seconds: float) -> datetime:
     return NOW - timedelta(seconds=seconds)
 
 
-def engine(model: str = "a", **told: Any) -> EngineStatus:
-    fields = {"state": "loaded", "n_slots": 2, "job_s": 10.0, "load_s": 3.0, **told}
+def engine(model: str = "a", **given: Any) -> EngineStatus:
+    fields = {"state": "loaded", "n_slots": 2, "job_s": 10.0, "load_s": 3.0, **given}
     return EngineStatus(model=model, **fields)
 
 
-def foreseen(*engines: EngineStatus, **load: Any) -> dict[str, ModelQueue]:
+def forecast(*engines: EngineStatus, **load: Any) -> dict[str, ModelQueue]:
     fields = {"queued": {}, "running": [], "due": [], **load}
-    return model_queues({one.model: one for one in engines}, QueueDepth(**fields), MAX_WAIT, NOW)
+    return model_queues({status.model: status for status in engines}, QueueDepth(**fields), MAX_WAIT, NOW)
 
 
 def test_jobs_start_as_slots_become_free() -> None:
-    lane = foreseen(engine(), running=[("a", ago(4))])["a"]
-    assert [lane.start_s(n) for n in (1, 2, 3, 4)] == [0, 6, 10, 16]
-    assert lane.end_s(4) == 26
+    queue = forecast(engine(), running=[("a", ago(4))])["a"]
+    assert [queue.start_s(n) for n in (1, 2, 3, 4)] == [0, 6, 10, 16]
+    assert queue.end_s(4) == 26
 
 
-def test_a_job_that_takes_longer_than_most_is_not_expected_to_end_at_once() -> None:
-    assert foreseen(engine(n_slots=1), running=[("a", ago(50))])["a"].start_s(1) == 1
+def test_a_job_that_takes_longer_than_the_average_is_not_expected_to_end_at_once() -> None:
+    assert forecast(engine(n_slots=1), running=[("a", ago(50))])["a"].start_s(1) == 1
 
 
-def test_before_anything_was_measured_nothing_is_foreseen() -> None:
-    lane = foreseen(engine(job_s=None), running=[("a", ago(4))])["a"]
-    assert (lane.start_s(1), lane.end_s(1)) == (None, None)
+def test_before_a_job_was_measured_there_is_no_forecast() -> None:
+    queue = forecast(engine(job_s=None), running=[("a", ago(4))])["a"]
+    assert (queue.start_s(1), queue.end_s(1)) == (None, None)
 
 
-def test_a_model_that_fits_is_waited_for_as_long_as_it_loads() -> None:
-    found = foreseen(engine("a"), engine("b", state="absent"), queued={"a": 100})
+def test_jobs_of_a_model_that_fits_wait_for_its_load_only() -> None:
+    found = forecast(engine("a"), engine("b", state="absent"), queued={"a": 100})
     assert found["b"].start_s(1) == 3
 
 
 @pytest.mark.parametrize(("n_queued", "waited_s", "expected"), [(4, 10, 3 + 20), (1000, 10, 3 + 110), (1000, 500, 3)])
-def test_a_model_that_does_not_fit_waits_for_the_other_s_queue_but_not_beyond_its_bound(
+def test_a_model_that_does_not_fit_waits_for_the_other_s_queue_but_not_beyond_its_max_wait(
     n_queued: int, waited_s: float, expected: float
 ) -> None:
-    found = foreseen(
+    found = forecast(
         engine("a"),
         engine("b", state="absent", fits=False),
         queued={"a": n_queued, "b": 1},
@@ -65,8 +65,8 @@ def test_a_model_that_does_not_fit_waits_for_the_other_s_queue_but_not_beyond_it
     assert found["b"].start_s(1) == expected
 
 
-def test_what_several_workers_tell_comes_together() -> None:
-    found = merged(
+def test_the_statuses_of_several_workers_are_merged() -> None:
+    found = merge_statuses(
         [
             engine(state="failed", reason="broken", job_s=None, n_slots=1, fits=False),
             engine(state="loading", progress=0.5, job_s=None, n_slots=2, n_used=1),
@@ -76,15 +76,15 @@ def test_what_several_workers_tell_comes_together() -> None:
     assert (found.state, found.progress, found.n_slots, found.n_used, found.job_s) == ("loading", 0.5, 7, 1, 10.0)
 
 
-def test_a_running_job_is_expected_to_write_as_much_as_others_did() -> None:
+def test_a_running_job_is_expected_to_write_as_much_as_recent_ones() -> None:
     told = engine(completion_tokens=100.0, tokens_per_s=10.0, prompt_tokens_per_s=50.0)
     reading = Progress(phase="prefill", prompt_tokens=600, prompt_tokens_done=100)
     writing = Progress(phase="decode", completion_tokens=60, tokens_per_s=5.0)
-    assert left_s(reading, told) == 10 + 10
-    assert left_s(writing, told) == 8
-    assert left_s(Progress(phase="decode", completion_tokens=500), told) == 1
-    assert left_s(writing, engine()) is None
-    assert left_s(writing, None) is None
+    assert remaining_s(reading, told) == 10 + 10
+    assert remaining_s(writing, told) == 8
+    assert remaining_s(Progress(phase="decode", completion_tokens=500), told) == 1
+    assert remaining_s(writing, engine()) is None
+    assert remaining_s(writing, None) is None
 
 
 def test_an_average_follows_what_was_measured_lately() -> None:

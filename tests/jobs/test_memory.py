@@ -10,7 +10,7 @@ import pytest
 from llamalith_app.jobs.worker import memory
 from llamalith_app.jobs.worker.memory import MIB
 from llamalith_app.settings.config import ModelConfig
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from tests.gguf import LLAMA, write
 
 GROUP = "sys/fs/cgroup"

@@ -20,7 +20,7 @@ from llamalith_app.engine.client.local import EngineLoadFailed, EngineProcess
 from llamalith_app.jobs.worker.memory import MIB, OVERHEAD_BYTES
 from llamalith_app.jobs.worker.pool import RETRY_PRELOAD_S, ModelTooLarge, Pool, Reservation
 from llamalith_app.settings.config import ModelConfig
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from tests import fake_engine
 from tests.gguf import LLAMA, header, write
 from tests.settle import eventually

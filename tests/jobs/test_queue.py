@@ -1,4 +1,4 @@
-"""What SAQ's speaker says to servers that it cannot use, and how quiet it is while there is none."""
+"""Hints and the SAQ workers that receive them: with an old Redis, an absent one, and one that answers with errors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 from llamalith_app.errors import ConfigError
-from llamalith_app.jobs.queue import PENDING_HINTS, Hint, Hints, Wakers, enqueue, refuse_old_redis, saq_queue
+from llamalith_app.jobs.queue import PENDING_HINTS, Hint, Hints, Timings, Wakers, enqueue, refuse_old_redis, saq_queue
 from tests.settle import eventually
 
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow machine a server that is there may need longer than a hint may take."""
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
+PATIENT_S = 20.0
+"""A server that is there may need longer on a slow machine than a hint may take."""
 
 
 async def server_that_says(version: str, path: Path) -> asyncio.Server:
@@ -40,26 +37,26 @@ async def server_that_says(version: str, path: Path) -> asyncio.Server:
 async def test_an_old_redis_is_refused_by_its_version(tmp_path: Path, version: str) -> None:
     server = await server_that_says(version, tmp_path / "old")
     with pytest.raises(ConfigError, match=f"this server is Redis {version}; 6.2 or newer is needed"):
-        await refuse_old_redis(f"unix://{tmp_path}/old?protocol=2")
+        await refuse_old_redis(f"unix://{tmp_path}/old?protocol=2", PATIENT_S)
     server.close()
 
 
 @pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "10.1"])
-async def test_a_newer_redis_is_taken(tmp_path: Path, version: str) -> None:
+async def test_a_newer_redis_is_accepted(tmp_path: Path, version: str) -> None:
     server = await server_that_says(version, tmp_path / "new")
-    await refuse_old_redis(f"unix://{tmp_path}/new?protocol=2")
+    await refuse_old_redis(f"unix://{tmp_path}/new?protocol=2", PATIENT_S)
     server.close()
 
 
-async def test_the_embedded_valkey_is_new_enough_and_an_absent_one_no_reason_to_stop(
+async def test_the_embedded_valkey_is_new_enough_and_an_absent_redis_is_not_refused(
     redis_url: str, absent_redis_url: str
 ) -> None:
-    await refuse_old_redis(redis_url)
-    await refuse_old_redis(absent_redis_url)
+    await refuse_old_redis(redis_url, PATIENT_S)
+    await refuse_old_redis(absent_redis_url, PATIENT_S)
 
 
-async def test_a_crowd_of_hints_is_cut_to_what_says_something_new(redis_url: str) -> None:
-    hints = Hints(redis_url, ("m",))
+async def test_of_a_crowd_of_hints_only_the_newest_are_sent(redis_url: str) -> None:
+    hints = Hints(redis_url, ("m",), timeout_s=PATIENT_S)
     for job_id in range(1000):
         hints.send("m", job_id)
     async with Redis.from_url(redis_url) as redis:
@@ -80,27 +77,28 @@ async def test_a_task_that_a_dead_worker_left_is_swept_at_once_and_by_no_subscri
         assert job is not None
         swept = asyncio.create_task(queue.sweep())
 
-        async def is_told() -> bool:
+        async def is_swept() -> bool:
             assert await redis.pubsub_numpat() == 0
             return swept.done()
 
-        await eventually(is_told)
+        await eventually(is_swept)
         assert await swept == [job.id]
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @pytest.mark.parametrize("state", ["idle", "at work", "frozen"])
-async def test_a_stop_leaves_no_task_behind(redis_url: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.queue.STOP_S", 0.3)
+async def test_a_stop_leaves_no_task_behind(redis_url: str, state: str) -> None:
     woken, ends = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
         woken.set()
         await ends.wait()
 
-    wakers = Wakers(redis_url, {"m": 2, "n": 1}, lambda _model, _tell: asyncio.create_task(work()))
+    wakers = Wakers(
+        redis_url, {"m": 2, "n": 1}, lambda _model, _report: asyncio.create_task(work()), Timings(stop_s=0.3)
+    )
     wakers.start()
-    hints = Hints(redis_url, ("m",))
+    hints = Hints(redis_url, ("m",), timeout_s=PATIENT_S)
 
     async def waits() -> bool:
         return all(worker.tasks for worker in wakers._workers)
@@ -115,7 +113,7 @@ async def test_a_stop_leaves_no_task_behind(redis_url: str, state: str, monkeypa
         await wakers.stop()
     ends.set()
     await hints.close()
-    # What was begun ends by itself.
+    # Work that was started goes on, and ends by itself.
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert [task for task in left if "work" not in repr(task.get_coro())] == []
     await asyncio.wait([*left]) if left else None
@@ -125,7 +123,7 @@ WAIT_FOR_NOBODY = """
 import asyncio, sys, time
 from llamalith_app.jobs.queue import Wakers
 
-def never(model, tell):
+def never(model, report):
     raise AssertionError("nobody could have woken it")
 
 async def main(url, seconds):
@@ -163,8 +161,8 @@ async def test_a_redis_that_refuses_takes_hardly_any_of_a_core(redis_url: str) -
     assert await share_of_a_core(redis_url) < 0.05
 
 
-async def test_a_hint_for_a_model_that_is_offered_no_more_goes_nowhere(redis_url: str) -> None:
-    hints = Hints(redis_url, ("m",))
+async def test_a_hint_for_a_model_that_is_no_longer_configured_is_dropped(redis_url: str) -> None:
+    hints = Hints(redis_url, ("m",), timeout_s=PATIENT_S)
     hints.send("gone", 1)
     await hints.close()
     async with Redis.from_url(redis_url) as redis:

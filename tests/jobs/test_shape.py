@@ -11,7 +11,7 @@ from llamalith_app.contracts.parameters import AnyText, JsonObject, JsonSchema, 
 from llamalith_app.engine.messages import Loaded, Sampling
 from llamalith_app.grammars import grammar
 from llamalith_app.jobs.worker import shape
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store.jobs import Claim
 
 SETTINGS = ModelSettings(temperature=0.9, top_k=7, seed=3, stop=("a",))

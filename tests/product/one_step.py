@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
+from llamalith_app.contracts.jobs import JobRequest
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
@@ -73,12 +75,10 @@ async def submit(database: Database, hints: Hints) -> Any:
         forecasts=Forecasts(database, MODELS, {}),
     )
     accepted = await submissions.submit(
-        ADMIN_ID,
+        Principal(ADMIN_ID, "token"),
         "r",
-        content="5",
+        JobRequest(content="5", system_prompt="be terse", assistant_context="so far"),
         conversation_id="c",
-        system_prompt="be terse",
-        assistant_context="so far",
         key=Key(ADMIN_ID, "a key", "a digest"),
     )
     return accepted.job_id
@@ -111,7 +111,7 @@ async def finish(database: Database, hints: Hints) -> Any:
 
 
 async def cancel(database: Database, hints: Hints) -> Any:
-    status = await Cancellations(database, hints, MODELS, lambda _: None).one(ADMIN_ID, HELD)
+    status = await Cancellations(database, hints, MODELS, lambda _: None).cancel_job(ADMIN_ID, HELD)
     return status and status.value
 
 

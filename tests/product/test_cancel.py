@@ -17,7 +17,7 @@ import pytest
 
 from llamalith_app.jobs.worker.process import Worker
 from llamalith_app.settings.config import Config, ModelConfig
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store import check
 from llamalith_app.store.database import Database
 from tests.engine.conftest import LAZY_DOG, bundled_model

@@ -17,8 +17,7 @@ import llamalith_app
 from llamalith_app.contracts.jobs import Job, JobCreate, Progress
 from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.settings import ranges
-from llamalith_app.settings.config import VARIABLES
-from llamalith_app.settings.config_file import ConfigFile, ModelSettings
+from llamalith_app.settings.declaration import VARIABLES, ConfigFile, ModelSettings
 from tests.product.conftest import Product, clean_environ, running
 from tests.settle import eventually
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import msgspec
 from sqlalchemy import Connection
 
+from llamalith_app.contracts.conversations import Message
+from llamalith_app.contracts.jobs import JobRequest
 from llamalith_app.store import jobs, workers
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
@@ -17,23 +22,23 @@ def prompt(
     content: str = "hello",
     conversation_id: str | None = "c",
     *,
-    system_prompt: str = "",
+    owner_id: int = ADMIN_ID,
     context: str = "",
-    model: str = "m",
-    max_attempts: int = 3,
-) -> jobs.Prompt:
-    return jobs.Prompt(
-        owner_id=ADMIN_ID,
-        conversation_id=conversation_id,
-        content=content,
-        system_prompt=system_prompt,
-        context=context,
-        model=model,
-        grammar_name=None,
-        parameters=None,
+    inputs: Sequence[Message] | None = None,
+    unenforced: Sequence[str] = (),
+    **fields: Any,
+) -> jobs.NewJob:
+    """`inputs`: instead of context and content; `fields`: of the JobRequest."""
+    if inputs is None:
+        said = (("assistant", context), ("user", content))
+        inputs = [Message(role=role, content=text) for role, text in said if text]
+    return jobs.NewJob(
+        owner_id=owner_id,
         request_id="r",
-        priority=1,
-        max_attempts=max_attempts,
+        request=msgspec.structs.replace(JobRequest(model="m", system_prompt="", max_attempts=3), **fields),
+        inputs=inputs,
+        conversation_id=conversation_id,
+        unenforced=unenforced,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.exc import IntegrityError
 
-from llamalith_app.store import check, conversations, job_reads, jobs
+from llamalith_app.store import check, conversations, job_reads, jobs, turns
 from llamalith_app.store.tables import JobRow, Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
@@ -152,19 +152,16 @@ def test_a_sweeper_that_saw_an_old_beat_takes_nothing(engine: Engine) -> None:
         ("UPDATE jobs SET status = 'error', processed_at = created_at WHERE id = 2", "error_has_reason"),
         ("UPDATE jobs SET owner_id = 2 WHERE id = 2", "(?i)foreign key"),
         (
-            "INSERT INTO messages (conversation_id, place, role, content, job_id, created_at)"
-            " VALUES (1, 7, 'assistant', 'twice', 1, '2026-01-01 00:00:00')",
+            "INSERT INTO messages (turn_id, position, role, content, is_reply, created_at)"
+            " VALUES (1, 7, 'assistant', 'twice', true, '2026-01-01 00:00:00')",
             "(?i)unique",
         ),
+        ("UPDATE jobs SET turn_id = 1 WHERE id = 2", "(?i)unique"),
+        ("UPDATE jobs SET turn_id = 4 WHERE id = 2", "(?i)foreign key"),
         (
-            "INSERT INTO messages (conversation_id, place, role, content, job_id, created_at)"
-            " VALUES (2, 7, 'assistant', 'in another conversation', 2, '2026-01-01 00:00:00')",
-            "(?i)foreign key",
-        ),
-        (
-            "INSERT INTO messages (conversation_id, place, role, content, created_at)"
-            " VALUES (1, 8, 'user', 'at the place of a system message', '2026-01-01 00:00:00')",
-            "role_at_place",
+            "INSERT INTO messages (turn_id, position, role, content, is_reply, created_at)"
+            " VALUES (2, 7, 'user', 'a reply by a person', true, '2026-01-01 00:00:00')",
+            "reply_by_the_assistant",
         ),
     ],
 )
@@ -174,6 +171,7 @@ def test_the_database_itself_refuses(engine: Engine, statement: str, why: str) -
         jobs.submit(connection, prompt(), NOW)
         jobs.submit(connection, prompt(), NOW)
         jobs.submit(connection, prompt(conversation_id="other"), NOW)
+        jobs.submit(connection, prompt("", conversation_id="other", system_prompt="alone"), NOW)
         claim = jobs.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         finish(connection, claim)
@@ -190,7 +188,7 @@ def test_the_system_message_of_an_earlier_turn_stays_in_force_until_another_come
         for _ in range(4):
             claim = jobs.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
-            turn = conversations.turn(connection, claim.conversation_id, claim.turn, 1000)
+            turn = turns.turn(connection, claim.turn_id, 1000)
             told.append([message.content for message in turn.messages])
             finish(connection, claim, f"r{claim.job_id}")
         messages = [m.content for m in conversations.messages(connection, ADMIN_ID, "c")]
@@ -214,7 +212,7 @@ def test_a_turn_goes_back_no_further_than_it_is_told_to(engine: Engine) -> None:
         jobs.submit(connection, prompt("now"), NOW)
         claim = jobs.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
-        turn = conversations.turn(connection, claim.conversation_id, claim.turn, 40)
+        turn = turns.turn(connection, claim.turn_id, 40)
     assert [message.content[0] for message in turn.messages] == ["x", "y", "x", "y", "n"]
     assert turn.n_too_old == 2
 
@@ -227,8 +225,8 @@ def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
         assert claim is not None
         finish(connection, claim)
         connection.execute(text("DELETE FROM messages WHERE role = 'assistant'"))
-        (broken,) = check.broken(connection)
-    assert broken.rule == "a done job has exactly one reply, in its own conversation and place"
+        broken, *_ = check.broken(connection)
+    assert broken.rule == "a done job has exactly one reply, the last message of its own turn"
     assert broken.rows == [{"job_id": 1, "status": "done", "replies": 0}]
 
 
@@ -238,7 +236,7 @@ def heads(connection: Connection) -> list[int]:
 
 
 def queued(connection: Connection, conversation_id: str = "c", queue_timeout_s: float | None = None) -> int:
-    wanted = prompt(conversation_id=conversation_id)._replace(queue_timeout_s=queue_timeout_s)
+    wanted = prompt(conversation_id=conversation_id, queue_timeout_s=queue_timeout_s)
     job_id = jobs.submit(connection, wanted, NOW).job_id
     assert job_id is not None
     return job_id
@@ -251,7 +249,7 @@ def test_whatever_ends_a_job_lets_the_next_of_its_conversation_move_up(engine: E
         first, second, other = queued(connection, "c", 60), queued(connection), queued(connection, "other")
         assert heads(connection) == [first, other]
         if end == "give_up":
-            assert jobs.give_up(connection, NOW + timedelta(seconds=60), 10) == [first]
+            assert jobs.expire_queued(connection, NOW + timedelta(seconds=60), 10) == [first]
         elif end == "cancel":
             assert jobs.cancel(connection, ADMIN_ID, first, NOW) is Status.CANCELLED
         else:
@@ -303,7 +301,7 @@ def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> N
                 assert jobs.cancel(connection, ADMIN_ID, claim.job_id, NOW) is Status.CANCELLED
                 written = jobs.Written("half of r2", 1, 1)
                 assert jobs.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
-        turn = conversations.turn(connection, claims[2].conversation_id, claims[2].turn, 1000)
+        turn = turns.turn(connection, claims[2].turn_id, 1000)
     assert [message.content for message in turn.messages] == ["before 1", "1", "r1", "before 3", "3"]
 
 
@@ -334,7 +332,7 @@ def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(
     late = NOW + timedelta(seconds=60)
     with engine.begin() as connection:
         worker = register_worker(connection)
-        bounded = prompt(conversation_id="a")._replace(queue_timeout_s=59.5)
+        bounded = prompt(conversation_id="a", queue_timeout_s=59.5)
         jobs.submit(connection, bounded, NOW)
         jobs.submit(connection, bounded, NOW)
         claim = jobs.claim(connection, "m", 1, worker, NOW)
@@ -345,9 +343,9 @@ def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(
         finish(connection, again)
         assert jobs.due(connection, ["m"], late) == []
         assert jobs.claim(connection, "m", 1, worker, late) is None
-        assert jobs.give_up(connection, NOW + timedelta(seconds=59), 10) == []
-        assert jobs.give_up(connection, late, 10) == [2]
-        assert jobs.give_up(connection, late, 10) == []
+        assert jobs.expire_queued(connection, NOW + timedelta(seconds=59), 10) == []
+        assert jobs.expire_queued(connection, late, 10) == [2]
+        assert jobs.expire_queued(connection, late, 10) == []
         job = job_reads.one(connection, ADMIN_ID, 2)
         assert check.broken(connection) == []
     assert job is not None

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import pytest
 from sqlalchemy import text
 
-from llamalith_app.store import check
+from llamalith_app.contracts.conversations import Message
+from llamalith_app.errors import StorageUnavailable
+from llamalith_app.store import check, conversations, turns
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.migrate import commands, migrate
+from llamalith_app.store.users import ADMIN_ID
 
 
 def test_in_each_conversation_the_first_open_job_is_found_to_be_its_head(tmp_path: Path) -> None:
@@ -45,3 +54,187 @@ def test_in_each_conversation_the_first_open_job_is_found_to_be_its_head(tmp_pat
         heads = connection.execute(text("SELECT id FROM jobs WHERE status = 'queued' AND is_head = 1 ORDER BY id"))
         assert list(heads.scalars()) == [2, 4]
         assert check.broken(connection) == []
+
+
+class Old(NamedTuple):
+    """A turn as it was stored before turns became rows."""
+
+    number: int
+    said: tuple[tuple[str, str], ...]
+    """Role and content by place; empty: it has expired."""
+    status: str | None
+    """Of its job; None: it has none, or it has expired."""
+
+
+def old_turns(conversation: int, n_turns: int) -> Iterator[Old]:
+    """Every kind of turn, in another order in each conversation."""
+    for number in range(n_turns):
+        kind = (conversation * 7 + number * 3) % 11
+        system, context = ("system", f"be {conversation % 3}{kind}"), ("assistant", f"so far {number}")
+        asked, reply = ("user", f"prompt {conversation}.{number} \u2713"), ("assistant", f"reply {number}")
+        if kind == 0:
+            yield Old(number, (system,), None)
+        elif kind == 1:
+            yield Old(number, (), None)
+        elif kind == 2:
+            yield Old(number, (asked,), "cancelled")
+        elif kind == 3:
+            yield Old(number, (system, asked), "error")
+        elif kind in (4, 5):
+            yield Old(number, (context, asked, reply), "done")
+        elif kind == 6:
+            yield Old(number, (system, context, asked, reply), "done")
+        else:
+            yield Old(number, (asked, reply), "done")
+    if conversation % 5 == 0:
+        yield Old(n_turns, (("user", "waits"),), "queued")
+        yield Old(n_turns + 1, (("assistant", "so far"), ("user", "waits too")), "queued")
+    elif conversation % 5 == 1:
+        yield Old(n_turns, (), None)
+
+
+def store_old(path: Path, conversations_of: dict[int, list[Old]]) -> None:
+    """As the version before wrote it."""
+    engine = write_engine(path)
+    commands(engine).upgrade("0009")
+    engine.dispose()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "INSERT INTO workers (id, host, pid, lock_path, models, n_slots, beat, started_at, seen_at)"
+            " VALUES (1, 'h', 1, '', '[]', 1, 0, '2026-11-24 00:00:00', '2026-11-24 00:00:00')"
+        )
+        for conversation, stored in conversations_of.items():
+            connection.execute(
+                "INSERT INTO conversations (id, owner_id, public_id, next_turn, created_at)"
+                " VALUES (?, 1, ?, ?, '2026-11-24 00:00:00')",
+                (conversation, f"c{conversation}", stored[-1].number + 1),
+            )
+            n_open = 0
+            for turn in stored:
+                at = f"2026-11-24 00:00:{turn.number % 60:02}"
+                job_id = None
+                if turn.status is not None:
+                    is_open, is_done = turn.status == "queued", turn.status == "done"
+                    job_id = connection.execute(
+                        "INSERT INTO jobs (conversation_id, owner_id, turn, model, system_prompt, priority, request_id,"
+                        " max_attempts, status, attempt, not_before, beat, omitted_messages, is_head, created_at,"
+                        " processed_at, error, finish_reason) VALUES (?, 1, ?, 'm', '', 1, 'r', 3, ?, ?, ?, 0, 0, ?, ?,"
+                        " ?, ?, ?)",
+                        (
+                            *(conversation, turn.number, turn.status, int(is_done), at, is_open and not n_open, at),
+                            None if is_open else at,
+                            "why" if turn.status == "error" else None,
+                            "stop" if is_done else None,
+                        ),
+                    ).lastrowid
+                    n_open += is_open
+                    if is_done:
+                        connection.execute(
+                            "INSERT INTO attempts (job_id, attempt, worker_id, lease_token, started_at, ended_at,"
+                            " outcome) VALUES (?, 1, 1, ?, ?, ?, 'done')",
+                            (job_id, f"l{job_id}", at, at),
+                        )
+                places = {"system": 0, "user": 2}
+                for n, (role, content) in enumerate(turn.said):
+                    is_reply = turn.status == "done" and n == len(turn.said) - 1
+                    place = 4 * turn.number + (3 if is_reply else places.get(role, 1))
+                    connection.execute(
+                        "INSERT INTO messages (conversation_id, place, role, content, job_id, created_at)"
+                        " VALUES (?, ?, ?, ?, ?, ?)",
+                        (conversation, place, role, content, job_id if is_reply or role == "user" else None, at),
+                    )
+        # The newest jobs have expired.
+        connection.execute("UPDATE sqlite_sequence SET seq = seq + 1000 WHERE name = 'jobs'")
+
+
+def was_read(stored: list[Old], number: int) -> list[tuple[str, str]]:
+    """What the version before gave to the job of that turn."""
+    systems = [said for turn in stored if turn.number <= number for said in turn.said if said[0] == "system"]
+    rest = [
+        said
+        for turn in stored
+        if turn.number == number or (turn.number < number and turn.status in (None, "done"))
+        for said in (turn.said[:-1] if turn.number == number and turn.status == "done" else turn.said)
+        if said[0] != "system"
+    ]
+    return [*systems[-1:], *rest]
+
+
+@pytest.mark.parametrize(("n_conversations", "n_turns"), [(40, 12), pytest.param(4000, 25, marks=pytest.mark.slow)])
+def test_every_turn_finds_its_place_in_the_tree(tmp_path: Path, n_conversations: int, n_turns: int) -> None:
+    path = tmp_path / "old.db"
+    stored = {number: list(old_turns(number, n_turns)) for number in range(1, n_conversations + 1)}
+    store_old(path, stored)
+    jobs_before = rows(path, "SELECT * FROM jobs ORDER BY id", without="turn")
+    attempts_before = rows(path, "SELECT * FROM attempts ORDER BY job_id, attempt")
+    assert migrate(path)
+    assert rows(path, "SELECT * FROM jobs ORDER BY id", without="turn_id") == jobs_before
+    assert rows(path, "SELECT * FROM attempts ORDER BY job_id, attempt") == attempts_before
+    said = rows(
+        path,
+        "SELECT t.conversation_id, t.depth, m.role, m.content, m.is_reply, m.created_at FROM messages m"
+        " JOIN turns t ON t.id = m.turn_id ORDER BY t.conversation_id, t.depth, m.position",
+    )
+    assert said == [
+        {
+            "conversation_id": conversation,
+            "depth": turn.number,
+            "role": role,
+            "content": content,
+            "is_reply": int(turn.status == "done" and n == len(turn.said) - 1),
+            "created_at": f"2026-11-24 00:00:{turn.number % 60:02}",
+        }
+        for conversation, its_turns in stored.items()
+        for turn in its_turns
+        for n, (role, content) in enumerate(turn.said)
+    ]
+    with write_engine(path).connect() as connection:
+        assert check.broken(connection) == []
+        placed = connection.execute(
+            text(
+                "SELECT c.id, t.id AS turn_id, t.depth FROM conversations c JOIN turns t ON t.conversation_id = c.id"
+                " JOIN jobs j ON j.turn_id = t.id ORDER BY c.id, t.depth"
+            )
+        ).all()
+        for conversation, its_jobs in groupby(placed, lambda row: row.id):
+            *_, newest = its_jobs
+            wanted = was_read(stored[conversation], newest.depth)
+            read = turns.turn(connection, newest.turn_id, 10**9).messages
+            assert [(message.role, message.content) for message in read] == wanted
+            whole = conversations.messages(connection, ADMIN_ID, f"c{conversation}")
+            assert [(message.role, message.content) for message in whole] == [
+                said for turn in stored[conversation] for said in turn.said
+            ]
+            answered = [turn for turn in stored[conversation] if turn.number == newest.depth and turn.status == "done"]
+            if answered:
+                history = [*read, Message(role="assistant", content=answered[0].said[-1][1])]
+                found = turns.longest_beginning(connection, ADMIN_ID, [*history, Message(role="user", content="x")])
+                assert found is not None
+                assert found.n_messages == len(history)
+        (listed,) = conversations.newest(connection, ADMIN_ID, limit=1, offset=0, max_text=9)
+        assert listed.n_turns == stored[int(listed.public_id[1:])][-1].number + 1
+    with closing(sqlite3.connect(path)) as old:
+        newest_id = jobs_before[-1]["id"]
+        assert old.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone() == (newest_id + 1000,)
+
+
+def rows(path: Path, query: str, without: str = "") -> list[dict[str, Any]]:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        return [
+            {name: row[name] for name in row.keys() if name != without}  # noqa: SIM118 - iterating a row gives its values
+            for row in connection.execute(query)
+        ]
+
+
+def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    store_old(path, {1: list(old_turns(1, 3))})
+    with closing(sqlite3.connect(path)) as connection, connection:
+        # An index of that name is in the way of the last step.
+        connection.execute("CREATE INDEX ix_conversations_head_turn_id ON workers (id)")
+        before = list(connection.iterdump())
+    with pytest.raises(StorageUnavailable, match="ix_conversations_head_turn_id"):
+        migrate(path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert list(connection.iterdump()) == before

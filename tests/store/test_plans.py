@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event
 
-from llamalith_app.store import conversations, job_reads, jobs, keys, retention
+from llamalith_app.contracts.conversations import Message
+from llamalith_app.store import conversations, job_reads, jobs, keys, retention, turns
 from llamalith_app.store.tables import Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
@@ -46,8 +47,8 @@ def queued(connection: Connection) -> int:
     return job_id
 
 
-def give_up(connection: Connection, _: object) -> None:
-    assert jobs.give_up(connection, LATER, 1000)
+def expire_queued(connection: Connection, _: object) -> None:
+    assert jobs.expire_queued(connection, LATER, 1000)
 
 
 def forget(connection: Connection, _: object) -> None:
@@ -105,11 +106,24 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     ),
     "one": (queued, lambda c, job_id: job_reads.one(c, ADMIN_ID, job_id)),
     "latest": (queued, lambda c, _: conversations.latest(c, ADMIN_ID, "c")),
-    "a turn's messages": (queued, lambda c, _: conversations.turn(c, 1, 1, 1000)),
+    "a turn's messages": (queued, lambda c, _: turns.turn(c, 1, 1000)),
+    "a conversation's messages": (queued, lambda c, _: conversations.messages(c, ADMIN_ID, "c")),
+    "a thread": (queued, lambda c, _: conversations.thread(c, ADMIN_ID, "c", limit=9, max_text=200)),
+    "the longest beginning": (
+        lambda c: (queued(c), finish(c, claimed(c))),
+        lambda c, _: turns.longest_beginning(
+            c, ADMIN_ID, [Message(role="user", content="hello"), Message(role="assistant", content="a reply")]
+        ),
+    ),
+    "a sibling": (queued, lambda c, _: jobs.submit_sibling(c, prompt(), 1, NOW)),
+    "a fork": (
+        lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW),
+        lambda c, _: jobs.submit_fork(c, prompt(conversation_id=None), 1, NOW),
+    ),
     "attempts": (queued, lambda c, job_id: job_reads.attempts(c, ADMIN_ID, job_id)),
     "held": (queued, lambda c, _: jobs.held(c)),
     "held by a worker": (queued, lambda c, _: jobs.held(c, 1)),
-    "give_up": (lambda c: jobs.submit(c, prompt()._replace(queue_timeout_s=60), NOW), give_up),
+    "expire_queued": (lambda c: jobs.submit(c, prompt(queue_timeout_s=60), NOW), expire_queued),
     "an answer to a key": (lambda c: None, lambda c, _: answered_before(c)),
     "has_expired": (queued, lambda c, _: retention.has_expired(c, LATER)),
     "expire": (
@@ -130,6 +144,12 @@ WHOLE_INDEXES = {
     "held": {"SCAN jobs USING INDEX one_processing"},
     # And what waits, once every half a second at most.
     "load": {"SCAN jobs USING INDEX one_processing", "SCAN jobs USING INDEX due"},
+    # One path of turns.
+    "latest": {"SCAN path"},
+    "a turn's messages": {"SCAN path"},
+    "a conversation's messages": {"SCAN path"},
+    "a thread": {"SCAN path"},
+    "the longest beginning": {"SCAN path"},
     # The newest 2,000 jobs, and of their conversations a page.
     "conversations, newest first": {"SCAN newest_jobs", "SCAN page"},
 }
@@ -166,10 +186,9 @@ def test_no_table_is_read_from_end_to_end(sqlite_engine: Engine, name: str) -> N
     assert {step for step in steps if step.endswith("(owner_id=?)")} == OF_AN_OWNER.get(name, set())
 
 
-def test_a_job_is_deleted_without_a_look_at_all_messages_of_its_conversation(sqlite_engine: Engine) -> None:
+def test_a_turn_is_deleted_without_a_look_at_all_jobs_of_its_conversation(sqlite_engine: Engine) -> None:
     steps = plan_of(sqlite_engine, "expire")
-    assert "SEARCH messages USING COVERING INDEX messages_of_job (conversation_id=? AND job_id=?)" in steps
-    assert [step for step in steps if step.startswith("SEARCH messages") and step.endswith("(conversation_id=?)")] == []
+    assert "SEARCH jobs USING INDEX sqlite_autoindex_jobs_2 (turn_id=?)" in steps
 
 
 def test_a_retry_of_all_that_match_looks_at_no_other_jobs_of_the_owner(sqlite_engine: Engine) -> None:
@@ -210,6 +229,6 @@ def test_what_waits_behind_something_is_not_looked_at(sqlite_engine: Engine, nam
     assert [step for step in steps if "ORDER BY" in step or "INDEX due" in step] == []
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith("newest") or name == "latest"])
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith("newest")])
 def test_what_is_newest_is_not_sorted_out_of_everything(sqlite_engine: Engine, name: str) -> None:
     assert [step for step in plan_of(sqlite_engine, name) if "ORDER BY" in step] == []

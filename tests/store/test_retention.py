@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import Connection, Engine, text, update
 
-from llamalith_app.store import check, conversations, job_reads, jobs, retention
+from llamalith_app.store import check, conversations, job_reads, jobs, retention, turns
 from llamalith_app.store.tables import JobRow
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, finish, prompt, register_worker
@@ -80,8 +80,8 @@ def test_what_ended_first_goes_first_so_many_at_a_time(connection: Connection) -
 def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(connection: Connection) -> None:
     first = queue(connection, "cancelled")
     jobs.cancel(connection, ADMIN_ID, first, NOW)
-    jobs.submit(connection, prompt("given up")._replace(queue_timeout_s=1), NOW)
-    jobs.give_up(connection, NOW + timedelta(seconds=1), 9)
+    jobs.submit(connection, prompt("given up", queue_timeout_s=1), NOW)
+    jobs.expire_queued(connection, NOW + timedelta(seconds=1), 9)
     queue(connection, "runs")
     assert jobs.claim(connection, "m", 1, 1, NOW)
     queue(connection, "waits")
@@ -91,14 +91,14 @@ def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(conn
 
 def test_a_conversation_gives_no_turn_twice_as_long_as_it_stays(connection: Connection) -> None:
     queue(connection, "old")
-    turn = answer(connection).turn
+    depth = turns.parent(connection, answer(connection).turn_id).depth
     queue(connection, "young")
     answer(connection, NOW + DAY)
     retention.expire(connection, NOW, 100)
     (listed,) = conversations.newest(connection, ADMIN_ID, limit=9, offset=0, max_text=9)
     assert (listed.first_prompt, listed.status) == ("young", "done")
     queue(connection, "new")
-    assert answer(connection).turn == turn + 2
+    assert turns.parent(connection, answer(connection).turn_id).depth == depth + 2
 
 
 def listed(connection: Connection) -> list[str]:
@@ -124,7 +124,7 @@ def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
     jobs.cancel(connection, ADMIN_ID, other, NOW)
     queue(connection, "new")
     claim = answer(connection)
-    assert claim.turn == 0
+    assert turns.parent(connection, claim.turn_id).depth == 0
     assert claim.conversation_id > 2, (
         "nothing that was kept elsewhere of the one that is gone can be taken for this one"
     )
@@ -187,7 +187,7 @@ def test_the_system_message_in_force_stays_while_a_turn_is_left(connection: Conn
     retention.expire(connection, NOW, 100)
     queue(connection, "new")
     claim = answer(connection)
-    turn = conversations.turn(connection, claim.conversation_id, claim.turn, 1000)
+    turn = turns.turn(connection, claim.turn_id, 1000)
     assert [message.content for message in turn.messages] == ["be kind", "young", "reply to 2", "new"]
 
 
@@ -222,7 +222,7 @@ def test_a_later_turn_sees_what_is_left_of_those_before_it(connection: Connectio
     claim = jobs.claim(connection, "m", 1, 1, NOW)
     assert claim is not None
     retention.expire(connection, NOW, 100)
-    turn = conversations.turn(connection, claim.conversation_id, claim.turn, 1000)
+    turn = turns.turn(connection, claim.turn_id, 1000)
     assert [message.content for message in turn.messages] == ["2", "reply to 2", "3"]
     assert finish(connection, claim)
 

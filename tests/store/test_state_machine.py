@@ -16,10 +16,11 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, select
 
-from llamalith_app.store import check, conversations, job_reads, jobs, retention
-from llamalith_app.store.tables import Outcome, Status
+from llamalith_app.contracts.conversations import Message
+from llamalith_app.store import check, conversations, job_reads, jobs, retention, turns
+from llamalith_app.store.tables import JobRow, Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.conftest import NewRecord
 from tests.store.samples import NOW, finish, prompt, register_worker
@@ -41,6 +42,19 @@ class Known(NamedTuple):
     may_be_given_up: bool
     """It bounds its wait, and was never claimed."""
     bounds_its_wait: bool
+    turn_id: int
+    system_prompt: str
+    """As sent with it."""
+    context: str
+
+
+class KnownTurn(NamedTuple):
+    """Kept after its job has expired: those behind it still go on from where it stood."""
+
+    job_id: int
+    parent_id: int | None
+    in_force: str
+    """The system message; empty: none."""
 
 
 class Record(RuleBasedStateMachine):
@@ -55,6 +69,8 @@ class Record(RuleBasedStateMachine):
         self.statements_left: int | None = None
         event.listen(self.engine, "before_cursor_execute", self.count)
         self.jobs: dict[int, Known] = {}
+        self.turns: dict[int, KnownTurn] = {}
+        self.heads: dict[str, int] = {}
         self.claims: list[jobs.Claim] = []
         self.replies: dict[int, str] = {}
         self.retries: dict[int, int] = {}
@@ -85,7 +101,7 @@ class Record(RuleBasedStateMachine):
             finally:
                 self.statements_left = None
 
-    crash = st.none() | st.integers(0, 7)
+    crash = st.none() | st.integers(0, 9)
 
     @rule(
         conversation=st.sampled_from(CONVERSATIONS),
@@ -104,21 +120,112 @@ class Record(RuleBasedStateMachine):
         queue_timeout_s: float | None,
         crash_at: int | None,
     ) -> None:
+        new = self.prompt(conversation, model, system, context, queue_timeout_s)
+        accepted = self.run(crash_at, jobs.submit, new, NOW)
+        self.know(accepted, new, self.heads.get(conversation))
+
+    def prompt(
+        self, conversation: str | None, model: str, system: str, context: str, queue_timeout_s: float | None = None
+    ) -> jobs.NewJob:
         self.n_submitted += 1
-        content = f"prompt {self.n_submitted}"
-        accepted = self.run(
-            crash_at,
-            jobs.submit,
-            prompt(content, conversation, system_prompt=system, context=context, model=model, max_attempts=2)._replace(
-                queue_timeout_s=queue_timeout_s
-            ),
-            NOW,
+        return prompt(
+            f"prompt {self.n_submitted}",
+            conversation,
+            system_prompt=system,
+            context=context,
+            model=model,
+            max_attempts=2,
+            queue_timeout_s=queue_timeout_s,
         )
-        if accepted is not None:
-            assert accepted.job_id not in self.jobs
-            self.jobs[accepted.job_id] = Known(
-                conversation, model, content, Status.QUEUED, queue_timeout_s is not None, queue_timeout_s is not None
-            )
+
+    def know(self, accepted: jobs.Accepted | None, new: jobs.NewJob, parent_id: int | None) -> None:
+        """The job that was made behind that turn; None: nothing was made."""
+        if accepted is None:
+            return
+        job_id, turn_id = accepted.job_id, accepted.turn_id
+        assert job_id is not None
+        assert turn_id is not None
+        assert job_id not in self.jobs
+        bounds_its_wait = new.request.queue_timeout_s is not None
+        system_prompt = new.request.system_prompt or ""
+        self.jobs[job_id] = Known(
+            accepted.conversation_id,
+            accepted.model,
+            new.inputs[-1].content,
+            Status.QUEUED,
+            bounds_its_wait,
+            bounds_its_wait,
+            turn_id,
+            system_prompt,
+            new.inputs[0].content if len(new.inputs) > 1 else "",
+        )
+        before = "" if parent_id is None else self.turns[parent_id].in_force
+        self.turns[turn_id] = KnownTurn(job_id, parent_id, system_prompt or before)
+        self.heads[accepted.conversation_id] = turn_id
+
+    @rule(data=st.data(), system=st.sampled_from(["", "be terse"]), crash_at=crash)
+    def submit_sibling(self, data: st.DataObject, system: str, crash_at: int | None) -> None:
+        if not self.jobs:
+            return
+        beside = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))].turn_id
+        new = self.prompt(None, "m", system, "")
+        accepted = self.run(crash_at, jobs.submit_sibling, new, beside, NOW)
+        assert accepted is not None or crash_at is not None
+        self.know(accepted, new, self.turns[beside].parent_id)
+
+    @rule(data=st.data(), system=st.sampled_from(["", "be terse"]), crash_at=crash)
+    def submit_fork(self, data: st.DataObject, system: str, crash_at: int | None) -> None:
+        if not self.jobs:
+            return
+        behind = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        new = self.prompt(f"fork {self.n_submitted}", "m", system, "so far")
+        accepted = self.run(crash_at, jobs.submit_fork, new, behind.turn_id, NOW)
+        if behind.status in OPEN:
+            assert accepted is behind.status or (accepted is None and crash_at is not None)
+            return
+        assert accepted is not None or crash_at is not None
+        self.know(accepted, new, behind.turn_id)
+
+    def path(self, turn_id: int | None) -> list[int]:
+        """From the root to this turn."""
+        found: list[int] = []
+        while turn_id is not None:
+            found.insert(0, turn_id)
+            turn_id = self.turns[turn_id].parent_id
+        return found
+
+    def is_read(self, turn_id: int) -> list[tuple[str, str]]:
+        """What a job behind that turn reads."""
+        in_force = self.turns[turn_id].in_force
+        return [*([("system", in_force)] if in_force else []), *self.texts(turn_id, answered=True)]
+
+    def texts(self, turn_id: int | None, *, answered: bool) -> list[tuple[str, str]]:
+        """Without system messages; of all turns of the path, or of those that got a reply."""
+        found = []
+        for job_id in (self.turns[one].job_id for one in self.path(turn_id)):
+            job = self.jobs.get(job_id)
+            if job is None or (answered and job.status is not Status.DONE):
+                continue
+            found += [("assistant", job.context)] if job.context else []
+            found += [("user", job.content)]
+            found += [("assistant", self.replies[job_id])] if job_id in self.replies else []
+        return found
+
+    @rule(data=st.data())
+    def longest_beginning(self, data: st.DataObject) -> None:
+        """A caller that sends a whole history goes on where it left."""
+        done = [job.turn_id for job in self.jobs.values() if job.status is Status.DONE]
+        if not done:
+            return
+        said = self.is_read(data.draw(st.sampled_from(sorted(done))))
+        history = [Message(role=role, content=content) for role, content in [*said, ("user", "and now?")]]
+        found = self.run(None, turns.longest_beginning, ADMIN_ID, history)
+        assert found is not None
+        assert found.n_messages == len(said)
+        assert self.is_read(found.turn_id) == said
+        assert self.run(None, turns.longest_beginning, ADMIN_ID + 1, history) is None
+        history[0] = Message(role="user", content="another beginning")
+        assert self.run(None, turns.longest_beginning, ADMIN_ID, history) is None
 
     @rule(model=st.sampled_from(MODELS), crash_at=crash)
     def claim(self, model: str, crash_at: int | None) -> None:
@@ -227,12 +334,23 @@ class Record(RuleBasedStateMachine):
             assert again.is_new is (job_id not in self.retries)
             if again.is_new:
                 self.retries[job_id] = again.job_id
-                self.jobs[again.job_id] = before._replace(status=Status.QUEUED, may_be_given_up=before.bounds_its_wait)
+                self.know_retry(again.job_id, before)
             assert again.job_id == self.retries[job_id]
+
+    def know_retry(self, job_id: int, before: Known) -> None:
+        with self.engine.connect() as connection:
+            turn_id = connection.execute(select(JobRow.turn_id).where(JobRow.id == job_id)).scalar_one()
+        self.jobs[job_id] = before._replace(
+            status=Status.QUEUED, may_be_given_up=before.bounds_its_wait, turn_id=turn_id
+        )
+        parent_id = self.heads[before.conversation]
+        in_force = before.system_prompt or self.turns[parent_id].in_force
+        self.turns[turn_id] = KnownTurn(job_id, parent_id, in_force)
+        self.heads[before.conversation] = turn_id
 
     @rule(crash_at=crash)
     def give_up(self, crash_at: int | None) -> None:
-        given_up = self.run(crash_at, jobs.give_up, NOW + timedelta(seconds=60), 1000)
+        given_up = self.run(crash_at, jobs.expire_queued, NOW + timedelta(seconds=60), 1000)
         if given_up is None:
             assert crash_at is not None
             return
@@ -254,6 +372,8 @@ class Record(RuleBasedStateMachine):
             del self.jobs[job_id]
             self.replies.pop(job_id, None)
             self.retries.pop(job_id, None)
+        left = {job.conversation for job in self.jobs.values()}
+        self.heads = {name: turn_id for name, turn_id in self.heads.items() if name in left}
 
     @rule()
     def beat(self) -> None:
@@ -270,35 +390,28 @@ class Record(RuleBasedStateMachine):
                 assert job.status == self.jobs[job.id].status
                 if job.status == "done":
                     assert job.result == self.replies[job.id]
-            for name in CONVERSATIONS:
+            for name in {*CONVERSATIONS, *self.heads}:
                 self.compare(connection, name)
 
     @invariant()
-    def a_turn_holds_nothing_later_and_nothing_unanswered(self) -> None:
+    def a_job_reads_its_path_and_nothing_unanswered(self) -> None:
         with self.engine.connect() as connection:
             for claim in filter(self.holds, self.claims):
-                seen = conversations.turn(connection, claim.conversation_id, claim.turn, 10_000).messages
-                job = self.jobs[claim.job_id]
-                wanted: list[str] = []
-                for job_id, other in self.jobs.items():
-                    if other.conversation == job.conversation and job_id < claim.job_id:
-                        wanted += [other.content, self.replies[job_id]] if other.status is Status.DONE else []
-                said = [message.content for message in seen if message.content != "so far"]
-                assert [text for text in said if not text.startswith("be ")] == [*wanted, job.content]
-                assert sum(message.role == "system" for message in seen) <= 1
+                seen = turns.turn(connection, claim.turn_id, 10_000).messages
+                job, turn = self.jobs[claim.job_id], self.turns[claim.turn_id]
+                wanted = [("system", turn.in_force)] if turn.in_force else []
+                wanted += self.texts(turn.parent_id, answered=True)
+                wanted += [("assistant", job.context)] if job.context else []
+                assert [(message.role, message.content) for message in seen] == [*wanted, ("user", job.content)]
 
     def compare(self, connection: Connection, name: str) -> None:
-        """Prompts in the order they were accepted in, each reply right behind its prompt."""
-        wanted: list[str] = []
-        for job_id, job in self.jobs.items():
-            if job.conversation == name:
-                wanted += [job.content, *([self.replies[job_id]] if job_id in self.replies else [])]
+        """The branch that people see, each reply right behind its prompt."""
         told = [
-            message.content
+            (message.role, message.content)
             for message in conversations.messages(connection, ADMIN_ID, name)
-            if message.role != "system" and message.content != "so far"
+            if message.role != "system"
         ]
-        assert told == wanted
+        assert told == self.texts(self.heads.get(name), answered=False)
 
     def any_claim(self, data: st.DataObject) -> jobs.Claim | None:
         return data.draw(st.sampled_from(self.claims)) if self.claims else None

@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from llamalith_app.settings.config import Config
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
 from llamalith_app.store.record import record_id
@@ -34,7 +34,6 @@ def script(tmp_path: Path) -> Script:
 @pytest.fixture
 def config(tmp_path: Path, database_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
     # On a slow machine a Redis that is there may need longer than it is waited for.
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
     return make_config(tmp_path, database_path, redis_url)
 
 

@@ -19,7 +19,6 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import Connection, text
 
-from llamalith_app import guards
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.settings.config import Config
@@ -33,7 +32,7 @@ from tests.settle import eventually
 from tests.store.samples import NOW, fail, prompt
 from tests.streams.conftest import attempt, submit
 from tests.streams.sse import FINAL, Event, Heard, heard, read_all, reading
-from tests.web.conftest import TOKEN, log_in, serving
+from tests.web.conftest import PATIENT, TOKEN, log_in, serving
 from tests.worker.conftest import Script, ended, working
 
 REPLY = "<think>Grüße? 🐉</think>\n Grüße, kleiner Drache 🐉👩‍👩‍👧! S, ST and STO are no end.STOP and this is gone"
@@ -500,12 +499,10 @@ async def test_a_logout_ends_the_streams_of_its_session_and_no_other(
             assert await some(source, "cancelled")
 
 
-async def test_a_session_that_ended_elsewhere_ends_its_streams_soon(
-    api: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guards.sessions, "LOOK_S", 0.05)
-    await submit(api, "x")
-    async with httpx.AsyncClient(base_url=api.base_url) as browser:
+async def test_a_session_that_ended_elsewhere_ends_its_streams_soon(config: Config, database: Database) -> None:
+    timings = msgspec.structs.replace(PATIENT, session_poll_s=0.05)
+    async with serving(config, timings) as browser:
+        await submit(browser, "x")
         await log_in(browser)
         async with reading(browser, "/api/conversations/c/events") as reader:
             source = reader.events()
@@ -620,7 +617,7 @@ async def test_what_is_not_there_or_of_somebody_else_is_not_found(
 ) -> None:
     def of_another(connection: Any) -> int | None:
         connection.exec_driver_sql(ANOTHER)
-        return jobs.submit(connection, prompt(conversation_id="c")._replace(owner_id=2), NOW).job_id
+        return jobs.submit(connection, prompt(conversation_id="c", owner_id=2), NOW).job_id
 
     job_id = await database.write(of_another)
     for path in (f"/api/jobs/{job_id}", "/api/jobs/99", "/api/conversations/c", "/api/conversations/none"):

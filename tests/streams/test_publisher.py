@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from llamalith_app.contracts.jobs import Progress
-from llamalith_app.jobs.queue import impatient_redis
+from llamalith_app.jobs.queue import redis_without_retries
 from llamalith_app.streams import resume
 from llamalith_app.streams.progress import ProgressReader
 from llamalith_app.streams.publisher import StreamPublisher, Timings, publish_ended
@@ -243,8 +243,8 @@ async def test_a_stream_that_was_wiped_is_published_again_as_a_whole(redis: Redi
 
 
 async def test_what_redis_did_not_take_is_sent_again_when_it_is_back(redis: Redis, redis_url: str) -> None:
-    impatient = impatient_redis(redis_url)
-    stream = StreamPublisher(impatient, RECORD, Timings(retry_s=0.02)).open_attempt(JOB, 1)
+    client = redis_without_retries(redis_url)
+    stream = StreamPublisher(client, RECORD, Timings(retry_s=0.02)).open_attempt(JOB, 1)
     stream.append([("delta", "one ")])
     await until(redis, "one ")
     # Answers nothing for longer than the stream waits; what was sent meanwhile is done afterwards, and tried again.
@@ -254,12 +254,12 @@ async def test_what_redis_did_not_take_is_sent_again_when_it_is_back(redis: Redi
         await asyncio.sleep(0)
     await until(redis, "one two three ")
     await stream.publish_end()
-    await impatient.aclose()
+    await client.aclose()
     assert "restart" not in [kind for _, kind, _ in await published(redis)]
 
 
 async def test_without_redis_nothing_is_raised_and_the_end_waits_for_nothing(absent_redis_url: str) -> None:
-    redis = impatient_redis(absent_redis_url)
+    redis = redis_without_retries(absent_redis_url)
     stream = StreamPublisher(redis, RECORD).open_attempt(JOB, 1)
     stream.append([("delta", "text")])
     stream.publish_progress(Progress(phase="decode"))

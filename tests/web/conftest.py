@@ -15,7 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from llamalith_app.app import create_server
+from llamalith_app.app import Timings, create_server
 from llamalith_app.settings.config import Config, ModelConfig
 
 TOKEN = "a-token-of-the-tests"
@@ -42,10 +42,8 @@ def make_config(folder: Path, database_path: Path, redis_url: str) -> Config:
     )
 
 
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Valkey that gets no processor for a moment is not one that is away."""
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
+PATIENT = Timings(redis_timeout_s=20)
+"""A Valkey that gets no processor for a moment is not one that is away."""
 
 
 @pytest.fixture
@@ -54,10 +52,10 @@ def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
 
 
 @asynccontextmanager
-async def serving(config: Config, **timings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client whose base is the running application, with the token. `timings` are those of `create_server`."""
+async def serving(config: Config, timings: Timings = PATIENT, **others: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client whose base is the running application, with the token. `others`: further timings of `create_server`."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = create_server(config, **timings)
+    server = create_server(config, timings=timings, **others)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     port = listener.getsockname()[1]
     try:

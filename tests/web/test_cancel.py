@@ -1,4 +1,4 @@
-"""Cancel by API and page, and the limits of time that a job may carry."""
+"""Cancels by API and page, and the time limits of jobs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def states(client: httpx.AsyncClient) -> list[str]:
 
 @pytest.mark.parametrize("door", ["/api", "/chat/api"])
 @pytest.mark.parametrize(("method", "tail"), [("POST", "/cancel"), ("DELETE", "")])
-async def test_a_cancel_is_final_and_is_answered_with_the_state_that_won(
+async def test_a_cancel_is_final_and_is_answered_with_the_final_state(
     api: httpx.AsyncClient, database: Database, door: str, method: str, tail: str
 ) -> None:
     for _ in range(3):
@@ -69,12 +69,12 @@ async def test_a_cancel_is_final_and_is_answered_with_the_state_that_won(
 def another_owners_job(connection: Connection) -> int:
     owner = insert(UserRow).values(name="other", role="user", created_at=datetime.now(UTC)).returning(UserRow.id)
     owner_id = connection.execute(owner).scalar_one()
-    accepted = jobs.submit(connection, prompt()._replace(owner_id=owner_id, model="smollm2"), datetime.now(UTC))
+    accepted = jobs.submit(connection, prompt(owner_id=owner_id, model="smollm2"), datetime.now(UTC))
     assert accepted.job_id is not None
     return accepted.job_id
 
 
-async def test_nobody_cancels_what_is_not_theirs(api: httpx.AsyncClient, database: Database) -> None:
+async def test_nobody_cancels_another_owner_s_job(api: httpx.AsyncClient, database: Database) -> None:
     job_id = await database.write(another_owners_job)
     for method, path in (
         ("POST", f"/api/jobs/{job_id}/cancel"),
@@ -111,7 +111,7 @@ async def test_a_conversation_is_cancelled_as_a_whole(api: httpx.AsyncClient, da
         ("status=queued&model=unknown", [1, 2, 3, 4]),
     ],
 )
-async def test_a_filter_cancels_what_it_finds_and_no_more(
+async def test_a_filter_cancels_the_matching_jobs_and_no_others(
     api: httpx.AsyncClient, database: Database, query: str, left: list[int]
 ) -> None:
     for conversation_id, model in (("c", "smollm2"), ("c", "smollm2"), ("d", "other"), ("a/b", "smollm2")):
@@ -134,7 +134,7 @@ async def test_a_filter_cancels_what_it_finds_and_no_more(
         ("status=queued&conversation=c", "conversation: unknown filter; these exist: status, conversation_id, model"),
     ],
 )
-async def test_a_filter_that_says_too_little_or_is_not_known_cancels_nothing(
+async def test_an_empty_or_unknown_filter_is_refused_and_cancels_nothing(
     api: httpx.AsyncClient, query: str, words: str
 ) -> None:
     await queue(api)
@@ -153,7 +153,7 @@ async def test_a_filter_that_says_too_little_or_is_not_known_cancels_nothing(
         ("conversations/c/cancel?status=queued", b"", "status: unknown filter; there are none here"),
     ],
 )
-async def test_what_a_cancel_would_not_heed_is_refused_and_cancels_nothing(
+async def test_input_that_a_cancel_would_ignore_is_refused_and_cancels_nothing(
     api: httpx.AsyncClient, path: str, body: bytes, words: str
 ) -> None:
     await queue(api)
@@ -163,7 +163,7 @@ async def test_what_a_cancel_would_not_heed_is_refused_and_cancels_nothing(
     assert await states(api) == ["queued"]
 
 
-async def test_a_cancel_that_is_on_disk_is_no_503_when_the_record_cannot_be_read_after_it(
+async def test_a_stored_cancel_is_not_a_503_if_the_database_cannot_be_read_after_it(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreadable(*_: object) -> None:
@@ -176,19 +176,19 @@ async def test_a_cancel_that_is_on_disk_is_no_503_when_the_record_cannot_be_read
 
 
 @pytest.mark.parametrize("body", [b"", b" \n", b"{}", b"{ }", b"[]", b"null", b'""'])
-async def test_a_body_that_says_nothing_hinders_no_cancel(api: httpx.AsyncClient, body: bytes) -> None:
+async def test_an_empty_body_does_not_prevent_a_cancel(api: httpx.AsyncClient, body: bytes) -> None:
     await queue(api)
     assert (await api.post("/api/jobs/cancel?status=queued", content=body)).status_code == 200
     assert await states(api) == ["cancelled"]
 
 
-async def test_what_is_sent_with_a_cancel_of_one_job_changes_nothing(api: httpx.AsyncClient) -> None:
+async def test_a_body_sent_with_the_cancel_of_one_job_is_ignored(api: httpx.AsyncClient) -> None:
     await queue(api)
     assert (await api.post("/api/jobs/1/cancel?_=123", json={"why": "no"})).status_code == 200
     assert await states(api) == ["cancelled"]
 
 
-async def test_more_than_one_transaction_holds_are_cancelled_as_well(
+async def test_more_jobs_than_one_transaction_takes_are_all_cancelled(
     api: httpx.AsyncClient, database: Database
 ) -> None:
     def fill(connection: Connection) -> None:
@@ -203,7 +203,7 @@ async def test_more_than_one_transaction_holds_are_cancelled_as_well(
     assert await database.read(check.broken) == []
 
 
-async def test_a_hint_goes_out_for_what_a_cancel_freed(
+async def test_a_hint_is_sent_for_a_job_that_a_cancel_made_runnable(
     api: httpx.AsyncClient, database: Database, redis_url: str
 ) -> None:
     for _ in range(2):
@@ -218,7 +218,7 @@ async def test_a_hint_goes_out_for_what_a_cancel_freed(
     assert hint[1].endswith(b":j2.a1")
 
 
-async def test_a_cancel_waits_for_no_redis(config: Config, absent_redis_url: str) -> None:
+async def test_a_cancel_does_not_wait_for_redis(config: Config, absent_redis_url: str) -> None:
     async with serving(msgspec.structs.replace(config, redis_url=absent_redis_url)) as api:
         for _ in range(2):
             await queue(api)
@@ -229,7 +229,7 @@ async def test_a_cancel_waits_for_no_redis(config: Config, absent_redis_url: str
 # Limits of time
 
 
-async def test_limits_are_kept_with_the_job_and_come_from_the_configuration_where_it_says_none(
+async def test_time_limits_are_stored_with_the_job_and_default_to_the_configuration(
     config: Config,
 ) -> None:
     async with serving(msgspec.structs.replace(config, timeout_s=7.5, queue_timeout_s=3600)) as api:
@@ -240,7 +240,7 @@ async def test_limits_are_kept_with_the_job_and_come_from_the_configuration_wher
     assert [(job["timeout_s"], job["queue_timeout_s"]) for job in told] == [(30, 0.5), (604_800, 3600), (7.5, 3600)]
 
 
-async def test_without_any_limit_a_job_takes_as_long_as_it_takes(api: httpx.AsyncClient) -> None:
+async def test_without_a_limit_a_job_may_take_any_time(api: httpx.AsyncClient) -> None:
     job = (await api.get(f"/api/jobs/{await queue(api, timeout_s=None)}")).json()
     assert (job["timeout_s"], job["queue_timeout_s"], job["partial"]) == (None, None, None)
 
@@ -264,7 +264,7 @@ async def plain(config: Config) -> Any:
 
 
 @pytest.mark.parametrize("path", ["/chat/", "/chat/jobs", "/chat/jobs?status=queued", "/chat/conversations/c"])
-async def test_every_list_has_a_form_that_cancels_and_leads_back(plain: httpx.AsyncClient, path: str) -> None:
+async def test_every_list_has_a_cancel_form_that_leads_back(plain: httpx.AsyncClient, path: str) -> None:
     plain.headers["X-CSRF-Token"] = await token_of(plain, "/chat/")
     await queue(plain)
     del plain.headers["X-CSRF-Token"]
@@ -285,15 +285,13 @@ async def test_every_list_has_a_form_that_cancels_and_leads_back(plain: httpx.As
 @pytest.mark.parametrize(
     "referer", ["", "http://[", "https://evil.example//evil.example/x", "javascript:alert(1)", "/chat/logout", "//x/y"]
 )
-async def test_a_cancel_leads_to_no_other_host(browser: httpx.AsyncClient, referer: str) -> None:
+async def test_a_cancel_never_redirects_to_another_host(browser: httpx.AsyncClient, referer: str) -> None:
     answer = await browser.post("/chat/jobs", data={"content": "x"}, headers={"Referer": referer})
     answer = await browser.post("/chat/jobs/1/cancel", headers={"Referer": referer})
     assert (answer.status_code, answer.headers["location"]) == (303, "/chat/#job-1")
 
 
-async def test_all_that_waits_is_cancelled_from_the_list_of_what_waits(
-    browser: httpx.AsyncClient, database: Database
-) -> None:
+async def test_all_queued_jobs_can_be_cancelled_from_their_list(browser: httpx.AsyncClient, database: Database) -> None:
     for _ in range(3):
         await browser.post("/chat/jobs", data={"content": "x", "conversation_id": "c"})
     await claim(database)
@@ -305,7 +303,9 @@ async def test_all_that_waits_is_cancelled_from_the_list_of_what_waits(
     assert "No job is queued just now." in (await browser.get("/chat/jobs?status=queued")).text
 
 
-async def test_what_was_written_is_shown_as_what_it_is(browser: httpx.AsyncClient, database: Database) -> None:
+async def test_the_partial_reply_of_a_cancelled_job_is_shown_as_partial(
+    browser: httpx.AsyncClient, database: Database
+) -> None:
     await browser.post("/chat/jobs", data={"content": "x", "conversation_id": "c"})
     claimed = await claim(database)
     await browser.post("/chat/jobs/1/cancel")

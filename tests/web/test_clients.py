@@ -1,5 +1,5 @@
-"""Requests as real clients send them: ids of chat platforms, nulls of form builders, paths with anything in them, and
-bodies that another program has wrapped."""
+"""Requests as real clients send them: ids of chat platforms, nulls of form builders, unusual characters in paths, and
+unusual content types."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ OPTIONAL = [(path, field.name) for path, field in fields() if not field.required
 
 
 @pytest.mark.parametrize(("path", "name"), OPTIONAL)
-async def test_null_is_as_absent(api: httpx.AsyncClient, path: str, name: str) -> None:
+async def test_null_means_absent(api: httpx.AsyncClient, path: str, name: str) -> None:
     # A system prompt alone is a body too: nothing is left out that the body needs.
     sent = {NEEDED[path]: "x", "system_prompt": "y"} | {name: None}
     answer = await api.post(path, json=sent)
@@ -77,7 +77,7 @@ def shapes_within(wanted: Any) -> Iterator[msgspec.inspect.StructType]:
             yield from shapes_within(inner)
 
 
-async def test_every_optional_field_of_every_shape_in_a_body_takes_null() -> None:
+async def test_every_optional_field_of_every_body_accepts_null() -> None:
     found = [shape for body in BODIES.values() for shape in shapes_within(msgspec.inspect.type_info(body))]
     assert {"JobCreate", "NamedSchema"} <= {shape.cls.__name__ for shape in found}
     for shape in found:
@@ -91,7 +91,7 @@ async def test_every_optional_field_of_every_shape_in_a_body_takes_null() -> Non
     ("sent", "stored"), [(12345, "12345"), (-1001234567890, "-1001234567890"), (0, "0"), (7.0, "7")]
 )
 @pytest.mark.parametrize(("path", "name"), [("/api/jobs", "conversation_id"), ("/api/submit", "session_id")])
-async def test_an_id_that_is_a_number_is_its_text(
+async def test_a_numeric_id_becomes_text(
     api: httpx.AsyncClient, path: str, name: str, sent: float, stored: str
 ) -> None:
     answer = await api.post(path, json={NEEDED[path]: "x", name: sent})
@@ -100,15 +100,14 @@ async def test_an_id_that_is_a_number_is_its_text(
 
 
 @pytest.mark.parametrize("sent", ["1.5", "true", "[1]", "{}", "9" * 30, "-" + "9" * 5000])
-async def test_an_id_that_is_no_text_and_no_whole_number_is_told_what_it_may_be(
+async def test_an_id_that_is_neither_text_nor_integer_is_refused_with_what_it_may_be(
     api: httpx.AsyncClient, sent: str
 ) -> None:
     answer = await post(api, "/api/jobs", b'{"content": "x", "conversation_id": %s}' % sent.encode())
     assert answer.status_code == 400
     if len(sent) < 1000:
         assert answer.json()["detail"] == (
-            "conversation_id: expected 1 to 200 characters that are not all blank, without control characters; or a"
-            " whole number"
+            "conversation_id: expected 1 to 200 characters without control characters, or a whole number"
         )
 
 
@@ -137,7 +136,7 @@ async def test_an_encoded_slash_is_part_of_the_id(api: httpx.AsyncClient, prefix
     assert (await api.post(f"{path}/cancel")).json()["cancelled"] == 1
 
 
-async def test_a_slash_that_is_none_of_the_id_is_still_a_border(api: httpx.AsyncClient) -> None:
+async def test_a_plain_slash_still_separates_path_segments(api: httpx.AsyncClient) -> None:
     await api.post("/api/jobs", json={"content": "x", "conversation_id": "p/q"})
     answer = await api.get("/api/conversations/p/q/messages")
     assert answer.status_code == 404
@@ -149,7 +148,7 @@ async def test_a_slash_that_is_none_of_the_id_is_still_a_border(api: httpx.Async
     assert not (await api.get("/api/conversations/p%ED%B0%AFq/latest")).json()["exists"]
 
 
-async def test_the_page_of_an_id_with_a_slash_can_be_asked_for_by_path_and_follows_its_stream(config: Config) -> None:
+async def test_the_page_of_an_id_with_a_slash_works_by_path_and_follows_its_stream(config: Config) -> None:
     async with serving(config) as client:
         await log_in(client)
         await client.post("/chat/jobs", data={"content": "slashed", "conversation_id": "s/t"})
@@ -159,7 +158,7 @@ async def test_the_page_of_an_id_with_a_slash_can_be_asked_for_by_path_and_follo
         assert 'data-events="/chat/api/conversations/s%2Ft/events"' in page.text
 
 
-async def test_nginx_hands_on_an_encoded_slash_as_it_is(api: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_nginx_passes_on_an_encoded_slash(api: httpx.AsyncClient, tmp_path: Path) -> None:
     await api.post("/api/jobs", json={"content": "x", "conversation_id": "n/x"})
     async with nginx(tmp_path, api.base_url.port or 0) as origin:
         answer = await api.get(f"{origin}/chat/api/conversations/n%2Fx/latest")
@@ -181,7 +180,7 @@ async def test_nginx_answers_under_its_names_beside_debians_default_site(
 
 
 @pytest.mark.parametrize("given", ["%20lead", "lead%20", "%20%20lead%20", "lead", "%C2%A0lead", "lead%E3%80%80"])
-async def test_blanks_around_an_id_count_nowhere(api: httpx.AsyncClient, given: str) -> None:
+async def test_blanks_around_an_id_are_ignored(api: httpx.AsyncClient, given: str) -> None:
     await api.post("/api/jobs", json={"content": "x", "conversation_id": " lead "})
     for path in ("messages", "latest"):
         told = (await api.get(f"/api/conversations/{given}/{path}")).json()
@@ -198,7 +197,7 @@ async def test_blanks_around_an_id_count_nowhere(api: httpx.AsyncClient, given: 
 
 @pytest.mark.parametrize("given", ["%20", "%C2%A0%20"])
 @pytest.mark.parametrize("path", ["conversations/{}/messages", "conversations/{}/latest", "status/{}"])
-async def test_an_id_of_blanks_alone_is_none(api: httpx.AsyncClient, path: str, given: str) -> None:
+async def test_an_id_of_blanks_is_no_id(api: httpx.AsyncClient, path: str, given: str) -> None:
     answer = await api.get("/api/" + path.format(given))
     assert answer.status_code == 400
     assert answer.json()["detail"].startswith("conversation_id: expected 1 to 200 characters that are not all blank")
@@ -233,7 +232,7 @@ BODY = '{"content": "größer", "conversation_id": "wrapped"}'
         (BODY.encode(), {"Content-Encoding": "identity"}),
     ],
 )
-async def test_json_in_utf_8_is_taken_however_it_is_announced(
+async def test_json_in_utf_8_is_accepted_with_any_valid_content_type(
     api: httpx.AsyncClient, sent: bytes, headers: dict[str, str]
 ) -> None:
     answer = await post(api, "/api/jobs", sent, headers)
@@ -262,7 +261,7 @@ async def test_json_in_utf_8_is_taken_however_it_is_announced(
         (codecs.BOM_UTF8, {}, 400, "The body is not valid JSON"),
     ],
 )
-async def test_a_body_in_another_wrapping_is_told_which_one_is_right(
+async def test_a_body_of_another_content_type_is_refused_with_the_right_one(
     api: httpx.AsyncClient, sent: bytes, headers: dict[str, str], status: int, told: str
 ) -> None:
     answer = await post(api, "/api/jobs", sent, headers)
@@ -277,9 +276,7 @@ WRONG: list[Any] = [5, 1.5, True, "\0", "x" * 300, "", [], ["x" * 300], [5], {},
 
 
 @pytest.mark.parametrize(("path", "name"), [(path, field.name) for path, field in fields()])
-async def test_what_is_wrong_with_a_field_is_told_in_words_of_json(
-    api: httpx.AsyncClient, path: str, name: str
-) -> None:
+async def test_an_invalid_field_is_explained_in_terms_of_json(api: httpx.AsyncClient, path: str, name: str) -> None:
     n_refused = 0
     for wrong in WRONG:
         answer = await api.post(path, json={NEEDED[path]: "x"} | {name: wrong})
@@ -294,18 +291,16 @@ async def test_what_is_wrong_with_a_field_is_told_in_words_of_json(
 @pytest.mark.parametrize(
     ("method", "path", "told"),
     [
-        ("POST", "/api/jobs/cancel", "status: missing; expected queued or processing for a cancel"),
-        ("POST", "/api/jobs/cancel?status=nonsense", "status: expected queued or processing for a cancel"),
+        ("POST", "/api/jobs/cancel", "status: missing; expected one of queued, processing; at most 2 of them"),
+        ("POST", "/api/jobs/cancel?status=nonsense", "status: expected one of queued, processing; at most 2 of them"),
         ("POST", "/api/jobs/cancel?status=queued&model=", "model: expected a string of at least 1 characters"),
         ("POST", f"/api/jobs/retry?status=error&error_kind={'x' * 41}", "error_kind: expected a string of at most 40"),
         ("GET", "/api/jobs?texts=perhaps", "texts: expected true or false"),
-        ("GET", "/api/jobs?limit=0", "limit: expected a whole number from 1 to 500"),
+        ("GET", "/api/jobs?limit=0", "limit: expected whole number ≥ 1 and ≤ 500"),
         ("GET", "/api/jobs/1/events?after=x", "after: expected the id of an event of this stream, such as 1-42"),
     ],
 )
-async def test_what_is_wrong_with_a_query_is_told_in_words_too(
-    api: httpx.AsyncClient, method: str, path: str, told: str
-) -> None:
+async def test_an_invalid_query_is_explained_too(api: httpx.AsyncClient, method: str, path: str, told: str) -> None:
     answer = await api.request(method, path)
     assert answer.status_code == 400
     assert answer.json()["detail"].startswith(told)
@@ -320,13 +315,13 @@ async def test_what_is_wrong_with_a_query_is_told_in_words_too(
         ({"content": []}, "content: expected a string, got a list"),
         ({"content": "x", "system_prompt": 5}, "system_prompt: expected a string or null, got a number"),
         ({"content": "x", "assistant_context": True}, "assistant_context: expected a string or null, got a boolean"),
-        ({"content": "x", "max_attempts": 0}, "max_attempts: expected a whole number from 1 to 100"),
+        ({"content": "x", "max_attempts": 0}, "max_attempts: expected whole number ≥ 1 and ≤ 100"),
         ({"content": "x", "model": "x" * 201}, "model: expected a string of at most 200 characters"),
         ({"content": "x", "priority": "urgent"}, "priority: expected one of interactive, normal, batch"),
         ([], "The body is wrong: expected an object, got a list"),
     ],
 )
-async def test_a_wrong_reply_is_told_what_it_lacks(api: httpx.AsyncClient, sent: object, told: str) -> None:
+async def test_an_invalid_reply_is_refused_with_what_it_lacks(api: httpx.AsyncClient, sent: object, told: str) -> None:
     answer = await api.post("/api/conversations/c/reply", json=sent)
     assert (answer.status_code, answer.json()["detail"]) == (400, told)
 
@@ -334,7 +329,7 @@ async def test_a_wrong_reply_is_told_what_it_lacks(api: httpx.AsyncClient, sent:
 # Lists without texts
 
 
-async def test_a_list_without_texts_is_small_and_has_all_else(api: httpx.AsyncClient, config: Config) -> None:
+async def test_a_list_without_texts_is_small_and_has_every_other_field(api: httpx.AsyncClient, config: Config) -> None:
     long = "x" * 100_000
     for number in range(12):
         sent = {"content": long, "system_prompt": long, "conversation_id": f"long{number % 2}", "stop": ["y"] * 16}
@@ -386,7 +381,7 @@ async def test_a_list_without_texts_reads_no_text(config: Config) -> None:
 # The document
 
 
-async def test_the_document_tells_what_is_exact(api: httpx.AsyncClient) -> None:
+async def test_the_openapi_document_states_the_exact_types(api: httpx.AsyncClient) -> None:
     document = (await api.get("/api/openapi.json")).json()
     paths, schemas = document["paths"], document["components"]["schemas"]
     known = json.dumps(document)

@@ -1,4 +1,4 @@
-"""Who may come in: token, session, and what a browser that was lured elsewhere may not do."""
+"""Authentication: tokens, sessions, CSRF, hosts and logins, and limits for clients without a login."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def somewhere(path: str) -> str:
     return re.sub(r"\{(\w+):\w+\}", "1", path)
 
 
-async def test_every_other_route_of_the_api_wants_a_token_or_a_session(config: Config) -> None:
+async def test_every_other_route_of_the_api_needs_a_token_or_a_session(config: Config) -> None:
     closed = [(somewhere(p), m) for p, m, opt in handlers(config) if not opt.get("open") and not opt.get("page")]
     assert len(closed) > 15
     async with serving(config) as client:
@@ -90,7 +90,7 @@ async def test_every_other_route_of_the_api_wants_a_token_or_a_session(config: C
             assert (await client.request(method, path)).status_code != 401, (path, method)
 
 
-async def test_every_page_sends_those_without_a_session_to_the_login_even_with_a_token(config: Config) -> None:
+async def test_every_page_redirects_to_the_login_without_a_session_even_with_a_token(config: Config) -> None:
     pages = [(somewhere(path), method) for path, method, opt in handlers(config) if opt.get("page")]
     assert len(pages) > 12
     async with serving(config) as client:
@@ -144,7 +144,7 @@ async def test_a_session_opens_pages_and_api_until_logout(client: httpx.AsyncCli
     assert not await opens(client, token), "not even for somebody who stole the cookie"
 
 
-async def test_a_cookie_is_closed_to_scripts_and_other_sites_and_secure_where_https_came(config: Config) -> None:
+async def test_a_cookie_is_httponly_and_samesite_and_secure_over_https(config: Config) -> None:
     trusting = msgspec.structs.replace(config, trusted_proxies=("127.0.0.1",))
     async with serving(trusting) as client:
         del client.headers["Authorization"]
@@ -154,7 +154,7 @@ async def test_a_cookie_is_closed_to_scripts_and_other_sites_and_secure_where_ht
     assert flags == [{"HttpOnly", "Path=/", "SameSite=lax"}, {"HttpOnly", "Path=/", "SameSite=lax", "Secure"}]
 
 
-async def test_an_id_that_the_client_brings_is_never_adopted(client: httpx.AsyncClient) -> None:
+async def test_a_session_token_chosen_by_the_client_is_never_used(client: httpx.AsyncClient) -> None:
     planted = "A" * 43
     token = await come_in(client, **with_session(planted))
     assert token != planted
@@ -165,7 +165,7 @@ async def test_an_id_that_the_client_brings_is_never_adopted(client: httpx.Async
     assert await opens(client, again)
 
 
-async def test_the_record_holds_no_token_that_opens_anything(client: httpx.AsyncClient, database_path: Path) -> None:
+async def test_the_database_holds_no_usable_token(client: httpx.AsyncClient, database_path: Path) -> None:
     token = await come_in(client)
     for file in (database_path, database_path.with_name(database_path.name + "-wal")):
         assert token.encode() not in file.read_bytes()
@@ -200,7 +200,7 @@ async def test_a_session_ends_after_12_hours_without_use_and_after_7_days(
     assert await opens(client, token) is alive
 
 
-async def test_what_a_person_does_keeps_a_session_alive_and_what_a_script_asks_does_not(
+async def test_a_person_s_requests_keep_a_session_alive_and_polling_does_not(
     client: httpx.AsyncClient, database_path: Path
 ) -> None:
     token = await come_in(client)
@@ -229,7 +229,7 @@ def seen_at(database_path: Path) -> str:
     return found
 
 
-async def test_ended_sessions_are_forgotten_at_the_next_login(client: httpx.AsyncClient, database: Database) -> None:
+async def test_expired_sessions_are_deleted_at_the_next_login(client: httpx.AsyncClient, database: Database) -> None:
     now = datetime.now(UTC)
     await database.write(sessions.begin, "old", 1, now - timedelta(days=8))
     await come_in(client)
@@ -240,7 +240,7 @@ GARBAGE = ["", "x", "A" * 43, "A" * 4000, "\xff\xfe", "a=b; c", '"quoted"', "%00
 
 
 @pytest.mark.parametrize("value", GARBAGE)
-async def test_garbage_in_a_cookie_is_no_session_and_no_error(client: httpx.AsyncClient, value: str) -> None:
+async def test_garbage_in_a_cookie_is_neither_a_session_nor_an_error(client: httpx.AsyncClient, value: str) -> None:
     headers = [(b"cookie", f"{COOKIE}={value}; llamalith_next={value}".encode())]
     assert (await client.get("/chat/", headers=headers)).status_code == 303
     assert (await client.get("/api/jobs", headers=headers)).status_code == 401
@@ -250,12 +250,12 @@ async def test_garbage_in_a_cookie_is_no_session_and_no_error(client: httpx.Asyn
 # Back to where one was going
 
 
-async def test_the_address_alone_leads_to_the_pages(client: httpx.AsyncClient) -> None:
+async def test_the_root_url_redirects_to_the_pages(client: httpx.AsyncClient) -> None:
     answer = await client.get("/")
     assert (answer.status_code, answer.headers["location"]) == (303, "/chat/")
 
 
-async def test_after_the_login_one_is_where_one_was_going(client: httpx.AsyncClient) -> None:
+async def test_a_login_leads_on_to_the_page_that_was_asked_for(client: httpx.AsyncClient) -> None:
     sent_away = await client.get("/chat/jobs?status=done&before=7")
     assert sent_away.headers["location"] == "/chat/login"
     form = await client.get("/chat/login")
@@ -274,7 +274,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("path", PAGES)
-async def test_any_page_of_ours_is_gone_back_to_as_it_was_asked_for(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_login_leads_back_to_any_page_of_ours_with_its_query(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.get(path)).headers["location"] == "/chat/login"
     form = await client.get("/chat/login")
     (target,) = re.findall(r'name="next" value="([^"]*)"', form.text)
@@ -282,7 +282,7 @@ async def test_any_page_of_ours_is_gone_back_to_as_it_was_asked_for(client: http
     assert answer.headers["location"] == path
 
 
-async def test_a_way_back_is_no_longer_than_proxies_take(client: httpx.AsyncClient) -> None:
+async def test_the_url_to_go_back_to_is_no_longer_than_proxies_accept(client: httpx.AsyncClient) -> None:
     for path in ("/chat/" + "é" * 1000, "/chat/conversations/" + "%F0%9F%90%89" * 200):
         answer = await client.post("/chat/login", data={"password": PASSWORD, "next": path})
         assert answer.headers["location"] == "/chat/"
@@ -300,7 +300,7 @@ async def test_a_way_back_is_no_longer_than_proxies_take(client: httpx.AsyncClie
         *("/chat/%2e%2e/evil", "/chat/%2E/logout", "/chat/%6cogout", "/chat/../evil", "/chat/a/../../evil"),
     ],
 )
-async def test_nothing_else_is_gone_back_to(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_login_leads_nowhere_else(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.post("/chat/login", data={"password": PASSWORD, "next": path})
     assert answer.status_code == 303
     assert answer.headers["location"] == "/chat/"
@@ -372,7 +372,7 @@ async def session_and_csrf_token(client: httpx.AsyncClient) -> tuple[str, str]:
     return session, re.findall(r'name="csrf_token" value="(\w+)"', page.text)[0]
 
 
-async def test_a_form_of_a_client_that_tells_no_origin_needs_its_own_csrf_token(client: httpx.AsyncClient) -> None:
+async def test_a_form_without_an_origin_needs_its_session_s_csrf_token(client: httpx.AsyncClient) -> None:
     session, csrf_token = await session_and_csrf_token(client)
     _, another = await session_and_csrf_token(client)
 
@@ -391,7 +391,9 @@ async def test_a_form_of_a_client_that_tells_no_origin_needs_its_own_csrf_token(
 
 
 @pytest.mark.parametrize("scheme", ["Basic dXNlcjpwYXNz", "Digest username=x", "Negotiate", TOKEN, ""])
-async def test_a_login_of_another_scheme_is_no_second_token(client: httpx.AsyncClient, scheme: str) -> None:
+async def test_credentials_of_another_scheme_do_not_count_as_a_second_token(
+    client: httpx.AsyncClient, scheme: str
+) -> None:
     """A proxy's own, which browsers then send with every request."""
     session = await come_in(client)
     other = {"Authorization": scheme}
@@ -409,13 +411,15 @@ async def test_a_login_of_another_scheme_is_no_second_token(client: httpx.AsyncC
         assert live.status_code == 200
 
 
-async def test_a_session_beside_another_scheme_still_has_to_come_from_our_pages(client: httpx.AsyncClient) -> None:
+async def test_a_session_with_credentials_of_another_scheme_is_still_checked_for_csrf(
+    client: httpx.AsyncClient,
+) -> None:
     session = await come_in(client)
     headers = {"Authorization": "Basic dXNlcjpwYXNz", "Origin": OTHER} | with_session(session)
     assert (await client.post("/api/jobs", json={"content": "x"}, headers=headers)).status_code == 403
 
 
-async def test_a_login_that_another_site_sent_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_login_sent_by_another_site_is_refused(client: httpx.AsyncClient) -> None:
     for headers in ({"Origin": OTHER}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
         answer = await client.post("/chat/login", data={"password": PASSWORD}, headers=headers)
         assert answer.status_code == 403
@@ -444,7 +448,7 @@ async def test_another_site_cannot_log_a_person_out(client: httpx.AsyncClient, t
     assert await opens(client, session)
 
 
-async def test_a_link_of_our_own_logs_a_person_out(client: httpx.AsyncClient) -> None:
+async def test_our_own_link_logs_a_person_out(client: httpx.AsyncClient) -> None:
     session = await come_in(client)
     headers = {**with_session(session), "Referer": f"{client.base_url}/chat/", "Sec-Fetch-Site": "same-origin"}
     assert (await client.get("/chat/logout", headers=headers)).status_code == 303
@@ -470,7 +474,7 @@ async def test_a_link_of_our_own_logs_a_person_out(client: httpx.AsyncClient) ->
         ("example.org", "http://", False),
     ],
 )
-async def test_an_origin_is_ours_when_it_is_the_one_that_was_asked(
+async def test_an_origin_is_ours_if_the_request_was_sent_to_it(
     client: httpx.AsyncClient, host: str, origin: str, ours: bool
 ) -> None:
     headers = {"Host": host, "Origin": origin}
@@ -478,7 +482,7 @@ async def test_an_origin_is_ours_when_it_is_the_one_that_was_asked(
     assert answer.status_code == (303 if ours else 403)
 
 
-async def test_of_several_origins_each_must_be_ours(client: httpx.AsyncClient) -> None:
+async def test_if_there_are_several_origins_each_must_be_ours(client: httpx.AsyncClient) -> None:
     own = str(client.base_url).rstrip("/")
     for headers in (
         [("Origin", own), ("Origin", OTHER)],
@@ -488,7 +492,7 @@ async def test_of_several_origins_each_must_be_ours(client: httpx.AsyncClient) -
         assert answer.status_code == 403
 
 
-async def test_a_proxy_that_ends_tls_unannounced_locks_nobody_out(client: httpx.AsyncClient) -> None:
+async def test_a_proxy_that_terminates_tls_without_being_configured_locks_nobody_out(client: httpx.AsyncClient) -> None:
     """nginx sends the Host on; that https ended there is told only to who trusts it."""
     headers = {"Host": "chat.example.org", "Origin": "https://chat.example.org"}
     answer = await client.post("/chat/login", data={"password": PASSWORD}, headers=headers)
@@ -515,7 +519,7 @@ HOSTS = ("chat.example.org", "llama.lan:8443", "[::1]:8000")
         *(("chat.example.org.evil.example", 421), ("", 421)),
     ],
 )
-async def test_where_hosts_are_named_nothing_else_is_answered(config: Config, host: str, status: int) -> None:
+async def test_if_hosts_are_configured_no_other_host_is_answered(config: Config, host: str, status: int) -> None:
     async with serving(msgspec.structs.replace(config, allowed_hosts=HOSTS)) as client:
         for path in ("/chat/login", "/api/jobs", "/chat/static/app.css"):
             answer = await client.get(path, headers={"Host": host})
@@ -527,7 +531,7 @@ async def test_where_hosts_are_named_nothing_else_is_answered(config: Config, ho
         assert (await client.get("/readyz", headers={"Host": host})).status_code in (200, 503)
 
 
-async def test_a_named_host_without_a_port_in_the_header_may_be_at_either_usual_one(config: Config) -> None:
+async def test_a_host_header_without_a_port_matches_both_usual_ports(config: Config) -> None:
     async with serving(msgspec.structs.replace(config, allowed_hosts=("a.example:443", "b.example:80"))) as client:
         for host in ("a.example", "b.example"):
             assert (await client.get("/chat/login", headers={"Host": host})).status_code == 200
@@ -544,7 +548,7 @@ async def test_a_named_host_without_a_port_in_the_header_may_be_at_either_usual_
         (("chat.example.org",), "chat.example.org:8443", "http://chat.example.org:8443"),
     ],
 )
-async def test_what_is_shown_to_be_copied_never_leads_to_a_name_that_only_a_stranger_told(
+async def test_urls_shown_for_copying_never_contain_an_unconfigured_name(
     config: Config, allowed: tuple[str, ...], host: str, shown: str
 ) -> None:
     async with serving(msgspec.structs.replace(config, allowed_hosts=allowed)) as client:
@@ -556,7 +560,7 @@ async def test_what_is_shown_to_be_copied_never_leads_to_a_name_that_only_a_stra
 
 
 @pytest.mark.usefixtures("stopped_clock")
-async def test_a_page_that_was_led_here_under_its_own_name_slows_nobody_but_itself(client: httpx.AsyncClient) -> None:
+async def test_failures_under_a_rebound_name_slow_down_only_that_name(client: httpx.AsyncClient) -> None:
     """Its browser is on the admin's machine, so that it has the admin's address."""
 
     async def attempt(host: str, password: str) -> int:
@@ -571,7 +575,7 @@ async def test_a_page_that_was_led_here_under_its_own_name_slows_nobody_but_itse
         assert await attempt(host, PASSWORD) == 303
 
 
-def test_who_thinks_up_names_gets_no_more_guesses_than_a_few_names_have_and_no_more_rows(database_path: Path) -> None:
+def test_inventing_host_names_gives_no_more_guesses_or_rows_than_a_few_names(database_path: Path) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     with attempting(database_path) as attempt:
         for client in ("192.0.2.1", "2001:db8:1:2::3"):
@@ -588,7 +592,7 @@ def test_who_thinks_up_names_gets_no_more_guesses_than_a_few_names_have_and_no_m
 
 
 @pytest.mark.usefixtures("stopped_clock")
-async def test_names_that_others_think_up_keep_nobody_out_of_one_that_is_configured_or_known(config: Config) -> None:
+async def test_invented_host_names_lock_nobody_out_of_a_configured_or_known_one(config: Config) -> None:
     async def attempt(client: httpx.AsyncClient, host: str, password: str = PASSWORD) -> int:
         return (await client.post("/chat/login", data={"password": password}, headers={"Host": host})).status_code
 
@@ -607,7 +611,7 @@ async def test_names_that_others_think_up_keep_nobody_out_of_one_that_is_configu
         assert await attempt(client, "other.example.org") == 303
 
 
-def test_a_right_password_under_a_shared_name_forgives_no_other_and_makes_few_rows(database_path: Path) -> None:
+def test_a_correct_password_under_a_shared_name_clears_no_other_name_and_adds_few_rows(database_path: Path) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     engine = write_engine(database_path)
 
@@ -650,14 +654,14 @@ def test_a_right_password_under_a_shared_name_forgives_no_other_and_makes_few_ro
         *("🐉" * 30, "a\nb", "%", "&password=", "\udc80".encode("utf-8", "surrogatepass").decode("latin-1")),
     ],
 )
-async def test_any_other_password_is_plainly_wrong(client: httpx.AsyncClient, password: str) -> None:
+async def test_any_other_password_is_wrong(client: httpx.AsyncClient, password: str) -> None:
     answer = await client.post("/chat/login", data={"password": password})
     assert answer.status_code == 401
     assert "Wrong password." in answer.text
     assert "set-cookie" not in answer.headers
 
 
-async def test_bytes_that_are_no_text_are_a_wrong_password(client: httpx.AsyncClient) -> None:
+async def test_bytes_that_are_not_utf_8_are_a_wrong_password(client: httpx.AsyncClient) -> None:
     answer = await client.post("/chat/login", content=b"password=%ff%fe", headers={"Content-Type": FORM})
     assert answer.status_code == 401
 
@@ -671,31 +675,31 @@ async def test_a_password_that_begins_with_the_right_72_bytes_is_wrong(config: C
     assert (longer.status_code, right.status_code) == (401, 303)
 
 
-async def test_fields_that_nobody_asked_for_change_nothing(client: httpx.AsyncClient) -> None:
+async def test_unknown_form_fields_are_ignored(client: httpx.AsyncClient) -> None:
     fields = {"password": PASSWORD, "username": "root", "user_id": "2", "is_admin": "1"}
     assert (await client.post("/chat/login", data=fields)).status_code == 303
 
 
 @pytest.mark.parametrize("media_type", ["application/json", "text/plain", "multipart/form-data; boundary=b", ""])
-async def test_a_login_is_a_form_and_nothing_else(client: httpx.AsyncClient, media_type: str) -> None:
+async def test_a_login_is_accepted_as_a_form_only(client: httpx.AsyncClient, media_type: str) -> None:
     answer = await client.post("/chat/login", content=b"password=x", headers={"Content-Type": media_type})
     assert answer.status_code == 415
 
 
-async def test_what_a_form_held_is_not_kept_after_its_answer(client: httpx.AsyncClient) -> None:
+async def test_a_form_is_not_kept_in_memory_after_its_answer(client: httpx.AsyncClient) -> None:
     """Litestar keeps the last thousand forms that it parsed itself."""
     for number in range(3):
         await client.post("/chat/login", data={"password": f"secret {number}"})
     assert parse_url_encoded_form_data.cache_info().currsize == 0
 
 
-async def test_a_form_with_more_fields_than_any_of_ours_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_form_with_too_many_fields_is_refused(client: httpx.AsyncClient) -> None:
     answer = await client.post("/chat/login", content=b"a&" * 1000, headers={"Content-Type": FORM})
     assert answer.status_code == 400
     assert "at most 50" in answer.json()["detail"]
 
 
-async def test_a_login_may_weigh_16_kib_and_one_of_16_kib_is_only_a_wrong_password(client: httpx.AsyncClient) -> None:
+async def test_a_login_of_16_kib_is_accepted_and_a_larger_one_refused(client: httpx.AsyncClient) -> None:
     fits = 16 * 1024 - len("password=")
     big = await client.post("/chat/login", data={"password": "x" * fits})
     too_big = await client.post("/chat/login", data={"password": "x" * (fits + 1)})
@@ -710,7 +714,9 @@ def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llamalith_app.guards.passwords.datetime", SimpleNamespace(now=lambda _: now))
 
 
-async def test_an_answer_comes_while_passwords_are_checked(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_requests_are_answered_while_passwords_are_checked(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = msgspec.structs.replace(config, trusted_proxies=("127.0.0.1",))
     begun, may_end = threading.Semaphore(0), threading.Event()
 
@@ -735,7 +741,7 @@ async def test_an_answer_comes_while_passwords_are_checked(config: Config, monke
 
 
 @pytest.mark.usefixtures("stopped_clock")
-async def test_a_flood_from_one_address_takes_no_place_from_another(config: Config) -> None:
+async def test_a_flood_of_logins_from_one_address_does_not_block_another(config: Config) -> None:
     settings = msgspec.structs.replace(
         config,
         admin_password_hash=bcrypt.hashpw(b"x", bcrypt.gensalt(10)).decode(),
@@ -758,12 +764,12 @@ async def test_a_flood_from_one_address_takes_no_place_from_another(config: Conf
 @pytest.mark.parametrize(
     ("addresses", "places"),
     [
-        (["192.0.2.1"], {"MAX_STRANGE_OF_ADDRESS": 24}),
-        (["192.0.2.1", "192.0.2.2"], {"MAX_WAITING": 8, "MAX_WAITING_OF_STRANGE": 6}),
+        (["192.0.2.1"], {"MAX_UNCONFIGURED_PER_ADDRESS": 24}),
+        (["192.0.2.1", "192.0.2.2"], {"MAX_WAITING": 8, "MAX_WAITING_UNCONFIGURED": 6}),
     ],
     ids=["of an address", "of all"],
 )
-async def test_a_flood_under_strange_names_takes_no_place_from_an_address_that_was_asked_for(
+async def test_a_flood_of_logins_under_unconfigured_names_does_not_block_an_ip_address_host(
     config: Config,
     database_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -796,7 +802,7 @@ async def test_a_flood_under_strange_names_takes_no_place_from_an_address_that_w
             for number in range(logins.HOSTS_OF_ONE + 1)
             for _ in range(logins.FREE)
         ]
-        n_strange = min(places.values()) if len(addresses) > 1 else places["MAX_STRANGE_OF_ADDRESS"]
+        n_strange = min(places.values()) if len(addresses) > 1 else places["MAX_UNCONFIGURED_PER_ADDRESS"]
 
         async def is_full() -> bool:
             return counted() == n_strange and sum(task.done() for task in flood) == len(flood) - n_strange
@@ -813,7 +819,7 @@ async def test_a_flood_under_strange_names_takes_no_place_from_an_address_that_w
 
 
 @pytest.mark.usefixtures("stopped_clock")
-async def test_who_has_to_wait_is_told_so_without_waiting_for_the_writer(
+async def test_a_throttled_client_is_answered_without_waiting_for_the_writer(
     client: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
@@ -829,7 +835,7 @@ async def test_who_has_to_wait_is_told_so_without_waiting_for_the_writer(
 
 @pytest.mark.parametrize("told_length", [True, False], ids=["Content-Length", "chunked"])
 @pytest.mark.parametrize("path", ["/chat/jobs", "/chat/login", "/chat/logout", "/chat/jobs/1/cancel", "/api/jobs"])
-async def test_a_long_body_of_a_stranger_is_answered_before_it_was_sent_and_shortly(
+async def test_a_long_body_without_a_login_is_refused_before_it_was_sent(
     client: httpx.AsyncClient, path: str, told_length: bool
 ) -> None:
     length = "Content-Length: 15000000" if told_length else "Transfer-Encoding: chunked"
@@ -843,7 +849,7 @@ async def test_a_long_body_of_a_stranger_is_answered_before_it_was_sent_and_shor
     writer.close()
 
 
-async def test_what_is_too_long_for_a_login_stays_with_its_browser_and_its_form_is_gone_back_to(
+async def test_a_draft_too_long_for_a_login_stays_in_the_browser_and_the_login_leads_back_to_its_form(
     client: httpx.AsyncClient,
 ) -> None:
     headers = {"Accept": "text/html", "Referer": f"{client.base_url}/chat/conversations/c?before=3"}
@@ -856,7 +862,7 @@ async def test_what_is_too_long_for_a_login_stays_with_its_browser_and_its_form_
 
 
 @pytest.mark.parametrize("text", ['"' * 3900, "<&'" * 1300, "é" * 1950, "🐉" * 950, "a\r\n" * 1700])
-async def test_the_longest_draft_that_is_kept_passes_a_wrong_password_and_the_right_one(
+async def test_the_longest_kept_draft_survives_a_wrong_and_a_right_password(
     client: httpx.AsyncClient, text: str
 ) -> None:
     kept = await client.post("/chat/jobs", data={"content": text, "conversation_id": "c"})
@@ -869,7 +875,7 @@ async def test_the_longest_draft_that_is_kept_passes_a_wrong_password_and_the_ri
     assert unescape(shown) == text.replace("\r\n", "\n")
 
 
-async def test_what_comes_back_to_a_session_is_bounded_in_what_it_becomes(client: httpx.AsyncClient) -> None:
+async def test_a_draft_that_is_shown_again_is_limited(client: httpx.AsyncClient) -> None:
     session, csrf_token = await session_and_csrf_token(client)
     headers = {**with_session(session), "Content-Type": FORM, "Accept": "text/html"}
     for token, status in ((csrf_token, 400), ("stale", 403)):
@@ -890,7 +896,7 @@ async def test_what_comes_back_to_a_session_is_bounded_in_what_it_becomes(client
 
 
 @pytest.mark.usefixtures("stopped_clock")
-async def test_guesses_are_slowed_down_ever_more(client: httpx.AsyncClient) -> None:
+async def test_guesses_are_slowed_down_more_and_more(client: httpx.AsyncClient) -> None:
     for _ in range(logins.FREE):
         assert (await client.post("/chat/login", data={"password": "wrong"})).status_code == 401
     refused = await client.post("/chat/login", data={"password": PASSWORD})
@@ -899,7 +905,7 @@ async def test_guesses_are_slowed_down_ever_more(client: httpx.AsyncClient) -> N
     assert refused.headers["retry-after"] == "1"
 
 
-def test_the_delay_of_an_address_doubles_up_to_its_limit(database_path: Path) -> None:
+def test_the_delay_of_an_address_doubles_up_to_a_limit(database_path: Path) -> None:
     with attempting(database_path) as attempt:
         now = datetime(2026, 1, 1, tzinfo=UTC)
         delays = []
@@ -910,7 +916,7 @@ def test_the_delay_of_an_address_doubles_up_to_its_limit(database_path: Path) ->
     assert delays == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900, 900, 900]
 
 
-def test_refused_attempts_make_nothing_worse(database_path: Path) -> None:
+def test_refused_attempts_do_not_lengthen_the_delay(database_path: Path) -> None:
     with attempting(database_path) as attempt:
         now = datetime(2026, 1, 1, tzinfo=UTC)
         for _ in range(logins.FREE):
@@ -918,7 +924,7 @@ def test_refused_attempts_make_nothing_worse(database_path: Path) -> None:
         assert {attempt("192.0.2.1", now) for _ in range(100)} == {timedelta(seconds=1)}
 
 
-def test_a_crowd_slows_down_those_who_failed_and_never_an_address_that_did_not(database_path: Path) -> None:
+def test_a_crowd_slows_down_addresses_that_failed_and_no_others(database_path: Path) -> None:
     with attempting(database_path) as attempt:
         now = datetime(2026, 1, 1, tzinfo=UTC)
         for number in range(500):
@@ -927,7 +933,7 @@ def test_a_crowd_slows_down_those_who_failed_and_never_an_address_that_did_not(d
         assert not attempt("192.0.2.1", now), "the owner, from anywhere else"
 
 
-def test_after_one_typo_the_owner_waits_for_a_crowd_no_longer_than_a_minute(database_path: Path) -> None:
+def test_after_one_typo_a_crowd_delays_the_owner_by_at_most_a_minute(database_path: Path) -> None:
     with attempting(database_path) as attempt:
         typed_at = datetime(2026, 1, 1, tzinfo=UTC)
         assert not attempt("192.0.2.1", typed_at)
@@ -938,7 +944,7 @@ def test_after_one_typo_the_owner_waits_for_a_crowd_no_longer_than_a_minute(data
         assert not attempt("192.0.2.1", typed_at + timedelta(seconds=60))
 
 
-def test_a_site_with_a_million_households_gets_no_more_than_its_share(database_path: Path) -> None:
+def test_a_site_with_a_million_households_shares_one_limit(database_path: Path) -> None:
     with attempting(database_path) as attempt:
         now = datetime(2026, 1, 1, tzinfo=UTC)
         waits = [attempt(f"2001:db8:1:{number:x}::1", now) for number in range(1000)]
@@ -946,7 +952,7 @@ def test_a_site_with_a_million_households_gets_no_more_than_its_share(database_p
         assert not attempt("2001:db8:2::1", now)
 
 
-def test_failures_are_forgotten_after_a_day(database_path: Path) -> None:
+def test_failures_expire_after_a_day(database_path: Path) -> None:
     with attempting(database_path) as attempt:
         now = datetime(2026, 1, 1, tzinfo=UTC)
         for _ in range(logins.FREE):
@@ -970,7 +976,7 @@ def attempting(path: Path) -> Iterator[Callable[..., timedelta]]:
 
 
 @pytest.mark.usefixtures("stopped_clock")
-async def test_four_servers_over_one_record_let_through_no_more_guesses_than_one(config: Config) -> None:
+async def test_four_servers_on_one_database_allow_no_more_guesses_than_one(config: Config) -> None:
     """Each with a writer, a throttle and threads of its own, as four web processes have."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(serving(config)) for _ in range(4)]
@@ -992,7 +998,7 @@ async def test_a_restart_forgets_no_failure(config: Config) -> None:
         assert (await client.post("/chat/login", data={"password": PASSWORD})).status_code == 429
 
 
-async def test_the_right_password_forgives_what_came_before(client: httpx.AsyncClient) -> None:
+async def test_a_correct_password_clears_earlier_failures(client: httpx.AsyncClient) -> None:
     for _ in range(3):
         for _ in range(logins.FREE - 1):
             assert (await client.post("/chat/login", data={"password": "wrong"})).status_code == 401
@@ -1000,7 +1006,7 @@ async def test_the_right_password_forgives_what_came_before(client: httpx.AsyncC
 
 
 @pytest.mark.usefixtures("stopped_clock")
-async def test_the_owner_comes_in_from_elsewhere_while_one_address_guesses(config: Config) -> None:
+async def test_the_owner_can_log_in_from_elsewhere_while_one_address_guesses(config: Config) -> None:
     async with serving(msgspec.structs.replace(config, trusted_proxies=("127.0.0.1",))) as client:
 
         async def attempt(address: str, password: str) -> int:
@@ -1027,7 +1033,7 @@ async def test_a_forwarded_address_counts_only_from_a_configured_proxy(
 
 
 @pytest.mark.usefixtures("stopped_clock")
-async def test_of_several_forwarded_addresses_the_last_that_is_no_proxy_counts(config: Config) -> None:
+async def test_of_several_forwarded_addresses_the_last_untrusted_one_counts(config: Config) -> None:
     async with serving(msgspec.structs.replace(config, trusted_proxies=("127.0.0.1", "10.0.0.0/8"))) as client:
         for number in range(logins.FREE + 1):
             headers = {"X-Forwarded-For": f"198.51.100.{number}, 203.0.113.9, 10.1.2.3"}
@@ -1045,7 +1051,7 @@ async def test_of_several_forwarded_addresses_the_last_that_is_no_proxy_counts(c
         ("x" * 100, ("x" * 48,)),
     ],
 )
-def test_an_address_is_what_one_household_has_and_what_one_site_may(host: str, address: tuple[str, ...]) -> None:
+def test_an_ipv6_address_is_throttled_by_household_and_by_site(host: str, address: tuple[str, ...]) -> None:
     assert throttled_addresses(host) == address
 
 
@@ -1060,7 +1066,7 @@ async def test_logins_are_logged_without_the_password(client: httpx.AsyncClient)
 # Headers
 
 
-async def test_every_answer_tells_what_may_run_and_that_it_is_private(config: Config) -> None:
+async def test_every_answer_has_the_security_headers_and_is_not_cached(config: Config) -> None:
     async with serving(config) as api:
         answers = [
             await api.get(path)
@@ -1084,7 +1090,7 @@ async def test_every_answer_tells_what_may_run_and_that_it_is_private(config: Co
         assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_assets_may_be_kept_and_change_their_address_with_their_content(browser: httpx.AsyncClient) -> None:
+async def test_static_files_may_be_cached_and_their_url_changes_with_their_content(browser: httpx.AsyncClient) -> None:
     page = (await browser.get("/chat/")).text
     assets = set(re.findall(r'(?:src|href)="(/chat/static/[^"]+)"', page))
     assert {asset.rpartition("/")[2] for asset in assets} >= {"app.css", "app.js", "icon.svg"}
@@ -1115,9 +1121,7 @@ async def test_headers_that_are_too_long_are_refused_unread(client: httpx.AsyncC
 
 
 @pytest.mark.parametrize("host", ["a:b", "a:99999", "[::1]:x", "a b", "a/b", "é", "a@b", "a:", "[x]", "<script>"])
-async def test_a_host_that_is_none_is_refused_before_anything_is_made_of_it(
-    browser: httpx.AsyncClient, host: str
-) -> None:
+async def test_an_invalid_host_is_refused_before_it_is_used(browser: httpx.AsyncClient, host: str) -> None:
     for path in ("/chat/", "/chat/docs", "/chat/nothing", "/api/nothing"):
         answer = await browser.get(path, headers=[(b"host", host.encode())])
         assert answer.status_code == 400
@@ -1131,7 +1135,7 @@ async def test_a_host_that_is_none_is_refused_before_anything_is_made_of_it(
         *("app.css%00", "x" * 300, "%ff", "APP.CSS", ".", "%2e%2e", "x/../app.py", "x/%2e%2e", "x/..%2fapp.css"),
     ],
 )
-async def test_only_assets_lie_among_the_assets(client: httpx.AsyncClient, name: str) -> None:
+async def test_only_static_files_are_served_as_static_files(client: httpx.AsyncClient, name: str) -> None:
     answer = await client.get(f"/chat/static/{name}")
     assert answer.status_code in (303, 404)
 
@@ -1140,17 +1144,17 @@ async def test_only_assets_lie_among_the_assets(client: httpx.AsyncClient, name:
 
 
 @given(quoted=st.lists(st.sampled_from([b"%", b"%4", b"%41", b"%%", b"%C3%A9", b"4", b"1", b"g", b"+"])).map(b"".join))
-def test_a_field_read_in_slices_is_the_field_read_whole(quoted: bytes) -> None:
+def test_a_field_decoded_in_slices_equals_the_field_decoded_whole(quoted: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forms, "SMALL_BYTES", 5)
-        assert forms._text(quoted) == unquote_to_bytes(quoted.replace(b"+", b" ")).decode("utf-8", "replace")
+        assert forms._unquote(quoted) == unquote_to_bytes(quoted.replace(b"+", b" ")).decode("utf-8", "replace")
 
 
-def test_a_field_of_nothing_but_escapes_takes_about_its_own_size_of_memory() -> None:
+def test_decoding_a_field_of_escapes_takes_about_its_own_size_of_memory() -> None:
     quoted = b"%" * 1_000_000
     tracemalloc.start()
     try:
-        assert len(forms._text(quoted)) == len(quoted)
+        assert len(forms._unquote(quoted)) == len(quoted)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""What people and programs are told of the models, of when a job will be done, and of a queue that is full."""
+"""Models, forecasts and the limit of the queue, as API and page show them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LOADED = EngineStatus(
 )
 
 
-async def test_models_are_listed_with_what_the_workers_tell_of_them(
+async def test_models_are_listed_with_their_state_in_the_workers(
     config: Config, api: httpx.AsyncClient, database: Database
 ) -> None:
     await tell(database, LOADED, EngineStatus(model="other", state="failed", reason="It is broken.", n_slots=4))
@@ -64,7 +64,7 @@ async def test_models_are_listed_with_what_the_workers_tell_of_them(
     assert (second["state"], second["reason"], second["queued"]) == ("failed", "It is broken.", 1)
 
 
-async def test_without_a_worker_models_are_absent_and_their_files_are_measured(
+async def test_without_a_worker_models_are_absent_and_their_file_sizes_are_shown(
     config: Config, api: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     config.models[0].path.write_bytes(b"12345")
@@ -72,7 +72,7 @@ async def test_without_a_worker_models_are_absent_and_their_files_are_measured(
         assert (model["state"], model["slots"], model["size_bytes"]) == ("absent", 0, 5)
 
 
-async def test_queued_jobs_tell_when_they_will_start_and_end_once_something_was_measured(
+async def test_queued_jobs_show_when_they_will_start_and_end_once_a_job_was_measured(
     config: Config, database: Database
 ) -> None:
     await tell(database, LOADED)
@@ -86,7 +86,7 @@ async def test_queued_jobs_tell_when_they_will_start_and_end_once_something_was_
     assert (single["progress"]["start_eta_s"], single["progress"]["eta_s"]) == (20.0, 30.0)
 
 
-async def test_a_job_tells_what_it_waits_for_in_its_conversation_and_starts_no_sooner_than_that_ends(
+async def test_a_job_shows_which_job_of_its_conversation_it_waits_for_and_starts_after_that_one_ends(
     config: Config, database: Database
 ) -> None:
     await tell(database, LOADED)
@@ -116,7 +116,7 @@ async def test_a_job_tells_what_it_waits_for_in_its_conversation_and_starts_no_s
         assert (free["waits_for"], free["start_eta_s"]) == (None, 0.0)
 
 
-async def test_the_page_tells_how_the_models_stand_and_when_a_job_starts(config: Config, database: Database) -> None:
+async def test_the_page_shows_the_models_state_and_when_a_job_starts(config: Config, database: Database) -> None:
     await tell(database, LOADED)
     async with serving(config) as browser:
         for _ in range(3):
@@ -128,7 +128,7 @@ async def test_the_page_tells_how_the_models_stand_and_when_a_job_starts(config:
             assert "Place 3 in the queue, starts in about 10 s" in shown
 
 
-async def test_a_full_queue_takes_exactly_so_many_and_says_when_to_come_again(
+async def test_a_full_queue_accepts_exactly_its_limit_and_says_when_to_retry(
     config: Config, database: Database
 ) -> None:
     await tell(database, LOADED)

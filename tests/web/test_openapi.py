@@ -59,7 +59,9 @@ def with_short_limits(schema: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE])
-async def test_the_document_tells_the_truth(api: httpx.AsyncClient, mode: schemathesis.GenerationMode) -> None:
+async def test_the_document_describes_what_the_application_does(
+    api: httpx.AsyncClient, mode: schemathesis.GenerationMode
+) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     told = with_short_limits((await api.get("/api/openapi.json")).json())
 

@@ -1,4 +1,4 @@
-"""`llamalith web` as a process of its own."""
+"""`llamalith web` as a real process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 async def web(
     folder: Path, redis_url: str, *under: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
-    """Once it answers. `under`: a command that becomes it."""
+    """A running web that answers. `under`: a command that executes it, such as strace."""
     port = free_port()
     with (folder / "log").open("w") as log:
         process = await asyncio.create_subprocess_exec(
@@ -57,13 +57,15 @@ async def web(
             await process.wait()
 
 
-async def test_sigterm_ends_it_with_exit_code_0(tmp_path: Path, absent_redis_url: str) -> None:
+async def test_sigterm_stops_it_with_exit_code_0(tmp_path: Path, absent_redis_url: str) -> None:
     async with web(tmp_path, absent_redis_url) as (process, _):
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
-async def test_open_streams_are_told_to_come_again_and_hold_up_no_end(tmp_path: Path, absent_redis_url: str) -> None:
+async def test_open_streams_are_told_to_reconnect_and_do_not_delay_a_stop(
+    tmp_path: Path, absent_redis_url: str
+) -> None:
     async with web(tmp_path, absent_redis_url) as (process, client):
         await client.post("/api/jobs", json={"content": "x", "conversation_id": "c"})
         async with AsyncExitStack() as open_streams:
@@ -86,7 +88,7 @@ async def test_open_streams_are_told_to_come_again_and_hold_up_no_end(tmp_path: 
     assert "Traceback" not in log
 
 
-async def test_the_kernel_is_told_once_of_an_answer_and_a_long_one_comes_whole(
+async def test_an_answer_takes_one_system_call_and_a_long_one_arrives_whole(
     tmp_path: Path, absent_redis_url: str
 ) -> None:
     strace, seen = need("strace", "strace"), tmp_path / "writes"
@@ -102,11 +104,11 @@ async def test_the_kernel_is_told_once_of_an_answer_and_a_long_one_comes_whole(
         reading_on = asyncio.create_task(watching.stderr.read())
         answer = await client.get("/healthz")
 
-        async def is_told() -> bool:
-            # strace may still stand between the answer and the line of it.
+        async def is_traced() -> bool:
+            # strace may write its line only after the answer has arrived.
             return re.search(r'"HTTP/1\.1 200.* = \d+$', seen.read_text(), re.MULTILINE) is not None
 
-        await eventually(is_told)
+        await eventually(is_traced)
         watching.terminate()
         await asyncio.gather(watching.wait(), reading_on)
         long_one = await client.get("/api/jobs/1")
@@ -119,7 +121,9 @@ async def test_the_kernel_is_told_once_of_an_answer_and_a_long_one_comes_whole(
     assert long_one.json()["user_input"] == prompt
 
 
-async def test_who_ends_his_side_after_the_request_still_gets_the_answer(tmp_path: Path, absent_redis_url: str) -> None:
+async def test_a_client_that_closes_its_side_after_the_request_still_gets_the_answer(
+    tmp_path: Path, absent_redis_url: str
+) -> None:
     async with web(tmp_path, absent_redis_url) as (_, client):
         for _ in range(20):
             reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
@@ -129,7 +133,7 @@ async def test_who_ends_his_side_after_the_request_still_gets_the_answer(tmp_pat
             writer.close()
 
 
-async def test_a_disk_that_does_not_sync_is_503_and_what_was_refused_is_not_there(
+async def test_a_disk_that_fails_to_sync_is_503_and_the_refused_job_is_not_stored(
     tmp_path: Path, absent_redis_url: str
 ) -> None:
     strace = need("strace", "strace")
@@ -157,7 +161,7 @@ async def test_a_disk_that_does_not_sync_is_503_and_what_was_refused_is_not_ther
     assert await checking.wait() == 0
 
 
-async def test_a_crowd_that_takes_every_descriptor_does_no_lasting_harm(tmp_path: Path, absent_redis_url: str) -> None:
+async def test_a_crowd_that_uses_up_all_descriptors_does_no_lasting_harm(tmp_path: Path, absent_redis_url: str) -> None:
     prlimit = need("prlimit", "util-linux")
     async with web(tmp_path, absent_redis_url, prlimit, "--nofile=64") as (process, client):
         assert (await client.post("/api/jobs", json={"content": "before"})).status_code == 200
@@ -180,7 +184,7 @@ async def test_a_crowd_that_takes_every_descriptor_does_no_lasting_harm(tmp_path
         await eventually(takes_work)
 
 
-async def test_more_connections_than_the_soft_limit_of_descriptors_lock_nobody_out(
+async def test_more_connections_than_the_soft_limit_of_descriptors_are_served(
     tmp_path: Path, absent_redis_url: str
 ) -> None:
     prlimit = need("prlimit", "util-linux")
@@ -199,7 +203,7 @@ async def test_more_connections_than_the_soft_limit_of_descriptors_lock_nobody_o
             writer.close()
 
 
-async def test_the_tls_part_of_the_shipped_nginx_conf_works_once_its_marks_are_taken_away(tmp_path: Path) -> None:
+async def test_the_tls_part_of_the_shipped_nginx_conf_works_once_uncommented(tmp_path: Path) -> None:
     program, openssl = need("nginx", "nginx-light"), need("openssl", "openssl")
     key, certificate, (http, https) = tmp_path / "key.pem", tmp_path / "cert.pem", (free_port(), free_port())
     making = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""What a connection may take: bytes before the body, time, requests in advance. A real uvicorn, a small application."""
+"""The limits of a connection: bytes, time, pipelined requests. With a real uvicorn and a small application."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import uvicorn
 
 from llamalith_app.app import create_server
 from llamalith_app.settings.config import Config
-from llamalith_app.web.server import Protocol, Server
+from llamalith_app.web.server import TIMINGS, Protocol, Server, Timings
 from tests.settle import eventually
 
 WITHIN_S = 20
@@ -78,28 +78,32 @@ class Served:
         writer.write(first)
         return reader, writer
 
-    def look_after(self, seconds: float) -> None:
-        """As the server would so much later."""
+    def check_time_after(self, seconds: float) -> None:
+        """Checks the deadlines as the server would do so many seconds later."""
         for connection in tuple(self.connections):
-            connection.check_time(asyncio.get_running_loop().time() + seconds)
+            connection.check_time(asyncio.get_running_loop().time() + seconds, TIMINGS)
 
-    async def expects(self, what: str, *, heard: bool) -> None:
-        """Its one connection does."""
+    async def expects(self, what: str, *, has_received: bool) -> None:
+        """Waits until its one connection expects this next."""
 
         async def is_so() -> bool:
-            return [(one.expected, one.heard) for one in self.connections] == [(what, heard)]
+            return [(connection.expected, connection.has_received) for connection in self.connections] == [
+                (what, has_received)
+            ]
 
         await eventually(is_so)
 
     async def has_read(self, n_bytes: int) -> None:
-        """The application has, of bodies."""
+        """Waits until the application has read so many bytes of bodies."""
 
         async def is_there() -> bool:
             return sum(len(message.get("body", b"")) for message in self.app.messages) == n_bytes
 
         await eventually(is_there)
 
-    async def is_alone(self) -> None:
+    async def has_no_connection(self) -> None:
+        """Waits until all connections are closed."""
+
         async def nobody() -> bool:
             return not self.connections
 
@@ -107,7 +111,7 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(idle_s: float = 60) -> AsyncIterator[Served]:
+async def serving(idle_s: float = 60, timings: Timings = TIMINGS) -> AsyncIterator[Served]:
     app = App()
     settings = uvicorn.Config(
         app,
@@ -119,7 +123,7 @@ async def serving(idle_s: float = 60) -> AsyncIterator[Served]:
         timeout_graceful_shutdown=1,
     )
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Server(app, settings)  # type: ignore[arg-type]
+    server = Server(settings, app.end_streams, timings)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield Served(app, server, listener.getsockname()[1])
@@ -130,10 +134,9 @@ async def serving(idle_s: float = 60) -> AsyncIterator[Served]:
 
 
 @pytest.fixture
-async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    """No time passes for its connections but as the test says."""
-    monkeypatch.setattr(Server, "LOOK_TICKS", 10**9)
-    async with serving() as served:
+async def served() -> AsyncIterator[Served]:
+    """The server checks no deadlines by itself: the test says how much time has passed."""
+    async with serving(timings=Timings(check_ticks=10**9)) as served:
         yield served
 
 
@@ -142,14 +145,14 @@ async def until(reader: asyncio.StreamReader, end: bytes) -> bytes:
 
 
 async def rest(reader: asyncio.StreamReader) -> bytes:
-    """All that comes until the connection ends."""
+    """Everything that arrives until the connection is closed."""
     return await asyncio.wait_for(reader.read(), WITHIN_S)
 
 
 # Bytes
 
 
-BEYOND = Protocol.MAX_HEAD + 2 * Protocol.PIECE
+BEYOND = Protocol.MAX_HEAD_BYTES + 2 * Protocol.PIECE_BYTES
 LINE = b"a: %b\r\n" % (b"b" * 395)
 ENDLESS = {
     "lines": (b"GET / HTTP/1.1\r\nHost: h\r\n", LINE * (BEYOND // 400)),
@@ -165,7 +168,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize(("first", "endless"), ENDLESS.values(), ids=ENDLESS.keys())
-async def test_what_stands_before_a_body_and_beside_it_is_counted_as_it_comes(
+async def test_the_bytes_before_a_body_and_of_its_framing_are_limited(
     served: Served, first: bytes, endless: bytes
 ) -> None:
     reader, writer = await served.connect(first)
@@ -177,11 +180,11 @@ async def test_what_stands_before_a_body_and_beside_it_is_counted_as_it_comes(
     assert b"\r\nconnection: close\r\n" in got
     assert b"at most 64 KiB before the body" in got
     writer.close()
-    await served.is_alone()
+    await served.has_no_connection()
 
 
-async def test_a_head_below_the_limit_is_read_in_however_many_pieces(served: Served) -> None:
-    head = b"GET /1 HTTP/1.1\r\nHost: h\r\n" + LINE * ((Protocol.MAX_HEAD - 40) // 400) + b"\r\n"
+async def test_a_head_below_the_limit_is_accepted_in_any_number_of_pieces(served: Served) -> None:
+    head = b"GET /1 HTTP/1.1\r\nHost: h\r\n" + LINE * ((Protocol.MAX_HEAD_BYTES - 40) // 400) + b"\r\n"
     for piece in (1013, 4096, len(head)):
         reader, writer = await served.connect()
         for start in range(0, len(head), piece):
@@ -192,7 +195,7 @@ async def test_a_head_below_the_limit_is_read_in_however_many_pieces(served: Ser
 
 
 async def test_more_header_lines_than_the_limit_are_refused(served: Served) -> None:
-    for n_lines, status in ((Protocol.MAX_LINES, b"200"), (Protocol.MAX_LINES + 1, b"431")):
+    for n_lines, status in ((Protocol.MAX_HEADER_LINES, b"200"), (Protocol.MAX_HEADER_LINES + 1, b"431")):
         reader, writer = await served.connect(b"GET /1 HTTP/1.1\r\nHost: h\r\n" + b"a:b\r\n" * (n_lines - 1) + b"\r\n")
         got = await until(reader, b"/1 0" if status == b"200" else b"}")
         assert got.startswith(b"HTTP/1.1 %b " % status)
@@ -201,7 +204,9 @@ async def test_more_header_lines_than_the_limit_are_refused(served: Served) -> N
 
 
 @pytest.mark.parametrize("surplus", [b"\0", b"x\0", b"\r\n}", b" ", GET % 2 + b"\0", CHUNKED + b"x"])
-async def test_what_cannot_be_read_behind_a_request_leaves_it_its_answer(served: Served, surplus: bytes) -> None:
+async def test_invalid_input_after_a_request_does_not_cost_that_request_its_answer(
+    served: Served, surplus: bytes
+) -> None:
     may_answer = asyncio.Event()
 
     async def waiting(scope: Any, receive: Any, send: Any) -> None:
@@ -212,7 +217,7 @@ async def test_what_cannot_be_read_behind_a_request_leaves_it_its_answer(served:
     reader, writer = await served.connect(b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody" + surplus)
 
     async def is_read() -> bool:
-        return any(connection._deaf for connection in served.connections)
+        return any(connection._ignores_input for connection in served.connections)
 
     await eventually(is_read)
     may_answer.set()
@@ -222,10 +227,10 @@ async def test_what_cannot_be_read_behind_a_request_leaves_it_its_answer(served:
     if not surplus.startswith(CHUNKED):
         assert got.count(b"connection: close") == 1
     writer.close()
-    await served.is_alone()
+    await served.has_no_connection()
 
 
-async def test_a_body_that_cannot_be_read_behind_a_begun_answer_ends_the_connection_at_once(served: Served) -> None:
+async def test_an_invalid_body_whose_answer_has_begun_ends_the_connection_at_once(served: Served) -> None:
     async def early(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
         await receive()
@@ -237,12 +242,12 @@ async def test_a_body_that_cannot_be_read_behind_a_begun_answer_ends_the_connect
     writer.write(b"1\r\nx\r\nx")
     assert await rest(reader) == b""
     writer.close()
-    await served.is_alone()
+    await served.has_no_connection()
     for task in tuple(served.tasks):
         task.cancel()
 
 
-async def test_a_body_of_short_chunks_and_one_behind_another_come_whole(served: Served) -> None:
+async def test_a_body_of_short_chunks_and_the_next_body_arrive_whole(served: Served) -> None:
     body = b"x" * 100_000
     short = CHUNKED + b"".join(b"1\r\nx\r\n" for _ in body) + b"0\r\n\r\n"
     reader, writer = await served.connect(
@@ -253,21 +258,21 @@ async def test_a_body_of_short_chunks_and_one_behind_another_come_whole(served: 
     writer.close()
 
 
-async def test_what_stands_behind_a_chunked_body_is_no_header(served: Served) -> None:
+async def test_trailers_of_a_chunked_body_are_not_headers(served: Served) -> None:
     reader, writer = await served.connect(CHUNKED + b"1\r\nx\r\n0\r\nX-API-Token: late\r\nHost: other\r\n\r\n")
     await until(reader, b"/ 1")
     assert served.app.headers == [(b"host", b"h"), (b"transfer-encoding", b"chunked")]
     writer.close()
 
 
-async def test_a_few_requests_in_advance_are_answered_in_order(served: Served) -> None:
+async def test_a_few_pipelined_requests_are_answered_in_order(served: Served) -> None:
     reader, writer = await served.connect(b"".join(GET % n for n in range(10)))
     for n in range(10):
         assert b"200 OK" in await until(reader, b"/%d 0" % n)
     writer.close()
 
 
-async def test_of_many_requests_in_advance_no_more_are_kept_than_the_limit(served: Served) -> None:
+async def test_of_many_pipelined_requests_no_more_than_the_limit_are_kept(served: Served) -> None:
     may_answer = asyncio.Event()
 
     async def waiting(scope: Any, receive: Any, send: Any) -> None:
@@ -292,7 +297,7 @@ async def test_while_a_request_waits_for_its_turn_nothing_more_is_read(served: S
     watches, may_answer = asyncio.Event(), asyncio.Event()
 
     async def watching(scope: Any, receive: Any, send: Any) -> None:
-        """As whoever answers while it looks for the client's end."""
+        """Answers while it watches for the client's disconnect."""
         await receive()
         watch = asyncio.create_task(receive())
         await asyncio.sleep(0)
@@ -312,7 +317,7 @@ async def test_while_a_request_waits_for_its_turn_nothing_more_is_read(served: S
     writer.close()
 
 
-async def test_who_asks_for_another_protocol_is_answered_in_this_one(served: Served) -> None:
+async def test_a_request_for_another_protocol_is_answered_in_this_one(served: Served) -> None:
     upgrade = b"GET /%d HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     reader, writer = await served.connect(upgrade % 1 + upgrade % 2 + GET % 3)
     for n in (1, 2, 3):
@@ -328,7 +333,7 @@ CHUNKS = b"3\r\nbod\r\n1\r\ny\r\n0\r\n\r\n"
     ("framing", "body"), [(b"Content-Length: 4\r\n", b"body"), (b"Transfer-Encoding: chunked\r\n", CHUNKS)]
 )
 @pytest.mark.parametrize("segments", [1, 2])
-async def test_a_body_behind_an_offer_of_another_protocol_comes_whole(
+async def test_a_body_after_an_offer_of_another_protocol_arrives_whole(
     served: Served, framing: bytes, body: bytes, segments: int
 ) -> None:
     offer = OFFER.replace(b"close, ", b"")
@@ -338,7 +343,7 @@ async def test_a_body_behind_an_offer_of_another_protocol_comes_whole(
         writer.write(head % 1 + offer + b"\r\n" + body + GET % 2)
     else:
         writer.write(head % 1 + offer + b"\r\n")
-        await served.expects("body", heard=True)
+        await served.expects("body", has_received=True)
         writer.write(body + GET % 2)
     assert (await until(reader, b"/1 4")).startswith(b"HTTP/1.1 200 ")
     assert (await until(reader, b"/2 0")).startswith(b"HTTP/1.1 200 ")
@@ -352,7 +357,7 @@ async def test_a_body_behind_an_offer_of_another_protocol_comes_whole(
     writer.close()
 
 
-async def test_who_asks_for_a_tunnel_is_answered(served: Served) -> None:
+async def test_a_request_for_a_tunnel_is_answered(served: Served) -> None:
     tunnel = b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     reader, writer = await served.connect(tunnel)
     assert (await until(reader, b"\r\n")).startswith(b"HTTP/1.1 ")
@@ -362,11 +367,8 @@ async def test_who_asks_for_a_tunnel_is_answered(served: Served) -> None:
 # Time
 
 
-async def test_200_connections_that_dribble_are_gone_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Server, "LOOK_TICKS", 1)
-    for name in ("HEAD_S", "LINGER_S"):
-        monkeypatch.setattr(Protocol, name, 0.3)
-    async with serving() as served:
+async def test_200_connections_that_send_byte_by_byte_are_closed_in_time() -> None:
+    async with serving(timings=Timings(check_ticks=1, head_s=0.3, linger_s=0.3)) as served:
         crowd = [await served.connect(b"GET / HTTP/1.1\r\n") for _ in range(200)]
 
         async def all_are_gone() -> bool:
@@ -382,52 +384,52 @@ async def test_200_connections_that_dribble_are_gone_in_time(monkeypatch: pytest
 
 @pytest.mark.parametrize("before", ["", "an answered request"])
 @pytest.mark.parametrize("begun", [b"GET / HTTP/1.1\r\na:b\r\n", b"\r\n"])
-async def test_headers_that_do_not_end_are_given_up(served: Served, before: str, begun: bytes) -> None:
+async def test_headers_that_do_not_end_are_refused(served: Served, before: str, begun: bytes) -> None:
     reader, writer = await served.connect(GET % 1 if before else b"")
     if before:
         await until(reader, b"/1 0")
     for seconds in (0, 9, 9.9):
         writer.write(begun)
-        await served.expects("head", heard=True)
-        served.look_after(seconds)
-    served.look_after(10.1)
+        await served.expects("head", has_received=True)
+        served.check_time_after(seconds)
+    served.check_time_after(10.1)
     got = await rest(reader)
     assert got.startswith(b"HTTP/1.1 408 ")
     assert b"The headers did not come within 10 s." in got
     writer.close()
-    await served.is_alone()
+    await served.has_no_connection()
 
 
-async def test_who_connects_and_says_nothing_is_told_nothing(served: Served) -> None:
+async def test_a_connection_that_sends_nothing_is_closed_without_an_answer(served: Served) -> None:
     reader, writer = await served.connect()
-    await served.expects("head", heard=False)
-    served.look_after(9)
+    await served.expects("head", has_received=False)
+    served.check_time_after(9)
     assert len(served.connections) == 1
-    served.look_after(10.1)
+    served.check_time_after(10.1)
     assert await rest(reader) == b""
     writer.close()
-    await served.is_alone()
+    await served.has_no_connection()
 
 
-async def test_a_body_may_take_as_long_as_it_brings_enough(served: Served) -> None:
+async def test_a_body_may_take_any_time_if_it_is_fast_enough(served: Served) -> None:
     reader, writer = await served.connect(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n")
     for window in range(1, 51):
         writer.write(b"x" * 10_240)
         await served.has_read(window * 10_240)
-        served.look_after(window * 10.1)
+        served.check_time_after(window * 10.1)
     writer.write(b"x" * 10_239)
     await served.has_read(51 * 10_240 - 1)
-    served.look_after(51 * 10.1)
+    served.check_time_after(51 * 10.1)
     got = await rest(reader)
     assert got.startswith(b"HTTP/1.1 408 ")
     assert b"The body came too slowly: at least 1024 bytes a second are needed." in got
     assert served.app.messages[-1] == {"type": "http.disconnect"}, "and its handler ends with it"
     writer.close()
-    await served.is_alone()
+    await served.has_no_connection()
 
 
-async def test_a_body_that_nobody_reads_yet_and_an_answer_that_takes_long_have_no_deadline(served: Served) -> None:
-    """Streams are such answers."""
+async def test_an_unread_body_and_a_slow_answer_have_no_deadline(served: Served) -> None:
+    """Streams are slow answers."""
     may_go_on = asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -444,7 +446,7 @@ async def test_a_body_that_nobody_reads_yet_and_an_answer_that_takes_long_have_n
 
     await eventually(both_wait)
     for seconds in (100, 200, 300):
-        served.look_after(seconds)
+        served.check_time_after(seconds)
     may_go_on.set()
     first.write(b" HTTP/1.1\r\nHost: h\r\n\r\n")
     for end in (b"/1 0", b"/2 0", b"/3 0"):
@@ -472,7 +474,7 @@ async def test_idle_connections_are_closed_also_after_an_answer_before_the_end_o
         writer.write(b"body")
         assert await rest(reader) == b""
         writer.close()
-        await served.is_alone()
+        await served.has_no_connection()
 
 
 async def test_the_timer_of_idle_connections_ends_with_a_request_in_the_same_segment() -> None:
@@ -488,7 +490,7 @@ async def test_the_timer_of_idle_connections_ends_with_a_request_in_the_same_seg
         reader, writer = await served.connect(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
         await until(reader, b"no")
         writer.write(b"body" + GET % 1)
-        await served.expects("request", heard=True)
+        await served.expects("request", has_received=True)
 
         async def is_asked() -> bool:
             return bool(served.tasks)
@@ -501,7 +503,7 @@ async def test_the_timer_of_idle_connections_ends_with_a_request_in_the_same_seg
         writer.close()
 
 
-async def test_a_body_that_goes_on_behind_its_answer_is_not_read_for_ever(served: Served) -> None:
+async def test_a_body_that_goes_on_after_its_answer_is_not_read_for_ever(served: Served) -> None:
     async def early(scope: Any, receive: Any, send: Any) -> None:
         await answer(send, b"no")
 
@@ -511,10 +513,10 @@ async def test_a_body_that_goes_on_behind_its_answer_is_not_read_for_ever(served
     for seconds in (1, 2, 3, 4):
         writer.write(b"x" * 100_000)
         await writer.drain()
-        served.look_after(seconds)
+        served.check_time_after(seconds)
     assert len(served.connections) == 1
-    served.look_after(5.1)
-    await served.is_alone()
+    served.check_time_after(5.1)
+    await served.has_no_connection()
     writer.close()
 
 
@@ -522,7 +524,7 @@ async def test_a_body_that_goes_on_behind_its_answer_is_not_read_for_ever(served
     "begun",
     [b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * 20_000, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n"],
 )
-async def test_who_goes_on_sending_after_the_answer_is_cut_off_long_before_its_time(
+async def test_a_client_that_goes_on_sending_after_the_answer_is_cut_off_before_the_deadline(
     served: Served, begun: bytes
 ) -> None:
     async def early(scope: Any, receive: Any, send: Any) -> None:
@@ -537,12 +539,12 @@ async def test_who_goes_on_sending_after_the_answer_is_cut_off_long_before_its_t
     reader, writer = await served.connect(begun)
     await until(reader, b"HTTP/1.1 ")
     with pytest.raises(ConnectionError):
-        await send_on(10 * Protocol.MAX_IGNORED)
-    await served.is_alone()
+        await send_on(10 * Protocol.MAX_IGNORED_BYTES)
+    await served.has_no_connection()
     writer.close()
 
 
-async def test_an_answer_may_be_taken_slowly_and_is_dropped_when_nobody_takes_it(served: Served) -> None:
+async def test_an_answer_may_be_read_slowly_but_is_dropped_when_nobody_reads_it(served: Served) -> None:
     async def long(scope: Any, receive: Any, send: Any) -> None:
         await answer(send, b"x" * 30_000_000, (b"connection", b"close"))
 
@@ -553,21 +555,21 @@ async def test_an_answer_may_be_taken_slowly_and_is_dropped_when_nobody_takes_it
     loop = asyncio.get_running_loop()
     await asyncio.wait_for(loop.sock_recv(client, 1000), WITHIN_S)
     (connection,) = served.connections
-    served.look_after(0)
-    for looks in range(1, 4):
+    served.check_time_after(0)
+    for n_checks in range(1, 4):
         unsent = connection.transport.get_write_buffer_size()
         while connection.transport.get_write_buffer_size() > unsent - 100_000:
             assert await asyncio.wait_for(loop.sock_recv(client, 1_000_000), WITHIN_S)
-        served.look_after(looks * 5.1)
+        served.check_time_after(n_checks * 5.1)
         assert served.connections
-    served.look_after(4 * 5.1)
-    await served.is_alone()
+    served.check_time_after(4 * 5.1)
+    await served.has_no_connection()
     client.close()
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_an_answer_under_way_is_dropped_when_nobody_takes_what_waits(served: Served, is_stream: bool) -> None:
-    """One that is taken slowly is not."""
+async def test_an_answer_that_is_being_sent_is_dropped_when_nobody_reads_it(served: Served, is_stream: bool) -> None:
+    """One that is read slowly is not."""
 
     async def long(scope: Any, receive: Any, send: Any) -> None:
         head = [] if is_stream else [(b"content-length", b"90000000")]
@@ -582,14 +584,14 @@ async def test_an_answer_under_way_is_dropped_when_nobody_takes_what_waits(serve
     loop = asyncio.get_running_loop()
     await asyncio.wait_for(loop.sock_recv(client, 1000), WITHIN_S)
     (connection,) = served.connections
-    for looks in range(1, 4):
+    for n_checks in range(1, 4):
         unsent = connection.transport.get_write_buffer_size()
         while connection.transport.get_write_buffer_size() > unsent - 100_000:
             assert await asyncio.wait_for(loop.sock_recv(client, 1_000_000), WITHIN_S)
-        served.look_after(looks * 75.1)
+        served.check_time_after(n_checks * 75.1)
         assert not connection.transport.is_closing()
-    served.look_after(4 * 75.1)
-    await served.is_alone()
+    served.check_time_after(4 * 75.1)
+    await served.has_no_connection()
     assert connection.cycle.disconnected
     client.close()
 

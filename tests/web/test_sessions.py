@@ -1,4 +1,4 @@
-"""Sessions of browsers, over http and https: what ends them, their cookies, and what the log tells of it all."""
+"""Browser sessions over http and https: what ends them, their cookies, and what is logged."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def opens(client: httpx.AsyncClient, cookie: dict[str, str], **headers: st
 
 
 @pytest.mark.parametrize("accept", [PAGE, PICTURE, {"Accept": "*/*"}], ids=["page", "picture", "anything"])
-async def test_a_browser_that_tells_nothing_of_where_it_was_sent_from_is_asked_before_a_logout(
+async def test_a_browser_without_any_origin_header_is_asked_before_a_logout(
     client: httpx.AsyncClient, accept: dict[str, str]
 ) -> None:
     cookie = await come_in(client)
@@ -58,9 +58,7 @@ async def test_a_browser_that_tells_nothing_of_where_it_was_sent_from_is_asked_b
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png"])
-async def test_what_wants_a_page_or_a_picture_is_taken_for_a_browser_whatever_it_calls_itself(
-    client: httpx.AsyncClient, accept: str
-) -> None:
+async def test_a_request_for_html_or_an_image_counts_as_a_browser_s(client: httpx.AsyncClient, accept: str) -> None:
     cookie = await come_in(client)
     assert (await client.get("/chat/logout", headers=cookie | {"Accept": accept})).status_code == 200
     assert await opens(client, cookie)
@@ -69,7 +67,7 @@ async def test_what_wants_a_page_or_a_picture_is_taken_for_a_browser_whatever_it
 @pytest.mark.parametrize(
     "told", [{"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}, {"Referer": "/chat/"}], ids=str
 )
-async def test_a_browser_that_was_sent_by_a_page_of_ours_or_by_its_owner_is_logged_out(
+async def test_a_browser_sent_by_our_page_or_by_its_user_is_logged_out(
     client: httpx.AsyncClient, told: dict[str, str]
 ) -> None:
     cookie = await come_in(client)
@@ -81,7 +79,7 @@ async def test_a_browser_that_was_sent_by_a_page_of_ours_or_by_its_owner_is_logg
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json, text/plain, */*"])
-async def test_a_program_ends_its_session_by_a_plain_get_as_ever(client: httpx.AsyncClient, accept: str) -> None:
+async def test_a_program_ends_its_session_by_a_plain_get(client: httpx.AsyncClient, accept: str) -> None:
     cookie = await come_in(client)
     program = {"User-Agent": "curl/8.14.1", "Accept": accept}
     assert (await client.get("/chat/logout", headers=cookie | program)).status_code == 303
@@ -96,7 +94,7 @@ async def test_a_head_ends_no_session(client: httpx.AsyncClient, told: dict[str,
     assert await opens(client, cookie)
 
 
-async def test_a_logout_over_https_clears_what_the_browser_keeps_and_one_without_a_session_clears_nothing(
+async def test_a_logout_over_https_clears_the_browser_s_storage_and_one_without_a_session_clears_nothing(
     client: httpx.AsyncClient,
 ) -> None:
     for headers, cleared in (({}, None), (HTTPS, '"cache", "storage"')):
@@ -113,7 +111,7 @@ async def test_a_logout_over_https_clears_what_the_browser_keeps_and_one_without
 # Its cookie
 
 
-async def test_over_https_every_cookie_is_of_this_host_alone(client: httpx.AsyncClient) -> None:
+async def test_over_https_every_cookie_has_the_host_prefix(client: httpx.AsyncClient) -> None:
     login = await client.post("/chat/login", data={"password": PASSWORD}, headers=HTTPS)
     session = login.headers["set-cookie"].partition(";")[0]
     led = await client.get("/chat/jobs", headers=HTTPS)
@@ -134,14 +132,14 @@ async def test_over_https_every_cookie_is_of_this_host_alone(client: httpx.Async
     assert names == [SECURE_COOKIE, "__Host-llamalith_next", "__Host-llamalith_taken", SECURE_COOKIE]
 
 
-async def test_after_a_login_over_https_one_is_where_one_was_going(client: httpx.AsyncClient) -> None:
+async def test_a_login_over_https_leads_on_to_the_page_that_was_asked_for(client: httpx.AsyncClient) -> None:
     led = await client.get("/chat/jobs?status=done", headers=HTTPS | PAGE)
     cookie = {"Cookie": led.headers["set-cookie"].partition(";")[0]}
     shown = await client.get("/chat/login", headers=HTTPS | cookie)
     assert 'name="next" value="/chat/jobs?status=done"' in shown.text
 
 
-async def test_a_session_of_http_opens_nothing_over_https_and_the_other_way_round(client: httpx.AsyncClient) -> None:
+async def test_a_session_of_http_is_invalid_over_https_and_the_other_way_round(client: httpx.AsyncClient) -> None:
     plain, secure = await come_in(client), await come_in(client, **HTTPS)
     assert plain["Cookie"].startswith(f"{COOKIE}=")
     assert secure["Cookie"].startswith(f"{SECURE_COOKIE}=")
@@ -172,9 +170,7 @@ async def test_a_token_of_one_scheme_opens_and_ends_nothing_over_the_other_under
 # What comes with answers
 
 
-async def test_https_alone_is_asked_for_over_https_alone_and_where_it_is_configured(
-    client: httpx.AsyncClient, config: Config
-) -> None:
+async def test_hsts_is_sent_over_https_only_and_if_configured(client: httpx.AsyncClient, config: Config) -> None:
     for path in ("/healthz", "/chat/login", "/api/nothing", "/chat/static/app.css"):
         answer = await client.get(path, headers=HTTPS)
         assert answer.headers["strict-transport-security"] == "max-age=31536000"
@@ -184,7 +180,7 @@ async def test_https_alone_is_asked_for_over_https_alone_and_where_it_is_configu
 
 
 @pytest.mark.parametrize("version", ["", "000000000000/", "{version}x/", "{version}%20/"])
-async def test_a_file_under_another_version_s_address_is_not_kept(client: httpx.AsyncClient, version: str) -> None:
+async def test_a_static_file_under_another_version_s_url_is_not_cached(client: httpx.AsyncClient, version: str) -> None:
     for name, content in ASSETS.items():
         kept = await client.get(f"/chat/static/{VERSION}/{name}")
         assert kept.headers["cache-control"] == "public, max-age=31536000, immutable"
@@ -196,7 +192,7 @@ async def test_a_file_under_another_version_s_address_is_not_kept(client: httpx.
 # The log
 
 
-async def test_what_scripts_ask_for_again_and_again_is_told_at_debug_as_long_as_it_succeeds(
+async def test_polled_requests_that_succeed_are_logged_at_debug(
     client: httpx.AsyncClient,
 ) -> None:
     cookie = await come_in(client)
@@ -216,7 +212,7 @@ async def test_what_scripts_ask_for_again_and_again_is_told_at_debug_as_long_as_
     ]
 
 
-async def test_what_was_refused_is_logged_with_the_client_s_address_and_why(client: httpx.AsyncClient) -> None:
+async def test_a_refused_request_is_logged_with_the_client_s_address_and_the_reason(client: httpx.AsyncClient) -> None:
     far = {"X-Forwarded-For": "203.0.113.9"}
     cookie = await come_in(client)
     secret = "a-wrong-token"

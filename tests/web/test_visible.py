@@ -1,4 +1,4 @@
-"""What nobody sees in a text is shown as a mark."""
+"""Invisible characters in names and excerpts are shown as marks."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_a_name_of_letters_is_shown_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize(("char", "mark"), MARKED.items(), ids=MARKED.values())
-def test_what_nobody_sees_in_a_name_is_a_mark(char: str, mark: str) -> None:
+def test_an_invisible_character_in_a_name_becomes_a_mark(char: str, mark: str) -> None:
     assert visible(f"a{char}b") == f"a{mark}b"
     assert visible_html(f"a{char}b") == f'<bdi>a<bdi class="mark" dir="ltr">{mark}</bdi>b</bdi>'
 
 
-def test_spaces_that_html_leaves_out_are_marks_in_a_name() -> None:
+def test_spaces_that_html_collapses_become_marks_in_a_name() -> None:
     assert visible(" a  b ") == "⟨U+0020⟩a ⟨U+0020⟩b⟨U+0020⟩"
 
 
@@ -56,7 +56,7 @@ def test_an_excerpt_keeps_emoji_joined_scripts_and_white_space(text: str) -> Non
 
 
 @pytest.mark.parametrize("char", ["\u202e", "\u2067", "\u200b", "\x1b", "\u2029", "\U000e0067", "\u3164"])
-def test_an_excerpt_hides_nothing_else(char: str) -> None:
+def test_an_excerpt_marks_all_other_invisible_characters(char: str) -> None:
     assert visible(f"a{char}b", Kind.EXCERPT) == f"a{visible(char)}b"
 
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from llamalith_app.contracts.jobs import Job
+from llamalith_app.jobs.queue import TIMINGS, Timings
 from llamalith_app.jobs.worker.generate import RunningAttempt
 from llamalith_app.jobs.worker.process import Worker
 from llamalith_app.settings.config import Config, ModelConfig
@@ -44,9 +45,7 @@ def script(tmp_path: Path) -> Script:
 
 
 @pytest.fixture
-def config(tmp_path: Path, database_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
-    # On a slow machine a Redis that is there may need longer than a worker waits for it.
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
+def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
     return Config(
         data_dir=tmp_path,
         models=tuple(ModelConfig(name=name, path=tmp_path / f"{name}.gguf") for name in ("m", "n")),
@@ -58,8 +57,17 @@ def config(tmp_path: Path, database_path: Path, redis_url: str, monkeypatch: pyt
 
 
 @asynccontextmanager
-async def working(config: Config, script: Script, *, grace_s: float = 5) -> AsyncIterator[Worker]:
-    worker = Worker(config, fake_engine.argv(script.path))
+async def working(
+    config: Config,
+    script: Script,
+    *,
+    grace_s: float = 5,
+    # On a slow machine a Redis that is there may need longer than a worker waits for it.
+    redis_timeout_s: float = 20,
+    queue_timings: Timings = TIMINGS,
+) -> AsyncIterator[Worker]:
+    argv = fake_engine.argv(script.path)
+    worker = Worker(config, argv, redis_timeout_s=redis_timeout_s, queue_timings=queue_timings)
     await worker.start()
     try:
         yield worker
@@ -72,11 +80,9 @@ def submit(database: Database) -> Submit:
     """Puts a prompt into the record, as a web process whose hint got lost."""
 
     async def submit(content: str, conversation_id: str | None = None, **fields: Any) -> int:
-        known = {name: fields.pop(name, None) for name in ("grammar_name", "timeout_s", "queue_timeout_s")}
-        known |= {"priority": fields.pop("priority", 1), "unenforced": fields.pop("unenforced", ())}
-        known["parameters"] = fields.pop("parameters", None)
-        asked = prompt(content, conversation_id, **fields)._replace(**known)
-        accepted = await database.write(jobs.submit, asked, datetime.now(UTC))
+        if (parameters := fields.pop("parameters", None)) is not None:
+            fields |= msgspec.structs.asdict(parameters)
+        accepted = await database.write(jobs.submit, prompt(content, conversation_id, **fields), datetime.now(UTC))
         assert accepted.job_id is not None
         return accepted.job_id
 

@@ -11,7 +11,7 @@ import structlog
 from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.jobs.worker.memory import MIB
 from llamalith_app.settings.config import Config
-from llamalith_app.settings.config_file import MaxWait
+from llamalith_app.settings.declaration import MaxWait
 from llamalith_app.store import workers
 from llamalith_app.store.database import Database
 from tests.gguf import write
@@ -59,7 +59,7 @@ async def test_a_job_that_waited_for_its_bound_is_run_before_the_loaded_model_s_
         await ended(database, await submit("x", "first", model="m"))
         crowd = [await submit("wait" if n == 0 else "x", f"c{n}", model="m") for n in range(10)]
         await worker.generation.look()
-        urgent_id = await submit("x", "urgent", model="n", priority=0)
+        urgent_id = await submit("x", "urgent", model="n", priority="interactive")
         gate.touch()
         urgent = await ended(database, urgent_id)
         done = [await ended(database, job_id) for job_id in crowd]
@@ -73,7 +73,9 @@ async def test_a_batch_waits_for_what_is_more_urgent(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "x", "reply": "y"})
-    batch, normal, urgent = [await submit("x", f"c{priority}", priority=priority) for priority in (2, 1, 0)]
+    batch, normal, urgent = [
+        await submit("x", priority, priority=priority) for priority in ("batch", "normal", "interactive")
+    ]
     async with working(config, script):
         started = {
             name: (await ended(database, job_id)).started_at

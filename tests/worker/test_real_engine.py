@@ -17,7 +17,7 @@ from llamalith_app.engine.client.local import EngineProcess
 from llamalith_app.engine.messages import Loading, Step
 from llamalith_app.jobs.worker.process import Worker
 from llamalith_app.settings.config import Config, ModelConfig
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store.database import Database
 from tests import tiny_models
 from tests.worker.conftest import Submit, attempts, ended

@@ -24,14 +24,14 @@ from sqlalchemy.exc import OperationalError
 
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.parameters import JsonSchema, Parameters
-from llamalith_app.jobs.queue import Hints
+from llamalith_app.jobs.queue import Hints, Timings
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 from llamalith_app.jobs.worker import sweep
 from llamalith_app.jobs.worker.process import Worker, run
 from llamalith_app.jobs.worker.sweep import hold_lock
 from llamalith_app.settings.config import Config
-from llamalith_app.settings.config_file import ModelSettings
-from llamalith_app.store import conversations, job_reads, jobs, retention, workers
+from llamalith_app.settings.declaration import ModelSettings
+from llamalith_app.store import conversations, job_reads, jobs, retention, turns, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.record import record_id
@@ -107,7 +107,7 @@ async def test_a_hint_starts_a_job_long_before_the_worker_looks_by_itself(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 3600)
-    hints = Hints(config.redis_url, ("m", "n"))
+    hints = Hints(config.redis_url, ("m", "n"), timeout_s=20)
     async with working(config, script):
         job_id = await submit("hello")
         hints.send("m", job_id)
@@ -318,8 +318,7 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hint_timeout_s = 0.2
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", hint_timeout_s)
+    redis_timeout_s = 0.2
     monkeypatch.setattr(resume, "RESUME_TIMEOUT_S", 20)
     found: list[ResumePoint | None] = []
     gate = tmp_path / "gate"
@@ -327,12 +326,12 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
     async with Redis.from_url(config.redis_url) as redis:
 
         async def late(*of: Any) -> Any:
-            await redis.client_pause(int(3000 * hint_timeout_s))
+            await redis.client_pause(int(3000 * redis_timeout_s))
             found.append(await resume_point(*of))
             return found[-1]
 
         monkeypatch.setattr(resume, "resume_point", late)
-        async with working(config, script) as worker:
+        async with working(config, script, redis_timeout_s=redis_timeout_s) as worker:
             job_id = await submit("late")
             await eventually(partial(history, redis, record_id(database.path), job_id))
             (pid,) = [held.engine.pid for held in worker._pool.held.values() if held.engine is not None]
@@ -418,9 +417,6 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.queue.MIRROR_S", 0.05)
-    # Its task is the only way to this job here, so on a slow machine the hint must not give up.
-    monkeypatch.setattr("llamalith_app.jobs.queue.HINT_TIMEOUT_S", 20)
     monkeypatch.setattr("llamalith_app.jobs.worker.generate.PUBLISH_S", 0)
     monkeypatch.setattr(Worker, "_sweep_and_look", nothing)
     gate, load_gate = tmp_path / "gate", tmp_path / "load_gate"
@@ -428,8 +424,8 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
         {"model": "m", "load_gate": str(load_gate)},
         {"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)},
     )
-    hints = Hints(config.redis_url, ("m",))
-    async with Redis.from_url(config.redis_url) as redis, working(config, script):
+    hints = Hints(config.redis_url, ("m",), timeout_s=20)
+    async with Redis.from_url(config.redis_url) as redis, working(config, script, queue_timings=Timings(mirror_s=0.05)):
         job_id = await submit("long" * 300)
         hints.send("m", job_id)
 
@@ -465,13 +461,14 @@ async def test_a_task_of_saq_shows_the_job_that_others_run_already(
     submit: Submit,
     database: Database,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.queue.MIRROR_S", 0.05)
     gate = tmp_path / "gate"
     script.write({"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)})
-    hints = Hints(config.redis_url, ("m",))
-    async with Redis.from_url(config.redis_url) as redis, working(config, script) as worker:
+    hints = Hints(config.redis_url, ("m",), timeout_s=20)
+    async with (
+        Redis.from_url(config.redis_url) as redis,
+        working(config, script, queue_timings=Timings(mirror_s=0.05)) as worker,
+    ):
         first = await submit("long" * 300)
         await at_phase(worker, "prefill")
         waiting = await submit("hello", "other")
@@ -491,7 +488,7 @@ async def test_redis_may_be_wiped_at_any_moment(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 20})
-    hints = Hints(config.redis_url, ("m",))
+    hints = Hints(config.redis_url, ("m",), timeout_s=20)
     async with Redis.from_url(config.redis_url) as redis, working(config, script):
         ids = []
         for number in range(10):
@@ -669,16 +666,16 @@ async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_wa
 async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn, n_read = conversations.turn, 0
+    turn, n_read = turns.turn, 0
 
-    def once_unreadable(*of: Any) -> conversations.Turn:
+    def once_unreadable(*of: Any) -> turns.Turn:
         nonlocal n_read
         n_read += 1
         if n_read == 1:
             raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
         return turn(*of)
 
-    monkeypatch.setattr(conversations, "turn", once_unreadable)
+    monkeypatch.setattr(turns, "turn", once_unreadable)
     async with working(config, script):
         job = await ended(database, await submit("x", max_attempts=1))
     assert (job.status, n_read) == ("done", 2)
@@ -805,7 +802,7 @@ async def test_a_drain_ends_also_while_redis_is_away_in_the_middle_of_a_hinted_j
     )
     await eventually(lambda: valkey.answers(folder / "s"))
     script.write({"when": "short", "step_s": 0.02, "reply": "x" * 40})
-    hints = Hints(f"unix://{folder}/s", ("m",))
+    hints = Hints(f"unix://{folder}/s", ("m",), timeout_s=20)
     own = msgspec.structs.replace(config, redis_url=f"unix://{folder}/s")
     async with working(own, script) as worker:
         job_id = await submit("short")

@@ -13,12 +13,14 @@ from litestar.datastructures import Cookie
 from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import SHORT_FIELDS, JobForm
+from llamalith_app.contracts.jobs import JobRequest
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers.pages.redirects import HOME, see_other
-from llamalith_app.errors import BadInput, NotLookedAt, QueueFull, StaleForm, StorageUnavailable
-from llamalith_app.guards.cookies import own_cookie
+from llamalith_app.errors import BadInput, QueueFull, SessionUnreadable, StaleForm, StorageUnavailable
+from llamalith_app.guards.cookies import make_cookie
 from llamalith_app.guards.forms import form_fields
-from llamalith_app.guards.principal import PAGE, Principal
+from llamalith_app.guards.principal import PAGE
 from llamalith_app.store.keys import Key
 from llamalith_app.web import html
 from llamalith_app.web.html import conversation_url, page
@@ -43,14 +45,13 @@ class DraftPage(Controller):
         try:
             form = await request.form_as(JobForm)
             accepted = await request.parts.submissions.submit(
-                request.principal.user_id,
+                request.principal,
                 request.id,
-                content=form.content,
+                JobRequest(
+                    content=form.content, model=form.model, system_prompt=form.system_prompt, priority="interactive"
+                ),
                 conversation_id=form.conversation_id,
-                model=form.model,
-                system_prompt=form.system_prompt,
                 keeps_system_prompt=form.system_prompt == form.system_prompt_was,
-                priority="interactive",
                 key=_idempotency_key(request.principal.user_id, form),
             )
         except (BadInput, QueueFull, StorageUnavailable) as error:
@@ -88,15 +89,17 @@ def answer_stale_form(request: Request[Any, Any, Any], error: StaleForm) -> Resp
     session = request.state.get("session")
     draft = draft_in(error.fields)
     if session is None or draft is None:
-        return html.of_ours(request, error)
+        return html.answer_own_error(request, error)
     request.state.principal = Principal(session.user_id, "session", session.csrf_token)
     return draft_page(request, draft, error.status, "This form was out of date and was not sent. Look it over.")
 
 
-def answer_not_looked_at(request: Request[Any, Any, Any], error: NotLookedAt) -> Response[Any] | Template:
+def answer_session_unreadable(request: Request[Any, Any, Any], error: SessionUnreadable) -> Response[Any] | Template:
     """What was typed stays in a form that can be sent again."""
     draft = draft_in(error.fields)
-    return html.of_ours(request, error) if draft is None else draft_page(request, draft, error.status, str(error))
+    return (
+        html.answer_own_error(request, error) if draft is None else draft_page(request, draft, error.status, str(error))
+    )
 
 
 def _shown_chars(text: str) -> int:
@@ -109,7 +112,7 @@ def _taken_cookies(request: AppRequest, form: JobForm) -> list[Cookie]:
         return []
     # For the page's script to read.
     return [
-        own_cookie(request, TAKEN_COOKIE, form.once, TAKEN_COOKIE_S, path="/chat", httponly=False, samesite="strict")
+        make_cookie(request, TAKEN_COOKIE, form.once, TAKEN_COOKIE_S, path="/chat", httponly=False, samesite="strict")
     ]
 
 

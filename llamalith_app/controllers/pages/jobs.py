@@ -54,19 +54,19 @@ class JobsPage(Controller):
 
     @post("/{job_id:str}/cancel", opt=PAGE, status_code=303)
     async def cancel(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
-        if await request.parts.cancellations.one(request.principal.user_id, job_id) is None:
+        if await request.parts.cancellations.cancel_job(request.principal.user_id, job_id) is None:
             raise NotFound("There is no such job.")
         return see_other(f"{referring_page(request)}#job-{job_id}")
 
     @post("/{job_id:str}/retry", opt=PAGE, status_code=303)
     async def retry(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
         """Back to the page of the button, at the new job. A job that was tried again before leads to that one."""
-        again = await request.parts.submissions.retry(request.principal.user_id, request.id, job_id)
+        again = await request.parts.submissions.retry(request.principal, request.id, job_id)
         return see_other(f"{referring_page(request)}#job-{again.job_id}")
 
     @post("/cancel", opt=PAGE, status_code=303)
     async def cancel_queued(self, request: AppRequest) -> Redirect:
-        await request.parts.cancellations.matching(request.principal.user_id, {Status.QUEUED})
+        await request.parts.cancellations.cancel_matching(request.principal.user_id, {Status.QUEUED})
         return see_other("/chat/jobs?status=queued")
 
 

@@ -15,13 +15,14 @@ from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import LoginForm
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.controllers.pages.draft import draft_in, draft_page, typed_draft
 from llamalith_app.controllers.pages.redirects import HOME, LOGIN, own_page, referring_page, see_other
 from llamalith_app.errors import CrossSite, LoginNeeded, StorageUnavailable, TooManyLogins
-from llamalith_app.guards.cookies import cookie, own_cookie
+from llamalith_app.guards.cookies import cookie_value, make_cookie
 from llamalith_app.guards.forms import ANONYMOUS_BYTES
 from llamalith_app.guards.origin import is_foreign
-from llamalith_app.guards.principal import OPEN, Principal
+from llamalith_app.guards.principal import OPEN
 from llamalith_app.web.html import page
 from llamalith_app.web.request import AppRequest
 
@@ -41,7 +42,7 @@ class LoginPage(Controller):
         request: AppRequest,
         going_to: Annotated[str, QueryParameter(name="next")] = "",
     ) -> Redirect | Template:
-        kept = cookie(request, NEXT_COOKIE)
+        kept = cookie_value(request, NEXT_COOKIE)
         target = own_page(going_to or kept)
         if await request.parts.sessions.find(request) is not None:
             return see_other(target)
@@ -60,7 +61,7 @@ class LoginPage(Controller):
         draft = await typed_draft(request)
         target = own_page(form.next)
         try:
-            if not await request.parts.passwords.is_right(form.password, host, request.headers.get("host", "")):
+            if not await request.parts.passwords.is_correct(form.password, host, request.headers.get("host", "")):
                 log.warning("login failed", address=host)
                 return page(request, "login", status_code=401, going_to=target, draft=draft, wrong="Wrong password.")
             begun, session = await request.parts.sessions.begin(request)
@@ -100,4 +101,4 @@ def answer_login_needed(request: Request[Any, Any, Any], error: LoginNeeded) -> 
 
 def _next_cookie(request: Request[Any, Any, Any], path: str, max_age: int) -> Cookie:
     # Not in the address: there it would stay in the history, and the login's address is the same for everybody.
-    return own_cookie(request, NEXT_COOKIE, path, max_age, path=LOGIN)
+    return make_cookie(request, NEXT_COOKIE, path, max_age, path=LOGIN)

@@ -6,10 +6,11 @@ import structlog
 from litestar import Controller, get, post
 from litestar.response import Redirect, Template
 
+from llamalith_app.contracts.principal import Principal
 from llamalith_app.controllers.pages.redirects import LOGIN, see_other
 from llamalith_app.guards.cookies import is_https
 from llamalith_app.guards.origin import may_be_sent_from_elsewhere
-from llamalith_app.guards.principal import OPEN, PAGE, Principal
+from llamalith_app.guards.principal import OPEN, PAGE
 from llamalith_app.web.html import page
 from llamalith_app.web.request import AppRequest
 from llamalith_app.web.request_log import is_head

@@ -34,7 +34,7 @@ from llamalith_app.engine.messages import (
     ToEngine,
 )
 from llamalith_app.errors import LlamalithError
-from llamalith_app.settings.config import child_environ
+from llamalith_app.settings.environment import child_environ
 from llamalith_app.supervise import parent
 
 REAL_ENGINE = (sys.executable, "-P", "-m", "llamalith_app.engine")
@@ -135,7 +135,7 @@ class EngineProcess:
                     # Ctrl-C in a terminal is not for it: it ends when its worker does.
                     start_new_session=True,
                     # It sees by itself that its worker is gone, but not while it is stopped or hung.
-                    preexec_fn=parent.dies_with_parent(signal.SIGKILL),
+                    preexec_fn=parent.preexec_die_with_parent(signal.SIGKILL),
                     env=child_environ(CHILD_SETTINGS),
                 )
             streams = await asyncio.open_connection(sock=ours)

@@ -34,8 +34,8 @@ from llamalith_app.jobs.worker.pool import ModelTooLarge, Pool, Reservation
 from llamalith_app.jobs.worker.reply import Piece, Reply
 from llamalith_app.jobs.worker.speeds import Measure, Speeds
 from llamalith_app.settings.config import ModelConfig
-from llamalith_app.settings.config_file import MaxWait
-from llamalith_app.store import conversations, jobs
+from llamalith_app.settings.declaration import MaxWait
+from llamalith_app.store import jobs, turns
 from llamalith_app.store.database import Database
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.streams import resume
@@ -194,7 +194,7 @@ class Generation:
         self._worker_id = worker_id
         self._models = models
         self._grammars = grammars
-        self._max_wait = order.bounds(max_wait)
+        self._max_wait = order.max_wait_by_priority(max_wait)
         self._validator = ReplyValidator()
         self._n_started = 0
         self.speeds = Speeds()
@@ -274,9 +274,9 @@ class Generation:
             place = self._pool.reserve(best.model) if best is not None else None
             if best is None or place is None:
                 break
-            counts = order.counts(best, due, self._max_wait, n_started, now)
+            counts = order.counts_towards_relief(best, due, self._max_wait, n_started, now)
             starts.append(_Start(place, best.priority, counts))
-            due = order.without_one(due, best)
+            due = order.after_start(due, best)
         return starts
 
     def _first(self, starts: list[_Start]) -> _Start | None:
@@ -478,13 +478,13 @@ class Generation:
                 raise
             return Fit(None, "could not be validated: its worker was ending")
 
-    async def _turn(self, running: RunningAttempt, max_chars: int) -> conversations.Turn | None:
+    async def _turn(self, running: RunningAttempt, max_chars: int) -> turns.Turn | None:
         """What is to be answered, once the record can be read. None: the attempt is to stop before that."""
         claim = running.claim
         is_told = False
         while running.ends_as is None:
             try:
-                return await self._database.read(conversations.turn, claim.conversation_id, claim.turn, max_chars)
+                return await self._database.read(turns.turn, claim.turn_id, max_chars)
             except StorageUnavailable as error:
                 if not is_told:
                     log.error("a conversation cannot be read now", job_id=claim.job_id, reason=str(error))

@@ -20,7 +20,7 @@ import structlog
 
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.grammars import grammar
-from llamalith_app.jobs.queue import Wakers, impatient_redis
+from llamalith_app.jobs import queue
 from llamalith_app.jobs.worker import memory
 from llamalith_app.jobs.worker.generate import Generation
 from llamalith_app.jobs.worker.pool import Pool
@@ -48,12 +48,20 @@ log = structlog.get_logger(__name__)
 class Worker:
     """`engine_argv`: the command of the engine child where it is not the real one."""
 
-    def __init__(self, config: Config, engine_argv: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine_argv: Sequence[str] | None = None,
+        *,
+        redis_timeout_s: float = queue.TIMEOUT_S,
+        queue_timings: queue.Timings = queue.TIMINGS,
+    ) -> None:
         self._config = config
+        self._queue_timings = queue_timings
         self._models = {model.name: model for model in config.models}
         self._database = Database(config.database_path)
-        self._redis = impatient_redis(config.redis_url)
-        self._history_redis = impatient_redis(config.redis_url, resume.RESUME_TIMEOUT_S)
+        self._redis = queue.redis_without_retries(config.redis_url, redis_timeout_s)
+        self._history_redis = queue.redis_without_retries(config.redis_url, resume.RESUME_TIMEOUT_S)
         budget_mb = config.memory_budget_mb
         self._pool = Pool(
             self._models,
@@ -97,7 +105,7 @@ class Worker:
             self._tell_engines,
             None if days is None else timedelta(days=days),
         )
-        self._wakers = Wakers(self._config.redis_url, n_slots, self.generation.start)
+        self._wakers = queue.Wakers(self._config.redis_url, n_slots, self.generation.start, self._queue_timings)
         self._wakers.start()
         self._timers = [
             asyncio.create_task(self._each(SWEEP_S, self._sweep_and_look)),
@@ -239,12 +247,12 @@ async def run(
 
     def on_signal(number: int) -> None:
         nonlocal insisted
-        if insisted and signals.insists(number):
+        if insisted and signals.kills_when_repeated(number):
             if not supervised:
                 os._exit(128 + number)
             if os.getppid() != parent_pid:
                 worker.hurry()
-        insisted |= signals.insists(number)
+        insisted |= signals.kills_when_repeated(number)
         ended.set()
 
     for number in signals.requests_to_end():

@@ -8,7 +8,7 @@ from llamalith_app.contracts.parameters import JsonObject, Parameters, wanted_sc
 from llamalith_app.engine.client.local import EngineRefused
 from llamalith_app.engine.messages import Loaded, Sampling
 from llamalith_app.grammars import grammar as grammars_of
-from llamalith_app.settings.config_file import ModelSettings
+from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store.jobs import Claim
 
 ANY_OBJECT = {"type": "object"}

@@ -141,7 +141,7 @@ class Sweeper:
     async def _give_up(self) -> None:
         n_given_up = GIVE_UP_JOBS
         while n_given_up == GIVE_UP_JOBS:
-            given_up = await self._database.write(jobs.give_up, datetime.now(UTC), GIVE_UP_JOBS)
+            given_up = await self._database.write(jobs.expire_queued, datetime.now(UTC), GIVE_UP_JOBS)
             n_given_up = len(given_up)
             if given_up:
                 log.warning("jobs waited longer than they may", n_jobs=n_given_up, first=given_up[0])

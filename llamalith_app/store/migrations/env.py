@@ -7,6 +7,11 @@ from alembic import context
 from llamalith_app.store import tables
 
 with context.config.engine.connect() as connection:  # type: ignore[attr-defined]
+    on_sqlite = connection.dialect.name == "sqlite"
+    if on_sqlite:
+        # A table that others point to cannot be written anew while they are held; they are looked at below. Set on the
+        # driver's connection: within a transaction it would mean nothing.
+        connection.connection.execute("PRAGMA foreign_keys = OFF")
     context.configure(
         connection=connection,
         target_metadata=tables.JobRow.metadata,
@@ -15,4 +20,8 @@ with context.config.engine.connect() as connection:  # type: ignore[attr-defined
     )
     with context.begin_transaction():
         context.run_migrations()
+        if on_sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()):
+            raise RuntimeError(f"A migration left a row that points to nothing: {broken}")
     connection.commit()
+    if on_sqlite:
+        connection.connection.execute("PRAGMA foreign_keys = ON")

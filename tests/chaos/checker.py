@@ -1,7 +1,6 @@
-"""Compares what clients were answered with what stands on disk: each promise is a rule, what it yields breaks it.
+"""Compares the clients' history with the database. Each rule is a promise, and yields what breaks it.
 
-Pure. Written against the promises, not the product: it shares no code with it, and works out anew what the fake
-engine must have answered to whom.
+Pure. It shares no code with the product, and computes by itself what the fake engine must have answered.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Violation(NamedTuple):
 
 
 def accepted_is_on_disk(history: History, record: Record) -> Iterator[str]:
-    """I1: every submit that was answered 2xx has its job, with its own prompt in its own conversation."""
+    """I1: every submit that was answered 2xx has its job, with its prompt and in its conversation."""
     for operation in _answered(history, "submit"):
         job = record.jobs.get(operation.job_id or 0)
         if job is None:
@@ -37,7 +36,7 @@ def accepted_is_on_disk(history: History, record: Record) -> Iterator[str]:
 
 
 def retries_try_again(history: History, record: Record) -> Iterator[str]:
-    """I1: every retry that was answered 2xx has its job, a copy of the one that it tries again."""
+    """I1: every retry that was answered 2xx has its job, a copy of the one that it retries."""
     for operation in _answered(history, "retry"):
         job, before = record.jobs.get(operation.job_id or 0), record.jobs.get(operation.subject or 0)
         if job is None or before is None or job.retry_of != before.id:
@@ -54,7 +53,7 @@ def everything_ends(history: History, record: Record) -> Iterator[str]:
 
 
 def an_end_is_final(history: History, record: Record) -> Iterator[str]:
-    """I3: no terminal state is ever left, neither on disk nor for any reader."""
+    """I3: a terminal state never changes, neither on disk nor for any reader."""
     ended: dict[int, str | None] = {}
     for entry in record.journal:
         if entry.what == "status":
@@ -86,7 +85,7 @@ def done_means_one_reply(history: History, record: Record) -> Iterator[str]:
 
 
 def order_is_kept(history: History, record: Record) -> Iterator[str]:
-    """I5: prompts stand in the order in which they were sent, where one was answered before the next was sent."""
+    """I5: if a prompt was sent after the answer to another one, it comes after that one in the conversation."""
     by_conversation = defaultdict(list)
     for operation in _answered(history, "submit"):
         by_conversation[operation.conversation_id].append(operation)
@@ -100,7 +99,7 @@ def order_is_kept(history: History, record: Record) -> Iterator[str]:
 
 
 def replies_are_to_their_own_prompt(history: History, record: Record, *, fake_models: frozenset[str]) -> Iterator[str]:
-    """I6: a reply of the fake engine is the digest of exactly what its job was to see."""
+    """I6: a reply of the fake engine is the digest of exactly the messages that its job had to read."""
     status_of_turn = {(job.conversation, job.turn): job.status for job in record.jobs.values()}
     for conversation, messages in _by_conversation(record):
         replies = {message.place: message.content for message in messages if message.place % 4 == 3}
@@ -114,7 +113,7 @@ def replies_are_to_their_own_prompt(history: History, record: Record, *, fake_mo
 
 
 def expected(messages: list[Message], job: Job, status_of_turn: dict[tuple[int, int], str]) -> str:
-    """What stood before a job is settled when it starts: turns that are done, and those that were no job's."""
+    """The reply that the fake engine must give: the digest of the earlier turns that are done or have no job."""
     seen = [
         message
         for message in messages
@@ -132,7 +131,7 @@ def expected(messages: list[Message], job: Job, status_of_turn: dict[tuple[int, 
 
 
 def one_at_a_time(history: History, record: Record) -> Iterator[str]:
-    """I7: no two attempts in one conversation at a time, and none that is opened or closed twice."""
+    """I7: a conversation has one attempt at a time, and no attempt is opened or closed twice."""
     opened: dict[int, Entry] = {}
     for entry in record.journal:
         job = record.jobs.get(entry.job_id)
@@ -150,7 +149,7 @@ def one_at_a_time(history: History, record: Record) -> Iterator[str]:
 
 
 def a_cancel_is_final(history: History, record: Record) -> Iterator[str]:
-    """I8: who was told `cancelled` finds the job cancelled for ever; every other answer is an end, too."""
+    """I8: a job whose cancel was answered `cancelled` stays so; any other answer is a terminal state too."""
     for operation in _answered(history, "cancel"):
         job = record.jobs.get(operation.subject or 0)
         if operation.word not in TERMINAL:
@@ -160,7 +159,7 @@ def a_cancel_is_final(history: History, record: Record) -> Iterator[str]:
 
 
 def attempts_are_counted(history: History, record: Record) -> Iterator[str]:
-    """I9: every attempt has a lease of its own, and a job spends no more of them than it has."""
+    """I9: every attempt has a lease of its own, and a job has at most `max_attempts` failed or lost attempts."""
     for token, n in Counter(attempt.lease_token for attempt in record.attempts).items():
         if n > 1:
             yield f"{n} attempts under lease {token}"
@@ -171,14 +170,14 @@ def attempts_are_counted(history: History, record: Record) -> Iterator[str]:
 
 
 def a_key_makes_one_job(history: History, record: Record) -> Iterator[str]:
-    """I10: under one key every answer names the same job."""
+    """I10: all answers under one Idempotency-Key name the same job."""
     for operation in history.operations:
         if len(set(operation.job_ids)) > 1:
             yield f"different jobs: {operation}"
 
 
 def streams_tell_what_is_stored(history: History, record: Record) -> Iterator[str]:
-    """I13: whoever saw a stream's last event has the stored reply to the character."""
+    """I13: a reader that saw a stream's last event has exactly the stored reply."""
     results = {message.job_id: message.content for message in record.messages if message.role == "assistant"}
     for heard in history.heard:
         job = record.jobs.get(heard.job_id)
@@ -193,7 +192,7 @@ def streams_tell_what_is_stored(history: History, record: Record) -> Iterator[st
 
 
 def lanes_are_whole(history: History, record: Record) -> Iterator[str]:
-    """I13: the stream of a conversation tells of its jobs in their order, and leaves out none that was open or came."""
+    """I13: a conversation's stream shows its jobs in order, and omits none that was open or came later."""
     for lane in history.lanes:
         first, last = record.jobs.get(lane.job_ids[0]), lane.job_ids[-1]
         missed = [
@@ -208,7 +207,7 @@ def lanes_are_whole(history: History, record: Record) -> Iterator[str]:
 
 
 def what_is_unknown_happened_once_at_most(history: History, record: Record) -> Iterator[str]:
-    """I14: a submit makes one job if it was answered, and one or none if not; no job is nobody's."""
+    """I14: a submit makes one job if it was answered, else at most one; every job has a submit or a retry."""
     made = Counter(job.content for job in record.jobs.values() if job.retry_of is None)
     sent = {operation.content: operation for operation in history.operations if operation.kind == "submit"}
     for content, n in made.items():
@@ -223,7 +222,7 @@ def what_is_unknown_happened_once_at_most(history: History, record: Record) -> I
 
 
 def everybody_is_answered(history: History, record: Record) -> Iterator[str]:
-    """Everybody: nobody is refused what was right to ask for, and nobody waits for ever once everything runs again."""
+    """Everybody: no valid request is refused, and every request is answered once everything runs again."""
     for operation in history.operations:
         if operation.outcome == "fail":
             yield f"refused: {operation}"
@@ -234,7 +233,7 @@ def everybody_is_answered(history: History, record: Record) -> Iterator[str]:
 Rule = Callable[[History, Record], Iterator[str]]
 
 
-def judge(history: History, record: Record, *, fake_models: frozenset[str]) -> list[Violation]:
+def check(history: History, record: Record, *, fake_models: frozenset[str]) -> list[Violation]:
     def answered_rightly(history: History, record: Record) -> Iterator[str]:
         return replies_are_to_their_own_prompt(history, record, fake_models=fake_models)
 
@@ -259,8 +258,8 @@ def judge(history: History, record: Record, *, fake_models: frozenset[str]) -> l
     return [Violation(rule.__doc__ or rule.__name__, what) for rule in rules for what in rule(history, record)]
 
 
-def most_at_once(record: Record) -> int:
-    """Attempts that ran side by side, at the most."""
+def max_concurrent_attempts(record: Record) -> int:
+    """The largest number of attempts that ran at the same time."""
     running, most = 0, 0
     for entry in record.journal:
         running += (entry.what == "opened") - (entry.what == "closed")

@@ -1,4 +1,4 @@
-"""The judge of a run of chaos finds what is broken: each rule on a history and a record that are doctored for it."""
+"""Each rule of the checker finds a violation in a history or a record that is falsified for it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import record as records
+from tests.chaos.checker import check, max_concurrent_attempts
 from tests.chaos.faults import SHARES, schedule
 from tests.chaos.history import Heard, History, Lane, Operation, Sighting
-from tests.chaos.judge import judge, most_at_once
 from tests.chaos.record import Attempt, Entry, Job, Message, Record
 
 Doctor = Callable[[History, Record], object]
@@ -27,7 +27,7 @@ SAID_NEXT = digest(f"<system>S</system><user>one</user><assistant>{SAID}</assist
 
 
 def whole() -> tuple[History, Record]:
-    """One conversation: job 1 is done, 2 is cancelled, 3 is done at its second attempt, 4 tries 2 again in vain."""
+    """One conversation: job 1 is done, 2 cancelled, 3 done at its second attempt; 4 retries 2 and fails."""
     history = History()
 
     def operation(kind: str, invoked: float, **fields: object) -> None:
@@ -104,17 +104,17 @@ def whole() -> tuple[History, Record]:
 
 
 def broken(doctor: Doctor) -> list[str]:
-    """The names of the rules that are told to be broken, each once."""
+    """The names of the broken rules, each once."""
     history, record = whole()
     doctor(history, record)
     return list(
-        dict.fromkeys(one.rule.partition(":")[0] for one in judge(history, record, fake_models=frozenset({"fake"})))
+        dict.fromkeys(found.rule.partition(":")[0] for found in check(history, record, fake_models=frozenset({"fake"})))
     )
 
 
-def test_nothing_is_found_where_nothing_is_broken() -> None:
+def test_without_a_broken_promise_nothing_is_found() -> None:
     assert broken(lambda history, record: None) == []
-    assert most_at_once(whole()[1]) == 1
+    assert max_concurrent_attempts(whole()[1]) == 1
 
 
 def answer_changes(history: History, record: Record) -> None:
@@ -126,7 +126,7 @@ def reply_is_gone(history: History, record: Record) -> None:
 
 
 def reply_of_another(history: History, record: Record) -> None:
-    """As if the history of the job had held what was cancelled before it."""
+    """As if the job had read the turn before it, which was cancelled."""
     text = f"<system>S</system><user>one</user><assistant>{SAID}</assistant><user>two</user><user>three</user>"
     record.messages[5] = record.messages[5]._replace(content=digest(text))
     history.heard.clear()
@@ -186,7 +186,7 @@ def prompts_change_places(history: History, record: Record) -> None:
         (lambda history, record: setattr(history.operations[5], "outcome", "fail"), ["Everybody"]),
     ],
 )
-def test_what_breaks_a_promise_is_found_under_its_name(doctor: Doctor, rules: list[str]) -> None:
+def test_a_broken_promise_is_found_under_its_rule(doctor: Doctor, rules: list[str]) -> None:
     assert broken(doctor) == rules
 
 
@@ -204,17 +204,18 @@ def test_an_unknown_submit_may_have_made_a_job_but_not_two() -> None:
     assert broken(make(2)) == ["I14"]
 
 
-def test_the_journal_has_every_change_in_the_order_of_its_commit(database_path: Path) -> None:
+def test_the_journal_has_every_change_in_the_order_of_the_commits(database_path: Path) -> None:
     records.keep_journal(database_path)
     connection = sqlite3.connect(database_path)
     connection.executescript(
         """
-        INSERT INTO conversations (id, owner_id, public_id, next_turn, created_at) VALUES (1, 1, 'talk', 1, 'now');
+        INSERT INTO conversations (id, owner_id, public_id, created_at) VALUES (1, 1, 'talk', 'now');
+        INSERT INTO turns (id, conversation_id, depth, created_at) VALUES (9, 1, 0, 'now');
         INSERT INTO workers (id, host, pid, lock_path, models, n_slots, beat, started_at, seen_at)
             VALUES (1, 'h', 1, '', '[]', 1, 0, 'now', 'now');
-        INSERT INTO jobs (id, conversation_id, owner_id, turn, model, system_prompt, priority, request_id, max_attempts,
-                status, attempt, beat, omitted_messages, not_before, created_at)
-            VALUES (5, 1, 1, 0, 'm', '', 1, 'r', 3, 'queued', 0, 0, 0, 'now', 'now');
+        INSERT INTO jobs (id, conversation_id, owner_id, turn_id, model, system_prompt, priority, request_id,
+                max_attempts, status, attempt, beat, omitted_messages, not_before, created_at)
+            VALUES (5, 1, 1, 9, 'm', '', 1, 'r', 3, 'queued', 0, 0, 0, 'now', 'now');
         UPDATE jobs SET status = 'processing', lease_token = 't';
         INSERT INTO attempts (job_id, attempt, worker_id, lease_token, started_at) VALUES (5, 1, 1, 't', 'now');
         UPDATE jobs SET beat = 1;
@@ -236,7 +237,7 @@ def test_the_journal_has_every_change_in_the_order_of_its_commit(database_path: 
     assert record.attempts == [Attempt(5, 1, "t", "done")]
 
 
-def test_a_seed_says_all_that_goes_wrong() -> None:
+def test_the_seed_determines_all_faults() -> None:
     assert schedule(1, 60, with_real=True) == schedule(1, 60, with_real=True)
     assert schedule(1, 60, with_real=True) != schedule(2, 60, with_real=True)
     faults = schedule(1, 600, with_real=True)
