@@ -50,7 +50,7 @@ class Product:
         self.up = up
         self.told: list[str] = []
         """On standard output until it was ready; secrets are there the first time only."""
-        self.api = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False)
+        self.api = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False, verify=False)
 
     async def until_ready(self) -> list[str]:
         """The lines on standard output up to the ready line."""

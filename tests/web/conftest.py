@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import shutil
 import socket
 from collections.abc import AsyncIterator
@@ -17,9 +18,12 @@ import pytest_asyncio
 
 from llamalith_app.app import Timings, create_server
 from llamalith_app.settings.config import Config, ModelConfig
+from llamalith_app.web import html
 
 TOKEN = "a-token-of-the-tests"
 PASSWORD = "a password of the tests"
+# Servers come and go with each test; the templates that they compile stay.
+html.template_config = functools.cache(html.template_config)
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(6)).decode()
 
 
@@ -64,6 +68,8 @@ async def serving(config: Config, timings: Timings = PATIENT, **others: Any) -> 
             headers={"Authorization": f"Bearer {TOKEN}"},
             timeout=20,
             trust_env=False,
+            # There is no TLS, and certificates take longer to read than most tests take.
+            verify=False,
         ) as client:
             yield client
     finally:
