@@ -31,6 +31,12 @@ hypothesis.settings.register_profile("patient", deadline=None, suppress_health_c
 hypothesis.settings.load_profile("patient")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What opens a browser is slow without saying so."""
+    if "chromium" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     """What is loaded by now stays for the whole run: the garbage collector need not look through it again and again."""
     gc.collect()

@@ -14,6 +14,7 @@ from tests.engine.conftest import LAZY_DOG, run, started, submit
 TinyModel = Callable[[tiny_models.Kind], Path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", tiny_models.KINDS)
 async def test_the_real_engine_answers_a_prompt_of_a_thousand_tokens(
     kind: tiny_models.Kind, tiny_model: TinyModel
