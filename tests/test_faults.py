@@ -22,6 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from sqlalchemy import Engine
 
+from llamalith_app import app
 from llamalith_app.settings.config import Config
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.record import record_id
@@ -225,7 +226,7 @@ async def test_while_redis_is_frozen_everything_is_taken_and_done_and_the_log_sa
 ) -> None:
     config = msgspec.structs.replace(config, redis_url=own_valkey.url)
     with structlog.testing.capture_logs() as lines:
-        async with serving(config) as api, working(config, script):
+        async with serving(config, app.TIMINGS) as api, working(config, script):
             await done(api, await submit(api))
             own_valkey.process.send_signal(signal.SIGSTOP)
             for _ in range(5):
