@@ -37,8 +37,9 @@ from bench.product import LLAMALITH, OURS
 from bench.stored import MODELS, Shape
 from bench.table import Row, percentile, render, short
 from llamalith_app.jobs.queue import Hint, enqueue, saq_queue
-from llamalith_app.store import jobs, workers
+from llamalith_app.store import workers
 from llamalith_app.store.database import write_engine
+from llamalith_app.store.jobs import transitions, waiting
 from llamalith_app.store.tables import Priority
 from llamalith_app.supervise import valkey
 
@@ -75,16 +76,16 @@ class Side:
         await self._timed(times, "latest", "GET", f"/api/conversations/c{conversation}/latest")
         await self._timed(times, "one job", "GET", f"/api/jobs/{self.last_queued or accepted['job_id']}")
         now = datetime.now(UTC)
-        self._called(times, "load and due", lambda connection: jobs.load(connection, MODELS, now))
+        self._called(times, "load and due", lambda connection: waiting.queue_depth(connection, MODELS, now))
         claim = self._called(
-            times, "claim", lambda connection: jobs.claim(connection, model, priority, self._worker_id, now)
+            times, "claim", lambda connection: transitions.claim(connection, model, priority, self._worker_id, now)
         )
         if claim is None:
             raise SystemExit("nothing could be claimed")
         self._called(
             times,
             "finish",
-            lambda connection: jobs.finish(
+            lambda connection: transitions.finish(
                 connection,
                 claim.job_id,
                 claim.lease_token,

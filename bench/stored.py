@@ -1,6 +1,6 @@
 """Writes a database as after long use, in bulk: many ended jobs, and waiting ones on top.
 
-Fills the tables as `store/jobs.py` would, without calling it a million times. tests/test_bench.py checks the result
+Fills the tables as `store/jobs/` would, without calling it a million times. tests/test_bench.py checks the result
 against the invariants.
 """
 
@@ -72,13 +72,13 @@ def build(path: Path, n_jobs: int, n_conversations: int) -> None:
             of,
         )
         connection.execute(
-            "INSERT INTO workers (host, pid, lock_path, models, n_slots, beat, started_at, seen_at, ended_at)"
+            "INSERT INTO workers (host, pid, lock_path, models, n_slots, heartbeat, started_at, seen_at, ended_at)"
             " VALUES ('bench', 1, '', '[]', 1, 0, :at, :at, :at)",
             of,
         )
         connection.execute(
             "INSERT INTO jobs (conversation_id, owner_id, turn_id, model, system_prompt, priority, request_id,"
-            " max_attempts, status, attempt, not_before, beat, worker_id, finish_reason, prompt_tokens,"
+            " max_attempts, status, attempt, not_before, heartbeat, worker_id, finish_reason, prompt_tokens,"
             " completion_tokens, omitted_messages, is_head, created_at, started_at, processed_at)"
             " SELECT 1 + i % :conversations, 1, i + 1, CASE i % 2 WHEN 0 THEN 'one' ELSE 'two' END, '',"
             " i % 3, 'r' || i, 3, 'done', 1, :at, 0, 1, 'stop', 40, 64, 0, 1, :at, :at, :at FROM n ORDER BY i",
@@ -134,8 +134,8 @@ def let_wait(path: Path, shape: Shape) -> int:
             of["base"] = _add_turns(connection, shape.n_conversations, 1)
             connection.execute(
                 "INSERT INTO jobs (conversation_id, owner_id, turn_id, model, system_prompt, priority, request_id,"
-                " max_attempts, status, attempt, not_before, beat, omitted_messages, is_head, created_at, lease_token,"
-                " worker_id, started_at)"
+                " max_attempts, status, attempt, not_before, heartbeat, omitted_messages, is_head, created_at,"
+                " lease_token, worker_id, started_at)"
                 " SELECT id, 1, :base + id, 'one', '', 1, 'r', 3, 'processing', 1, :at, 0, 0, 1, :at,"
                 " lower(hex(randomblob(16))), 1, :at FROM conversations WHERE id <= :conversations",
                 of,
@@ -147,7 +147,7 @@ def let_wait(path: Path, shape: Shape) -> int:
         of["base"] = _add_turns(connection, shape.n_conversations, shape.n_each)
         connection.execute(
             "INSERT INTO jobs (conversation_id, owner_id, turn_id, model, system_prompt, priority, request_id,"
-            " max_attempts, status, attempt, not_before, beat, omitted_messages, is_head, created_at)"
+            " max_attempts, status, attempt, not_before, heartbeat, omitted_messages, is_head, created_at)"
             " SELECT 1 + i % :conversations, 1, :base + 1 + i,"
             " CASE :mixed * i % 2 WHEN 0 THEN 'one' ELSE 'two' END, '', CASE WHEN :mixed THEN i / 2 % 3 ELSE 1 END,"
             " 'r', 3, 'queued', 0, :at, 0, 0, i < :conversations AND NOT :blocked, :at"

@@ -18,19 +18,24 @@ The map:
     controllers/     thin HTTP and nothing else: API, events, probes; pages/ has a controller for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            the queue: submit, schemas, cancel, order (pure), forecast, queue (sole speaker of SAQ), monitor
-    jobs/worker/     the worker's side: process (its composition root), generate, pool, memory, shape, reply, speeds,
-                     sweep
+    jobs/worker/     the worker's side: process (its composition root), dispatch (who gets a place), pool and placement
+                     (which models are loaded: done and decided), attempt, running and settle (one attempt: run, its
+                     state, what came of it), shape and reply (what the engine is asked, what is thinking), sweep,
+                     task_mirror, memory, speeds, tasks
     engine/          the process that holds a model: child (its threads), loop (plan -> evaluate -> apply), scheduler,
                      runner with loader and sampler, template; states of slots on disk; gguf reads a file's header
-    engine/client/   what the worker holds of an engine: local, the child process
+    engine/client/   the worker's side of an engine: protocol (all that the worker knows of one), local (the child
+                     process), factory and plan (which engine a model gets, and what it needs)
     streams/         a job's events over Redis, kept for a while: wire (names and shapes), publisher, resume (where a
                      later attempt continues), subscriber; progress, live beside the record
     grammars/        what a reply may be held to: grammar (named ones, and JSON Schema as a grammar), gbnf; schema and
                      validation (programs of their own), subschemas, keywords (what cannot be enforced); the shipped
                      files
-    store/           the record: tables, the writer thread, transitions (jobs) and what people read of them (job_reads),
-                     invariants, migrations; its name beside others (record), answers that are given again (keys), whole
-                     copies (backup), what is not kept (retention)
+    store/           the record: tables, the writer thread (database), the tree of turns and their digests,
+                     conversations, invariants (check), migrations; its name beside others (record), answers that are
+                     given again (keys), whole copies (backup), what is not kept (retention)
+    store/jobs/      a job in the record: submission makes it, transitions change it, leases and waiting say who runs it
+                     and what may start, reads is what people see
     supervise/       up: the whole product on one machine; valkey: the embedded one; pidfile: a pid that proves itself
                      by a lock; parent: a child ends with its parent; signals: which ones ask a process to end
 
@@ -39,10 +44,11 @@ starts, one concern each.
 
 Four routes to keep short:
 
-- A prompt: guards -> controllers -> jobs/submit -> store/jobs.submit -> commit -> hint (jobs/queue), and from there
-  jobs/worker/generate -> jobs/worker/pool -> store/jobs.claim -> engine -> store/jobs.finish.
+- A prompt: guards -> controllers -> jobs/submit -> store/jobs/submission -> commit -> hint (jobs/queue), and from there
+  jobs/worker/dispatch -> jobs/worker/pool -> store/jobs/transitions.claim -> jobs/worker/attempt -> engine
+  -> jobs/worker/settle -> store/jobs/transitions.finish.
 - A token: engine/runner -> engine/scheduler.apply -> engine/text -> a frame -> engine/client/local
-  -> jobs/worker/generate -> streams/publisher, which encodes it -> Redis -> streams/subscriber -> web/follow and
+  -> jobs/worker/attempt -> streams/publisher, which encodes it -> Redis -> streams/subscriber -> web/follow and
   transcript -> web/sse -> the reader.
 - A page: guards (session) -> controllers/pages -> store, web/live -> templates; static/live-list.js polls its
   lists, and static/list-renderer.js renders what changed.

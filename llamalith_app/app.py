@@ -41,14 +41,14 @@ from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
-from llamalith_app.jobs import order, queue
+from llamalith_app.jobs import order, queue, schemas
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
 from llamalith_app.jobs.queue import Hints, redis_without_retries
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.settings.config import Config
-from llamalith_app.store.database import Database
+from llamalith_app.store.database import LOCK_DEADLINE_S, Database
 from llamalith_app.store.record import record_id
 from llamalith_app.streams.progress import ProgressReader
 from llamalith_app.web import follow, html, problems
@@ -79,6 +79,12 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a command to Redis may take."""
     session_poll_s: float = sessions.POLL_S
     """How long a stream may outlive a session that another process has ended."""
+    session_touch_s: float = sessions.TOUCH_S
+    """How old the stored time of a session's last use may be."""
+    lock_deadline_s: float = LOCK_DEADLINE_S
+    """How long a write waits for another process's transaction."""
+    schema_s: float = schemas.TIMEOUT_S
+    """How long the validation of a schema may take, the wait for a free process included."""
 
 
 TIMINGS = Timings()
@@ -92,7 +98,7 @@ def create_app(
     Raises ConfigError for a grammar that cannot be read. The schema must be current (`store/migrate.py`).
     """
     models = tuple(model.name for model in config.models)
-    database = Database(config.database_path)
+    database = Database(config.database_path, timings.lock_deadline_s)
     record = record_id(config.database_path)
     redis = redis_without_retries(config.redis_url, timings.redis_timeout_s)
     hints = Hints(config.redis_url, models, timeout_s=timings.redis_timeout_s)
@@ -107,6 +113,7 @@ def create_app(
         queue_timeout_s=config.queue_timeout_s,
         max_queued=config.max_queued,
         forecasts=forecasts,
+        schema_s=timings.schema_s,
     )
     live = Live(database, ProgressReader(redis, record), forecasts)
     followers = Followers(database, live, redis, record, follow_timings)
@@ -123,6 +130,7 @@ def create_app(
             secret_key=config.secret_key,
             password_hash=config.admin_password_hash,
             poll_s=timings.session_poll_s,
+            touch_s=timings.session_touch_s,
         ),
         passwords=Passwords(database, config.admin_password_hash, hosts),
         monitor=Monitor(config.redis_url, models, timeout_s=timings.redis_timeout_s),

@@ -1,8 +1,8 @@
-"""The one fake of the project: a runner that writes what a script says, under the real child, scheduler and frames.
+"""The fake of llama.cpp: a runner that writes what a script says, under the real child, scheduler and frames.
 
 As a library: `FakeRunner(script)`. As a process, in place of the real engine:
 
-    argv = fake_engine.argv(script_path)        # for EngineProcess.start, Pool, Worker
+    argv = fake_engine.argv(script_path)        # for LocalEngine.start, LocalEngines, local_engines
 
 A token is one UTF-8 byte. The script, a JSON file that is read anew for each prompt, is a list of rules; the first
 whose `when` stands in the newest prompt decides, else the reply is the SHA-256 of the whole rendered prompt:
@@ -42,10 +42,31 @@ from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, W
 END = 256
 """The token that ends a reply."""
 GATE_LOOK_S = 0.005
+Rules = list[dict[str, Any]]
 
 
 def argv(script: Path) -> list[str]:
     return [sys.executable, "-m", "tests.fake_engine", "--script", str(script)]
+
+
+def read_rules(script: Path) -> Rules:
+    found: Rules = json.loads(script.read_text())
+    return found
+
+
+def rule_for(rules: Rules, newest: str) -> dict[str, Any]:
+    """The first rule for this prompt; empty: none."""
+    return next((rule for rule in rules if "when" in rule and rule["when"] in newest), {})
+
+
+def rendered(messages: Sequence[ChatMessage], rule: dict[str, Any]) -> str:
+    prompt = "".join(f"<{message.role}>{message.content}</{message.role}>" for message in messages)
+    return f"{prompt}<think>" if rule.get("opens_thinking", False) else prompt
+
+
+def reply_tokens(prompt: str, rule: dict[str, Any]) -> list[int]:
+    """With the END."""
+    return [*rule.get("reply", hashlib.sha256(prompt.encode()).hexdigest()).encode(), END]
 
 
 class FakeRunner:
@@ -53,7 +74,7 @@ class FakeRunner:
 
     def __init__(
         self,
-        rules: Callable[[], list[dict[str, Any]]],
+        rules: Callable[[], Rules],
         *,
         n_ctx: int = 2048,
         n_slots: int = 1,
@@ -75,9 +96,7 @@ class FakeRunner:
         """What the KV cache of each slot would hold."""
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
-        prompt = "".join(f"<{message.role}>{message.content}</{message.role}>" for message in messages)
-        opens_thinking = self._rule_for(messages[-1].content).get("opens_thinking", False)
-        return f"{prompt}<think>" if opens_thinking else prompt
+        return rendered(messages, self._rule_for(messages[-1].content))
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
@@ -98,9 +117,8 @@ class FakeRunner:
             raise Refusal(rule.get("kind", "internal"), rule["refuse"])
         while "prepare_gate" in rule and not Path(rule["prepare_gate"]).exists():
             time.sleep(GATE_LOOK_S)
-        reply = rule.get("reply", hashlib.sha256(text.encode()).hexdigest())
         self._rule[sequence_id] = rule
-        left = [*reply.encode(), END]
+        left = reply_tokens(text, rule)
         goes_on = rule.get("goes_on", True)
         self._left[sequence_id] = left[len(written) :] if goes_on else left
         self._drawn[sequence_id] = 0
@@ -154,7 +172,7 @@ class FakeRunner:
         return
 
     def _rule_for(self, newest: str) -> dict[str, Any]:
-        return next((rule for rule in self._rules() if "when" in rule and rule["when"] in newest), {})
+        return rule_for(self._rules(), newest)
 
     def _obey(self, rule: dict[str, Any]) -> None:
         while "gate" in rule and not Path(rule["gate"]).exists():
@@ -171,9 +189,8 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     options = parser.parse_args()
 
-    def rules() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(options.script.read_text())
-        return found
+    def rules() -> Rules:
+        return read_rules(options.script)
 
     def open_runner(load: LoadModel, tell: Callable[[float], None]) -> FakeRunner:
         can_think, gpu = True, None

@@ -14,8 +14,9 @@ from sqlalchemy import Engine
 
 from llamalith_app.cli import llamalith
 from llamalith_app.errors import ConfigError
-from llamalith_app.store import backup, check, job_reads, jobs, workers
+from llamalith_app.store import backup, check, workers
 from llamalith_app.store.database import write_engine
+from llamalith_app.store.jobs import reads, submission, transitions
 from llamalith_app.store.record import record_id
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, finish, prompt, register_worker
@@ -31,22 +32,22 @@ def test_work_goes_on_after_a_restore_into_an_empty_folder(engine: Engine, datab
     with engine.begin() as connection:
         worker = register_worker(connection)
         for content in ("one", "two", "three"):
-            jobs.submit(connection, prompt(content, max_attempts=1), NOW)
-        done = jobs.claim(connection, "m", 1, worker, NOW)
+            submission.submit(connection, prompt(content, max_attempts=1), NOW)
+        done = transitions.claim(connection, "m", 1, worker, NOW)
         assert done is not None
         finish(connection, done, "a reply")
-        assert jobs.claim(connection, "m", 1, worker, NOW) is not None
+        assert transitions.claim(connection, "m", 1, worker, NOW) is not None
     copied = tmp_path / "copies.llamalith"
     assert "bytes" in run("backup", copied, "--data-dir", database_path.parent)
     assert copied.stat().st_mode & 0o777 == 0o600
     with engine.begin() as connection:
-        jobs.submit(connection, prompt("after the copy"), NOW)
+        submission.submit(connection, prompt("after the copy"), NOW)
     there = tmp_path / "new" / "data"
     assert "restored" in run("restore", copied, "--data-dir", there)
     restored = write_engine(there / "llamalith.db")
     with restored.begin() as connection:
         assert check.broken(connection) == []
-        found = job_reads.newest(connection, ADMIN_ID, limit=10)
+        found = reads.newest(connection, ADMIN_ID, limit=10)
         assert [(job.user_input, job.status, job.result) for job in found] == [
             ("three", "queued", None),
             ("two", "queued", None),
@@ -54,10 +55,10 @@ def test_work_goes_on_after_a_restore_into_an_empty_folder(engine: Engine, datab
         ]
         # Its worker does not exist here: that start does not count, and nobody waits for its lease to run out.
         assert workers.not_ended(connection) == []
-        again = jobs.claim(connection, "m", 1, register_worker(connection), datetime.now(UTC))
+        again = transitions.claim(connection, "m", 1, register_worker(connection), datetime.now(UTC))
         assert again is not None
         finish(connection, again, "of the second start")
-        assert (jobs.submit(connection, prompt("goes on"), NOW).job_id or 0) > 10_000
+        assert (submission.submit(connection, prompt("goes on"), NOW).job_id or 0) > 10_000
     restored.dispose()
     assert record_id(there / "llamalith.db") != record_id(database_path), "they may use one Redis"
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == []
@@ -68,7 +69,7 @@ def test_after_a_restore_no_job_gets_an_id_that_was_used_after_the_copy(
 ) -> None:
     now = datetime.now(UTC)
     with engine.begin() as connection:
-        jobs.submit(connection, prompt("in the copy"), now - timedelta(hours=1))
+        submission.submit(connection, prompt("in the copy"), now - timedelta(hours=1))
     run("backup", tmp_path / "copy", "--data-dir", database_path.parent)
     given: set[int | None] = set()
     for n in range(2):
@@ -76,7 +77,7 @@ def test_after_a_restore_no_job_gets_an_id_that_was_used_after_the_copy(
         run("restore", tmp_path / "copy", "--data-dir", there)
         again = write_engine(there / "llamalith.db")
         with again.begin() as connection:
-            ids = {jobs.submit(connection, prompt("after it"), datetime.now(UTC)).job_id for _ in range(3)}
+            ids = {submission.submit(connection, prompt("after it"), datetime.now(UTC)).job_id for _ in range(3)}
         again.dispose()
         assert min(job_id or 0 for job_id in ids) > 3600 * 1000
         assert not ids & given
@@ -88,7 +89,7 @@ def test_that_holds_for_a_copy_made_before_the_first_job(database_path: Path, tm
     run("restore", tmp_path / "copy", "--data-dir", tmp_path / "there")
     restored = write_engine(tmp_path / "there" / "llamalith.db")
     with restored.begin() as connection:
-        assert (jobs.submit(connection, prompt("first"), NOW).job_id or 0) > 10_000
+        assert (submission.submit(connection, prompt("first"), NOW).job_id or 0) > 10_000
     restored.dispose()
 
 
@@ -99,7 +100,7 @@ def test_a_copy_is_a_snapshot_of_one_moment_while_others_write(
     monkeypatch.setattr(backup, "PAGES", 16)
     with engine.begin() as connection:
         for number in range(200):
-            jobs.submit(connection, prompt("x" * 10_000, f"c{number}"), NOW)
+            submission.submit(connection, prompt("x" * 10_000, f"c{number}"), NOW)
     n_steps = 0
 
     def write(done: int, of: int) -> None:
@@ -107,7 +108,7 @@ def test_a_copy_is_a_snapshot_of_one_moment_while_others_write(
         n_steps += 1
         assert n_steps <= of
         with engine.begin() as connection:
-            jobs.submit(connection, prompt("more"), NOW)
+            submission.submit(connection, prompt("more"), NOW)
 
     backup.copy(database_path, tmp_path / "copy", write)
     copied = write_engine(tmp_path / "copy")
@@ -121,7 +122,7 @@ def test_a_copy_is_a_snapshot_of_one_moment_while_others_write(
 @pytest.mark.parametrize("command", ["backup", "restore"])
 def test_no_existing_file_is_overwritten(engine: Engine, database_path: Path, tmp_path: Path, command: str) -> None:
     with engine.begin() as connection:
-        jobs.submit(connection, prompt(), NOW)
+        submission.submit(connection, prompt(), NOW)
     assert database_path.with_name(database_path.name + "-wal").exists()
     before = database_path.read_bytes()
     (tmp_path / "copy").write_bytes(b"mine")

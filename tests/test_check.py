@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from llamalith_app.commands.check import command
 from llamalith_app.commands.migrate import command as migrating
 from llamalith_app.errors import ConfigError
-from llamalith_app.store import jobs
+from llamalith_app.store.jobs import submission
 from tests.store.samples import NOW, prompt
 
 
@@ -22,7 +22,7 @@ def check(data_dir: Path) -> Result:
 
 def test_a_sound_database_is_reported_by_its_counts(engine: Engine, database_path: Path) -> None:
     with engine.begin() as connection:
-        jobs.submit(connection, prompt(), NOW)
+        submission.submit(connection, prompt(), NOW)
     result = check(database_path.parent)
     assert result.exit_code == 0
     assert "jobs: 1\n" in result.output
@@ -32,7 +32,7 @@ def test_a_sound_database_is_reported_by_its_counts(engine: Engine, database_pat
 
 def test_a_broken_invariant_is_reported_with_its_rows(engine: Engine, database_path: Path) -> None:
     with engine.begin() as connection:
-        jobs.submit(connection, prompt(), NOW)
+        submission.submit(connection, prompt(), NOW)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM messages"))
     result = check(database_path.parent)
@@ -43,7 +43,7 @@ def test_a_broken_invariant_is_reported_with_its_rows(engine: Engine, database_p
 
 def test_checking_takes_no_lock_and_changes_nothing(engine: Engine, database_path: Path) -> None:
     with engine.connect() as connection, connection.begin():
-        jobs.submit(connection, prompt(), NOW)
+        submission.submit(connection, prompt(), NOW)
         assert check(database_path.parent).exit_code == 0
 
 

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from llamalith_app import __version__, cli
 from llamalith_app.commands import healthcheck, web, worker
-from llamalith_app.jobs.worker.process import GIVE_BACK_S
+from llamalith_app.jobs.worker.process import TIMINGS
 from llamalith_app.settings.declaration import CONFIDENTIAL_VARIABLES, VARIABLES
 from llamalith_app.supervise import valkey
 from scripts import pip_install
@@ -119,7 +119,7 @@ def test_nobody_is_root() -> None:
 
 
 def test_a_container_gets_more_time_to_end_than_a_worker_takes_to_drain() -> None:
-    drain_s = default(worker.command, "grace") + 2 * GIVE_BACK_S
+    drain_s = default(worker.command, "grace") + 2 * TIMINGS.give_back_s
     assert seconds(SERVICES["worker"]["stop_grace_period"]) > drain_s
 
 

@@ -100,6 +100,7 @@ def test_without_anything_there_are_the_defaults_and_the_bundled_model(place: Pl
     assert (config.grammar_dir / "json.gbnf").is_file()
     (model,) = config.models
     assert (model.name, model.sha256, model.settings.n_ctx) == ("smollm2", BUNDLED_SHA256, 2048)
+    assert model.path is not None
     assert model.path.is_file()
     assert config.warnings == ()
 

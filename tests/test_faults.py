@@ -28,7 +28,7 @@ from llamalith_app.store.database import write_engine
 from llamalith_app.store.record import record_id
 from llamalith_app.supervise import valkey
 from tests.settle import eventually
-from tests.web.conftest import make_config, serving
+from tests.web.conftest import PATIENT, make_config, serving
 from tests.worker.conftest import Script, working
 
 SMALL_DISK = "8m"
@@ -105,18 +105,16 @@ async def test_a_database_that_is_taken_away_gets_nothing_written_and_goes_on_on
     assert [job["id"] for job in listed.json()["jobs"]] == [second, first]
 
 
-async def test_a_database_that_somebody_locks_is_503_and_loses_nothing(
-    api: httpx.AsyncClient, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
-    await submit(api)
-    other = sqlite3.connect(config.database_path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    assert "locked" in await refused(api)
-    assert (await api.get("/api/jobs")).status_code == 200, "who reads does not wait"
-    other.execute("ROLLBACK")
-    other.close()
-    assert await submit(api) == 2, "what was refused was not stored"
+async def test_a_database_that_somebody_locks_is_503_and_loses_nothing(config: Config) -> None:
+    async with serving(config, msgspec.structs.replace(PATIENT, lock_deadline_s=0.1)) as api:
+        await submit(api)
+        other = sqlite3.connect(config.database_path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        assert "locked" in await refused(api)
+        assert (await api.get("/api/jobs")).status_code == 200, "who reads does not wait"
+        other.execute("ROLLBACK")
+        other.close()
+        assert await submit(api) == 2, "what was refused was not stored"
 
 
 async def test_a_file_system_that_takes_no_writes_is_503(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +157,7 @@ async def test_a_reply_that_finds_the_disk_full_is_held_until_there_is_room(
             job_id = await submit(api, "held")
 
             async def is_at_the_gate() -> bool:
-                return any(one.completion_tokens for one in worker.generation.running.values())
+                return any(one.completion_tokens for one in worker.dispatcher.running.values())
 
             await eventually(is_at_the_gate)
             ballast = small_disk / "ballast"

@@ -30,7 +30,7 @@ def test_every_import_contract_holds() -> None:
 @pytest.mark.parametrize(
     ("module", "never"),
     [
-        ("llamalith_app.app", {"llama_cpp", "llamalith_app.engine.runner", "llamalith_app.jobs.worker.generate"}),
+        ("llamalith_app.app", {"llama_cpp", "llamalith_app.engine.runner", "llamalith_app.jobs.worker.attempt"}),
         (
             "llamalith_app.commands.web",
             {"llama_cpp", "llamalith_app.engine.runner", "llamalith_app.jobs.worker.process"},

@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llamalith_app.errors import ValidatorBusy
 from llamalith_app.grammars import grammar, keywords, validation
 from llamalith_app.jobs import schemas
-from llamalith_app.jobs.schemas import Fit, ReplyValidator, Timings
+from llamalith_app.jobs.schemas import Fit, ReplyValidator
 
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 IPV4 = {"type": "string", "format": "ipv4"}
@@ -134,7 +134,7 @@ async def test_a_death_from_outside_says_nothing_of_a_schema_or_a_reply(
 async def test_a_validation_without_an_end_leaves_it_open_whether_the_reply_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert await ReplyValidator(Timings(within_s=0)).validate({}, "1") == Fit(None, "could not be validated within 0 s")
+    assert await ReplyValidator(timeout_s=0).validate({}, "1") == Fit(None, "could not be validated within 0 s")
     monkeypatch.setattr("llamalith_app.jobs.schemas.sys.executable", "/nowhere")
     assert await ReplyValidator().validate({}, "1") == Fit(None, "could not be validated")
     monkeypatch.undo()

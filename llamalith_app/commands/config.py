@@ -54,6 +54,8 @@ def problems_of_files(models: Sequence[ModelConfig], grammar_dir: Path) -> list[
 
 
 def _model_problem(model: ModelConfig) -> str:
+    if model.path is None:
+        return ""
     origin = model.origin or f"model {plain(model.name)}: {model.path}"
     if problem := model_file_problem(model.path):
         return f"{origin}: {problem}"

@@ -22,7 +22,8 @@ from llamalith_app.contracts.text import END
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.jobs import JobIdInPath
 from llamalith_app.errors import BadInput, NotFound
-from llamalith_app.store import conversations, job_reads
+from llamalith_app.store import conversations
+from llamalith_app.store.jobs import reads
 from llamalith_app.web import sse
 from llamalith_app.web.follow import ENDED, OpenStream
 from llamalith_app.web.request import AppRequest, Parts
@@ -79,7 +80,7 @@ class Events(Controller):
         request for what comes after that one is answered 204. A client that leaves stops nothing."""
         cursor, _ = _cursor(last_event_id, after, JOB_EVENT, "1-42")
         owner_id, parts = request.principal.user_id, request.parts
-        job = await parts.database.read(job_reads.one, owner_id, job_id)
+        job = await parts.database.read(reads.one, owner_id, job_id)
         if job is None:
             raise NotFound("Job not found")
         if cursor is not None and cursor == (job.attempt, FINAL) and job.status in ENDED:
@@ -155,7 +156,7 @@ async def _lane_chunks(
 async def _job_of_lane(
     parts: Parts, owner_id: int, job_id: int, cursor: Cursor | None, stream: OpenStream
 ) -> sse.Chunks:
-    job = await parts.database.read(job_reads.one, owner_id, job_id)
+    job = await parts.database.read(reads.one, owner_id, job_id)
     if job is None or (cursor is not None and cursor.n == FINAL and job.status in ENDED):
         return
     await parts.live.add([job])

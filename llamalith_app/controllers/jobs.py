@@ -21,7 +21,7 @@ from llamalith_app.contracts.jobs import (
 )
 from llamalith_app.contracts.text import MAX_NAME, id_text
 from llamalith_app.errors import NotFound
-from llamalith_app.store import job_reads
+from llamalith_app.store.jobs import reads
 from llamalith_app.store.tables import Status
 from llamalith_app.web.request import AppRequest, IdempotencyKey
 
@@ -80,10 +80,10 @@ class Jobs(Controller):
         }
         owner_id, database = request.principal.user_id, request.parts.database
         if texts:
-            found = await database.read(job_reads.newest, owner_id, **filters)
+            found = await database.read(reads.newest, owner_id, **filters)
             await request.parts.live.add(found)
             return JobList(jobs=found)
-        briefs = await database.read(job_reads.newest_briefs, owner_id, **filters)
+        briefs = await database.read(reads.newest_briefs, owner_id, **filters)
         await request.parts.live.add(briefs)
         return JobBriefList(jobs=briefs)
 
@@ -94,7 +94,7 @@ class Jobs(Controller):
     @get("/{job_id:str}/attempts", summary="Read every start of a job")
     async def attempts(self, request: AppRequest, job_id: JobIdInPath) -> AttemptList:
         """When each attempt ran, on which worker, and how it ended."""
-        found = await request.parts.database.read(job_reads.attempts, request.principal.user_id, job_id)
+        found = await request.parts.database.read(reads.attempts, request.principal.user_id, job_id)
         if found is None:
             raise NotFound("Job not found")
         return AttemptList(attempts=found)
@@ -174,7 +174,7 @@ class Jobs(Controller):
 
 
 async def _read(request: AppRequest, job_id: int) -> Job:
-    job = await request.parts.database.read(job_reads.one, request.principal.user_id, job_id)
+    job = await request.parts.database.read(reads.one, request.principal.user_id, job_id)
     if job is None:
         raise NotFound("Job not found")
     await request.parts.live.add([job])

@@ -31,6 +31,8 @@ async def engines(parts: Parts) -> list[Model]:
 
 
 def _size(model: ModelConfig) -> int | None:
+    if model.path is None:
+        return None
     try:
         return model.path.stat().st_size
     except OSError:
@@ -41,7 +43,7 @@ def _model(chosen: ModelConfig, size_bytes: int | None, status: EngineStatus | N
     status = status or EngineStatus(model=chosen.name, state="absent", n_slots=0)
     return Model(
         name=chosen.name,
-        file=str(chosen.path),
+        file="" if chosen.path is None else str(chosen.path),
         size_bytes=size_bytes,
         n_ctx=chosen.settings.n_ctx,
         format=chosen.chat_format,

@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import structlog
@@ -29,6 +29,8 @@ from llamalith_app.store.users import ADMIN_ID
 COOKIE = "llamalith_session"
 """Its name over plain http. Over https the name has a prefix, so a session of one scheme is not valid on the other: a
 cookie sent over plain http may have been read or planted on its way."""
+TOUCH_S = 300.0
+"""How exactly a session's last use is stored: a write for each request would cost more than the request."""
 POLL_S = 15.0
 """How long a stream may outlive its session if that was ended by another process or expired."""
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -47,9 +49,18 @@ class Session(NamedTuple):
 class Sessions:
     """`poll_s`: how often `wait_until_ended` reads the session again, in seconds."""
 
-    def __init__(self, database: Database, *, secret_key: str, password_hash: str, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        secret_key: str,
+        password_hash: str,
+        poll_s: float = POLL_S,
+        touch_s: float = TOUCH_S,
+    ) -> None:
         self._database = database
         self._poll_s = poll_s
+        self._touch_after = timedelta(seconds=touch_s)
         self._secret_key = secret_key.encode()
         self._password_hash = password_hash
         self._touches: set[asyncio.Task[None]] = set()
@@ -79,7 +90,7 @@ class Sessions:
         if found is None:
             return None
         user_id, seen_at = found
-        if keep_alive and now - seen_at > sessions.TOUCH_EVERY:
+        if keep_alive and now - seen_at > self._touch_after:
             # In a task of its own: a database that cannot be written now is no reason to refuse a read.
             touch = asyncio.create_task(self._touch(digest, now))
             self._touches.add(touch)

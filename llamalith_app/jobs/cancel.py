@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs.queue import Hints
-from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import transitions, waiting
 from llamalith_app.store.tables import Status
 
 CHUNK_JOBS = 1000
@@ -40,7 +40,7 @@ class Cancellations:
 
         Raises StorageUnavailable; nothing was stored then.
         """
-        status = await self._database.write(jobs.cancel, owner_id, job_id, datetime.now(UTC))
+        status = await self._database.write(transitions.cancel, owner_id, job_id, datetime.now(UTC))
         if status is Status.CANCELLED:
             await self._after_commit([job_id])
         return status
@@ -60,7 +60,7 @@ class Cancellations:
         n_cancelled, more = 0, True
         while more:
             cancelled = await self._database.write(
-                jobs.cancel_open,
+                transitions.cancel_open,
                 owner_id,
                 datetime.now(UTC),
                 statuses=statuses,
@@ -77,6 +77,6 @@ class Cancellations:
         """Publishes the end of these jobs, and wakes workers for the jobs that waited behind them."""
         self._publish_ended(cancelled)
         with contextlib.suppress(StorageUnavailable):  # the cancel is stored; workers find the next jobs when they poll
-            for waiting in await self._database.read(jobs.newly_runnable, cancelled, datetime.now(UTC)):
-                if waiting.model in self._models:
-                    self._hints.send(waiting.model, waiting.job_id, waiting.attempt + 1)
+            for runnable in await self._database.read(waiting.newly_runnable, cancelled, datetime.now(UTC)):
+                if runnable.model in self._models:
+                    self._hints.send(runnable.model, runnable.job_id, runnable.attempt + 1)

@@ -14,8 +14,9 @@ import msgspec
 
 from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.jobs.order import ModelQueue, merge_statuses, model_queues
-from llamalith_app.store import jobs, workers
+from llamalith_app.store import workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import waiting
 
 FRESH_S = 0.5
 UNKNOWN_S = 60
@@ -49,7 +50,7 @@ class Forecasts:
             return self.newest
         now = datetime.now(UTC)
         told = await self._database.read(workers.told, now)
-        load = await self._database.read(jobs.load, self._models, now)
+        load = await self._database.read(waiting.queue_depth, self._models, now)
         engines = merge_statuses(
             status for text in told for status in msgspec.json.decode(text, type=list[EngineStatus])
         )

@@ -17,8 +17,8 @@ import msgspec
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.settings.declaration import MaxWait
-from llamalith_app.store.job_reads import Queue
-from llamalith_app.store.jobs import Due, QueueDepth
+from llamalith_app.store.jobs.reads import Queue
+from llamalith_app.store.jobs.waiting import Due, QueueDepth
 from llamalith_app.store.tables import Priority
 
 STARVATION_INTERVAL = 8

@@ -29,6 +29,8 @@ MAX_POINTER_CHARS = 300
 """Characters of a pointer that are shown."""
 UNLESS_STRICT = "without strict it is taken, and the whole reply is validated at its end"
 
+TIMEOUT_S = 4.5
+"""For one validation, the wait for a free process included."""
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals of an administrator, a supervisor or a terminal. A program that one of them ended says nothing about the
 schema."""
@@ -36,18 +38,11 @@ schema."""
 log = structlog.get_logger(__name__)
 
 
-class Timings(msgspec.Struct, frozen=True):
-    within_s: float = 4.5
-    """Seconds for one validation, the wait for a free process included."""
-
-
 class SchemaValidator:
     """Validates schemas, and remembers the verdicts on the newest ones."""
 
-    timings = Timings()
-    """Of all validators, so that a test of the web can replace it."""
-
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self._programs = asyncio.Semaphore(MAX_PROGRAMS)
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
         """By the schema's digest, the newest last."""
@@ -78,7 +73,7 @@ class SchemaValidator:
 
     async def _validate_new(self, text: bytes) -> Verdict:
         try:
-            async with asyncio.timeout(self.timings.within_s), self._programs:
+            async with asyncio.timeout(self._timeout_s), self._programs:
                 return await _compute_verdict(text)
         except TimeoutError:
             raise ValidatorBusy("The schema could not be validated in time; try again.") from None
@@ -96,20 +91,20 @@ class Fit(NamedTuple):
 class ReplyValidator:
     """Validates whole replies."""
 
-    def __init__(self, timings: Timings | None = None) -> None:
-        self._timings = timings or Timings()
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self._programs = asyncio.Semaphore(MAX_PROGRAMS)
 
     async def validate(self, schema: dict[str, Any], reply: str) -> Fit:
-        """Returns within the seconds of `timings`. Raises nothing."""
+        """Returns within `timeout_s` seconds. Raises nothing."""
         task = msgspec.json.encode(validation.Task(schema, reply))
         try:
-            async with asyncio.timeout(self._timings.within_s), self._programs:
+            async with asyncio.timeout(self._timeout_s), self._programs:
                 result = await _run_program("llamalith_app.grammars.validation", task)
                 if -result.returncode in FROM_OUTSIDE:
                     result = await _run_program("llamalith_app.grammars.validation", task)
         except TimeoutError:
-            return Fit(None, f"could not be validated within {self._timings.within_s:g} s")
+            return Fit(None, f"could not be validated within {self._timeout_s:g} s")
         except OSError as error:
             log.error("a reply's validation failed", reason=str(error))
             return Fit(None, "could not be validated")

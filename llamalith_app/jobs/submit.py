@@ -19,11 +19,13 @@ from llamalith_app.contracts.jobs import JobAccepted, JobRequest, Retried
 from llamalith_app.contracts.parameters import AnyText, JsonSchema, wanted_schema
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.errors import BadInput, NotFound, NotRetryable, QueueFull
+from llamalith_app.jobs import schemas
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import SchemaValidator
-from llamalith_app.store import jobs, keys
+from llamalith_app.store import keys
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import submission, waiting
 from llamalith_app.store.keys import Key
 from llamalith_app.store.tables import Status
 
@@ -47,6 +49,7 @@ class Submissions:
         queue_timeout_s: float | None,
         max_queued: int,
         forecasts: Forecasts,
+        schema_s: float = schemas.TIMEOUT_S,
     ) -> None:
         self._database = database
         self._hints = hints
@@ -58,7 +61,7 @@ class Submissions:
         self._uncounted: dict[int, int] = {}
         """By owner: jobs that can be taken before those that wait are counted again."""
         self._counting = asyncio.Lock()
-        self._schemas = SchemaValidator()
+        self._schemas = SchemaValidator(schema_s)
         self._timeout_s = timeout_s
         self._queue_timeout_s = queue_timeout_s
 
@@ -80,7 +83,7 @@ class Submissions:
         if key is not None and (before := await self._database.read(keys.find, key, datetime.now(UTC), JobAccepted)):
             return before
         completed = self._completed(request)
-        new = jobs.NewJob(
+        new = submission.NewJob(
             owner_id=principal.user_id,
             request_id=request_id,
             request=completed,
@@ -91,7 +94,7 @@ class Submissions:
         )
 
         def make(connection: Connection, now: datetime) -> JobAccepted:
-            return _answer(new, jobs.submit(connection, new, now))
+            return _answer(new, submission.submit(connection, new, now))
 
         accepted = await self._store(new.owner_id, key, JobAccepted, make, queues=bool(new.inputs))
         if accepted.job_id is not None:
@@ -126,7 +129,7 @@ class Submissions:
         """
 
         def make(connection: Connection, now: datetime) -> tuple[JobAccepted, bool]:
-            again = jobs.retry(connection, principal.user_id, job_id, request_id, now)
+            again = submission.retry(connection, principal.user_id, job_id, request_id, now)
             if again is None:
                 raise NotFound("Job not found")
             if isinstance(again, Status):
@@ -164,10 +167,10 @@ class Submissions:
         models = self._models if model is None else (self._model(model),)
 
         def make(connection: Connection, now: datetime) -> tuple[Retried, list[str]]:
-            room = self._max_queued - jobs.n_queued(connection, owner_id)
+            room = self._max_queued - waiting.n_queued(connection, owner_id)
             if room <= 0:
                 raise _NoRoom
-            found = jobs.retry_matching(
+            found = submission.retry_matching(
                 connection,
                 owner_id,
                 request_id,
@@ -206,7 +209,7 @@ class Submissions:
 
         def make_if_room(connection: Connection, now: datetime) -> T:
             nonlocal n_queued
-            n_queued = jobs.n_queued(connection, owner_id)
+            n_queued = waiting.n_queued(connection, owner_id)
             if n_queued >= self._max_queued:
                 raise _NoRoom
             return make(connection, now)
@@ -266,7 +269,7 @@ def _inputs(request: JobRequest) -> list[Message]:
     return [Message(role=role, content=content) for role, content in said if content]
 
 
-def _answer(new: jobs.NewJob, accepted: jobs.Accepted) -> JobAccepted:
+def _answer(new: submission.NewJob, accepted: submission.Accepted) -> JobAccepted:
     return JobAccepted(
         ok=True,
         queued=accepted.job_id is not None,

@@ -17,14 +17,20 @@ GRAMMARS = Path(__file__).parents[1] / "grammars"
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: str
-    path: Path
-    """The GGUF file. It need not exist at start: a job for it then ends as an error that names it."""
+    path: Path | None = None
+    """The GGUF file. It need not exist at start: a job for it then ends as an error that names it. None: the model is
+    no file of this machine."""
     origin: str = ""
     """How a message names the path: where it was set, as what, and from which folder; empty for the bundled model."""
     sha256: str | None = None
     """Lower-case hex; None: not checked."""
     chat_format: str = "auto"
     settings: ModelSettings = ModelSettings()
+
+    @property
+    def title(self) -> str:
+        """The name, with the path where there is one; for messages to people."""
+        return self.name if self.path is None else f"{self.name} ({self.path})"
 
 
 class Config(Settings, frozen=True, kw_only=True):

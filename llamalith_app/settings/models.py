@@ -117,5 +117,5 @@ def model_warnings(config: Config) -> list[str]:
         f"{model.origin or f'model {plain(model.name)}: {model.path}'}: {problem};"
         " until that is mended, its jobs end as an error"
         for model in config.models
-        if (problem := model_file_problem(model.path))
+        if model.path is not None and (problem := model_file_problem(model.path))
     ]

@@ -17,7 +17,8 @@ from pathlib import Path
 from sqlalchemy import Connection, select, text
 
 from llamalith_app.errors import ConfigError
-from llamalith_app.store import jobs, record, workers
+from llamalith_app.store import record, workers
+from llamalith_app.store.jobs import leases, transitions
 from llamalith_app.store.tables import JobRow, Outcome
 
 IDS_A_MS = 10
@@ -83,8 +84,8 @@ def go_on(connection: Connection, now: datetime) -> None:
     record.rename(connection)
     for worker in workers.not_ended(connection):
         workers.end(connection, worker.id, now)
-    for lease in jobs.held(connection):
-        jobs.fail(
+    for lease in leases.active_leases(connection):
+        transitions.fail(
             connection,
             lease.job_id,
             lease.lease_token,

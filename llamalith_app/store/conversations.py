@@ -1,6 +1,6 @@
 """What is read of a conversation: its messages, its newest state, and the turn that a job sees.
 
-Reads only; conversations and messages are written by the transitions in `store/jobs.py`.
+Reads only; `store/jobs/submission.py` makes conversations, and `store/turns.py` writes their turns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Latest, Message, MessageList
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.store import job_reads, turns
+from llamalith_app.store import turns
+from llamalith_app.store.jobs import reads
 from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, TurnRow
 
 
@@ -142,7 +143,7 @@ def thread(
     conversation = connection.execute(
         select(ConversationRow.id, ConversationRow.head_turn_id, TurnRow.depth)
         .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
-        .where(job_reads.is_named(owner_id, public_id))
+        .where(reads.is_named(owner_id, public_id))
     ).first()
     if conversation is None:
         return None
@@ -157,8 +158,8 @@ def thread(
     depths = {
         row.id: row.depth for row in connection.execute(_PART_OF_PATH, on_path | {"from_depth": first, "until": until})
     }
-    found = job_reads.of_turns(connection, owner_id, list(depths), oldest_first=goes_on)
-    if sum(map(job_reads.n_text_chars, found.values())) >= job_reads.MAX_PAGE_CHARS:
+    found = reads.of_turns(connection, owner_id, list(depths), oldest_first=goes_on)
+    if sum(map(reads.n_text_chars, found.values())) >= reads.MAX_PAGE_CHARS:
         # Very long texts ended the page early: it is whole from its oldest job on, or up to its newest.
         of_jobs = [depths[turn_id] for turn_id in found]
         first, until = (first, max(of_jobs) + 1) if goes_on else (min(of_jobs), until)
@@ -223,7 +224,7 @@ def exists(connection: Connection, owner_id: int, public_id: str) -> bool:
 
 def _id(connection: Connection, owner_id: int, public_id: str) -> int | None:
     found: int | None = connection.execute(
-        select(ConversationRow.id).where(job_reads.is_named(owner_id, public_id))
+        select(ConversationRow.id).where(reads.is_named(owner_id, public_id))
     ).scalar()
     return found
 
@@ -231,7 +232,7 @@ def _id(connection: Connection, owner_id: int, public_id: str) -> int | None:
 def _head(connection: Connection, owner_id: int, public_id: str) -> int | None:
     """The turn that its path ends with. None: no such conversation."""
     found: int | None = connection.execute(
-        select(ConversationRow.head_turn_id).where(job_reads.is_named(owner_id, public_id))
+        select(ConversationRow.head_turn_id).where(reads.is_named(owner_id, public_id))
     ).scalar()
     return found
 
@@ -252,7 +253,7 @@ def messages(connection: Connection, owner_id: int, public_id: str) -> list[Mess
 
 def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
     conversation = connection.execute(
-        select(ConversationRow.id, ConversationRow.head_turn_id).where(job_reads.is_named(owner_id, public_id))
+        select(ConversationRow.id, ConversationRow.head_turn_id).where(reads.is_named(owner_id, public_id))
     ).first()
     if conversation is None:
         return Latest(
@@ -264,7 +265,7 @@ def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
         exists=True,
         last_user=turns.newest(connection, conversation.head_turn_id, "user"),
         last_assistant=turns.newest(connection, conversation.head_turn_id, "assistant"),
-        last_job=None if job_id is None else job_reads.one(connection, owner_id, job_id),
+        last_job=None if job_id is None else reads.one(connection, owner_id, job_id),
     )
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -49,15 +50,16 @@ class _Write(NamedTuple):
 class Database:
     """Opened by `open()`, ended by `close()`; both from the event loop's thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock_deadline_s: float = LOCK_DEADLINE_S) -> None:
         self.path = path
+        self._lock_deadline_s = lock_deadline_s
         self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="database-writer", daemon=True)
         self._reads = _read_config(path)
 
     def open(self) -> None:
         self._file = _identity(self.path)
-        self._write_engine = write_engine(self.path)
+        self._write_engine = write_engine(self.path, self._lock_deadline_s)
         self._writer.start()
 
     async def close(self) -> None:
@@ -191,7 +193,7 @@ def at(driver: str, path: Path) -> URL:
     return URL.create(driver, database=str(path))
 
 
-def write_engine(path: Path) -> Engine:
+def write_engine(path: Path, lock_deadline_s: float = LOCK_DEADLINE_S) -> Engine:
     """An engine of one connection whose every transaction is a BEGIN IMMEDIATE; for one thread at a time."""
     engine = create_engine(
         at("sqlite", path),
@@ -202,7 +204,7 @@ def write_engine(path: Path) -> Engine:
         connect_args={"check_same_thread": False, "isolation_level": None, "timeout": 0},
     )
     event.listen(engine, "connect", _set_up)
-    event.listen(engine, "begin", _begin_immediate)
+    event.listen(engine, "begin", partial(_begin_immediate, lock_deadline_s))
     return engine
 
 
@@ -232,10 +234,10 @@ def _begin_snapshot(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN")
 
 
-def _begin_immediate(connection: Connection) -> None:
+def _begin_immediate(lock_deadline_s: float, connection: Connection) -> None:
     durable = connection.get_execution_options().get("durable", True)
     connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-    deadline = time.monotonic() + LOCK_DEADLINE_S
+    deadline = time.monotonic() + lock_deadline_s
     while True:
         try:
             connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -13,8 +13,6 @@ from llamalith_app.store.tables import SessionRow
 
 IDLE = timedelta(hours=12)
 ABSOLUTE = timedelta(days=7)
-TOUCH_EVERY = timedelta(minutes=5)
-"""How exactly `seen_at` is kept: a write for each request would cost more than the request."""
 
 
 def _alive(created_after: object, seen_after: object) -> ColumnElement[bool]:

@@ -135,7 +135,7 @@ class TurnRow(DefaultBase):
 
 
 class JobRow(DefaultBase):
-    """One request for a reply. `store/jobs.py` holds its five transitions and is the only writer."""
+    """One request for a reply. The modules of `store/jobs/` are its only writers."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -150,7 +150,7 @@ class JobRow(DefaultBase):
             name="ended_when_terminal",
         ),
         CheckConstraint("(status = 'error') = (error IS NOT NULL)", name="error_has_reason"),
-        CheckConstraint("attempt >= 0 AND beat >= 0 AND max_attempts >= 1", name="counts"),
+        CheckConstraint("attempt >= 0 AND heartbeat >= 0 AND max_attempts >= 1", name="counts"),
         Index(
             "one_processing",
             "conversation_id",
@@ -251,7 +251,7 @@ class JobRow(DefaultBase):
     """Wall clock; set into the future by fail for its pause."""
     lease_token: Mapped[str | None] = mapped_column(String(64))
     """Random, new at each claim: who may write this job while it is processing."""
-    beat: Mapped[int] = mapped_column(Integer)
+    heartbeat: Mapped[int] = mapped_column(Integer)
     """Raised by the holder of the lease; a sweeper that sees it stand still takes the lease away."""
     worker_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"))
     """Who claimed it last."""
@@ -369,11 +369,11 @@ class WorkerRow(DefaultBase):
     """Names it serves, as a JSON list."""
     n_slots: Mapped[int] = mapped_column(Integer)
     engines: Mapped[str | None] = mapped_column(Text)
-    """What it told of its engines with its last beat, as JSON; null: nothing yet."""
-    beat: Mapped[int] = mapped_column(Integer)
+    """What it told of its engines with its last heartbeat, as JSON; null: nothing yet."""
+    heartbeat: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[datetime] = mapped_column(DateTimeUTC)
     seen_at: Mapped[datetime] = mapped_column(DateTimeUTC)
-    """Wall clock of the last beat; for people and /readyz, never for taking a lease away."""
+    """Wall clock of the last heartbeat; for people and /readyz, never for taking a lease away."""
     ended_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
 
 

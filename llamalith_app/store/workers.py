@@ -37,7 +37,7 @@ def register(
             lock_path=lock_path,
             models=json.dumps(models),
             n_slots=n_slots,
-            beat=0,
+            heartbeat=0,
             started_at=now,
             seen_at=now,
         )
@@ -45,10 +45,12 @@ def register(
     ).scalar_one()
 
 
-def beat(connection: Connection, worker_id: int, now: datetime, engines: str | None = None) -> None:
+def heartbeat(connection: Connection, worker_id: int, now: datetime, engines: str | None = None) -> None:
     """`engines`: what the worker tells of them, as JSON."""
     connection.execute(
-        update(WorkerRow).where(WorkerRow.id == worker_id).values(beat=WorkerRow.beat + 1, seen_at=now, engines=engines)
+        update(WorkerRow)
+        .where(WorkerRow.id == worker_id)
+        .values(heartbeat=WorkerRow.heartbeat + 1, seen_at=now, engines=engines)
     )
 
 

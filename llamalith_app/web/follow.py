@@ -20,8 +20,9 @@ from redis.asyncio import Redis
 from llamalith_app.contracts.events import ProgressEvent
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.store import conversations, job_reads
+from llamalith_app.store import conversations
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import reads
 from llamalith_app.streams import publisher, wire
 from llamalith_app.streams.subscriber import StreamSubscriber, history
 from llamalith_app.streams.wire import UNAVAILABLE, Entry
@@ -289,7 +290,7 @@ class Followers:
 
     async def _poll_jobs(self) -> None:
         wanted = [job_id for job_id, followed in self._jobs.items() if not followed.transcript.ended]
-        found = await self._database.read(job_reads.some, wanted, 1) if wanted else []
+        found = await self._database.read(reads.some, wanted, 1) if wanted else []
         await self._live.add(found)
         for job_id in set(wanted) - {job.id for job in found}:
             # Expired before its end was seen here. A reader that connects again learns that it is gone.
@@ -309,7 +310,7 @@ class Followers:
                 followed.seems_ended = True
 
     async def _finish_if_ended(self, followed: FollowedJob) -> None:
-        job = await self._database.read(job_reads.one, followed.owner_id, followed.id)
+        job = await self._database.read(reads.one, followed.owner_id, followed.id)
         if job is None or job.status not in ENDED:
             return
         followed.ended_at = followed.ended_at or time.monotonic()

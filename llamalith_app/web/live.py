@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from llamalith_app.contracts.jobs import JobBrief, Progress
 from llamalith_app.jobs import order
 from llamalith_app.jobs.forecast import Forecasts
-from llamalith_app.store import job_reads
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import reads
 from llamalith_app.streams.progress import ProgressReader
 
 
@@ -40,7 +40,7 @@ class Live:
         if not queued:
             return
         of_jobs = {job.id: job.model for job in queued}
-        queue = await self._database.read(job_reads.queue, of_jobs)
+        queue = await self._database.read(reads.queue, of_jobs)
         forecasts = order.forecasts(of_jobs, queue, model_queues, datetime.now(UTC))
         for job in queued:
             forecast = forecasts[job.id]

@@ -19,8 +19,8 @@ from redis.asyncio import Redis
 
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.settings.config import Config
-from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import transitions
 from llamalith_app.store.record import record_id
 from llamalith_app.web.visible import Kind, visible
 from tests.browser.conftest import PLAIN_HOST, Watched, violations, window
@@ -397,7 +397,7 @@ async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(
     fields = {"content": "select me", "system_prompt": "Be kind.", "conversation_id": "c"}
     await client.post("/api/jobs", json=fields)
     worker = await database.write(register_worker)
-    claim = await database.write(jobs.claim, "smollm2", 1, worker, datetime.now(UTC))
+    claim = await database.write(transitions.claim, "smollm2", 1, worker, datetime.now(UTC))
     assert claim is not None
     async with at_home(client, chromium) as browser, Redis.from_url(redis_url) as redis:
         page = await browser.page("/chat/conversations/c")

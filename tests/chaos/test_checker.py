@@ -211,14 +211,14 @@ def test_the_journal_has_every_change_in_the_order_of_the_commits(database_path:
         """
         INSERT INTO conversations (id, owner_id, public_id, created_at) VALUES (1, 1, 'talk', 'now');
         INSERT INTO turns (id, conversation_id, depth, created_at) VALUES (9, 1, 0, 'now');
-        INSERT INTO workers (id, host, pid, lock_path, models, n_slots, beat, started_at, seen_at)
+        INSERT INTO workers (id, host, pid, lock_path, models, n_slots, heartbeat, started_at, seen_at)
             VALUES (1, 'h', 1, '', '[]', 1, 0, 'now', 'now');
         INSERT INTO jobs (id, conversation_id, owner_id, turn_id, model, system_prompt, priority, request_id,
-                max_attempts, status, attempt, beat, omitted_messages, not_before, created_at)
+                max_attempts, status, attempt, heartbeat, omitted_messages, not_before, created_at)
             VALUES (5, 1, 1, 9, 'm', '', 1, 'r', 3, 'queued', 0, 0, 0, 'now', 'now');
         UPDATE jobs SET status = 'processing', lease_token = 't';
         INSERT INTO attempts (job_id, attempt, worker_id, lease_token, started_at) VALUES (5, 1, 1, 't', 'now');
-        UPDATE jobs SET beat = 1;
+        UPDATE jobs SET heartbeat = 1;
         UPDATE jobs SET status = 'done', lease_token = NULL, processed_at = 'now';
         UPDATE attempts SET ended_at = 'now', outcome = 'done';
         """

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvloop
 
 from llamalith_app.commands.process import begin
-from llamalith_app.jobs.worker.process import run
+from llamalith_app.jobs.worker.process import local_engines, run
 from tests import fake_engine
 
 
@@ -26,8 +26,8 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["LLM_MODELS"] = options.models
     config = begin("worker", options.data_dir, options.parent_fd)
-    engine = fake_engine.argv(options.script)
-    uvloop.run(run(config, grace_s=options.grace, engine_argv=engine, supervised=True))
+    engines = local_engines(config, fake_engine.argv(options.script))
+    uvloop.run(run(config, grace_s=options.grace, engines=engines, supervised=True))
 
 
 if __name__ == "__main__":

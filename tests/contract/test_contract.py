@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from llamalith_app.settings.config import Config, ModelConfig
 from llamalith_app.store.database import Database
-from llamalith_app.store.jobs import LONGEST_PAUSE
+from llamalith_app.store.jobs.statements import LONGEST_BACKOFF
 from tests.web.conftest import serving
 from tests.worker.conftest import Script, ended, working
 
@@ -103,7 +103,7 @@ async def finish_one(config: Config, script: Script, database: Database, finishe
         )
 
     # Longer than a worker takes for one job, shorter than what only a clock that went back explains.
-    pause = datetime.now(UTC) + LONGEST_PAUSE - timedelta(seconds=5)
+    pause = datetime.now(UTC) + LONGEST_BACKOFF - timedelta(seconds=5)
     await database.write(rest, pause.strftime("%Y-%m-%d %H:%M:%S.%f"))
     async with working(msgspec.structs.replace(config, redis_url=f"unix://{config.data_dir}/none"), script):
         job = await ended(database, finishes["job_id"])

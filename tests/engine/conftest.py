@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from llamalith_app.engine.client.local import EngineProcess
+from llamalith_app.engine.client.local import LocalEngine
+from llamalith_app.engine.client.protocol import Engine
 from llamalith_app.engine.messages import Advance, ChatMessage, FinishReason, LoadModel, Sampling, Submit
 from llamalith_app.grammars.grammar import from_gbnf
 from tests import fake_engine
@@ -81,7 +82,7 @@ class Reply(NamedTuple):
     advances: list[Advance]
 
 
-async def run(engine: EngineProcess, submitted: Submit) -> Reply:
+async def run(engine: Engine, submitted: Submit) -> Reply:
     advances = [advance async for advance in engine.run(submitted)]
     return Reply(
         text="".join(advance.text for advance in advances),
@@ -104,8 +105,8 @@ def script(tmp_path: Path) -> Script:
 
 
 @asynccontextmanager
-async def started(argv: list[str] | None, **changed: Any) -> AsyncIterator[EngineProcess]:
-    engine = await EngineProcess.start(load(**changed), argv)
+async def started(argv: list[str] | None, **changed: Any) -> AsyncIterator[LocalEngine]:
+    engine = await LocalEngine.start(load(**changed), argv)
     try:
         yield engine
     finally:

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from llamalith_app.engine.client.local import EngineProcess, EngineRefused
+from llamalith_app.engine.client.local import LocalEngine
+from llamalith_app.engine.client.protocol import EngineRefused
 from llamalith_app.engine.messages import ChatMessage, Submit
 from tests.engine.conftest import LAZY_DOG, Script, run, started, submit
 from tests.settle import eventually
 
-Start = Callable[..., AbstractAsyncContextManager[EngineProcess]]
+Start = Callable[..., AbstractAsyncContextManager[LocalEngine]]
 
 PROMPTS = [
     "What is the capital of France?",
@@ -43,7 +44,7 @@ class Kind(NamedTuple):
 def kind(request: pytest.FixtureRequest, script: Script) -> Kind:
     argv = script(*FAKE_RULES) if request.param == "fake" else None
 
-    def start(**changed: Any) -> AbstractAsyncContextManager[EngineProcess]:
+    def start(**changed: Any) -> AbstractAsyncContextManager[LocalEngine]:
         return started(argv, **changed)
 
     return Kind(start, 1 if request.param == "fake" else 4)
@@ -182,7 +183,7 @@ async def test_a_full_context_ends_the_reply(start: Start) -> None:
     async with start(n_ctx=256) as engine:
         reply = await run(engine, counting())
         assert reply.finish == "length"
-        assert reply.advances[-1].prompt_tokens + len(reply.tokens) == engine.loaded.n_ctx == 256
+        assert reply.advances[-1].prompt_tokens + len(reply.tokens) == engine.limits.n_ctx == 256
 
 
 async def test_the_progress_of_a_long_prompt_is_reported_as_it_rises(kind: Kind) -> None:

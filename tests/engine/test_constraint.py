@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from jsonschema import validate
 
-from llamalith_app.engine.client.local import EngineRefused
+from llamalith_app.engine.client.protocol import EngineRefused
 from llamalith_app.engine.constraint import Constraint, GrammarFailed, Timings, Vocabulary
 from llamalith_app.engine.messages import Submit
 from llamalith_app.engine.runner import LlamaRunner

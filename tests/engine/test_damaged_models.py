@@ -14,7 +14,8 @@ from typing import Literal
 
 import pytest
 
-from llamalith_app.engine.client.local import REAL_ENGINE, EngineDied, EngineLoadFailed, EngineProcess, EngineRefused
+from llamalith_app.engine.client.local import REAL_ENGINE, LocalEngine
+from llamalith_app.engine.client.protocol import EngineDied, EngineLoadFailed, EngineRefused
 from tests import tiny_models
 from tests.engine.conftest import load, run, started, submit
 
@@ -33,7 +34,7 @@ async def outcome(path: Path) -> str:
     """How the engine takes the file: `answers`, or the kind of its error."""
     try:
         async with asyncio.timeout(WITHIN_S):
-            engine = await EngineProcess.start(load(path=str(path)), BOUND)
+            engine = await LocalEngine.start(load(path=str(path)), BOUND)
     except (EngineLoadFailed, EngineDied) as error:
         return type(error).__name__
     try:
@@ -176,7 +177,7 @@ async def test_a_conversation_that_makes_the_template_loop_leaves_the_others_alo
         assert [step.finish async for step in steps][-1] == "cancelled"
 
 
-def template_process(engine: EngineProcess) -> int:
+def template_process(engine: LocalEngine) -> int:
     (pid,) = subprocess.run(["pgrep", "-P", str(engine.pid)], capture_output=True, text=True, check=True).stdout.split()
     return int(pid)
 
@@ -228,13 +229,13 @@ async def test_a_model_that_needs_more_memory_than_there_is_says_so_and_loads_wh
     path = tiny_models.write(tmp_path / "deep.gguf", "llama", n_layers=32)
     async with asyncio.timeout(WITHIN_S):
         with pytest.raises(EngineLoadFailed, match="not enough memory.*255 slots of 8192 tokens"):
-            await EngineProcess.start(load(path=str(path), n_ctx=8192, n_slots=255), BOUND)
+            await LocalEngine.start(load(path=str(path), n_ctx=8192, n_slots=255), BOUND)
     await is_well(path)
 
 
 async def why_not_loaded(path: Path) -> str:
     with pytest.raises(EngineLoadFailed) as failed:
-        await EngineProcess.start(load(path=str(path)))
+        await LocalEngine.start(load(path=str(path)))
     reason = str(failed.value)
     assert str(path) in reason
     assert "\n" not in reason
@@ -286,4 +287,4 @@ async def test_a_vocabulary_alone_is_reported_as_one(tmp_path: Path) -> None:
 async def test_a_model_that_writes_no_text_says_so(architecture: Literal["bert", "t5encoder"], tmp_path: Path) -> None:
     path = tiny_models.write_encoder(tmp_path / "encoder.gguf", architecture)
     with pytest.raises(EngineLoadFailed, match=r"encoder.gguf.*reads text and writes none"):
-        await EngineProcess.start(load(path=str(path)))
+        await LocalEngine.start(load(path=str(path)))

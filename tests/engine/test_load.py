@@ -13,7 +13,8 @@ import pytest
 import structlog
 
 from llamalith_app.engine import loader
-from llamalith_app.engine.client.local import EngineDied, EngineLoadFailed, EngineProcess
+from llamalith_app.engine.client.local import LocalEngine
+from llamalith_app.engine.client.protocol import EngineDied, EngineLoadFailed
 from llamalith_app.engine.messages import GpuOffload
 from tests.engine.conftest import Script, bundled_model, load, run, started, submit
 from tests.settle import eventually
@@ -24,7 +25,7 @@ WITHIN_S = 60
 async def refused(path: Path | str, sha256: str | None = None) -> str:
     with pytest.raises(EngineLoadFailed) as failed:
         async with asyncio.timeout(WITHIN_S):
-            await EngineProcess.start(load(path=str(path), sha256=sha256))
+            await LocalEngine.start(load(path=str(path), sha256=sha256))
     assert "smollm2" in str(failed.value)
     assert str(path) in str(failed.value)
     return str(failed.value)
@@ -91,7 +92,7 @@ async def test_a_damaged_file_is_read_or_refused_by_a_type_and_never_hangs(tmp_p
 
 async def test_a_crash_while_loading_is_reported_at_once(script: Script) -> None:
     with pytest.raises(EngineDied, match="SIGABRT"):
-        await EngineProcess.start(load(), script({"model": "smollm2", "load_signal": 6}))
+        await LocalEngine.start(load(), script({"model": "smollm2", "load_signal": 6}))
 
 
 async def test_a_load_that_is_given_up_leaves_no_child(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ async def test_a_load_that_is_given_up_leaves_no_child(tmp_path: Path) -> None:
         "s = socket.socket(fileno=int(sys.argv[-1]))\n"
         "while s.recv(4096): pass\n"
     )
-    loading = asyncio.create_task(EngineProcess.start(load(), [sys.executable, str(program)]))
+    loading = asyncio.create_task(LocalEngine.start(load(), [sys.executable, str(program)]))
 
     async def pid() -> str:
         return (tmp_path / "pid").read_text() if (tmp_path / "pid").exists() else ""

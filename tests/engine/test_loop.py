@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llamalith_app.engine.client.local import EngineDied
+from llamalith_app.engine.client.protocol import EngineDied
 from llamalith_app.engine.loop import EngineLoop, Inbox, Prepared, Preparing
 from llamalith_app.engine.messages import Advance, Cancel, End, FromEngine, Step
 from llamalith_app.engine.prefill_budget import Chunk, PrefillBudget

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from llamalith_app.engine import frames
-from llamalith_app.engine.client.local import REAL_ENGINE, EngineDied, EngineProcess, EngineRefused
+from llamalith_app.engine.client.local import REAL_ENGINE, LocalEngine, LocalTimings
+from llamalith_app.engine.client.protocol import EngineDied, EngineRefused
 from llamalith_app.engine.messages import Cancel, Loading
 from tests.engine.conftest import LAZY_DOG, Script, load, run, started, submit
 from tests.settle import eventually
@@ -28,11 +29,11 @@ import asyncio, sys
 from pathlib import Path
 from llamalith_app import logs
 from llamalith_app.settings.config import Config
-from llamalith_app.engine.client.local import EngineProcess
+from llamalith_app.engine.client.local import LocalEngine
 from tests.engine.conftest import load, run, submit
 
 async def main(prompt, *argv):
-    engine = await EngineProcess.start(load(n_ctx=8192, n_chunk=2000), argv or None)
+    engine = await LocalEngine.start(load(n_ctx=8192, n_chunk=2000), argv or None)
     print(engine.pid, flush=True)
     if prompt:
         await run(engine, submit(prompt))
@@ -70,18 +71,15 @@ def test_a_child_ends_with_its_parent_that_is_killed(child_is: str, script: Scri
     wait_until_gone(child)
 
 
-async def test_an_engine_that_hangs_at_its_load_is_killed(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llamalith_app.engine.client.local.LOOK_S", 0.05)
-    monkeypatch.setattr("llamalith_app.engine.client.local.SILENT_S", 0.1)
+async def test_an_engine_that_hangs_at_its_load_is_killed(script: Script, tmp_path: Path) -> None:
+    timings = LocalTimings(load_watch_s=0.05, silent_s=0.1)
     argv = script({"model": "smollm2", "load_gate": str(tmp_path / "gate")})
     async with asyncio.timeout(WITHIN_S):
         with pytest.raises(EngineDied, match="told nothing for"):
-            await EngineProcess.start(load(), argv)
+            await LocalEngine.start(load(), argv, timings=timings)
 
 
-async def test_a_death_is_told_to_every_run_at_once(script: Script) -> None:
+async def test_a_death_ends_every_run_at_once(script: Script) -> None:
     argv = script(
         {"when": "die", "signal": signal.SIGSEGV.value},
         {"when": "other", "step_s": 0.01, "reply": "x" * 9999},
@@ -129,7 +127,7 @@ async def test_a_cancel_goes_past_turns_that_are_hard_to_prepare(script: Script,
 
 @pytest.mark.parametrize("kind", ["fake", "real"])
 async def test_stop_ends_the_child_and_reaps_it(script: Script, kind: str) -> None:
-    engine = await EngineProcess.start(load(), script() if kind == "fake" else None)
+    engine = await LocalEngine.start(load(), script() if kind == "fake" else None)
     await engine.stop()
     assert engine.died.is_set()
     with pytest.raises(ProcessLookupError):
@@ -137,7 +135,7 @@ async def test_stop_ends_the_child_and_reaps_it(script: Script, kind: str) -> No
 
 
 async def test_stop_ends_a_child_in_the_middle_of_a_step(script: Script, tmp_path: Path) -> None:
-    engine = await EngineProcess.start(load(), script({"when": "wait", "gate": str(tmp_path / "never")}))
+    engine = await LocalEngine.start(load(), script({"when": "wait", "gate": str(tmp_path / "never")}))
     waiting = asyncio.create_task(run(engine, submit("wait")))
     await asyncio.sleep(0)
     await engine.stop()
@@ -161,7 +159,7 @@ LOAD = frames.encode(load())
     ],
 )
 @pytest.mark.parametrize("kind", ["fake", "real"])
-def test_a_child_that_is_told_nonsense_ends_with_an_error(sent: bytes, kind: str, script: Script) -> None:
+def test_a_child_that_receives_nonsense_ends_with_an_error(sent: bytes, kind: str, script: Script) -> None:
     argv = script() if kind == "fake" else REAL_ENGINE
     ours, theirs = socket.socketpair()
     with (
@@ -177,7 +175,7 @@ def test_a_child_that_is_told_nonsense_ends_with_an_error(sent: bytes, kind: str
     assert said.strip()
 
 
-async def test_a_child_that_talks_nonsense_is_ended(tmp_path: Path) -> None:
+async def test_a_child_that_sends_nonsense_is_ended(tmp_path: Path) -> None:
     program = tmp_path / "liar.py"
     program.write_text(
         "import socket, sys, threading\n"
@@ -187,7 +185,7 @@ async def test_a_child_that_talks_nonsense_is_ended(tmp_path: Path) -> None:
     )
     async with asyncio.timeout(WITHIN_S):
         with pytest.raises(EngineDied):
-            await EngineProcess.start(load(), [sys.executable, str(program)])
+            await LocalEngine.start(load(), [sys.executable, str(program)])
 
 
 async def test_a_flood_on_stderr_neither_stalls_the_child_nor_hides_its_last_words(tmp_path: Path) -> None:
@@ -197,14 +195,14 @@ async def test_a_flood_on_stderr_neither_stalls_the_child_nor_hides_its_last_wor
     )
     async with asyncio.timeout(WITHIN_S):
         with pytest.raises(EngineDied, match="exit code 3. last words"):
-            await EngineProcess.start(load(), [sys.executable, str(program)])
+            await LocalEngine.start(load(), [sys.executable, str(program)])
 
 
 STARTS_AN_ENGINE = """
 import sys, uvloop
-from llamalith_app.engine.client.local import EngineProcess
+from llamalith_app.engine.client.local import LocalEngine
 from tests.engine.conftest import load
-uvloop.run(EngineProcess.start(load(), ["sh", "-c", 'echo $$ > "$0"; exec sleep 600', sys.argv[1]]))
+uvloop.run(LocalEngine.start(load(), ["sh", "-c", 'echo $$ > "$0"; exec sleep 600', sys.argv[1]]))
 """
 
 

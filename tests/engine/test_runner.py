@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamalith_app.engine.chat import fit
-from llamalith_app.engine.client.local import EngineRefused
+from llamalith_app.engine.client.protocol import EngineRefused
 from llamalith_app.engine.messages import ChatMessage, Submit
 from llamalith_app.engine.runner import MAX_RUN_CHARS, LlamaRunner, split_long_runs
 from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Work
@@ -302,7 +302,7 @@ async def test_an_engine_tells_that_a_prompt_ends_inside_of_thinking(tmp_path: P
     template = "{{ messages[-1].content }}{% if '/think' in messages[-1].content %}<think>\n{% endif %}"
     path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
     async with started(None, path=str(path)) as engine:
-        assert engine.loaded.can_think
+        assert engine.limits.can_think
         opened = await run(engine, submit("Hi /think", max_tokens=2))
         plain = await run(engine, submit("Hi", max_tokens=2))
         of_people = await run(engine, submit("Hi <think>", max_tokens=2))

@@ -12,7 +12,7 @@ from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.jobs.order import ModelQueue, max_wait_by_priority, merge_statuses, model_queues, remaining_s
 from llamalith_app.jobs.worker.speeds import Speeds
 from llamalith_app.settings.declaration import MaxWait
-from llamalith_app.store.jobs import Due, QueueDepth
+from llamalith_app.store.jobs.waiting import Due, QueueDepth
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 MAX_WAIT = max_wait_by_priority(MaxWait(normal=120))
@@ -89,9 +89,9 @@ def test_a_running_job_is_expected_to_write_as_much_as_recent_ones() -> None:
 
 def test_an_average_follows_what_was_measured_lately() -> None:
     speeds = Speeds()
-    assert speeds.of("a") == {}
+    assert speeds.averages("a") == {}
     speeds.learn("a", "job_s", 10)
-    assert speeds.of("a") == {"job_s": 10}
+    assert speeds.averages("a") == {"job_s": 10}
     for _ in range(50):
         speeds.learn("a", "job_s", 20)
-    assert 19.9 < speeds.of("a")["job_s"] <= 20
+    assert 19.9 < speeds.averages("a")["job_s"] <= 20

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from llamalith_app.engine.client.plan import OVERHEAD_BYTES, plan_file
+from llamalith_app.engine.client.protocol import LoadPlan
 from llamalith_app.jobs.worker import memory
 from llamalith_app.jobs.worker.memory import MIB
-from llamalith_app.settings.config import ModelConfig
 from llamalith_app.settings.declaration import ModelSettings
 from tests.gguf import LLAMA, write
 
@@ -47,19 +48,19 @@ def test_this_machine_has_memory() -> None:
     assert memory.machine_bytes() > 100 * MIB
 
 
-def model(path: Path, n_slots: int | None = None) -> ModelConfig:
-    return ModelConfig(name="m", path=path, settings=ModelSettings(n_ctx=1024, n_slots=n_slots))
+def plan(path: Path, default_n_slots: int | None, budget_bytes: int, *, n_slots: int | None = None) -> LoadPlan:
+    return plan_file(path, ModelSettings(n_ctx=1024, n_slots=n_slots), default_n_slots, budget_bytes)
 
 
 def test_slots_are_the_model_s_own_else_the_worker_s_else_by_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "m.gguf")
-    assert memory.plan(model(path, n_slots=3), 5, 2**40).n_slots == 3
-    assert memory.plan(model(path), 5, 2**40).n_slots == 5
+    assert plan(path, 5, 2**40, n_slots=3).n_slots == 3
+    assert plan(path, 5, 2**40).n_slots == 5
     for n_cores, n_slots in ((1, 2), (3, 6), (64, 8)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=n_cores: set(range(n)))
-        assert memory.plan(model(path), None, 2**40).n_slots == n_slots
+        assert plan(path, None, 2**40).n_slots == n_slots
 
 
 def test_the_caches_of_all_slots_take_at_most_half_of_the_budget_by_default(
@@ -68,8 +69,8 @@ def test_the_caches_of_all_slots_take_at_most_half_of_the_budget_by_default(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     path = write(tmp_path / "m.gguf", LLAMA | {"llama.attention.head_count_kv": 4096})
     each = 1024 * 2 * 4096 * 32 * 2
-    assert memory.plan(model(path), None, 10 * each).n_slots == 5
-    assert memory.plan(model(path), None, each).n_slots == 1
+    assert plan(path, None, 10 * each).n_slots == 5
+    assert plan(path, None, each).n_slots == 1
 
 
 def test_by_default_there_are_no_more_slots_than_fit_beside_the_file(
@@ -78,18 +79,18 @@ def test_by_default_there_are_no_more_slots_than_fit_beside_the_file(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     path = write(tmp_path / "m.gguf", LLAMA | {"llama.attention.head_count_kv": 4096}, file_bytes=1000 * MIB)
     each = 1024 * 2 * 4096 * 32 * 2
-    budget = 1000 * MIB + memory.OVERHEAD_BYTES + 2 * each
+    budget = 1000 * MIB + OVERHEAD_BYTES + 2 * each
     assert budget // 2 > 2 * each
-    planned = memory.plan(model(path), None, budget)
-    assert planned == memory.Plan(2, budget)
+    planned = plan(path, None, budget)
+    assert planned == LoadPlan(2, budget)
 
 
 def test_a_need_is_the_file_the_caches_and_the_engine_s_own(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", file_bytes=50 * MIB)
-    few, many = (memory.plan(model(path, n_slots=n), None, 2**40).need_bytes for n in (1, 11))
-    assert few == 50 * MIB + memory.OVERHEAD_BYTES + 1024 * 256
+    few, many = (plan(path, None, 2**40, n_slots=n).need_bytes for n in (1, 11))
+    assert few == 50 * MIB + OVERHEAD_BYTES + 1024 * 256
     assert many - few == 10 * 1024 * 256
 
 
 def test_of_an_absent_file_nothing_is_known(tmp_path: Path) -> None:
-    assert memory.plan(model(tmp_path / "absent", n_slots=2), None, 2**40) == memory.Plan(2, 0)
+    assert plan(tmp_path / "absent", None, 2**40, n_slots=2) == LoadPlan(2, 0)

@@ -20,7 +20,7 @@ from llamalith_app.jobs.order import (
     retry_backoff,
 )
 from llamalith_app.settings.declaration import MaxWait
-from llamalith_app.store.jobs import Due
+from llamalith_app.store.jobs.waiting import Due
 from llamalith_app.store.tables import Priority
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)

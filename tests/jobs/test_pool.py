@@ -1,11 +1,9 @@
-"""Which engines are up within the budget. Real children with the fake runner; time is an argument."""
+"""Which engines are up within the budget. Engines without a process; time is an argument."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -16,13 +14,15 @@ import msgspec
 import pytest
 import structlog
 
-from llamalith_app.engine.client.local import EngineLoadFailed, EngineProcess
-from llamalith_app.jobs.worker.memory import MIB, OVERHEAD_BYTES
-from llamalith_app.jobs.worker.pool import RETRY_PRELOAD_S, ModelTooLarge, Pool, Reservation
+from llamalith_app.engine.client.plan import OVERHEAD_BYTES
+from llamalith_app.engine.client.protocol import Engine, EngineLoadFailed
+from llamalith_app.jobs.worker.memory import MIB
+from llamalith_app.jobs.worker.placement import RETRY_PRELOAD_S
+from llamalith_app.jobs.worker.pool import ModelTooLarge, Pool, Reservation
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.settings.declaration import ModelSettings
-from tests import fake_engine
 from tests.gguf import LLAMA, header, write
+from tests.in_process_engine import InProcessEngine, InProcessEngines
 from tests.settle import eventually
 
 NEED = 500 * MIB + OVERHEAD_BYTES
@@ -50,10 +50,9 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
             }
             pool = Pool(
                 models,
+                InProcessEngines(script, default_n_slots=2),
                 budget_bytes=int(n_fit * NEED),
-                worker_count=2,
                 idle_unload_s=idle_unload_s,
-                engine_argv=fake_engine.argv(script),
             )
             stack.push_async_callback(pool.close)
             await pool.survey()
@@ -68,20 +67,22 @@ def taken(pool: Pool, model: str) -> Reservation:
     return place
 
 
-async def used(pool: Pool, model: str) -> EngineProcess:
+async def used(pool: Pool, model: str) -> InProcessEngine:
     """The model's engine after a job that has ended."""
     with taken(pool, model) as place:
-        return await place.engine()
+        engine = await place.engine()
+    assert isinstance(engine, InProcessEngine)
+    return engine
 
 
-async def rested(pool: Pool, model: str) -> None:
+async def cooled_down(pool: Pool, model: str) -> None:
     async def look() -> bool:
-        return not pool.rest_s(model)
+        return not pool.cooldown_s(model)
 
     await eventually(look)
 
 
-def is_there(engine: EngineProcess) -> bool:
+def is_there(engine: Engine) -> bool:
     return not engine.died.is_set()
 
 
@@ -89,12 +90,12 @@ async def test_models_that_fit_are_loaded_side_by_side_each_with_its_slots(make:
     pool = await make(b={"n_slots": 1})
     engines = [await used(pool, "a"), await used(pool, "b")]
     assert all(map(is_there, engines))
-    assert [engine.loaded.n_slots for engine in engines] == [2, 1]
-    assert [pool.room(model).n_free for model in "ab"] == [2, 1]
+    assert [engine.limits.n_slots for engine in engines] == [2, 1]
+    assert [pool.capacity(model).n_free for model in "ab"] == [2, 1]
     with taken(pool, "b"):
         assert pool.reserve("b") is None
-        assert pool.room("a").n_free == 2
-    assert pool.room("b").n_free == 1
+        assert pool.capacity("a").n_free == 2
+    assert pool.capacity("b").n_free == 1
 
 
 async def test_the_least_recently_used_idle_model_gives_way_and_is_gone_before_the_next_is_there(make: Make) -> None:
@@ -103,34 +104,33 @@ async def test_the_least_recently_used_idle_model_gives_way_and_is_gone_before_t
     assert await used(pool, "a") is a
     c = await used(pool, "c")
     assert (is_there(a), is_there(b), is_there(c)) == (True, False, True)
-    assert b._process.returncode is not None
-    assert pool.room("b").since is None
+    assert pool.capacity("b").since is None
 
 
-async def test_a_model_at_work_is_never_stopped_and_is_told_as_the_one_to_wait_for(make: Make) -> None:
+async def test_a_model_at_work_is_never_stopped_and_is_the_one_to_wait_for(make: Make) -> None:
     pool = await make()
     with taken(pool, "a") as place:
         a = await place.engine()
         b = await used(pool, "b")
         with taken(pool, "b"):
-            room = pool.room("c")
+            room = pool.capacity("c")
             assert (room.n_free, len(room.waits_for)) == (0, 1)
             assert pool.reserve("c") is None
         await used(pool, "c")
         assert (is_there(a), is_there(b)) == (True, False)
 
 
-async def test_idle_models_in_the_way_of_one_that_waits_are_told_with_those_at_work(make: Make, tmp_path: Path) -> None:
+async def test_idle_models_in_the_way_of_one_that_waits_go_with_those_at_work(make: Make, tmp_path: Path) -> None:
     pool = await make()
     write(tmp_path / "c.gguf", file_bytes=1000 * MIB)
     await pool.survey()
     with taken(pool, "a") as place:
         await place.engine()
         await used(pool, "b")
-        assert pool.room("c").waits_for == {"a", "b"}
+        assert pool.capacity("c").waits_for == {"a", "b"}
 
 
-async def test_who_waits_for_a_load_that_fails_shares_the_failure_and_the_model_rests_while_others_have_room(
+async def test_who_waits_for_a_load_that_fails_shares_the_failure_and_the_model_cools_down_while_others_have_room(
     make: Make, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -139,24 +139,24 @@ async def test_who_waits_for_a_load_that_fails_shares_the_failure_and_the_model_
         waiting = [asyncio.create_task(place.engine()) for place in (one, other)]
 
         async def begun() -> bool:
-            return bool(pool.held["a"].starting)
+            return bool(pool.pooled["a"].starting)
 
         await eventually(begun)
         gate.touch()
         failed = await asyncio.gather(*waiting, return_exceptions=True)
         assert [str(error) for error in failed] == [str(failed[0])] * 2
         gate.unlink()
-        assert pool.held["a"].starting is None, "no load of its own"
+        assert pool.pooled["a"].starting is None, "no load of its own"
         assert pool.reserve("a") is None
-        assert pool.room("a").waits_for == frozenset()
+        assert pool.capacity("a").waits_for == frozenset()
     await used(pool, "b")
-    await rested(pool, "a")
+    await cooled_down(pool, "a")
     gate.touch()
     with pytest.raises(EngineLoadFailed, match="It is broken."):
         await used(pool, "a")
 
 
-async def test_a_model_that_rests_is_loaded_neither_ahead_nor_for_a_place_that_was_given_before(
+async def test_a_model_that_cools_down_is_loaded_neither_ahead_nor_for_a_place_that_was_given_before(
     make: Make, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -165,7 +165,7 @@ async def test_a_model_that_rests_is_loaded_neither_ahead_nor_for_a_place_that_w
         waiting = asyncio.create_task(one.engine())
 
         async def begun() -> bool:
-            return bool(pool.held["a"].starting)
+            return bool(pool.pooled["a"].starting)
 
         await eventually(begun)
         gate.touch()
@@ -176,7 +176,7 @@ async def test_a_model_that_rests_is_loaded_neither_ahead_nor_for_a_place_that_w
         with pytest.raises(EngineLoadFailed, match="It is broken."):
             await other.engine()
     pool.tend(time.monotonic() + RETRY_PRELOAD_S + 1)
-    assert pool.held == {}
+    assert pool.pooled == {}
 
 
 async def test_loads_of_one_model_are_one_and_those_of_two_do_not_wait_for_each_other(
@@ -202,20 +202,20 @@ async def test_a_load_whose_place_was_given_back_goes_on_and_is_kept_in_mind(mak
             if load_begins_first:
 
                 async def begun() -> bool:
-                    return bool(pool.held["a"].starting)
+                    return bool(pool.pooled["a"].starting)
 
                 await eventually(begun)
                 with taken(pool, "a") as other:
                     waiting = asyncio.create_task(other.engine())
         if load_begins_first:
-            assert pool.room("b").waits_for == {"a"}
+            assert pool.capacity("b").waits_for == {"a"}
             gate.touch()
             assert await loading is await waiting
-            assert pool.held["a"].live is await loading
+            assert pool.pooled["a"].live is await loading
         else:
             gate.touch()
             first = await loading
-            assert pool.held["a"].live is first
+            assert pool.pooled["a"].live is first
             gate.unlink()
             await used(pool, "b")
             assert not is_there(first)
@@ -223,22 +223,22 @@ async def test_a_load_whose_place_was_given_back_goes_on_and_is_kept_in_mind(mak
 
 async def test_what_can_never_fit_says_what_it_needs_and_what_is_allowed(make: Make) -> None:
     pool = await make(n_fit=0.5)
-    assert pool.room("a").n_free == 1
+    assert pool.capacity("a").n_free == 1
     with pytest.raises(
         ModelTooLarge, match=r"Model a \(.*a.gguf\) needs about 652 MiB .* with 2 slots of 4096 tokens; 325 MiB are"
     ):
         await used(pool, "a")
-    assert pool.held == {}
+    assert pool.pooled == {}
 
 
-async def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_is_told_so(make: Make) -> None:
+async def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_fails_with_the_reason(make: Make) -> None:
     pool = await make(n_fit=1.5, a={"pinned": True})
     a = await used(pool, "a")
     with pytest.raises(ModelTooLarge, match="beside the 652 MiB of pinned models"):
         await used(pool, "b")
     pool.tend(time.monotonic() + 10_000)
     assert is_there(a)
-    assert pool.room("a").since is not None
+    assert pool.capacity("a").since is not None
 
 
 async def test_a_pinned_model_that_is_only_tried_ends_no_other_s_jobs(make: Make, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ async def test_a_pinned_model_that_is_only_tried_ends_no_other_s_jobs(make: Make
     )
     with taken(pool, "a") as place:
         loading = asyncio.create_task(place.engine())
-        assert pool.room("b").waits_for == {"a"}
+        assert pool.capacity("b").waits_for == {"a"}
         assert pool.reserve("b") is None
         gate.touch()
         with pytest.raises(EngineLoadFailed, match="It is broken."):
@@ -264,9 +264,9 @@ async def test_a_model_without_work_is_unloaded_after_its_time(
     a, b = await used(pool, "a"), await used(pool, "b")
     with taken(pool, "b"):
         # Loading b took its time too, which is none of the test's.
-        pool.tend(pool.held["a"].used_at + seconds)
-        assert (pool.room("a").since is not None) is stays
-        assert pool.room("b").since is not None
+        pool.tend(pool.pooled["a"].used_at + seconds)
+        assert (pool.capacity("a").since is not None) is stays
+        assert pool.capacity("b").since is not None
     if not stays:
         await a.died.wait()
     assert is_there(b)
@@ -277,15 +277,15 @@ async def test_a_model_to_be_there_is_loaded_without_work_and_again_after_its_de
 ) -> None:
     pool = await make(n_fit=1.5, a={"preload": True})
 
-    async def there() -> EngineProcess | None:
+    async def there() -> Engine | None:
         pool.tend(time.monotonic())
-        return pool.held["a"].live if "a" in pool.held else None
+        return pool.pooled["a"].live if "a" in pool.pooled else None
 
     first = await eventually(there)
     assert first is not None
     assert await used(pool, "a") is first
-    os.kill(first.pid, signal.SIGKILL)
-    await first.died.wait()
+    assert isinstance(first, InProcessEngine)
+    first.die("It was killed.")
     second = await eventually(there)
     assert second is not None
     assert second is not first
@@ -308,27 +308,27 @@ async def test_a_preload_that_fails_is_tried_again_later_and_stands_in_nobody_s_
     assert "It is broken." in str(pool.failures["a"].error)
     (tmp_path / "script.json").write_bytes(b"[]")
     pool.tend(time.monotonic())
-    assert pool.held == {}
+    assert pool.pooled == {}
     await used(pool, "b")
-    await pool.held["b"].engine.stop()  # type: ignore[union-attr]
-    await rested(pool, "a")
+    await pool.pooled["b"].engine.stop()  # type: ignore[union-attr]
+    await cooled_down(pool, "a")
     pool.tend(time.monotonic() + RETRY_PRELOAD_S + 1)
 
     async def loaded() -> bool:
-        return pool.held["a"].live is not None
+        return pool.pooled["a"].live is not None
 
     await eventually(loaded)
     assert pool.failures == {}
 
 
-async def test_a_damaged_file_is_refused_before_a_child_sees_it(make: Make, tmp_path: Path) -> None:
+async def test_a_damaged_file_is_refused_before_an_engine_sees_it(make: Make, tmp_path: Path) -> None:
     pool = await make()
     (tmp_path / "a.gguf").write_bytes(b"GGUF damaged")
     await pool.survey()
     with pytest.raises(EngineLoadFailed, match=r"The model file .*a.gguf is a GGUF of version 1835099168"):
         await used(pool, "a")
     assert "a" in pool.failures
-    assert pool.held == {}
+    assert pool.pooled == {}
 
 
 async def test_the_second_part_of_a_split_model_is_told_with_the_name_of_the_first_at_start_and_by_a_job(
@@ -359,7 +359,7 @@ async def test_a_file_whose_load_will_fail_is_warned_of_at_start_and_left_to_lla
     await used(pool, "a")
 
 
-async def test_a_file_that_grew_is_judged_again_when_it_is_loaded(make: Make, tmp_path: Path) -> None:
+async def test_a_file_that_grew_is_planned_again_when_it_is_loaded(make: Make, tmp_path: Path) -> None:
     pool = await make()
     write(tmp_path / "a.gguf", file_bytes=5000 * MIB)
     with pytest.raises(ModelTooLarge):
@@ -369,17 +369,17 @@ async def test_a_file_that_grew_is_judged_again_when_it_is_loaded(make: Make, tm
         await place.engine()
         with pytest.raises(EngineLoadFailed, match="others are at work"):
             await used(pool, "b")
-    await rested(pool, "b")
+    await cooled_down(pool, "b")
     await used(pool, "b")
-    assert set(pool.held) == {"b"}
+    assert set(pool.pooled) == {"b"}
 
 
-async def test_an_end_while_a_model_loads_ends_its_child_and_tells_who_waits(make: Make) -> None:
+async def test_a_close_while_a_model_loads_ends_the_load_and_fails_whoever_waits_for_it(make: Make) -> None:
     pool = await make({"model": "a", "load_gate": "/nonexistent/never"})
     waiting = asyncio.create_task(used(pool, "a"))
 
     async def loading() -> bool:
-        return bool(pool.held and pool.held["a"].starting)
+        return bool(pool.pooled and pool.pooled["a"].starting)
 
     await eventually(loading)
     await pool.close()

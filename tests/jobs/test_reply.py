@@ -136,7 +136,7 @@ def test_of_one_that_can_thinking_reply_and_tags_together_are_what_it_wrote_howe
 
 @settings(deadline=None)
 @given(TEXTS, CUTS, st.integers(0, 60), st.booleans())
-def test_an_attempt_that_is_told_what_was_written_before_at_once_goes_on_as_the_first_would_have(
+def test_an_attempt_that_is_fed_at_once_what_was_written_before_goes_on_as_the_first_would_have(
     text: str, cuts: list[int], n_written: int, is_opened: bool
 ) -> None:
     first = Reply(thinks=True, is_opened=is_opened)
@@ -149,7 +149,7 @@ def test_an_attempt_that_is_told_what_was_written_before_at_once_goes_on_as_the_
     assert pieces(first, text[n_written:]) == pieces(again, text[n_written:])
 
 
-def test_each_piece_is_told_as_soon_as_it_is_certain() -> None:
+def test_each_piece_is_returned_as_soon_as_it_is_certain() -> None:
     reply = Reply(thinks=True)
     assert reply.feed("\n<thi") == [], "it may be the tag"
     assert reply.feed("nk>\nhm") == [Piece("thinking", "hm")]

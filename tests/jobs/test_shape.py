@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from llamalith_app.contracts.parameters import AnyText, JsonObject, JsonSchema, NamedSchema, Parameters, ResponseFormat
-from llamalith_app.engine.messages import Loaded, Sampling
+from llamalith_app.engine.client.protocol import EngineLimits
+from llamalith_app.engine.messages import Sampling
 from llamalith_app.grammars import grammar
 from llamalith_app.jobs.worker import shape
 from llamalith_app.settings.declaration import ModelSettings
-from llamalith_app.store.jobs import Claim
+from llamalith_app.store.jobs.transitions import Claim
 
 SETTINGS = ModelSettings(temperature=0.9, top_k=7, seed=3, stop=("a",))
 
@@ -22,14 +23,14 @@ def claim(grammar_name: str | None, response_format: ResponseFormat | None = Non
     return Claim(1, 1, "lease", 1, 0, "m", grammar_name, "r", said, None)
 
 
-def test_what_a_job_says_stands_over_its_models_settings_and_those_over_the_defaults() -> None:
+def test_the_parameters_of_a_job_override_its_models_settings_and_those_the_defaults() -> None:
     said = shape.sampling(SETTINGS, Parameters(temperature=0.0, max_tokens=5, seed=0))
     assert (said.temperature, said.max_tokens, said.seed) == (0.0, 5, 0)
     assert (said.top_k, said.top_p) == (7, ModelSettings().top_p)
     assert shape.sampling(SETTINGS, None) == shape.sampling(SETTINGS, Parameters())
 
 
-def test_every_setting_of_the_sampling_can_be_said_by_a_job() -> None:
+def test_every_setting_of_the_sampling_can_be_overridden_by_a_job() -> None:
     said = msgspec.convert(dict.fromkeys(Sampling.__struct_fields__, 1), Parameters)
     told = shape.sampling(SETTINGS, said)
     assert [getattr(told, name) for name in Sampling.__struct_fields__] == [1] * len(Sampling.__struct_fields__)
@@ -85,5 +86,5 @@ def test_a_reply_is_not_held_to_what_cannot_be_enforced() -> None:
 def test_a_reply_may_begin_with_thinking_where_the_model_or_its_setting_says_so_and_no_grammar_holds_it(
     setting: Literal["auto", "on", "off"], can_think: bool, grammar: str, thinks: bool
 ) -> None:
-    loaded = Loaded(n_ctx=1, n_slots=1, load_s=0.0, can_think=can_think)
-    assert shape.thinks(ModelSettings(thinking=setting), grammar, loaded) is thinks
+    limits = EngineLimits(n_ctx=1, n_slots=1, can_think=can_think)
+    assert shape.may_think(ModelSettings(thinking=setting), grammar, limits) is thinks

@@ -25,8 +25,9 @@ from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.jobs.worker.sweep import Sweeper
-from llamalith_app.store import jobs, workers
+from llamalith_app.store import workers
 from llamalith_app.store.database import Database, write_engine
+from llamalith_app.store.jobs import leases, submission, transitions
 from llamalith_app.store.keys import Key
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.users import ADMIN_ID
@@ -52,11 +53,11 @@ def set_scene(path: Path, lock_path: Path) -> None:
         gone = register(str(lock_path))
         register("")
         for content, conversation in (("1", "c"), ("2", "c"), ("3", "c"), ("4", "d")):
-            jobs.submit(connection, prompt(content, conversation), now)
-        first = jobs.claim(connection, "m", 1, gone, now)
+            submission.submit(connection, prompt(content, conversation), now)
+        first = transitions.claim(connection, "m", 1, gone, now)
         assert first is not None
         assert finish_attempt(connection, first)
-        held = jobs.claim(connection, "m", 1, gone, now)
+        held = transitions.claim(connection, "m", 1, gone, now)
         assert held is not None
         assert held.job_id == HELD
     engine.dispose()
@@ -85,19 +86,21 @@ async def submit(database: Database, hints: Hints) -> Any:
 
 
 async def claim(database: Database, hints: Hints) -> Any:
-    claim = await database.write_lightly(jobs.claim, "m", 1, 2, datetime.now(UTC))
+    claim = await database.write_lightly(transitions.claim, "m", 1, 2, datetime.now(UTC))
     return claim is not None and claim.job_id
 
 
 async def heartbeat(database: Database, hints: Hints) -> Any:
-    await database.write_lightly(jobs.beat, [lease.lease_token for lease in await database.read(jobs.held)])
+    await database.write_lightly(
+        leases.heartbeat, [lease.lease_token for lease in await database.read(leases.active_leases)]
+    )
     return HELD
 
 
 async def finish(database: Database, hints: Hints) -> Any:
-    (lease,) = await database.read(jobs.held)
+    (lease,) = await database.read(leases.active_leases)
     return await database.write(
-        jobs.finish,
+        transitions.finish,
         lease.job_id,
         lease.lease_token,
         datetime.now(UTC),
@@ -146,7 +149,7 @@ async def _transition(step: Step, redis_url: str, path: Path, test: Pipe) -> Non
     database, hints = Database(path), Hints(redis_url, MODELS)
     database.open()
     # Every thread that the step will use is there before it begins, so that each can be watched.
-    await database.read(jobs.held)
+    await database.read(leases.active_leases)
     await asyncio.to_thread(int)
     _begin(test)
     test.send(await step(database, hints))

@@ -9,13 +9,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
 from llamalith_app.jobs.worker.process import Worker
+from llamalith_app.jobs.worker.running import RunningAttempt, StopReason
 from llamalith_app.settings.config import Config, ModelConfig
 from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store import check
@@ -70,9 +70,9 @@ async def steps(worker: Worker, phase: str, n_steps: int) -> float:
     seen: list[tuple[object, float]] = []
 
     async def look() -> bool:
-        for running in worker.generation.running.values():
-            if running.progress.phase == phase and (not seen or seen[-1][0] is not running.last):
-                seen.append((running.last, time.monotonic()))
+        for running in worker.dispatcher.running.values():
+            if running.progress.phase == phase and (not seen or seen[-1][0] is not running.last_step):
+                seen.append((running.last_step, time.monotonic()))
         return len(seen) > n_steps
 
     await eventually(look, within_s=60)
@@ -90,28 +90,30 @@ async def test_the_engine_is_idle_half_a_second_after_its_worker_heard_of_a_canc
     async with product(config) as (api, worker):
         job_id = (await api.post("/api/jobs", json={"content": content})).json()["job_id"]
         longest_step_s = await steps(worker, phase, 8)
-        engine = worker._pool.held["smollm2"].live
+        engine = worker._pool.pooled["smollm2"].live
         assert engine is not None
-        before = cpu_ticks(engine.pid)
+        pid = engine.pid
+        assert pid is not None
+        before = cpu_ticks(pid)
 
         async def works() -> bool:
-            return cpu_ticks(engine.pid) > before + 2
+            return cpu_ticks(pid) > before + 2
 
         await eventually(works)
         stopped: list[float] = []
-        stop = worker.generation.stop
+        stop = RunningAttempt.stop
 
-        def note(*told: Any) -> None:
+        def note_and_stop(running: RunningAttempt, reason: StopReason) -> None:
             stopped.append(time.monotonic())
-            stop(*told)
+            stop(running, reason)
 
         async def is_stopped() -> bool:
             return bool(stopped)
 
-        monkeypatch.setattr(worker.generation, "stop", note)
+        monkeypatch.setattr(RunningAttempt, "stop", note_and_stop)
         answer = await api.post(f"/api/jobs/{job_id}/cancel")
         await eventually(is_stopped)
-        idle_s = await idle_after(engine.pid, stopped[0])
+        idle_s = await idle_after(pid, stopped[0])
         assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
         # On a machine whose steps are slow, one of them may stand between.
         assert idle_s < max(IDLE_WITHIN_S, longest_step_s + 0.2), f"{idle_s=} {longest_step_s=}"
@@ -126,4 +128,4 @@ async def test_the_engine_is_idle_half_a_second_after_its_worker_heard_of_a_canc
             return (await api.get(f"/api/jobs/{brief.json()['job_id']}")).json()["status"] in ("done", "error")
 
         await eventually(ended)
-        assert worker._pool.held["smollm2"].live is engine
+        assert worker._pool.pooled["smollm2"].live is engine

@@ -28,8 +28,9 @@ import pytest
 from redis import Redis
 
 from llamalith_app.jobs.queue import Hints
-from llamalith_app.store import check, jobs
+from llamalith_app.store import check
 from llamalith_app.store.database import Database, write_engine
+from llamalith_app.store.jobs import leases, transitions
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.tables import Outcome
 from tests.needs import need
@@ -166,8 +167,8 @@ def run_to_the_end(path: Path) -> dict[int, str]:
     now = datetime.now(UTC) + timedelta(hours=1)
     engine = write_engine(path)
     with engine.begin() as connection:
-        for lease in jobs.held(connection):
-            jobs.fail(
+        for lease in leases.active_leases(connection):
+            transitions.fail(
                 connection,
                 lease.job_id,
                 lease.lease_token,
@@ -176,9 +177,9 @@ def run_to_the_end(path: Path) -> dict[int, str]:
                 kind="worker_lost",
                 reason="gone",
                 pause=timedelta(0),
-                seen_beat=lease.beat,
+                seen_heartbeat=lease.heartbeat,
             )
-        while claim := jobs.claim(connection, "m", 1, 2, now):
+        while claim := transitions.claim(connection, "m", 1, 2, now):
             assert finish(connection, claim)
         assert check.broken(connection) == []
         statuses = {row.id: row.status for row in connection.exec_driver_sql("SELECT id, status FROM jobs")}

@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.jobs import JobRequest
-from llamalith_app.store import jobs, workers
+from llamalith_app.store import workers
+from llamalith_app.store.jobs import submission, transitions
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 
@@ -27,12 +28,12 @@ def prompt(
     inputs: Sequence[Message] | None = None,
     unenforced: Sequence[str] = (),
     **fields: Any,
-) -> jobs.NewJob:
+) -> submission.NewJob:
     """`inputs`: instead of context and content; `fields`: of the JobRequest."""
     if inputs is None:
         said = (("assistant", context), ("user", content))
         inputs = [Message(role=role, content=text) for role, text in said if text]
-    return jobs.NewJob(
+    return submission.NewJob(
         owner_id=owner_id,
         request_id="r",
         request=msgspec.structs.replace(JobRequest(model="m", system_prompt="", max_attempts=3), **fields),
@@ -46,8 +47,8 @@ def register_worker(connection: Connection, lock_path: str = "") -> int:
     return workers.register(connection, host="here", pid=1, lock_path=lock_path, models=["m"], n_slots=1, now=NOW)
 
 
-def finish(connection: Connection, claim: jobs.Claim, reply: str = "a reply") -> bool:
-    return jobs.finish(
+def finish(connection: Connection, claim: transitions.Claim, reply: str = "a reply") -> bool:
+    return transitions.finish(
         connection,
         claim.job_id,
         claim.lease_token,
@@ -63,15 +64,15 @@ def finish(connection: Connection, claim: jobs.Claim, reply: str = "a reply") ->
 
 def fail(
     connection: Connection,
-    claim: jobs.Claim,
+    claim: transitions.Claim,
     *,
     outcome: Outcome = Outcome.FAILED,
     kind: str = "engine_died",
     reason: str = "killed",
     pause: timedelta | None = timedelta(0),
-    seen_beat: int | None = None,
+    seen_heartbeat: int | None = None,
 ) -> Status | None:
-    return jobs.fail(
+    return transitions.fail(
         connection,
         claim.job_id,
         claim.lease_token,
@@ -80,5 +81,5 @@ def fail(
         kind=kind,
         reason=reason,
         pause=pause,
-        seen_beat=seen_beat,
+        seen_heartbeat=seen_heartbeat,
     )

@@ -13,9 +13,8 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from llamalith_app.errors import ConfigError, StorageUnavailable
-from llamalith_app.store import database as database_module
-from llamalith_app.store import jobs
 from llamalith_app.store.database import Database, write_engine
+from llamalith_app.store.jobs import submission
 from llamalith_app.store.migrate import commands, migrate
 from tests.store.samples import NOW, prompt
 
@@ -27,7 +26,7 @@ def count_jobs(connection: Connection) -> int:
 
 async def test_a_write_that_fails_takes_nothing_of_its_neighbours_with_it(database: Database) -> None:
     def broken(connection: Connection) -> None:
-        jobs.submit(connection, prompt(conversation_id="broken"), NOW)
+        submission.submit(connection, prompt(conversation_id="broken"), NOW)
         raise ValueError("after it wrote")
 
     async def attempt(number: int) -> bool:
@@ -35,7 +34,7 @@ async def test_a_write_that_fails_takes_nothing_of_its_neighbours_with_it(databa
             if number % 3 == 0:
                 await database.write(broken)
             else:
-                await database.write(jobs.submit, prompt(conversation_id=str(number)), NOW)
+                await database.write(submission.submit, prompt(conversation_id=str(number)), NOW)
         except ValueError:
             return False
         return True
@@ -50,7 +49,7 @@ async def test_a_write_whose_caller_gave_up_still_happens_whole_or_not_at_all(da
     def slow(connection: Connection) -> None:
         started.set()
         go.wait(5)
-        jobs.submit(connection, prompt(), NOW)
+        submission.submit(connection, prompt(), NOW)
 
     task = asyncio.create_task(database.write(slow))
     await asyncio.to_thread(started.wait, 5)
@@ -62,23 +61,23 @@ async def test_a_write_whose_caller_gave_up_still_happens_whole_or_not_at_all(da
     assert await database.read(count_jobs) == 1
 
 
-async def test_a_lock_held_past_the_deadline_is_storage_unavailable(
-    database: Database, database_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database_module, "LOCK_DEADLINE_S", 0.05)
+async def test_a_lock_held_past_the_deadline_is_storage_unavailable(migrated: Path, database_path: Path) -> None:
+    database = Database(database_path, lock_deadline_s=0.05)
+    database.open()
     other = sqlite3.connect(database_path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageUnavailable, match="locked"):
-        await database.write(jobs.submit, prompt(), NOW)
+        await database.write(submission.submit, prompt(), NOW)
     other.execute("ROLLBACK")
     other.close()
-    assert (await database.write(jobs.submit, prompt(), NOW)).job_id == 1
+    assert (await database.write(submission.submit, prompt(), NOW)).job_id == 1
+    await database.close()
 
 
 async def test_a_lock_that_is_given_back_in_time_is_waited_for(database: Database, database_path: Path) -> None:
     other = sqlite3.connect(database_path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    waiting = asyncio.create_task(database.write(jobs.submit, prompt(), NOW))
+    waiting = asyncio.create_task(database.write(submission.submit, prompt(), NOW))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(waiting), 0.1)
     other.execute("ROLLBACK")
@@ -91,7 +90,7 @@ async def test_a_read_sees_one_snapshot(database: Database) -> None:
 
     def twice(connection: Connection) -> tuple[int, int]:
         before = count_jobs(connection)
-        asyncio.run_coroutine_threadsafe(database.write(jobs.submit, prompt(), NOW), loop)
+        asyncio.run_coroutine_threadsafe(database.write(submission.submit, prompt(), NOW), loop)
         return before, count_jobs(connection)
 
     # The write lands while the read is open or after it: its second count must equal its first either way.
@@ -108,7 +107,7 @@ async def test_a_full_disk_is_storage_unavailable_and_nothing_half_written(
 
     await database.write(limit)
     with pytest.raises(StorageUnavailable, match="full"):
-        await database.write(jobs.submit, prompt("x" * 100_000), NOW)
+        await database.write(submission.submit, prompt("x" * 100_000), NOW)
     assert await database.read(count_jobs) == 0
 
 

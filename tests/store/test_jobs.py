@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.exc import IntegrityError
 
-from llamalith_app.store import check, conversations, job_reads, jobs, turns
+from llamalith_app.store import check, conversations, turns
+from llamalith_app.store.jobs import leases, reads, statements, submission, transitions, waiting
 from llamalith_app.store.tables import JobRow, Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
@@ -16,11 +17,11 @@ from tests.store.samples import NOW, fail, finish, prompt, register_worker
 
 def test_ids_are_never_given_twice(engine: Engine) -> None:
     with engine.begin() as connection:
-        first = jobs.submit(connection, prompt(), NOW)
+        first = submission.submit(connection, prompt(), NOW)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM messages"))
         connection.execute(text("DELETE FROM jobs"))
-        second = jobs.submit(connection, prompt(), NOW)
+        second = submission.submit(connection, prompt(), NOW)
     assert first.job_id is not None
     assert second.job_id == first.job_id + 1
 
@@ -32,8 +33,8 @@ def test_conversations_stand_by_their_newest_job_wherever_that_is_found(
     monkeypatch.setattr(conversations, "RECENT_JOBS", n_looked_at_first)
     with engine.begin() as connection:
         for conversation_id in ("a", "b", "c", "a", "d", "a"):
-            jobs.submit(connection, prompt("x", conversation_id), NOW)
-        jobs.submit(connection, prompt("", "e", system_prompt="no job yet"), NOW)
+            submission.submit(connection, prompt("x", conversation_id), NOW)
+        submission.submit(connection, prompt("", "e", system_prompt="no job yet"), NOW)
         pages = [
             [one.public_id for one in conversations.newest(connection, ADMIN_ID, limit=2, offset=n, max_text=9)]
             for n in (0, 2, 4)
@@ -44,16 +45,16 @@ def test_conversations_stand_by_their_newest_job_wherever_that_is_found(
 def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
-        jobs.submit(connection, prompt(), NOW)
-        claim = jobs.claim(connection, "m", 1, worker, NOW)
+        submission.submit(connection, prompt(), NOW)
+        claim = transitions.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         fail(
             connection,
             claim,
             pause=timedelta(seconds=5),
         )
-        assert jobs.claim(connection, "m", 1, worker, NOW + timedelta(seconds=4)) is None
-        again = jobs.claim(connection, "m", 1, worker, NOW + timedelta(seconds=5))
+        assert transitions.claim(connection, "m", 1, worker, NOW + timedelta(seconds=4)) is None
+        again = transitions.claim(connection, "m", 1, worker, NOW + timedelta(seconds=5))
     assert again is not None
     assert again.attempt == 2
 
@@ -61,38 +62,38 @@ def test_a_job_in_its_pause_is_not_claimed_before_it_ends(engine: Engine) -> Non
 def test_a_clock_that_went_back_holds_no_job_for_longer_than_a_pause(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
-        jobs.submit(connection, prompt(), NOW)
+        submission.submit(connection, prompt(), NOW)
         earlier = NOW - timedelta(hours=1)
-        assert [one.n_jobs for one in jobs.due(connection, ["m"], earlier)] == [1]
-        claim = jobs.claim(connection, "m", 1, worker, earlier)
+        assert [one.n_jobs for one in waiting.due(connection, ["m"], earlier)] == [1]
+        claim = transitions.claim(connection, "m", 1, worker, earlier)
         assert claim is not None
         fail(connection, claim, pause=timedelta(seconds=60))
-        assert jobs.claim(connection, "m", 1, worker, NOW) is None
-        assert jobs.claim(connection, "m", 1, worker, earlier) is not None
+        assert transitions.claim(connection, "m", 1, worker, NOW) is None
+        assert transitions.claim(connection, "m", 1, worker, earlier) is not None
 
 
 def test_a_job_that_waits_for_its_pause_holds_its_conversation(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
-        jobs.submit(connection, prompt("first"), NOW)
-        jobs.submit(connection, prompt("second"), NOW)
-        claim = jobs.claim(connection, "m", 1, worker, NOW)
+        submission.submit(connection, prompt("first"), NOW)
+        submission.submit(connection, prompt("second"), NOW)
+        claim = transitions.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         fail(
             connection,
             claim,
             pause=timedelta(seconds=5),
         )
-        assert jobs.claim(connection, "m", 1, worker, NOW) is None
-        assert jobs.due(connection, ["m"], NOW) == []
+        assert transitions.claim(connection, "m", 1, worker, NOW) is None
+        assert waiting.due(connection, ["m"], NOW) == []
 
 
 def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
-        jobs.submit(connection, prompt(max_attempts=2), NOW)
+        submission.submit(connection, prompt(max_attempts=2), NOW)
         for expected in (Status.QUEUED, Status.ERROR):
-            claim = jobs.claim(connection, "m", 1, worker, NOW)
+            claim = transitions.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             status = fail(
                 connection,
@@ -102,7 +103,7 @@ def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
                 reason="It is gone.",
             )
             assert status is expected
-        job = job_reads.one(connection, ADMIN_ID, 1)
+        job = reads.one(connection, ADMIN_ID, 1)
     assert job is not None
     assert (job.status, job.result, job.attempt) == ("error", "It is gone.", 2)
     assert job.error is not None
@@ -112,9 +113,9 @@ def test_the_last_attempt_ends_as_error_with_its_reason(engine: Engine) -> None:
 def test_an_attempt_that_was_given_back_is_not_spent(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
-        jobs.submit(connection, prompt(max_attempts=1), NOW)
+        submission.submit(connection, prompt(max_attempts=1), NOW)
         for _ in range(5):
-            claim = jobs.claim(connection, "m", 1, worker, NOW)
+            claim = transitions.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             status = fail(
                 connection,
@@ -127,17 +128,17 @@ def test_an_attempt_that_was_given_back_is_not_spent(engine: Engine) -> None:
 def test_a_sweeper_that_saw_an_old_beat_takes_nothing(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
-        jobs.submit(connection, prompt(), NOW)
-        claim = jobs.claim(connection, "m", 1, worker, NOW)
+        submission.submit(connection, prompt(), NOW)
+        claim = transitions.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
-        (seen,) = jobs.held(connection)
-        jobs.beat(connection, [claim.lease_token])
+        (seen,) = leases.active_leases(connection)
+        leases.heartbeat(connection, [claim.lease_token])
         status = fail(
             connection,
             claim,
             outcome=Outcome.LOST,
             kind="worker_lost",
-            seen_beat=seen.beat,
+            seen_heartbeat=seen.heartbeat,
         )
         assert status is None
         assert finish(connection, claim)
@@ -168,11 +169,11 @@ def test_a_sweeper_that_saw_an_old_beat_takes_nothing(engine: Engine) -> None:
 def test_the_database_itself_refuses(engine: Engine, statement: str, why: str) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
-        jobs.submit(connection, prompt(), NOW)
-        jobs.submit(connection, prompt(), NOW)
-        jobs.submit(connection, prompt(conversation_id="other"), NOW)
-        jobs.submit(connection, prompt("", conversation_id="other", system_prompt="alone"), NOW)
-        claim = jobs.claim(connection, "m", 1, worker, NOW)
+        submission.submit(connection, prompt(), NOW)
+        submission.submit(connection, prompt(), NOW)
+        submission.submit(connection, prompt(conversation_id="other"), NOW)
+        submission.submit(connection, prompt("", conversation_id="other", system_prompt="alone"), NOW)
+        claim = transitions.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         finish(connection, claim)
     with engine.connect() as connection, pytest.raises(IntegrityError, match=why):
@@ -183,10 +184,10 @@ def test_the_system_message_of_an_earlier_turn_stays_in_force_until_another_come
     with engine.begin() as connection:
         worker = register_worker(connection)
         for content, system in (("1", "A"), ("2", ""), ("3", "A"), ("4", "B")):
-            jobs.submit(connection, prompt(content, system_prompt=system), NOW)
+            submission.submit(connection, prompt(content, system_prompt=system), NOW)
         told = []
         for _ in range(4):
-            claim = jobs.claim(connection, "m", 1, worker, NOW)
+            claim = transitions.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             turn = turns.turn(connection, claim.turn_id, 1000)
             told.append([message.content for message in turn.messages])
@@ -205,12 +206,12 @@ def test_a_turn_goes_back_no_further_than_it_is_told_to(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
         for _ in range(3):
-            jobs.submit(connection, prompt("x" * 10), NOW)
-            claim = jobs.claim(connection, "m", 1, worker, NOW)
+            submission.submit(connection, prompt("x" * 10), NOW)
+            claim = transitions.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             finish(connection, claim, "y" * 10)
-        jobs.submit(connection, prompt("now"), NOW)
-        claim = jobs.claim(connection, "m", 1, worker, NOW)
+        submission.submit(connection, prompt("now"), NOW)
+        claim = transitions.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         turn = turns.turn(connection, claim.turn_id, 40)
     assert [message.content[0] for message in turn.messages] == ["x", "y", "x", "y", "n"]
@@ -220,8 +221,8 @@ def test_a_turn_goes_back_no_further_than_it_is_told_to(engine: Engine) -> None:
 def test_check_names_the_rows_that_break_a_promise(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
-        jobs.submit(connection, prompt(), NOW)
-        claim = jobs.claim(connection, "m", 1, worker, NOW)
+        submission.submit(connection, prompt(), NOW)
+        claim = transitions.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         finish(connection, claim)
         connection.execute(text("DELETE FROM messages WHERE role = 'assistant'"))
@@ -237,7 +238,7 @@ def heads(connection: Connection) -> list[int]:
 
 def queued(connection: Connection, conversation_id: str = "c", queue_timeout_s: float | None = None) -> int:
     wanted = prompt(conversation_id=conversation_id, queue_timeout_s=queue_timeout_s)
-    job_id = jobs.submit(connection, wanted, NOW).job_id
+    job_id = submission.submit(connection, wanted, NOW).job_id
     assert job_id is not None
     return job_id
 
@@ -249,11 +250,11 @@ def test_whatever_ends_a_job_lets_the_next_of_its_conversation_move_up(engine: E
         first, second, other = queued(connection, "c", 60), queued(connection), queued(connection, "other")
         assert heads(connection) == [first, other]
         if end == "give_up":
-            assert jobs.expire_queued(connection, NOW + timedelta(seconds=60), 10) == [first]
+            assert transitions.expire_queued(connection, NOW + timedelta(seconds=60), 10) == [first]
         elif end == "cancel":
-            assert jobs.cancel(connection, ADMIN_ID, first, NOW) is Status.CANCELLED
+            assert transitions.cancel(connection, ADMIN_ID, first, NOW) is Status.CANCELLED
         else:
-            claim = jobs.claim(connection, "m", 1, 1, NOW)
+            claim = transitions.claim(connection, "m", 1, 1, NOW)
             assert claim is not None
             assert heads(connection) == [other]
             if end == "finish":
@@ -261,7 +262,7 @@ def test_whatever_ends_a_job_lets_the_next_of_its_conversation_move_up(engine: E
             elif end == "fail":
                 assert fail(connection, claim, pause=None) is Status.ERROR
             else:
-                jobs.cancel_open(connection, ADMIN_ID, NOW, statuses=[Status.PROCESSING], limit=10)
+                transitions.cancel_open(connection, ADMIN_ID, NOW, statuses=[Status.PROCESSING], limit=10)
         assert heads(connection) == [second, other]
         assert check.broken(connection) == []
 
@@ -269,16 +270,16 @@ def test_whatever_ends_a_job_lets_the_next_of_its_conversation_move_up(engine: E
 def test_a_job_that_ends_behind_the_head_lets_nobody_move_up(engine: Engine) -> None:
     with engine.begin() as connection:
         first, second, third = (queued(connection) for _ in range(3))
-        jobs.cancel(connection, ADMIN_ID, second, NOW)
+        transitions.cancel(connection, ADMIN_ID, second, NOW)
         assert heads(connection) == [first]
-        jobs.cancel(connection, ADMIN_ID, first, NOW)
+        transitions.cancel(connection, ADMIN_ID, first, NOW)
         assert heads(connection) == [third]
 
 
 def test_the_checks_find_who_should_have_moved_up(engine: Engine) -> None:
     with engine.begin() as connection:
-        jobs.submit(connection, prompt(), NOW)
-        jobs.submit(connection, prompt(), NOW)
+        submission.submit(connection, prompt(), NOW)
+        submission.submit(connection, prompt(), NOW)
         connection.execute(text("UPDATE jobs SET is_head = NOT is_head"))
         (broken,) = check.broken(connection)
     assert broken.rule == "an open job is the head of its conversation exactly where nothing earlier in it is open"
@@ -289,18 +290,18 @@ def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> N
     with engine.begin() as connection:
         worker = register_worker(connection)
         for content in ("1", "2", "3"):
-            jobs.submit(connection, prompt(content, context=f"before {content}"), NOW)
+            submission.submit(connection, prompt(content, context=f"before {content}"), NOW)
         claims = []
         for number in range(3):
-            claim = jobs.claim(connection, "m", 1, worker, NOW)
+            claim = transitions.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
             claims.append(claim)
             if number == 0:
                 finish(connection, claim, "r1")
             if number == 1:
-                assert jobs.cancel(connection, ADMIN_ID, claim.job_id, NOW) is Status.CANCELLED
-                written = jobs.Written("half of r2", 1, 1)
-                assert jobs.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
+                assert transitions.cancel(connection, ADMIN_ID, claim.job_id, NOW) is Status.CANCELLED
+                written = transitions.Written("half of r2", 1, 1)
+                assert transitions.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
         turn = turns.turn(connection, claims[2].turn_id, 1000)
     assert [message.content for message in turn.messages] == ["before 1", "1", "r1", "before 3", "3"]
 
@@ -308,21 +309,21 @@ def test_a_turn_whose_job_was_cancelled_is_in_no_later_turn(engine: Engine) -> N
 def test_only_the_attempt_that_a_cancel_ended_tells_what_it_had_written(engine: Engine) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
-        jobs.submit(connection, prompt(), NOW)
-        first = jobs.claim(connection, "m", 1, worker, NOW)
+        submission.submit(connection, prompt(), NOW)
+        first = transitions.claim(connection, "m", 1, worker, NOW)
         assert first is not None
         fail(connection, first)
-        second = jobs.claim(connection, "m", 1, worker, NOW)
+        second = transitions.claim(connection, "m", 1, worker, NOW)
         assert second is not None
-        written = jobs.Written("half", 3, 2)
+        written = transitions.Written("half", 3, 2)
 
-        def keep(claim: jobs.Claim) -> bool:
-            return jobs.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
+        def keep(claim: transitions.Claim) -> bool:
+            return transitions.keep_written(connection, claim.job_id, claim.lease_token, NOW, written=written)
 
         assert not keep(second), "not yet cancelled"
-        jobs.cancel(connection, ADMIN_ID, second.job_id, NOW)
+        transitions.cancel(connection, ADMIN_ID, second.job_id, NOW)
         assert [keep(first), keep(second), keep(second)] == [False, True, False]
-        job = job_reads.one(connection, ADMIN_ID, second.job_id)
+        job = reads.one(connection, ADMIN_ID, second.job_id)
         assert check.broken(connection) == []
     assert job is not None
     assert (job.status, job.partial, job.result) == ("cancelled", "half", None)
@@ -333,20 +334,20 @@ def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(
     with engine.begin() as connection:
         worker = register_worker(connection)
         bounded = prompt(conversation_id="a", queue_timeout_s=59.5)
-        jobs.submit(connection, bounded, NOW)
-        jobs.submit(connection, bounded, NOW)
-        claim = jobs.claim(connection, "m", 1, worker, NOW)
+        submission.submit(connection, bounded, NOW)
+        submission.submit(connection, bounded, NOW)
+        claim = transitions.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         fail(connection, claim)
-        again = jobs.claim(connection, "m", 1, worker, late)
+        again = transitions.claim(connection, "m", 1, worker, late)
         assert again is not None, "it was started in time, so a failed attempt does not end its patience"
         finish(connection, again)
-        assert jobs.due(connection, ["m"], late) == []
-        assert jobs.claim(connection, "m", 1, worker, late) is None
-        assert jobs.expire_queued(connection, NOW + timedelta(seconds=59), 10) == []
-        assert jobs.expire_queued(connection, late, 10) == [2]
-        assert jobs.expire_queued(connection, late, 10) == []
-        job = job_reads.one(connection, ADMIN_ID, 2)
+        assert waiting.due(connection, ["m"], late) == []
+        assert transitions.claim(connection, "m", 1, worker, late) is None
+        assert transitions.expire_queued(connection, NOW + timedelta(seconds=59), 10) == []
+        assert transitions.expire_queued(connection, late, 10) == [2]
+        assert transitions.expire_queued(connection, late, 10) == []
+        job = reads.one(connection, ADMIN_ID, 2)
         assert check.broken(connection) == []
     assert job is not None
     assert job.error is not None
@@ -355,9 +356,9 @@ def test_what_waited_too_long_for_its_first_start_is_given_up_and_never_claimed(
 
 
 def test_the_looks_that_repeat_all_the_time_read_no_whole_table(sqlite_engine: Engine) -> None:
-    waits = select(JobRow.id, JobRow.created_at, JobRow.not_after).where(jobs._waits_too_long).limit(10)
+    waits = select(JobRow.id, JobRow.created_at, JobRow.not_after).where(statements.waits_too_long).limit(10)
     with sqlite_engine.connect() as connection:
-        for statement, index in ((jobs._HELD_BY, "held_by_worker"), (waits, "given_up_in_the_queue")):
+        for statement, index in ((leases._HELD_BY, "held_by_worker"), (waits, "given_up_in_the_queue")):
             compiled = statement.compile(sqlite_engine)
             values = tuple("1" for _ in compiled.positiontup or ())
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", values).fetchall()
@@ -377,8 +378,8 @@ def test_the_looks_that_repeat_all_the_time_read_no_whole_table(sqlite_engine: E
 def test_check_finds_what_no_cancel_can_have_left(engine: Engine, statement: str, rule: str) -> None:
     with engine.begin() as connection:
         worker = register_worker(connection)
-        jobs.submit(connection, prompt(), NOW)
-        claim = jobs.claim(connection, "m", 1, worker, NOW)
+        submission.submit(connection, prompt(), NOW)
+        claim = transitions.claim(connection, "m", 1, worker, NOW)
         assert claim is not None
         finish(connection, claim)
         connection.execute(text(statement))

@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.store import conversations, job_reads, jobs, keys, retention, turns
+from llamalith_app.store import conversations, keys, retention, turns
+from llamalith_app.store.jobs import leases, reads, submission, transitions, waiting
 from llamalith_app.store.tables import Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
@@ -35,20 +36,20 @@ def explained(connection: Connection, steps: list[str]) -> Iterator[None]:
     event.remove(connection, "before_cursor_execute", explain)
 
 
-def claimed(connection: Connection) -> jobs.Claim:
-    claim = jobs.claim(connection, "m", 1, 1, NOW)
+def claimed(connection: Connection) -> transitions.Claim:
+    claim = transitions.claim(connection, "m", 1, 1, NOW)
     assert claim is not None
     return claim
 
 
 def queued(connection: Connection) -> int:
-    job_id = jobs.submit(connection, prompt(), NOW).job_id
+    job_id = submission.submit(connection, prompt(), NOW).job_id
     assert job_id is not None
     return job_id
 
 
 def expire_queued(connection: Connection, _: object) -> None:
-    assert jobs.expire_queued(connection, LATER, 1000)
+    assert transitions.expire_queued(connection, LATER, 1000)
 
 
 def forget(connection: Connection, _: object) -> None:
@@ -64,47 +65,47 @@ Prepare = Callable[[Connection], Any]
 Run = Callable[[Connection, Any], Any]
 
 OPERATIONS: dict[str, tuple[Prepare, Run]] = {
-    "submit": (queued, lambda c, _: jobs.submit(c, prompt(system_prompt="s", context="x"), NOW)),
-    "submit to a new conversation": (queued, lambda c, _: jobs.submit(c, prompt(conversation_id=None), NOW)),
+    "submit": (queued, lambda c, _: submission.submit(c, prompt(system_prompt="s", context="x"), NOW)),
+    "submit to a new conversation": (queued, lambda c, _: submission.submit(c, prompt(conversation_id=None), NOW)),
     "claim": (queued, lambda c, _: claimed(c)),
     "finish": (lambda c: (queued(c), claimed(c))[1], finish),
     "fail": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: fail(c, claim, pause=None)),
-    "beat": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: jobs.beat(c, [claim.lease_token])),
-    "cancel": (queued, lambda c, job_id: jobs.cancel(c, ADMIN_ID, job_id, NOW)),
+    "beat": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: leases.heartbeat(c, [claim.lease_token])),
+    "cancel": (queued, lambda c, job_id: transitions.cancel(c, ADMIN_ID, job_id, NOW)),
     "cancel what is open in a conversation": (
         queued,
-        lambda c, _: jobs.cancel_open(
+        lambda c, _: transitions.cancel_open(
             c, ADMIN_ID, NOW, statuses=[Status.QUEUED, Status.PROCESSING], limit=1000, conversation_id="c"
         ),
     ),
-    "freed": (queued, lambda c, job_id: jobs.newly_runnable(c, [job_id], NOW)),
+    "freed": (queued, lambda c, job_id: waiting.newly_runnable(c, [job_id], NOW)),
     "retry": (
-        lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW),
-        lambda c, _: jobs.retry(c, ADMIN_ID, 1, "r", NOW),
+        lambda c: transitions.cancel(c, ADMIN_ID, queued(c), NOW),
+        lambda c, _: submission.retry(c, ADMIN_ID, 1, "r", NOW),
     ),
     "retry all that match": (
-        lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW),
-        lambda c, _: jobs.retry_matching(
+        lambda c: transitions.cancel(c, ADMIN_ID, queued(c), NOW),
+        lambda c, _: submission.retry_matching(
             c, ADMIN_ID, "r", NOW, statuses=[Status.ERROR, Status.CANCELLED], models=["m"], limit=100
         ),
     ),
-    "due": (queued, lambda c, _: jobs.due(c, ["m", "n"], NOW)),
-    "load": (queued, lambda c, _: jobs.load(c, ["m", "n"], NOW)),
-    "n_queued": (queued, lambda c, _: jobs.n_queued(c, ADMIN_ID)),
-    "queue of one job": (queued, lambda c, job_id: job_reads.queue(c, {job_id: "m"})),
+    "due": (queued, lambda c, _: waiting.due(c, ["m", "n"], NOW)),
+    "load": (queued, lambda c, _: waiting.queue_depth(c, ["m", "n"], NOW)),
+    "n_queued": (queued, lambda c, _: waiting.n_queued(c, ADMIN_ID)),
+    "queue of one job": (queued, lambda c, job_id: reads.queue(c, {job_id: "m"})),
     "queue of jobs that wait for others": (
         lambda c: [queued(c) for _ in "ab"],
-        lambda c, ids: job_reads.queue(c, dict.fromkeys(ids, "m")),
+        lambda c, ids: reads.queue(c, dict.fromkeys(ids, "m")),
     ),
-    "newest": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, max_text=200)),
-    "newest from an id on": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, before=9)),
-    "newest of a status": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, status="done")),
-    "newest of a conversation": (queued, lambda c, _: job_reads.newest(c, ADMIN_ID, limit=100, conversation_id="c")),
+    "newest": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, max_text=200)),
+    "newest from an id on": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, before=9)),
+    "newest of a status": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, status="done")),
+    "newest of a conversation": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, conversation_id="c")),
     "conversations, newest first": (
         lambda c: [queued(c) for _ in "ab"],
         lambda c, _: conversations.newest(c, ADMIN_ID, limit=1, offset=0, max_text=200),
     ),
-    "one": (queued, lambda c, job_id: job_reads.one(c, ADMIN_ID, job_id)),
+    "one": (queued, lambda c, job_id: reads.one(c, ADMIN_ID, job_id)),
     "latest": (queued, lambda c, _: conversations.latest(c, ADMIN_ID, "c")),
     "a turn's messages": (queued, lambda c, _: turns.turn(c, 1, 1000)),
     "a conversation's messages": (queued, lambda c, _: conversations.messages(c, ADMIN_ID, "c")),
@@ -115,24 +116,24 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
             c, ADMIN_ID, [Message(role="user", content="hello"), Message(role="assistant", content="a reply")]
         ),
     ),
-    "a sibling": (queued, lambda c, _: jobs.submit_sibling(c, prompt(), 1, NOW)),
+    "a sibling": (queued, lambda c, _: submission.submit_sibling(c, prompt(), 1, NOW)),
     "a fork": (
-        lambda c: jobs.cancel(c, ADMIN_ID, queued(c), NOW),
-        lambda c, _: jobs.submit_fork(c, prompt(conversation_id=None), 1, NOW),
+        lambda c: transitions.cancel(c, ADMIN_ID, queued(c), NOW),
+        lambda c, _: submission.submit_fork(c, prompt(conversation_id=None), 1, NOW),
     ),
-    "attempts": (queued, lambda c, job_id: job_reads.attempts(c, ADMIN_ID, job_id)),
-    "held": (queued, lambda c, _: jobs.held(c)),
-    "held by a worker": (queued, lambda c, _: jobs.held(c, 1)),
-    "expire_queued": (lambda c: jobs.submit(c, prompt(queue_timeout_s=60), NOW), expire_queued),
+    "attempts": (queued, lambda c, job_id: reads.attempts(c, ADMIN_ID, job_id)),
+    "held": (queued, lambda c, _: leases.active_leases(c)),
+    "held by a worker": (queued, lambda c, _: leases.active_leases(c, 1)),
+    "expire_queued": (lambda c: submission.submit(c, prompt(queue_timeout_s=60), NOW), expire_queued),
     "an answer to a key": (lambda c: None, lambda c, _: answered_before(c)),
     "has_expired": (queued, lambda c, _: retention.has_expired(c, LATER)),
     "expire": (
-        lambda c: (jobs.cancel(c, ADMIN_ID, queued(c), NOW), queued(c)),
+        lambda c: (transitions.cancel(c, ADMIN_ID, queued(c), NOW), queued(c)),
         lambda c, _: retention.expire(c, LATER, 100),
     ),
     "look through conversations": (queued, lambda c, _: retention.look_through(c, LATER, 0, 1000)),
     "forget conversations": (
-        lambda c: jobs.submit(c, prompt("", system_prompt="s"), NOW),
+        lambda c: submission.submit(c, prompt("", system_prompt="s"), NOW),
         lambda c, _: retention.forget_conversations(c, LATER, [1]),
     ),
     "forget keys": (answered_before, forget),
@@ -207,9 +208,11 @@ def test_what_expires_costs_as_much_as_there_are_system_messages_and_not_their_s
 
         with sqlite_engine.begin() as connection:
             for n in range(n_turns):
-                job_id = jobs.submit(connection, prompt("x", conversation_id, system_prompt=f"of turn {n}"), NOW).job_id
+                job_id = submission.submit(
+                    connection, prompt("x", conversation_id, system_prompt=f"of turn {n}"), NOW
+                ).job_id
                 assert job_id is not None
-                jobs.cancel(connection, ADMIN_ID, job_id, NOW)
+                transitions.cancel(connection, ADMIN_ID, job_id, NOW)
             sqlite = connection.connection.driver_connection
             assert sqlite is not None
             sqlite.set_progress_handler(count, 100)

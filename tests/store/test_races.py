@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from llamalith_app.store import check, job_reads, jobs
+from llamalith_app.store import check
+from llamalith_app.store.jobs import leases, reads, submission, transitions
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.conftest import Cluster
@@ -62,13 +63,13 @@ def test_of_claimers_that_race_for_one_job_exactly_one_gets_it(
 ) -> None:
     for _ in range(ROUNDS):
         with record.begin() as connection:
-            job_id = jobs.submit(connection, prompt(), NOW).job_id
-        claims = at_once([lambda connection: jobs.claim(connection, "m", 1, worker, NOW)] * CLAIMERS)
+            job_id = submission.submit(connection, prompt(), NOW).job_id
+        claims = at_once([lambda connection: transitions.claim(connection, "m", 1, worker, NOW)] * CLAIMERS)
         (claim,) = filter(None, claims)
         assert (claim.job_id, claim.attempt) == (job_id, 1)
         with record.begin() as connection:
             assert finish(connection, claim)
-            assert jobs.held(connection) == []
+            assert leases.active_leases(connection) == []
     with record.connect() as connection:
         assert check.broken(connection) == []
 
@@ -80,21 +81,24 @@ def test_of_two_that_end_an_attempt_at_once_exactly_one_does(
     ends: dict[str, Callable[..., bool]] = {
         "finish": finish,
         "lose": lambda connection, claim: (
-            fail(connection, claim, outcome=Outcome.LOST, kind="worker_lost", pause=None, seen_beat=0) is Status.ERROR
+            fail(connection, claim, outcome=Outcome.LOST, kind="worker_lost", pause=None, seen_heartbeat=0)
+            is Status.ERROR
         ),
-        "cancel": lambda connection, claim: jobs.cancel(connection, ADMIN_ID, claim.job_id, NOW) is Status.CANCELLED,
+        "cancel": lambda connection, claim: (
+            transitions.cancel(connection, ADMIN_ID, claim.job_id, NOW) is Status.CANCELLED
+        ),
     }
     left = {"finish": "done", "lose": "error", "cancel": "cancelled"}
     words = pair.split()
     for _ in range(ROUNDS):
         with record.begin() as connection:
-            jobs.submit(connection, prompt(), NOW)
-            claim = jobs.claim(connection, "m", 1, worker, NOW)
+            submission.submit(connection, prompt(), NOW)
+            claim = transitions.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
         won = at_once([partial(ends[word], claim=claim) for word in words])
         (winner,) = (word for word, did in zip(words, won, strict=True) if did)
         with record.connect() as connection:
-            job = job_reads.one(connection, ADMIN_ID, claim.job_id)
+            job = reads.one(connection, ADMIN_ID, claim.job_id)
             assert job is not None
             assert job.status == left[winner]
     with record.connect() as connection:
@@ -106,17 +110,17 @@ def test_a_claim_passes_over_what_another_is_claiming_and_gets_it_when_that_one_
 ) -> None:
     with record.begin() as connection:
         for conversation in ("a", "a", "b"):
-            jobs.submit(connection, prompt(conversation_id=conversation), NOW)
+            submission.submit(connection, prompt(conversation_id=conversation), NOW)
     with record.connect() as one, record.connect() as two, record.connect() as three:
-        first = jobs.claim(one, "m", 1, worker, NOW)
-        other = jobs.claim(two, "m", 1, worker, NOW)
+        first = transitions.claim(one, "m", 1, worker, NOW)
+        other = transitions.claim(two, "m", 1, worker, NOW)
         assert first is not None
         assert other is not None
         assert (first.job_id, other.job_id) == (1, 3), "the second job waits for the first of its conversation"
-        assert jobs.claim(three, "m", 1, worker, NOW) is None
+        assert transitions.claim(three, "m", 1, worker, NOW) is None
         one.rollback()
         two.commit()
-        again = jobs.claim(three, "m", 1, worker, NOW)
+        again = transitions.claim(three, "m", 1, worker, NOW)
         assert again is not None
         assert (again.job_id, again.attempt) == (1, 1)
         three.commit()

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import Connection, Engine, text, update
 
-from llamalith_app.store import check, conversations, job_reads, jobs, retention, turns
+from llamalith_app.store import check, conversations, retention, turns
+from llamalith_app.store.jobs import reads, submission, transitions
 from llamalith_app.store.tables import JobRow
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, finish, prompt, register_worker
@@ -32,14 +33,14 @@ def _whole(connection: Connection) -> Iterator[None]:
 
 
 def queue(connection: Connection, content: str, *, system_prompt: str = "", context: str = "") -> int:
-    job_id = jobs.submit(connection, prompt(content, system_prompt=system_prompt, context=context), NOW).job_id
+    job_id = submission.submit(connection, prompt(content, system_prompt=system_prompt, context=context), NOW).job_id
     assert job_id is not None
     return job_id
 
 
-def answer(connection: Connection, at: datetime = NOW) -> jobs.Claim:
+def answer(connection: Connection, at: datetime = NOW) -> transitions.Claim:
     """The next job gets its reply; it ended at that time."""
-    claim = jobs.claim(connection, "m", 1, 1, NOW)
+    claim = transitions.claim(connection, "m", 1, 1, NOW)
     assert claim is not None
     assert finish(connection, claim, f"reply to {claim.job_id}")
     connection.execute(update(JobRow).where(JobRow.id == claim.job_id).values(processed_at=at))
@@ -61,9 +62,9 @@ def test_a_turn_goes_with_all_that_was_said_in_it_and_its_attempts(connection: C
     assert retention.expire(connection, NOW, 100) == 1
     assert not retention.has_expired(connection, NOW)
     assert said(connection) == ["young", "reply to 2", "waits"]
-    assert job_reads.one(connection, ADMIN_ID, 1) is None
-    assert job_reads.attempts(connection, ADMIN_ID, 1) is None
-    assert [job.id for job in job_reads.newest(connection, ADMIN_ID, limit=9)] == [3, 2]
+    assert reads.one(connection, ADMIN_ID, 1) is None
+    assert reads.attempts(connection, ADMIN_ID, 1) is None
+    assert [job.id for job in reads.newest(connection, ADMIN_ID, limit=9)] == [3, 2]
     assert check.counts(connection)["attempts"] == 1
 
 
@@ -73,17 +74,17 @@ def test_what_ended_first_goes_first_so_many_at_a_time(connection: Connection) -
         answer(connection, at)
     left = []
     while retention.expire(connection, NOW + DAY, 1):
-        left.append([job.id for job in job_reads.newest(connection, ADMIN_ID, limit=9)])
+        left.append([job.id for job in reads.newest(connection, ADMIN_ID, limit=9)])
     assert left == [[3, 1], [1], []]
 
 
 def test_what_failed_and_what_was_cancelled_goes_too_and_what_is_open_never(connection: Connection) -> None:
     first = queue(connection, "cancelled")
-    jobs.cancel(connection, ADMIN_ID, first, NOW)
-    jobs.submit(connection, prompt("given up", queue_timeout_s=1), NOW)
-    jobs.expire_queued(connection, NOW + timedelta(seconds=1), 9)
+    transitions.cancel(connection, ADMIN_ID, first, NOW)
+    submission.submit(connection, prompt("given up", queue_timeout_s=1), NOW)
+    transitions.expire_queued(connection, NOW + timedelta(seconds=1), 9)
     queue(connection, "runs")
-    assert jobs.claim(connection, "m", 1, 1, NOW)
+    assert transitions.claim(connection, "m", 1, 1, NOW)
     queue(connection, "waits")
     assert retention.expire(connection, NOW + 1000 * DAY, 100) == 2
     assert said(connection) == ["runs", "waits"]
@@ -113,7 +114,7 @@ def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
     for content, at in (("1", NOW), ("2", NOW + DAY)):
         queue(connection, content, system_prompt=system_prompt)
         answer(connection, at)
-    other = jobs.submit(connection, prompt("another", "other"), NOW).job_id
+    other = submission.submit(connection, prompt("another", "other"), NOW).job_id
     assert other is not None
     assert retention.expire(connection, NOW, 100) == 1
     assert listed(connection) == ["c", "other"]
@@ -121,7 +122,7 @@ def test_a_conversation_goes_with_its_last_turn_and_its_id_begins_anew(
     assert listed(connection) == ["other"]
     assert not conversations.exists(connection, ADMIN_ID, "c")
     assert check.counts(connection)["messages"] == 1
-    jobs.cancel(connection, ADMIN_ID, other, NOW)
+    transitions.cancel(connection, ADMIN_ID, other, NOW)
     queue(connection, "new")
     claim = answer(connection)
     assert turns.parent(connection, claim.turn_id).depth == 0
@@ -144,8 +145,8 @@ def look_through(connection: Connection, until: datetime) -> list[str]:
 
 def test_what_earlier_versions_left_of_conversations_goes_too_some_at_a_time(connection: Connection) -> None:
     for number in range(5):
-        jobs.submit(connection, prompt("x", f"left {number}"), NOW)
-        jobs.cancel(connection, ADMIN_ID, number + 1, NOW)
+        submission.submit(connection, prompt("x", f"left {number}"), NOW)
+        transitions.cancel(connection, ADMIN_ID, number + 1, NOW)
     for table in ("messages", "jobs"):
         connection.execute(text(f"DELETE FROM {table}"))
     queue(connection, "waits")
@@ -154,22 +155,22 @@ def test_what_earlier_versions_left_of_conversations_goes_too_some_at_a_time(con
 
 
 def test_a_system_message_that_was_stored_alone_is_kept_as_long_as_a_turn(connection: Connection) -> None:
-    jobs.submit(connection, prompt("", "alone", system_prompt="be kind"), NOW)
-    jobs.submit(connection, prompt("", "again", system_prompt="be kind"), NOW)
-    jobs.submit(connection, prompt("", "again", system_prompt="be terse"), NOW + DAY)
-    jobs.submit(connection, prompt("", "used", system_prompt="be kind"), NOW)
-    used = jobs.submit(connection, prompt("x", "used"), NOW).job_id
+    submission.submit(connection, prompt("", "alone", system_prompt="be kind"), NOW)
+    submission.submit(connection, prompt("", "again", system_prompt="be kind"), NOW)
+    submission.submit(connection, prompt("", "again", system_prompt="be terse"), NOW + DAY)
+    submission.submit(connection, prompt("", "used", system_prompt="be kind"), NOW)
+    used = submission.submit(connection, prompt("x", "used"), NOW).job_id
     assert used is not None
     assert look_through(connection, NOW - timedelta(seconds=1)) == ["again", "alone", "used"]
     assert look_through(connection, NOW) == ["again", "used"]
-    jobs.cancel(connection, ADMIN_ID, used, NOW + DAY)
+    transitions.cancel(connection, ADMIN_ID, used, NOW + DAY)
     assert look_through(connection, NOW) == ["again", "used"]
     assert retention.expire(connection, NOW + DAY, 9) == 1
     assert look_through(connection, NOW + DAY) == []
 
 
 def test_what_is_said_while_others_look_stays(connection: Connection) -> None:
-    jobs.submit(connection, prompt("", "c", system_prompt="be kind"), NOW)
+    submission.submit(connection, prompt("", "c", system_prompt="be kind"), NOW)
     looked = retention.look_through(connection, NOW, 0, 9)
     assert looked == (0, [1])
     queue(connection, "just now")
@@ -219,7 +220,7 @@ def test_a_later_turn_sees_what_is_left_of_those_before_it(connection: Connectio
         queue(connection, content)
         answer(connection, at)
     queue(connection, "3")
-    claim = jobs.claim(connection, "m", 1, 1, NOW)
+    claim = transitions.claim(connection, "m", 1, 1, NOW)
     assert claim is not None
     retention.expire(connection, NOW, 100)
     turn = turns.turn(connection, claim.turn_id, 1000)
@@ -229,21 +230,21 @@ def test_a_later_turn_sees_what_is_left_of_those_before_it(connection: Connectio
 
 def test_a_retry_outlives_the_job_that_it_tries_again(connection: Connection) -> None:
     first = queue(connection, "once more")
-    jobs.cancel(connection, ADMIN_ID, first, NOW)
-    again = jobs.retry(connection, ADMIN_ID, first, "r", NOW)
-    assert isinstance(again, jobs.Retry)
+    transitions.cancel(connection, ADMIN_ID, first, NOW)
+    again = submission.retry(connection, ADMIN_ID, first, "r", NOW)
+    assert isinstance(again, submission.Retry)
     assert retention.expire(connection, NOW, 100) == 1
-    job = job_reads.one(connection, ADMIN_ID, again.job_id)
+    job = reads.one(connection, ADMIN_ID, again.job_id)
     assert job is not None
     assert job.retry_of == first
-    assert jobs.retry(connection, ADMIN_ID, first, "r", NOW) is None
+    assert submission.retry(connection, ADMIN_ID, first, "r", NOW) is None
 
 
 def test_the_checks_find_a_retry_of_another_conversations_job(connection: Connection) -> None:
     queue(connection, "mine")
-    other = jobs.submit(connection, prompt("not mine", "other"), NOW).job_id
+    other = submission.submit(connection, prompt("not mine", "other"), NOW).job_id
     assert other is not None
-    jobs.cancel(connection, ADMIN_ID, 1, NOW)
+    transitions.cancel(connection, ADMIN_ID, 1, NOW)
     connection.execute(text("UPDATE jobs SET retry_of = 1 WHERE id = 2"))
     (broken,) = check.broken(connection)
     assert broken.rule == "a job tries again one of its own conversation that ended without a reply, or that is gone"

@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, event, select
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.store import check, conversations, job_reads, jobs, retention, turns
+from llamalith_app.store import check, conversations, retention, turns
+from llamalith_app.store.jobs import leases, reads, submission, transitions
 from llamalith_app.store.tables import JobRow, Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.conftest import NewRecord
@@ -71,7 +72,7 @@ class Record(RuleBasedStateMachine):
         self.jobs: dict[int, Known] = {}
         self.turns: dict[int, KnownTurn] = {}
         self.heads: dict[str, int] = {}
-        self.claims: list[jobs.Claim] = []
+        self.claims: list[transitions.Claim] = []
         self.replies: dict[int, str] = {}
         self.retries: dict[int, int] = {}
         self.to_keep: set[str] = set()
@@ -121,12 +122,12 @@ class Record(RuleBasedStateMachine):
         crash_at: int | None,
     ) -> None:
         new = self.prompt(conversation, model, system, context, queue_timeout_s)
-        accepted = self.run(crash_at, jobs.submit, new, NOW)
+        accepted = self.run(crash_at, submission.submit, new, NOW)
         self.know(accepted, new, self.heads.get(conversation))
 
     def prompt(
         self, conversation: str | None, model: str, system: str, context: str, queue_timeout_s: float | None = None
-    ) -> jobs.NewJob:
+    ) -> submission.NewJob:
         self.n_submitted += 1
         return prompt(
             f"prompt {self.n_submitted}",
@@ -138,7 +139,7 @@ class Record(RuleBasedStateMachine):
             queue_timeout_s=queue_timeout_s,
         )
 
-    def know(self, accepted: jobs.Accepted | None, new: jobs.NewJob, parent_id: int | None) -> None:
+    def know(self, accepted: submission.Accepted | None, new: submission.NewJob, parent_id: int | None) -> None:
         """The job that was made behind that turn; None: nothing was made."""
         if accepted is None:
             return
@@ -169,7 +170,7 @@ class Record(RuleBasedStateMachine):
             return
         beside = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))].turn_id
         new = self.prompt(None, "m", system, "")
-        accepted = self.run(crash_at, jobs.submit_sibling, new, beside, NOW)
+        accepted = self.run(crash_at, submission.submit_sibling, new, beside, NOW)
         assert accepted is not None or crash_at is not None
         self.know(accepted, new, self.turns[beside].parent_id)
 
@@ -179,7 +180,7 @@ class Record(RuleBasedStateMachine):
             return
         behind = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
         new = self.prompt(f"fork {self.n_submitted}", "m", system, "so far")
-        accepted = self.run(crash_at, jobs.submit_fork, new, behind.turn_id, NOW)
+        accepted = self.run(crash_at, submission.submit_fork, new, behind.turn_id, NOW)
         if behind.status in OPEN:
             assert accepted is behind.status or (accepted is None and crash_at is not None)
             return
@@ -232,7 +233,7 @@ class Record(RuleBasedStateMachine):
         open_jobs = [(job_id, job) for job_id, job in self.jobs.items() if job.status in OPEN]
         heads = {job.conversation: (job_id, job) for job_id, job in reversed(open_jobs)}
         due = sorted(job_id for job_id, job in heads.values() if job.status is Status.QUEUED and job.model == model)
-        claim = self.run(crash_at, jobs.claim, model, 1, self.worker, NOW)
+        claim = self.run(crash_at, transitions.claim, model, 1, self.worker, NOW)
         if claim is None:
             assert crash_at is not None or not due
             return
@@ -268,7 +269,7 @@ class Record(RuleBasedStateMachine):
         holds = self.holds(claim)
         status = self.run(
             crash_at,
-            jobs.fail,
+            transitions.fail,
             claim.job_id,
             claim.lease_token,
             NOW,
@@ -289,7 +290,7 @@ class Record(RuleBasedStateMachine):
             return
         job_id = data.draw(st.sampled_from(sorted(self.jobs)))
         before = self.jobs[job_id].status
-        status = self.run(crash_at, jobs.cancel, ADMIN_ID, job_id, NOW)
+        status = self.run(crash_at, transitions.cancel, ADMIN_ID, job_id, NOW)
         if status is None:
             assert crash_at is not None
             return
@@ -300,7 +301,7 @@ class Record(RuleBasedStateMachine):
         statuses=st.sets(st.sampled_from(OPEN), min_size=1), model=st.none() | st.sampled_from(MODELS), crash_at=crash
     )
     def cancel_open(self, statuses: set[Status], model: str | None, crash_at: int | None) -> None:
-        ids = self.run(crash_at, jobs.cancel_open, ADMIN_ID, NOW, statuses=statuses, limit=1000, model=model)
+        ids = self.run(crash_at, transitions.cancel_open, ADMIN_ID, NOW, statuses=statuses, limit=1000, model=model)
         if ids is None:
             assert crash_at is not None
             return
@@ -313,8 +314,8 @@ class Record(RuleBasedStateMachine):
         claim = self.any_claim(data)
         if claim is None:
             return
-        written = jobs.Written("so far", 1, 1)
-        kept = self.run(crash_at, jobs.keep_written, claim.job_id, claim.lease_token, NOW, written=written)
+        written = transitions.Written("so far", 1, 1)
+        kept = self.run(crash_at, transitions.keep_written, claim.job_id, claim.lease_token, NOW, written=written)
         assert kept is (claim.lease_token in self.to_keep) or crash_at is not None
         if kept:
             self.to_keep.remove(claim.lease_token)
@@ -325,10 +326,10 @@ class Record(RuleBasedStateMachine):
             return
         job_id = data.draw(st.sampled_from(sorted(self.jobs)))
         before = self.jobs[job_id]
-        again = self.run(crash_at, jobs.retry, ADMIN_ID, job_id, "r", NOW)
+        again = self.run(crash_at, submission.retry, ADMIN_ID, job_id, "r", NOW)
         if again is None:
             assert crash_at is not None
-        elif before.status not in jobs.RETRYABLE:
+        elif before.status not in submission.RETRYABLE:
             assert again is before.status
         else:
             assert again.is_new is (job_id not in self.retries)
@@ -350,7 +351,7 @@ class Record(RuleBasedStateMachine):
 
     @rule(crash_at=crash)
     def give_up(self, crash_at: int | None) -> None:
-        given_up = self.run(crash_at, jobs.expire_queued, NOW + timedelta(seconds=60), 1000)
+        given_up = self.run(crash_at, transitions.expire_queued, NOW + timedelta(seconds=60), 1000)
         if given_up is None:
             assert crash_at is not None
             return
@@ -378,15 +379,15 @@ class Record(RuleBasedStateMachine):
     @rule()
     def beat(self) -> None:
         tokens = [claim.lease_token for claim in self.claims]
-        self.run(None, jobs.beat, tokens)
-        held = {lease.lease_token for lease in self.run(None, jobs.held, self.worker)}
+        self.run(None, leases.heartbeat, tokens)
+        held = {lease.lease_token for lease in self.run(None, leases.active_leases, self.worker)}
         assert held == {claim.lease_token for claim in self.claims if self.holds(claim)}
 
     @invariant()
     def every_rule_of_the_record_holds(self) -> None:
         with self.engine.connect() as connection:
             assert check.broken(connection) == []
-            for job in job_reads.newest(connection, ADMIN_ID, limit=500):
+            for job in reads.newest(connection, ADMIN_ID, limit=500):
                 assert job.status == self.jobs[job.id].status
                 if job.status == "done":
                     assert job.result == self.replies[job.id]
@@ -413,10 +414,10 @@ class Record(RuleBasedStateMachine):
         ]
         assert told == self.texts(self.heads.get(name), answered=False)
 
-    def any_claim(self, data: st.DataObject) -> jobs.Claim | None:
+    def any_claim(self, data: st.DataObject) -> transitions.Claim | None:
         return data.draw(st.sampled_from(self.claims)) if self.claims else None
 
-    def holds(self, claim: jobs.Claim) -> bool:
+    def holds(self, claim: transitions.Claim) -> bool:
         """The newest claim of a job that is still processing."""
         if claim.job_id not in self.jobs:
             return False

@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.declaration import ModelSettings
-from llamalith_app.store import jobs
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import transitions
 from llamalith_app.store.record import record_id
 from llamalith_app.streams.publisher import StreamPublisher
 from llamalith_app.streams.subscriber import history
@@ -74,7 +74,7 @@ async def submit(api: httpx.AsyncClient, content: str, conversation_id: str = "c
 class Attempt:
     """One attempt at the best due job, as a worker's. The test says what it does."""
 
-    def __init__(self, database: Database, redis: Redis, record: str, claim: jobs.Claim) -> None:
+    def __init__(self, database: Database, redis: Redis, record: str, claim: transitions.Claim) -> None:
         self.claim = claim
         self._database = database
         self._redis = redis
@@ -105,6 +105,6 @@ class Attempt:
 
 async def attempt(database: Database, redis: Redis) -> Attempt:
     worker_id = await database.write(register_worker)
-    claim = await database.write(jobs.claim, "smollm2", 1, worker_id, datetime.now(UTC))
+    claim = await database.write(transitions.claim, "smollm2", 1, worker_id, datetime.now(UTC))
     assert claim is not None
     return Attempt(database, redis, record_id(database.path), claim)

@@ -22,8 +22,9 @@ from sqlalchemy import Connection, text
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.settings.config import Config
-from llamalith_app.store import jobs, retention, workers
+from llamalith_app.store import retention, workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import submission, transitions
 from llamalith_app.store.record import record_id
 from llamalith_app.store.users import ADMIN_ID
 from llamalith_app.streams import wire
@@ -361,7 +362,7 @@ async def test_a_job_that_ends_otherwise_says_so_once(
 
 
 def cancel(connection: Any, job_id: int) -> None:
-    jobs.cancel(connection, ADMIN_ID, job_id, NOW)
+    transitions.cancel(connection, ADMIN_ID, job_id, NOW)
 
 
 async def test_a_redis_that_comes_back_is_subscribed_again(
@@ -403,7 +404,7 @@ async def test_a_running_job_tells_when_it_will_end(api: httpx.AsyncClient, data
     making = await attempt(database, redis)
     engine = EngineStatus(model="smollm2", state="loaded", n_slots=1, tokens_per_s=10.0, completion_tokens=100.0)
     statuses = msgspec.json.encode([engine]).decode()
-    await database.write(workers.beat, 1, datetime.now(UTC), statuses)
+    await database.write(workers.heartbeat, 1, datetime.now(UTC), statuses)
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
         source = reader.events()
         making.stream.publish_progress(Progress(phase="decode", completion_tokens=40, tokens_per_s=20.0))
@@ -435,8 +436,8 @@ async def test_the_partial_text_of_a_cancelled_job_reaches_also_a_reader_that_co
         late = await both.enter_async_context(reading(api, f"/api/jobs/{job_id}/events"))
         late_events = late.events()
         assert (await some(late_events, "delta"))[0].data["text"] == "some text"
-        written = jobs.Written("some text", 1, 2)
-        assert await database.write(jobs.keep_written, job_id, making.claim.lease_token, NOW, written=written)
+        written = transitions.Written("some text", 1, 2)
+        assert await database.write(transitions.keep_written, job_id, making.claim.lease_token, NOW, written=written)
         for source in (early_events, late_events):
             (final,) = await some(source, "cancelled")
             assert final.data["partial"] == "some text"
@@ -448,7 +449,7 @@ async def test_a_stream_whose_job_expired_before_its_end_was_seen_ends_too(
     job_id = await submit(api, "x")
 
     def cancel_and_expire(connection: Connection) -> int:
-        jobs.cancel(connection, ADMIN_ID, job_id, datetime.now(UTC))
+        transitions.cancel(connection, ADMIN_ID, job_id, datetime.now(UTC))
         return retention.expire(connection, datetime.now(UTC), 100)
 
     async with reading(api, f"/api/jobs/{job_id}/events") as reader:
@@ -617,7 +618,7 @@ async def test_what_is_not_there_or_of_somebody_else_is_not_found(
 ) -> None:
     def of_another(connection: Any) -> int | None:
         connection.exec_driver_sql(ANOTHER)
-        return jobs.submit(connection, prompt(conversation_id="c", owner_id=2), NOW).job_id
+        return submission.submit(connection, prompt(conversation_id="c", owner_id=2), NOW).job_id
 
     job_id = await database.write(of_another)
     for path in (f"/api/jobs/{job_id}", "/api/jobs/99", "/api/conversations/c", "/api/conversations/none"):

@@ -46,13 +46,19 @@ def make_config(folder: Path, database_path: Path, redis_url: str) -> Config:
     )
 
 
-PATIENT = Timings(redis_timeout_s=20)
-"""A Valkey that gets no processor for a moment is not one that is away."""
+PATIENT = Timings(redis_timeout_s=20, schema_s=600)
+"""What gets no processor for a moment is not away."""
 
 
 @pytest.fixture
 def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
     return make_config(tmp_path, database_path, redis_url)
+
+
+@pytest.fixture
+def timings() -> Timings:
+    """Those of the application; a test that wants others is parametrized with them."""
+    return PATIENT
 
 
 @asynccontextmanager
@@ -88,16 +94,16 @@ async def log_in(client: httpx.AsyncClient) -> None:
 
 
 @pytest.fixture
-async def browser(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+async def browser(config: Config, timings: Timings) -> AsyncIterator[httpx.AsyncClient]:
     """A client that is logged in and says where it comes from, as browsers do."""
-    async with serving(config) as client:
+    async with serving(config, timings) as client:
         await log_in(client)
         yield client
 
 
 @pytest.fixture
-async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(config) as client:
+async def api(config: Config, timings: Timings) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(config, timings) as client:
         yield client
 
 

@@ -25,8 +25,9 @@ from redis.asyncio import Redis
 from llamalith_app.app import Timings
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.settings.config import Config
-from llamalith_app.store import jobs, workers
+from llamalith_app.store import workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import transitions
 from llamalith_app.store.record import record_id
 from tests.live import publish
 from tests.store.samples import finish, register_worker
@@ -114,9 +115,9 @@ async def test_queued_jobs_show_their_position_in_the_queue_of_their_model(api: 
     }
 
 
-async def claimed(database: Database) -> jobs.Claim:
+async def claimed(database: Database) -> transitions.Claim:
     worker = await database.write(register_worker)
-    claim = await database.write(jobs.claim, "smollm2", 1, worker, datetime.now(UTC))
+    claim = await database.write(transitions.claim, "smollm2", 1, worker, datetime.now(UTC))
     assert claim is not None
     return claim
 
@@ -221,7 +222,7 @@ async def test_probes_are_open_and_readyz_names_what_is_missing(
         "worker": "no worker is alive",
     }
     worker = await database.write(register_worker)
-    await database.write(workers.beat, worker, datetime.now(UTC))
+    await database.write(workers.heartbeat, worker, datetime.now(UTC))
     async with serving(config) as api:
         ready = await api.get("/readyz")
     assert (ready.status_code, ready.json()["ready"]) == (200, True)

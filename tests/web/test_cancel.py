@@ -16,8 +16,9 @@ from sqlalchemy.exc import OperationalError
 
 from llamalith_app.jobs.cancel import CHUNK_JOBS
 from llamalith_app.settings.config import Config
-from llamalith_app.store import check, job_reads, jobs
+from llamalith_app.store import check
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import reads, submission, transitions, waiting
 from llamalith_app.store.tables import Priority, UserRow
 from tests.store.samples import finish, prompt, register_worker
 from tests.web.conftest import log_in, serving
@@ -30,11 +31,11 @@ async def queue(client: httpx.AsyncClient, conversation_id: str = "c", **fields:
     return job_id
 
 
-async def claim(database: Database, model: str = "smollm2") -> jobs.Claim:
+async def claim(database: Database, model: str = "smollm2") -> transitions.Claim:
     """The oldest of the most urgent class: a page's jobs are of another one than the API's."""
     worker = await database.write(register_worker)
     for priority in Priority:
-        claimed = await database.write(jobs.claim, model, priority, worker, datetime.now(UTC))
+        claimed = await database.write(transitions.claim, model, priority, worker, datetime.now(UTC))
         if claimed is not None:
             return claimed
     raise AssertionError("nothing is due")
@@ -69,7 +70,7 @@ async def test_a_cancel_is_final_and_is_answered_with_the_final_state(
 def another_owners_job(connection: Connection) -> int:
     owner = insert(UserRow).values(name="other", role="user", created_at=datetime.now(UTC)).returning(UserRow.id)
     owner_id = connection.execute(owner).scalar_one()
-    accepted = jobs.submit(connection, prompt(owner_id=owner_id, model="smollm2"), datetime.now(UTC))
+    accepted = submission.submit(connection, prompt(owner_id=owner_id, model="smollm2"), datetime.now(UTC))
     assert accepted.job_id is not None
     return accepted.job_id
 
@@ -85,7 +86,7 @@ async def test_nobody_cancels_another_owner_s_job(api: httpx.AsyncClient, databa
         answer = await api.request(method, path)
         assert (answer.status_code, answer.json()["type"]) == (404, "about:llamalith/not-found"), path
     assert (await api.post("/api/jobs/cancel?status=queued")).json() == {"ok": True, "cancelled": 0}
-    assert (await database.read(job_reads.queue, {job_id: "smollm2"})).positions == {job_id: 1}
+    assert (await database.read(reads.queue, {job_id: "smollm2"})).positions == {job_id: 1}
 
 
 async def test_a_conversation_is_cancelled_as_a_whole(api: httpx.AsyncClient, database: Database) -> None:
@@ -169,7 +170,7 @@ async def test_a_stored_cancel_is_not_a_503_if_the_database_cannot_be_read_after
     def unreadable(*_: object) -> None:
         raise OperationalError("SELECT", None, sqlite3.OperationalError("unable to open database file"))
 
-    monkeypatch.setattr(jobs, "newly_runnable", unreadable)
+    monkeypatch.setattr(waiting, "newly_runnable", unreadable)
     await queue(api)
     answer = await api.post("/api/jobs/cancel?status=queued")
     assert (answer.status_code, answer.json()["cancelled"]) == (200, 1)
@@ -193,13 +194,13 @@ async def test_more_jobs_than_one_transaction_takes_are_all_cancelled(
 ) -> None:
     def fill(connection: Connection) -> None:
         for number in range(CHUNK_JOBS + 1):
-            jobs.submit(connection, prompt(conversation_id=f"c{number % 7}", model="smollm2"), datetime.now(UTC))
+            submission.submit(connection, prompt(conversation_id=f"c{number % 7}", model="smollm2"), datetime.now(UTC))
 
     await database.write(fill)
     await claim(database)
     answer = await api.post("/api/jobs/cancel?status=queued&status=processing")
     assert answer.json() == {"ok": True, "cancelled": CHUNK_JOBS + 1}
-    assert await database.read(jobs.due, ["smollm2"], datetime.now(UTC)) == []
+    assert await database.read(waiting.due, ["smollm2"], datetime.now(UTC)) == []
     assert await database.read(check.broken) == []
 
 
@@ -311,8 +312,8 @@ async def test_the_partial_reply_of_a_cancelled_job_is_shown_as_partial(
     await browser.post("/chat/jobs/1/cancel")
     still = await browser.get("/chat/conversations/c")
     assert 'data-open="1"' in still.text, "its worker may add what was written"
-    written = jobs.Written("Once <b>upon</b> a", 9, 4)
-    assert await database.write(jobs.keep_written, 1, claimed.lease_token, datetime.now(UTC), written=written)
+    written = transitions.Written("Once <b>upon</b> a", 9, 4)
+    assert await database.write(transitions.keep_written, 1, claimed.lease_token, datetime.now(UTC), written=written)
     page = await browser.get("/chat/conversations/c")
     assert 'data-open="0"' in page.text
     assert "This job was cancelled. Until then it had written this" in page.text

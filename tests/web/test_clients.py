@@ -21,8 +21,8 @@ from sqlalchemy import Connection, event
 
 from llamalith_app.contracts.jobs import JobBrief, JobCreate, LegacySubmit, ReplyCreate
 from llamalith_app.settings.config import Config
-from llamalith_app.store import job_reads
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import reads
 from tests.browser.conftest import nginx
 from tests.web.conftest import log_in, module_api, module_config, serving
 
@@ -367,7 +367,7 @@ async def test_a_list_without_texts_reads_no_text(config: Config) -> None:
 
     def read(connection: Connection) -> None:
         event.listen(connection, "before_cursor_execute", lambda *told: statements.append(told[2]))
-        job_reads.newest_briefs(connection, 1, limit=100)
+        reads.newest_briefs(connection, 1, limit=100)
 
     try:
         await database.read(read)

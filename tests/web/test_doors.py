@@ -28,7 +28,7 @@ from litestar import Litestar
 from litestar._parsers import parse_url_encoded_form_data
 from litestar.routes import HTTPRoute
 
-from llamalith_app.app import create_app
+from llamalith_app.app import Timings, create_app
 from llamalith_app.guards import forms, passwords
 from llamalith_app.guards.passwords import throttled_addresses
 from llamalith_app.guards.sessions import COOKIE
@@ -36,7 +36,7 @@ from llamalith_app.settings.config import Config
 from llamalith_app.store import logins, sessions
 from llamalith_app.store.database import Database, write_engine
 from tests.settle import eventually
-from tests.web.conftest import PASSWORD, TOKEN, log_in, serving
+from tests.web.conftest import PASSWORD, PATIENT, TOKEN, log_in, serving
 
 FORM = "application/x-www-form-urlencoded"
 
@@ -114,9 +114,9 @@ def with_session(token: str) -> dict[str, str]:
 
 
 @pytest.fixture
-async def client(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+async def client(config: Config, timings: Timings) -> AsyncIterator[httpx.AsyncClient]:
     """Nobody yet: no token, no session, and cookies only as a test sends them."""
-    async with serving(config) as client:
+    async with serving(config, timings) as client:
         del client.headers["Authorization"]
         yield client
 
@@ -819,10 +819,10 @@ async def test_a_flood_of_logins_under_unconfigured_names_does_not_block_an_ip_a
 
 
 @pytest.mark.usefixtures("stopped_clock")
+@pytest.mark.parametrize("timings", [msgspec.structs.replace(PATIENT, lock_deadline_s=0.1)], ids=["impatient"])
 async def test_a_throttled_client_is_answered_without_waiting_for_the_writer(
-    client: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, database_path: Path
 ) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
     for _ in range(logins.FREE):
         assert (await client.post("/chat/login", data={"password": "wrong"})).status_code == 401
     with closing(sqlite3.connect(database_path, isolation_level=None)) as other:

@@ -12,8 +12,9 @@ import msgspec
 
 from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.settings.config import Config
-from llamalith_app.store import jobs, workers
+from llamalith_app.store import workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import transitions
 from tests.store.samples import register_worker
 from tests.web.conftest import log_in, serving
 
@@ -21,7 +22,7 @@ from tests.web.conftest import log_in, serving
 async def tell(database: Database, *engines: EngineStatus) -> None:
     """As a worker's beat does."""
     worker = await database.write(register_worker)
-    await database.write(workers.beat, worker, datetime.now(UTC), msgspec.json.encode(engines).decode())
+    await database.write(workers.heartbeat, worker, datetime.now(UTC), msgspec.json.encode(engines).decode())
 
 
 LOADED = EngineStatus(
@@ -67,6 +68,7 @@ async def test_models_are_listed_with_their_state_in_the_workers(
 async def test_without_a_worker_models_are_absent_and_their_file_sizes_are_shown(
     config: Config, api: httpx.AsyncClient, tmp_path: Path
 ) -> None:
+    assert config.models[0].path is not None
     config.models[0].path.write_bytes(b"12345")
     for model in (await api.get("/api/models")).json()["models"]:
         assert (model["state"], model["slots"], model["size_bytes"]) == ("absent", 0, 5)
@@ -107,7 +109,7 @@ async def test_a_job_shows_which_job_of_its_conversation_it_waits_for_and_starts
         assert single == listed[5]
         await log_in(browser)
         assert "Waits for the reply before it, starts in about 30 s" in (await browser.get("/chat/jobs")).text
-        await database.write(jobs.claim, "smollm2", 0, await database.write(register_worker), datetime.now(UTC))
+        await database.write(transitions.claim, "smollm2", 0, await database.write(register_worker), datetime.now(UTC))
         behind_a_running = (await browser.get("/api/jobs/2")).json()["progress"]
         assert behind_a_running["waits_for"] == 1
         assert 8 < behind_a_running["start_eta_s"] <= 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from html import unescape
 from pathlib import Path
@@ -21,8 +21,9 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.controllers.pages.conversation import TURNS_ON_PAGE
 from llamalith_app.controllers.pages.jobs import JOBS_ON_PAGE
 from llamalith_app.settings.config import Config
-from llamalith_app.store import job_reads, jobs, retention, sessions
+from llamalith_app.store import retention, sessions
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import reads, transitions
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
@@ -30,23 +31,23 @@ from llamalith_app.web.html import ASSETS, TEMPLATES
 from tests.live import publish
 from tests.settle import eventually
 from tests.store.samples import register_worker
-from tests.web.conftest import PASSWORD, log_in, serving
+from tests.web.conftest import PASSWORD, PATIENT, log_in, serving
 
 
 async def queue(browser: httpx.AsyncClient, **fields: str) -> httpx.Response:
     return await browser.post("/chat/jobs", data={"content": "Say hello.", "model": "smollm2", **fields})
 
 
-async def claim(database: Database) -> jobs.Claim:
+async def claim(database: Database) -> transitions.Claim:
     worker = await database.write(register_worker)
-    claimed = await database.write(jobs.claim, "smollm2", 0, worker, datetime.now(UTC))
+    claimed = await database.write(transitions.claim, "smollm2", 0, worker, datetime.now(UTC))
     assert claimed is not None
     return claimed
 
 
-async def finish(database: Database, claimed: jobs.Claim, finish_reason: str = "stop") -> None:
+async def finish(database: Database, claimed: transitions.Claim, finish_reason: str = "stop") -> None:
     done = await database.write(
-        jobs.finish,
+        transitions.finish,
         claimed.job_id,
         claimed.lease_token,
         datetime.now(UTC),
@@ -156,7 +157,7 @@ async def test_a_failed_job_says_why(browser: httpx.AsyncClient, database: Datab
     await queue(browser, conversation_id="c")
     claimed = await claim(database)
     await database.write(
-        jobs.fail,
+        transitions.fail,
         claimed.job_id,
         claimed.lease_token,
         datetime.now(UTC),
@@ -216,13 +217,13 @@ async def test_of_turns_that_have_expired_nothing_shows_and_no_link_leads_to_the
         await browser.post("/api/jobs", json={"content": f"prompt {number};", "conversation_id": "c"})
     now = datetime.now(UTC)
     for job_id in range(1, n_turns):
-        await database.write(jobs.cancel, ADMIN_ID, job_id, now)
+        await database.write(transitions.cancel, ADMIN_ID, job_id, now)
     await database.write(retention.expire, now, 1000)
     page = await browser.get("/chat/conversations/c")
     assert re.findall(r"prompt \d+;", page.text.partition("<ol")[2]) == [f"prompt {n_turns - 1};"]
     assert len(re.findall(r"<li id=", page.text)) == 1
     assert "Earlier messages" not in page.text
-    await database.write(jobs.cancel, ADMIN_ID, n_turns, now)
+    await database.write(transitions.cancel, ADMIN_ID, n_turns, now)
     await database.write(retention.expire, now, 1000)
     assert (await browser.get("/chat/conversations/c")).status_code == 404
     assert "No conversations yet." in text(await browser.get("/chat/conversations"))
@@ -260,7 +261,7 @@ async def test_of_a_turn_that_the_page_has_only_what_changes_comes_again(
 async def test_a_part_of_very_long_turns_begins_where_it_was_asked_to(
     browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_reads, "MAX_PAGE_CHARS", 100)
+    monkeypatch.setattr(reads, "MAX_PAGE_CHARS", 100)
     for n in range(3):
         await queue(browser, conversation_id="c", content=f"{n} " + 70 * "x")
     part = (await browser.get("/chat/conversation/turns?id=c&from=0")).text
@@ -343,10 +344,10 @@ async def test_a_model_s_name_and_the_reason_of_an_error_hide_nothing(config: Co
         await log_in(browser)
         await queue(browser, model=named.name, conversation_id="c")
         worker = await database.write(register_worker)
-        claimed = await database.write(jobs.claim, named.name, 0, worker, datetime.now(UTC))
+        claimed = await database.write(transitions.claim, named.name, 0, worker, datetime.now(UTC))
         assert claimed is not None
         await database.write(
-            jobs.fail,
+            transitions.fail,
             claimed.job_id,
             claimed.lease_token,
             datetime.now(UTC),
@@ -444,10 +445,8 @@ async def test_what_was_typed_survives_a_login_even_if_it_could_not_be_sent(conf
         assert "\nkept</textarea>" in again.text
 
 
-async def test_what_was_typed_survives_a_locked_database(
-    browser: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
+@pytest.mark.parametrize("timings", [msgspec.structs.replace(PATIENT, lock_deadline_s=0.1)], ids=["impatient"])
+async def test_what_was_typed_survives_a_locked_database(browser: httpx.AsyncClient, database_path: Path) -> None:
     with sqlite3.connect(database_path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = await queue(browser, content="typed before the disk was full")
@@ -458,10 +457,10 @@ async def test_what_was_typed_survives_a_locked_database(
     assert "The database cannot be used now" in answer.text
 
 
+@pytest.mark.parametrize("timings", [msgspec.structs.replace(PATIENT, lock_deadline_s=0.1)], ids=["impatient"])
 async def test_a_login_that_cannot_be_noted_is_told_so_and_keeps_what_was_typed(
-    browser: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: httpx.AsyncClient, database_path: Path
 ) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
     with sqlite3.connect(database_path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = await browser.post("/chat/login", data={"password": PASSWORD, "content": "typed & kept"})
@@ -471,12 +470,13 @@ async def test_a_login_that_cannot_be_noted_is_told_so_and_keeps_what_was_typed(
     assert hidden_fields(answer.text)["content"] == "typed & kept"
 
 
+@pytest.mark.parametrize(
+    "timings", [msgspec.structs.replace(PATIENT, lock_deadline_s=0.1, session_touch_s=0)], ids=["impatient"]
+)
 async def test_pages_are_read_while_the_database_cannot_be_written(
-    browser: httpx.AsyncClient, database_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: httpx.AsyncClient, database_path: Path
 ) -> None:
     """Although the session would note by now that it is used."""
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.1)
-    monkeypatch.setattr("llamalith_app.store.sessions.TOUCH_EVERY", timedelta(0))
     with sqlite3.connect(database_path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = await browser.get("/chat/jobs")
@@ -678,7 +678,7 @@ async def test_a_message_from_a_page_whose_conversation_has_expired_takes_the_sh
     await queue(browser, system_prompt="Be brief.", conversation_id="c")
     shown = hidden_fields((await browser.get("/chat/conversations/c")).text)["system_prompt_was"]
     now = datetime.now(UTC)
-    await database.write(jobs.cancel, ADMIN_ID, 1, now)
+    await database.write(transitions.cancel, ADMIN_ID, 1, now)
     await database.write(retention.expire, now, 1000)
     assert (await browser.get("/chat/conversations/c")).status_code == 404
     await queue(browser, content="Go on.", system_prompt=shown, system_prompt_was=shown, conversation_id="c")

@@ -11,22 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from llamalith_app.app import Timings
 from llamalith_app.contracts.parameters import NAMES
-from llamalith_app.jobs.schemas import SchemaValidator, Timings
 from llamalith_app.settings.config import Config
-from tests.web.conftest import module_api, module_config
+from tests.web.conftest import PATIENT, module_api, module_config, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 config, api = module_config, module_api
-
-
-@pytest.fixture(autouse=True)
-def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine answers 503 to what it cannot validate in time: only one test is about that time."""
-    if request.node.name != "test_evil_schemas_end_in_time_and_hold_up_nobody":
-        monkeypatch.setattr(SchemaValidator, "timings", Timings(within_s=600))
 
 
 def n_jobs(config: Config) -> int:
@@ -256,22 +250,28 @@ async def test_an_exponential_schema_is_refused_by_the_processor_time_that_it_ta
     assert n_jobs(config) == before
 
 
-async def test_a_schema_whose_turn_does_not_come_is_one_to_send_again(
-    api: httpx.AsyncClient, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(SchemaValidator, "timings", Timings(within_s=0))
+async def test_a_schema_whose_turn_does_not_come_is_one_to_send_again(api: httpx.AsyncClient, config: Config) -> None:
     before = n_jobs(config)
     sent = {"content": "x", "response_format": form({"const": "not in time"})}
-    answer = await api.post("/api/jobs", json=sent)
+    async with serving(config, msgspec.structs.replace(PATIENT, schema_s=0)) as impatient:
+        answer = await impatient.post("/api/jobs", json=sent)
     assert answer.status_code == 503
     assert answer.json()["type"] == "about:llamalith/schema-judge-busy"
     assert answer.headers["retry-after"] == "5"
     assert n_jobs(config) == before
-    monkeypatch.setattr(SchemaValidator, "timings", Timings(within_s=600))
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
 
 
-async def test_evil_schemas_end_in_time_and_hold_up_nobody(api: httpx.AsyncClient) -> None:
+@pytest_asyncio.fixture(loop_scope="module")
+async def in_time(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    """An application that waits for a validation as long as the product does."""
+    async with serving(config, msgspec.structs.replace(PATIENT, schema_s=Timings().schema_s)) as client:
+        yield client
+
+
+async def test_evil_schemas_end_in_time_and_hold_up_nobody(in_time: httpx.AsyncClient) -> None:
+    api = in_time
+
     def evil(number: int) -> dict[str, Any]:
         return form({"patternProperties": {f"^(a|b)*{i}{number}$": {"type": "string"} for i in range(600)}})
 

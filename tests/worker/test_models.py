@@ -16,11 +16,12 @@ from llamalith_app.store import workers
 from llamalith_app.store.database import Database
 from tests.gguf import write
 from tests.settle import eventually
-from tests.worker.conftest import Script, Submit, ended, slots, working
+from tests.worker.conftest import Script, Submit, ended, slots, working, working_in_process
 
 
 def only_one_fits(config: Config) -> Config:
     for model in config.models:
+        assert model.path is not None
         write(model.path, file_bytes=500 * MIB)
     return msgspec.structs.replace(config, memory_budget_mb=900)
 
@@ -42,7 +43,7 @@ async def test_models_that_fit_work_at_the_same_time(
 ) -> None:
     gate = tmp_path / "gate"
     script.write({"when": "wait", "gate": str(gate), "reply": "waited"})
-    async with working(config, script):
+    async with working_in_process(config, script):
         waiting = await submit("wait", "a", model="m")
         assert (await ended(database, await submit("x", "b", model="n"))).status == "done"
         gate.touch()
@@ -55,10 +56,10 @@ async def test_a_job_that_waited_for_its_bound_is_run_before_the_loaded_model_s_
     gate = tmp_path / "gate"
     script.write({"when": "wait", "gate": str(gate), "reply": "y"}, {"when": "x", "reply": "y"})
     own = only_one_fits(msgspec.structs.replace(config, max_wait_s=MaxWait(interactive=0, normal=900)))
-    async with working(own, script) as worker:
+    async with working_in_process(own, script) as worker:
         await ended(database, await submit("x", "first", model="m"))
         crowd = [await submit("wait" if n == 0 else "x", f"c{n}", model="m") for n in range(10)]
-        await worker.generation.look()
+        await worker.dispatcher.poll()
         urgent_id = await submit("x", "urgent", model="n", priority="interactive")
         gate.touch()
         urgent = await ended(database, urgent_id)
@@ -76,7 +77,7 @@ async def test_a_batch_waits_for_what_is_more_urgent(
     batch, normal, urgent = [
         await submit("x", priority, priority=priority) for priority in ("batch", "normal", "interactive")
     ]
-    async with working(config, script):
+    async with working_in_process(config, script):
         started = {
             name: (await ended(database, job_id)).started_at
             for name, job_id in (("batch", batch), ("normal", normal), ("urgent", urgent))
@@ -88,8 +89,9 @@ async def test_a_model_that_can_never_fit_ends_its_jobs_at_once_and_the_others_g
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     own = msgspec.structs.replace(config, memory_budget_mb=300)
+    assert own.models[0].path is not None
     write(own.models[0].path, file_bytes=500 * MIB)
-    async with working(own, script):
+    async with working_in_process(own, script):
         failed = [await ended(database, await submit("x", f"c{n}")) for n in range(3)]
         assert (await ended(database, await submit("x", "other", model="n"))).status == "done"
     for job in failed:
@@ -99,11 +101,11 @@ async def test_a_model_that_can_never_fit_ends_its_jobs_at_once_and_the_others_g
         assert "300 MiB are allowed" in job.error.reason
 
 
-async def test_a_worker_tells_its_engines_with_its_beat(
+async def test_a_worker_reports_its_engines_with_its_heartbeat(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "x", "reply": "y" * 20}, {"model": "n", "cannot_load": "It is broken."})
-    async with working(config, script):
+    async with working_in_process(config, script):
         await ended(database, await submit("x", "a", model="m"))
         await ended(database, await submit("x", "b", model="n", max_attempts=1))
 
@@ -122,11 +124,11 @@ async def test_a_worker_tells_its_engines_with_its_beat(
 async def test_an_idle_model_is_unloaded_by_the_worker_itself(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    async with working(msgspec.structs.replace(config, idle_unload_s=0.01), script) as worker:
+    async with working_in_process(msgspec.structs.replace(config, idle_unload_s=0.01), script) as worker:
         await ended(database, await submit("x"))
 
         async def unloaded() -> bool:
-            return not worker._pool.held
+            return not worker._pool.pooled
 
         await eventually(unloaded)
         assert (await ended(database, await submit("x"))).status == "done"

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llamalith_app.engine.client.local import EngineProcess
+from llamalith_app.engine.client.local import LocalEngine
 from llamalith_app.engine.messages import Loading, Step
 from llamalith_app.jobs.worker.process import Worker
 from llamalith_app.settings.config import Config, ModelConfig
@@ -90,16 +90,16 @@ async def test_an_engine_leaves_its_end_to_its_worker_when_a_supervisor_signals_
     models: Config, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
-    take = EngineProcess._take
+    handle = LocalEngine._handle
 
-    def take_and_signal(engine: EngineProcess, message: Any) -> None:
+    def handle_and_signal(engine: LocalEngine, message: Any) -> None:
         if not told and in_decode(message):
             told.append(engine.pid)
             os.kill(engine.pid, signal.SIGTERM)
             os.kill(engine.pid, signal.SIGINT)
-        take(engine, message)
+        handle(engine, message)
 
-    monkeypatch.setattr(EngineProcess, "_take", take_and_signal)
+    monkeypatch.setattr(LocalEngine, "_handle", handle_and_signal)
     async with asyncio.timeout(WITHIN_S), working(models):
         job = await ended(database, await submit("Hi", "d", model="n"), within_s=WITHIN_S)
     assert (len(told), job.status, job.attempt) == (1, "done", 1)
@@ -114,15 +114,15 @@ async def test_a_job_whose_engine_is_killed_runs_again_and_the_other_model_goes_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     killed: list[str] = []
-    take = EngineProcess._take
+    handle = LocalEngine._handle
 
-    def take_and_kill(engine: EngineProcess, message: Any) -> None:
+    def handle_and_kill(engine: LocalEngine, message: Any) -> None:
         if engine.model == "m" and not killed and moment(message):
             killed.append(engine.model)
             os.kill(engine.pid, signal.SIGKILL)
-        take(engine, message)
+        handle(engine, message)
 
-    monkeypatch.setattr(EngineProcess, "_take", take_and_kill)
+    monkeypatch.setattr(LocalEngine, "_handle", handle_and_kill)
     async with asyncio.timeout(WITHIN_S), working(models):
         hit, other = await submit(LONG, "c", model="m"), await submit("Hi", "d", model="n")
         job = await ended(database, hit, within_s=WITHIN_S)

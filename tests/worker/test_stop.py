@@ -22,63 +22,76 @@ from redis.asyncio import Redis
 from sqlalchemy import Connection
 
 from llamalith_app.contracts.jobs import Job
+from llamalith_app.engine.client.local import LocalTimings
 from llamalith_app.engine.messages import Advance
-from llamalith_app.jobs.worker import generate
-from llamalith_app.jobs.worker.process import Worker
+from llamalith_app.jobs.worker.attempt import AttemptTimings
+from llamalith_app.jobs.worker.process import Worker, WorkerTimings, local_engines
 from llamalith_app.jobs.worker.reply import Piece
+from llamalith_app.jobs.worker.running import RunningAttempt, StopReason
 from llamalith_app.settings.config import Config
-from llamalith_app.store import check, job_reads, jobs
+from llamalith_app.store import check
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import leases, reads, transitions
 from llamalith_app.store.record import record_id
-from llamalith_app.store.tables import Outcome, Status
+from llamalith_app.store.tables import Status
 from llamalith_app.store.users import ADMIN_ID
 from llamalith_app.streams import resume
 from llamalith_app.streams.resume import ResumePoint, resume_point
 from llamalith_app.streams.subscriber import history
 from tests import fake_engine
 from tests.settle import eventually
-from tests.worker.conftest import Script, Submit, at_phase, attempts, ended, slots, working
+from tests.worker.conftest import (
+    NO_POLL,
+    Script,
+    Submit,
+    at_phase,
+    attempts,
+    ended,
+    engine_pid,
+    slots,
+    sweeping,
+    working,
+)
 
 
 async def cancel(database: Database, job_id: int) -> Status | None:
-    return await database.write(jobs.cancel, ADMIN_ID, job_id, datetime.now(UTC))
+    return await database.write(transitions.cancel, ADMIN_ID, job_id, datetime.now(UTC))
 
 
 async def idle(worker: Worker) -> None:
     async def look() -> bool:
-        return not worker.generation.running
+        return not worker.dispatcher.running
 
     await eventually(look)
 
 
 async def read(database: Database, job_id: int) -> Job:
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     return job
 
 
 @pytest.mark.parametrize("asked", ["cancel", "timeout_s", "nothing"])
 async def test_an_engine_that_hangs_is_killed_and_its_slot_serves_the_next(
-    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch, asked: str
+    config: Config, script: Script, submit: Submit, database: Database, asked: str
 ) -> None:
-    monkeypatch.setattr("llamalith_app.engine.client.local.SILENT_AFTER_CANCEL_S", 0.1)
+    timings = LocalTimings(silent_after_cancel_s=0.1)
+    engines = local_engines(config, fake_engine.argv(script.path), timings)
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 1900})
-    async with working(slots(config, 1), script) as worker:
+    async with working(slots(config, 1), script, engines=engines) as worker:
         job_id = await submit("long", timeout_s=600 if asked == "timeout_s" else None, max_attempts=1)
         next_id = await submit("next")
         running = await at_phase(worker, "decode")
-        (pid,) = [held.engine.pid for held in worker._pool.held.values() if held.engine is not None]
-        os.kill(pid, signal.SIGSTOP)
+        os.kill(engine_pid(worker), signal.SIGSTOP)
         if asked == "nothing":
-            # Not before: each look counts a whole second, also of an engine that is about to tell something.
-            monkeypatch.setattr("llamalith_app.engine.client.local.SILENT_S", 0.1)
+            # As after half an hour in which the worker's timer saw nothing of it.
+            worker._pool.watch(timings.silent_s)
         if asked == "timeout_s":
             # As its timer does when its time is over.
-            worker.generation.stop(running, Outcome.FAILED)
+            running.stop(StopReason.TIMEOUT)
         if asked == "cancel":
             await cancel(database, job_id)
         job = await ended(database, job_id)
-        monkeypatch.setattr("llamalith_app.engine.client.local.SILENT_S", 3600)
         assert (await ended(database, next_id)).status == "done"
     if asked == "cancel":
         assert job.status == "cancelled"
@@ -109,11 +122,11 @@ async def test_a_cancel_while_the_attempt_before_is_read_ends_the_wait_for_the_m
         job_id = await submit("die")
         await reads.wait()
         script.write({"model": "m", "load_gate": str(tmp_path / "gate")})
-        (running,) = worker.generation.running.values()
+        (running,) = worker.dispatcher.running.values()
         await cancel(database, job_id)
 
         async def is_heard() -> bool:
-            return running.ends_as is not None
+            return running.stop_reason is not None
 
         await eventually(is_heard)
         goes_on.set()
@@ -125,14 +138,14 @@ async def test_a_reply_that_was_whole_when_the_drain_stopped_it_keeps_its_last_c
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script.write({"when": "long", "reply": "if a <"})
-    advance = generate.RunningAttempt.advance
+    take = RunningAttempt.take
 
-    def advance_and_stop(running: generate.RunningAttempt, step: Advance) -> list[Piece]:
+    def take_and_stop(running: RunningAttempt, step: Advance) -> list[Piece]:
         if step.finish == "stop":
-            running.ends_as = Outcome.RELEASED
-        return advance(running, step)
+            running.stop_reason = StopReason.DRAIN
+        return take(running, step)
 
-    monkeypatch.setattr(generate.RunningAttempt, "advance", advance_and_stop)
+    monkeypatch.setattr(RunningAttempt, "take", take_and_stop)
     async with working(config, script):
         job = await ended(database, await submit("long"))
     assert (job.status, job.result) == ("done", "if a <")
@@ -153,9 +166,11 @@ async def test_what_an_attempt_before_had_written_is_kept_of_a_job_that_is_cance
         async with working(config, script) as worker:
             job_id = await submit("late" + 400 * ".")
 
-            async def reads_again() -> generate.RunningAttempt | None:
-                running = worker.generation.running.values()
-                return next((one for one in running if one.before is not None and one.last is not None), None)
+            async def reads_again() -> RunningAttempt | None:
+                running = worker.dispatcher.running.values()
+                return next(
+                    (one for one in running if one.resume_point is not None and one.last_step is not None), None
+                )
 
             assert await eventually(reads_again)
             await cancel(database, job_id)
@@ -205,7 +220,7 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
     # Long enough that the engine hears that it is to stop before the reply is whole.
     rule = {"when": "long", "reply": reply, "opens_thinking": True}
     script.write({**rule, "after": 13, "gate": str(gate), "step_s": 0.01})
-    worker = Worker(config, fake_engine.argv(script.path))
+    worker = Worker(config, local_engines(config, fake_engine.argv(script.path)))
     await worker.start()
     job_id = await submit("long")
     running = await at_phase(worker, "decode")
@@ -214,7 +229,7 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
         return running.completion_tokens == 13
 
     async def is_told_to_stop() -> bool:
-        return running.ends_as is Outcome.RELEASED
+        return running.stop_reason is StopReason.DRAIN
 
     await eventually(is_at_the_gate)
     draining = asyncio.create_task(worker.drain(0))
@@ -262,12 +277,12 @@ async def test_of_many_drains_under_load_none_runs_a_job_twice(
     with structlog.testing.capture_logs() as lines:
         loading = asyncio.create_task(load())
         for _ in range(N_DRAINS):
-            worker = Worker(loaded, fake_engine.argv(script.path))
+            worker = Worker(loaded, local_engines(loaded, fake_engine.argv(script.path)))
             await worker.start()
             await eventually(partial(has_some, worker))
             # redis-py leaves a socket behind where it is stopped in the middle of connecting.
             await eventually(partial(listens, redis_url))
-            n_interrupted += len(worker.generation.running)
+            n_interrupted += len(worker.dispatcher.running)
             await worker.drain(10)
         loading.cancel()
         async with working(loaded, script):
@@ -288,7 +303,7 @@ async def listens(redis_url: str) -> bool:
 
 
 async def has_some(worker: Worker) -> bool:
-    return bool(worker.generation.running)
+    return bool(worker.dispatcher.running)
 
 
 async def test_a_prompt_that_is_being_read_is_cancelled_as_well(
@@ -366,18 +381,16 @@ async def test_a_load_that_fails_once_its_job_was_cancelled_is_no_unexpected_err
 async def test_nothing_is_read_while_nothing_runs(
     config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.WATCH_S", 0.001)
     # The sweeper reads by itself, of all workers.
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 3600)
     looks: list[tuple[Any, ...]] = []
-    held = jobs.held
+    held = leases.active_leases
 
-    def counted(*args: Any) -> list[jobs.ActiveLease]:
+    def counted(*args: Any) -> list[leases.ActiveLease]:
         looks.append(args[1:])
         return held(*args)
 
-    monkeypatch.setattr("llamalith_app.store.jobs.held", counted)
-    async with working(config, script) as worker:
+    monkeypatch.setattr("llamalith_app.store.jobs.leases.active_leases", counted)
+    async with working(config, script, timings=msgspec.structs.replace(NO_POLL, lease_check_s=0.001)) as worker:
         ticks = 0
         pause = worker._pause
 
@@ -429,17 +442,11 @@ async def test_the_time_of_loading_counts(
 
 
 async def test_a_worker_that_was_frozen_does_not_find_the_time_of_its_jobs_over(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.generate.TICK_S", 0.05)
     gate = tmp_path / "gate"
     script.write({"when": "wait", "gate": str(gate), "reply": "x"})
-    async with working(config, script) as worker:
+    async with working(config, script, timings=WorkerTimings(attempt=AttemptTimings(tick_s=0.05))) as worker:
         job_id = await submit("wait", timeout_s=3)
         await at_phase(worker, "loading")
         time.sleep(3.5)  # noqa: ASYNC251 - the loop stands still, as that of a stopped process does
@@ -449,22 +456,16 @@ async def test_a_worker_that_was_frozen_does_not_find_the_time_of_its_jobs_over(
 
 
 async def test_a_job_that_waits_too_long_ends_as_timeout_and_tells_it_apart(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.05)
     gate = tmp_path / "gate"
     script.write({"when": "wait", "gate": str(gate), "reply": "x"})
-    async with working(config, script) as worker:
+    async with working(config, script, timings=sweeping(sweep_s=0.05)) as worker:
         first = await submit("wait", "c")
         await at_phase(worker, "loading")
         late, last = await submit("late", "c", queue_timeout_s=0.1), await submit("last", "c")
         job = await ended(database, late)
-        assert len(worker.generation.running) == 1
+        assert len(worker.dispatcher.running) == 1
         gate.touch()
         for job_id in (first, last):
             assert (await ended(database, job_id)).status == "done"
@@ -499,17 +500,17 @@ async def test_a_cancel_that_races_with_the_end_is_answered_with_what_the_record
             await ended_somehow(database, job_id)
         answers[job_id] = await cancel(database, job_id)
 
-    advance = generate.RunningAttempt.advance
+    take = RunningAttempt.take
 
-    def advance_and_race(running: generate.RunningAttempt, step: Advance) -> list[Piece]:
-        is_first = running.last is None
-        pieces = advance(running, step)
+    def take_and_race(running: RunningAttempt, step: Advance) -> list[Piece]:
+        is_first = running.last_step is None
+        pieces = take(running, step)
         job_id = running.claim.job_id
         if step.finish is not None if job_id % 4 else is_first:
             cancels.append(asyncio.create_task(cancel_it(job_id)))
         return pieces
 
-    monkeypatch.setattr(generate.RunningAttempt, "advance", advance_and_race)
+    monkeypatch.setattr(RunningAttempt, "take", take_and_race)
     script.write({"when": "race", "reply": "abc" * 3})
     ids = [await submit("race " + "x" * 200, f"c{number % 50}") for number in range(n_jobs)]
     async with working(slots(config, 4), script):

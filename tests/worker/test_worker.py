@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import msgspec
@@ -26,13 +25,14 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.parameters import JsonSchema, Parameters
 from llamalith_app.jobs.queue import Hints, Timings
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
-from llamalith_app.jobs.worker import sweep
-from llamalith_app.jobs.worker.process import Worker, run
-from llamalith_app.jobs.worker.sweep import hold_lock
+from llamalith_app.jobs.worker.attempt import AttemptTimings
+from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, local_engines, run
+from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, hold_lock
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.declaration import ModelSettings
-from llamalith_app.store import conversations, job_reads, jobs, retention, turns, workers
+from llamalith_app.store import conversations, retention, turns, workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import leases, reads, submission, transitions
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
@@ -44,14 +44,27 @@ from llamalith_app.supervise import valkey
 from tests import fake_engine
 from tests.settle import eventually
 from tests.store.samples import prompt, register_worker
-from tests.worker.conftest import Script, Submit, at_phase, attempts, ended, slots, working
+from tests.worker.conftest import (
+    NO_POLL,
+    OFTEN,
+    Script,
+    Submit,
+    at_phase,
+    attempts,
+    ended,
+    engine_pid,
+    slots,
+    sweeping,
+    working,
+    working_in_process,
+)
 
 
 async def test_a_job_is_found_without_any_hint(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "hello", "reply": " <think>hm</think> Hello to you.\n"})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("hello", "c"))
     assert (job.status, job.result, job.attempt) == ("done", "Hello to you.\n", 1)
     assert job.prompt_tokens == len("<user>hello</user>")
@@ -74,7 +87,7 @@ async def test_a_whole_reply_is_validated_against_what_it_could_not_be_held_to(
 ) -> None:
     sets = Parameters(response_format=JsonSchema(schema={"type": "array", "uniqueItems": True}))
     script.write({"when": "sets", "reply": reply})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("sets", parameters=sets, unenforced=("#/uniqueItems",)))
         other = await ended(database, await submit("sets", parameters=sets))
     assert (job.status, job.result) == ("done", reply)
@@ -95,7 +108,7 @@ async def test_a_drain_does_not_wait_for_the_validation_of_a_whole_reply_and_kee
     monkeypatch.setattr(ReplyValidator, "validate", validate)
     sets = Parameters(response_format=JsonSchema(schema={"type": "array", "uniqueItems": True}))
     script.write({"when": "sets", "reply": "[]"})
-    async with working(config, script, grace_s=0):
+    async with working_in_process(config, script, grace_s=0):
         job_id = await submit("sets", parameters=sets, unenforced=("#/uniqueItems",))
         await validates.wait()
     job = await ended(database, job_id)
@@ -103,12 +116,11 @@ async def test_a_drain_does_not_wait_for_the_validation_of_a_whole_reply_and_kee
     assert job.reply_problem == "could not be validated: its worker was ending"
 
 
-async def test_a_hint_starts_a_job_long_before_the_worker_looks_by_itself(
-    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_a_hint_starts_a_job_long_before_the_worker_polls(
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 3600)
     hints = Hints(config.redis_url, ("m", "n"), timeout_s=20)
-    async with working(config, script):
+    async with working_in_process(config, script, timings=NO_POLL):
         job_id = await submit("hello")
         hints.send("m", job_id)
         assert (await ended(database, job_id)).status == "done"
@@ -148,7 +160,7 @@ async def test_conversations_run_beside_each_other_and_each_in_order(
 ) -> None:
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 40})
     ids = [await submit(f"long {n}", conversation_id) for n in range(3) for conversation_id in "abc"]
-    async with working(slots(config, 3), script):
+    async with working_in_process(slots(config, 3), script):
         done = [await ended(database, job_id) for job_id in ids]
     spans = {
         name: sorted(
@@ -168,7 +180,7 @@ async def test_a_refused_prompt_is_an_error_with_its_reason_and_is_not_tried_aga
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "bad", "refuse": "Model exploded"})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("bad"))
     assert (job.status, job.result, job.attempt) == ("error", "Model exploded", 1)
     assert job.error is not None
@@ -176,18 +188,12 @@ async def test_a_refused_prompt_is_an_error_with_its_reason_and_is_not_tried_aga
 
 
 async def test_a_job_whose_engine_is_killed_runs_again_at_once(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
-    # Only its first look finds the job; what comes later does not wait for another one.
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 3600)
+    # Only the first poll finds the job; its second attempt does not wait for another poll.
     script.write({"when": "die", "signal": 9, "once": str(tmp_path / "died"), "reply": "Alive."})
     job_id = await submit("die")
-    async with working(config, script):
+    async with working(config, script, timings=NO_POLL):
         job = await ended(database, job_id)
     assert (job.status, job.result, job.attempt) == ("done", "Alive.", 2)
     (first, second) = await attempts(database, job.id)
@@ -196,13 +202,12 @@ async def test_a_job_whose_engine_is_killed_runs_again_at_once(
     assert second == (2, "done", None)
 
 
-async def test_jobs_of_a_model_that_no_worker_serves_are_told_once(
-    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_jobs_of_a_model_that_no_worker_serves_are_logged_once(
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.05)
     gone = await submit("x", model="gone")
     with structlog.testing.capture_logs() as lines:
-        async with working(config, script):
+        async with working_in_process(config, script, timings=sweeping(sweep_s=0.05)):
             assert (await ended(database, await submit("x", "other"))).status == "done"
 
             async def is_told() -> bool:
@@ -211,7 +216,7 @@ async def test_jobs_of_a_model_that_no_worker_serves_are_told_once(
             await eventually(is_told)
             assert (await ended(database, await submit("x", "other"))).status == "done"
     assert [line["model"] for line in lines if "no worker serves" in line["event"]] == ["gone"]
-    assert await database.write(jobs.cancel, ADMIN_ID, gone, datetime.now(UTC)) == "cancelled"
+    assert await database.write(transitions.cancel, ADMIN_ID, gone, datetime.now(UTC)) == "cancelled"
 
 
 async def test_a_reply_that_was_only_thinking_stays_empty_also_after_an_engine_died(
@@ -220,7 +225,7 @@ async def test_a_reply_that_was_only_thinking_stays_empty_also_after_an_engine_d
     thought = "let me think aloud about it</think>"
     dies = {"after": 20, "signal": 9, "once": str(tmp_path / "died")}
     script.write({"when": "die", "opens_thinking": True, "reply": thought, **dies})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("die"))
     assert (job.status, job.attempt, job.result, job.completion_tokens) == ("done", 2, "", len(thought))
 
@@ -257,7 +262,7 @@ async def test_what_a_grammar_holds_is_the_reply_whole(
 ) -> None:
     (tmp_path / "g.gbnf").write_text('root ::= "x"*')
     script.write({"when": "held", "reply": written}, {"when": "opened", "reply": written, "opens_thinking": True})
-    async with working(config, script):
+    async with working_in_process(config, script):
         jobs_ended = [await ended(database, await submit(one, grammar_name="g")) for one in ("held", "opened")]
     assert [job.result for job in jobs_ended] == [written, written]
 
@@ -273,7 +278,7 @@ async def test_a_models_setting_says_whether_thinking_is_looked_for(
 ) -> None:
     models = [msgspec.structs.replace(model, settings=ModelSettings(thinking=setting)) for model in config.models]
     script.write({"model": "m", "can_think": setting != "on"}, {"when": "go", "reply": "<think>hm</think>Hi"})
-    async with working(msgspec.structs.replace(config, models=tuple(models)), script):
+    async with working_in_process(msgspec.structs.replace(config, models=tuple(models)), script):
         assert (await ended(database, await submit("go"))).result == result
 
 
@@ -281,7 +286,7 @@ async def test_what_was_written_before_the_last_engine_died_is_kept_with_the_err
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "late", "after": 3, "signal": 9, "reply": "abcdefghijklmnop"})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("late"))
     assert job.error is not None
     assert (job.status, job.error.kind) == ("error", "engine_died")
@@ -295,14 +300,14 @@ async def test_what_an_attempt_before_the_last_had_written_is_kept_too(
 ) -> None:
     script.write({"when": "late", "after": 3, "signal": 9, "once": str(tmp_path / "died"), "reply": "abcdefghijklmnop"})
 
-    async def told_once_more(*of: Any) -> Any:
+    async def and_refuse_next(*of: Any) -> Any:
         found = await resume_point(*of)
         script.write({"when": "late", "refuse": "It is broken."})
         return found
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(resume, "resume_point", told_once_more)
-        async with working(config, script):
+        patched.setattr(resume, "resume_point", and_refuse_next)
+        async with working_in_process(config, script):
             job = await ended(database, await submit("late", max_attempts=2))
     assert [outcome for _, outcome, _ in await attempts(database, job.id)] == ["failed", "failed"]
     assert job.partial
@@ -319,7 +324,7 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     redis_timeout_s = 0.2
-    monkeypatch.setattr(resume, "RESUME_TIMEOUT_S", 20)
+    timings = WorkerTimings(attempt=AttemptTimings(resume_timeout_s=20))
     found: list[ResumePoint | None] = []
     gate = tmp_path / "gate"
     script.write({"when": "late", "after": 3, "gate": str(gate), "reply": "abcdefghijklmnop"})
@@ -331,22 +336,21 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
             return found[-1]
 
         monkeypatch.setattr(resume, "resume_point", late)
-        async with working(config, script, redis_timeout_s=redis_timeout_s) as worker:
+        async with working(config, script, timings=timings, redis_timeout_s=redis_timeout_s) as worker:
             job_id = await submit("late")
             await eventually(partial(history, redis, record_id(database.path), job_id))
-            (pid,) = [held.engine.pid for held in worker._pool.held.values() if held.engine is not None]
-            os.kill(pid, signal.SIGKILL)
+            os.kill(engine_pid(worker), signal.SIGKILL)
             gate.touch()
             job = await ended(database, job_id)
     assert (job.result, job.attempt) == ("abcdefghijklmnop", 2)
     assert [one is not None and one.text for one in found] in (["a"], ["ab"], ["abc"])
 
 
-async def test_a_model_that_cannot_be_loaded_is_told_by_name_and_other_models_go_on(
+async def test_a_model_that_cannot_be_loaded_is_named_and_other_models_go_on(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"model": "m", "cannot_load": "The file of model m (/x.gguf) is damaged."})
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("x", model="m"))
         assert (await ended(database, await submit("x", model="n"))).status == "done"
     assert (job.status, job.attempt) == ("error", 3)
@@ -363,7 +367,7 @@ async def test_the_log_tells_why_a_model_could_not_be_loaded_and_nothing_that_a_
         {"when": "Secret", "kind": "template", "refuse": "Who says Secret is refused."},
     )
     with structlog.testing.capture_logs() as lines:
-        async with working(config, script):
+        async with working_in_process(config, script):
             for model in "mn":
                 await ended(database, await submit("Secret", model, model=model))
     failed = [(line["kind"], line.get("reason")) for line in lines if line["event"] == "attempt failed"]
@@ -388,7 +392,7 @@ async def test_models_that_fit_together_are_loaded_once_each(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     with structlog.testing.capture_logs() as lines:
-        async with working(config, script):
+        async with working_in_process(config, script):
             ids = [await submit(f"{n}", model=model) for n, model in enumerate(["m", "m", "n", "m", "n"])]
             for job_id in ids:
                 assert (await ended(database, job_id)).status == "done"
@@ -399,14 +403,14 @@ async def test_models_that_fit_together_are_loaded_once_each(
 async def test_a_grammar_that_the_worker_does_not_have_is_an_error_of_that_job(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("x", grammar_name="gone"))
     assert job.error is not None
     assert job.error.kind == "grammar"
 
 
 async def nothing(_: Worker) -> None:
-    """In place of the worker's own look: jobs come by hints alone."""
+    """In place of the worker's own sweep and poll: jobs start by hints alone."""
 
 
 async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
@@ -417,15 +421,18 @@ async def test_running_jobs_publish_their_progress_to_readers_and_to_saq(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.generate.PUBLISH_S", 0)
-    monkeypatch.setattr(Worker, "_sweep_and_look", nothing)
+    monkeypatch.setattr(Worker, "_sweep_and_poll", nothing)
+    timings = WorkerTimings(queue=Timings(mirror_s=0.05), attempt=AttemptTimings(progress_s=0))
     gate, load_gate = tmp_path / "gate", tmp_path / "load_gate"
     script.write(
         {"model": "m", "load_gate": str(load_gate)},
         {"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)},
     )
     hints = Hints(config.redis_url, ("m",), timeout_s=20)
-    async with Redis.from_url(config.redis_url) as redis, working(config, script, queue_timings=Timings(mirror_s=0.05)):
+    async with (
+        Redis.from_url(config.redis_url) as redis,
+        working_in_process(config, script, timings=timings),
+    ):
         job_id = await submit("long" * 300)
         hints.send("m", job_id)
 
@@ -464,11 +471,9 @@ async def test_a_task_of_saq_shows_the_job_that_others_run_already(
 ) -> None:
     gate = tmp_path / "gate"
     script.write({"when": "long", "step_s": 0.01, "reply": "done", "gate": str(gate)})
+    timings = msgspec.structs.replace(OFTEN, queue=Timings(mirror_s=0.05))
     hints = Hints(config.redis_url, ("m",), timeout_s=20)
-    async with (
-        Redis.from_url(config.redis_url) as redis,
-        working(config, script, queue_timings=Timings(mirror_s=0.05)) as worker,
-    ):
+    async with Redis.from_url(config.redis_url) as redis, working_in_process(config, script, timings=timings) as worker:
         first = await submit("long" * 300)
         await at_phase(worker, "prefill")
         waiting = await submit("hello", "other")
@@ -509,7 +514,7 @@ async def wipe(redis: Redis) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_look(
+async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_poll(
     config: Config,
     script: Script,
     submit: Submit,
@@ -517,39 +522,40 @@ async def test_without_redis_a_job_starts_within_the_time_of_the_workers_own_loo
     absent_redis_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    looked_at: list[datetime] = []
-    look = Worker._sweep_and_look
+    polled_at: list[datetime] = []
+    poll = Worker._sweep_and_poll
 
-    async def look_and_tell(worker: Worker) -> None:
-        looked_at.append(datetime.now(UTC))
-        await look(worker)
+    async def note_and_poll(worker: Worker) -> None:
+        polled_at.append(datetime.now(UTC))
+        await poll(worker)
 
-    monkeypatch.setattr(Worker, "_sweep_and_look", look_and_tell)
-    async with working(msgspec.structs.replace(config, redis_url=absent_redis_url), script):
+    monkeypatch.setattr(Worker, "_sweep_and_poll", note_and_poll)
+    without_redis = msgspec.structs.replace(config, redis_url=absent_redis_url)
+    async with working_in_process(without_redis, script, timings=TIMINGS):
         await ended(database, await submit("warm up"))
         job_id = await submit("x")
         submitted_at = datetime.now(UTC)
         job = await ended(database, job_id)
     assert job.started_at is not None
-    assert sum(submitted_at < at < job.started_at for at in looked_at) <= 1, "the first look finds it"
+    assert sum(submitted_at < at < job.started_at for at in polled_at) <= 1, "the first poll finds it"
 
 
 async def test_a_drain_lets_a_short_job_end(config: Config, script: Script, submit: Submit, database: Database) -> None:
     script.write({"when": "short", "step_s": 0.01, "reply": "x" * 30})
-    async with working(config, script) as worker:
+    async with working_in_process(config, script) as worker:
         job_id = await submit("short")
         waiting = await submit("later")
         await eventually(lambda: running(worker))
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.attempt) == ("done", 1)
-    left = await database.read(job_reads.one, ADMIN_ID, waiting)
+    left = await database.read(reads.one, ADMIN_ID, waiting)
     assert left is not None
     assert (left.status, left.attempt) == ("queued", 0)
 
 
 async def running(worker: object) -> bool:
-    return bool(worker.generation.running)  # type: ignore[attr-defined]
+    return bool(worker.dispatcher.running)  # type: ignore[attr-defined]
 
 
 async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_attempt(
@@ -559,7 +565,7 @@ async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_at
     async with working(config, script, grace_s=0.1) as worker:
         job_id = await submit("long", max_attempts=1)
         await eventually(lambda: running(worker))
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert job.status == "queued"
     script.write()
@@ -569,20 +575,15 @@ async def test_a_drain_gives_back_a_job_that_does_not_fit_without_spending_an_at
 
 
 async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.WATCH_S", 0.02)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
-    async with working(config, script) as worker:
+    async with working_in_process(config, script, timings=WorkerTimings(lease_check_s=0.02)) as worker:
         job_id = await submit("long")
         await eventually(lambda: running(worker))
-        (lease,) = await database.read(jobs.held)
+        (lease,) = await database.read(leases.active_leases)
         await database.write(
-            jobs.fail,
+            transitions.fail,
             job_id,
             lease.lease_token,
             datetime.now(UTC),
@@ -593,11 +594,11 @@ async def test_a_lease_that_another_took_stops_the_run_and_writes_nothing(
         )
 
         async def stopped() -> bool:
-            return not worker.generation.running
+            return not worker.dispatcher.running
 
         await eventually(stopped)
         assert (await ended(database, await submit("next"))).status == "done"
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.result, job.partial) == ("error", "Taken away.", None)
 
@@ -609,57 +610,49 @@ async def test_the_jobs_of_a_worker_that_is_gone_from_this_machine_run_again_at_
     hold_lock(lock_path).close()
     gone = await database.write(register_worker, str(lock_path))
     job_id = await submit("left behind")
-    assert await database.write(jobs.claim, "m", 1, gone, datetime.now(UTC))
-    async with working(config, script):
+    assert await database.write(transitions.claim, "m", 1, gone, datetime.now(UTC))
+    async with working_in_process(config, script):
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
     assert [sibling.id for sibling in await database.read(workers.not_ended)] == []
     assert (await attempts(database, job_id))[0][:2] == (1, "lost")
 
 
-async def test_the_jobs_of_a_worker_whose_beat_stands_still_run_again(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+async def test_the_jobs_of_a_worker_whose_heartbeat_does_not_move_run_again(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.STALE_S", 0.3)
     frozen = await database.write(register_worker, str(tmp_path / "on another machine"))
     job_id = await submit("left behind")
-    claim = await database.write(jobs.claim, "m", 1, frozen, datetime.now(UTC))
+    claim = await database.write(transitions.claim, "m", 1, frozen, datetime.now(UTC))
     assert claim is not None
-    async with working(config, script):
+    async with working_in_process(config, script, timings=sweeping(sweep_s=0.02, stale_s=0.3)):
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
-    assert claim.lease_token not in {lease.lease_token for lease in await database.read(jobs.held)}
+    assert claim.lease_token not in {lease.lease_token for lease in await database.read(leases.active_leases)}
 
 
 async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_was_away(
-    submit: Submit, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    submit: Submit, database: Database, tmp_path: Path
 ) -> None:
     clock = 0.0
-    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: clock))
     with hold_lock(tmp_path / "others"), hold_lock(tmp_path / "mine"):
         other = await database.write(register_worker, str(tmp_path / "others"))
         mine = await database.write(register_worker, str(tmp_path / "mine"))
         job_id = await submit("runs on")
-        claim = await database.write(jobs.claim, "m", 1, other, datetime.now(UTC))
+        claim = await database.write(transitions.claim, "m", 1, other, datetime.now(UTC))
         assert claim is not None
-        sweeper = sweep.Sweeper(database, mine, set, lambda _: None, lambda: "[]")
+        sweeper = Sweeper(database, mine, set, lambda _: None, lambda: "[]", clock=lambda: clock)
 
         async def status_after(seconds: float) -> str:
             nonlocal clock
             clock += seconds
             await sweeper.sweep()
-            job = await database.read(job_reads.one, ADMIN_ID, job_id)
+            job = await database.read(reads.one, ADMIN_ID, job_id)
             assert job is not None
             return job.status
 
         assert [await status_after(s) for s in (2, 2, 600)] == ["processing"] * 3
-        await database.write(jobs.beat, [claim.lease_token])
+        await database.write(leases.heartbeat, [claim.lease_token])
         assert [await status_after(2) for _ in range(6)] == ["processing"] * 5 + ["queued"]
 
 
@@ -676,7 +669,7 @@ async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(
         return turn(*of)
 
     monkeypatch.setattr(turns, "turn", once_unreadable)
-    async with working(config, script):
+    async with working_in_process(config, script):
         job = await ended(database, await submit("x", max_attempts=1))
     assert (job.status, n_read) == ("done", 2)
 
@@ -690,17 +683,14 @@ async def test_a_folder_for_states_that_cannot_be_made_costs_no_job(
 
 
 async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
-    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.EXPIRE_JOBS", 1)
     before = datetime.now(UTC) - timedelta(days=3)
     for conversation in ("a", "b"):
-        await database.write(jobs.cancel, ADMIN_ID, await submit("old", conversation), before)
-    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.LOOK_THROUGH", 1)
+        await database.write(transitions.cancel, ADMIN_ID, await submit("old", conversation), before)
     alone = prompt("", "alone", system_prompt="be kind")
     for public_id, at in (("left", before), ("alone", datetime.now(UTC))):
-        await database.write(jobs.submit, alone._replace(conversation_id=public_id), at)
+        await database.write(submission.submit, alone._replace(conversation_id=public_id), at)
     config = msgspec.structs.replace(config, retention_days=2.5)
 
     async def are_gone() -> bool:
@@ -708,37 +698,32 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
         return [conversation.public_id for conversation in found] == ["alone"]
 
     with structlog.testing.capture_logs() as lines:
-        async with working(config, script):
+        async with working_in_process(
+            config, script, timings=sweeping(sweep_s=0.02), batches=SweepBatches(expired_jobs=1, conversations=1)
+        ):
             await eventually(are_gone)
             young = await submit("young", "a")
             assert (await ended(database, young)).status == "done"
     assert [line["n_jobs"] for line in lines if line["event"] == "jobs expired"] == [1, 1]
-    assert [job.id for job in await database.read(job_reads.newest, ADMIN_ID, limit=9)] == [young]
+    assert [job.id for job in await database.read(reads.newest, ADMIN_ID, limit=9)] == [young]
 
 
 async def test_nothing_expires_where_nothing_says_so(
-    config: Config, script: Script, submit: Submit, database: Database, monkeypatch: pytest.MonkeyPatch
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
     old = await submit("old")
-    await database.write(jobs.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
-    async with working(config, script):
+    await database.write(transitions.cancel, ADMIN_ID, old, datetime(1999, 1, 1, tzinfo=UTC))
+    async with working_in_process(config, script, timings=sweeping(sweep_s=0.02)):
         await ended(database, await submit("young"))
     assert await database.read(retention.has_expired, datetime(2000, 1, 1, tzinfo=UTC))
 
 
-async def test_a_worker_that_beats_keeps_its_lease_however_long_its_job_takes(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
+async def test_a_worker_with_a_heartbeat_keeps_its_lease_however_long_its_job_takes(
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.BEAT_S", 0.05)
-    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.STALE_S", 0.4)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 60})
-    async with working(config, script), working(config, script):
+    timings = sweeping(sweep_s=0.02, heartbeat_s=0.05, stale_s=0.4)
+    async with working_in_process(config, script, timings=timings), working_in_process(config, script, timings=timings):
         job = await ended(database, await submit("long"))
     assert (job.status, job.attempt) == ("done", 1)
 
@@ -748,9 +733,9 @@ async def test_an_idle_engine_that_dies_costs_no_job_an_attempt(
 ) -> None:
     async with working(config, script) as worker:
         await ended(database, await submit("first"))
-        engine = worker._pool.held["m"].engine
+        engine = worker._pool.pooled["m"].engine
         assert engine is not None
-        os.kill(engine.pid, signal.SIGKILL)
+        os.kill(engine_pid(worker), signal.SIGKILL)
         await engine.died.wait()
         job = await ended(database, await submit("second"))
     assert (job.status, job.attempt) == ("done", 1)
@@ -775,19 +760,13 @@ async def test_nothing_that_people_or_models_wrote_is_logged(
 
 
 async def test_a_claim_that_nobody_runs_is_given_back_by_the_worker_that_made_it(
-    config: Config,
-    script: Script,
-    submit: Submit,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.SWEEP_S", 0.02)
-    monkeypatch.setattr("llamalith_app.jobs.worker.sweep.STALE_S", 0.3)
-    async with working(config, script) as worker:
-        worker.generation.draining.set()
+    async with working_in_process(config, script, timings=sweeping(sweep_s=0.02, stale_s=0.3)) as worker:
+        worker.dispatcher.draining.set()
         job_id = await submit("claimed and dropped")
-        assert await database.write(jobs.claim, "m", 1, worker.id, datetime.now(UTC))
-        worker.generation.draining.clear()
+        assert await database.write(transitions.claim, "m", 1, worker.id, datetime.now(UTC))
+        worker.dispatcher.draining.clear()
         job = await ended(database, job_id)
     assert (job.status, job.attempt) == ("done", 2)
 
@@ -804,14 +783,14 @@ async def test_a_drain_ends_also_while_redis_is_away_in_the_middle_of_a_hinted_j
     script.write({"when": "short", "step_s": 0.02, "reply": "x" * 40})
     hints = Hints(f"unix://{folder}/s", ("m",), timeout_s=20)
     own = msgspec.structs.replace(config, redis_url=f"unix://{folder}/s")
-    async with working(own, script) as worker:
+    async with working_in_process(own, script) as worker:
         job_id = await submit("short")
         hints.send("m", job_id)
         await eventually(lambda: running(worker))
         valkey_process.kill()
         await valkey_process.wait()
     await hints.close()
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert (job.status, job.attempt) == ("done", 1)
 
@@ -823,7 +802,7 @@ async def test_a_drain_gives_back_a_job_whose_engine_is_still_loading(
     async with working(config, script, grace_s=0.1) as worker:
         job_id = await submit("x", max_attempts=1)
         await eventually(lambda: running(worker))
-    job = await database.read(job_reads.one, ADMIN_ID, job_id)
+    job = await database.read(reads.one, ADMIN_ID, job_id)
     assert job is not None
     assert job.status == "queued"
     assert [attempt[1] for attempt in await attempts(database, job_id)] == ["released"]
@@ -851,11 +830,11 @@ async def test_a_worker_that_starts_while_the_database_takes_no_writes_waits(
     submit: Submit,
     database: Database,
     database_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
     job_id = await submit("x")
-    worker = Worker(config, fake_engine.argv(script.path))
+    worker = Worker(
+        config, local_engines(config, fake_engine.argv(script.path)), timings=WorkerTimings(lock_deadline_s=0.05)
+    )
     with structlog.testing.capture_logs() as lines, locked(database_path):
         assert not migrate(database_path)
         starting = asyncio.create_task(worker.start())
@@ -870,13 +849,13 @@ async def test_a_worker_under_up_takes_every_sigterm_for_the_same_one(
 ) -> None:
     script.write({"when": "wait", "gate": str(tmp_path / "gate"), "reply": "whole"})
     job_id = await submit("wait")
-    argv = fake_engine.argv(script.path)
+    engines = local_engines(config, fake_engine.argv(script.path))
     with structlog.testing.capture_logs() as lines:
 
         async def logs(event: str) -> bool:
             return any(line["event"] == event for line in lines)
 
-        running = asyncio.create_task(run(config, grace_s=20, engine_argv=argv, supervised=True))
+        running = asyncio.create_task(run(config, grace_s=20, engines=engines, supervised=True))
         await eventually(partial(logs, "attempt started"))
         os.kill(os.getpid(), signal.SIGTERM)
         await eventually(partial(logs, "draining"))
@@ -891,13 +870,13 @@ async def test_a_worker_whose_up_has_died_gives_its_jobs_back_when_the_next_up_a
 ) -> None:
     script.write({"when": "long", "step_s": 0.01, "reply": "x" * 100_000})
     job_id = await submit("long")
-    argv = fake_engine.argv(script.path)
+    engines = local_engines(config, fake_engine.argv(script.path))
     with structlog.testing.capture_logs() as lines:
 
         async def logs(event: str) -> bool:
             return any(line["event"] == event for line in lines)
 
-        running = asyncio.create_task(run(config, grace_s=600, engine_argv=argv, supervised=True))
+        running = asyncio.create_task(run(config, grace_s=600, engines=engines, supervised=True))
         await eventually(partial(logs, "attempt started"))
         os.kill(os.getpid(), signal.SIGTERM)
         await eventually(partial(logs, "draining"))
@@ -917,7 +896,9 @@ async def test_a_hangup_drains_a_worker_and_is_no_second_signal(
         async def logs(event: str) -> bool:
             return any(line["event"] == event for line in lines)
 
-        running = asyncio.create_task(run(config, grace_s=20, engine_argv=fake_engine.argv(script.path)))
+        running = asyncio.create_task(
+            run(config, grace_s=20, engines=local_engines(config, fake_engine.argv(script.path)))
+        )
         await eventually(partial(logs, "attempt started"))
         os.kill(os.getpid(), signal.SIGHUP)
         await eventually(partial(logs, "draining"))
@@ -930,11 +911,17 @@ async def test_a_hangup_drains_a_worker_and_is_no_second_signal(
 
 
 async def test_a_worker_that_waits_for_the_database_ends_when_it_is_told_to(
-    config: Config, script: Script, database_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, script: Script, database_path: Path
 ) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
     with structlog.testing.capture_logs() as lines, locked(database_path):
-        running = asyncio.create_task(run(config, grace_s=5, engine_argv=fake_engine.argv(script.path)))
+        running = asyncio.create_task(
+            run(
+                config,
+                grace_s=5,
+                engines=local_engines(config, fake_engine.argv(script.path)),
+                timings=WorkerTimings(lock_deadline_s=0.05),
+            )
+        )
         await eventually(partial(waits_for_the_database, lines))
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(running, 5)
@@ -947,23 +934,21 @@ async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_work
     submit: Submit,
     database: Database,
     database_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llamalith_app.store.database.LOCK_DEADLINE_S", 0.05)
-    monkeypatch.setattr("llamalith_app.jobs.worker.process.GIVE_BACK_S", 0.2)
     script.write({"when": "long", "step_s": 0.02, "reply": "x" * 2000})
     # Before the worker writes too: this one waits no longer for the lock than it does.
     job_id = await submit("long", max_attempts=1)
     with ExitStack() as until_it_has_ended:
-        async with working(config, script, grace_s=0.1) as worker:
+        async with working(
+            config, script, grace_s=0.1, timings=WorkerTimings(give_back_s=0.2, lock_deadline_s=0.05)
+        ) as worker:
             await eventually(lambda: running(worker))
             until_it_has_ended.enter_context(locked(database_path))
-    monkeypatch.undo()
     script.write()
     async with working(config, script):
 
         async def open_again() -> bool:
-            job = await database.read(job_reads.one, ADMIN_ID, job_id)
+            job = await database.read(reads.one, ADMIN_ID, job_id)
             return job is not None and job.status != "processing"
 
         await eventually(open_again)

@@ -15,7 +15,7 @@ from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import NotFound
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
-from llamalith_app.store import job_reads
+from llamalith_app.store.jobs import reads
 from llamalith_app.store.tables import Status
 from llamalith_app.web.html import page
 from llamalith_app.web.request import AppRequest
@@ -73,7 +73,7 @@ class JobsPage(Controller):
 async def newest_jobs(request: AppRequest, status: str, limit: int, before: int | None) -> list[Job]:
     """At most `limit` jobs, newest first, with their live progress; an empty `status` means any."""
     jobs = await request.parts.database.read(
-        job_reads.newest,
+        reads.newest,
         request.principal.user_id,
         limit=limit,
         status=status or None,

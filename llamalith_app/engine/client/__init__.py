@@ -1,1 +1,1 @@
-"""What the worker holds of an engine."""
+"""The worker's side of an engine: the protocol that every kind of engine speaks, and the kinds there are."""

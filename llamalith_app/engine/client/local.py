@@ -1,4 +1,4 @@
-"""The worker's side of an engine: starts the child, speaks its messages, and notices its death at once.
+"""The engine that is a child process of the worker: starts it, speaks its messages, and notices its death at once.
 
 One process holds one model until it ends. Knows no jobs; a run is a sequence id and its advances.
 """
@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from llamalith_app.engine import frames
+from llamalith_app.engine.client.protocol import EngineDied, EngineLimits, EngineLoadFailed, EngineRefused
 from llamalith_app.engine.messages import (
     Advance,
     Cancel,
@@ -28,7 +29,6 @@ from llamalith_app.engine.messages import (
     LoadFailed,
     Loading,
     LoadModel,
-    RefusalKind,
     Refused,
     Submit,
     ToEngine,
@@ -38,20 +38,29 @@ from llamalith_app.settings.environment import child_environ
 from llamalith_app.supervise import parent
 
 REAL_ENGINE = (sys.executable, "-P", "-m", "llamalith_app.engine")
-SAVE_S = 10.0
-"""Seconds that a child gets at its end to save what its slots hold."""
-END_S = 5.0
-"""Seconds more until it is killed."""
-STUCK_S = 1.0
-SILENT_S = 1800.0
-"""Seconds for which an engine that loads or has work may tell nothing; it tells something with each step. Then it is
-killed. A step takes a fraction of a second, but the first one may read all weights from a slow disk, and so may the
-comparing of a pinned hash."""
-LOOK_S = 5.0
-"""Between looks at one that loads."""
-SILENT_AFTER_CANCEL_S = 300.0
-"""The same once it was told to end something, which it looks at between two steps."""
 KEPT_LINES = 20
+
+
+class LocalTimings(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the worker waits for a child."""
+
+    save_s: float = 10.0
+    """What a child gets at its end to save what its slots hold."""
+    end_s: float = 5.0
+    """What it gets after that until it is killed."""
+    stuck_s: float = 1.0
+    """What a child gets at its end that still has runs: it has hung."""
+    silent_s: float = 1800.0
+    """A child that loads or has work and sends nothing for so long is killed; it sends something with each step. A step
+    takes a fraction of a second, but the first one may read all weights from a slow disk, and so may the check of a
+    pinned hash."""
+    silent_after_cancel_s: float = 300.0
+    """The same after a cancel, which the child handles between two steps."""
+    load_watch_s: float = 5.0
+    """How often a child that loads is checked for silence."""
+
+
+DEFAULT_TIMINGS = LocalTimings()
 
 CHILD_SETTINGS = {
     # ggml_abort would start a debugger where there is one, and hold the dying child for seconds.
@@ -65,26 +74,11 @@ CHILD_SETTINGS = {
 log = structlog.get_logger(__name__)
 
 
-class EngineLoadFailed(LlamalithError):
-    """The model cannot be loaded; the reason names it and its file."""
-
-
-class EngineDied(LlamalithError):
-    """The child ended while it had work; the reason says how."""
-
-
-class EngineRefused(LlamalithError):
-    """This sequence cannot run; the engine goes on."""
-
-    def __init__(self, kind: RefusalKind, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
-
-
-class EngineProcess:
+class LocalEngine:
     """Made by `start`, which returns once the model is loaded; ended by `stop`."""
 
-    loaded: Loaded
+    limits: EngineLimits
+    load_s: float
 
     def __init__(
         self,
@@ -92,33 +86,42 @@ class EngineProcess:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        tell: Callable[[float], None] | None = None,
+        *,
+        on_progress: Callable[[float], None] | None,
+        timings: LocalTimings,
     ) -> None:
-        self._tell_loading = tell
         self.model = model
         self.died = asyncio.Event()
-        """Set when the child is gone, whoever ended it."""
         self._process = process
         self._writer = writer
+        self._on_progress = on_progress
+        self._timings = timings
         self._runs: dict[int, asyncio.Queue[Advance | LlamalithError]] = {}
+        """The steps of each sequence that have not been read yet, by its id."""
         self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._loading: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
-        # Who waited for it may have gone.
+        # Its result may be asked for by nobody any more.
         self._loading.add_done_callback(lambda loading: loading.cancelled() or loading.exception())
-        self._stopping = False
+        self._is_stopping = False
         self._silent_s = 0.0
-        """Since when it has work and told nothing, as far as this process was there to hear it."""
-        self._cancels = False
-        """It was told to end something and has told nothing since."""
-        self._hung = False
-        self._reading = asyncio.create_task(self._read(reader))
-        self._lines = asyncio.create_task(self._keep_lines())
+        """How long the child has had work and sent nothing, as far as this process ran to see it."""
+        self._is_cancelling = False
+        """A cancel was sent, and nothing has come since."""
+        self._has_hung = False
+        self._receiving = asyncio.create_task(self._receive(reader))
+        self._keeping_lines = asyncio.create_task(self._keep_lines())
 
     @classmethod
     async def start(
-        cls, load: LoadModel, argv: Sequence[str] | None = None, tell: Callable[[float], None] | None = None
+        cls,
+        load: LoadModel,
+        argv: Sequence[str] | None = None,
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        timings: LocalTimings = DEFAULT_TIMINGS,
     ) -> Self:
-        """`tell` hears how far it is, from 0 to 1.
+        """Starts a child by `argv` (None: the real engine) and returns once it has loaded the model; `on_progress` is
+        called with how far the load is, from 0 to 1.
 
         Raises EngineLoadFailed, or EngineDied where the child died before it had loaded the model.
         """
@@ -132,129 +135,128 @@ class EngineProcess:
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.PIPE,
                     pass_fds=(theirs.fileno(),),
-                    # Ctrl-C in a terminal is not for it: it ends when its worker does.
+                    # Ctrl-C in a terminal is not for the child: it ends when its worker does.
                     start_new_session=True,
-                    # It sees by itself that its worker is gone, but not while it is stopped or hung.
+                    # The child sees by itself that its worker is gone, but not while it is stopped or hung.
                     preexec_fn=parent.preexec_die_with_parent(signal.SIGKILL),
                     env=child_environ(CHILD_SETTINGS),
                 )
             streams = await asyncio.open_connection(sock=ours)
         except BaseException:
-            # A child that was started meanwhile ends when it sees this.
+            # A child that was started meanwhile ends when it sees the closed socket.
             ours.close()
             raise
-        engine = cls(load.model, process, *streams, tell=tell)
+        engine = cls(load.model, process, *streams, on_progress=on_progress, timings=timings)
         try:
             engine._send(load)
-            engine.loaded = await engine._has_loaded()
+            loaded = await engine._wait_until_loaded()
         except BaseException:
             await engine.stop()
             raise
+        engine.limits = EngineLimits(loaded.n_ctx, loaded.n_slots, loaded.can_think)
+        engine.load_s = loaded.load_s
         return engine
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    async def run(self, submit: Submit) -> AsyncGenerator[Advance, None]:
-        """Its advances, the last with a `finish`; left before that, the sequence is cancelled.
-
-        Raises EngineRefused, and EngineDied at once when the child dies.
-        """
+    async def run(self, request: Submit) -> AsyncGenerator[Advance, None]:
         steps: asyncio.Queue[Advance | LlamalithError] = asyncio.Queue()
-        self._runs[submit.sequence_id] = steps
-        ended = False
+        self._runs[request.sequence_id] = steps
+        has_ended = False
         try:
             if self.died.is_set():
-                raise EngineDied(self._how_it_died())
-            self._send(submit)
-            while not ended:
+                raise EngineDied(self._death_reason())
+            self._send(request)
+            while not has_ended:
                 step = await steps.get()
-                ended = isinstance(step, LlamalithError) or step.finish is not None
+                has_ended = isinstance(step, LlamalithError) or step.finish is not None
                 if isinstance(step, LlamalithError):
                     raise step
                 yield step
         finally:
-            del self._runs[submit.sequence_id]
-            if not ended:
-                self.cancel(submit.sequence_id)
+            del self._runs[request.sequence_id]
+            if not has_ended:
+                self.cancel(request.sequence_id)
 
     def cancel(self, sequence_id: int) -> None:
-        """Ends a run within one step, with finish `cancelled`; nothing happens for one that has ended."""
         if not self.died.is_set():
-            self._cancels |= sequence_id in self._runs
+            self._is_cancelling |= sequence_id in self._runs
             self._send(Cancel(sequence_id))
 
-    def watch(self, seconds: float) -> None:
-        """To be called every so many seconds: kills one that has hung, so that its runs end as with any other death."""
+    def watch(self, elapsed_s: float) -> None:
         if not self._runs:
-            self._silent_s, self._cancels = 0.0, False
+            self._silent_s, self._is_cancelling = 0.0, False
             return
-        self._stays_silent(seconds, SILENT_AFTER_CANCEL_S if self._cancels else SILENT_S)
-
-    async def _has_loaded(self) -> Loaded:
-        while not (await asyncio.wait({self._loading}, timeout=LOOK_S))[0]:
-            self._stays_silent(LOOK_S, SILENT_S)
-        return self._loading.result()
-
-    def _stays_silent(self, seconds: float, most_s: float) -> None:
-        """Counted, not measured: a worker that was frozen has heard nothing either."""
-        self._silent_s += seconds
-        if self._silent_s >= most_s and not self._hung:
-            self._hung = True
-            log.error("engine has hung", model=self.model, pid=self.pid, silent_s=self._silent_s)
-            self._process.kill()
+        timings = self._timings
+        self._count_silence(elapsed_s, timings.silent_after_cancel_s if self._is_cancelling else timings.silent_s)
 
     async def stop(self) -> None:
-        """Ends the child and waits until it is gone. One that has loaded its model saves its states first; one that
-        still has runs, which were cancelled before this, is taken for hung and gets STUCK_S seconds in all."""
-        self._stopping = True
+        """A child that has loaded its model saves its states first. One that still has runs, which were cancelled
+        before this, has hung and gets `stuck_s` in all."""
+        timings = self._timings
+        self._is_stopping = True
         is_stuck = bool(self._runs)
         if self._loading.done() and not self._loading.cancelled() and self._loading.exception() is None:
             self._send(End())
-            await self._gone(STUCK_S if is_stuck else SAVE_S)
+            await self._exits_within(timings.stuck_s if is_stuck else timings.save_s)
         self._writer.close()
-        if not await self._gone(0 if is_stuck else END_S):
+        if not await self._exits_within(0 if is_stuck else timings.end_s):
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
-        await asyncio.gather(self._reading, self._lines, return_exceptions=True)
+        await asyncio.gather(self._receiving, self._keeping_lines, return_exceptions=True)
 
-    async def _gone(self, within_s: float) -> bool:
+    async def _wait_until_loaded(self) -> Loaded:
+        timings = self._timings
+        while not (await asyncio.wait({self._loading}, timeout=timings.load_watch_s))[0]:
+            self._count_silence(timings.load_watch_s, timings.silent_s)
+        return self._loading.result()
+
+    def _count_silence(self, elapsed_s: float, limit_s: float) -> None:
+        """Counted, not measured: a worker that was frozen has received nothing either."""
+        self._silent_s += elapsed_s
+        if self._silent_s >= limit_s and not self._has_hung:
+            self._has_hung = True
+            log.error("engine has hung", model=self.model, pid=self.pid, silent_s=self._silent_s)
+            self._process.kill()
+
+    async def _exits_within(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(seconds):
                 await self._process.wait()
         except TimeoutError:
             return False
         return True
 
     def _send(self, message: ToEngine) -> None:
-        # A transport that closes by itself raises at a write; the reader tells of the death anyway.
+        # A transport that closes by itself raises at a write; `_receive` handles the death anyway.
         if not self._writer.is_closing():
             self._writer.write(frames.encode(message))
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
         decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
         try:
             while (message := await frames.read_async(reader, decoder)) is not None:
-                self._take(message)
+                self._handle(message)
         except frames.BrokenFrame as error:
             log.error("broken frame from the engine", model=self.model, reason=str(error))
             self._process.kill()
         await self._process.wait()
-        await asyncio.gather(self._lines, return_exceptions=True)
+        await asyncio.gather(self._keeping_lines, return_exceptions=True)
         self.died.set()
         self._writer.close()
-        reason = self._how_it_died()
-        if not self._stopping:
+        reason = self._death_reason()
+        if not self._is_stopping:
             log.warning("engine died", model=self.model, pid=self.pid, reason=reason)
         if not self._loading.done():
             self._loading.set_exception(EngineDied(reason))
         for steps in self._runs.values():
             steps.put_nowait(EngineDied(reason))
 
-    def _take(self, message: FromEngine) -> None:
-        self._silent_s, self._cancels = 0.0, False
+    def _handle(self, message: FromEngine) -> None:
+        self._silent_s, self._is_cancelling = 0.0, False
         match message:
             case Loaded():
                 if message.gpu is not None:
@@ -264,8 +266,8 @@ class EngineProcess:
                 self._loading.set_exception(EngineLoadFailed(reason))
             case Loading(progress):
                 log.debug("model loading", model=self.model, progress=round(progress, 2))
-                if self._tell_loading is not None:
-                    self._tell_loading(progress)
+                if self._on_progress is not None:
+                    self._on_progress(progress)
             case Refused():
                 if steps := self._runs.get(message.sequence_id):
                     steps.put_nowait(EngineRefused(message.kind, message.reason))
@@ -286,7 +288,8 @@ class EngineProcess:
             )
 
     async def _keep_lines(self) -> None:
-        """What the child says on stderr, which native code uses as it likes; a long line comes in parts."""
+        """Keeps the end of what the child writes to stderr, which native code uses as it likes; a long line comes in
+        parts."""
         stderr = self._process.stderr
         rest = b""
         while stderr is not None and (part := await stderr.read(4096)):
@@ -301,11 +304,11 @@ class EngineProcess:
             self._last_lines.append(text[:500])
             log.debug("engine says", model=self.model, line=text[:500])
 
-    def _how_it_died(self) -> str:
+    def _death_reason(self) -> str:
         code = self._process.returncode
         if code is not None and code < 0:
             how = f"The engine was ended by {_signal_name(-code)}"
-            if self._hung:
+            if self._has_hung:
                 how = f"The engine told nothing for {self._silent_s:g} s and was ended"
             elif -code == signal.SIGKILL:
                 how += ", as the system does when memory runs out"

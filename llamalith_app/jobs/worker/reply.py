@@ -1,8 +1,8 @@
-"""From what a model writes to what people read, piece by piece: thinking apart from the reply, and nothing lost.
+"""Splits what a model writes into what people read, piece by piece: thinking apart from the reply, nothing lost.
 
-Owns what is thinking: of a model that can think, what stands between a `<think>` at the beginning and the next
-`</think>`, or the end. Blanks around these two tags belong to them. All else is the reply, letter for letter. However
-a text is cut into pieces, the same comes out. Knows no tokens.
+Owns what is thinking: of a model that can think, the text between a `<think>` at the beginning and the next
+`</think>`, or the end. Blanks around these two tags belong to them. Everything else is the reply, letter for letter.
+The same comes out however a text is cut into pieces. Knows no tokens.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 from llamalith_app.engine.chat import CLOSE, OPEN
 
 State = Literal["head", "opened", "thinking", "closed", "text"]
-"""Nothing but blanks came; nothing but blanks behind the first tag; inside; nothing but blanks behind the second tag;
-in the reply."""
+"""head: only blanks so far; opened: only blanks since `<think>`; thinking: inside; closed: only blanks since
+`</think>`; text: in the reply."""
 
 
 class Piece(NamedTuple):
@@ -32,12 +32,12 @@ class Reply:
         self._state: State = "head" if thinks else "text"
         self._is_opened = is_opened
         self._blanks: list[str] = []
-        """What may belong to a tag, in front of what is held."""
+        """They may belong to a tag; they stand in front of `_held`."""
         self._held = ""
-        """What may become a tag."""
+        """Text that may become a tag."""
 
     def feed(self, text: str) -> list[Piece]:
-        """What is certain by now."""
+        """The pieces that are certain by now."""
         pieces: list[Piece] = []
         rest = self._held + text
         self._held = ""
@@ -46,12 +46,12 @@ class Reply:
         return pieces
 
     def end(self) -> list[Piece]:
-        """What was held back, once no more comes."""
+        """The pieces that were held back; to be called once no more text comes."""
         pieces: list[Piece] = []
         if self._state == "head" and self._is_opened:
             self._blanks.clear()
         is_thinking = self._state == "thinking" or (self._state == "head" and self._is_opened)
-        self._tell(pieces, "thinking" if is_thinking else "delta", self._held)
+        self._emit(pieces, "thinking" if is_thinking else "delta", self._held)
         self._held = ""
         return pieces
 
@@ -59,9 +59,9 @@ class Reply:
         return "".join(self._text)
 
     def _step(self, text: str, pieces: list[Piece]) -> str:
-        """Takes what it can to the next state, or holds it; returns what is left."""
+        """Goes to the next state by the beginning of the text, or holds it; returns the rest."""
         if self._state == "text":
-            self._tell(pieces, "delta", text)
+            self._emit(pieces, "delta", text)
             return ""
         if self._state == "thinking":
             return self._think(text, pieces)
@@ -97,7 +97,7 @@ class Reply:
                 inside, self._held = inside[:at], inside[at:]
         written = inside.rstrip()
         if written:
-            self._tell(pieces, "thinking", written)
+            self._emit(pieces, "thinking", written)
         if close:
             self._state = "closed"
             self._blanks.clear()
@@ -105,8 +105,8 @@ class Reply:
             self._blanks.append(inside[len(written) :])
         return rest
 
-    def _tell(self, pieces: list[Piece], kind: Literal["delta", "thinking"], text: str) -> None:
-        """With the blanks before it."""
+    def _emit(self, pieces: list[Piece], kind: Literal["delta", "thinking"], text: str) -> None:
+        """Adds a piece, with the blanks before it."""
         text = "".join((*self._blanks, text))
         self._blanks.clear()
         if kind == "delta":

@@ -1,43 +1,42 @@
-"""What the engine is told of one job's reply: its parameters over its model's settings, and its grammar."""
+"""What an engine is asked for one job's reply: the job's parameters over its model's settings, and its grammar."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from llamalith_app.contracts.parameters import JsonObject, Parameters, wanted_schema
-from llamalith_app.engine.client.local import EngineRefused
-from llamalith_app.engine.messages import Loaded, Sampling
+from llamalith_app.engine.client.protocol import EngineLimits, EngineRefused
+from llamalith_app.engine.messages import Sampling
 from llamalith_app.grammars import grammar as grammars_of
 from llamalith_app.settings.declaration import ModelSettings
-from llamalith_app.store.jobs import Claim
+from llamalith_app.store.jobs.transitions import Claim
 
 ANY_OBJECT = {"type": "object"}
 
 
-def sampling(settings: ModelSettings, said: Parameters | None) -> Sampling:
-    over = {} if said is None else {name: getattr(said, name) for name in Sampling.__struct_fields__}
-    return Sampling(
-        **{
-            name: getattr(settings, name) if over.get(name) is None else over[name]
-            for name in Sampling.__struct_fields__
-        }
-    )
+def sampling(settings: ModelSettings, parameters: Parameters | None) -> Sampling:
+    """The job's own parameters, and the model's settings for those that it does not name."""
+    names = Sampling.__struct_fields__
+    given = {} if parameters is None else {name: getattr(parameters, name) for name in names}
+    return Sampling(**{name: getattr(settings, name) if given.get(name) is None else given[name] for name in names})
 
 
-def stops(settings: ModelSettings, said: Parameters | None) -> list[str]:
-    stop = settings.stop if said is None or said.stop is None else said.stop
+def stops(settings: ModelSettings, parameters: Parameters | None) -> list[str]:
+    """The stop strings: the job's own in place of the model's."""
+    stop = settings.stop if parameters is None or parameters.stop is None else parameters.stop
     return [stop] if isinstance(stop, str) else list(stop)
 
 
-def thinks(settings: ModelSettings, grammar: str, loaded: Loaded) -> bool:
-    """Whether the reply may begin with thinking. What a grammar holds is the reply, from its first letter on."""
+def may_think(settings: ModelSettings, grammar: str, limits: EngineLimits) -> bool:
+    """Whether the reply may begin with thinking. A grammar holds the reply from its first letter on."""
     if grammar:
         return False
-    return loaded.can_think if settings.thinking == "auto" else settings.thinking == "on"
+    return limits.can_think if settings.thinking == "auto" else settings.thinking == "on"
 
 
 def grammar(claim: Claim, named: Mapping[str, str]) -> str:
-    """As the engine takes it; empty: none. Raises EngineRefused for a name that this worker does not know."""
+    """The job's grammar as the engine takes it; empty: none. Raises EngineRefused for a name that this worker does not
+    know."""
     wanted = None if claim.parameters is None else claim.parameters.response_format
     if (schema := wanted_schema(wanted)) is not None:
         return grammars_of.from_schema(schema.schema, claim.unenforced)

@@ -1,5 +1,5 @@
-"""How fast a model lately was in this worker: moving averages over attempts that ended well; and the prompt tokens
-of all of them. Knows no engine."""
+"""How fast each model was lately in this worker, as moving averages over attempts that ended well; and how many prompt
+tokens all of them had. Knows no engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Literal, NamedTuple
 
 WEIGHT = 0.2
-"""Of the newest in an average."""
+"""Of the newest value in an average."""
 
 Measure = Literal["tokens_per_s", "prompt_tokens_per_s", "load_s", "job_s", "completion_tokens"]
 
@@ -33,6 +33,6 @@ class Speeds:
     def prompt_tokens(self, model: str) -> PromptTokens:
         return self._prompt_tokens.get(model, PromptTokens())
 
-    def of(self, model: str) -> dict[Measure, float]:
-        """What is known so far."""
+    def averages(self, model: str) -> dict[Measure, float]:
+        """The measures known so far; seconds, tokens, or tokens a second."""
         return {measure: round(value, 3) for measure, value in self._found[model].items()}

@@ -1,8 +1,8 @@
-"""Takes leases away from attempts that nobody makes any more, gives up what waited longer than it may, and forgets what
-is not to be kept any longer.
+"""Releases the leases of attempts that nobody makes any more, expires jobs that waited longer than they may, and
+deletes what is not to be kept any longer.
 
-A lease is dead when the worker that holds it is gone from this machine (its lock file is free), or when its beat
-stood still for STALE_S of this process's own clock; no wall clock decides. Knows no engine and no Redis.
+A lease is dead when the worker that holds it is gone from this machine (its lock file is free), or when its heartbeat
+has not moved for `stale_s` of this process's own clock; no wall clock decides. Knows no engine and no Redis.
 """
 
 from __future__ import annotations
@@ -15,50 +15,66 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
+import msgspec
 import structlog
 
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order
-from llamalith_app.store import jobs, keys, retention, workers
+from llamalith_app.store import keys, retention, workers
 from llamalith_app.store.database import Database
+from llamalith_app.store.jobs import leases, transitions, waiting
 from llamalith_app.store.tables import Outcome
 from llamalith_app.supervise.pidfile import is_held
 
-SWEEP_S = 2.0
-BEAT_S = 3.0
-STALE_S = 3 * BEAT_S
-SLOW_WRITE_S = 1.0
-"""A write that waited longer means that others could not write either."""
-GIVE_UP_JOBS = 1000
-"""Jobs given up in one transaction at most, so that others can write between them."""
-FORGET_KEYS = 1000
-"""Old Idempotency-Keys deleted in one sweep at most."""
-EXPIRE_JOBS = 100
-"""Ended jobs deleted in one sweep at most: some hundred rows, and four million jobs a day."""
-LOOK_THROUGH = 1000
-"""Conversations looked at in one sweep for what is left of expired ones: a million in half an hour."""
 LOST = "The worker that ran this job is gone."
 
 log = structlog.get_logger(__name__)
 
 
+class SweepTimings(msgspec.Struct, frozen=True, kw_only=True):
+    sweep_s: float = 2.0
+    """Between two sweeps of one worker."""
+    heartbeat_s: float = 3.0
+    """Between two heartbeats of a lease."""
+    stale_s: float = 9.0
+    """A lease without a heartbeat for so long is dead: three of them."""
+    slow_write_s: float = 1.0
+    """A write that waited longer means that other workers could not write their heartbeats either."""
+
+
+class SweepBatches(msgspec.Struct, frozen=True, kw_only=True):
+    """How many rows one transaction or one sweep changes at most, so that others can write between them."""
+
+    overdue_jobs: int = 1000
+    """In one transaction."""
+    old_keys: int = 1000
+    """Idempotency-Keys deleted in one sweep."""
+    expired_jobs: int = 100
+    """Ended jobs deleted in one sweep: some hundred rows, and four million jobs a day."""
+    conversations: int = 1000
+    """Searched in one sweep for what is left of expired ones: a million in half an hour."""
+
+
+TIMINGS, BATCHES = SweepTimings(), SweepBatches()
+
+
 def hold_lock(path: Path) -> IO[str]:
-    """The sign that this process lives: the kernel frees it with the process, however that ends."""
+    """Shows that this process lives: the kernel frees the lock with the process, however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = open(path, "w")  # noqa: SIM115 - open as long as the process
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return lock
 
 
-def _forget(lock_path: str) -> None:
-    with contextlib.suppress(OSError):  # of another user, or read-only: it is only litter
+def _delete_lock(lock_path: str) -> None:
+    with contextlib.suppress(OSError):  # of another user, or read-only: the file does no harm
         Path(lock_path).unlink()
 
 
 class Sweeper:
-    """`held_here`: the lease tokens of what this worker is running; their beat is its own affair.
-    `retention`: how long ended jobs are kept; None: for ever.
-    `wake_later` is told how long from now a job will be due again; `tell_engines` says what is told of them.
+    """`held_here`: the lease tokens of the attempts that this worker is running, which it does not sweep.
+    `retention`: how long ended jobs are kept; None: for ever. `wake_later` is called with how long from now a job will
+    be due again; `engine_statuses` returns, as JSON, what the worker's row says of its engines.
     """
 
     def __init__(
@@ -67,101 +83,121 @@ class Sweeper:
         worker_id: int,
         held_here: Callable[[], Container[str]],
         wake_later: Callable[[timedelta], None],
-        tell_engines: Callable[[], str],
+        engine_statuses: Callable[[], str],
         retention: timedelta | None = None,
+        *,
+        timings: SweepTimings = TIMINGS,
+        batches: SweepBatches = BATCHES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._worker_id = worker_id
         self._held_here = held_here
         self._wake_later = wake_later
-        self._tell_engines = tell_engines
+        self._engine_statuses = engine_statuses
         self._retention = retention
-        self._looked_through = 0
-        """The last conversation that was looked at; 0: the next round begins."""
-        self._seen: dict[str, tuple[int, float]] = {}
-        """Lease token -> its beat, and since when it stands there."""
+        self._timings = timings
+        self._batches = batches
+        self._last_searched = 0
+        """The id of the last conversation that was searched; 0: the next round begins."""
+        self._seen_heartbeats: dict[str, tuple[int, float]] = {}
+        """Lease token -> its heartbeat, and since when in `_awake_s` it has not moved."""
         self._unserved: set[str] = set()
-        self._looked_at = time.monotonic()
-        self._clock = 0.0
-        """Seconds that this process was there to see: one that was frozen must not judge others by that time."""
+        self._clock = clock
+        self._swept_at = clock()
+        self._awake_s = 0.0
+        """Seconds for which this process ran: a process that was frozen must not count that time against others."""
 
     async def sweep(self) -> None:
-        await self._see_that_beats_can_be_written()
+        """Raises StorageUnavailable."""
+        await self._check_that_heartbeats_can_be_written()
+        await self._release_leases_of_dead_workers()
+        await self._release_stale_leases()
+        await self._expire_overdue()
+        if await self._database.read(keys.has_old, datetime.now(UTC)):
+            await self._database.write_lightly(keys.forget, datetime.now(UTC), self._batches.old_keys)
+        await self._delete_expired()
+        await self._log_unserved_models()
+
+    async def _release_leases_of_dead_workers(self) -> None:
         for sibling in await self._database.read(workers.not_ended):
             if sibling.id != self._worker_id and is_held(sibling.lock_path) is False:
-                held = await self._database.read(jobs.held, sibling.id)
-                await self._take(held, f"worker {sibling.id} ended")
+                held = await self._database.read(leases.active_leases, sibling.id)
+                await self._release(held, f"worker {sibling.id} ended")
                 await self._database.write_lightly(workers.end, sibling.id, datetime.now(UTC))
-                _forget(sibling.lock_path)
-        looked_at, self._looked_at = self._looked_at, time.monotonic()
-        self._clock += min(self._looked_at - looked_at, 2 * SWEEP_S)
-        now = self._clock
-        held = await self._database.read(jobs.held)
-        self._seen = {
+                _delete_lock(sibling.lock_path)
+
+    async def _release_stale_leases(self) -> None:
+        swept_at, self._swept_at = self._swept_at, self._clock()
+        self._awake_s += min(self._swept_at - swept_at, 2 * self._timings.sweep_s)
+        now = self._awake_s
+        held = await self._database.read(leases.active_leases)
+        self._seen_heartbeats = {
             lease.lease_token: seen
-            if (seen := self._seen.get(lease.lease_token)) and seen[0] == lease.beat
-            else (lease.beat, now)
+            if (seen := self._seen_heartbeats.get(lease.lease_token)) and seen[0] == lease.heartbeat
+            else (lease.heartbeat, now)
             for lease in held
         }
         here = self._held_here()
         stale = [
             lease
             for lease in held
-            # A process that was frozen must not judge what it runs; what it claimed and does not run, it must.
-            if lease.lease_token not in here and now - self._seen[lease.lease_token][1] >= STALE_S
+            # A process that was frozen must not release what it runs; what it claimed and does not run, it must.
+            if lease.lease_token not in here
+            and now - self._seen_heartbeats[lease.lease_token][1] >= self._timings.stale_s
         ]
-        await self._take(stale, "its beat stood still")
-        await self._give_up()
-        if await self._database.read(keys.has_old, datetime.now(UTC)):
-            await self._database.write_lightly(keys.forget, datetime.now(UTC), FORGET_KEYS)
-        await self._expire()
-        await self._say_what_nobody_serves()
+        await self._release(stale, "its heartbeat did not move")
 
-    async def _say_what_nobody_serves(self) -> None:
-        """They may be out of the configuration, or their worker may come back: only people can tell."""
-        queued = await self._database.read(jobs.n_queued_by_model)
+    async def _log_unserved_models(self) -> None:
+        """The model may be gone from the configuration, or its worker may come back: only people know."""
+        queued = await self._database.read(waiting.n_queued_by_model)
         unserved = queued.keys() - await self._database.read(workers.served, datetime.now(UTC))
         for model in sorted(unserved - self._unserved):
             log.warning("jobs wait for a model that no worker serves; cancel them, or bring it back", model=model)
         self._unserved = unserved
 
-    async def _expire(self) -> None:
+    async def _delete_expired(self) -> None:
         if self._retention is None:
             return
         until = datetime.now(UTC) - self._retention
         if await self._database.read(retention.has_expired, until):
-            n_expired = await self._database.write_lightly(retention.expire, until, EXPIRE_JOBS)
+            n_expired = await self._database.write_lightly(retention.expire, until, self._batches.expired_jobs)
             log.info("jobs expired", n_jobs=n_expired)
-        looked = await self._database.read(retention.look_through, until, self._looked_through, LOOK_THROUGH)
-        if looked.forgotten:
-            n_gone = await self._database.write_lightly(retention.forget_conversations, until, looked.forgotten)
+        found = await self._database.read(
+            retention.look_through, until, self._last_searched, self._batches.conversations
+        )
+        if found.forgotten:
+            n_gone = await self._database.write_lightly(retention.forget_conversations, until, found.forgotten)
             log.info("empty conversations expired", n_conversations=n_gone)
-        self._looked_through = looked.last
+        self._last_searched = found.last
 
-    async def _give_up(self) -> None:
-        n_given_up = GIVE_UP_JOBS
-        while n_given_up == GIVE_UP_JOBS:
-            given_up = await self._database.write(jobs.expire_queued, datetime.now(UTC), GIVE_UP_JOBS)
-            n_given_up = len(given_up)
-            if given_up:
-                log.warning("jobs waited longer than they may", n_jobs=n_given_up, first=given_up[0])
+    async def _expire_overdue(self) -> None:
+        """Ends jobs that waited longer for their first start than their `queue_timeout_s` allows."""
+        n_expired = limit = self._batches.overdue_jobs
+        while n_expired == limit:
+            expired = await self._database.write(transitions.expire_queued, datetime.now(UTC), limit)
+            n_expired = len(expired)
+            if expired:
+                log.warning("jobs waited longer than they may", n_jobs=n_expired, first=expired[0])
 
-    async def _see_that_beats_can_be_written(self) -> None:
-        """While the database takes no writes every beat stands still, and none of them means a death."""
-        started = time.monotonic()
+    async def _check_that_heartbeats_can_be_written(self) -> None:
+        """While the database takes no writes no heartbeat moves, and none of them means a death."""
+        started_at = self._clock()
         try:
-            await self._database.write_lightly(workers.beat, self._worker_id, datetime.now(UTC), self._tell_engines())
+            await self._database.write_lightly(
+                workers.heartbeat, self._worker_id, datetime.now(UTC), self._engine_statuses()
+            )
         except StorageUnavailable:
-            self._seen.clear()
+            self._seen_heartbeats.clear()
             raise
-        if time.monotonic() - started > SLOW_WRITE_S:
-            self._seen.clear()
+        if self._clock() - started_at > self._timings.slow_write_s:
+            self._seen_heartbeats.clear()
 
-    async def _take(self, leases: Iterable[jobs.ActiveLease], why: str) -> None:
+    async def _release(self, leases: Iterable[leases.ActiveLease], why: str) -> None:
         for lease in leases:
             pause = order.retry_backoff(lease.attempt)
             status = await self._database.write(
-                jobs.fail,
+                transitions.fail,
                 lease.job_id,
                 lease.lease_token,
                 datetime.now(UTC),
@@ -169,7 +205,7 @@ class Sweeper:
                 kind="worker_lost",
                 reason=LOST,
                 pause=pause,
-                seen_beat=lease.beat,
+                seen_heartbeat=lease.heartbeat,
             )
             if status is not None:
                 self._wake_later(pause)

@@ -1,6 +1,6 @@
 """Jobs as people read them: one, a list, places in the queue, attempts.
 
-Reads only; what changes a job is in `store/jobs.py`. Runs in a snapshot of `store/database.py`. Knows no HTTP.
+Reads only; the modules beside this one change a job. Runs in a snapshot of `store/database.py`. Knows no HTTP.
 """
 
 from __future__ import annotations

@@ -1,0 +1,143 @@
+"""The state of one attempt while it runs: what it wrote, how far it is, and whether it is to stop.
+
+Does nothing by itself: `attempt.py` runs it. Knows no database, no Redis and no SAQ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TypeVar
+
+from llamalith_app.contracts.jobs import Progress
+from llamalith_app.engine.messages import Advance
+from llamalith_app.jobs.worker.reply import Piece, Reply
+from llamalith_app.jobs.worker.speeds import Measure
+from llamalith_app.store.jobs.transitions import Claim, Written
+from llamalith_app.streams.resume import ResumePoint
+
+T = TypeVar("T")
+
+
+class StopReason(Enum):
+    """Why an attempt is stopped before its reply is whole."""
+
+    LEASE_LOST = auto()
+    """The job was cancelled, or another worker took the lease away."""
+    DRAIN = auto()
+    """The worker is ending."""
+    TIMEOUT = auto()
+    """The attempt ran longer than its job allows."""
+
+
+class RunningAttempt:
+    """One attempt that this worker is making."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.may_think = False
+        """The reply may begin with thinking."""
+        self.reply = Reply()
+        """What the attempt wrote so far."""
+        self.resume_point: ResumePoint | None = None
+        """What earlier attempts wrote, behind which this one is to go on."""
+        self.last_step: Advance | None = None
+        self.completion_tokens = 0
+        self.stop_reason: StopReason | None = None
+        """Set once, by `stop`."""
+        self._interrupt: Callable[[], object] | None = None
+        """Ends what the attempt waits for: the model, the engine's next step, or the validation of its reply."""
+        self._started_at = time.monotonic()
+        self._submitted_at = 0.0
+        self._decode_started_at = 0.0
+        self._n_first = 0
+        """Tokens that came together with the first one."""
+
+    @property
+    def progress(self) -> Progress:
+        step = self.last_step
+        if step is None:
+            return Progress(phase="loading")
+        is_decoding = self.completion_tokens > 0
+        if is_decoding:
+            n_tokens, since = self.completion_tokens - self._n_first, self._decode_started_at
+        else:
+            # Tokens that were reused, and the time of loading, say nothing of the speed of reading.
+            n_tokens, since = step.prompt_done - step.prompt_reused, self._submitted_at
+        seconds = time.monotonic() - since
+        return Progress(
+            phase="decode" if is_decoding else "prefill",
+            prompt_tokens=step.prompt_tokens,
+            prompt_tokens_done=step.prompt_done,
+            completion_tokens=self.completion_tokens,
+            tokens_per_s=round(n_tokens / seconds, 2) if n_tokens and seconds > 0 else None,
+        )
+
+    def stop(self, reason: StopReason) -> None:
+        """Ends the attempt within one step of the engine. The first reason counts."""
+        if self.stop_reason is not None:
+            return
+        self.stop_reason = reason
+        if self._interrupt is not None:
+            self._interrupt()
+
+    async def unless_stopped(self, waiting: asyncio.Future[T]) -> T | None:
+        """What `waiting` comes to; None: the attempt was stopped first, and `waiting` is cancelled."""
+        self._interrupt = waiting.cancel
+        if self.stop_reason is not None:
+            waiting.cancel()
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if self.stop_reason is None:
+                raise
+            return None
+
+    def submitted(self, cancel: Callable[[], object]) -> None:
+        """The engine has the request now; `cancel` ends its sequence."""
+        self._submitted_at = time.monotonic()
+        self._interrupt = cancel
+
+    def take(self, step: Advance) -> list[Piece]:
+        """Adds what a step of the engine did; returns the text that is certain by now."""
+        if self.last_step is None:
+            self.reply = Reply(thinks=self.may_think, is_opened=step.opens_thinking)
+        self.last_step = step
+        if step.tokens:
+            if not self.completion_tokens:
+                self._decode_started_at, self._n_first = time.monotonic(), len(step.tokens)
+            self.completion_tokens += len(step.tokens)
+        return self.reply.feed(step.text)
+
+    def restart(self) -> None:
+        """The reply begins anew."""
+        self.resume_point = None
+        self.reply, self.last_step, self.completion_tokens = Reply(), None, 0
+
+    def elapsed_s(self) -> float:
+        """Since the claim."""
+        return time.monotonic() - self._started_at
+
+    def written(self) -> Written:
+        """What there is of the reply, as it would be kept."""
+        prompt_tokens = None if self.last_step is None else self.last_step.prompt_tokens
+        if self.resume_point is not None and not self.completion_tokens:
+            # It still reads the prompt, and what was written behind it.
+            return Written(self.resume_point.text, prompt_tokens, len(self.resume_point.tokens))
+        return Written(str(self.reply), prompt_tokens, self.completion_tokens)
+
+    def measures(self) -> dict[Measure, float]:
+        """What a whole reply says of its model's speed."""
+        now = time.monotonic()
+        found: dict[Measure, float] = {"job_s": now - self._submitted_at}
+        if not self.completion_tokens:
+            return found
+        found["completion_tokens"] = self.completion_tokens
+        if self.completion_tokens > 1:
+            found["tokens_per_s"] = (self.completion_tokens - 1) / max(now - self._decode_started_at, 1e-6)
+        n_read = self.last_step.prompt_tokens - self.last_step.prompt_reused if self.last_step else 0
+        if n_read > 0:
+            found["prompt_tokens_per_s"] = n_read / max(self._decode_started_at - self._submitted_at, 1e-6)
+        return found

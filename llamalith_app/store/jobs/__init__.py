@@ -1,0 +1,1 @@
+"""Jobs and attempts in the record."""

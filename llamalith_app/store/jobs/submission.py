@@ -1,0 +1,278 @@
+"""How a job comes into the record: behind the head of its conversation, beside a turn, as a fork, or as a retry.
+
+The only one that makes jobs. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple, cast
+
+import msgspec
+from sqlalchemy import (
+    Connection,
+    Table,
+    bindparam,
+    exists,
+    insert,
+    select,
+)
+
+from llamalith_app.contracts.conversations import Message
+from llamalith_app.contracts.jobs import JobRequest
+from llamalith_app.contracts.parameters import given_in
+from llamalith_app.store import turns
+from llamalith_app.store.jobs import reads
+from llamalith_app.store.jobs.statements import is_open, open_job
+from llamalith_app.store.tables import (
+    ConversationRow,
+    JobRow,
+    Priority,
+    Status,
+    TurnRow,
+)
+
+_conversations = cast(Table, ConversationRow.__table__)
+_jobs = cast(Table, JobRow.__table__)
+
+
+class NewJob(NamedTuple):
+    """What is asked for, validated and complete."""
+
+    owner_id: int
+    request_id: str
+    request: JobRequest
+    """Texts are trimmed, "" where there is none; limits and names are filled in."""
+    inputs: Sequence[Message]
+    """What its turn holds beside the system prompt: the prompt, and what stands before it. Empty: only the system
+    prompt is stored, without a job."""
+    conversation_id: str | None
+    """The public id; None: a new conversation."""
+    unenforced: Sequence[str] = ()
+    """Pointers to what of its schema no reply can be held to while it is written."""
+    retry_of: int | None = None
+    """The job that this one tries again."""
+    keeps_system_prompt: bool = False
+    """The system prompt is what the client was shown before: where one is in force, that one stays."""
+
+
+class Accepted(NamedTuple):
+    job_id: int | None
+    """None: only a system message was stored."""
+    turn_id: int | None
+    """None: nothing was stored, since that system message is in force already."""
+    conversation_id: str
+    """The public id."""
+    model: str
+
+
+_TAKE_CONVERSATION = (
+    select(TurnRow.id, TurnRow.depth, TurnRow.system_turn_id, TurnRow.conversation_id)
+    .join_from(ConversationRow, TurnRow, TurnRow.id == ConversationRow.head_turn_id)
+    .where(
+        ConversationRow.owner_id == bindparam("of_owner"),
+        ConversationRow.public_id == bindparam("of_public_id"),
+    )
+    .with_for_update(of=ConversationRow)
+)
+
+
+_NEW_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
+
+
+_NEW_JOB = (
+    insert(_jobs)
+    .values(is_head=~exists().where(open_job.conversation_id == bindparam("of_conversation"), is_open))
+    .returning(JobRow.id)
+)
+
+
+_SAME_NAME = tuple(sorted(set(JobRequest.__struct_fields__) & set(_jobs.columns.keys()) - {"priority", "parameters"}))
+"""What a request says in a column of that name."""
+
+
+_OWN_TURN = (
+    select(TurnRow.id, TurnRow.conversation_id, TurnRow.parent_id, ConversationRow.public_id)
+    .join(ConversationRow, ConversationRow.id == TurnRow.conversation_id)
+    .where(TurnRow.id == bindparam("of_turn"), ConversationRow.owner_id == bindparam("of_owner"))
+    .with_for_update()
+)
+
+
+def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
+    """Appends a turn to the branch that people see of its conversation, and queues its job. Makes the conversation if
+    need be."""
+    public_id = new.conversation_id or str(uuid.uuid4())
+    if new.conversation_id is not None:
+        head = connection.execute(_TAKE_CONVERSATION, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
+        if head is not None:
+            return _add(connection, new, public_id, head.conversation_id, turns.Parent._make(head), now)
+    conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
+    return _add(connection, new, public_id, conversation_id, turns.NOTHING, now)
+
+
+def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | None:
+    """Queues another job beside that turn, behind the same parent: an edited prompt, or another reply to it. The new
+    turn is the head of the conversation from now on. None: no such turn of this owner."""
+    beside = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
+    if beside is None:
+        return None
+    parent = turns.parent(connection, beside.parent_id)
+    return _add(connection, new, beside.public_id, beside.conversation_id, parent, now)
+
+
+def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | Status | None:
+    """Queues a job in a new conversation that goes on from that turn of another one.
+
+    The job's status instead where that turn's own job has not ended, since its reply would belong to what is read.
+    None: no such turn of this owner.
+    """
+    behind = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
+    if behind is None:
+        return None
+    status = connection.execute(select(JobRow.status).where(JobRow.turn_id == turn_id)).scalar()
+    if status in (Status.QUEUED, Status.PROCESSING):
+        return Status(status)
+    public_id = new.conversation_id or str(uuid.uuid4())
+    conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
+    return _add(connection, new, public_id, conversation_id, turns.parent(connection, turn_id), now)
+
+
+def _new_conversation(connection: Connection, owner_id: int, public_id: str, now: datetime) -> int:
+    row = {"owner_id": owner_id, "public_id": public_id, "created_at": now}
+    conversation_id: int = connection.execute(_NEW_CONVERSATION, row).scalar_one()
+    return conversation_id
+
+
+def _add(
+    connection: Connection,
+    new: NewJob,
+    public_id: str,
+    conversation_id: int,
+    parent: turns.Parent,
+    now: datetime,
+) -> Accepted:
+    request, model = new.request, cast(str, new.request.model)
+    system_prompt = request.system_prompt or ""
+    is_fork = parent.conversation_id not in (None, conversation_id)
+    in_force = turns.system_in_force(connection, parent.system_turn_id) if system_prompt or is_fork else None
+    if new.keeps_system_prompt and in_force is not None:
+        system_prompt = ""
+    inputs = []
+    if not is_fork:
+        if system_prompt and system_prompt != in_force:
+            inputs.append(Message(role="system", content=system_prompt))
+    else:
+        # A fork gets its own copy: the other conversation may expire before this one.
+        parent = parent._replace(system_turn_id=None)
+        if copied := system_prompt or in_force:
+            inputs.append(Message(role="system", content=copied))
+    inputs.extend(new.inputs)
+    if not inputs:
+        return Accepted(None, None, public_id, model)
+    turn_id = turns.append(connection, conversation_id, parent, inputs, now)
+    if not new.inputs:
+        return Accepted(None, turn_id, public_id, model)
+    parameters = given_in(request)
+    job = {
+        **{name: getattr(request, name) for name in _SAME_NAME},
+        "conversation_id": conversation_id,
+        "of_conversation": conversation_id,
+        "owner_id": new.owner_id,
+        "turn_id": turn_id,
+        "system_prompt": system_prompt,
+        "parameters": None if parameters is None else msgspec.json.encode(parameters).decode(),
+        "unenforced": msgspec.json.encode(new.unenforced).decode() if new.unenforced else None,
+        "priority": Priority[(request.priority or "normal").upper()].value,
+        "request_id": new.request_id,
+        "not_after": None if request.queue_timeout_s is None else now + timedelta(seconds=request.queue_timeout_s),
+        "status": Status.QUEUED.value,
+        "attempt": 0,
+        "heartbeat": 0,
+        "omitted_messages": 0,
+        "not_before": now,
+        "retry_of": new.retry_of,
+        "created_at": now,
+    }
+    job_id: int = connection.execute(_NEW_JOB, job).scalar_one()
+    return Accepted(job_id, turn_id, public_id, model)
+
+
+RETRYABLE = (Status.ERROR, Status.CANCELLED)
+
+
+class Retry(NamedTuple):
+    job_id: int
+    """The new job."""
+    conversation_id: str
+    model: str
+    is_new: bool
+    """False: it was tried again before, as this job."""
+
+
+def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, now: datetime) -> Retry | Status | None:
+    """Asks anew for what a job that ended without a reply asked, as the last turn of its conversation; once for a job.
+
+    Its status: it is open or done. None: no such job of this owner.
+    """
+    before = (
+        connection.execute(reads.as_read(owner_id).add_columns(JobRow.turn_id).where(JobRow.id == job_id))
+        .mappings()
+        .first()
+    )
+    if before is None:
+        return None
+    job = reads.as_job(before)
+    if job.status not in RETRYABLE:
+        return Status(job.status)
+    if job.retried_as is not None:
+        return Retry(job.retried_as, job.conversation_id, job.model, False)
+    parameters = {} if job.parameters is None else msgspec.structs.asdict(job.parameters)
+    same = {name: getattr(job, name) for name in (*_SAME_NAME, "priority", "queue_timeout_s")}
+    inputs = turns.inputs(connection, before["turn_id"])
+    new = NewJob(
+        owner_id=owner_id,
+        request_id=request_id,
+        request=JobRequest(**(parameters | same)),
+        inputs=inputs[1:] if inputs[0].role == "system" else inputs,
+        conversation_id=job.conversation_id,
+        unenforced=job.unenforced,
+        retry_of=job_id,
+    )
+    new_id = submit(connection, new, now).job_id
+    return Retry(cast(int, new_id), job.conversation_id, job.model, True)
+
+
+def retry_matching(
+    connection: Connection,
+    owner_id: int,
+    request_id: str,
+    now: datetime,
+    *,
+    statuses: Collection[Status],
+    models: Collection[str],
+    limit: int,
+    conversation_id: str | None = None,
+    error_kind: str | None = None,
+) -> list[Retry]:
+    """The same for the `limit` oldest that match and were not tried again yet; those of other models stay."""
+    wanted = (
+        select(JobRow.id)
+        .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~reads.was_tried_again)
+        .order_by(JobRow.id)
+        .limit(limit)
+    )
+    if error_kind is not None:
+        wanted = wanted.where(JobRow.error_kind == error_kind)
+    if conversation_id is not None:
+        wanted = wanted.where(JobRow.conversation_id == reads.conversation_of(owner_id, conversation_id))
+    # One by one: for several at once SQLite goes through all jobs of the owner.
+    ids = [
+        job_id
+        for status in statuses
+        for job_id in connection.execute(wanted.where(JobRow.status == status.value)).scalars()
+    ]
+    found = [retry(connection, owner_id, job_id, request_id, now) for job_id in sorted(ids)[:limit]]
+    return [one for one in found if isinstance(one, Retry)]
