@@ -7,12 +7,14 @@ import json
 import re
 import sqlite3
 import time
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+import pytest_asyncio
 
 from llamalith_app.app import Timings
 from llamalith_app.contracts.parameters import NAMES
