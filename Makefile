@@ -18,6 +18,9 @@ INSTALL := $(BIN)/python scripts/pip_install.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --annotation-style line $(LOCK_OPTIONS)
 
+# A test run starts hundreds of processes: where this is set, each of them compiles all of its code anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup up dev test test-fast delays chaos check bench format lock clean FORCE
 .DELETE_ON_ERROR:
