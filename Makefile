@@ -43,7 +43,8 @@ test-fast: dev ## Run all tests but the slow ones
 	$(BIN)/pytest -m "not slow" $(IN_PARALLEL)
 
 delays: dev ## Run the tests of what runs concurrently, with random delays in event loops and threads, by SEED=n
-	$(if $(SEED),DELAYS_SEED=$(SEED) )$(BIN)/python -m pytest -p tests.delays -m "not slow" $(IN_PARALLEL) $(CONCURRENT)
+	$(if $(SEED),DELAYS_SEED=$(SEED) )$(BIN)/python -m pytest -p tests.delays --tb native -m "not slow" \
+		$(IN_PARALLEL) $(CONCURRENT)
 
 chaos: setup $(STAMPS)/dev ## Kill, freeze and drain processes under load for SECONDS=600, by SEED=n; then see that every promise was kept
 	$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

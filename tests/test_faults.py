@@ -120,8 +120,8 @@ async def test_a_database_that_somebody_locks_is_503_and_loses_nothing(config: C
 async def test_a_file_system_that_takes_no_writes_is_503(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     connections: list[Any] = []
 
-    def of_writes(path: Path) -> Engine:
-        engine = write_engine(path)
+    def of_writes(path: Path, lock_deadline_s: float) -> Engine:
+        engine = write_engine(path, lock_deadline_s)
         connections.append(engine.raw_connection().driver_connection)
         return engine
 
