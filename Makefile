@@ -9,12 +9,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 STAMPS := $(VENV)/stamps
+# Twice as many as the cores of a small machine: while one test waits, another computes. Neighbours share what a module
+# starts, and a process that has no test left takes some of another's.
+IN_PARALLEL := --numprocesses 4 --dist worksteal
+# Loops, threads and processes of ours that meet others. In a browser and in nginx nothing can be delayed.
+CONCURRENT := $(addprefix tests/,engine jobs store streams web worker product test_faults.py test_up.py test_valkey.py)
 INSTALL := $(BIN)/python scripts/pip_install.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --annotation-style line $(LOCK_OPTIONS)
 
+# A test run starts hundreds of processes: where this is set, each of them compiles all of its code anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help setup up dev test test-fast chaos check bench format lock clean FORCE
+.PHONY: help setup up dev test test-fast delays chaos check bench format lock clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## Explain every target
@@ -29,10 +37,14 @@ up: setup ## Set up, then run the whole product on http://127.0.0.1:8000 until C
 dev: setup $(STAMPS)/dev ## Set up, and install what tests and checks need
 
 test: dev ## Run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(IN_PARALLEL)
 
 test-fast: dev ## Run all tests but the slow ones
-	$(BIN)/pytest -m "not slow" --numprocesses 4
+	$(BIN)/pytest -m "not slow" $(IN_PARALLEL)
+
+delays: dev ## Run the tests of what runs concurrently, with random delays in event loops and threads, by SEED=n
+	$(if $(SEED),DELAYS_SEED=$(SEED) )$(BIN)/python -m pytest -p tests.delays --tb native -m "not slow" \
+		$(IN_PARALLEL) $(CONCURRENT)
 
 chaos: setup $(STAMPS)/dev ## Kill, freeze and drain processes under load for SECONDS=600, by SEED=n; then see that every promise was kept
 	$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

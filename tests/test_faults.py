@@ -22,6 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from sqlalchemy import Engine
 
+from llamalith_app import app
 from llamalith_app.settings.config import Config
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.record import record_id
@@ -119,8 +120,8 @@ async def test_a_database_that_somebody_locks_is_503_and_loses_nothing(config: C
 async def test_a_file_system_that_takes_no_writes_is_503(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     connections: list[Any] = []
 
-    def of_writes(path: Path) -> Engine:
-        engine = write_engine(path)
+    def of_writes(path: Path, lock_deadline_s: float) -> Engine:
+        engine = write_engine(path, lock_deadline_s)
         connections.append(engine.raw_connection().driver_connection)
         return engine
 
@@ -223,7 +224,7 @@ async def test_while_redis_is_frozen_everything_is_taken_and_done_and_the_log_sa
 ) -> None:
     config = msgspec.structs.replace(config, redis_url=own_valkey.url)
     with structlog.testing.capture_logs() as lines:
-        async with serving(config) as api, working(config, script):
+        async with serving(config, app.TIMINGS) as api, working(config, script):
             await done(api, await submit(api))
             own_valkey.process.send_signal(signal.SIGSTOP)
             for _ in range(5):

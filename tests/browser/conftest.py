@@ -7,7 +7,12 @@ another host fails the test.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -69,14 +74,29 @@ class Watched:
         await dialog.dismiss()
 
 
-@pytest.fixture
-async def chromium() -> AsyncIterator[Browser]:
-    path = need("chromium", "chromium")
-    async with async_playwright() as playwright:
+@pytest.fixture(scope="session")
+def browser_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a Chromium listens that runs as long as the tests. Each test has windows of its own in it."""
+    options = {
+        "executablePath": need("chromium", "chromium"),
+        "args": FLAGS,
         # As people have it: Back brings a page as it was left.
-        browser = await playwright.chromium.launch(
-            executable_path=path, args=FLAGS, ignore_default_args=["--disable-back-forward-cache"]
-        )
+        "ignoreDefaultArgs": ["--disable-back-forward-cache"],
+    }
+    file = tmp_path_factory.mktemp("chromium") / "options.json"
+    file.write_text(json.dumps(options))
+    argv = [sys.executable, "-m", "playwright", "launch-server", "--browser", "chromium", "--config", str(file)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        # The server itself is a child, and takes this signal alone for an end.
+        os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.fixture
+async def chromium(browser_server: str) -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.connect(browser_server)
         yield browser
         await browser.close()
 

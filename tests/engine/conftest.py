@@ -56,7 +56,8 @@ def load(**changed: Any) -> LoadModel:
         "n_ctx": 1024,
         "n_slots": 1,
         "n_chunk": 128,
-        "n_threads": 0,
+        # Tests run side by side: more threads than free cores would spin, waiting for each other.
+        "n_threads": 1,
         "n_gpu_layers": 0,
     }
     return LoadModel(**(settings | changed))

@@ -19,6 +19,9 @@ from llamalith_app.engine.client.protocol import EngineDied, EngineLoadFailed, E
 from tests import tiny_models
 from tests.engine.conftest import load, run, started, submit
 
+pytestmark = pytest.mark.slow
+
+
 TinyModel = Callable[[tiny_models.Kind], Path]
 
 WITHIN_S = 60
@@ -71,7 +74,6 @@ def damaged(whole: bytes, seed: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 100, 10))
 async def test_changed_bytes_in_the_header_end_in_a_typed_error_or_an_answer(
     first: int, tiny_model: TinyModel, tmp_path: Path
@@ -85,7 +87,6 @@ async def test_changed_bytes_in_the_header_end_in_a_typed_error_or_an_answer(
     await is_well(tiny_model("llama"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", ["header", "weights"])
 async def test_a_file_cut_at_any_of_ten_places_is_refused(part: str, tiny_model: TinyModel, tmp_path: Path) -> None:
     whole = tiny_model("sliding").read_bytes()

@@ -59,6 +59,7 @@ async def test_another_file_than_the_pinned_one() -> None:
     assert "SHA-256" in await refused(bundled_model(), sha256="0" * 64)
 
 
+@pytest.mark.slow
 async def test_the_pinned_file_is_loaded() -> None:
     digest = hashlib.sha256(bundled_model().read_bytes()).hexdigest()
     async with started(None, sha256=digest) as engine:
@@ -115,6 +116,7 @@ async def test_a_load_that_is_given_up_leaves_no_child(tmp_path: Path) -> None:
         os.kill(child, 0)
 
 
+@pytest.mark.slow
 async def test_layers_that_no_gpu_can_take_are_a_warning_and_the_model_runs_all_the_same() -> None:
     if llama_cpp.llama_supports_gpu_offload():
         pytest.skip("this build of llama.cpp finds a GPU")
@@ -125,6 +127,7 @@ async def test_layers_that_no_gpu_can_take_are_a_warning_and_the_model_runs_all_
     assert (line["log_level"], line["model"], line["n_gpu_layers"]) == ("warning", "smollm2", -1)
 
 
+@pytest.mark.slow
 async def test_a_model_for_the_cpu_says_nothing_of_a_gpu() -> None:
     with structlog.testing.capture_logs() as lines:
         async with started(None):

@@ -47,6 +47,7 @@ async def test_a_grammar_is_enforced(temperature: float) -> None:
     assert set(json.loads(reply.text)) == {"name", "age"}
 
 
+@pytest.mark.slow
 async def test_a_grammar_of_one_sequence_leaves_the_others_alone() -> None:
     async with started(None, n_slots=2) as engine:
         alone = await run(engine, submit("List three fruits."))
@@ -59,6 +60,7 @@ async def test_a_grammar_of_one_sequence_leaves_the_others_alone() -> None:
     assert re.fullmatch("[0-9]{10}", bound.text)
 
 
+@pytest.mark.slow
 async def test_a_grammar_that_llguidance_refuses_is_refused() -> None:
     async with started(None) as engine:
         with pytest.raises(EngineRefused, match="cannot be used") as refused:
@@ -67,6 +69,7 @@ async def test_a_grammar_that_llguidance_refuses_is_refused() -> None:
         assert not engine.died.is_set()
 
 
+@pytest.mark.slow
 async def test_a_grammar_that_leads_nowhere_ends_its_own_sequence_only() -> None:
     async with started(None, n_slots=2) as engine:
         other = asyncio.create_task(run(engine, submit("List three fruits.")))
@@ -200,6 +203,7 @@ def test_of_what_a_grammar_allows_the_chain_draws_as_if_there_were_nothing_else(
     assert drawn == {100, 200}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1e-40, 1e-300])
 async def test_a_temperature_next_to_0_is_0(temperature: float) -> None:
     async with started(None) as engine:
@@ -212,6 +216,7 @@ async def test_a_temperature_next_to_0_is_0(temperature: float) -> None:
     assert texts[0].strip()
 
 
+@pytest.mark.slow
 async def test_a_penalty_next_to_0_is_a_small_one() -> None:
     async with started(None) as engine:
         texts = [
@@ -292,6 +297,7 @@ def test_the_bundled_model_cannot_think(monkeypatch: pytest.MonkeyPatch) -> None
     runner.close()
 
 
+@pytest.mark.slow
 async def test_an_engine_reports_that_a_prompt_ends_inside_of_thinking(tmp_path: Path) -> None:
     template = "{{ messages[-1].content }}{% if '/think' in messages[-1].content %}<think>\n{% endif %}"
     path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
@@ -304,6 +310,7 @@ async def test_an_engine_reports_that_a_prompt_ends_inside_of_thinking(tmp_path:
     assert {advance.opens_thinking for advance in [*plain.advances, *of_people.advances]} == {False}
 
 
+@pytest.mark.slow
 async def test_a_character_that_max_tokens_cuts_is_left_out() -> None:
     async with started(None) as engine:
         for max_tokens in (1, 2, 3, 4, 5):
@@ -413,6 +420,7 @@ def test_the_context_is_as_asked_but_no_longer_than_the_model_was_trained_for(as
     runner.close()
 
 
+@pytest.mark.slow
 async def test_the_likeliest_token_is_the_one_that_a_greedy_chain_draws() -> None:
     plain: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0, "max_tokens": 24}
     async with started(None) as engine:

@@ -56,6 +56,7 @@ def test_a_template_renders_as_in_llama_cpp_python(source: str) -> None:
     assert compile_template(TemplateSource(source, "<s>", "</s>"))(messages) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [

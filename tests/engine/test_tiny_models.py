@@ -14,6 +14,7 @@ from tests.engine.conftest import LAZY_DOG, run, started, submit
 TinyModel = Callable[[tiny_models.Kind], Path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", tiny_models.KINDS)
 async def test_the_real_engine_answers_a_prompt_of_a_thousand_tokens(
     kind: tiny_models.Kind, tiny_model: TinyModel
@@ -26,6 +27,7 @@ async def test_the_real_engine_answers_a_prompt_of_a_thousand_tokens(
     assert other.tokens != reply.tokens
 
 
+@pytest.mark.slow
 def test_a_model_is_the_same_to_the_byte_each_time_and_has_as_many_layers_as_asked(tmp_path: Path) -> None:
     paths = [tiny_models.write(tmp_path / name, "llama", n_layers=3) for name in ("one", "other")]
     one, other = (hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)

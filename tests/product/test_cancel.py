@@ -24,6 +24,8 @@ from tests.engine.conftest import LAZY_DOG, bundled_model
 from tests.settle import eventually
 from tests.web.conftest import make_config, serving
 
+pytestmark = pytest.mark.slow
+
 IDLE_WITHIN_S = 0.5
 STANDS_STILL_S = 0.5
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")

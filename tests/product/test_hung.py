@@ -85,7 +85,7 @@ def has_terminal(fd: int) -> Callable[[], object]:
 
 
 async def test_a_terminal_that_closes_again_and_again_spends_no_attempt_of_a_long_job(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_settings": {"smollm2": {"max_tokens": 1500}}}')
+    (tmp_path / "config.json").write_text('{"model_settings": {"smollm2": {"max_tokens": 1500, "n_threads": 1}}}')
     port = free_port()
     job_id = 0
     for _ in range(3):

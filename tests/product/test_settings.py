@@ -19,6 +19,8 @@ from llamalith_app.settings.config import Config
 from tests.product.conftest import LLAMALITH, clean_environ, free_port
 from tests.web.conftest import HASH
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SECRETS = (
     f"SECRET_KEY=a secret key of the tests, of 32 bytes\nN8N_API_TOKEN=kV7-qz_0aT3p\nADMIN_PASSWORD_HASH='{HASH}'\n"

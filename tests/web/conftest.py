@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,12 +14,16 @@ from typing import Any
 import bcrypt
 import httpx
 import pytest
+import pytest_asyncio
 
 from llamalith_app.app import Timings, create_server
 from llamalith_app.settings.config import Config, ModelConfig
+from llamalith_app.web import html
 
 TOKEN = "a-token-of-the-tests"
 PASSWORD = "a password of the tests"
+# Servers come and go with each test; the templates that they compile stay.
+html.template_config = functools.cache(html.template_config)
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(6)).decode()
 
 
@@ -68,6 +74,8 @@ async def serving(config: Config, timings: Timings = PATIENT, **others: Any) -> 
             headers={"Authorization": f"Bearer {TOKEN}"},
             timeout=20,
             trust_env=False,
+            # There is no TLS, and certificates take longer to read than most tests take.
+            verify=False,
         ) as client:
             yield client
     finally:
@@ -96,4 +104,18 @@ async def browser(config: Config, timings: Timings) -> AsyncIterator[httpx.Async
 @pytest.fixture
 async def api(config: Config, timings: Timings) -> AsyncIterator[httpx.AsyncClient]:
     async with serving(config, timings) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def module_config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
+    folder = tmp_path_factory.mktemp("web")
+    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
+    """One server for all tests of a module: it says `config, api = module_config, module_api` and marks its tests with
+    `asyncio(loop_scope="module")`."""
+    async with serving(config) as client:
         yield client

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 import structlog
 
 from llamalith_app.settings.config import Config
-from tests.web.conftest import TOKEN, make_config, serving
+from tests.web.conftest import TOKEN, module_api, module_config
 
 # Nothing is ever stored here, so one server serves all.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module")
-def config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
-    folder = tmp_path_factory.mktemp("web")
-    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(config) as client:
-        yield client
+config, api = module_config, module_api
 
 
 @pytest.fixture(autouse=True)

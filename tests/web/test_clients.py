@@ -7,10 +7,9 @@ import codecs
 import gzip
 import json
 import re
-import shutil
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +17,6 @@ from urllib.parse import quote
 import httpx
 import msgspec
 import pytest
-import pytest_asyncio
 from sqlalchemy import Connection, event
 
 from llamalith_app.contracts.jobs import JobBrief, JobCreate, LegacySubmit, ReplyCreate
@@ -26,9 +24,10 @@ from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import reads
 from tests.browser.conftest import nginx
-from tests.web.conftest import log_in, make_config, serving
+from tests.web.conftest import log_in, module_api, module_config, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+config, api = module_config, module_api
 
 BODIES: dict[str, type[msgspec.Struct]] = {
     "/api/jobs": JobCreate,
@@ -37,18 +36,6 @@ BODIES: dict[str, type[msgspec.Struct]] = {
 }
 NEEDED = {"/api/jobs": "content", "/api/conversations/c/reply": "content", "/api/submit": "user_input"}
 PYTHON = re.compile(r"`|\b(str|int|float|bool|dict|list\[|tuple|None|NoneType|regex|Expected|Object|Invalid)\b")
-
-
-@pytest.fixture(scope="module")
-def config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
-    folder = tmp_path_factory.mktemp("web")
-    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(config) as client:
-        yield client
 
 
 def fields() -> Iterator[tuple[str, msgspec.structs.FieldInfo]]:

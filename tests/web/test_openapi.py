@@ -4,23 +4,16 @@ answer is one that it knows."""
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
-import schemathesis
 from hypothesis import HealthCheck, Phase, assume, given, settings
-from schemathesis import checks
-from schemathesis.core.result import Ok
 
-from llamalith_app.settings.config import Config
-from tests.web.conftest import TOKEN, make_config, serving
+from tests.web.conftest import TOKEN, module_api, module_config
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+config, api = module_config, module_api
 
 BOUNDED = settings(
     max_examples=15,
@@ -33,20 +26,6 @@ BOUNDED = settings(
 
 
 LONGEST = 10_000
-ELSEWHERE = [checks.unsupported_method, checks.ignored_auth]
-"""What other tests look at."""
-
-
-@pytest.fixture(scope="module")
-def config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
-    folder = tmp_path_factory.mktemp("web")
-    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(config) as client:
-        yield client
 
 
 def allowed(case: Any) -> None:
@@ -74,10 +53,14 @@ def with_short_limits(schema: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE])
-async def test_the_document_describes_what_the_application_does(
-    api: httpx.AsyncClient, mode: schemathesis.GenerationMode
-) -> None:
+@pytest.mark.parametrize("sent", ["positive", "negative"])
+async def test_the_document_describes_what_the_application_does(api: httpx.AsyncClient, sent: str) -> None:
+    # Its import takes seconds, and every process of a test run reads this file.
+    import schemathesis  # noqa: PLC0415
+    from schemathesis.core.result import Ok  # noqa: PLC0415
+
+    mode = schemathesis.GenerationMode(sent)
+    elsewhere = [schemathesis.checks.unsupported_method, schemathesis.checks.ignored_auth]
     headers = {"Authorization": f"Bearer {TOKEN}"}
     described = with_short_limits((await api.get("/api/openapi.json")).json())
 
@@ -102,7 +85,7 @@ async def test_the_document_describes_what_the_application_does(
                 else:
                     # A number that may be absent may be null as well, which the document cannot say of a query.
                     assume(all(value not in (None, "null") for value in (case.query or {}).values()))
-                case.call_and_validate(base_url=str(api.base_url), headers=headers, excluded_checks=ELSEWHERE)
+                case.call_and_validate(base_url=str(api.base_url), headers=headers, excluded_checks=elsewhere)
 
             ask()
             n_asked += 1

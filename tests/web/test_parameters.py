@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,21 +19,10 @@ import pytest_asyncio
 from llamalith_app.app import Timings
 from llamalith_app.contracts.parameters import NAMES
 from llamalith_app.settings.config import Config
-from tests.web.conftest import PATIENT, make_config, serving
+from tests.web.conftest import PATIENT, module_api, module_config, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module")
-def config(migrated: Path, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Config:
-    folder = tmp_path_factory.mktemp("web")
-    return make_config(folder, Path(shutil.copy(migrated, folder / "llamalith.db")), valkey_url)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def api(config: Config) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(config) as client:
-        yield client
+config, api = module_config, module_api
 
 
 def n_jobs(config: Config) -> int:

@@ -10,12 +10,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.needs import need
 from tests.product.conftest import LLAMALITH, clean_environ, free_port
 from tests.settle import eventually
 from tests.streams.sse import reading
 from tests.web.conftest import HASH, TOKEN
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
