@@ -214,3 +214,8 @@ def test_a_parameter_keeps_its_limits_where_litestar_finds_them() -> None:
     """Litestar drops those of `Meta` beside a parameter of its own: they must stand in the parameter."""
     assert ranges.in_words(LIMITED["limit"]) == "whole number ≥ 1 and ≤ 500"
     assert ranges.in_words(LIMITED["job_id"]) == "whole number ≥ 1"
+
+
+def test_an_empty_choice_is_not_listed() -> None:
+    """A form sends it where nothing was chosen."""
+    assert ranges.in_words(Literal["a", "b", ""]) == "one of a, b"

@@ -28,20 +28,15 @@ from llamalith_app.supervise import up
 def command(host: str, port: int, data_dir: Path | None, env_file: Path | None, grace: float) -> None:
     """Run web, worker, engines and queue until Ctrl-C. A process that dies is restarted."""
     config, secrets = _settings(data_dir, env_file)
-    shown = False
+    if secrets:
+        # At once too: only a hash of the password is stored, and a start that is killed is never ready.
+        logs.say("\n".join(secrets))
 
     def on_ready(url: str) -> None:
-        nonlocal shown
         # In one write, so that no log line comes between the secrets and the URL.
         logs.say("\n".join([*secrets, f"llamalith: ready {url}"]))
-        shown = True
 
-    try:
-        sys.exit(_run(config, host, port, grace, on_ready))
-    finally:
-        # Only a hash of the password is stored: without this line it would be lost.
-        if secrets and not shown:
-            logs.say("\n".join(secrets))
+    sys.exit(_run(config, host, port, grace, on_ready))
 
 
 def _run(config: Config, host: str, port: int, grace_s: float, on_ready: Callable[[str], None]) -> int:
@@ -78,7 +73,7 @@ def _settings(data_dir: Path | None, env_file: Path | None) -> tuple[Config, lis
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     generated = write_env(path)
     return load(data_dir=config.data_dir, env_file=path), [
-        f"llamalith: wrote {path}; what follows is shown this once",
+        f"llamalith: wrote {path}; what follows is shown at this start only",
         f"llamalith: admin password  {generated.password}",
         f"llamalith: API token       {generated.token}",
     ]

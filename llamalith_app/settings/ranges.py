@@ -62,12 +62,14 @@ Stops = Annotated[StopList, Meta(title=f"text, or a list of at most {MAX_STOPS}"
 def in_words(wanted: Any, found: Any = None) -> str:
     """What a type allows, for the person who typed `found`; without it, all of the limits."""
     if is_union(wanted):
-        return ", or ".join(dict.fromkeys(in_words(member, found) for member in members(wanted)))
+        return ", or ".join(filter(None, dict.fromkeys(in_words(member, found) for member in members(wanted))))
     if words := title(wanted):
         return words
     bare = without_limits(wanted)
     if get_origin(bare) is Literal:
-        return f"one of {', '.join(get_args(bare))}"
+        # An empty choice is how a form says that nothing was chosen.
+        choices = ", ".join(filter(None, get_args(bare)))
+        return f"one of {choices}" if choices else ""
     if get_origin(bare) in LISTS:
         most = limit(wanted, "max_length")
         return f"{in_words(get_args(bare)[0], found)}{f'; at most {most} of them' if most else ''}"

@@ -23,7 +23,8 @@ def extend(digest: str | None, messages: Iterable[Message]) -> str:
 
 
 def prefix_digests(messages: Sequence[Message]) -> list[tuple[int, str]]:
-    """The prefixes of these messages that a stored path may equal, longest first: (number of messages, digest).
+    """The prefixes of these messages that a stored path may equal, longest first: (number of messages, digest). None of
+    them counts a system message at the beginning: see `turns.longest_stored_prefix`.
 
     A stored path ends with a reply. A system message cannot come right after it: it would be in force for the whole
     path, and no longer stand where it was sent.

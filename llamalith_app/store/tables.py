@@ -126,13 +126,14 @@ class TurnRow(DefaultBase):
     """The previous turn on its path, at the start of a fork one of another conversation of the same owner. Null: it is
     the first, or all turns before it have expired. Retention replaces a deleted parent by the parent of that."""
     depth: Mapped[int] = mapped_column(Integer)
-    """Its number on its path, 0 for the first; never changes, so the numbers of expired turns are missing. Stored so
-    that a page of a long path is read without a walk to the root."""
+    """Its number on its path, 0 for the first; never changes, so the numbers of expired turns are missing. Stored as
+    the number that pages of a conversation are asked for by."""
     system_turn_id: Mapped[int | None] = mapped_column(ForeignKey("turns.id"), index=True)
     """The nearest turn on the path, this one included, that begins with a system message, which is in force here. Null:
     none is. Stored because each prompt with a system message is compared with it."""
     digest: Mapped[str | None] = mapped_column(String(64))
-    """Of the messages that a turn after this one reads, see `store/digests.py`. Set with the reply, null before."""
+    """Of the messages that a turn after this one reads, without the system message in force, see `store/digests.py`.
+    Set with the reply, null before."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 

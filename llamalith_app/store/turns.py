@@ -5,8 +5,8 @@ with the same parent are branches. The head of a conversation is the turn that p
 a reply stays on its path, but later jobs do not read it. The system message in force at a turn is that of the turn
 `system_turn_id`, which is the turn itself or an ancestor.
 
-A turn with a reply has a digest: a hash of everything that a job after it would read. By it a history that a client
-sends is found again (`longest_stored_prefix`).
+A turn with a reply has a digest: a hash of everything that a job after it would read, but for the system message in
+force. By it a history that a client sends is found again (`longest_stored_prefix`).
 
 Only this module writes turns and messages; `store/retention.py` deletes them. Runs inside a transaction or snapshot of
 `store/database.py`. Of jobs it only knows which are done.
@@ -39,7 +39,7 @@ from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.store import digests
-from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, Status, TurnRow
+from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, Status, TurnRow, status_is
 
 _turns, _messages, _conversations = (cast(Table, row.__table__) for row in (TurnRow, MessageRow, ConversationRow))
 
@@ -157,22 +157,36 @@ _above = aliased(TurnRow)
 _WITH_PARENT = (
     select(
         TurnRow.parent_id,
-        TurnRow.system_turn_id,
         _above.parent_id.label("grandparent_id"),
         _above.digest.label("digest_before"),
-        _above.system_turn_id.label("system_turn_id_before"),
     )
     .outerjoin(_above, _above.id == TurnRow.parent_id)
     .where(TurnRow.id == bindparam("of_turn"))
 )
 _POSITION = select(TurnRow.parent_id, TurnRow.depth, TurnRow.system_turn_id).where(TurnRow.id == bindparam("of_turn"))
 _SET_DIGEST = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(digest=bindparam("new_digest"))
+_system_message = aliased(MessageRow)
 _BY_DIGEST = (
-    select(TurnRow.id, TurnRow.conversation_id, TurnRow.system_turn_id)
+    select(TurnRow.id, TurnRow.conversation_id)
     .join(ConversationRow, ConversationRow.id == TurnRow.conversation_id)
-    .where(TurnRow.digest == bindparam("of_digest"), ConversationRow.owner_id == bindparam("of_owner"))
+    .outerjoin(
+        _system_message,
+        and_(_system_message.turn_id == TurnRow.system_turn_id, _system_message.position == 0),
+    )
+    .where(
+        TurnRow.digest == bindparam("of_digest"),
+        ConversationRow.owner_id == bindparam("of_owner"),
+        func.coalesce(_system_message.content, "") == bindparam("of_system"),
+    )
     .order_by(TurnRow.id.desc())
     .limit(10)
+)
+_OPEN_ON_PATH = (
+    select(JobRow.status)
+    .join_from(_path, JobRow, JobRow.turn_id == _path.c.id)
+    .where(status_is(Status.QUEUED, Status.PROCESSING))
+    .order_by(_path.c.depth)
+    .limit(1)
 )
 
 
@@ -208,21 +222,16 @@ def append(
 def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetime) -> None:
     """Adds the reply as the turn's last message, and sets the turn's digest.
 
-    The digest continues that of the nearest ancestor with a reply. If another system message has come into force since
-    then, it is computed again from all messages.
+    The digest continues that of the nearest ancestor with a reply. System messages in force are no part of it: with one
+    that changes in each turn, the whole path would have to be read again each time.
     """
     sent = inputs(connection, turn_id)
     connection.execute(_INSERT_MESSAGES, _as_row(turn_id, len(sent), reply, True, now))
     new = [*(sent[1:] if sent and sent[0].role == "system" else sent), reply]
-    turn = at = connection.execute(_WITH_PARENT, {"of_turn": turn_id}).one()
+    at = connection.execute(_WITH_PARENT, {"of_turn": turn_id}).one()
     while at.digest_before is None and at.grandparent_id is not None:
         at = connection.execute(_WITH_PARENT, {"of_turn": at.parent_id}).one()
-    if at.digest_before is not None and at.system_turn_id_before == turn.system_turn_id:
-        digest = digests.extend(at.digest_before, new)
-    else:
-        # The system message in force has changed, so the whole path has a new digest.
-        earlier = [] if turn.parent_id is None else _read_messages(connection, turn.parent_id, 0, 0)
-        digest = digests.extend(None, [*_system_messages(connection, turn.system_turn_id), *earlier, *new])
+    digest = digests.extend(at.digest_before, new)
     connection.execute(_SET_DIGEST, {"of_turn": turn_id, "new_digest": digest})
 
 
@@ -278,15 +287,22 @@ def newest_message(connection: Connection, head_turn_id: int, role: str) -> Mess
     return None
 
 
+def open_job_on_path(connection: Connection, turn_id: int) -> Status | None:
+    """The status of the first job on this path that has not ended. None: they all have."""
+    status = connection.execute(_OPEN_ON_PATH, {"from_turn": turn_id}).scalar()
+    return None if status is None else Status(status)
+
+
 def longest_stored_prefix(connection: Connection, owner_id: int, history: Sequence[Message]) -> StoredPrefix | None:
     """The longest stored path of this owner that equals a prefix of the history: a job after its last turn would read
     exactly these messages. None: there is none."""
-    for n_messages, digest in digests.prefix_digests(history):
-        for found in connection.execute(_BY_DIGEST, {"of_digest": digest, "of_owner": owner_id}):
+    has_system = bool(history) and history[0].role == "system"
+    of = {"of_owner": owner_id, "of_system": history[0].content if has_system else ""}
+    for n_messages, digest in digests.prefix_digests(history[1:] if has_system else history):
+        for found in connection.execute(_BY_DIGEST, {"of_digest": digest, **of}):
             # Part of the path may have expired since its digest was stored.
-            n_read = connection.execute(_N_READ, {"from_turn": found.id}).scalar_one()
-            if n_read + (found.system_turn_id is not None) == n_messages:
-                return StoredPrefix(found.id, found.conversation_id, n_messages)
+            if connection.execute(_N_READ, {"from_turn": found.id}).scalar_one() == n_messages:
+                return StoredPrefix(found.id, found.conversation_id, n_messages + has_system)
     return None
 
 

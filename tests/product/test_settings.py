@@ -106,7 +106,7 @@ def test_a_named_env_file_is_read_by_all_parts_and_every_warning_is_shown_once(t
 def test_secrets_are_written_to_the_named_env_file_once_and_never_beside_others(tmp_path: Path) -> None:
     arguments = ("--data-dir", "d", "--env-file", "etc/a.env")
     with up(tmp_path, *arguments) as (port, lines):
-        assert lines[-4] == f"llamalith: wrote {tmp_path}/etc/a.env; what follows is shown this once"
+        assert lines[-4] == f"llamalith: wrote {tmp_path}/etc/a.env; what follows is shown at this start only"
         assert status_with(port, dotenv_values(tmp_path / "etc" / "a.env", interpolate=False)["N8N_API_TOKEN"]) == 200
     assert list(tmp_path.rglob("*.env")) == [tmp_path / "etc" / "a.env"]
     (tmp_path / "etc" / "a.env").rename(tmp_path / ".env")

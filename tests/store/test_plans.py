@@ -146,6 +146,7 @@ WHOLE_INDEXES = {
     # And what waits, once every half a second at most.
     "load": {"SCAN jobs USING INDEX one_processing", "SCAN jobs USING INDEX due"},
     # One path of turns.
+    "a fork": {"SCAN path"},
     "latest": {"SCAN path"},
     "a turn's messages": {"SCAN path"},
     "a conversation's messages": {"SCAN path"},

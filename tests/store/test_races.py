@@ -126,3 +126,42 @@ def test_a_claim_skips_a_job_that_another_is_claiming_and_gets_it_when_that_clai
         three.commit()
     with record.connect() as connection:
         assert check.violations(connection) == []
+
+
+def test_of_two_prompts_at_once_one_goes_on_from_the_other(
+    record: Engine, at_once: Callable[[Sequence[Act]], list[Any]]
+) -> None:
+    for n in range(20):
+        new = prompt(conversation_id=f"c{n}")
+        with record.begin() as connection:
+            submission.submit(connection, new, NOW)
+        at_once([partial(submission.submit, new=new, now=NOW)] * 4)
+        with record.begin() as connection:
+            depths = connection.execute(
+                text("SELECT depth FROM turns WHERE conversation_id = (SELECT max(id) FROM conversations) ORDER BY id")
+            )
+            assert list(depths.scalars()) == [0, 1, 2, 3, 4]
+    with record.connect() as connection:
+        assert check.violations(connection) == []
+
+
+@pytest.mark.parametrize("branch", [submission.submit_sibling, submission.submit_fork])
+def test_a_branch_is_made_while_its_turn_ends(
+    record: Engine, worker: int, at_once: Callable[[Sequence[Act]], list[Any]], branch: Any
+) -> None:
+    for n in range(30):
+        with record.begin() as connection:
+            accepted = submission.submit(connection, prompt(conversation_id=f"d{n}"), NOW)
+            claim = transitions.claim(connection, "m", 1, worker, NOW)
+            assert claim is not None
+        new = prompt("x", conversation_id=None)
+        at_once(
+            [
+                partial(finish, claim=claim),
+                partial(branch, new=new, turn_id=accepted.turn_id, now=NOW),
+            ]
+        )
+        with record.begin() as connection:
+            transitions.cancel_open(connection, ADMIN_ID, NOW, statuses=[Status.QUEUED], limit=100)
+    with record.connect() as connection:
+        assert check.violations(connection) == []

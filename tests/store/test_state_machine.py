@@ -139,8 +139,14 @@ class Record(RuleBasedStateMachine):
             queue_timeout_s=queue_timeout_s,
         )
 
-    def know(self, accepted: submission.Accepted | None, new: submission.NewJob, parent_id: int | None) -> None:
-        """The job that was made after that turn; None: none was made."""
+    def know(
+        self,
+        accepted: submission.Accepted | None,
+        new: submission.NewJob,
+        parent_id: int | None,
+        system_prompt: str | None = None,
+    ) -> None:
+        """The job that was made after that turn; None: none was made. `system_prompt`: instead of the request's."""
         if accepted is None:
             return
         job_id, turn_id = accepted.job_id, accepted.turn_id
@@ -148,7 +154,7 @@ class Record(RuleBasedStateMachine):
         assert turn_id is not None
         assert job_id not in self.jobs
         bounds_its_wait = new.request.queue_timeout_s is not None
-        system_prompt = new.request.system_prompt or ""
+        system_prompt = (new.request.system_prompt or "") if system_prompt is None else system_prompt
         self.jobs[job_id] = Known(
             accepted.conversation_id,
             accepted.model,
@@ -172,7 +178,7 @@ class Record(RuleBasedStateMachine):
         new = self.prompt(None, "m", system, "")
         accepted = self.run(crash_at, submission.submit_sibling, new, beside, NOW)
         assert accepted is not None or crash_at is not None
-        self.know(accepted, new, self.turns[beside].parent_id)
+        self.know(accepted, new, self.turns[beside].parent_id, system or self.turns[beside].in_force)
 
     @rule(data=st.data(), system=st.sampled_from(["", "be terse"]), crash_at=crash)
     def submit_fork(self, data: st.DataObject, system: str, crash_at: int | None) -> None:
@@ -181,8 +187,10 @@ class Record(RuleBasedStateMachine):
         behind = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
         new = self.prompt(f"fork {self.n_submitted}", "m", system, "so far")
         accepted = self.run(crash_at, submission.submit_fork, new, behind.turn_id, NOW)
-        if behind.status in OPEN:
-            assert accepted is behind.status or (accepted is None and crash_at is not None)
+        on_path = [self.jobs.get(self.turns[turn_id].job_id) for turn_id in self.path(behind.turn_id)]
+        still_open = [job.status for job in on_path if job is not None and job.status in OPEN]
+        if still_open:
+            assert accepted is still_open[0] or (accepted is None and crash_at is not None)
             return
         assert accepted is not None or crash_at is not None
         self.know(accepted, new, behind.turn_id)

@@ -69,14 +69,14 @@ class Accepted(NamedTuple):
 
 
 _LOCK_HEAD = (
-    select(TurnRow.id, TurnRow.depth, TurnRow.system_turn_id, TurnRow.conversation_id)
-    .join_from(ConversationRow, TurnRow, TurnRow.id == ConversationRow.head_turn_id)
+    select(ConversationRow.id, ConversationRow.head_turn_id)
     .where(
         ConversationRow.owner_id == bindparam("of_owner"),
         ConversationRow.public_id == bindparam("of_public_id"),
     )
-    .with_for_update(of=ConversationRow)
+    .with_for_update()
 )
+"""The conversation alone: PostgreSQL, after it has waited, would look for the head that there was before."""
 
 
 _INSERT_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
@@ -96,10 +96,10 @@ _COPIED_FIELDS = tuple(
 
 
 _OWN_TURN = (
-    select(TurnRow.id, TurnRow.conversation_id, TurnRow.parent_id, ConversationRow.public_id)
+    select(TurnRow.id, TurnRow.conversation_id, TurnRow.parent_id, TurnRow.system_turn_id, ConversationRow.public_id)
     .join(ConversationRow, ConversationRow.id == TurnRow.conversation_id)
     .where(TurnRow.id == bindparam("of_turn"), ConversationRow.owner_id == bindparam("of_owner"))
-    .with_for_update()
+    .with_for_update(of=ConversationRow)
 )
 
 
@@ -108,19 +108,23 @@ def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
     exist."""
     public_id = new.conversation_id or str(uuid.uuid4())
     if new.conversation_id is not None:
-        head = connection.execute(_LOCK_HEAD, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
-        if head is not None:
-            return _add(connection, new, public_id, head.conversation_id, turns.Parent._make(head), now)
+        found = connection.execute(_LOCK_HEAD, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
+        if found is not None:
+            return _add(connection, new, public_id, found.id, turns.parent(connection, found.head_turn_id), now)
     conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
     return _add(connection, new, public_id, conversation_id, turns.NO_PARENT, now)
 
 
 def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | None:
     """Queues a job with the same parent as that turn: an edited prompt, or another reply to the same one. The new turn
-    becomes the head of the conversation. None: no such turn of this owner."""
+    becomes the head of the conversation. Without a system prompt of its own, that of the turn beside stays in force.
+    None: no such turn of this owner."""
     beside = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
     if beside is None:
         return None
+    if not new.request.system_prompt:
+        in_force = turns.system_in_force(connection, beside.system_turn_id)
+        new = new._replace(request=msgspec.structs.replace(new.request, system_prompt=in_force or ""))
     parent = turns.parent(connection, beside.parent_id)
     return _add(connection, new, beside.public_id, beside.conversation_id, parent, now)
 
@@ -128,15 +132,15 @@ def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datet
 def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | Status | None:
     """Queues a job in a new conversation that continues that turn of another conversation.
 
-    Returns the status of that turn's job instead where it has not ended, since its reply belongs to the history.
+    Returns the status of the first job on that path instead where one has not ended, since its reply would come to
+    stand in what the fork has read.
     None: no such turn of this owner.
     """
     behind = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
     if behind is None:
         return None
-    status = connection.execute(select(JobRow.status).where(JobRow.turn_id == turn_id)).scalar()
-    if status in (Status.QUEUED, Status.PROCESSING):
-        return Status(status)
+    if (status := turns.open_job_on_path(connection, turn_id)) is not None:
+        return status
     public_id = new.conversation_id or str(uuid.uuid4())
     conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
     return _add(connection, new, public_id, conversation_id, turns.parent(connection, turn_id), now)

@@ -163,42 +163,28 @@ def _fill(between: dict[str, int]) -> None:
 
 
 def _write_digests(between: dict[str, int]) -> None:
-    """Of each turn that has its reply: of the system message in force and of all that was answered up to it."""
+    """Of each turn that has its reply: of all that was answered up to it, but for system messages in force."""
     connection = op.get_bind()
+    # CROSS JOIN: in the order of the two indexes, so that no text is sorted.
     rows = connection.execution_options(stream_results=True).execute(
         sa.text(
             """
-            SELECT t.conversation_id, t.id, t.system_turn_id, s.content AS system, m.position, m.role, m.content,
-                EXISTS (SELECT 1 FROM messages r WHERE r.turn_id = t.id AND r.is_reply) AS is_answered
-            FROM turns t JOIN messages m ON m.turn_id = t.id
-            LEFT JOIN messages s ON s.turn_id = t.system_turn_id AND s.position = 0
-            WHERE t.conversation_id BETWEEN :first AND :last ORDER BY t.id, m.position
+            SELECT t.conversation_id, t.id, m.role, m.content, m.is_reply
+            FROM turns t CROSS JOIN messages m WHERE m.turn_id = t.id
+            AND t.conversation_id BETWEEN :first AND :last AND NOT (m.position = 0 AND m.role = 'system')
+            ORDER BY t.conversation_id, t.id, m.position
             """
         ),
         between,
     )
     found = []
     for _, of_conversation in groupby(rows, lambda row: row.conversation_id):
-        said: list[Message] = []
         digest: str | None = None
-        system_turn_id: int | None = None
         for turn_id, of_turn in groupby(of_conversation, lambda row: row.id):
             turn = list(of_turn)
-            if not turn[0].is_answered:
-                continue
-            new = [
-                Message(role=row.role, content=row.content)
-                for row in turn
-                if not (row.position == 0 and row.role == "system")
-            ]
-            said += new
-            if digest is None or turn[0].system_turn_id != system_turn_id:
-                system_turn_id = turn[0].system_turn_id
-                system = [] if system_turn_id is None else [Message(role="system", content=turn[0].system)]
-                digest = digests.extend(None, system + said)
-            else:
-                digest = digests.extend(digest, new)
-            found.append({"id": turn_id, "digest": digest})
+            if turn[-1].is_reply:
+                digest = digests.extend(digest, [Message(role=row.role, content=row.content) for row in turn])
+                found.append({"id": turn_id, "digest": digest})
     if found:
         connection.execute(sa.text("UPDATE turns SET digest = :digest WHERE id = :id"), found)
 
