@@ -30,7 +30,7 @@ STRUCTS = (
     *(jobs.JobCreate, jobs.ReplyCreate, jobs.LegacySubmit, parameters.NamedSchema, forms.JobForm),
     *(declaration.Settings, declaration.ModelSettings, declaration.WorkerSettings, declaration.MaxWait),
 )
-ROUTES = Litestar([Jobs, Conversations], request_class=AppRequest, openapi_config=None).routes
+ROUTES = Litestar([Jobs, Conversations], request_class=AppRequest, openapi_config=None, logging_config=None).routes
 """Those whose parameters have limits that pages mention."""
 
 

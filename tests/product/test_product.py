@@ -66,7 +66,8 @@ async def test_a_named_grammar_is_enforced_while_decoding(product: Product) -> N
     )
     assert job["status"] == "done"
     assert job["result"].startswith("{")
-    assert job["finish_reason"] == "length" or job["result"].endswith("}")
+    # The grammar allows blanks at the end.
+    assert job["finish_reason"] == "length" or job["result"].rstrip().endswith("}")
 
 
 async def test_a_long_prompt_shows_rising_counts_to_a_client_that_polls(product: Product) -> None:
