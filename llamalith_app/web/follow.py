@@ -100,6 +100,11 @@ class FollowedJob(Followed):
         self.ended_at: float | None = None
         """When its end was first seen, on this process's own clock."""
 
+    @property
+    def is_catching_up(self) -> bool:
+        """Its history is being read."""
+        return self.catching_up is not None and not self.catching_up.done()
+
 
 class FollowedLane(Followed):
     def __init__(self, newest_job: int) -> None:
@@ -237,15 +242,16 @@ class Followers:
                 self._live.add_eta(progress, followed.model)
                 if followed.transcript.set_progress(msgspec.json.encode(progress)):
                     followed.wake()
-        elif followed.transcript.add(entry):
-            followed.wake()
-        else:
+        elif followed.is_catching_up or not followed.transcript.add(entry):
+            # The history holds it too. One that fits by its number alone may stand behind an entry that does not.
             self._catch_up(job_id)
+        else:
+            followed.wake()
 
     def _catch_up(self, job_id: int) -> None:
         if (followed := self._jobs.get(job_id)) is not None:
             followed.is_behind = True
-            if followed.catching_up is None or followed.catching_up.done():
+            if not followed.is_catching_up:
                 followed.catching_up = asyncio.create_task(self._read_history(followed))
 
     async def _read_history(self, followed: FollowedJob) -> None:

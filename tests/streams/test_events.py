@@ -110,7 +110,8 @@ async def test_a_late_reader_may_begin_after_any_event(
 async def test_each_attempt_continues_the_one_before_and_together_they_publish_what_one_alone_would(
     worked: httpx.AsyncClient, script: Script, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamalith_app.jobs.order.retry_backoff", lambda _: timedelta())
+    # Less than the product's, and long enough for what the attempt before has still to publish.
+    monkeypatch.setattr("llamalith_app.jobs.order.retry_backoff", lambda _: timedelta(milliseconds=200))
     script.write({"when": "go", "reply": REPLY}, {"when": "fall", "reply": REPLY, "after": 9, "signal": 9})
     whole = heard(await read_all(worked, f"/api/jobs/{await submit(worked, 'go', 'one')}/events"))
     answer = await worked.post("/api/jobs", json={"content": "fall", "max_attempts": 20})
