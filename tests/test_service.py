@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from llamalith_app.commands.up import command as up_command
 from llamalith_app.supervise.up import STOP_MARGIN_S
+from tests.needs import need
 
 ROOT = Path(__file__).parents[1]
 UNIT = (ROOT / "deploy" / "llamalith.service").read_text()
@@ -41,9 +39,7 @@ def test_systemd_waits_for_a_whole_drain_and_signals_up_alone() -> None:
 
 
 def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
-    program = shutil.which("systemd-analyze")
-    if program is None:
-        pytest.skip("there is no systemd-analyze here")
+    program = need("systemd-analyze", "systemd")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "llamalith").symlink_to("/bin/true")
     unit = tmp_path / "llamalith.service"

@@ -19,6 +19,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import Connection, text
 
+from llamalith_app.contracts.events import Delta
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.settings.config import Config
@@ -285,6 +286,41 @@ async def test_an_entry_reaches_live_and_late_readers_byte_for_byte(
         assert body.count(frame) == 1
         assert b"event: done" in body
         assert b"event: restart" not in body
+
+
+async def test_an_entry_that_an_attempt_publishes_too_late_shifts_no_later_one(
+    api: httpx.AsyncClient, database: Database, redis: Redis
+) -> None:
+    """Redis refuses it for the stream, in which the next attempt has begun, and tells it to the subscribers."""
+    job_id = await submit(api, "go")
+    record = record_id(database.path)
+    texts = ["one ", "two ", "three ", "four "]
+    offsets = [sum(map(len, texts[:n])) for n in range(4)]
+
+    def entry(attempt: int, n: int) -> wire.Entry:
+        event = Delta(job_id=job_id, text=texts[n - 1], offset=offsets[n - 1], tokens=[n])
+        return wire.Entry(attempt, n, "delta", msgspec.json.encode(event), 1)
+
+    async def publish(*entries: wire.Entry, stored: bool) -> None:
+        if stored:
+            for one in entries:
+                await redis.xadd(wire.stream_key(record, job_id), wire.entry_fields(one), id=wire.entry_id(one))
+        messages = wire.encode_messages([wire.StreamMessage(job_id, one) for one in entries])
+        await redis.publish(wire.channel_name(record), messages)
+
+    # What the late entry says is shorter than what the next attempt publishes under its number.
+    late = wire.Entry(1, 2, "delta", msgspec.json.encode(Delta(job_id=job_id, text="t", offset=4, tokens=[2])), 1)
+    async with reading(api, f"/api/jobs/{job_id}/events") as reader:
+        source = reader.events()
+        await some(source, "progress")
+        await publish(entry(1, 1), stored=True)
+        got = [*await some(source, "delta")]
+        await publish(late, stored=False)
+        got += await some(source, "delta")
+        await publish(entry(2, 2), entry(2, 3), entry(2, 4), stored=True)
+        await database.write(transitions.cancel, ADMIN_ID, job_id, datetime.now(UTC))
+        got += [event async for event in source]
+    heard(got)  # It asserts that each offset is where the text before it ends.
 
 
 async def test_a_stream_that_was_wiped_goes_on(api: httpx.AsyncClient, database: Database, redis: Redis) -> None:

@@ -24,6 +24,7 @@ from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import reads
 from tests.browser.conftest import nginx
+from tests.needs import need_file
 from tests.web.conftest import log_in, module_api, module_config, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -168,9 +169,7 @@ async def test_nginx_passes_on_an_encoded_slash(api: httpx.AsyncClient, tmp_path
 async def test_nginx_answers_under_its_names_beside_debians_default_site(
     api: httpx.AsyncClient, tmp_path: Path
 ) -> None:
-    default_site = Path("/etc/nginx/sites-available/default")
-    if not default_site.exists():
-        pytest.skip("there is no default site of Debian's nginx here")
+    default_site = need_file(Path("/etc/nginx/sites-available/default"), "nginx-common")
     async with nginx(tmp_path, api.base_url.port or 0, default_site=default_site.read_text()) as origin:
         for name in ("llamalith.example.org", "localhost", "127.0.0.1", socket.gethostname()):
             chat = await api.get(f"{origin}/chat/login", headers={"Host": name})

@@ -34,8 +34,6 @@ class ActiveLease(NamedTuple):
 _ACTIVE = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.heartbeat, JobRow.worker_id).where(
     status_is(Status.PROCESSING)
 )
-
-
 _ACTIVE_OF_WORKER = _ACTIVE.where(JobRow.worker_id == bindparam("by_worker"))
 
 

@@ -25,8 +25,6 @@ from llamalith_app.store.tables import (
 )
 
 open_job = aliased(JobRow)
-
-
 is_open = open_job.status.in_([literal_column("'queued'"), literal_column("'processing'")])
 
 
@@ -43,11 +41,7 @@ def first_open(conversation_id: Any) -> Any:
 
 # `queue_timeout_s` applies only before the first attempt.
 waits_too_long = and_(status_is(Status.QUEUED), JobRow.not_after <= bindparam("until"), JobRow.attempt == 0)
-
-
 may_still_wait = or_(JobRow.not_after.is_(None), JobRow.not_after > bindparam("until"), JobRow.attempt > 0)
-
-
 BEST_DUE = (
     select(JobRow.id, JobRow.created_at)
     .where(
@@ -62,8 +56,6 @@ BEST_DUE = (
     .order_by(JobRow.id)
     .limit(bindparam("most"))
 )
-
-
 LONGEST_BACKOFF = timedelta(minutes=2)
 """Longer than any backoff between two attempts."""
 

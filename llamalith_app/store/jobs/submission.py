@@ -77,24 +77,16 @@ _LOCK_HEAD = (
     .with_for_update()
 )
 """The conversation alone: PostgreSQL, after it has waited, would look for the head that there was before."""
-
-
 _INSERT_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
-
-
 _INSERT_JOB = (
     insert(_jobs)
     .values(is_head=~exists().where(open_job.conversation_id == bindparam("of_conversation"), is_open))
     .returning(JobRow.id)
 )
-
-
 _COPIED_FIELDS = tuple(
     sorted(set(JobRequest.__struct_fields__) & set(_jobs.columns.keys()) - {"priority", "parameters"})
 )
 """The fields of a request that are stored in columns of the same name."""
-
-
 _OWN_TURN = (
     select(TurnRow.id, TurnRow.conversation_id, TurnRow.parent_id, TurnRow.system_turn_id, ConversationRow.public_id)
     .join(ConversationRow, ConversationRow.id == TurnRow.conversation_id)

@@ -44,8 +44,6 @@ from llamalith_app.store.tables import (
 
 _jobs = cast(Table, JobRow.__table__)
 _attempts = cast(Table, AttemptRow.__table__)
-
-
 TIMEOUT = "timeout"
 """The error kind of a job that waited or ran too long."""
 
@@ -77,8 +75,6 @@ class PartialReply(NamedTuple):
 
 # Concurrent claims skip the row that this one is about to claim.
 _NEXT = BEST_DUE.with_for_update(skip_locked=True)
-
-
 _CLAIM = (
     update(_jobs)
     .where(JobRow.id == bindparam("of_job"), status_is(Status.QUEUED))
@@ -104,8 +100,6 @@ _CLAIM = (
         JobRow.unenforced,
     )
 )
-
-
 _LOCK_CONVERSATIONS = (
     select(ConversationRow.id)
     .where(
@@ -116,36 +110,24 @@ _LOCK_CONVERSATIONS = (
     .order_by(ConversationRow.id)
     .with_for_update()
 )
-
-
 _PROMOTE = (
     update(_jobs).where(JobRow.id == first_open(bindparam("of_conversation")), ~JobRow.is_head).values(is_head=True)
 )
-
-
 _INSERT_ATTEMPT = insert(_attempts)
-
-
 _CLOSE_ATTEMPT = (
     update(_attempts)
     .where(AttemptRow.lease_token == bindparam("of_lease"))
     .values(ended_at=bindparam("at"), outcome=bindparam("how"), kind=bindparam("of_kind"), reason=bindparam("why"))
 )
-
-
 _LEASED = (
     select(JobRow.conversation_id, JobRow.turn_id, JobRow.max_attempts, JobRow.heartbeat)
     .where(JobRow.id == bindparam("of_job"), JobRow.lease_token == bindparam("of_lease"), status_is(Status.PROCESSING))
     .with_for_update()
 )
-
-
 _SPENT = select(func.count()).where(
     AttemptRow.job_id == bindparam("of_job"),
     AttemptRow.outcome.in_([literal_column("'failed'"), literal_column("'lost'")]),
 )
-
-
 _REQUEUE = (
     update(_jobs)
     .where(JobRow.id == bindparam("of_job"), status_is(Status.PROCESSING))
