@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import msgspec
 import uvicorn
@@ -19,6 +20,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from llamalith_app import __version__
+from llamalith_app.controllers.conversation_list import ConversationList
 from llamalith_app.controllers.conversations import Conversations
 from llamalith_app.controllers.events import Events
 from llamalith_app.controllers.health import Probes
@@ -138,6 +140,7 @@ def create_app(
         model_configs=config.models,
         forecasts=forecasts,
         hosts=hosts,
+        restorable=timedelta(days=config.restore_days),
     )
 
     @asynccontextmanager
@@ -153,7 +156,7 @@ def create_app(
             await database.close()
             await redis.aclose()
 
-    api = [Jobs, Conversations, Events, Models, Legacy]
+    api = [Jobs, ConversationList, Conversations, Events, Models, Legacy]
     pages = [
         *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage),
         *(LoginPage, LogoutPage, DocsPage, MonitorPage),
@@ -182,7 +185,7 @@ def create_app(
         },
         cors_config=CORSConfig(
             allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=[
                 "Authorization",
                 "Content-Type",

@@ -115,6 +115,20 @@ class KeyReused(LlamalithError):
         )
 
 
+class ConversationExists(LlamalithError):
+    """A deleted conversation cannot be restored, because another one has its id by now."""
+
+    status = 409
+    type = "conversation-exists"
+    title = "Conversation exists"
+
+    def __init__(self, public_id: str) -> None:
+        super().__init__(
+            f"Another conversation began under the id {public_id} after this one was deleted. Delete that one first;"
+            " nothing was restored."
+        )
+
+
 class NotRetryable(LlamalithError):
     """The job cannot be retried: it has not ended, or it ended with a reply."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from llamalith_app.contracts.text import MAX_NAME, ConversationId, Name, Text
+from llamalith_app.contracts.conversation_list import MAX_TAG, Title
+from llamalith_app.contracts.text import CONTROL_FREE, MAX_NAME, ConversationId, Name, Text
 
 MAX_ONCE = 64
 """Characters of `JobForm.once`."""
@@ -29,6 +30,18 @@ class JobForm(msgspec.Struct, kw_only=True):
 
 SHORT_FIELDS = {"model": MAX_NAME, "conversation_id": MAX_NAME, "once": MAX_ONCE}
 """The short fields of a JobForm, each with its maximum number of characters."""
+
+
+class ConversationsForm(msgspec.Struct, kw_only=True):
+    """What is to become of the conversations whose ids the field `id` has, once for each."""
+
+    action: Literal["rename", "pin", "unpin", "archive", "unarchive", "tag", "untag", "delete", "undo"]
+    title: Title = ""
+    """Of `rename`. Empty: none."""
+    tag: Annotated[str, Meta(max_length=MAX_TAG, pattern=CONTROL_FREE)] = ""
+    """Of `tag` and `untag`."""
+    deleted: Annotated[str, Meta(pattern="^[0-9]{1,17}$")] = "0"
+    """Of `undo`: when they were deleted, in microseconds since 1970."""
 
 
 class LoginForm(msgspec.Struct, kw_only=True):

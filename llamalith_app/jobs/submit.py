@@ -26,7 +26,7 @@ from llamalith_app.store import keys
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import submission, waiting
 from llamalith_app.store.keys import Key
-from llamalith_app.store.tables import Status
+from llamalith_app.store.tables import Source, Status
 
 T = TypeVar("T")
 
@@ -72,10 +72,12 @@ class Submissions:
         *,
         conversation_id: str | None = None,
         keeps_system_prompt: bool = False,
+        source: Source = Source.API,
         key: Key | None = None,
     ) -> JobAccepted:
         """Stores a prompt and queues its job, which is on disk when this returns. `conversation_id` is the public id;
-        blank or None: a new conversation. `keeps_system_prompt`: a system message in force is not replaced.
+        blank or None: a new conversation. `keeps_system_prompt`: a system message in force is not replaced. `source`:
+        the door, which is stored with a conversation that it makes.
 
         Raises BadInput, ValidatorBusy, KeyReused, QueueFull or StorageUnavailable, with nothing stored.
         """
@@ -93,6 +95,7 @@ class Submissions:
             conversation_id=(conversation_id or "").strip() or None,
             unenforced=await self._unenforced(request),
             keeps_system_prompt=keeps_system_prompt,
+            source=source,
         )
 
         def make(connection: Connection, now: datetime) -> JobAccepted:

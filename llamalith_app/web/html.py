@@ -66,6 +66,9 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "plain_name": visible,
         "name": visible_html,
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
+        "plain_excerpt": lambda text: visible(text, Kind.EXCERPT),
+        "merge": lambda fields, more: {**fields, **more},
+        "month": lambda first: f"{first:%B %Y}",
     }
     environment.tests["changing"] = _is_changing
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
+from datetime import timedelta
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -77,6 +78,8 @@ class Parts(NamedTuple):
     """The configurations of these models."""
     forecasts: Forecasts
     hosts: Hosts
+    restorable: timedelta
+    """How long a deleted conversation can be restored."""
 
 
 class AppRequest(Request[Any, Any, Any]):

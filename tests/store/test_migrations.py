@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.store import check, conversations, turns
+from llamalith_app.store import check, conversation_list, conversations, turns
+from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.migrate import commands, migrate
 from llamalith_app.store.users import ADMIN_ID
@@ -214,7 +215,7 @@ def test_every_turn_gets_its_place_in_the_tree(tmp_path: Path, n_conversations: 
                 found = turns.longest_stored_prefix(connection, ADMIN_ID, [*history, Message(role="user", content="x")])
                 assert found is not None
                 assert found.n_messages == len(history)
-        (listed,) = conversations.newest(connection, ADMIN_ID, limit=1, offset=0, max_text=9)
+        (listed,) = conversation_list.listed(connection, ADMIN_ID, Filter(), limit=1)
         assert listed.n_turns == stored[int(listed.public_id[1:])][-1].number + 1
     with closing(sqlite3.connect(path)) as old:
         newest_id = jobs_before[-1]["id"]

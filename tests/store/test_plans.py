@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.store import conversations, keys, retention, turns
+from llamalith_app.store import conversation_changes, conversation_list, conversations, keys, retention, turns
+from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.jobs import leases, reads, submission, transitions, waiting
 from llamalith_app.store.tables import Status
 from llamalith_app.store.users import ADMIN_ID
@@ -103,7 +104,17 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "newest of a conversation": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, conversation_id="c")),
     "conversations, newest first": (
         lambda c: [queued(c) for _ in "ab"],
-        lambda c, _: conversations.newest(c, ADMIN_ID, limit=1, offset=0, max_text=200),
+        lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter(), limit=1),
+    ),
+    "the sidebar": (queued, lambda c, _: conversation_list.sidebar(c, ADMIN_ID, limit=0)),
+    "conversations that match": (queued, lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter("hel"), limit=1)),
+    "delete a conversation": (
+        queued,
+        lambda c, _: conversation_changes.delete_conversations(c, ADMIN_ID, ["c"], NOW),
+    ),
+    "remove a deleted conversation": (
+        lambda c: (queued(c), conversation_changes.delete_conversations(c, ADMIN_ID, ["c"], NOW)),
+        lambda c, _: retention.remove_deleted(c, LATER, 100),
     ),
     "one": (queued, lambda c, job_id: reads.job_by_id(c, ADMIN_ID, job_id)),
     "latest": (queued, lambda c, _: conversations.latest(c, ADMIN_ID, "c")),
@@ -152,8 +163,16 @@ WHOLE_INDEXES = {
     "a conversation's messages": {"SCAN path"},
     "a thread": {"SCAN path"},
     "the longest beginning": {"SCAN path"},
-    # The newest 2,000 jobs, and of their conversations a page.
-    "conversations, newest first": {"SCAN newest_jobs", "SCAN page"},
+    # The turns of one conversation that forks read.
+    "remove a deleted conversation": {"SCAN continued"},
+    # The newest 2,000 turns.
+    "conversations, newest first": {"SCAN turns", "SCAN newest_turns"},
+    # What the index of words finds, in the order that is asked for, up to the limit.
+    "conversations that match": {
+        "SCAN texts VIRTUAL TABLE INDEX 64:M1<",
+        "SCAN texts VIRTUAL TABLE INDEX 192:M1>",
+        "SCAN found",
+    },
 }
 """The only scans that are allowed: partial indexes of open jobs, and rows that are bounded already."""
 
@@ -161,8 +180,6 @@ WHOLE_INDEXES = {
 OF_AN_OWNER = {
     # In the order that is asked for, up to the limit.
     "newest": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
-    # So many, and no more.
-    "conversations, newest first": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
 }
 """Indexes by which all rows of an owner are read."""
 

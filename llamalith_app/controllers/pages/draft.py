@@ -22,6 +22,7 @@ from llamalith_app.guards.cookies import make_cookie
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.principal import PAGE
 from llamalith_app.store.keys import Key
+from llamalith_app.store.tables import Source
 from llamalith_app.web import html
 from llamalith_app.web.html import conversation_url, page
 from llamalith_app.web.request import AppRequest
@@ -51,6 +52,7 @@ class DraftPage(Controller):
                     content=form.content, model=form.model, system_prompt=form.system_prompt, priority="interactive"
                 ),
                 conversation_id=form.conversation_id,
+                source=Source.PAGE,
                 keeps_system_prompt=form.system_prompt == form.system_prompt_was,
                 key=_idempotency_key(request.principal.user_id, form),
             )

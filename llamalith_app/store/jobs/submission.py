@@ -30,6 +30,7 @@ from llamalith_app.store.tables import (
     ConversationRow,
     JobRow,
     Priority,
+    Source,
     Status,
     TurnRow,
 )
@@ -56,6 +57,8 @@ class NewJob(NamedTuple):
     """The job that this one retries."""
     keeps_system_prompt: bool = False
     """The client sends the system prompt back as it was shown: it does not replace one that is in force."""
+    source: Source | None = None
+    """The door, which is stored with a conversation that it makes."""
 
 
 class Accepted(NamedTuple):
@@ -73,6 +76,7 @@ _LOCK_HEAD = (
     .where(
         ConversationRow.owner_id == bindparam("of_owner"),
         ConversationRow.public_id == bindparam("of_public_id"),
+        reads.is_kept,
     )
     .with_for_update()
 )
@@ -90,20 +94,20 @@ _COPIED_FIELDS = tuple(
 _OWN_TURN = (
     select(TurnRow.id, TurnRow.conversation_id, TurnRow.parent_id, TurnRow.system_turn_id, ConversationRow.public_id)
     .join(ConversationRow, ConversationRow.id == TurnRow.conversation_id)
-    .where(TurnRow.id == bindparam("of_turn"), ConversationRow.owner_id == bindparam("of_owner"))
+    .where(TurnRow.id == bindparam("of_turn"), ConversationRow.owner_id == bindparam("of_owner"), reads.is_kept)
     .with_for_update(of=ConversationRow)
 )
 
 
 def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
     """Appends a turn after the head of its conversation, and queues its job. Makes the conversation if it does not
-    exist."""
+    exist or is deleted."""
     public_id = new.conversation_id or str(uuid.uuid4())
     if new.conversation_id is not None:
         found = connection.execute(_LOCK_HEAD, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
         if found is not None:
             return _add(connection, new, public_id, found.id, turns.parent(connection, found.head_turn_id), now)
-    conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
+    conversation_id = _new_conversation(connection, new, public_id, now)
     return _add(connection, new, public_id, conversation_id, turns.NO_PARENT, now)
 
 
@@ -134,12 +138,12 @@ def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime
     if (status := turns.open_job_on_path(connection, turn_id)) is not None:
         return status
     public_id = new.conversation_id or str(uuid.uuid4())
-    conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
+    conversation_id = _new_conversation(connection, new, public_id, now)
     return _add(connection, new, public_id, conversation_id, turns.parent(connection, turn_id), now)
 
 
-def _new_conversation(connection: Connection, owner_id: int, public_id: str, now: datetime) -> int:
-    row = {"owner_id": owner_id, "public_id": public_id, "created_at": now}
+def _new_conversation(connection: Connection, new: NewJob, public_id: str, now: datetime) -> int:
+    row = {"owner_id": new.owner_id, "public_id": public_id, "source": new.source, "created_at": now}
     conversation_id: int = connection.execute(_INSERT_CONVERSATION, row).scalar_one()
     return conversation_id
 
@@ -259,7 +263,8 @@ def retry_matching(
     """Retries the `limit` oldest jobs that match, are of these models and were not retried yet."""
     wanted = (
         select(JobRow.id)
-        .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~reads.was_retried)
+        .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
+        .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~reads.was_retried, reads.is_shown)
         .order_by(JobRow.id)
         .limit(limit)
     )
