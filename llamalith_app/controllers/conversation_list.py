@@ -39,8 +39,8 @@ Query = Annotated[
     QueryParameter(
         max_length=MAX_QUERY,
         pattern=NUL_FREE,
-        description="Words, or phrases in quotation marks, that stand in the title or in one message. A word also finds"
-        " longer words that begin with it. Empty: all.",
+        description="Words, or phrases in quotation marks, that stand in the title or in one message. A word of three"
+        " letters also finds longer words that begin with it, unless it is very frequent. Empty: all.",
     ),
 ]
 OfTag = Annotated[
@@ -69,7 +69,7 @@ class ConversationList(Controller):
         before: BeforeConversation = None,
     ) -> ConversationBriefs:
         """Those with the newest turns first. A search looks at the first 100,000 characters of each message, and finds
-        the conversations of the 5,000 newest messages that match."""
+        the conversations of the 2,000 newest messages that match."""
         which = Filter(q, ARCHIVED[archived], None, tag.strip() or None, source)
         found = await request.parts.database.read(
             conversation_list.listed, request.principal.user_id, which, limit=limit + 1, before=before

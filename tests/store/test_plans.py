@@ -107,7 +107,10 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
         lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter(), limit=1),
     ),
     "the sidebar": (queued, lambda c, _: conversation_list.sidebar(c, ADMIN_ID, limit=0)),
-    "conversations that match": (queued, lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter("hel"), limit=1)),
+    "conversations that match": (
+        lambda c: [submission.submit(c, prompt(conversation_id=i), NOW) for i in "ab"],
+        lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter("hel"), limit=2),
+    ),
     "delete a conversation": (
         queued,
         lambda c, _: conversation_changes.delete_conversations(c, ADMIN_ID, ["c"], NOW),
