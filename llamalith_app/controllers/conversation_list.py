@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from litestar import Controller, delete, get, patch, post
+from litestar import Controller, Response, delete, get, patch, post
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody, QueryParameter
 from msgspec import UNSET, UnsetType
+from sqlalchemy import Connection
 
 from llamalith_app.contracts.conversation_list import (
     MAX_AT_ONCE,
@@ -21,15 +23,20 @@ from llamalith_app.contracts.conversation_list import (
     Found,
     SourceWord,
 )
+from llamalith_app.contracts.export import ConversationExport, Imported
 from llamalith_app.contracts.text import CONTROL_FREE, NUL_FREE
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.jobs import MAX_ID
 from llamalith_app.errors import BadInput, NotFound
-from llamalith_app.store import conversation_changes, conversation_list
+from llamalith_app.store import conversation_changes, conversation_list, keys, transfer
 from llamalith_app.store.conversation_changes import Change
 from llamalith_app.store.conversation_list import Filter, Listed
+from llamalith_app.store.keys import Key
 from llamalith_app.store.search import MAX_QUERY
-from llamalith_app.web.request import AppRequest, Parts
+from llamalith_app.web import download
+from llamalith_app.web.download import ExportFormat
+from llamalith_app.web.problems import MAKES_NO_JOB
+from llamalith_app.web.request import AppRequest, IdempotencyKey, Parts
 
 NO_CHANGE = "Nothing is to change: send at least one of "
 ARCHIVED = {"false": False, "true": True, "any": None}
@@ -79,7 +86,7 @@ class ConversationList(Controller):
             conversations=[_brief(one) for one in shown], next=shown[-1].cursor if len(found) > limit else None
         )
 
-    @patch(status_code=200, summary="Change several conversations")
+    @patch(status_code=200, summary="Change several conversations", opt=MAKES_NO_JOB)
     async def change_several(self, request: AppRequest, data: JSONBody[ConversationsChange]) -> ConversationsChanged:
         """All of them in one transaction. Ids without a conversation are left out of `changed`."""
         return await change_several(request.parts, request.principal.user_id, data)
@@ -116,7 +123,39 @@ class ConversationList(Controller):
             raise NotFound("Conversation not found")
         return ConversationsChanged(ok=True, changed=deletion.public_ids, cancelled=len(deletion.cancelled))
 
-    @post("/{conversation_id:str}/restore", status_code=200, summary="Restore a deleted conversation")
+    @get(
+        "/{conversation_id:str}/export",
+        summary="Save a conversation as a file",
+        responses={
+            200: ResponseSpec(
+                ConversationExport,
+                generate_examples=False,
+                description="JSON with all branches, or, as `text/markdown`, the branch that people see.",
+            )
+        },
+    )
+    async def export(
+        self,
+        request: AppRequest,
+        conversation_id: PathId,
+        wanted: Annotated[
+            ExportFormat,
+            QueryParameter(name="format", description="`json` can be imported again; `md` is for reading."),
+        ] = "json",
+    ) -> Response[Any]:
+        return download.answer(await exported(request, conversation_id), wanted)
+
+    @post("/import", status_code=200, summary="Make a conversation of an exported file", opt=MAKES_NO_JOB)
+    async def make(
+        self, request: AppRequest, data: JSONBody[ConversationExport], idempotency_key: IdempotencyKey = None
+    ) -> Imported:
+        """The JSON of an export, with all of its branches, becomes a new conversation with an id of its own. Its turns
+        have no jobs. A turn without a reply is left out, since later prompts would not read it."""
+        return await import_conversation(
+            request.parts, request.principal.user_id, data, await request.key(idempotency_key)
+        )
+
+    @post("/{conversation_id:str}/restore", status_code=200, summary="Restore a deleted conversation", opt=MAKES_NO_JOB)
     async def restore(self, request: AppRequest, conversation_id: PathId) -> ConversationBrief:
         """The jobs that were cancelled with it stay cancelled; they can be retried. A conversation that was not deleted
         is answered as it is. 409: another conversation began under its id meanwhile."""
@@ -154,6 +193,29 @@ async def restore(parts: Parts, owner_id: int, public_ids: list[str]) -> list[st
     """The ids of those that are readable now. Raises ConversationExists, StorageUnavailable."""
     since = datetime.now(UTC) - parts.restorable
     return await parts.database.write(conversation_changes.restore, owner_id, public_ids, since)
+
+
+async def exported(request: AppRequest, conversation_id: str) -> ConversationExport:
+    """Raises NotFound."""
+    found = await request.parts.database.read(transfer.export, request.principal.user_id, conversation_id)
+    if found is None:
+        raise NotFound("Conversation not found")
+    return found
+
+
+async def import_conversation(
+    parts: Parts, owner_id: int, given: ConversationExport, key: Key | None = None
+) -> Imported:
+    """Raises BadInput, KeyReused, StorageUnavailable; nothing is stored then."""
+
+    def make(connection: Connection, now: datetime) -> Imported:
+        made = transfer.make(connection, owner_id, given, now)
+        return Imported(ok=True, conversation_id=made.public_id, n_turns=made.n_turns, n_left_out=made.n_left_out)
+
+    def make_once(connection: Connection, now: datetime) -> Imported:
+        return keys.answer_once(connection, key, now, Imported, lambda: make(connection, now))
+
+    return await parts.database.write(make_once, datetime.now(UTC))
 
 
 async def _read(request: AppRequest, conversation_id: str) -> ConversationBrief:

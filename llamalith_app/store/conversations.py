@@ -6,7 +6,7 @@ Writes nothing: `store/jobs/submission.py` makes conversations, `store/turns.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, bindparam, func, literal_column, not_, select
@@ -27,7 +27,9 @@ class ThreadTurn(NamedTuple):
     system: str | None
     context: str | None
     job: Job | None
-    """None: the turn holds only a system message, or the job has expired."""
+    """None: the turn holds only a system message, or was imported, or the job has expired."""
+    imported: Sequence[Message] = ()
+    """The messages of an imported turn, which has no job, without its system prompt."""
 
 
 class Thread(NamedTuple):
@@ -98,11 +100,20 @@ def thread(
     context: dict[int, str] = {}
     for row in connection.execute(_BESIDE_PROMPTS, {"of_turns": shown}):
         (system if row.role == "system" else context).setdefault(row.turn_id, row.content)
+    imported: dict[int, list[Message]] = {}
+    for row in connection.execute(_MESSAGES_OF, {"of_turns": [turn_id for turn_id in shown if turn_id not in found]}):
+        imported.setdefault(row.turn_id, []).append(Message(role=row.role, content=row.content))
     threaded = [
-        ThreadTurn(depths[turn_id], system.get(turn_id), context.get(turn_id), found.get(turn_id))
+        ThreadTurn(
+            depths[turn_id],
+            system.get(turn_id),
+            None if turn_id in imported else context.get(turn_id),
+            found.get(turn_id),
+            imported.get(turn_id, ()),
+        )
         for turn_id in shown
         # The others have expired.
-        if turn_id in found or turn_id in system
+        if turn_id in found or turn_id in system or turn_id in imported
     ]
     n_earlier, last_earlier = connection.execute(_EARLIER, on_path | {"first": first}).one()
     beginning: str | None = connection.execute(first_prompt(conversation.id, max_text)).scalar()
@@ -130,6 +141,11 @@ _BESIDE_PROMPTS = (
         MessageRow.role.in_([literal_column("'system'"), literal_column("'assistant'")]),
         not_(MessageRow.is_reply),
     )
+    .order_by(MessageRow.turn_id, MessageRow.position)
+)
+_MESSAGES_OF = (
+    select(MessageRow.turn_id, MessageRow.role, MessageRow.content)
+    .where(MessageRow.turn_id.in_(bindparam("of_turns", expanding=True)), not_(turns.is_system))
     .order_by(MessageRow.turn_id, MessageRow.position)
 )
 _EARLIER = select(func.count(), func.max(_whole.c.depth)).where(

@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 TAKES_UNKNOWN = {"takes_unknown": True}
 """Options of a route that answers 200 for a conversation that is not there."""
+MAKES_NO_JOB = {"makes_no_job": True}
+"""Options of a route that makes or restores conversations alone: no queue is too full for that."""
 
 KINDS = {
     "str": "a string",
@@ -128,7 +130,9 @@ def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, Response
             413: f"The body is larger than {_size(handler.resolve_request_max_body_size() or 0)}.",
             415: "The body is not `application/json` in UTF-8, or is compressed.",
         }
-    if "idempotency_key" in takes:
+    if handler.opt.get("makes_no_job"):
+        refusals[409] = "The Idempotency-Key stands for another request, or another conversation has this id by now."
+    elif "idempotency_key" in takes:
         refusals |= {
             409: "The Idempotency-Key stands for another request, or the job did not end as `error` or `cancelled`.",
             429: "The queue is full; Retry-After says when to come again.",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
-from litestar import Controller, get, post
+from litestar import Controller, Response, get, post
 from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 from sqlalchemy import Connection
@@ -15,8 +15,9 @@ from sqlalchemy import Connection
 from llamalith_app.contracts.conversation_list import MAX_TAG, SourceWord
 from llamalith_app.contracts.forms import ConversationsForm
 from llamalith_app.contracts.text import CONTROL_FREE, NUL_FREE
-from llamalith_app.controllers.conversation_list import restore
+from llamalith_app.controllers.conversation_list import exported, import_conversation, restore
 from llamalith_app.controllers.jobs import MAX_ID
+from llamalith_app.controllers.pages.conversation import QueryId
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import BadInput
 from llamalith_app.guards.forms import listed_values
@@ -25,7 +26,9 @@ from llamalith_app.store import conversation_changes, conversation_list
 from llamalith_app.store.conversation_changes import Change
 from llamalith_app.store.conversation_list import Filter, Listed
 from llamalith_app.store.search import MAX_QUERY
-from llamalith_app.web.html import page
+from llamalith_app.web import download
+from llamalith_app.web.download import ExportFormat
+from llamalith_app.web.html import conversation_url, page
 from llamalith_app.web.request import AppRequest
 
 LIST = "/chat/conversations"
@@ -83,6 +86,19 @@ class ConversationsPage(Controller):
     ) -> Template:
         """The list alone, for the script that polls it."""
         return await _render(request, "_conversations", q, archived, tag, source, before, None)
+
+    @get("/conversation/export", opt=PAGE)
+    async def export(
+        self, request: AppRequest, public_id: QueryId, wanted: Annotated[ExportFormat, QueryParameter(name="format")]
+    ) -> Response[Any]:
+        return download.answer(await exported(request, public_id), wanted)
+
+    @post("/conversation/import", opt=PAGE, status_code=303)
+    async def make(self, request: AppRequest) -> Redirect:
+        """Leads to the new conversation."""
+        given = download.parsed(await request.file("file"))
+        made = await import_conversation(request.parts, request.principal.user_id, given)
+        return see_other(conversation_url(made.conversation_id))
 
     @post("/conversation/change", opt=PAGE, status_code=303)
     async def change(self, request: AppRequest) -> Redirect:

@@ -258,10 +258,11 @@ def jobs_by_turn(
     connection: Connection, owner_id: int, turn_ids: Sequence[int], *, oldest_first: bool = False
 ) -> dict[int, Job]:
     """The jobs of these turns by turn id, newest first unless `oldest_first`. Ends early, as `newest` does."""
+    # Also those of a deleted conversation: a fork of it still shows them.
     query = (
-        select_jobs(owner_id)
+        select_jobs(None)
         .add_columns(JobRow.turn_id)
-        .where(JobRow.turn_id.in_(turn_ids))
+        .where(JobRow.owner_id == owner_id, JobRow.turn_id.in_(turn_ids))
         .order_by(JobRow.turn_id if oldest_first else JobRow.turn_id.desc())
     )
     return {row["turn_id"]: job for row, job in _jobs_of_a_page(connection, query)}
