@@ -444,8 +444,8 @@ class Record(RuleBasedStateMachine):
 @pytest.mark.parametrize(
     ("new_record", "examples", "steps"),
     [
-        pytest.param("sqlite", 20, 30, id="sqlite-quick"),
-        pytest.param("postgresql", 5, 30, id="postgresql-quick"),
+        pytest.param("sqlite", 10, 30, id="sqlite-quick"),
+        pytest.param("postgresql", 5, 30, id="postgresql-quick", marks=pytest.mark.slow),
         pytest.param("sqlite", 100, 60, id="sqlite-long", marks=pytest.mark.slow),
         pytest.param("postgresql", 30, 50, id="postgresql-long", marks=pytest.mark.slow),
     ],
