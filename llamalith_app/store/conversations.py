@@ -240,19 +240,20 @@ def exists(connection: Connection, owner_id: int, public_id: str) -> bool:
     return _id(connection, owner_id, public_id) is not None
 
 
+_BY_PUBLIC_ID = select(ConversationRow.id, ConversationRow.head_turn_id).where(
+    reads.has_public_id(bindparam("of_owner"), bindparam("of_public_id"))
+)
+
+
 def _id(connection: Connection, owner_id: int, public_id: str) -> int | None:
-    found: int | None = connection.execute(
-        select(ConversationRow.id).where(reads.has_public_id(owner_id, public_id))
-    ).scalar()
-    return found
+    found = connection.execute(_BY_PUBLIC_ID, {"of_owner": owner_id, "of_public_id": public_id.strip()}).first()
+    return None if found is None else found.id
 
 
 def _head(connection: Connection, owner_id: int, public_id: str) -> int | None:
     """The id of the conversation's newest turn. None: no such conversation."""
-    found: int | None = connection.execute(
-        select(ConversationRow.head_turn_id).where(reads.has_public_id(owner_id, public_id))
-    ).scalar()
-    return found
+    found = connection.execute(_BY_PUBLIC_ID, {"of_owner": owner_id, "of_public_id": public_id.strip()}).first()
+    return None if found is None else found.head_turn_id
 
 
 def message_list(connection: Connection, owner_id: int, public_id: str) -> MessageList:
