@@ -129,3 +129,22 @@ def test_the_newest_reply_is_found_however_many_prompts_wait_behind_it(engine: E
         assert latest.last_assistant == Message(role="assistant", content="the reply")
         submit(connection, prompt("alone", "other"))
         assert conversations.latest(connection, ADMIN_ID, "other").last_assistant is None
+
+
+@pytest.mark.parametrize("n_cancelled", [1, 2, 3])
+def test_a_history_is_found_across_prompts_that_got_no_reply(engine: Engine, n_cancelled: int) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        submit(connection, prompt("first"))
+        answer(connection, worker, "one")
+        for _ in range(n_cancelled):
+            transitions.cancel(connection, ADMIN_ID, submit(connection, prompt("never mind"))[0], NOW)
+        _, last = submit(connection, prompt("second"))
+        answer(connection, worker, "two")
+        history = [
+            Message(role=role, content=content)
+            for role, content in (("user", "first"), ("assistant", "one"), ("user", "second"), ("assistant", "two"))
+        ]
+        found = turns.longest_stored_prefix(connection, ADMIN_ID, history)
+    assert found is not None
+    assert (found.turn_id, found.n_messages) == (last, 4)
