@@ -49,7 +49,7 @@ class Thread(NamedTuple):
 
     turns: list[ThreadTurn]
     n_earlier: int
-    """Turns before these that still have messages."""
+    """Turns before these that still have messages. At most MAX_EARLIER, also where there are more."""
     earlier_until: int
     """The depth after the last of those; 0: there are none."""
     until: int
@@ -58,6 +58,14 @@ class Thread(NamedTuple):
     """In force for the next turn; empty: none."""
     first_prompt: str | None
     """The first characters of the first prompt; None: no prompt yet."""
+
+    @property
+    def counts_all_earlier(self) -> bool:
+        return self.n_earlier < MAX_EARLIER
+
+
+MAX_EARLIER = 1000
+"""Earlier turns that a page counts. Counting all of a very long path would cost more than the page."""
 
 
 class Lane(NamedTuple):
@@ -161,7 +169,7 @@ def thread(
     depths = {
         row.id: row.depth for row in connection.execute(_PART_OF_PATH, on_path | {"from_depth": first, "until": until})
     }
-    found = reads.jobs_by_turn(connection, owner_id, list(depths), oldest_first=goes_on)
+    found = reads.jobs_by_turn(connection, list(depths), oldest_first=goes_on)
     if sum(map(reads.n_text_chars, found.values())) >= reads.MAX_PAGE_CHARS:
         # Very long texts ended the page early: leave out the turns beyond the last job that was read.
         of_jobs = [depths[turn_id] for turn_id in found]
@@ -177,7 +185,9 @@ def thread(
         # The others have expired.
         if turn_id in found or turn_id in system
     ]
-    n_earlier, last_earlier = connection.execute(_EARLIER, on_path | {"first": first}).one()
+    # Up from the page, not from the head.
+    before_page = {"from_turn": shown[0] if shown else conversation.head_turn_id, "first": first, "most": MAX_EARLIER}
+    n_earlier, last_earlier = connection.execute(_EARLIER, before_page).one()
     first_prompt: str | None = connection.execute(_first_prompt(conversation.id, max_text)).scalar()
     return Thread(
         threaded,
@@ -205,9 +215,14 @@ _BESIDE_PROMPTS = (
     )
     .order_by(MessageRow.turn_id, MessageRow.position)
 )
-_EARLIER = select(func.count(), func.max(_whole.c.depth)).where(
-    _whole.c.depth < bindparam("first"), sql_exists().where(MessageRow.turn_id == _whole.c.id)
+_earlier = (
+    select(_whole.c.depth)
+    .where(_whole.c.depth < bindparam("first"), sql_exists().where(MessageRow.turn_id == _whole.c.id))
+    .limit(bindparam("most"))
+    .subquery("earlier")
 )
+# The path is walked no further than the limit asks.
+_EARLIER = select(func.count(), func.max(_earlier.c.depth))
 
 
 def _first_prompt(conversation_id: Any, max_text: int) -> Select[str]:
@@ -225,19 +240,20 @@ def exists(connection: Connection, owner_id: int, public_id: str) -> bool:
     return _id(connection, owner_id, public_id) is not None
 
 
+_BY_PUBLIC_ID = select(ConversationRow.id, ConversationRow.head_turn_id).where(
+    reads.has_public_id(bindparam("of_owner"), bindparam("of_public_id"))
+)
+
+
 def _id(connection: Connection, owner_id: int, public_id: str) -> int | None:
-    found: int | None = connection.execute(
-        select(ConversationRow.id).where(reads.has_public_id(owner_id, public_id))
-    ).scalar()
-    return found
+    found = connection.execute(_BY_PUBLIC_ID, {"of_owner": owner_id, "of_public_id": public_id.strip()}).first()
+    return None if found is None else found.id
 
 
 def _head(connection: Connection, owner_id: int, public_id: str) -> int | None:
     """The id of the conversation's newest turn. None: no such conversation."""
-    found: int | None = connection.execute(
-        select(ConversationRow.head_turn_id).where(reads.has_public_id(owner_id, public_id))
-    ).scalar()
-    return found
+    found = connection.execute(_BY_PUBLIC_ID, {"of_owner": owner_id, "of_public_id": public_id.strip()}).first()
+    return None if found is None else found.head_turn_id
 
 
 def message_list(connection: Connection, owner_id: int, public_id: str) -> MessageList:
@@ -254,21 +270,30 @@ def messages(connection: Connection, owner_id: int, public_id: str) -> list[Mess
     return message_list(connection, owner_id, public_id).messages
 
 
+_newest_job = (
+    select(func.max(JobRow.id)).where(JobRow.conversation_id == ConversationRow.id).correlate(ConversationRow)
+).scalar_subquery()
+_HEAD_AND_NEWEST_JOB = (
+    select(ConversationRow.head_turn_id, TurnRow.depth, _newest_job.label("job_id"))
+    .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
+    .where(reads.has_public_id(bindparam("of_owner"), bindparam("of_public_id")))
+)
+
+
 def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
-    conversation = connection.execute(
-        select(ConversationRow.id, ConversationRow.head_turn_id).where(reads.has_public_id(owner_id, public_id))
-    ).first()
+    of = {"of_owner": owner_id, "of_public_id": public_id.strip()}
+    conversation = connection.execute(_HEAD_AND_NEWEST_JOB, of).first()
     if conversation is None:
         return Latest(
             conversation_id=public_id.strip(), exists=False, last_user=None, last_assistant=None, last_job=None
         )
-    job_id = connection.execute(select(func.max(JobRow.id)).where(JobRow.conversation_id == conversation.id)).scalar()
+    last = turns.newest_messages(connection, conversation.head_turn_id, conversation.depth)
     return Latest(
         conversation_id=public_id.strip(),
         exists=True,
-        last_user=turns.newest_message(connection, conversation.head_turn_id, "user"),
-        last_assistant=turns.newest_message(connection, conversation.head_turn_id, "assistant"),
-        last_job=None if job_id is None else reads.job_by_id(connection, owner_id, job_id),
+        last_user=last.get("user"),
+        last_assistant=last.get("assistant"),
+        last_job=None if conversation.job_id is None else reads.job_by_id(connection, owner_id, conversation.job_id),
     )
 
 

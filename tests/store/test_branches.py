@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.store import check, turns
+from llamalith_app.store import check, conversations, turns
 from llamalith_app.store.jobs import submission, transitions
 from llamalith_app.store.tables import Status
 from llamalith_app.store.users import ADMIN_ID
@@ -113,3 +113,38 @@ def test_a_history_is_found_by_its_system_prompt_and_all_that_was_said(engine: E
         assert found(*asked, Message(role="assistant", content="a reply"), more) == ("tools", 4)
         other_tool = Message(role="tool", content="seen", tool_call_id="2")
         assert found(*asked[:2], other_tool, Message(role="assistant", content="a reply"), more) is None
+
+
+@pytest.mark.parametrize("n_without_reply", [0, 5, 101])
+def test_the_newest_reply_is_found_however_many_prompts_wait_behind_it(engine: Engine, n_without_reply: int) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        submit(connection, prompt("first", context="given"))
+        answer(connection, worker, "the reply")
+        for number in range(n_without_reply):
+            submit(connection, prompt(f"waiting {number}"))
+        latest = conversations.latest(connection, ADMIN_ID, " c ")
+        last = f"waiting {n_without_reply - 1}" if n_without_reply else "first"
+        assert latest.last_user == Message(role="user", content=last)
+        assert latest.last_assistant == Message(role="assistant", content="the reply")
+        submit(connection, prompt("alone", "other"))
+        assert conversations.latest(connection, ADMIN_ID, "other").last_assistant is None
+
+
+@pytest.mark.parametrize("n_cancelled", [1, 2, 3])
+def test_a_history_is_found_across_prompts_that_got_no_reply(engine: Engine, n_cancelled: int) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        submit(connection, prompt("first"))
+        answer(connection, worker, "one")
+        for _ in range(n_cancelled):
+            transitions.cancel(connection, ADMIN_ID, submit(connection, prompt("never mind"))[0], NOW)
+        _, last = submit(connection, prompt("second"))
+        answer(connection, worker, "two")
+        history = [
+            Message(role=role, content=content)
+            for role, content in (("user", "first"), ("assistant", "one"), ("user", "second"), ("assistant", "two"))
+        ]
+        found = turns.longest_stored_prefix(connection, ADMIN_ID, history)
+    assert found is not None
+    assert (found.turn_id, found.n_messages) == (last, 4)

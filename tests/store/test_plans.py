@@ -110,6 +110,10 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "a turn's messages": (queued, lambda c, _: turns.read_turn(c, 1, 1000)),
     "a conversation's messages": (queued, lambda c, _: conversations.messages(c, ADMIN_ID, "c")),
     "a thread": (queued, lambda c, _: conversations.thread(c, ADMIN_ID, "c", limit=9, max_text=200)),
+    "a thread of many turns": (
+        lambda c: [queued(c) for _ in range(20)],
+        lambda c, _: conversations.thread(c, ADMIN_ID, "c", limit=20, max_text=200),
+    ),
     "the longest beginning": (
         lambda c: (queued(c), finish(c, claimed(c))),
         lambda c, _: turns.longest_stored_prefix(
@@ -147,10 +151,11 @@ WHOLE_INDEXES = {
     "load": {"SCAN jobs USING INDEX one_processing", "SCAN jobs USING INDEX due"},
     # One path of turns.
     "a fork": {"SCAN path"},
-    "latest": {"SCAN path"},
+    "latest": {"SCAN path", "SCAN by_role", "SCAN (subquery-5)"},
     "a turn's messages": {"SCAN path"},
     "a conversation's messages": {"SCAN path"},
-    "a thread": {"SCAN path"},
+    "a thread": {"SCAN path", "SCAN earlier"},
+    "a thread of many turns": {"SCAN path", "SCAN earlier"},
     "the longest beginning": {"SCAN path"},
     # The newest 2,000 jobs, and of their conversations a page.
     "conversations, newest first": {"SCAN newest_jobs", "SCAN page"},
@@ -198,15 +203,27 @@ def test_a_retry_of_matching_jobs_reads_no_other_jobs_of_the_owner(sqlite_engine
     assert "SEARCH jobs USING INDEX jobs_of_owner_by_status (owner_id=? AND status=?)" in steps
 
 
+@contextmanager
+def steps_counted(connection: Connection, counts: list[int]) -> Iterator[None]:
+    """Appends how much SQLite did within, in hundreds of its virtual machine's steps."""
+    n_steps = 0
+
+    def count() -> None:
+        nonlocal n_steps
+        n_steps += 1
+
+    sqlite = connection.connection.driver_connection
+    assert sqlite is not None
+    sqlite.set_progress_handler(count, 100)
+    yield
+    sqlite.set_progress_handler(None, 0)
+    counts.append(n_steps)
+
+
 def test_the_cost_of_retention_is_linear_in_the_number_of_system_messages(sqlite_engine: Engine) -> None:
     def steps(n_turns: int) -> int:
         conversation_id = f"of {n_turns} turns"
-        n_steps = 0
-
-        def count() -> None:
-            nonlocal n_steps
-            n_steps += 1
-
+        counts: list[int] = []
         with sqlite_engine.begin() as connection:
             for n in range(n_turns):
                 job_id = submission.submit(
@@ -214,16 +231,30 @@ def test_the_cost_of_retention_is_linear_in_the_number_of_system_messages(sqlite
                 ).job_id
                 assert job_id is not None
                 transitions.cancel(connection, ADMIN_ID, job_id, NOW)
-            sqlite = connection.connection.driver_connection
-            assert sqlite is not None
-            sqlite.set_progress_handler(count, 100)
-            assert retention.delete_expired_jobs(connection, LATER, 10) == 10
-            sqlite.set_progress_handler(None, 0)
+            with steps_counted(connection, counts):
+                assert retention.delete_expired_jobs(connection, LATER, 10) == 10
             while retention.delete_expired_jobs(connection, LATER, 100):
                 pass
-        return n_steps
+        return counts[0]
 
     assert steps(400) < 6 * steps(100)
+
+
+def test_a_page_of_a_conversation_costs_the_same_however_long_that_is(
+    sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "MAX_EARLIER", 20)
+    counts: list[int] = []
+    with sqlite_engine.begin() as connection:
+        for n_turns in (100, 500):
+            for _ in range(n_turns):
+                submission.submit(connection, prompt("x", f"of {n_turns}"), NOW)
+            with steps_counted(connection, counts):
+                thread = conversations.thread(connection, ADMIN_ID, f"of {n_turns}", limit=10, max_text=9)
+            assert thread is not None
+            assert (thread.n_earlier, thread.earlier_until) == (20, n_turns - 10)
+            assert not thread.counts_all_earlier
+    assert counts[1] < 1.5 * counts[0]
 
 
 @pytest.mark.parametrize("name", ["claim", "due"])

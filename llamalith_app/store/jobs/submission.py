@@ -68,15 +68,19 @@ class Accepted(NamedTuple):
     model: str
 
 
-_LOCK_HEAD = (
-    select(ConversationRow.id, ConversationRow.head_turn_id)
-    .where(
-        ConversationRow.owner_id == bindparam("of_owner"),
-        ConversationRow.public_id == bindparam("of_public_id"),
+_is_asked_for = reads.has_public_id(bindparam("of_owner"), bindparam("of_public_id"))
+_LOCK_CONVERSATION = select(ConversationRow.id).where(_is_asked_for).with_for_update()
+_HEAD = (
+    select(
+        ConversationRow.id.label("of_conversation"),
+        TurnRow.id,
+        TurnRow.depth,
+        TurnRow.system_turn_id,
+        TurnRow.conversation_id,
     )
-    .with_for_update()
+    .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
+    .where(_is_asked_for)
 )
-"""The conversation alone: PostgreSQL, after it has waited, would look for the head that there was before."""
 _INSERT_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
 _INSERT_JOB = (
     insert(_jobs)
@@ -100,9 +104,14 @@ def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
     exist."""
     public_id = new.conversation_id or str(uuid.uuid4())
     if new.conversation_id is not None:
-        found = connection.execute(_LOCK_HEAD, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
+        of = {"of_owner": new.owner_id, "of_public_id": public_id}
+        if connection.dialect.name != "sqlite":
+            # By itself: PostgreSQL, after it has waited, would look for the head that there was before.
+            connection.execute(_LOCK_CONVERSATION, of)
+        found = connection.execute(_HEAD, of).first()
         if found is not None:
-            return _add(connection, new, public_id, found.id, turns.parent(connection, found.head_turn_id), now)
+            conversation_id, *head = found
+            return _add(connection, new, public_id, conversation_id, turns.Parent._make(head), now)
     conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
     return _add(connection, new, public_id, conversation_id, turns.NO_PARENT, now)
 
