@@ -19,6 +19,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from llamalith_app import __version__
+from llamalith_app.controllers.branches import BranchesOfConversation, BranchesOfJob
 from llamalith_app.controllers.conversations import Conversations
 from llamalith_app.controllers.events import Events
 from llamalith_app.controllers.health import Probes
@@ -42,6 +43,7 @@ from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
 from llamalith_app.jobs import order, queue, schemas
+from llamalith_app.jobs.branches import Branches
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
@@ -121,6 +123,7 @@ def create_app(
     parts = Parts(
         database=database,
         submissions=submissions,
+        branches=Branches(database),
         cancellations=Cancellations(database, hints, models, followers.publish_ended),
         live=live,
         followers=followers,
@@ -153,7 +156,7 @@ def create_app(
             await database.close()
             await redis.aclose()
 
-    api = [Jobs, Conversations, Events, Models, Legacy]
+    api = [Jobs, Conversations, BranchesOfConversation, BranchesOfJob, Events, Models, Legacy]
     pages = [
         *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage),
         *(LoginPage, LogoutPage, DocsPage, MonitorPage),
@@ -182,7 +185,7 @@ def create_app(
         },
         cors_config=CORSConfig(
             allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=[
                 "Authorization",
                 "Content-Type",

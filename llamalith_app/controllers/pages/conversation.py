@@ -9,8 +9,8 @@ from litestar.params import QueryParameter
 from litestar.response import Template
 
 from llamalith_app.contracts.forms import JobForm
+from llamalith_app.contracts.jobs import MAX_ID
 from llamalith_app.controllers.conversations import PathId
-from llamalith_app.controllers.jobs import MAX_ID
 from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.errors import NotFound
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE

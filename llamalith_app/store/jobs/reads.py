@@ -247,16 +247,16 @@ def jobs_by_turn(
     """The jobs of these turns by turn id, newest first unless `oldest_first`. Ends early, as `newest` does."""
     query = (
         select_jobs(owner_id)
-        .add_columns(JobRow.turn_id)
         .where(JobRow.turn_id.in_(turn_ids))
         .order_by(JobRow.turn_id if oldest_first else JobRow.turn_id.desc())
     )
-    return {row["turn_id"]: job for row, job in _jobs_of_a_page(connection, query)}
+    return {job.turn_id: job for _, job in _jobs_of_a_page(connection, query)}
 
 
 _BRIEF = (
     JobRow.id,
     ConversationRow.public_id.label("conversation_id"),
+    JobRow.turn_id,
     JobRow.model,
     JobRow.status,
     JobRow.created_at,
@@ -319,7 +319,6 @@ def _select_by_ids(max_text: int) -> Select[Any]:
 
 def job_from_row(row: RowMapping) -> Job:
     fields: dict[str, Any] = dict(row)
-    fields.pop("turn_id", None)
     fields["parameters"] = decode_parameters(fields["parameters"])
     fields["unenforced"] = decode_unenforced(fields["unenforced"])
     return Job(**_brief(fields | {"reason": fields["result"]}))
