@@ -26,6 +26,7 @@ from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
 from llamalith_app.controllers.models import Models
+from llamalith_app.controllers.pages.branches import BranchForms
 from llamalith_app.controllers.pages.conversation import ConversationPage
 from llamalith_app.controllers.pages.conversations import ConversationsPage
 from llamalith_app.controllers.pages.dashboard import DashboardPage, front_door
@@ -158,7 +159,7 @@ def create_app(
 
     api = [Jobs, Conversations, BranchesOfConversation, BranchesOfJob, Events, Models, Legacy]
     pages = [
-        *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage),
+        *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
         *(LoginPage, LogoutPage, DocsPage, MonitorPage),
     ]
     app = Litestar(

@@ -52,7 +52,11 @@ class BranchesOfConversation(Controller):
         "/fork",
         status_code=200,
         summary="Continue a turn in a new conversation",
-        opt={"conflict": "A job up to that turn has not ended, or the id is taken."},
+        opt={
+            "conflict": "A job up to that turn has not ended, the id is taken, or the Idempotency-Key stands for"
+            " another request.",
+            "makes_no_job": True,
+        },
     )
     async def fork(
         self,
@@ -88,7 +92,12 @@ class BranchesOfJob(Controller):
     path = "/jobs/{job_id:str}"
     tags = ("Branches",)
 
-    @post("/regenerate", status_code=200, summary="Write the reply again, on a branch of its own")
+    @post(
+        "/regenerate",
+        status_code=200,
+        summary="Write the reply again, on a branch of its own",
+        opt={"conflict": "The Idempotency-Key stands for another request."},
+    )
     async def regenerate(
         self,
         request: AppRequest,

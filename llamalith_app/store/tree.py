@@ -56,6 +56,14 @@ class Siblings(NamedTuple):
     next_sibling: int | None = None
 
 
+class Place(NamedTuple):
+    """Where a turn stands on its path."""
+
+    parent_id: int | None
+    depth: int
+    job_id: int | None
+
+
 class ShownTurn(NamedTuple):
     """A turn of which a page wants the siblings."""
 
@@ -208,6 +216,16 @@ def select_branch(connection: Connection, owner_id: int, public_id: str, turn_id
     if head != conversation.head_turn_id:
         turns.set_head(connection, conversation.id, head)
     return head
+
+
+def place(connection: Connection, turn_id: int) -> Place | None:
+    """None: there is no such turn. The caller checks whose it is."""
+    found = connection.execute(
+        select(TurnRow.parent_id, TurnRow.depth, JobRow.id)
+        .outerjoin(JobRow, JobRow.turn_id == TurnRow.id)
+        .where(TurnRow.id == turn_id)
+    ).first()
+    return None if found is None else Place._make(found)
 
 
 def siblings(connection: Connection, conversation_id: int, shown: Sequence[ShownTurn]) -> dict[int, Siblings]:

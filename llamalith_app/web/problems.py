@@ -133,6 +133,8 @@ def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, Response
             409: "The Idempotency-Key stands for another request, or the job did not end as `error` or `cancelled`.",
             429: "The queue is full; Retry-After says when to come again.",
         }
+    if handler.opt.get("makes_no_job"):
+        refusals.pop(429, None)
     if conflict := handler.opt.get("conflict"):
         refusals[409] = conflict
     refusals[431] = f"The headers are larger than {_size(MAX_HEADER_BYTES)} together."
