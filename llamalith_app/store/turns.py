@@ -84,6 +84,18 @@ _SET_HEAD = (
     .values(head_turn_id=bindparam("new_head"))
 )
 _INSERT_MESSAGES = insert(_messages)
+_user_message = aliased(MessageRow)
+_REPLACE_PROMPT = (
+    update(_messages)
+    .where(
+        MessageRow.turn_id == bindparam("of_turn"),
+        MessageRow.position
+        == select(func.max(_user_message.position))
+        .where(_user_message.turn_id == bindparam("of_turn"), _user_message.role == literal_column("'user'"))
+        .scalar_subquery(),
+    )
+    .values(content=bindparam("new_content"))
+)
 _SYSTEM = select(MessageRow.content).where(MessageRow.turn_id == bindparam("of_turn"), MessageRow.position == 0)
 is_system = and_(MessageRow.position == 0, MessageRow.role == literal_column("'system'"))
 """Only as the first message of a turn does a system message come into force. Elsewhere it is a message like others."""
@@ -204,11 +216,18 @@ def parent(connection: Connection, turn_id: int | None) -> Parent:
     return Parent._make(connection.execute(_PARENT, {"of_turn": turn_id}).one())
 
 
+def find(connection: Connection, turn_id: int) -> Parent | None:
+    """As `parent`, for an id that a client sent. None: there is no such turn. The caller checks whose it is."""
+    found = connection.execute(_PARENT, {"of_turn": turn_id}).first()
+    return None if found is None else Parent._make(found)
+
+
 def append(
     connection: Connection, conversation_id: int, behind: Parent, inputs: Sequence[Message], now: datetime
 ) -> int:
     """Adds a turn with these messages after the turn `behind`, makes it the head of its conversation, and returns its
-    id. A system message that comes first is in force from now on."""
+    id. A system message that comes first is in force from now on. Without messages, it is only a place to go on from.
+    """
     new = {
         "conversation_id": conversation_id,
         "parent_id": behind.id,
@@ -217,14 +236,25 @@ def append(
         "created_at": now,
     }
     turn_id: int = connection.execute(_INSERT_TURN, new).scalar_one()
-    if inputs[0].role == "system":
-        connection.execute(_SET_IN_FORCE, {"of_turn": turn_id})
-    connection.execute(
-        _INSERT_MESSAGES,
-        [_as_row(turn_id, position, message, False, now) for position, message in enumerate(inputs)],
-    )
-    connection.execute(_SET_HEAD, {"of_conversation": conversation_id, "new_head": turn_id})
+    if inputs:
+        if inputs[0].role == "system":
+            connection.execute(_SET_IN_FORCE, {"of_turn": turn_id})
+        connection.execute(
+            _INSERT_MESSAGES,
+            [_as_row(turn_id, position, message, False, now) for position, message in enumerate(inputs)],
+        )
+    set_head(connection, conversation_id, turn_id)
     return turn_id
+
+
+def set_head(connection: Connection, conversation_id: int, turn_id: int) -> None:
+    """`turn_id`: a turn of this conversation, and a leaf among its turns."""
+    connection.execute(_SET_HEAD, {"of_conversation": conversation_id, "new_head": turn_id})
+
+
+def replace_prompt(connection: Connection, turn_id: int, content: str) -> None:
+    """Changes the last message that a user sent in this turn. Its job must not have been started."""
+    connection.execute(_REPLACE_PROMPT, {"of_turn": turn_id, "new_content": content})
 
 
 def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetime) -> None:

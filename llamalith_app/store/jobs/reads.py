@@ -262,12 +262,13 @@ def jobs_by_turn(connection: Connection, turn_ids: Sequence[int], *, oldest_firs
     Whoever owns them; the caller checks access.
     """
     query = _select_by_turns(oldest_first)
-    return {row["turn_id"]: job for row, job in _jobs_of_a_page(connection, query, {"of_turns": turn_ids})}
+    return {job.turn_id: job for _, job in _jobs_of_a_page(connection, query, {"of_turns": turn_ids})}
 
 
 _BRIEF = (
     JobRow.id,
     ConversationRow.public_id.label("conversation_id"),
+    JobRow.turn_id,
     JobRow.model,
     JobRow.status,
     JobRow.created_at,
@@ -331,9 +332,10 @@ def _select_by_ids(max_text: int) -> Select[Any]:
 @cache
 def _select_by_turns(oldest_first: bool) -> Select[Any]:
     # No condition on the owner: for more than a few turns, SQLite would scan all jobs of the owner.
-    query = select_jobs(None).add_columns(JobRow.turn_id)
-    return query.where(JobRow.turn_id.in_(bindparam("of_turns", expanding=True))).order_by(
-        JobRow.turn_id if oldest_first else JobRow.turn_id.desc()
+    return (
+        select_jobs(None)
+        .where(JobRow.turn_id.in_(bindparam("of_turns", expanding=True)))
+        .order_by(JobRow.turn_id if oldest_first else JobRow.turn_id.desc())
     )
 
 
@@ -350,7 +352,6 @@ def _select_newest_briefs(given: frozenset[str]) -> Select[Any]:
 
 def job_from_row(row: RowMapping) -> Job:
     fields: dict[str, Any] = dict(row)
-    fields.pop("turn_id", None)
     fields["parameters"] = decode_parameters(fields["parameters"])
     fields["unenforced"] = decode_unenforced(fields["unenforced"])
     fields["reason"] = fields["result"]
