@@ -6,20 +6,23 @@ learns about them from the database and from Redis.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import uvicorn
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.datastructures import State
+from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from llamalith_app import __version__
+from llamalith_app.controllers.branches import BranchesOfConversation, BranchesOfJob
 from llamalith_app.controllers.conversation_list import ConversationList
 from llamalith_app.controllers.conversations import Conversations
 from llamalith_app.controllers.events import Events
@@ -27,6 +30,7 @@ from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
 from llamalith_app.controllers.models import Models
+from llamalith_app.controllers.pages.branches import BranchForms
 from llamalith_app.controllers.pages.conversation import ConversationPage
 from llamalith_app.controllers.pages.conversations import ConversationsPage
 from llamalith_app.controllers.pages.dashboard import DashboardPage, front_door
@@ -44,6 +48,7 @@ from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
 from llamalith_app.jobs import order, queue, schemas
+from llamalith_app.jobs.branches import Branches
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
@@ -123,6 +128,7 @@ def create_app(
     parts = Parts(
         database=database,
         submissions=submissions,
+        branches=Branches(database),
         cancellations=Cancellations(database, hints, models, followers.publish_ended),
         live=live,
         followers=followers,
@@ -144,7 +150,7 @@ def create_app(
     )
 
     @asynccontextmanager
-    async def opened(_: Litestar) -> AsyncIterator[None]:
+    async def opened() -> AsyncIterator[None]:
         database.open()
         try:
             yield
@@ -156,12 +162,21 @@ def create_app(
             await database.close()
             await redis.aclose()
 
-    api = [Jobs, ConversationList, Conversations, Events, Models, Legacy]
+    app = routes(config.cors_origins)
+    guard = PrincipalGuard(config.api_token, parts.sessions)
+    app.state.update({"parts": parts, "guard": guard, "opened": opened})
+    return WebApp(app, parts, hsts=config.hsts)
+
+
+def routes(cors_origins: Sequence[str]) -> Litestar:
+    """All routes. `create_app` puts into the application's state what they work with: `parts`, `guard` and `opened`, a
+    context in which the parts are open."""
+    api = [Jobs, ConversationList, Conversations, BranchesOfConversation, BranchesOfJob, Events, Models, Legacy]
     pages = [
-        *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage),
+        *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
         *(LoginPage, LogoutPage, DocsPage, MonitorPage),
     ]
-    app = Litestar(
+    return Litestar(
         route_handlers=[
             Router("/api", route_handlers=api, security=[{"bearer": []}, {"token": []}, {"session": []}]),
             Router("/chat/api", route_handlers=api, include_in_schema=False),
@@ -169,9 +184,8 @@ def create_app(
             front_door,
             Router("/chat", route_handlers=[*pages, html.asset], include_in_schema=False),
         ],
-        guards=[PrincipalGuard(config.api_token, parts.sessions)],
+        guards=[_authenticate],
         template_config=html.template_config(),
-        state=State({"parts": parts}),
         request_class=AppRequest,
         middleware=[restore_slashes],
         request_max_body_size=MAX_BODY_BYTES,
@@ -184,7 +198,7 @@ def create_app(
             Exception: html.answer_unexpected_error,
         },
         cors_config=CORSConfig(
-            allow_origins=list(config.cors_origins),
+            allow_origins=list(cors_origins),
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=[
                 "Authorization",
@@ -196,7 +210,7 @@ def create_app(
             ],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-        if config.cors_origins
+        if cors_origins
         else None,
         openapi_config=OpenAPIConfig(
             title="Llamalith",
@@ -218,11 +232,20 @@ def create_app(
             ),
         ),
         plugins=[problems.InDocument()],
-        lifespan=[opened],
+        lifespan=[_opened],
         logging_config=None,
         debug=False,
     )
-    return WebApp(app, parts, hsts=config.hsts)
+
+
+async def _authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    await connection.app.state.guard(connection, handler)
+
+
+@asynccontextmanager
+async def _opened(app: Litestar) -> AsyncIterator[None]:
+    async with app.state.opened():
+        yield
 
 
 def create_server(

@@ -115,26 +115,44 @@ class KeyReused(LlamalithError):
         )
 
 
-class ConversationExists(LlamalithError):
-    """A deleted conversation cannot be restored, because another one has its id by now."""
-
-    status = 409
-    type = "conversation-exists"
-    title = "Conversation exists"
-
-    def __init__(self, public_id: str) -> None:
-        super().__init__(
-            f"Another conversation began under the id {public_id} after this one was deleted. Delete that one first;"
-            " nothing was restored."
-        )
-
-
 class NotRetryable(LlamalithError):
     """The job cannot be retried: it has not ended, or it ended with a reply."""
 
     status = 409
     type = "not-retryable"
     title = "Not retryable"
+
+
+class JobOpen(LlamalithError):
+    """What was asked for has to wait until a job has ended."""
+
+    status = 409
+    type = "job-open"
+    title = "Job is open"
+
+
+class JobStarted(LlamalithError):
+    """The prompt of a job cannot be changed any more: it has been started, or has ended."""
+
+    status = 409
+    type = "job-started"
+    title = "Job was started"
+
+
+class TurnInUse(LlamalithError):
+    """The turn holds nothing but a system prompt that is in force for later turns."""
+
+    status = 409
+    type = "turn-in-use"
+    title = "Turn in use"
+
+
+class ConversationExists(LlamalithError):
+    """A new or restored conversation was to get an id that is taken."""
+
+    status = 409
+    type = "conversation-exists"
+    title = "Conversation exists"
 
 
 class ReadOnly(LlamalithError):

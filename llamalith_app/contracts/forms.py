@@ -8,10 +8,22 @@ import msgspec
 from msgspec import Meta
 
 from llamalith_app.contracts.conversation_list import MAX_TAG, Title
-from llamalith_app.contracts.text import CONTROL_FREE, MAX_NAME, ConversationId, Name, Text
+from llamalith_app.contracts.text import CONTROL_FREE, END, MAX_NAME, ConversationId, Name, Text
 
 MAX_ONCE = 64
 """Characters of `JobForm.once`."""
+MAX_ID_DIGITS = 18
+
+Once = Annotated[
+    str,
+    Meta(
+        max_length=MAX_ONCE,
+        description="Random, new in each form: sent twice, it makes one job. Empty: two submits make two jobs.",
+    ),
+]
+OptionalTurn = Annotated[
+    str, Meta(title="the id of a turn, or nothing", max_length=MAX_ID_DIGITS, pattern=rf"^(?:[1-9][0-9]*)?{END}")
+]
 
 
 class JobForm(msgspec.Struct, kw_only=True):
@@ -24,11 +36,43 @@ class JobForm(msgspec.Struct, kw_only=True):
     """The system prompt that the form showed. Where `system_prompt` equals it, the one in force stays."""
     conversation_id: ConversationId = ""
     """Empty: a new conversation."""
-    once: Annotated[str, Meta(max_length=MAX_ONCE)] = ""
-    """Random, new in each form: sent twice, it makes one job. Empty: two submits make two jobs."""
+    once: Once = ""
+    seen: OptionalTurn = ""
+    """The last turn that the page showed: the prompt continues the branch through it. Empty: the head's."""
+    beside: OptionalTurn = ""
+    """The turn whose prompt this one edits: it becomes its sibling. Empty: none."""
 
 
-SHORT_FIELDS = {"model": MAX_NAME, "conversation_id": MAX_NAME, "once": MAX_ONCE}
+class RegenerateForm(msgspec.Struct, kw_only=True):
+    """Another reply to the prompt of a job."""
+
+    conversation_id: ConversationId = ""
+    """The conversation that shows it; empty: the job's own."""
+    model: Name = ""
+    """Empty: the job's."""
+    once: Once = ""
+
+
+class TurnForm(msgspec.Struct, kw_only=True):
+    """What is to happen with a turn of a conversation."""
+
+    conversation_id: ConversationId
+    turn_id: Annotated[str, Meta(max_length=MAX_ID_DIGITS, pattern=rf"^[1-9][0-9]*{END}")]
+
+
+class PromptForm(msgspec.Struct, kw_only=True):
+    """The new text of a prompt that waits."""
+
+    content: Text
+
+
+SHORT_FIELDS = {
+    "model": MAX_NAME,
+    "conversation_id": MAX_NAME,
+    "once": MAX_ONCE,
+    "seen": MAX_ID_DIGITS,
+    "beside": MAX_ID_DIGITS,
+}
 """The short fields of a JobForm, each with its maximum number of characters."""
 
 

@@ -24,9 +24,9 @@ from llamalith_app.contracts.conversation_list import (
     SourceWord,
 )
 from llamalith_app.contracts.export import ConversationExport, Imported
+from llamalith_app.contracts.jobs import MAX_ID
 from llamalith_app.contracts.text import CONTROL_FREE, NUL_FREE
 from llamalith_app.controllers.conversations import PathId
-from llamalith_app.controllers.jobs import MAX_ID
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversation_changes, conversation_list, keys, transfer
 from llamalith_app.store.conversation_changes import Change
@@ -35,9 +35,9 @@ from llamalith_app.store.keys import Key
 from llamalith_app.store.search import MAX_QUERY
 from llamalith_app.web import download
 from llamalith_app.web.download import ExportFormat
-from llamalith_app.web.problems import MAKES_NO_JOB
 from llamalith_app.web.request import AppRequest, IdempotencyKey, Parts
 
+IS_TAKEN = "Another conversation began under this id meanwhile."
 NO_CHANGE = "Nothing is to change: send at least one of "
 ARCHIVED = {"false": False, "true": True, "any": None}
 
@@ -86,7 +86,7 @@ class ConversationList(Controller):
             conversations=[_brief(one) for one in shown], next=shown[-1].cursor if len(found) > limit else None
         )
 
-    @patch(status_code=200, summary="Change several conversations", opt=MAKES_NO_JOB)
+    @patch(status_code=200, summary="Change several conversations", opt={"conflict": IS_TAKEN})
     async def change_several(self, request: AppRequest, data: JSONBody[ConversationsChange]) -> ConversationsChanged:
         """All of them in one transaction. Ids without a conversation are left out of `changed`."""
         return await change_several(request.parts, request.principal.user_id, data)
@@ -145,7 +145,12 @@ class ConversationList(Controller):
     ) -> Response[Any]:
         return download.answer(await exported(request, conversation_id), wanted)
 
-    @post("/import", status_code=200, summary="Make a conversation of an exported file", opt=MAKES_NO_JOB)
+    @post(
+        "/import",
+        status_code=200,
+        summary="Make a conversation of an exported file",
+        opt={"makes_no_job": True, "conflict": "The Idempotency-Key stands for another request."},
+    )
     async def make(
         self, request: AppRequest, data: JSONBody[ConversationExport], idempotency_key: IdempotencyKey = None
     ) -> Imported:
@@ -155,7 +160,12 @@ class ConversationList(Controller):
             request.parts, request.principal.user_id, data, await request.key(idempotency_key)
         )
 
-    @post("/{conversation_id:str}/restore", status_code=200, summary="Restore a deleted conversation", opt=MAKES_NO_JOB)
+    @post(
+        "/{conversation_id:str}/restore",
+        status_code=200,
+        summary="Restore a deleted conversation",
+        opt={"conflict": IS_TAKEN},
+    )
     async def restore(self, request: AppRequest, conversation_id: PathId) -> ConversationBrief:
         """The jobs that were cancelled with it stay cancelled; they can be retried. A conversation that was not deleted
         is answered as it is. 409: another conversation began under its id meanwhile."""

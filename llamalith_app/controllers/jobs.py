@@ -8,6 +8,7 @@ from litestar import Controller, delete, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from llamalith_app.contracts.jobs import (
+    MAX_ID,
     AttemptList,
     Cancelled,
     Job,
@@ -25,7 +26,6 @@ from llamalith_app.store.jobs import reads
 from llamalith_app.store.tables import Status
 from llamalith_app.web.request import AppRequest, IdempotencyKey
 
-MAX_ID = 2**63 - 1
 JobIdInPath = Annotated[int, PathParameter(ge=1, le=MAX_ID)]
 OfConversation = Annotated[
     str | None, QueryParameter(min_length=1, max_length=MAX_NAME, description="Only of this conversation.")
@@ -89,7 +89,7 @@ class Jobs(Controller):
 
     @get("/{job_id:str}", summary="Read a job")
     async def one(self, request: AppRequest, job_id: JobIdInPath) -> Job:
-        return await _read(request, job_id)
+        return await read_job(request, job_id)
 
     @get("/{job_id:str}/attempts", summary="Read every start of a job")
     async def attempts(self, request: AppRequest, job_id: JobIdInPath) -> AttemptList:
@@ -173,7 +173,8 @@ class Jobs(Controller):
         return Cancelled(ok=True, cancelled=n_cancelled)
 
 
-async def _read(request: AppRequest, job_id: int) -> Job:
+async def read_job(request: AppRequest, job_id: int) -> Job:
+    """With its live progress. Raises NotFound."""
     job = await request.parts.database.read(reads.job_by_id, request.principal.user_id, job_id)
     if job is None:
         raise NotFound("Job not found")
@@ -184,4 +185,4 @@ async def _read(request: AppRequest, job_id: int) -> Job:
 async def _cancel(request: AppRequest, job_id: int) -> Job:
     if await request.parts.cancellations.cancel_job(request.principal.user_id, job_id) is None:
         raise NotFound("Job not found")
-    return await _read(request, job_id)
+    return await read_job(request, job_id)

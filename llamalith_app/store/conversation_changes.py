@@ -146,7 +146,10 @@ def restore(connection: Connection, owner_id: int, public_ids: Iterable[str], si
         is_there = _lock(connection, owner_id, public_id) is not None
         if deleted_id is not None:
             if is_there:
-                raise ConversationExists(public_id.strip())
+                raise ConversationExists(
+                    f"Another conversation began under the id {public_id.strip()} after this one was deleted. Delete"
+                    " that one first; nothing was restored."
+                )
             connection.execute(update(_conversations).where(ConversationRow.id == deleted_id).values(deleted_at=None))
         if deleted_id is not None or is_there:
             restored.append(public_id)

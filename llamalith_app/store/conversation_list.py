@@ -14,11 +14,11 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, Select, bindparam, exists, func, literal_column, select
 from sqlalchemy.orm import aliased
 
-from llamalith_app.store import search
+from llamalith_app.store import search, turns
 from llamalith_app.store.conversations import first_prompt
 from llamalith_app.store.jobs import reads
 from llamalith_app.store.search import Snippet
-from llamalith_app.store.tables import ConversationRow, ConversationTagRow, JobRow, TurnRow
+from llamalith_app.store.tables import ConversationRow, ConversationTagRow, JobRow, MessageRow, TurnRow
 
 RECENT_TURNS = 2000
 """The newest conversations are searched among these turns first, then among all."""
@@ -219,11 +219,11 @@ def _page(
         newest = select(TurnRow.id, TurnRow.conversation_id).order_by(TurnRow.id.desc()).limit(bindparam("n_recent"))
         if has_before:
             newest = newest.where(TurnRow.id < bindparam("before"))
-        turns = newest.subquery("newest_turns")
-        key: Any = func.max(turns.c.id)
+        recent = newest.subquery("newest_turns")
+        key: Any = func.max(recent.c.id)
         query = (
             select(ConversationRow.id, key.label("newest_turn"))
-            .join_from(turns, ConversationRow, ConversationRow.id == turns.c.conversation_id)
+            .join_from(recent, ConversationRow, ConversationRow.id == recent.c.conversation_id)
             .group_by(ConversationRow.id)
         )
     else:
@@ -247,7 +247,7 @@ def _details(connection: Connection, ids: Sequence[int], snippets: dict[int, Sni
         row.id: Listed(
             public_id=row.public_id,
             title=row.title,
-            first_prompt=row.first_prompt,
+            first_prompt=_first_above(connection, row.head_turn_id) if row.first_prompt is None else row.first_prompt,
             tags=tuple(tags.get(row.id, ())),
             is_pinned=row.pinned_at is not None,
             is_archived=row.archived_at is not None,
@@ -261,6 +261,24 @@ def _details(connection: Connection, ids: Sequence[int], snippets: dict[int, Sni
         for row in connection.execute(_select_details(), {"those": list(ids)})
     }
     return [found[conversation_id] for conversation_id in ids]
+
+
+def _first_above(connection: Connection, head_turn_id: int) -> str | None:
+    """The beginning of the first prompt on the path of a fork that has no prompt of its own."""
+    found: str | None = connection.execute(_first_on_path(), {"from_turn": head_turn_id}).scalar()
+    return found
+
+
+@cache
+def _first_on_path() -> Select[Any]:
+    path = turns.path()
+    return (
+        select(func.substr(MessageRow.content, 1, MAX_TEXT))
+        .join_from(path, MessageRow, MessageRow.turn_id == path.c.id)
+        .where(MessageRow.role == literal_column("'user'"))
+        .order_by(path.c.depth, MessageRow.position)
+        .limit(1)
+    )
 
 
 @cache
@@ -295,6 +313,7 @@ def _select_details() -> Select[Any]:
             ConversationRow.source,
             ConversationRow.pinned_at,
             ConversationRow.archived_at,
+            ConversationRow.head_turn_id,
             head.depth,
             first_prompt(ConversationRow.id, MAX_TEXT).scalar_subquery().label("first_prompt"),
             func.coalesce(status_of_first_open, JobRow.status).label("status"),

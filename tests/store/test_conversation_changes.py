@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.errors import BadInput, ConversationExists
-from llamalith_app.store import check, conversation_changes, conversation_list, conversations, retention, turns
+from llamalith_app.errors import BadInput, ConversationExists, NotFound
+from llamalith_app.store import check, conversation_changes, conversation_list, conversations, retention, tree, turns
 from llamalith_app.store.conversation_changes import MAX_TAGS, Change
 from llamalith_app.store.conversation_list import Filter, first_words
 from llamalith_app.store.jobs import reads, submission, transitions
@@ -167,7 +167,11 @@ def test_a_deleted_conversation_is_gone_for_every_reader_and_its_open_jobs_are_c
         connection, ADMIN_ID, "r", NOW, statuses=[Status.CANCELLED], models=["m"], limit=9
     )
     assert retried == []
-    assert submission.submit_fork(connection, prompt(conversation_id=None), claimed.turn_id, NOW) is None
+    with pytest.raises(NotFound):
+        submission.fork(connection, ADMIN_ID, "a", claimed.turn_id, None, NOW)
+    with pytest.raises(NotFound):
+        tree.select_branch(connection, ADMIN_ID, "a", claimed.turn_id)
+    assert transitions.edit_prompt(connection, ADMIN_ID, waiting, "x") is None
     assert submission.submit_sibling(connection, prompt(), claimed.turn_id, NOW) is None
     history = [Message(role="user", content="hello"), Message(role="assistant", content="a reply")]
     asked = [*history, Message(role="user", content="x")]
@@ -218,18 +222,26 @@ def test_a_fork_keeps_what_it_reads_of_a_conversation_that_is_removed(connection
     first = answer(connection).turn_id
     queue(connection, "a", "goes on")
     answer(connection)
-    fork = submission.submit_fork(connection, prompt("the fork", None), first, NOW)
-    assert isinstance(fork, submission.Accepted)
+    fork = submission.fork(connection, ADMIN_ID, "a", first, None, NOW)
+    queue(connection, fork.conversation_id, "the fork")
     answer(connection)
     delete(connection, "a")
     assert retention.remove_deleted(connection, NOW, 100) == 1
     assert retention.deleted_conversations(connection, NOW) == [], "nothing more can be removed now"
+    thread = conversations.thread(connection, ADMIN_ID, fork.conversation_id, limit=9, max_text=9)
+    assert thread is not None
+    assert next(turn.job and turn.job.result for turn in thread.turns) == "a reply", "the page shows it, too"
+    again = submission.submit_sibling(connection, prompt("instead", fork.conversation_id), first, NOW)
+    assert again is not None
+    answer(connection)
+    tree.select_branch(connection, ADMIN_ID, fork.conversation_id, fork.head_turn_id)
     contents = [message.content for message in conversations.messages(connection, ADMIN_ID, fork.conversation_id)]
     assert contents == ["the beginning", "a reply", "the fork", "a reply"]
     assert check.violations(connection) == []
     delete(connection, fork.conversation_id)
-    assert retention.remove_deleted(connection, NOW, 100) == 1
-    assert retention.remove_deleted(connection, NOW, 100) == 1
+    while retention.deleted_conversations(connection, NOW):
+        assert retention.remove_deleted(connection, NOW, 1) == 1
+        assert check.violations(connection) == []
     assert connection.execute(text("SELECT count(*) FROM turns")).scalar_one() == 0
     assert connection.execute(text("SELECT count(*) FROM conversations")).scalar_one() == 0
 

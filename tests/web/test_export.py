@@ -16,6 +16,7 @@ from llamalith_app.contracts.export import MAX_TURNS
 from llamalith_app.store import check, turns
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import submission, transitions
+from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import finish, prompt, register_worker
 
 TEXT = "tables | and\n```python\ncode\n```\n<script>alert(1)</script> מימין לשמאל 👩‍👧"
@@ -117,7 +118,9 @@ async def test_a_fork_is_exported_with_the_turns_that_it_continues(api: httpx.As
     first = await answered(database, prompt("the beginning", "a"), "reply")
 
     def fork(connection: Connection) -> None:
-        submission.submit_fork(connection, prompt("the fork", "f"), first, datetime.now(UTC))
+        now = datetime.now(UTC)
+        submission.fork(connection, ADMIN_ID, "a", first, "f", now)
+        submission.submit(connection, prompt("the fork", "f"), now)
 
     await database.write(fork)
     await api.delete("/api/conversations/a")

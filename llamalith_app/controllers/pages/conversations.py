@@ -14,9 +14,9 @@ from sqlalchemy import Connection
 
 from llamalith_app.contracts.conversation_list import MAX_TAG, SourceWord
 from llamalith_app.contracts.forms import ConversationsForm
+from llamalith_app.contracts.jobs import MAX_ID
 from llamalith_app.contracts.text import CONTROL_FREE, NUL_FREE
 from llamalith_app.controllers.conversation_list import exported, import_conversation, restore
-from llamalith_app.controllers.jobs import MAX_ID
 from llamalith_app.controllers.pages.conversation import QueryId
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import BadInput

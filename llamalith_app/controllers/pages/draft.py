@@ -17,7 +17,7 @@ from llamalith_app.contracts.jobs import JobRequest
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers.pages.redirects import HOME, see_other
-from llamalith_app.errors import BadInput, QueueFull, SessionUnreadable, StaleForm, StorageUnavailable
+from llamalith_app.errors import BadInput, NotFound, QueueFull, SessionUnreadable, StaleForm, StorageUnavailable
 from llamalith_app.guards.cookies import make_cookie
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.principal import PAGE
@@ -54,10 +54,16 @@ class DraftPage(Controller):
                 conversation_id=form.conversation_id,
                 source=Source.PAGE,
                 keeps_system_prompt=form.system_prompt == form.system_prompt_was,
+                beside=int(form.beside) if form.beside else None,
+                seen=int(form.seen) if form.seen else None,
                 key=_idempotency_key(request.principal.user_id, form),
             )
         except (BadInput, QueueFull, StorageUnavailable) as error:
             return draft_page(request, draft, error.status, str(error))
+        except NotFound as error:
+            # Sent again, it goes to the end of the conversation.
+            draft = msgspec.structs.replace(draft, beside="")
+            return draft_page(request, draft, error.status, f"{error}: what you edited was deleted meanwhile.")
         back = HOME if accepted.created_new else conversation_url(accepted.conversation_id)
         return see_other(f"{back}#job-{accepted.job_id}", *_taken_cookies(request, form))
 
@@ -123,6 +129,6 @@ def _idempotency_key(owner_id: int, form: JobForm) -> Key | None:
     nothing more; with another text it is another one."""
     if not form.once:
         return None
-    sent = msgspec.json.encode((form.content, form.model, form.system_prompt, form.conversation_id))
+    sent = msgspec.json.encode((form.content, form.model, form.system_prompt, form.conversation_id, form.beside))
     digest = hashlib.sha256(sent).hexdigest()
     return Key(owner_id, f"form:{form.once}:{digest}", digest)

@@ -8,8 +8,8 @@ from litestar import Controller, get, post
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Redirect, Template
 
-from llamalith_app.contracts.jobs import Job, StatusWord
-from llamalith_app.controllers.jobs import MAX_ID, JobIdInPath
+from llamalith_app.contracts.jobs import MAX_ID, Job, StatusWord
+from llamalith_app.controllers.jobs import JobIdInPath
 from llamalith_app.controllers.models import engines
 from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.controllers.pages.redirects import referring_page, see_other

@@ -151,6 +151,12 @@ def _index_words() -> None:
             SEARCHED.format(row="old"),
             remove.format(what=MESSAGE.format(row="old")),
         ),
+        (
+            "message_changed",
+            "UPDATE OF content ON messages",
+            SEARCHED.format(row="old"),
+            remove.format(what=MESSAGE.format(row="old")) + " " + add.format(what=MESSAGE.format(row="new")),
+        ),
         ("title_added", "INSERT ON conversations", "new.title IS NOT NULL", add.format(what=TITLE.format(row="new"))),
         (
             "title_set",
