@@ -100,6 +100,13 @@ def test_what_is_deleted_is_found_no_more_and_its_words_leave_the_index(connecti
     assert check.violations(connection) == []
 
 
+def test_a_prompt_that_changes_while_it_waits_is_found_as_it_is_now(connection: Connection) -> None:
+    job_id = submission.submit(connection, prompt("before", "a"), NOW).job_id
+    assert job_id is not None
+    assert transitions.edit_prompt(connection, ADMIN_ID, job_id, "after")
+    assert [found(connection, word) for word in ("before", "after")] == [[], ["a"]]
+
+
 def test_a_title_is_found_as_it_is_now(connection: Connection) -> None:
     ask(connection, "a", "x")
     for title in ("first", "second", "", "third"):
