@@ -169,4 +169,6 @@ def title_in(reply: str) -> str | None:
             return None
         found = cut_off[1]
     line = " ".join("".join(char if char.isprintable() else " " for char in found).split())
-    return first_words(re.sub(r"^title\s*:", "", line, flags=re.IGNORECASE).strip(_AROUND))
+    title = first_words(re.sub(r"^title\s*:", "", line, flags=re.IGNORECASE).strip(_AROUND))
+    # A small model may repeat the question.
+    return None if title is None or title.lower() in QUESTION.lower() else title

@@ -155,6 +155,7 @@ def test_with_its_conversation_the_job_for_its_title_is_cancelled(connection: Co
         ('{"title": "\\u0000\\u202e\\u200b"}', None),
         ('{"title": "   "}', None),
         ('{"title": 7}', None),
+        ('{"title": "At most six words"}', None),
         ("I cannot", None),
         ("", None),
         ("[" * 10_000, None),
