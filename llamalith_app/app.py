@@ -42,6 +42,7 @@ from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
 from llamalith_app.jobs import order, queue, schemas
+from llamalith_app.jobs.bulk import BulkActions
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
@@ -117,11 +118,13 @@ def create_app(
     )
     live = Live(database, ProgressReader(redis, record), forecasts)
     followers = Followers(database, live, redis, record, follow_timings)
+    cancellations = Cancellations(database, hints, models, followers.publish_ended)
     hosts = Hosts(config.allowed_hosts)
     parts = Parts(
         database=database,
         submissions=submissions,
-        cancellations=Cancellations(database, hints, models, followers.publish_ended),
+        cancellations=cancellations,
+        bulk=BulkActions(database, cancellations, submissions, models),
         live=live,
         followers=followers,
         readiness=ReadinessCheck(database, redis),
@@ -182,7 +185,7 @@ def create_app(
         },
         cors_config=CORSConfig(
             allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=[
                 "Authorization",
                 "Content-Type",

@@ -123,6 +123,14 @@ class NotRetryable(LlamalithError):
     title = "Not retryable"
 
 
+class NotQueued(LlamalithError):
+    """The job cannot be changed: it was started, or it has ended."""
+
+    status = 409
+    type = "not-queued"
+    title = "Not queued"
+
+
 class ReadOnly(LlamalithError):
     """A write to a resource that can only be read."""
 

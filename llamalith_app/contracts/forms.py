@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from llamalith_app.contracts.text import MAX_NAME, ConversationId, Name, Text
+from llamalith_app.contracts.jobs import PriorityWord, StatusWord
+from llamalith_app.contracts.text import CONTROL_FREE, END, MAX_NAME, ConversationId, Name, Text
 
 MAX_ONCE = 64
 """Characters of `JobForm.once`."""
@@ -37,3 +38,65 @@ class LoginForm(msgspec.Struct, kw_only=True):
     password: str = ""
     next: str = ""
     """The path to go to after the login; ignored where it is none of Llamalith's."""
+
+
+Day = Annotated[str, Meta(title="a day such as 2026-11-30, or nothing", pattern=rf"^(\d{{4}}-\d\d-\d\d)?{END}")]
+"""In UTC."""
+Digits = Annotated[str, Meta(title="a whole number", pattern=rf"^\d{{1,18}}{END}")]
+
+
+class JobsFilter(msgspec.Struct, kw_only=True):
+    """Which jobs the jobs page shows, as its URL says it. What is empty does not restrict."""
+
+    status: StatusWord | Literal[""] = ""
+    model: Name = ""
+    priority: PriorityWord | Literal[""] = ""
+    q: Annotated[str, Meta(title="at most 200 characters", max_length=200, pattern=CONTROL_FREE)] = ""
+    """Text to look for."""
+    age: Literal["", "hour", "day", "week", "month"] = ""
+    """Accepted within this time."""
+    since: Day = ""
+    until: Day = ""
+    """Up to the end of this day."""
+
+
+class BulkForm(JobsFilter, kw_only=True):
+    """An action on all jobs that match."""
+
+    action: Literal["cancel", "retry", "priority"]
+    to: PriorityWord | Literal[""] = ""
+    """The class to move to."""
+    newest: Digits = "0"
+    """The newest job that the page told of."""
+
+
+class BulkDone(msgspec.Struct, kw_only=True):
+    """What an action did, in the URL of the page that says it."""
+
+    did: Literal["", "cancel", "retry", "priority"] = ""
+    n: Digits = "0"
+    more: Literal["", "1"] = ""
+
+
+class PriorityForm(msgspec.Struct, kw_only=True):
+    priority: PriorityWord
+
+
+class AgainForm(msgspec.Struct, kw_only=True):
+    """A job with changes. What is empty is as the model's settings say."""
+
+    content: Text = ""
+    model: Name = ""
+    system_prompt: Text = ""
+    priority: PriorityWord = "interactive"
+    max_tokens: str = ""
+    temperature: str = ""
+    top_p: str = ""
+    top_k: str = ""
+    min_p: str = ""
+    repeat_penalty: str = ""
+    seed: str = ""
+    stop: str = ""
+    """One text a line."""
+    once: Annotated[str, Meta(max_length=MAX_ONCE)] = ""
+    """As in JobForm."""

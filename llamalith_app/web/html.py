@@ -21,7 +21,7 @@ from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Template
 from litestar.template import TemplateConfig
 
-from llamalith_app.contracts.jobs import Job
+from llamalith_app.contracts.jobs import SAME_AGAIN_KINDS, Job, JobBrief
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import LlamalithError, NotFound
 from llamalith_app.guards.principal import BACKGROUND, OPEN
@@ -59,7 +59,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
     environment.filters |= {
         "conversation_url": conversation_url,
         "events_url": _events_url,
-        "query": _query,
+        "query": query,
         "iso": lambda moment: moment.isoformat(timespec="seconds"),
         "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
         "seconds_until": _seconds_until,
@@ -68,6 +68,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
     }
     environment.tests["changing"] = _is_changing
+    environment.tests["same_again"] = _ends_the_same_again
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
 
 
@@ -156,7 +157,12 @@ def _is_changing(job: Job) -> bool:
     return may_grow(job) and job.processed_at is not None and datetime.now(UTC) - job.processed_at < SETTLE
 
 
-def _query(fields: dict[str, object]) -> str:
+def _ends_the_same_again(job: JobBrief) -> bool:
+    """Whether the job ended with an error that a retry would meet again."""
+    return job.error is not None and job.error.kind in SAME_AGAIN_KINDS
+
+
+def query(fields: dict[str, object]) -> str:
     """A URL query of the fields that are not empty."""
     return urlencode({name: value for name, value in fields.items() if value not in (None, "")})
 

@@ -22,6 +22,7 @@ from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.sessions import Sessions
+from llamalith_app.jobs.bulk import BulkActions
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
@@ -65,6 +66,7 @@ class Parts(NamedTuple):
     database: Database
     submissions: Submissions
     cancellations: Cancellations
+    bulk: BulkActions
     live: Live
     followers: Followers
     readiness: ReadinessCheck

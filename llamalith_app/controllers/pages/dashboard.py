@@ -20,7 +20,7 @@ class DashboardPage(Controller):
 
     @get(opt=PAGE)
     async def dashboard(self, request: AppRequest) -> Template:
-        jobs = await newest_jobs(request, "", NEWEST_ON_DASHBOARD, None)
+        jobs = await newest_jobs(request, NEWEST_ON_DASHBOARD)
         return page(
             request,
             "dashboard",
