@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -37,3 +37,10 @@ class LoginForm(msgspec.Struct, kw_only=True):
     password: str = ""
     next: str = ""
     """The path to go to after the login; ignored where it is none of Llamalith's."""
+
+
+class LookForm(msgspec.Struct, kw_only=True):
+    """How the pages look in this browser. What is absent stays as it is."""
+
+    theme: Literal["light", "dark", "system"] | None = None
+    sidebar: Literal["open", "closed"] | None = None
