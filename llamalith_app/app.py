@@ -33,6 +33,7 @@ from llamalith_app.controllers.pages.draft import DraftPage, answer_session_unre
 from llamalith_app.controllers.pages.jobs import JobsPage
 from llamalith_app.controllers.pages.login import LoginPage, answer_login_needed
 from llamalith_app.controllers.pages.logout import LogoutPage
+from llamalith_app.controllers.pages.look import LookPage
 from llamalith_app.controllers.pages.monitor import MonitorPage
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
@@ -159,7 +160,7 @@ def create_app(
     api = [Jobs, Conversations, Events, Models, Legacy]
     pages = [
         *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage),
-        *(LoginPage, LogoutPage, DocsPage, MonitorPage),
+        *(LoginPage, LogoutPage, LookPage, DocsPage, MonitorPage),
     ]
     app = Litestar(
         route_handlers=[

@@ -6,6 +6,7 @@ import { forgetAcceptedDraft, forgetDraftsAtLogout, keepDraft } from "./draft.js
 import { sendForms } from "./forms.js"
 import { LiveList } from "./live-list.js"
 import { LiveReplies } from "./live-replies.js"
+import { changeLookAtOnce } from "./look.js"
 import { stickToEnd } from "./stick-to-end.js"
 import { showLocalTimes } from "./times.js"
 
@@ -21,6 +22,7 @@ for (const element of document.querySelectorAll("[data-live]")) {
   }
 }
 showLocalTimes(document)
+changeLookAtOnce()
 sendForms(lists)
 sendByKeyboard()
 

@@ -15,6 +15,7 @@ export const sendForms = (lists) => {
   // On the document, and so also for buttons that a list brings later.
   document.addEventListener("submit", async (event) => {
     const form = event.target
+    if (event.defaultPrevented) return
     if (sent.has(form)) {
       event.preventDefault()
       return

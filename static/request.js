@@ -25,9 +25,11 @@ export const getPage = async (path) => {
   }
 }
 
-export const postForm = (form) => fetch(form.action, {
+// `submitter`: the button that sends the form.
+export const postForm = (form, submitter = null, options = {}) => fetch(form.action, {
+  ...options,
   method: "POST",
   headers: { Accept: "application/json" },
-  body: new URLSearchParams(new FormData(form)),
+  body: new URLSearchParams(new FormData(form, submitter)),
   signal: AbortSignal.timeout(IDLE_TIMEOUT_MS),
 })

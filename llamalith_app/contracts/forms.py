@@ -40,6 +40,13 @@ class LoginForm(msgspec.Struct, kw_only=True):
     """The path to go to after the login; ignored where it is none of Llamalith's."""
 
 
+class LookForm(msgspec.Struct, kw_only=True):
+    """How the pages look in this browser. What is absent stays as it is."""
+
+    theme: Literal["light", "dark", "system"] | None = None
+    sidebar: Literal["open", "closed"] | None = None
+
+
 Day = Annotated[str, Meta(title="a day such as 2026-11-30, or nothing", pattern=rf"^(\d{{4}}-\d\d-\d\d)?{END}")]
 """In UTC."""
 Digits = Annotated[str, Meta(title="a whole number", pattern=rf"^\d{{1,18}}{END}")]

@@ -24,6 +24,7 @@ from litestar.template import TemplateConfig
 from llamalith_app.contracts.jobs import SAME_AGAIN_KINDS, Job, JobBrief
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import LlamalithError, NotFound
+from llamalith_app.guards.cookies import cookie_value
 from llamalith_app.guards.principal import BACKGROUND, OPEN
 from llamalith_app.web import problems
 from llamalith_app.web.live import may_grow
@@ -43,6 +44,11 @@ MODULES = sorted(name for name in ASSETS if name.endswith(".js") and name not in
 """The modules that app.js imports. Pages name them too, so that a browser loads all of them at once."""
 MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
+THEME_COOKIE = "llamalith_theme"
+THEMES = ("light", "dark")
+"""Without a cookie a page looks as the system has it."""
+SIDEBAR_COOKIE = "llamalith_sidebar"
+
 
 def template_config() -> TemplateConfig[JinjaTemplateEngine]:
     """Litestar's template configuration, with the functions, filters and tests that templates use."""
@@ -52,7 +58,11 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
     )
+    environment.policies["ext.i18n.trimmed"] = True
+    # The texts in templates and code are English; `locale/` has what a translation is made from.
+    environment.install_null_translations(newstyle=True)  # type: ignore[attr-defined]
     environment.globals["random_key"] = lambda: secrets.token_urlsafe(16)
     environment.globals["static"] = lambda name: f"/chat/static/{VERSION}/{name}"
     environment.globals["modules"] = MODULES
@@ -85,11 +95,19 @@ async def asset(name: FromPath[str], version: FromPath[str] = "") -> Response[by
 
 
 def page(request: Request[Any, Any, Any], name: str, *, status_code: int = 200, **context: Any) -> Template:
-    """The template of this name as a page. Adds `principal` (None without a login) and `csrf_token` to the context."""
+    """The template of this name as a page. Adds `principal` (None without a login), `csrf_token` and how the person
+    wants pages to look to the context."""
     principal = request.state.get("principal")
+    theme = cookie_value(request, THEME_COOKIE)
+    frame = {
+        "principal": principal,
+        "csrf_token": principal.csrf_token if principal else "",
+        "theme": theme if theme in THEMES else "",
+        "sidebar_is_closed": cookie_value(request, SIDEBAR_COOKIE) == "closed",
+    }
     return Template(
         f"{name}.html",
-        context={"principal": principal, "csrf_token": principal.csrf_token if principal else ""} | context,
+        context=frame | context,
         status_code=status_code,
         media_type=MediaType.HTML,
     )
