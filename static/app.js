@@ -1,14 +1,18 @@
 // Starts everything that a page does beyond its HTML. Every page works without it, and none of its modules makes HTML:
 // they only put in place what the server rendered.
 
-import { sendByKeyboard } from "./composer.js"
+import { attachFiles } from "./attachments.js"
+import { compose, sendByKeyboard } from "./composer.js"
 import { forgetAcceptedDraft, forgetDraftsAtLogout, keepDraft } from "./draft.js"
+import { watchEnds } from "./ended.js"
 import { sendForms } from "./forms.js"
+import { useKeys } from "./keys.js"
 import { LiveList } from "./live-list.js"
 import { LiveReplies } from "./live-replies.js"
 import { changeLookAtOnce } from "./look.js"
 import { stickToEnd } from "./stick-to-end.js"
 import { showLocalTimes } from "./times.js"
+import { useTools } from "./tools.js"
 
 stickToEnd()
 
@@ -18,17 +22,27 @@ for (const element of document.querySelectorAll("[data-live]")) {
   lists.push(list)
   if ("events" in element.dataset) {
     const replies = new LiveReplies(list)
-    list.onUpdate = (update) => replies.onListUpdate(update)
+    const noticeEnds = watchEnds(list)
+    list.onUpdate = (update) => {
+      replies.onListUpdate(update)
+      noticeEnds()
+    }
   }
 }
 showLocalTimes(document)
 changeLookAtOnce()
 sendForms(lists)
 sendByKeyboard()
+useTools()
+useKeys()
 
 forgetAcceptedDraft()
 const promptForm = document.querySelector("form.prompt")
-if (promptForm) keepDraft(promptForm)
+if (promptForm) {
+  keepDraft(promptForm)
+  attachFiles(promptForm)
+  compose(promptForm)
+}
 forgetDraftsAtLogout()
 
 // A page out of the browser's memory may show what only a session may see, and its buttons are still off.

@@ -3,7 +3,10 @@
 // was sent has arrived is unknown until a page shows its job, and sent again under the same `once` it makes no second
 // one.
 
-const FIELDS = ["content", "system_prompt", "system_prompt_was", "model", "once"]
+import { attached, setAttachments } from "./attachments.js"
+
+// What the server puts into each form anew.
+const NOT_KEPT = ["csrf_token", "conversation_id"]
 const PREFIX = "typed "
 const KEY = `${PREFIX}${location.pathname}${location.search}`
 // The `once` of the forms that the server has accepted, the newest last.
@@ -46,11 +49,16 @@ export const forgetAcceptedDraft = () => {
 
 let form = null
 
+const keptFields = () => [...form.elements].filter(({ name }) => name && !NOT_KEPT.includes(name))
+
 const save = () => {
   const fields = form.elements
-  const isTyped = fields.content.value.trim() !== "" || fields.system_prompt.value !== fields.system_prompt.defaultValue
+  const files = attached(form)
+  const isTyped = fields.content.value.trim() !== "" || files.length > 0
+    || fields.system_prompt.value !== fields.system_prompt.defaultValue
   const isDraft = isTyped && !acceptedForms().includes(fields.once.value)
-  store(KEY, isDraft ? Object.fromEntries(FIELDS.map((name) => [name, fields[name].value])) : null)
+  const values = Object.fromEntries(keptFields().map(({ name, value }) => [name, value]))
+  store(KEY, isDraft ? { ...values, files } : null)
 }
 
 // Restores the draft of this page into its form, and saves it when the page is left.
@@ -61,8 +69,8 @@ export const keepDraft = (promptForm) => {
   form.autocomplete = "off"
   const draft = load(KEY)
   if (draft && fields.content.defaultValue === "") {
-    for (const name of FIELDS) fields[name].value = draft[name]
-    for (const details of form.querySelectorAll("details")) details.open ||= fields.system_prompt.value !== ""
+    for (const field of keptFields()) field.value = draft[field.name] ?? field.value
+    setAttachments(form, draft.files ?? [])
   }
   addEventListener("pagehide", save)
 }

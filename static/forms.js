@@ -1,9 +1,11 @@
-// How forms are sent: each once, and the buttons of a job in the background, because the page may hold a message that is
-// being typed.
+// How forms are sent: each once; a prompt and the buttons of a job in the background, because the page may hold a message
+// that is being typed.
 
 import { hideNotice, showResult, showSessionEnded } from "./notice.js"
 import { postForm } from "./request.js"
+import { sendPrompt } from "./send.js"
 import { visible } from "./visible.js"
+import { _ } from "./words.js"
 
 const SENDING_MS = 8000
 
@@ -21,6 +23,12 @@ export const sendForms = (lists) => {
       return
     }
     sent.add(form)
+    if (form.matches(".prompt")) {
+      event.preventDefault()
+      await sendPrompt(form, lists)
+      sent.delete(form)
+      return
+    }
     if (!isBackground(form)) {
       lockWhileSending(form, sent)
       return
@@ -47,10 +55,10 @@ const sendInBackground = async (form, sent) => {
   try {
     const response = await postForm(form)
     if (response.redirected && new URL(response.url).pathname === "/chat/login") showSessionEnded()
-    else if (!response.ok) problem = `That was not done. ${visible((await response.json()).detail)}`
+    else if (!response.ok) problem = _("That was not done. %(why)s", { why: visible((await response.json()).detail) })
     else if (form.matches(".retry")) showRetried(form)
   } catch {
-    problem = "That was not done: there is no connection to Llamalith just now."
+    problem = _("That was not done: there is no connection to Llamalith just now.")
   } finally {
     sent.delete(form)
   }
@@ -61,7 +69,7 @@ const sendInBackground = async (form, sent) => {
 const showRetried = (form) => {
   if (!form.closest("[data-part]")) return
   const hint = document.createElement("p")
-  Object.assign(hint, { className: "hint", textContent: "Tried again, as the last message.", tabIndex: -1 })
+  Object.assign(hint, { className: "hint", textContent: _("Tried again, as the last message."), tabIndex: -1 })
   const hadFocus = form.contains(document.activeElement)
   form.replaceWith(hint)
   if (hadFocus) hint.focus()

@@ -9,13 +9,37 @@ from msgspec import Meta
 
 from llamalith_app.contracts.jobs import PriorityWord, StatusWord
 from llamalith_app.contracts.text import CONTROL_FREE, END, MAX_NAME, ConversationId, Name, Text
+from llamalith_app.settings import ranges
 
 MAX_ONCE = 64
 """Characters of `JobForm.once`."""
 
 
-class JobForm(msgspec.Struct, kw_only=True):
-    """A prompt: from the dashboard, from a conversation, or stored while its author logs in."""
+MAX_NUMBER = 40
+"""Characters of a number in a form."""
+NumberText = Annotated[str, Meta(max_length=MAX_NUMBER)]
+StopTexts = Annotated[str, Meta(max_length=ranges.MAX_STOPS * (ranges.MAX_STOP_CHARACTERS + 1))]
+
+
+class ParameterFields(msgspec.Struct, kw_only=True):
+    """Sampling parameters as people type them. What is empty is as the model's settings say."""
+
+    max_tokens: NumberText = ""
+    temperature: NumberText = ""
+    top_p: NumberText = ""
+    top_k: NumberText = ""
+    min_p: NumberText = ""
+    typical_p: NumberText = ""
+    repeat_penalty: NumberText = ""
+    presence_penalty: NumberText = ""
+    frequency_penalty: NumberText = ""
+    seed: NumberText = ""
+    stop: StopTexts = ""
+    """One text a line."""
+
+
+class JobForm(ParameterFields, kw_only=True):
+    """A prompt: from the page of a new chat, from a conversation, or stored while its author logs in."""
 
     content: Text = ""
     model: Name = ""
@@ -28,8 +52,23 @@ class JobForm(msgspec.Struct, kw_only=True):
     """Random, new in each form: sent twice, it makes one job. Empty: two submits make two jobs."""
 
 
-SHORT_FIELDS = {"model": MAX_NAME, "conversation_id": MAX_NAME, "once": MAX_ONCE}
+SHORT_FIELDS = {
+    "model": MAX_NAME,
+    "conversation_id": MAX_NAME,
+    "once": MAX_ONCE,
+    **dict.fromkeys(ParameterFields.__struct_fields__, MAX_NUMBER),
+    "stop": ranges.MAX_STOPS * (ranges.MAX_STOP_CHARACTERS + 1),
+}
 """The short fields of a JobForm, each with its maximum number of characters."""
+
+
+class FormAccepted(msgspec.Struct, kw_only=True):
+    """What a page's script learns of a prompt that was accepted."""
+
+    url: str
+    """Of the conversation, at the job."""
+    once: str
+    """For the next prompt of the same form."""
 
 
 class LoginForm(msgspec.Struct, kw_only=True):

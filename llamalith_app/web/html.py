@@ -22,10 +22,12 @@ from litestar.response import Template
 from litestar.template import TemplateConfig
 
 from llamalith_app.contracts.jobs import SAME_AGAIN_KINDS, Job, JobBrief
+from llamalith_app.contracts.parameters import NAMES, Parameters, texts_of
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import LlamalithError, NotFound
 from llamalith_app.guards.cookies import cookie_value
 from llamalith_app.guards.principal import BACKGROUND, OPEN
+from llamalith_app.settings.config import ModelConfig
 from llamalith_app.web import problems
 from llamalith_app.web.live import may_grow
 from llamalith_app.web.visible import Kind, visible, visible_html
@@ -36,6 +38,7 @@ SETTLE = timedelta(seconds=10)
 TEMPLATES = ROOT / "templates"
 ASSETS = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir()}
 """The static files by name, in memory: a name from a request is looked up and never becomes a path."""
+TITLE_CHARS = 60
 DOTS = (".", "..")
 """Browsers remove these segments from a path, encoded or not."""
 VERSION = hashlib.sha256(repr(sorted(ASSETS.items())).encode()).hexdigest()[:12]
@@ -75,6 +78,9 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "seconds_until": _seconds_until,
         "plain_name": visible,
         "name": visible_html,
+        "first_words": _first_words,
+        "elapsed": lambda moment: _in_seconds(datetime.now(UTC) - moment),
+        "defaults": lambda model: texts_of(_default_parameters(model)),
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
     }
     environment.tests["changing"] = _is_changing
@@ -183,6 +189,22 @@ def _ends_the_same_again(job: JobBrief) -> bool:
 def query(fields: dict[str, object]) -> str:
     """A URL query of the fields that are not empty."""
     return urlencode({name: value for name, value in fields.items() if value not in (None, "")})
+
+
+def _first_words(text: str) -> str:
+    """The beginning of a text in one line, for a title."""
+    line = " ".join(text[: 4 * TITLE_CHARS].split())
+    return visible(line if len(line) <= TITLE_CHARS else f"{line[:TITLE_CHARS].rstrip()}…", Kind.EXCERPT)
+
+
+def _default_parameters(model: ModelConfig) -> Parameters:
+    return Parameters(**{name: getattr(model.settings, name, None) for name in NAMES})
+
+
+def _in_seconds(time: timedelta) -> str:
+    """As a clock that runs: whole seconds."""
+    seconds = max(0, int(time.total_seconds()))
+    return f"{seconds} s" if seconds < 60 else f"{seconds // 60} min {seconds % 60:02} s"
 
 
 def _seconds_until(started: datetime, ended: datetime) -> str:
