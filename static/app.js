@@ -2,6 +2,7 @@
 // they only put in place what the server rendered.
 
 import { sendByKeyboard } from "./composer.js"
+import { offerCopies } from "./copy.js"
 import { forgetAcceptedDraft, forgetDraftsAtLogout, keepDraft } from "./draft.js"
 import { sendForms } from "./forms.js"
 import { LiveList } from "./live-list.js"
@@ -25,6 +26,7 @@ showLocalTimes(document)
 changeLookAtOnce()
 sendForms(lists)
 sendByKeyboard()
+offerCopies()
 
 forgetAcceptedDraft()
 const promptForm = document.querySelector("form.prompt")

@@ -19,13 +19,13 @@ MAX_BODY_BYTES = 60_000
 TOKEN = "$N8N_API_TOKEN"  # noqa: S105 - the variable's name
 
 
-def command(method: str, url: str, body: Any = None, *, file: str = "") -> str:
+def command(method: str, url: str, body: Any = None, *, file: str = "", is_stream: bool = False) -> str:
     """The command, with line ends between its options. `body`: sent as JSON; None: nothing is sent. `file`: where the
-    body stands instead, named without anything that a shell reads."""
+    body stands instead, named without anything that a shell reads. `is_stream`: the answer is shown while it comes."""
     data = f"-d @{file}" if file else "" if body is None else f"-d {_quoted(visible_json(body))}"
     is_default = method == ("POST" if data else "GET")
     parts = [
-        f"curl -s{'' if is_default else f' -X {method}'} {shlex.quote(url)}",
+        f"curl -s{'N' if is_stream else ''}{'' if is_default else f' -X {method}'} {shlex.quote(url)}",
         f'-H "Authorization: Bearer {TOKEN}"',
     ]
     if data:
