@@ -30,11 +30,13 @@ from llamalith_app.controllers.pages.conversations import ConversationsPage
 from llamalith_app.controllers.pages.dashboard import DashboardPage, front_door
 from llamalith_app.controllers.pages.docs import DocsPage
 from llamalith_app.controllers.pages.draft import DraftPage, answer_session_unreadable, answer_stale_form
+from llamalith_app.controllers.pages.job import JobPage
 from llamalith_app.controllers.pages.jobs import JobsPage
 from llamalith_app.controllers.pages.login import LoginPage, answer_login_needed
 from llamalith_app.controllers.pages.logout import LogoutPage
 from llamalith_app.controllers.pages.look import LookPage
 from llamalith_app.controllers.pages.monitor import MonitorPage
+from llamalith_app.controllers.pages.status import StatusPage
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
 from llamalith_app.guards import sessions
@@ -104,7 +106,8 @@ def create_app(
     record = record_id(config.database_path)
     redis = redis_without_retries(config.redis_url, timings.redis_timeout_s)
     hints = Hints(config.redis_url, models, timeout_s=timings.redis_timeout_s)
-    forecasts = Forecasts(database, models, order.max_wait_by_priority(config.max_wait_s))
+    max_wait = order.max_wait_by_priority(config.max_wait_s)
+    forecasts = Forecasts(database, models, max_wait)
     submissions = Submissions(
         database,
         hints,
@@ -140,7 +143,10 @@ def create_app(
         monitor=Monitor(config.redis_url, models, timeout_s=timings.redis_timeout_s),
         models=models,
         model_configs=config.models,
+        redis=redis,
+        record=record,
         forecasts=forecasts,
+        max_wait=max_wait,
         hosts=hosts,
     )
 
@@ -159,8 +165,8 @@ def create_app(
 
     api = [Jobs, Conversations, Events, Models, Legacy]
     pages = [
-        *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage),
-        *(LoginPage, LogoutPage, LookPage, DocsPage, MonitorPage),
+        *(DashboardPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage),
+        *(StatusPage, LoginPage, LogoutPage, LookPage, DocsPage, MonitorPage),
     ]
     app = Litestar(
         route_handlers=[

@@ -131,6 +131,14 @@ class NotQueued(LlamalithError):
     title = "Not queued"
 
 
+class NotNow(LlamalithError):
+    """It cannot be done as things stand; the message says why."""
+
+    status = 409
+    type = "not-now"
+    title = "Not now"
+
+
 class ReadOnly(LlamalithError):
     """A write to a resource that can only be read."""
 
@@ -178,7 +186,10 @@ class ValidatorBusy(LlamalithError):
 
 
 class RedisUnavailable(LlamalithError):
-    """Redis does not answer. Raised only by the queue monitor, which shows Redis; everything else works without it."""
+    """Redis does not answer. Raised by the queue monitor, which shows Redis, and where a worker is asked something;
+    everything else works without it."""
 
+    status = 503
+    retry_after_s = 5
     type = "redis-unavailable"
     title = "Redis unavailable"

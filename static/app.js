@@ -3,6 +3,7 @@
 
 import { attachFiles } from "./attachments.js"
 import { compose, sendByKeyboard } from "./composer.js"
+import { offerCopies } from "./copy.js"
 import { forgetAcceptedDraft, forgetDraftsAtLogout, keepDraft } from "./draft.js"
 import { watchEnds } from "./ended.js"
 import { sendForms } from "./forms.js"
@@ -35,6 +36,7 @@ sendForms(lists)
 sendByKeyboard()
 useTools()
 useKeys()
+offerCopies()
 
 forgetAcceptedDraft()
 const promptForm = document.querySelector("form.prompt")

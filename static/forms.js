@@ -12,7 +12,7 @@ const SENDING_MS = 8000
 // `lists`: polled after a job's button; without any, such a form is sent like the others.
 export const sendForms = (lists) => {
   const sent = new WeakSet()
-  const isBackground = (form) => lists.length > 0 && form.matches("form.cancel, form.retry")
+  const isBackground = (form) => lists.length > 0 && form.matches("form.cancel, form.retry, form.priority")
 
   // On the document, and so also for buttons that a list brings later.
   document.addEventListener("submit", async (event) => {
@@ -34,7 +34,7 @@ export const sendForms = (lists) => {
       return
     }
     event.preventDefault()
-    await sendInBackground(form, sent)
+    await sendInBackground(form, event.submitter, sent)
     await Promise.all(lists.map((list) => list.poll()))
   })
 }
@@ -49,11 +49,11 @@ const lockWhileSending = (form, sent) => {
   }, SENDING_MS)
 }
 
-const sendInBackground = async (form, sent) => {
+const sendInBackground = async (form, submitter, sent) => {
   hideNotice()
   let problem = ""
   try {
-    const response = await postForm(form)
+    const response = await postForm(form, submitter)
     if (response.redirected && new URL(response.url).pathname === "/chat/login") showSessionEnded()
     else if (!response.ok) problem = _("That was not done. %(why)s", { why: visible((await response.json()).detail) })
     else if (form.matches(".retry")) showRetried(form)

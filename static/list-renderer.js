@@ -3,6 +3,10 @@
 
 import { showLocalTimes } from "./times.js"
 
+export const announce = (said) => {
+  if (said.length) document.getElementById("announcement").textContent = said.join(". ")
+}
+
 export class ListRenderer {
   constructor(list) {
     this.list = list
@@ -13,10 +17,18 @@ export class ListRenderer {
   // `fresh`: the list as the server renders it now; a list with data-part holds only items that may have changed.
   // Returns whether any item was new or different.
   render(fresh) {
+    const { changed, said } = this.renderItems(fresh)
+    announce(said)
+    Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
+    return changed
+  }
+
+  // The same without what concerns the list as a whole: `said` is what is to be announced.
+  renderItems(fresh) {
     const isPart = "part" in this.list.dataset
     const items = [...fresh.children]
     if (!isPart) this.removeAllBut(new Set(items.map((item) => item.id)))
-    const announcements = []
+    const said = []
     let changed = false
     let next = isPart ? null : this.list.firstElementChild
     for (const item of items) {
@@ -24,7 +36,7 @@ export class ListRenderer {
       const html = item.outerHTML
       let current = old
       if (!old || this.rendered.get(item.id) !== html) {
-        if (item.dataset.said && old?.dataset.said !== item.dataset.said) announcements.push(item.dataset.said)
+        if (item.dataset.said && old?.dataset.said !== item.dataset.said) said.push(item.dataset.said)
         changed = true
         this.rendered.set(item.id, html)
         showLocalTimes(item)
@@ -32,9 +44,7 @@ export class ListRenderer {
       }
       if (!isPart) next = current.nextElementSibling
     }
-    if (announcements.length) document.getElementById("announcement").textContent = announcements.join(". ")
-    Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
-    return changed
+    return { changed, said }
   }
 
   removeAllBut(ids) {

@@ -1,6 +1,7 @@
 // A list that keeps itself fresh: polls the server, often while a job of the list is open, and renders the answer.
 
 import { ListRenderer } from "./list-renderer.js"
+import { BoardRenderer } from "./live-board.js"
 import { hideProblem, showProblem, showSessionEnded } from "./notice.js"
 import { getPage } from "./request.js"
 import { _ } from "./words.js"
@@ -17,7 +18,7 @@ export class LiveList {
   // `element` has its address in data-live and the number of open jobs in data-open; the server sets both anew.
   constructor(element) {
     this.element = element
-    this.renderer = new ListRenderer(element)
+    this.renderer = element.querySelector("[data-list]") ? new BoardRenderer(element) : new ListRenderer(element)
     this.timer = 0
     this.isPolling = false
     this.pollsAgain = false

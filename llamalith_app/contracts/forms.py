@@ -128,6 +128,10 @@ class PriorityForm(msgspec.Struct, kw_only=True):
     priority: PriorityWord
 
 
+class ModelForm(msgspec.Struct, kw_only=True):
+    model: Name
+
+
 class AgainForm(msgspec.Struct, kw_only=True):
     """A job with changes. What is empty is as the model's settings say."""
 

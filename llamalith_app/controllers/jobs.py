@@ -184,15 +184,13 @@ class Jobs(Controller):
 async def change_priority(request: AppRequest, job_id: int, priority: PriorityWord) -> None:
     """Moves a queued job to another class. Raises NotFound, and NotQueued where it has been started."""
     owner_id, database = request.principal.user_id, request.parts.database
-    changed = await database.write(
-        transitions.change_priority, owner_id, [job_id], Priority[priority.upper()].value
-    )
+    changed = await database.write(transitions.change_priority, owner_id, [job_id], Priority[priority.upper()].value)
     if changed:
         return
     job = await database.read(reads.job_by_id, owner_id, job_id)
     if job is None:
         raise NotFound("Job not found")
-    if job.status != Status.QUEUED:
+    if job.status != "queued":
         raise NotQueued(f"Job {job_id} is {job.status}: only a job that waits can be changed.")
 
 

@@ -1,7 +1,7 @@
 """Acts on all jobs that match a filter: cancels them, tries them again, or moves them to another class.
 
-A page first tells how many jobs an action concerns; the action itself then takes only jobs that were there already. Both
-are bounded, and the writes come in chunks, so that others write in between. Knows no HTTP.
+A page first says how many jobs an action concerns; the action then takes only jobs that were there already. Both are
+bounded, and the writes come in chunks, so that others write in between. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -91,9 +91,7 @@ class BulkActions:
             return await self._cancellations.cancel_jobs(principal.user_id, ids)
         if action.word == "retry":
             return await self._submissions.retry_jobs(principal, request_id, ids)
-        changed = await self._database.write(
-            transitions.change_priority, principal.user_id, ids, action.priority or 0
-        )
+        changed = await self._database.write(transitions.change_priority, principal.user_id, ids, action.priority or 0)
         return len(changed)
 
     async def _concerned(self, owner_id: int, action: BulkAction) -> tuple[list[int], bool]:
@@ -118,7 +116,7 @@ class BulkActions:
                 ids += found.ids
                 before = found.older
                 n_windows += 1
-        # Newest first, so that between two chunks no job starts because an earlier one of its conversation was cancelled.
+        # Newest first: between two chunks no job starts because an earlier one of its conversation was cancelled.
         return sorted(ids, reverse=True), False
 
     def _also(self, action: BulkAction) -> Sequence[ColumnElement[bool]]:

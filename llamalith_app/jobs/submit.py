@@ -72,10 +72,12 @@ class Submissions:
         *,
         conversation_id: str | None = None,
         keeps_system_prompt: bool = False,
+        fork_of: int | None = None,
         key: Key | None = None,
     ) -> JobAccepted:
         """Stores a prompt and queues its job, which is on disk when this returns. `conversation_id` is the public id;
-        blank or None: a new conversation. `keeps_system_prompt`: a system message in force is not replaced.
+        blank or None: a new conversation. `keeps_system_prompt`: a system message in force is not replaced. `fork_of`:
+        the turn of another conversation that the new one continues.
 
         Raises BadInput, ValidatorBusy, KeyReused, QueueFull or StorageUnavailable, with nothing stored.
         """
@@ -96,7 +98,12 @@ class Submissions:
         )
 
         def make(connection: Connection, now: datetime) -> JobAccepted:
-            return _answer(new, submission.submit(connection, new, now))
+            if fork_of is None:
+                return _answer(new, submission.submit(connection, new, now))
+            forked = submission.submit_fork(connection, new, fork_of, now)
+            if not isinstance(forked, submission.Accepted):
+                raise BadInput("A message before this one is still being answered, or has been deleted.")
+            return _answer(new, forked)
 
         accepted = await self._write_if_room(new.owner_id, key, JobAccepted, make, queues=bool(new.inputs))
         if accepted.job_id is not None:

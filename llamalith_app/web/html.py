@@ -76,6 +76,8 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "iso": lambda moment: moment.isoformat(timespec="seconds"),
         "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
         "seconds_until": _seconds_until,
+        "duration": duration,
+        "size": _size,
         "plain_name": visible,
         "name": visible_html,
         "first_words": _first_words,
@@ -208,5 +210,18 @@ def _in_seconds(time: timedelta) -> str:
 
 
 def _seconds_until(started: datetime, ended: datetime) -> str:
-    seconds = (ended - started).total_seconds()
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+    return duration((ended - started).total_seconds())
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are some."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    for unit, name, limit_s in ((60, "min", 6000), (3600, "h", 360_000)):
+        if seconds < limit_s:
+            return f"{seconds / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{seconds / 86_400:.1f}".removesuffix(".0") + " days"

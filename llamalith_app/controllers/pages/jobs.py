@@ -81,7 +81,13 @@ class JobsPage(Controller):
         concerned = await request.parts.bulk.count(request.principal.user_id, action)
         fields = msgspec.structs.asdict(form)
         return page(
-            request, "bulk", form=form, fields=fields, concerned=concerned, back=_address(form), is_filtered=bool(_query(form))
+            request,
+            "bulk",
+            form=form,
+            fields=fields,
+            concerned=concerned,
+            back=_address(form),
+            is_filtered=bool(_query(form)),
         )
 
     @post("/bulk", opt=PAGE, status_code=303)

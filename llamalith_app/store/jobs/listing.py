@@ -30,9 +30,7 @@ MAX_COUNTED_TEXTS = 300
 MAX_ID_DIGITS = 15
 
 
-_NEXT_BY_ID = (
-    select(JobRow.id, JobRow.created_at).where(JobRow.id >= bindparam("from_id")).order_by(JobRow.id).limit(1)
-)
+_NEXT_BY_ID = select(JobRow.id, JobRow.created_at).where(JobRow.id >= bindparam("from_id")).order_by(JobRow.id).limit(1)
 
 
 class JobFilter(NamedTuple):
@@ -105,9 +103,7 @@ def count_by_status(connection: Connection, owner_id: int, wanted: JobFilter) ->
 
 
 def _count(connection: Connection, owner_id: int, wanted: JobFilter) -> Count:
-    window = _window(
-        connection, owner_id, wanted, None, MAX_COUNTED if wanted.text is None else MAX_COUNTED_TEXTS
-    )
+    window = _window(connection, owner_id, wanted, None, MAX_COUNTED if wanted.text is None else MAX_COUNTED_TEXTS)
     inner = window.query.limit(window.size).subquery()
     n_seen = connection.execute(select(func.count()).select_from(inner)).scalar_one()
     if not wanted.needs_rows:
@@ -137,9 +133,7 @@ class _Window(NamedTuple):
     size: int
 
 
-def _window(
-    connection: Connection, owner_id: int, wanted: JobFilter, before: int | None, size: int
-) -> _Window:
+def _window(connection: Connection, owner_id: int, wanted: JobFilter, before: int | None, size: int) -> _Window:
     query = select(JobRow.id).where(JobRow.owner_id == owner_id).order_by(JobRow.id.desc())
     if wanted.status is not None:
         query = query.where(JobRow.status == wanted.status)

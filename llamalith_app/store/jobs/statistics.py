@@ -14,7 +14,6 @@ from sqlalchemy import Connection, and_, func, select
 
 from llamalith_app.store.tables import AttemptRow, JobRow, Priority, Status, status_is
 
-
 MAX_COUNTED = 1000
 """Queued jobs of one model and class that are counted."""
 

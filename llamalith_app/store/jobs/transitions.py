@@ -358,7 +358,7 @@ def cancel_jobs(connection: Connection, owner_id: int, job_ids: Collection[int],
 
 
 def change_priority(connection: Connection, owner_id: int, job_ids: Collection[int], priority: int) -> list[int]:
-    """Moves those of these jobs that are queued and the owner's to this class. Returns the ids of those that changed."""
+    """Moves the queued ones of these jobs, if they are the owner's, to this class. Returns the ids that changed."""
     changed = connection.execute(
         update(_jobs)
         .where(
