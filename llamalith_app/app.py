@@ -36,6 +36,7 @@ from llamalith_app.controllers.pages.login import LoginPage, answer_login_needed
 from llamalith_app.controllers.pages.logout import LogoutPage
 from llamalith_app.controllers.pages.look import LookPage
 from llamalith_app.controllers.pages.monitor import MonitorPage
+from llamalith_app.controllers.pages.offline import OfflinePage
 from llamalith_app.controllers.pages.status import StatusPage
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
@@ -166,7 +167,7 @@ def create_app(
     api = [Jobs, Conversations, Events, Models, Legacy]
     pages = [
         *(DashboardPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage),
-        *(StatusPage, LoginPage, LogoutPage, LookPage, DocsPage, MonitorPage),
+        *(StatusPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
     ]
     app = Litestar(
         route_handlers=[

@@ -43,9 +43,16 @@ DOTS = (".", "..")
 """Browsers remove these segments from a path, encoded or not."""
 VERSION = hashlib.sha256(repr(sorted(ASSETS.items())).encode()).hexdigest()[:12]
 """Of all static files, and part of their path: a module's imports are then requested under the same version."""
-MODULES = sorted(name for name in ASSETS if name.endswith(".js") and name not in ("app.js", "monitor.js"))
+NO_MODULES = ("app.js", "monitor.js", "sw.js")
+MODULES = sorted(name for name in ASSETS if name.endswith(".js") and name not in NO_MODULES)
 """The modules that app.js imports. Pages name them too, so that a browser loads all of them at once."""
-MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+MEDIA_TYPES = {
+    "css": "text/css",
+    "js": "text/javascript",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+    "webmanifest": "application/manifest+json",
+}
 
 THEME_COOKIE = "llamalith_theme"
 THEMES = ("light", "dark")
