@@ -50,7 +50,7 @@ _REQUEST: dict[str, Any] = {
     "timeout_s": 120.0,
     "queue_timeout_s": 3600.0,
     "max_attempts": 3,
-    "priority": "normal",
+    "priority": "interactive",
 }
 _DONE = jobs.Job(
     id=12,

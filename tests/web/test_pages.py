@@ -180,8 +180,8 @@ async def test_rows_show_how_far_a_job_is(browser: httpx.AsyncClient, database: 
     async with Redis.from_url(redis_url) as redis:
         for words, progress in progress_by_words.items():
             await publish(redis, record_id(database.path), 1, claimed.attempt, progress)
-            for path in ("/chat/jobs/rows",):
-                assert words in text(await browser.get(path))
+            for path in ("/chat/jobs/rows", "/chat/jobs/1", "/chat/jobs/1/state", "/chat/status/board"):
+                assert words in text(await browser.get(path)), path
     await finish(database, claimed)
     done = await browser.get("/chat/jobs?status=done")
     assert "Done" in text(done)
@@ -195,7 +195,7 @@ async def test_a_reply_that_was_cut_off_says_so_in_lists_as_well(
         await queue(browser, conversation_id=reason)
         await finish(database, await claim(database), reason)
     rows = await browser.get("/chat/jobs/rows")
-    assert [("cut off" in row) for row in rows.text.split("<li id=")[1:]] == [True, False]
+    assert [("cut off" in row) for row in rows.text.split('id="job-')[1:]] == [True, False]
 
 
 async def test_a_failed_job_says_why(browser: httpx.AsyncClient, database: Database) -> None:
@@ -225,12 +225,12 @@ async def test_older_jobs_and_conversations_are_a_link_away(browser: httpx.Async
     for number in range(JOBS_ON_PAGE + 5):
         await browser.post("/api/jobs", json={"content": f"prompt {number}", "conversation_id": f"c{number}"})
     newest = await browser.get("/chat/jobs")
-    (older,) = re.findall(r'href="([^"]*before=[^"]*)">Older jobs', newest.text)
+    (older,) = re.findall(r'href="([^"]*before=[^"]*)">\s*Older jobs', newest.text)
     rows = await browser.get("/chat/jobs/rows")
     assert older in rows.text, "the link moves on with the list"
     page = await browser.get(unescape(older))
-    assert len(re.findall(r'<li id="job-', newest.text)) == JOBS_ON_PAGE
-    assert re.findall(r'<li id="job-(\d+)', page.text) == ["5", "4", "3", "2", "1"]
+    assert len(re.findall(r'<tr [^>]*id="job-', newest.text)) == JOBS_ON_PAGE
+    assert re.findall(r'<tr [^>]*id="job-(\d+)', page.text) == ["5", "4", "3", "2", "1"]
     assert "Older jobs" not in page.text
     first = await browser.get("/chat/conversations")
     assert first.text.index("prompt 54") < first.text.index("prompt 53"), "newest first"
@@ -612,7 +612,7 @@ async def test_the_reference_shows_every_operation_and_the_document_lies_beside_
     page = text(await browser.get("/chat/docs"))
     document = (await browser.get("/chat/docs/openapi.json")).json()
     assert document["servers"] == [{"url": "/chat"}]
-    assert len(document["paths"]) == 18
+    assert len(document["paths"]) == 20
     for path, methods in document["paths"].items():
         assert path in page
         for operation in methods.values():
@@ -629,7 +629,9 @@ async def test_the_monitor_shows_the_real_queues_and_their_tasks(browser: httpx.
         asset = await browser.get(path, headers={"Accept-Encoding": "identity"})
         assert asset.status_code == 200, path
         assert asset.headers["content-type"].startswith(("text/javascript", "text/css"))
-    assert len(scripts) == 4
+    assert len(scripts) == 3
+    assert "This counts hints that wake the workers, not jobs: the jobs are here" in text(shell)
+    assert 'aria-label="Pages"' in shell.text, "the frame stays around it"
     await queue(browser)
     await queue(browser, model="other")
     async with Redis.from_url(redis_url) as redis:

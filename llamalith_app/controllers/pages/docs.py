@@ -15,6 +15,7 @@ from litestar import Controller, get
 from litestar.response import Template
 
 from llamalith_app.contracts import examples
+from llamalith_app.contracts.parameters import NAMES as PARAMETERS
 from llamalith_app.guards.principal import PAGE
 from llamalith_app.web import curl
 from llamalith_app.web.html import page
@@ -182,7 +183,8 @@ def _operation(path: str, method: str, operation: dict[str, Any], schemas: dict[
             )
             for parameter in operation.get("parameters", [])
         ],
-        body=_fields(operation.get("requestBody", {}), schemas),
+        # What people send most stands first; the parameters that every request shares come before it in the shape.
+        body=sorted(_fields(operation.get("requestBody", {}), schemas), key=lambda field: field.name in PARAMETERS),
         answer=_fields(answer, schemas),
         answer_status=status,
         answer_type=next(_names(answer.get("content", {}).get("application/json", {}).get("schema", {})), ""),

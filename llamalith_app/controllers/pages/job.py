@@ -115,8 +115,6 @@ class JobPage(Controller):
             )
         except (BadInput, QueueFull, StorageUnavailable) as error:
             return _form_page(request, details, form, status_code=error.status, why=str(error))
-        if accepted.job_id is None:
-            return _form_page(request, details, form, status_code=400, why="The prompt is empty: type one.")
         return see_other(f"/chat/jobs/{accepted.job_id}?beside={job_id}")
 
 
@@ -231,6 +229,8 @@ def _prefilled(request: AppRequest, job: Job) -> AgainForm:
 def _changed(details: JobDetails, form: AgainForm) -> JobRequest:
     """The old job with what the form says instead. Raises BadInput."""
     job = details.job
+    if not form.content.strip():
+        raise BadInput("The prompt is empty: type one.")
     given: dict[str, Any] = {name: value for name in FORM_PARAMETERS if (value := getattr(form, name).strip())}
     if stop := [line for line in form.stop.split("\n") if line]:
         given["stop"] = stop

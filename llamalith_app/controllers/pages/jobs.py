@@ -14,24 +14,21 @@ from litestar.response import Redirect, Template
 from llamalith_app.contracts.forms import BulkDone, BulkForm, JobsFilter, PriorityForm
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.controllers.jobs import MAX_ID, JobIdInPath, change_priority
-from llamalith_app.controllers.models import engines
 from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.jobs.bulk import BulkAction
-from llamalith_app.store.jobs import listing, reads
+from llamalith_app.store.jobs import listing
 from llamalith_app.store.jobs.listing import Count, JobFilter
 from llamalith_app.store.tables import Priority, Status
 from llamalith_app.web.html import page, query
 from llamalith_app.web.problems import explained
 from llamalith_app.web.request import AppRequest
 
-NEWEST_ON_DASHBOARD = 10
 JOBS_ON_PAGE = 50
 AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30)}
 
-Limit = Annotated[int, QueryParameter(ge=1, le=JOBS_ON_PAGE)]
 BeforeJob = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID)]
 Fields = TypeVar("Fields", bound=msgspec.Struct)
 
@@ -45,13 +42,9 @@ class JobsPage(Controller):
         return await _render(request, "jobs", before, done=_fields(request.query_params, BulkDone))
 
     @get("/rows", opt=BACKGROUND_PAGE)
-    async def rows(self, request: AppRequest, before: BeforeJob = None, limit: Limit = JOBS_ON_PAGE) -> Template:
-        """The table alone, for the script that polls it; the dashboard's list also shows the engines."""
-        if limit != NEWEST_ON_DASHBOARD:
-            return await _render(request, "_jobs", before)
-        jobs = await newest_jobs(request, limit)
-        shown = await engines(request.parts)
-        return page(request, "_rows", jobs=jobs, engines=shown, status="", before=None, limit=limit)
+    async def rows(self, request: AppRequest, before: BeforeJob = None) -> Template:
+        """The table alone, for the script that polls it."""
+        return await _render(request, "_jobs", before)
 
     @post("/{job_id:str}/cancel", opt=PAGE, status_code=303)
     async def cancel(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
@@ -187,12 +180,3 @@ def _query(form: JobsFilter) -> str:
 def _address(form: JobsFilter) -> str:
     asked = _query(form)
     return f"/chat/jobs?{asked}" if asked else "/chat/jobs"
-
-
-async def newest_jobs(request: AppRequest, limit: int) -> list[Job]:
-    """At most `limit` jobs, newest first, with their live progress."""
-    jobs = await request.parts.database.read(
-        reads.newest, request.principal.user_id, limit=limit, max_text=EXCERPT_CHARS
-    )
-    await request.parts.live.add(jobs)
-    return jobs
