@@ -27,6 +27,7 @@ from llamalith_app.errors import LlamalithError, NotFound
 from llamalith_app.guards.principal import BACKGROUND, OPEN
 from llamalith_app.web import problems
 from llamalith_app.web.live import may_grow
+from llamalith_app.web.markdown import markdown
 from llamalith_app.web.visible import Kind, visible, visible_html
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "seconds_until": _seconds_until,
         "plain_name": visible,
         "name": visible_html,
+        "markdown": markdown,
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
     }
     environment.tests["changing"] = _is_changing
