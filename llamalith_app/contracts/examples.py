@@ -54,6 +54,7 @@ _REQUEST: dict[str, Any] = {
 }
 _DONE = jobs.Job(
     id=12,
+    turn_id=9,
     conversation_id="dragon",
     model="smollm2",
     status="done",

@@ -177,6 +177,34 @@ async def hide(page: Page, *, hidden: bool) -> None:
 
 
 @pytest.mark.slow
+async def test_a_window_keeps_its_branch_and_drops_what_another_one_deleted(
+    api: httpx.AsyncClient, chromium: Browser, gate: Path
+) -> None:
+    for content in ("Tell me a story.", "second", "third"):
+        await submit(api, content)
+    async with at_home(api, chromium) as browser:
+        page = await browser.page("/chat/conversations/c")
+        await half_written(page)
+        await api.post("/api/jobs/2/cancel")
+        assert (await api.delete("/api/conversations/c/turns/2")).status_code == 200
+        await expect(page.locator("#job-2")).to_have_count(0)
+        await expect(page.locator("#turns > li")).to_have_count(2)
+        await api.post("/api/conversations/c/reply", json={"content": "edited elsewhere", "parent": 1})
+        await page.fill("#content", "to the one that I see")
+        async with page.expect_navigation():
+            await page.click("form.prompt button:not(.quiet)")
+        await expect(page.locator("#job-5")).to_be_visible()
+        await expect(page.locator("#turns > li")).to_have_count(3)
+        await page.evaluate("window.isTheSame = true")
+        await api.post("/api/jobs/5/cancel")
+        assert (await api.delete("/api/conversations/c/turns/5")).status_code == 200
+        await page.wait_for_function("() => !window.isTheSame")
+        await expect(page.locator("#job-5")).to_have_count(0)
+        gate.touch()
+        await expect(page.locator("#job-1 .said.model > .text")).to_have_text(STORY)
+
+
+@pytest.mark.slow
 async def test_nginx_holds_no_event_back(api: httpx.AsyncClient, gate: Path, tmp_path: Path) -> None:
     await submit(api, "Tell me a story.")
     (tmp_path / "nginx").mkdir()

@@ -12,12 +12,12 @@ from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import AgainForm
-from llamalith_app.contracts.jobs import Job, JobRequest
+from llamalith_app.contracts.jobs import MAX_ID, Job, JobRequest
 from llamalith_app.contracts.parameters import NAMES, Parameters
-from llamalith_app.controllers.jobs import MAX_ID, JobIdInPath
+from llamalith_app.controllers.jobs import JobIdInPath
 from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.controllers.pages.redirects import see_other
-from llamalith_app.errors import BadInput, NotFound, QueueFull, StorageUnavailable
+from llamalith_app.errors import BadInput, JobOpen, NotFound, QueueFull, StorageUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.jobs import timeline
 from llamalith_app.store.jobs import reads
@@ -105,15 +105,26 @@ class JobPage(Controller):
         form = await request.form_as(AgainForm)
         sent = msgspec.json.encode(form)
         digest = hashlib.sha256(sent).hexdigest()
+        owner_id, once = request.principal.user_id, form.once
         try:
+            changed = _changed(details, form)
+            conversation_id = None
+            if details.parent_turn is not None:
+                forked = await request.parts.branches.fork(
+                    owner_id,
+                    details.job.conversation_id,
+                    details.parent_turn,
+                    key=Key(owner_id, f"again-in:{once}:{digest}", digest) if once else None,
+                )
+                conversation_id = forked.conversation_id
             accepted = await request.parts.submissions.submit(
                 request.principal,
                 request.id,
-                _changed(details, form),
-                fork_of=details.parent_turn,
-                key=Key(request.principal.user_id, f"again:{form.once}:{digest}", digest) if form.once else None,
+                changed,
+                conversation_id=conversation_id,
+                key=Key(owner_id, f"again:{once}:{digest}", digest) if once else None,
             )
-        except (BadInput, QueueFull, StorageUnavailable) as error:
+        except (BadInput, JobOpen, QueueFull, StorageUnavailable) as error:
             return _form_page(request, details, form, status_code=error.status, why=str(error))
         return see_other(f"/chat/jobs/{accepted.job_id}?beside={job_id}")
 
