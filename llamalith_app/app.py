@@ -25,6 +25,7 @@ from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
 from llamalith_app.controllers.models import Models
+from llamalith_app.controllers.pages.blocks import BlocksPage
 from llamalith_app.controllers.pages.conversation import ConversationPage
 from llamalith_app.controllers.pages.conversations import ConversationsPage
 from llamalith_app.controllers.pages.dashboard import DashboardPage, front_door
@@ -156,7 +157,7 @@ def create_app(
     api = [Jobs, Conversations, Events, Models, Legacy]
     pages = [
         *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage),
-        *(LoginPage, LogoutPage, DocsPage, MonitorPage),
+        *(BlocksPage, LoginPage, LogoutPage, DocsPage, MonitorPage),
     ]
     app = Litestar(
         route_handlers=[
