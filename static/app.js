@@ -1,11 +1,12 @@
-// Starts everything that a page does beyond its HTML. Every page works without it, and none of its modules makes HTML:
-// they only put in place what the server rendered.
+// Starts everything that a page does beyond its HTML. Every page works without it. Its modules put in place what
+// the server rendered; only KaTeX, for formulas, makes elements of its own.
 
 import { sendByKeyboard } from "./composer.js"
 import { forgetAcceptedDraft, forgetDraftsAtLogout, keepDraft } from "./draft.js"
 import { sendForms } from "./forms.js"
 import { LiveList } from "./live-list.js"
 import { LiveReplies } from "./live-replies.js"
+import { copyByButton, enrich } from "./prose.js"
 import { stickToEnd } from "./stick-to-end.js"
 import { showLocalTimes } from "./times.js"
 
@@ -21,6 +22,8 @@ for (const element of document.querySelectorAll("[data-live]")) {
   }
 }
 showLocalTimes(document)
+for (const text of document.querySelectorAll(".markdown")) enrich(text)
+copyByButton()
 sendForms(lists)
 sendByKeyboard()
 
