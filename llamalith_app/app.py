@@ -28,6 +28,7 @@ from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
 from llamalith_app.controllers.models import Models
+from llamalith_app.controllers.pages.blocks import BlocksPage
 from llamalith_app.controllers.pages.branches import BranchForms
 from llamalith_app.controllers.pages.conversation import ConversationPage
 from llamalith_app.controllers.pages.conversations import ConversationsPage
@@ -182,7 +183,7 @@ def routes(cors_origins: Sequence[str]) -> Litestar:
     api = [Jobs, Conversations, BranchesOfConversation, BranchesOfJob, Events, Models, Legacy]
     pages = [
         *(DashboardPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
-        *(StatusPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
+        *(StatusPage, BlocksPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
     ]
     return Litestar(
         route_handlers=[

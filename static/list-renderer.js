@@ -1,6 +1,7 @@
 // Puts a fresh rendering of a list in place, item by item, so that focus, selection and open details survive in the
 // items that did not change. An item is known by its id.
 
+import { enrich } from "./prose.js"
 import { showLocalTimes } from "./times.js"
 
 export const announce = (said) => {
@@ -42,6 +43,7 @@ export class ListRenderer {
         changed = true
         this.rendered.set(item.id, html)
         showLocalTimes(item)
+        for (const text of item.querySelectorAll(".markdown")) enrich(text)
         current = this.renderItem(old, item, next)
       }
       if (!isPart) next = current.nextElementSibling
