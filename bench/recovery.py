@@ -25,7 +25,7 @@ STORY = "Write a very long story about a dragon, with every detail of its life."
 
 
 async def kill(product: Product, what: str, number: int) -> float:
-    job_id = await product.submit(STORY, f"{what}-{number}")
+    job_id = await product.submit(STORY, conversation_id=f"{what}-{number}")
     await product.in_phase(job_id, "decode")
     pid = product.pid("worker") if what == "worker" else product.engine_pids()[0]
     os.kill(pid, signal.SIGKILL)

@@ -6,15 +6,17 @@ learns about them from the database and from Redis.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import uvicorn
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.datastructures import State
+from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
@@ -36,6 +38,7 @@ from llamalith_app.controllers.pages.login import LoginPage, answer_login_needed
 from llamalith_app.controllers.pages.logout import LogoutPage
 from llamalith_app.controllers.pages.look import LookPage
 from llamalith_app.controllers.pages.monitor import MonitorPage
+from llamalith_app.controllers.pages.offline import OfflinePage
 from llamalith_app.controllers.pages.status import StatusPage
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
@@ -151,7 +154,7 @@ def create_app(
     )
 
     @asynccontextmanager
-    async def opened(_: Litestar) -> AsyncIterator[None]:
+    async def opened() -> AsyncIterator[None]:
         database.open()
         try:
             yield
@@ -163,12 +166,21 @@ def create_app(
             await database.close()
             await redis.aclose()
 
+    app = routes(config.cors_origins)
+    guard = PrincipalGuard(config.api_token, parts.sessions)
+    app.state.update({"parts": parts, "guard": guard, "opened": opened})
+    return WebApp(app, parts, hsts=config.hsts)
+
+
+def routes(cors_origins: Sequence[str]) -> Litestar:
+    """All routes. `create_app` puts into the application's state what they work with: `parts`, `guard` and `opened`, a
+    context in which the parts are open."""
     api = [Jobs, Conversations, Events, Models, Legacy]
     pages = [
         *(DashboardPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage),
-        *(StatusPage, LoginPage, LogoutPage, LookPage, DocsPage, MonitorPage),
+        *(StatusPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
     ]
-    app = Litestar(
+    return Litestar(
         route_handlers=[
             Router("/api", route_handlers=api, security=[{"bearer": []}, {"token": []}, {"session": []}]),
             Router("/chat/api", route_handlers=api, include_in_schema=False),
@@ -176,9 +188,8 @@ def create_app(
             front_door,
             Router("/chat", route_handlers=[*pages, html.asset], include_in_schema=False),
         ],
-        guards=[PrincipalGuard(config.api_token, parts.sessions)],
+        guards=[_authenticate],
         template_config=html.template_config(),
-        state=State({"parts": parts}),
         request_class=AppRequest,
         middleware=[restore_slashes],
         request_max_body_size=MAX_BODY_BYTES,
@@ -191,7 +202,7 @@ def create_app(
             Exception: html.answer_unexpected_error,
         },
         cors_config=CORSConfig(
-            allow_origins=list(config.cors_origins),
+            allow_origins=list(cors_origins),
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=[
                 "Authorization",
@@ -203,7 +214,7 @@ def create_app(
             ],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-        if config.cors_origins
+        if cors_origins
         else None,
         openapi_config=OpenAPIConfig(
             title="Llamalith",
@@ -225,11 +236,20 @@ def create_app(
             ),
         ),
         plugins=[problems.InDocument()],
-        lifespan=[opened],
+        lifespan=[_opened],
         logging_config=None,
         debug=False,
     )
-    return WebApp(app, parts, hsts=config.hsts)
+
+
+async def _authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    await connection.app.state.guard(connection, handler)
+
+
+@asynccontextmanager
+async def _opened(app: Litestar) -> AsyncIterator[None]:
+    async with app.state.opened():
+        yield
 
 
 def create_server(

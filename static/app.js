@@ -2,7 +2,7 @@
 // they only put in place what the server rendered.
 
 import { attachFiles } from "./attachments.js"
-import { compose, sendByKeyboard } from "./composer.js"
+import { compose, focusWithoutKeyboard, sendByKeyboard } from "./composer.js"
 import { offerCopies } from "./copy.js"
 import { forgetAcceptedDraft, forgetDraftsAtLogout, keepDraft } from "./draft.js"
 import { watchEnds } from "./ended.js"
@@ -38,14 +38,19 @@ useTools()
 useKeys()
 offerCopies()
 
-forgetAcceptedDraft()
+const hasJustSent = forgetAcceptedDraft()
 const promptForm = document.querySelector("form.prompt")
 if (promptForm) {
   keepDraft(promptForm)
   attachFiles(promptForm)
   compose(promptForm)
+  if (hasJustSent || promptForm.matches(".new *")) focusWithoutKeyboard(promptForm.elements.content)
 }
 forgetDraftsAtLogout()
+
+// It shows a page of its own where the server cannot be reached. The version is that of all static files.
+const version = new URL(import.meta.url).pathname.split("/").at(-2)
+navigator.serviceWorker?.register(`/chat/sw.js?v=${version}`, { scope: "/chat/" }).catch(() => {})
 
 // A page out of the browser's memory may show what only a session may see, and its buttons are still off.
 addEventListener("pageshow", (event) => {

@@ -52,6 +52,11 @@ export const sendByKeyboard = () => {
   })
 }
 
+// On a touch screen the keyboard would cover what was just opened. A place in the address keeps its place.
+export const focusWithoutKeyboard = (field) => {
+  if (!isTouch.matches) field.focus({ preventScroll: true })
+}
+
 export const compose = (form) => {
   const { content, model, system_prompt: systemPrompt } = form.elements
   if (!CSS.supports("field-sizing", "content")) growByScript(content)

@@ -36,15 +36,16 @@ const removeDrafts = (matches) => {
   for (const key of Object.keys(sessionStorage)) if (key.startsWith(PREFIX) && matches(load(key))) store(key, null)
 }
 
-// The server sets a cookie with the page that shows the job of an accepted form.
+// The server sets a cookie with the page that shows the job of an accepted form. Returns whether this is such a page.
 export const forgetAcceptedDraft = () => {
   const [, prefix, once] = document.cookie.match(/(?:^|; )(__Host-)?llamalith_taken=([\w-]+)/) ?? []
-  if (!once) return
+  if (!once) return false
   document.cookie = prefix
     ? "__Host-llamalith_taken=; Max-Age=0; Path=/; SameSite=Strict; Secure"
     : "llamalith_taken=; Max-Age=0; Path=/chat; SameSite=Strict"
   store(ACCEPTED_KEY, [...acceptedForms(), once].slice(-MAX_ACCEPTED))
   removeDrafts((draft) => draft?.once === once)
+  return true
 }
 
 let form = null

@@ -38,13 +38,13 @@ export const sendPrompt = async (form, lists) => {
 
 const showAccepted = async (form, lists, { url, once }, typed) => {
   const fields = form.elements
-  forgetAcceptedDraft()
   const target = new URL(url, location.href)
   const isHere = target.pathname === location.pathname && target.search === location.search
   if (!isHere || !lists.length) {
     location.assign(target)
     return
   }
+  forgetAcceptedDraft()
   // What was typed meanwhile stays.
   fields.content.value = fields.content.value.startsWith(typed) ? fields.content.value.slice(typed.length) : fields.content.value
   fields.content.dispatchEvent(new Event("input", { bubbles: true }))

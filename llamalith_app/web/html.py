@@ -30,6 +30,7 @@ from llamalith_app.guards.principal import BACKGROUND, OPEN
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.web import problems
 from llamalith_app.web.live import may_grow
+from llamalith_app.web.markdown import markdown
 from llamalith_app.web.visible import Kind, visible, visible_html
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +44,16 @@ DOTS = (".", "..")
 """Browsers remove these segments from a path, encoded or not."""
 VERSION = hashlib.sha256(repr(sorted(ASSETS.items())).encode()).hexdigest()[:12]
 """Of all static files, and part of their path: a module's imports are then requested under the same version."""
-MODULES = sorted(name for name in ASSETS if name.endswith(".js") and name not in ("app.js", "monitor.js"))
+NO_MODULES = ("app.js", "monitor.js", "sw.js")
+MODULES = sorted(name for name in ASSETS if name.endswith(".js") and name not in NO_MODULES)
 """The modules that app.js imports. Pages name them too, so that a browser loads all of them at once."""
-MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+MEDIA_TYPES = {
+    "css": "text/css",
+    "js": "text/javascript",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+    "webmanifest": "application/manifest+json",
+}
 
 THEME_COOKIE = "llamalith_theme"
 THEMES = ("light", "dark")
@@ -83,6 +91,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "first_words": _first_words,
         "elapsed": lambda moment: _in_seconds(datetime.now(UTC) - moment),
         "defaults": lambda model: texts_of(_default_parameters(model)),
+        "markdown": markdown,
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
     }
     environment.tests["changing"] = _is_changing

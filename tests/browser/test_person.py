@@ -11,7 +11,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from tests.browser.conftest import Watched, nginx, photograph, violations, window
-from tests.product.conftest import Product, running
+from tests.product.conftest import Product, configure, running
 
 pytestmark = pytest.mark.slow
 
@@ -79,8 +79,7 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
 @pytest.fixture
 def unhurried(tmp_path: Path) -> None:
     """One story at a time, long and slow enough for a person to change their mind; before the product reads it."""
-    settings = '{"model_settings": {"smollm2": {"n_slots": 1, "max_tokens": 1900, "n_threads": 1}}}'
-    (tmp_path / "config.json").write_text(settings)
+    configure(tmp_path, n_slots=1, max_tokens=1900)
 
 
 @pytest.mark.usefixtures("unhurried")
@@ -279,7 +278,7 @@ async def test_the_monitor_shows_the_running_task_and_its_progress_and_changes_n
         await expect(page.get_by_role("heading", name="Queues")).to_be_visible()
         # More than any machine has written before the page was looked at.
         for number in range(200):
-            await product.submit(STORY, f"c{number}")
+            await product.submit(STORY, conversation_id=f"c{number}")
         await page.get_by_role("link", name="llamalith:smollm2").click()
         await page.get_by_role("link", name="j1.a1").first.click()
         # A task reports its progress to SAQ every 5 s; one task goes on as long as there is work.
@@ -315,9 +314,11 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
 ) -> None:
     product, origin, password = installation
     story = "Tell me in three sentences how a small dragon learned to share its treasure."
-    await product.ended(await product.submit(story, "dragon", system_prompt="You are a patient storyteller."))
-    await product.ended(await product.submit("And what did its friends say?", "dragon"))
-    await product.ended(await product.submit("word " * 20_000, "too long"))
+    await product.ended(
+        await product.submit(story, conversation_id="dragon", system_prompt="You are a patient storyteller.")
+    )
+    await product.ended(await product.submit("And what did its friends say?", conversation_id="dragon"))
+    await product.ended(await product.submit("word " * 20_000, conversation_id="too long"))
     options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
     async with window(chromium, origin, **options) as browser:
         page = await browser.page("/chat/")
@@ -339,8 +340,8 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
         await page.goto(f"{origin}/chat/queue/queues/llamalith:smollm2")
         await expect(page.get_by_role("heading", name="Workers")).to_be_visible()
         await check("monitor-idle")
-        await product.submit("Write a long story about the sea.", "dragon")
-        await product.submit("And one about the wind.", "dragon")
+        await product.submit("Write a long story about the sea.", conversation_id="dragon")
+        await product.submit("And one about the wind.", conversation_id="dragon")
         for name, path in (
             ("dashboard", "/chat/"),
             ("jobs", "/chat/jobs"),

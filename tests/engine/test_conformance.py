@@ -188,10 +188,10 @@ async def test_a_full_context_ends_the_reply(start: Start) -> None:
 
 async def test_the_progress_of_a_long_prompt_is_reported_as_it_rises(kind: Kind) -> None:
     async with kind.start(n_ctx=4096) as engine:
-        long = LAZY_DOG * (2000 * kind.n_chars_a_token // len(LAZY_DOG))
+        long = LAZY_DOG * (1000 * kind.n_chars_a_token // len(LAZY_DOG))
         reply = await run(engine, submit(long, max_tokens=1))
     done = [advance.prompt_done for advance in reply.advances]
-    assert reply.advances[0].prompt_tokens > 1500
+    assert reply.advances[0].prompt_tokens > 700
     assert len(set(done)) >= 5
     assert done == sorted(done)
     assert done[-1] == reply.advances[-1].prompt_tokens

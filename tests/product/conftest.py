@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import json
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from dotenv import dotenv_values
 
 from llamalith_app.supervise import pidfile
@@ -81,10 +83,8 @@ class Product:
         worker = self.pid("worker")
         return [int(pid) for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split()]
 
-    async def submit(self, content: str, conversation_id: str = "c", **fields: Any) -> int:
-        answer = await self.api.post(
-            "/api/jobs", json={"content": content, "conversation_id": conversation_id, **fields}
-        )
+    async def submit(self, content: str, **fields: Any) -> int:
+        answer = await self.api.post("/api/jobs", json={"content": content, **fields})
         assert answer.status_code == 200, answer.text
         job_id: int = answer.json()["job_id"]
         return job_id
@@ -131,14 +131,18 @@ class Product:
         return rows
 
 
+def configure(folder: Path, **settings: int) -> None:
+    """Short stories keep the suite short; threads that wait for each other would take the other tests' cores."""
+    model = {"max_tokens": 150, "n_threads": 1} | settings
+    (folder / "config.json").write_text(json.dumps({"model_settings": {"smollm2": model}}))
+
+
 async def start(
     folder: Path, port: int | None = None, grace_s: float = 30, environ: Mapping[str, str] | None = None
 ) -> Product:
     port = port or free_port()
-    config = folder / "config.json"
-    if not config.exists():
-        # Short stories keep the suite short; threads that wait for each other would take the other tests' cores.
-        config.write_text('{"model_settings": {"smollm2": {"max_tokens": 150, "n_threads": 1}}}')
+    if not (folder / "config.json").exists():
+        configure(folder)
     with (folder / "log").open("a") as log:
         up = await asyncio.create_subprocess_exec(
             *(str(LLAMALITH), "up", "--port", str(port), "--data-dir", str(folder / "data"), "--grace", str(grace_s)),
@@ -162,17 +166,25 @@ async def running(folder: Path, **environ: str) -> AsyncIterator[Product]:
         await product.api.aclose()
 
 
-@pytest.fixture
-async def product(tmp_path: Path) -> AsyncIterator[Product]:
-    """Ends with `llamalith check`: whatever the test did, the record is whole."""
-    async with running(tmp_path) as product:
+WITH_SHARED = pytest.mark.asyncio(loop_scope="session")
+"""A test with `product`."""
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def product(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Product]:
+    """Shared by all tests that leave its `up` alive: a start takes seconds. Its conversations are there for the next
+    test, and so are the prefixes that its engine keeps.
+
+    Ends with `llamalith check`: whatever the tests did, the record is whole.
+    """
+    folder = tmp_path_factory.mktemp("product")
+    # What is long here is soon read.
+    configure(folder, n_ctx=1024)
+    async with running(folder) as product:
         yield product
     check = await asyncio.create_subprocess_exec(
-        str(LLAMALITH),
-        "check",
-        "--data-dir",
-        str(product.data_dir),
-        cwd=tmp_path,
+        *(str(LLAMALITH), "check", "--data-dir", str(product.data_dir)),
+        cwd=folder,
         env=clean_environ(),
         stdout=asyncio.subprocess.PIPE,
     )

@@ -16,8 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.product.conftest import LLAMALITH, Product, clean_environ, free_port, is_alive, running, start
-from tests.product.test_product import STORY, gone
+from tests.product.conftest import (
+    LLAMALITH,
+    WITH_SHARED,
+    Product,
+    clean_environ,
+    configure,
+    free_port,
+    is_alive,
+    running,
+    start,
+)
+from tests.product.test_product import STORY, gone, in_decode
 from tests.settle import eventually
 
 pytestmark = pytest.mark.slow
@@ -25,12 +35,12 @@ pytestmark = pytest.mark.slow
 
 async def writing(product: Product) -> tuple[int, int]:
     """A long job that writes its reply; its id, and its engine's pid."""
-    job_id = await product.submit(STORY)
-    await product.in_phase(job_id, "decode")
+    job_id = await in_decode(product)
     (engine,) = product.engine_pids()
     return job_id, engine
 
 
+@WITH_SHARED
 async def test_an_engine_that_hangs_dies_with_its_worker_and_its_job_runs_on_at_once(product: Product) -> None:
     job_id, engine = await writing(product)
     os.kill(engine, signal.SIGSTOP)
@@ -85,7 +95,7 @@ def has_terminal(fd: int) -> Callable[[], object]:
 
 
 async def test_a_terminal_that_closes_again_and_again_spends_no_attempt_of_a_long_job(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_settings": {"smollm2": {"max_tokens": 1500, "n_threads": 1}}}')
+    configure(tmp_path, max_tokens=1500)
     port = free_port()
     job_id = 0
     for _ in range(3):
@@ -119,9 +129,9 @@ async def test_a_terminal_that_closes_again_and_again_spends_no_attempt_of_a_lon
     assert [outcome for outcome, _ in product.attempts(job_id)] == ["released"] * 3
 
 
+@WITH_SHARED
 async def test_no_process_holds_a_descriptor_that_is_anothers_affair(product: Product) -> None:
-    job_id = await product.submit(STORY)
-    await product.in_phase(job_id, "decode")
+    await in_decode(product)
     pids = {"up": product.up.pid} | {name: product.pid(name) for name in ("web", "worker", "valkey")}
     (pids["engine"],) = product.engine_pids()
 

@@ -10,19 +10,38 @@ import signal
 import sqlite3
 import stat
 import subprocess
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
 
-from tests.product.conftest import LLAMALITH, Product, clean_environ, free_port, is_alive, running, start
+from tests.product.conftest import LLAMALITH, WITH_SHARED, Product, clean_environ, free_port, is_alive, running, start
 from tests.settle import eventually
 
 pytestmark = pytest.mark.slow
 
 STORY = "Write a very long story about a dragon, with every detail of its life."
-LONG_PROMPT = "The quick brown fox jumps over the lazy dog near the river. " * 110
-"""About 1,500 tokens: seconds of prefill."""
+FOX = " The quick brown fox jumps over the lazy dog near the river."
+"""14 tokens."""
+
+
+async def in_prefill(product: Product) -> int:
+    """A job whose prompt is read for a second or more: nothing that was read before begins like it."""
+    job_id = await product.submit(f"{uuid4()}{FOX * 30}", parameters={"max_tokens": 1})
+    await product.in_phase(job_id, "prefill")
+    return job_id
+
+
+async def in_decode(product: Product) -> int:
+    job_id = await product.submit(STORY)
+    await product.in_phase(job_id, "decode")
+    return job_id
+
+
+IN_PHASE = pytest.mark.parametrize("begin", [in_prefill, in_decode])
+Begin = Callable[[Product], Awaitable[int]]
 
 
 async def gone(*pids: int) -> None:
@@ -42,24 +61,28 @@ async def restarted(product: Product, part: str, old: int) -> int:
     return new
 
 
+@WITH_SHARED
 async def test_a_prompt_gets_a_real_answer_and_the_next_one_builds_on_it(product: Product) -> None:
-    first = await product.ended(await product.submit("Say hello.", system_prompt="You are kind."))
-    second = await product.ended(await product.submit("Say it again."))
+    to = {"conversation_id": "two turns"}
+    first = await product.ended(await product.submit("Say hello.", system_prompt="You are kind.", **to))
+    second = await product.ended(await product.submit("Say it again.", **to))
     assert [first["status"], second["status"]] == ["done", "done"]
     assert second["prompt_tokens"] > first["prompt_tokens"] + first["completion_tokens"]
-    messages = (await product.api.get("/api/conversations/c/messages")).json()["messages"]
+    messages = (await product.api.get("/api/conversations/two turns/messages")).json()["messages"]
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
 
 
+@WITH_SHARED
 async def test_three_prompts_at_once_are_answered_in_turn_order(product: Product) -> None:
-    ids = [await product.submit(f"Say {word}.") for word in ("one", "two", "three")]
+    ids = [await product.submit(f"Say {word}.", conversation_id="at once") for word in ("one", "two", "three")]
     for job_id in ids:
         assert (await product.ended(job_id))["status"] == "done"
-    messages = (await product.api.get("/api/conversations/c/messages")).json()["messages"]
+    messages = (await product.api.get("/api/conversations/at once/messages")).json()["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 3
     assert [message["content"] for message in messages[::2]] == ["Say one.", "Say two.", "Say three."]
 
 
+@WITH_SHARED
 async def test_a_named_grammar_is_enforced_while_decoding(product: Product) -> None:
     job = await product.ended(
         await product.submit("Describe a dragon as JSON with the keys name and colour.", grammar_name="json")
@@ -70,38 +93,43 @@ async def test_a_named_grammar_is_enforced_while_decoding(product: Product) -> N
     assert job["finish_reason"] == "length" or job["result"].rstrip().endswith("}")
 
 
+@WITH_SHARED
 async def test_a_long_prompt_shows_rising_counts_to_a_client_that_polls(product: Product) -> None:
-    job_id = await product.submit(LONG_PROMPT)
+    job_id = await product.submit(f"{uuid4()}{FOX * 55}", parameters={"max_tokens": 1})
     seen: list[int] = []
     while (job := await product.job(job_id))["status"] not in ("done", "error"):
         progress = job["progress"] or {}
         if progress.get("phase") == "prefill":
             seen.append(progress["prompt_tokens_done"])
-            assert progress["prompt_tokens"] > 1000
+            assert progress["prompt_tokens"] > 700
         await asyncio.sleep(0.05)
     assert seen == sorted(seen)
     assert len(set(seen)) >= 5, seen
 
 
+@WITH_SHARED
 async def test_a_prompt_that_does_not_fit_is_reported_in_tokens(product: Product) -> None:
-    job = await product.ended(await product.submit("word " * 20_000))
+    job = await product.ended(await product.submit("word " * 10_000))
     assert job["status"] == "error"
     assert job["error"]["kind"] == "context_overflow"
-    assert re.search(r"has \d{5} tokens; 1898 fit \(context of 2048 tokens, 150 kept", job["result"])
+    assert re.search(r"has \d{5} tokens; 874 fit \(context of 1024 tokens, 150 kept", job["result"])
 
 
+@WITH_SHARED
 async def test_turns_that_do_not_fit_are_left_out_and_counted(product: Product) -> None:
     for number in range(3):
-        await product.ended(await product.submit(f"{number}: " + LONG_PROMPT[:3000] + " Answer in one word."))
-    job = await product.ended(await product.submit("Say hello."))
+        await product.ended(
+            await product.submit(f"{number}:{FOX * 22}", conversation_id="full", parameters={"max_tokens": 10})
+        )
+    job = await product.ended(await product.submit("Say hello.", conversation_id="full"))
     assert job["status"] == "done"
     assert job["omitted_messages"] >= 2
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-async def test_a_killed_engine_costs_a_job_less_than_two_seconds(product: Product, phase: str) -> None:
-    job_id = await product.submit(LONG_PROMPT if phase == "prefill" else STORY)
-    await product.in_phase(job_id, phase)
+@WITH_SHARED
+@IN_PHASE
+async def test_a_killed_engine_costs_a_job_less_than_two_seconds(product: Product, begin: Begin) -> None:
+    job_id = await begin(product)
     (engine,) = product.engine_pids()
     os.kill(engine, signal.SIGKILL)
     job = await product.ended(job_id)
@@ -111,10 +139,10 @@ async def test_a_killed_engine_costs_a_job_less_than_two_seconds(product: Produc
     assert first[1] < 2
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-async def test_a_killed_worker_is_started_again_and_its_job_with_it(product: Product, phase: str) -> None:
-    job_id = await product.submit(LONG_PROMPT if phase == "prefill" else STORY)
-    await product.in_phase(job_id, phase)
+@WITH_SHARED
+@IN_PHASE
+async def test_a_killed_worker_is_started_again_and_its_job_with_it(product: Product, begin: Begin) -> None:
+    job_id = await begin(product)
     worker, (engine,) = product.pid("worker"), product.engine_pids()
     os.kill(worker, signal.SIGKILL)
     await gone(worker, engine)
@@ -130,21 +158,22 @@ async def test_a_killed_worker_is_started_again_and_its_job_with_it(product: Pro
     assert re.fullmatch(r"worker \d+ ended", taken["why"])
 
 
+@WITH_SHARED
 async def test_a_killed_valkey_costs_nothing_and_is_started_again(product: Product) -> None:
-    running_job = await product.submit(STORY)
-    await product.in_phase(running_job, "decode")
+    running_job = await in_decode(product)
     old = product.pid("valkey")
     os.kill(old, signal.SIGKILL)
-    during = await product.submit("Say hello.", "other")
+    during = await product.submit("Say hello.")
     await restarted(product, "valkey", old)
-    after = await product.submit("Say hello.", "third")
+    after = await product.submit("Say hello.")
     for job_id in (running_job, during, after):
         job = await product.ended(job_id)
         assert (job["status"], job["attempt"]) == ("done", 1)
 
 
+@WITH_SHARED
 async def test_a_killed_web_process_is_started_again_with_all_that_it_accepted(product: Product) -> None:
-    ids = [await product.submit("Say hello.", f"c{number}") for number in range(3)]
+    ids = [await product.submit("Say hello.") for _ in range(3)]
     old = product.pid("web")
     os.kill(old, signal.SIGKILL)
     await restarted(product, "web", old)
@@ -177,8 +206,7 @@ async def test_a_drain_ends_everything_and_gives_long_jobs_back(tmp_path: Path) 
 
 async def test_ctrl_c_twice_ends_everything_at_once(tmp_path: Path) -> None:
     async with running(tmp_path) as product:
-        job_id = await product.submit(STORY)
-        await product.in_phase(job_id, "decode")
+        await in_decode(product)
         pids = [product.pid(part) for part in ("web", "worker", "valkey")] + product.engine_pids()
         product.up.send_signal(signal.SIGINT)
 
@@ -194,8 +222,7 @@ async def test_ctrl_c_twice_ends_everything_at_once(tmp_path: Path) -> None:
 async def test_after_kill_9_of_up_nothing_is_left_and_the_next_start_goes_on(tmp_path: Path) -> None:
     product = await start(tmp_path)
     await product.until_ready()
-    job_id = await product.submit(STORY)
-    await product.in_phase(job_id, "decode")
+    job_id = await in_decode(product)
     pids = [product.pid(part) for part in ("web", "worker", "valkey")]
     product.up.kill()
     await product.up.wait()
@@ -205,6 +232,7 @@ async def test_after_kill_9_of_up_nothing_is_left_and_the_next_start_goes_on(tmp
         assert (await again.ended(job_id))["status"] == "done"
 
 
+@WITH_SHARED
 async def test_a_second_up_on_the_same_data_is_refused_by_name(product: Product) -> None:
     second = await start(product.folder)
     assert await asyncio.wait_for(second.up.wait(), 20) == 2
@@ -253,7 +281,7 @@ async def test_two_slots_run_two_conversations_side_by_side_on_the_real_model(tm
         '{"worker_settings": {"worker_count": 2}, "model_settings": {"smollm2": {"max_tokens": 150}}}'
     )
     async with running(tmp_path) as product:
-        ids = [await product.submit(STORY, conversation_id) for conversation_id in "ab"]
+        ids = [await product.submit(STORY) for _ in range(2)]
         jobs = [await product.ended(job_id) for job_id in ids]
     assert [job["status"] for job in jobs] == ["done", "done"]
     assert jobs[1]["started_at"] < jobs[0]["processed_at"]

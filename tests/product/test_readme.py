@@ -18,7 +18,7 @@ from llamalith_app.contracts.jobs import Job, JobCreate, Progress
 from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.settings import ranges
 from llamalith_app.settings.declaration import VARIABLES, ConfigFile, ModelSettings
-from tests.product.conftest import Product, clean_environ, running
+from tests.product.conftest import WITH_SHARED, Product, clean_environ, running
 from tests.settle import eventually
 
 ROOT = Path(llamalith_app.__file__).parent.parent
@@ -95,27 +95,27 @@ def filled_in(expression: str, given: dict[str, Any]) -> str:
 
 
 @pytest.mark.slow
-async def test_the_n8n_recipe_works_in_its_second_round_and_later(tmp_path: Path) -> None:
+@WITH_SHARED
+async def test_the_n8n_recipe_works_in_its_second_round_and_later(product: Product) -> None:
     section = README.partition("### 3. Ask from n8n")[2].partition("\n### ")[0]
     ask, look = re.findall(r"(?:POST|GET) `http://127\.0\.0\.1:8000([^`]+)`", section)
     (switch,) = re.findall(r"\*\*Switch\*\* on `([^`]+)`", section)
     reply, reason = re.findall(r"`(\{\{ \$json\.last_(?:assistant|job\.error).*?\}\})`", section)
-    async with running(tmp_path) as product:
-        given = (await product.api.post(ask, json={"content": "Say hello."})).json()
-        rounds = 0
+    given = (await product.api.post(ask, json={"content": "Say hello."})).json()
+    first, rounds = given["job_id"], 0
 
-        async def look_again() -> bool:
-            nonlocal given, rounds
-            given = (await product.api.get(filled_in(look, given))).json()
-            rounds += 1
-            return rounds > 1 and filled_in(switch, given) == "done"
-
-        await eventually(look_again, within_s=60)
-        assert filled_in(reply, given) == (await product.job(1))["result"]
-        await product.submit("x", given["conversation_id"], timeout_s=0.001)
-        await product.ended(2)
+    async def look_again() -> bool:
+        nonlocal given, rounds
         given = (await product.api.get(filled_in(look, given))).json()
-        assert (filled_in(switch, given), filled_in(reason, given)) == ("error", given["last_job"]["result"])
+        rounds += 1
+        return rounds > 1 and filled_in(switch, given) == "done"
+
+    await eventually(look_again, within_s=60)
+    assert filled_in(reply, given) == (await product.job(first))["result"]
+    second = await product.submit("x", conversation_id=given["conversation_id"], timeout_s=0.001)
+    await product.ended(second)
+    given = (await product.api.get(filled_in(look, given))).json()
+    assert (filled_in(switch, given), filled_in(reason, given)) == ("error", given["last_job"]["result"])
 
 
 def test_the_readme_is_short_and_sends_readers_on() -> None:

@@ -446,7 +446,7 @@ class Record(RuleBasedStateMachine):
     [
         pytest.param("sqlite", 20, 30, id="sqlite-quick"),
         pytest.param("postgresql", 5, 30, id="postgresql-quick"),
-        pytest.param("sqlite", 300, 60, id="sqlite-long", marks=pytest.mark.slow),
+        pytest.param("sqlite", 100, 60, id="sqlite-long", marks=pytest.mark.slow),
         pytest.param("postgresql", 30, 50, id="postgresql-long", marks=pytest.mark.slow),
     ],
     indirect=["new_record"],

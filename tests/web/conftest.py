@@ -6,7 +6,7 @@ import asyncio
 import functools
 import shutil
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,44 @@ import bcrypt
 import httpx
 import pytest
 import pytest_asyncio
+from litestar import Litestar
 
-from llamalith_app.app import Timings, create_server
+from llamalith_app import app
+from llamalith_app.app import Timings
 from llamalith_app.settings.config import Config, ModelConfig
 from llamalith_app.web import html
 
 TOKEN = "a-token-of-the-tests"
 PASSWORD = "a password of the tests"
-# Servers come and go with each test; the templates that they compile stay.
+# Servers come and go with each test; the templates that they compile stay, and the routes go from one to the next.
 html.template_config = functools.cache(html.template_config)
+
+
+class Routes:
+    """Hands out applications that no running server has."""
+
+    def __init__(self) -> None:
+        self._make = app.routes
+        self._free: list[Litestar] = []
+        self._taken: Litestar | None = None
+
+    def __call__(self, cors_origins: Sequence[str]) -> Litestar:
+        if cors_origins:
+            return self._make(cors_origins)
+        self._taken = self._free.pop() if self._free else self._make(())
+        return self._taken
+
+    def taken(self) -> Litestar | None:
+        """The last one that was handed out, once."""
+        taken, self._taken = self._taken, None
+        return taken
+
+    def free(self, one: Litestar | None) -> None:
+        if one is not None:
+            self._free.append(one)
+
+
+app.routes = ROUTES = Routes()
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(6)).decode()
 
 
@@ -65,7 +94,8 @@ def timings() -> Timings:
 async def serving(config: Config, timings: Timings = PATIENT, **others: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client whose base is the running application, with the token. `others`: further timings of `create_server`."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = create_server(config, timings=timings, **others)
+    server = app.create_server(config, timings=timings, **others)
+    reused = ROUTES.taken()
     task = asyncio.create_task(server.serve(sockets=[listener]))
     port = listener.getsockname()[1]
     try:
@@ -82,6 +112,7 @@ async def serving(config: Config, timings: Timings = PATIENT, **others: Any) -> 
         server.should_exit = True
         await task
         listener.close()
+        ROUTES.free(reused)
 
 
 async def log_in(client: httpx.AsyncClient) -> None:
