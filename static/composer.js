@@ -52,9 +52,13 @@ export const sendByKeyboard = () => {
   })
 }
 
-// On a touch screen the keyboard would cover what was just opened. A place in the address keeps its place.
+// On a touch screen the keyboard would cover what was just opened. The browser takes the focus away when it goes to the
+// place that the address names, which it does until the page has loaded.
 export const focusWithoutKeyboard = (field) => {
-  if (!isTouch.matches) field.focus({ preventScroll: true })
+  if (isTouch.matches) return
+  const focus = () => field.focus({ preventScroll: true })
+  if (location.hash && document.readyState !== "complete") addEventListener("load", () => setTimeout(focus))
+  else focus()
 }
 
 export const compose = (form) => {
