@@ -158,7 +158,7 @@ async def test_every_page_fits_reads_well_and_breaks_no_rule_of_access(board: Bo
             for width in (1280, 360):
                 await page.set_viewport_size({"width": width, "height": 800})
                 for scheme in ("light", "dark"):
-                    await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+                    await page.emulate_media(color_scheme=scheme)
                     assert await violations(page) == [], (name, width, scheme)
                     await photograph(page, f"board-{name}-{scheme}-{width}")
                 wider = await page.evaluate(
