@@ -69,7 +69,7 @@ const replaceParts = (old, item) => {
   for (const part of item.querySelectorAll("[data-part]")) {
     old.querySelector(`[data-part="${part.dataset.part}"]`)?.replaceChildren(...part.childNodes)
   }
-  old.dataset.said = item.dataset.said
+  for (const name of ["said", "status"]) if (name in item.dataset) old.dataset[name] = item.dataset[name]
 }
 
 // Children that are the same stay, and with them what is selected in them.
@@ -80,13 +80,23 @@ const replaceItem = (old, item) => {
   const after = [...item.children]
   after.forEach((child, index) => {
     if (!before[index]) old.append(child)
-    else if (!before[index].isEqualNode(child)) before[index].replaceWith(child)
+    else if (!before[index].isEqualNode(child)) {
+      keepMarked(before[index], child)
+      before[index].replaceWith(child)
+    }
   })
   for (const child of before.slice(after.length)) child.remove()
   for (const { name } of [...old.attributes]) if (!item.hasAttribute(name)) old.removeAttribute(name)
   for (const { name, value } of item.attributes) old.setAttribute(name, value)
   old.querySelectorAll("details").forEach((details, index) => { details.open = wereOpen[index] ?? details.open })
   if (focused && !old.contains(focused)) restoreFocus(old, focused)
+}
+
+// What only this page knows, such as a model's thinking, goes over into the place that the new item has for it.
+const keepMarked = (before, after) => {
+  for (const kept of before.querySelectorAll("[data-keep]:not([hidden])")) {
+    after.querySelector(`[data-keep="${kept.dataset.keep}"]`)?.replaceWith(kept)
+  }
 }
 
 // Where the focused element is gone, to the same link, or else to something beside it.

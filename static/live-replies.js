@@ -3,6 +3,7 @@
 // little later.
 
 import { scrollIfSticking } from "./stick-to-end.js"
+import { _ } from "./words.js"
 
 // After so long without an event from a stream whose job moves on, its connection is dead.
 const SILENCE_MS = 8000
@@ -52,6 +53,7 @@ export class LiveReplies {
         }
         if (kind !== "restart") {
           this.texts.get(jobId)[kind] += text
+          timeThinking(jobId, kind)
           this.renderSoon(jobId)
         }
       })
@@ -86,6 +88,19 @@ export class LiveReplies {
     }
     this.changedJobs.clear()
     scrollIfSticking()
+  }
+}
+
+// How long the model thought, where this page saw it begin: a stream that is read again from its beginning tells no times.
+const timeThinking = (jobId, kind) => {
+  const summary = document.querySelector(`#job-${Number(jobId)} .thinking > summary`)
+  if (!summary) return
+  const now = performance.now()
+  if (kind === "thinking") summary.dataset.since ??= now
+  else if (summary.dataset.since) {
+    const seconds = Math.round((now - summary.dataset.since) / 1000)
+    summary.textContent = seconds ? _("Thought for %(n)s s", { n: seconds }) : _("Thought")
+    delete summary.dataset.since
   }
 }
 
