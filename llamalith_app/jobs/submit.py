@@ -202,16 +202,18 @@ class Submissions:
         return retried
 
     async def retry_jobs(self, principal: Principal, request_id: str, job_ids: Sequence[int]) -> int:
-        """Retries those of these jobs that can be retried and were not, in one transaction. Returns how many.
+        """Retries those of these jobs that can be retried and were not, in one transaction; as many as the queue has
+        room for. Returns how many.
 
-        Raises QueueFull where the queue has no room for all of them; nothing was stored then.
+        Raises QueueFull where there is no room at all; nothing was stored then.
         """
         owner_id = principal.user_id
 
         def make(connection: Connection, now: datetime) -> list[submission.Retry]:
-            if waiting.n_queued(connection, owner_id) + len(job_ids) > self._max_queued:
+            room = self._max_queued - waiting.n_queued(connection, owner_id)
+            if room <= 0:
                 raise _QueueLimitReached
-            found = [submission.retry(connection, owner_id, job_id, request_id, now) for job_id in job_ids]
+            found = [submission.retry(connection, owner_id, job_id, request_id, now) for job_id in job_ids[:room]]
             return [copy for copy in found if isinstance(copy, submission.Retry) and copy.is_new]
 
         async with self._counting:

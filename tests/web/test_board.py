@@ -273,7 +273,10 @@ async def test_an_action_needs_a_good_form(browser: httpx.AsyncClient) -> None:
     assert (await browser.get("/api/jobs/1", headers=API)).json()["status"] == "queued"
 
 
-async def test_a_retry_of_all_that_finds_no_room_queues_none(config: Config, database: Database) -> None:
+async def test_a_retry_of_all_queues_as_many_as_there_is_room_for_and_says_that_there_are_more(
+    config: Config, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bulk.RULES, "retry", bulk.RULES["retry"]._replace(chunk=2))
     async with serving(msgspec.structs.replace(config, max_queued=2)) as browser:
         for n in range(3):
             await send(browser, conversation_id=f"c{n}")
@@ -281,8 +284,10 @@ async def test_a_retry_of_all_that_finds_no_room_queues_none(config: Config, dat
         await log_in(browser)
         page = await asked(browser, "action=retry")
         answer = await browser.post("/chat/jobs/bulk", data=hidden_fields(page))
-        assert answer.status_code == 429
-        assert shown_ids(await browser.get("/chat/jobs?status=queued")) == []
+        assert answer.headers["location"] == "/chat/jobs?did=retry&n=2&more=1"
+        assert shown_ids(await browser.get("/chat/jobs?status=queued")) == [5, 4]
+        full = await browser.post("/chat/jobs/bulk", data=hidden_fields(page))
+        assert full.status_code == 429, "where there is none at all"
 
 
 # Another class for one job
