@@ -17,8 +17,8 @@ The map:
                      events), transcript (pure) and sse (their format) for streams; live for progress
     controllers/     thin HTTP and nothing else: API, events, probes; pages/ has a controller for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
-    jobs/            the queue: submit, schemas, cancel, bulk (all that match), order (pure), forecast, queue (sole
-                     speaker of SAQ), monitor, wishes (load or unload a model); timeline and statistics (pure)
+    jobs/            the queue: submit, schemas, cancel, branches, bulk (all that match), order (pure), forecast, queue
+                     (sole speaker of SAQ), monitor, wishes (load or unload a model); timeline and statistics (pure)
     jobs/worker/     the worker's side: process (its composition root), dispatch (who gets a place), pool and placement
                      (which models are loaded: done and decided), attempt, running and settle (one attempt: run, its
                      state, what came of it), shape and reply (what the engine is asked, what is thinking), sweep,
@@ -32,7 +32,7 @@ The map:
     grammars/        what a reply may be held to: grammar (named ones, and JSON Schema as a grammar), gbnf; schema and
                      validation (programs of their own), subschemas, keywords (what cannot be enforced); the shipped
                      files
-    store/           the record: tables, the writer thread (database), the tree of turns and their digests,
+    store/           the record: tables, the writer thread (database), turns and their digests, their tree (branches),
                      conversations, invariants (check), migrations; its id (record), idempotency keys (keys), workers,
                      sessions, rate limits of logins, backup, retention
     store/jobs/      a job in the record: submission makes it, transitions change it, leases and waiting say who runs it

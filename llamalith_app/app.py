@@ -21,12 +21,15 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from llamalith_app import __version__
+from llamalith_app.controllers.branches import BranchesOfConversation, BranchesOfJob
 from llamalith_app.controllers.conversations import Conversations
 from llamalith_app.controllers.events import Events
 from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
 from llamalith_app.controllers.models import Models
+from llamalith_app.controllers.pages.blocks import BlocksPage
+from llamalith_app.controllers.pages.branches import BranchForms
 from llamalith_app.controllers.pages.conversation import ConversationPage
 from llamalith_app.controllers.pages.conversations import ConversationsPage
 from llamalith_app.controllers.pages.dashboard import DashboardPage, front_door
@@ -48,6 +51,7 @@ from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
 from llamalith_app.jobs import order, queue, schemas
+from llamalith_app.jobs.branches import Branches
 from llamalith_app.jobs.bulk import BulkActions
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
@@ -130,6 +134,7 @@ def create_app(
     parts = Parts(
         database=database,
         submissions=submissions,
+        branches=Branches(database),
         cancellations=cancellations,
         bulk=BulkActions(database, cancellations, submissions, models),
         live=live,
@@ -175,10 +180,10 @@ def create_app(
 def routes(cors_origins: Sequence[str]) -> Litestar:
     """All routes. `create_app` puts into the application's state what they work with: `parts`, `guard` and `opened`, a
     context in which the parts are open."""
-    api = [Jobs, Conversations, Events, Models, Legacy]
+    api = [Jobs, Conversations, BranchesOfConversation, BranchesOfJob, Events, Models, Legacy]
     pages = [
-        *(DashboardPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage),
-        *(StatusPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
+        *(DashboardPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
+        *(StatusPage, BlocksPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
     ]
     return Litestar(
         route_handlers=[

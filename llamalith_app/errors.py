@@ -139,6 +139,38 @@ class NotNow(LlamalithError):
     title = "Not now"
 
 
+class JobOpen(LlamalithError):
+    """What was asked for has to wait until a job has ended."""
+
+    status = 409
+    type = "job-open"
+    title = "Job is open"
+
+
+class JobStarted(LlamalithError):
+    """The prompt of a job cannot be changed any more: it has been started, or has ended."""
+
+    status = 409
+    type = "job-started"
+    title = "Job was started"
+
+
+class TurnInUse(LlamalithError):
+    """The turn holds nothing but a system prompt that is in force for later turns."""
+
+    status = 409
+    type = "turn-in-use"
+    title = "Turn in use"
+
+
+class ConversationExists(LlamalithError):
+    """A new conversation was to get an id that is taken."""
+
+    status = 409
+    type = "conversation-exists"
+    title = "Conversation exists"
+
+
 class ReadOnly(LlamalithError):
     """A write to a resource that can only be read."""
 

@@ -1,5 +1,5 @@
-// Starts everything that a page does beyond its HTML. Every page works without it, and none of its modules makes HTML:
-// they only put in place what the server rendered.
+// Starts everything that a page does beyond its HTML. Every page works without it. Its modules put in place what
+// the server rendered; only KaTeX, for formulas, makes elements of its own.
 
 import { attachFiles } from "./attachments.js"
 import { compose, focusWithoutKeyboard, sendByKeyboard } from "./composer.js"
@@ -11,6 +11,7 @@ import { useKeys } from "./keys.js"
 import { LiveList } from "./live-list.js"
 import { LiveReplies } from "./live-replies.js"
 import { changeLookAtOnce } from "./look.js"
+import { copyByButton, enrich } from "./prose.js"
 import { stickToEnd } from "./stick-to-end.js"
 import { showLocalTimes } from "./times.js"
 import { useTools } from "./tools.js"
@@ -32,6 +33,8 @@ for (const element of document.querySelectorAll("[data-live]")) {
 }
 showLocalTimes(document)
 changeLookAtOnce()
+for (const text of document.querySelectorAll(".markdown")) enrich(text)
+copyByButton()
 sendForms(lists)
 sendByKeyboard()
 useTools()

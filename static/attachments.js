@@ -16,11 +16,13 @@ export const attached = (form) => attachedTo.get(form) ?? []
 
 // What is typed, with the files behind it.
 export const withAttachments = (form) => {
+  const typed = form.elements.content.value
+  if (!attached(form).length) return typed
   const blocks = attached(form).map(({ name, text }) => {
     const fence = "`".repeat(Math.max(3, ...[...text.matchAll(FENCE)].map(([run]) => run.length + 1)))
     return `${name}\n${fence}${languageOf(name)}\n${text.replace(/\n$/, "")}\n${fence}`
   })
-  return [form.elements.content.value.trimEnd(), ...blocks].filter(Boolean).join("\n\n")
+  return [typed.trimEnd(), ...blocks].filter(Boolean).join("\n\n")
 }
 
 export const setAttachments = (form, files) => {

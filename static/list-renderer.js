@@ -1,6 +1,7 @@
 // Puts a fresh rendering of a list in place, item by item, so that focus, selection and open details survive in the
 // items that did not change. An item is known by its id.
 
+import { enrich } from "./prose.js"
 import { showLocalTimes } from "./times.js"
 
 export const announce = (said) => {
@@ -27,7 +28,9 @@ export class ListRenderer {
   renderItems(fresh) {
     const isPart = "part" in this.list.dataset
     const items = [...fresh.children]
-    if (!isPart) this.removeAllBut(new Set(items.map((item) => item.id)))
+    const ids = new Set(items.map((item) => item.id))
+    if (!isPart) this.removeAllBut(ids)
+    else if ("from" in fresh.dataset) this.removeDeleted(ids, Number(fresh.dataset.from), Number(fresh.dataset.until))
     const said = []
     let changed = false
     let next = isPart ? null : this.list.firstElementChild
@@ -40,6 +43,7 @@ export class ListRenderer {
         changed = true
         this.rendered.set(item.id, html)
         showLocalTimes(item)
+        for (const text of item.querySelectorAll(".markdown")) enrich(text)
         current = this.renderItem(old, item, next)
       }
       if (!isPart) next = current.nextElementSibling
@@ -47,12 +51,17 @@ export class ListRenderer {
     return { changed, said }
   }
 
-  removeAllBut(ids) {
+  removeAllBut(ids, isMeant = () => true) {
     for (const item of [...this.list.children]) {
-      if (ids.has(item.id)) continue
+      if (ids.has(item.id) || !isMeant(item)) continue
       this.rendered.delete(item.id)
       item.remove()
     }
+  }
+
+  // Of the turns from number `from` to before `until`, those that did not come again.
+  removeDeleted(ids, from, until) {
+    this.removeAllBut(ids, ({ dataset: { turn } }) => Number(turn) >= from && Number(turn) < until)
   }
 
   renderItem(old, item, next) {

@@ -65,9 +65,10 @@ export class LiveList {
         problem = _("Llamalith cannot show this just now (%(status)s).", { status: response.status })
         throw new Error(problem)
       }
-      const changed = this.renderer.render(
-        new DOMParser().parseFromString(text, "text/html").getElementById(this.element.id),
-      )
+      const fresh = new DOMParser().parseFromString(text, "text/html").getElementById(this.element.id)
+      // What the page shows was deleted: this list may be another branch.
+      if ("reload" in fresh.dataset) location.reload()
+      const changed = this.renderer.render(fresh)
       hideProblem()
       this.onUpdate({ changed, failedBefore: this.failed })
       this.failed = false

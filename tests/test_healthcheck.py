@@ -20,6 +20,8 @@ from llamalith_app.jobs.worker.sweep import hold_lock
 from llamalith_app.store import workers
 from tests.store.samples import NOW
 
+pytestmark = pytest.mark.slow
+
 HERE = socket.gethostname()
 
 

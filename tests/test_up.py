@@ -19,6 +19,8 @@ from llamalith_app.settings.config import Config
 from llamalith_app.supervise import pidfile, up
 from tests.settle import eventually
 
+pytestmark = pytest.mark.slow
+
 SUPERVISED = Path(__file__).with_name("supervised.py")
 PATIENCE_S = 20.0
 

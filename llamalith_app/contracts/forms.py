@@ -13,6 +13,18 @@ from llamalith_app.settings import ranges
 
 MAX_ONCE = 64
 """Characters of `JobForm.once`."""
+MAX_ID_DIGITS = 18
+
+Once = Annotated[
+    str,
+    Meta(
+        max_length=MAX_ONCE,
+        description="Random, new in each form: sent twice, it makes one job. Empty: two submits make two jobs.",
+    ),
+]
+OptionalTurn = Annotated[
+    str, Meta(title="the id of a turn, or nothing", max_length=MAX_ID_DIGITS, pattern=rf"^(?:[1-9][0-9]*)?{END}")
+]
 
 
 MAX_NUMBER = 40
@@ -48,8 +60,34 @@ class JobForm(ParameterFields, kw_only=True):
     """The system prompt that the form showed. Where `system_prompt` equals it, the one in force stays."""
     conversation_id: ConversationId = ""
     """Empty: a new conversation."""
-    once: Annotated[str, Meta(max_length=MAX_ONCE)] = ""
-    """Random, new in each form: sent twice, it makes one job. Empty: two submits make two jobs."""
+    once: Once = ""
+    seen: OptionalTurn = ""
+    """The last turn that the page showed: the prompt continues the branch through it. Empty: the head's."""
+    beside: OptionalTurn = ""
+    """The turn whose prompt this one edits: it becomes its sibling. Empty: none."""
+
+
+class RegenerateForm(msgspec.Struct, kw_only=True):
+    """Another reply to the prompt of a job."""
+
+    conversation_id: ConversationId = ""
+    """The conversation that shows it; empty: the job's own."""
+    model: Name = ""
+    """Empty: the job's."""
+    once: Once = ""
+
+
+class TurnForm(msgspec.Struct, kw_only=True):
+    """What is to happen with a turn of a conversation."""
+
+    conversation_id: ConversationId
+    turn_id: Annotated[str, Meta(max_length=MAX_ID_DIGITS, pattern=rf"^[1-9][0-9]*{END}")]
+
+
+class PromptForm(msgspec.Struct, kw_only=True):
+    """The new text of a prompt that waits."""
+
+    content: Text
 
 
 SHORT_FIELDS = {
@@ -58,6 +96,8 @@ SHORT_FIELDS = {
     "once": MAX_ONCE,
     **dict.fromkeys(ParameterFields.__struct_fields__, MAX_NUMBER),
     "stop": ranges.MAX_STOPS * (ranges.MAX_STOP_CHARACTERS + 1),
+    "seen": MAX_ID_DIGITS,
+    "beside": MAX_ID_DIGITS,
 }
 """The short fields of a JobForm, each with its maximum number of characters."""
 

@@ -31,10 +31,15 @@ Seconds = Annotated[
 ]
 
 
+MAX_ID = 2**63 - 1
+TurnId = Annotated[int, Meta(ge=1, le=MAX_ID)]
+
+
 class JobRequest(Parameters, kw_only=True):
     """What every door may ask of a job; texts are trimmed, unknown fields ignored.
 
     A field stands here, and in a column of `jobs` that has its name: the store copies it from the one to the other.
+    Only `parent` is stored with the turn.
     """
 
     content: Text | None = None
@@ -55,6 +60,9 @@ class JobRequest(Parameters, kw_only=True):
     """Starts that may fail or be lost before it ends as an error; absent: the configured number."""
     priority: PriorityWord | None = "normal"
     """`interactive`: a person waits for it; `batch`: no one does."""
+    parent: Annotated[int, Meta(ge=0, le=MAX_ID)] | None = None
+    """The turn that the prompt continues: one of the conversation, or of the path to its head. 0: none, it begins anew
+    in this conversation. Absent: the head. The new turn becomes the head."""
 
 
 class JobCreate(JobRequest, kw_only=True):
@@ -71,9 +79,18 @@ class ReplyCreate(JobRequest, kw_only=True):
 
 
 class JobChange(msgspec.Struct, kw_only=True):
-    """What may be changed of a job while it waits."""
+    """What is to be changed of a job that waits; what is absent or null stays."""
 
-    priority: PriorityWord
+    content: RequiredText | None = None
+    """Another prompt, while the job was never started."""
+    priority: PriorityWord | None = None
+
+
+class Regenerate(Parameters, kw_only=True):
+    """What is to be different this time; parameters that are absent or null are as the job has them."""
+
+    model: Name | None = None
+    """One of the configured names; absent or empty: the job's."""
 
 
 class LegacySubmit(msgspec.Struct, kw_only=True):
@@ -96,6 +113,8 @@ class JobAccepted(msgspec.Struct, kw_only=True):
     created_new: bool
     """True where the server made the conversation's id."""
     model: str
+    turn_id: int | None = None
+    """The turn that the job answers, to be named as `parent`. Null: a system prompt that was in force already."""
 
 
 class LegacyAccepted(msgspec.Struct, kw_only=True):
@@ -135,6 +154,8 @@ class JobBrief(msgspec.Struct, kw_only=True):
 
     id: int
     conversation_id: str
+    turn_id: int
+    """The turn that it answers, to be named as `parent` by a prompt that continues it."""
     model: str
     status: StatusWord
     created_at: datetime

@@ -8,6 +8,7 @@ from litestar import Controller, delete, get, patch, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from llamalith_app.contracts.jobs import (
+    MAX_ID,
     AttemptList,
     Cancelled,
     Job,
@@ -22,12 +23,11 @@ from llamalith_app.contracts.jobs import (
     RetryableWord,
 )
 from llamalith_app.contracts.text import MAX_NAME, id_text
-from llamalith_app.errors import NotFound, NotQueued
+from llamalith_app.errors import BadInput, NotFound, NotQueued
 from llamalith_app.store.jobs import reads, transitions
 from llamalith_app.store.tables import Priority, Status
 from llamalith_app.web.request import AppRequest, IdempotencyKey
 
-MAX_ID = 2**63 - 1
 JobIdInPath = Annotated[int, PathParameter(ge=1, le=MAX_ID)]
 OfConversation = Annotated[
     str | None, QueryParameter(min_length=1, max_length=MAX_NAME, description="Only of this conversation.")
@@ -91,7 +91,7 @@ class Jobs(Controller):
 
     @get("/{job_id:str}", summary="Read a job")
     async def one(self, request: AppRequest, job_id: JobIdInPath) -> Job:
-        return await _read(request, job_id)
+        return await read_job(request, job_id)
 
     @get("/{job_id:str}/attempts", summary="Read every start of a job")
     async def attempts(self, request: AppRequest, job_id: JobIdInPath) -> AttemptList:
@@ -101,11 +101,22 @@ class Jobs(Controller):
             raise NotFound("Job not found")
         return AttemptList(attempts=found)
 
-    @patch("/{job_id:str}", summary="Change a job that waits")
+    @patch(
+        "/{job_id:str}",
+        summary="Change a job that waits",
+        opt={"conflict": "It has been started, or has ended."},
+    )
     async def change(self, request: AppRequest, job_id: JobIdInPath, data: JSONBody[JobChange]) -> Job:
-        """Only while it is `queued`. In its new class it stands where it would stand had it been sent with it."""
-        await change_priority(request, job_id, data.priority)
-        return await _read(request, job_id)
+        """Another prompt, for a job that was never started: it keeps its place. Another priority, while it is queued:
+        it then stands where it would stand had it been sent with that. To take a prompt out of its conversation, cancel
+        the job and delete its turn."""
+        if data.content is None and data.priority is None:
+            raise BadInput("content or priority is required")
+        if data.content is not None:
+            await request.parts.branches.edit_prompt(request.principal.user_id, job_id, data.content)
+        if data.priority is not None:
+            await change_priority(request, job_id, data.priority)
+        return await read_job(request, job_id)
 
     @post("/{job_id:str}/retry", status_code=200, summary="Try a job again")
     async def retry(
@@ -194,7 +205,8 @@ async def change_priority(request: AppRequest, job_id: int, priority: PriorityWo
         raise NotQueued(f"Job {job_id} is {job.status}: only a job that waits can be changed.")
 
 
-async def _read(request: AppRequest, job_id: int) -> Job:
+async def read_job(request: AppRequest, job_id: int) -> Job:
+    """With its live progress. Raises NotFound."""
     job = await request.parts.database.read(reads.job_by_id, request.principal.user_id, job_id)
     if job is None:
         raise NotFound("Job not found")
@@ -205,4 +217,4 @@ async def _read(request: AppRequest, job_id: int) -> Job:
 async def _cancel(request: AppRequest, job_id: int) -> Job:
     if await request.parts.cancellations.cancel_job(request.principal.user_id, job_id) is None:
         raise NotFound("Job not found")
-    return await _read(request, job_id)
+    return await read_job(request, job_id)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import Connection
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.contracts.jobs import JobAccepted, JobRequest, Retried
+from llamalith_app.contracts.jobs import Job, JobAccepted, JobRequest, Regenerate, Retried
 from llamalith_app.contracts.parameters import AnyText, JsonSchema, wanted_schema
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.errors import BadInput, NotFound, NotRetryable, QueueFull
@@ -24,11 +24,21 @@ from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import SchemaValidator
 from llamalith_app.store import keys
 from llamalith_app.store.database import Database
-from llamalith_app.store.jobs import submission, waiting
+from llamalith_app.store.jobs import reads, submission, waiting
 from llamalith_app.store.keys import Key
 from llamalith_app.store.tables import Status
+from llamalith_app.store.tree import NO_TURN
 
 T = TypeVar("T")
+
+
+class ForkPoint(NamedTuple):
+    """Where a new conversation parts from another one."""
+
+    conversation_id: str
+    """The public id."""
+    turn_id: int
+    """The last turn that it shares."""
 
 
 class _QueueLimitReached(Exception):
@@ -72,14 +82,18 @@ class Submissions:
         *,
         conversation_id: str | None = None,
         keeps_system_prompt: bool = False,
-        fork_of: int | None = None,
+        beside: int | None = None,
+        seen: int | None = None,
+        fork_of: ForkPoint | None = None,
         key: Key | None = None,
     ) -> JobAccepted:
         """Stores a prompt and queues its job, which is on disk when this returns. `conversation_id` is the public id;
-        blank or None: a new conversation. `keeps_system_prompt`: a system message in force is not replaced. `fork_of`:
-        the turn of another conversation that the new one continues.
+        blank or None: a new conversation. `keeps_system_prompt`: a system message in force is not replaced. `beside`: a
+        turn that the conversation shows, whose sibling the prompt becomes. `seen`: a turn that the client was shown;
+        the prompt continues the branch through it. `fork_of`: the prompt begins a conversation that parts there.
 
-        Raises BadInput, ValidatorBusy, KeyReused, QueueFull or StorageUnavailable, with nothing stored.
+        Raises BadInput, NotFound (no turn `beside` or `fork_of`), JobOpen (on the path to `fork_of`), ValidatorBusy,
+        KeyReused, QueueFull or StorageUnavailable, with nothing stored.
         """
         # Before validation, so that a repeated request gets its answer although the configuration has changed.
         if key is not None and (
@@ -95,20 +109,72 @@ class Submissions:
             conversation_id=(conversation_id or "").strip() or None,
             unenforced=await self._unenforced(request),
             keeps_system_prompt=keeps_system_prompt,
+            seen=seen,
         )
+        return await self._make(new, beside, key, fork_of)
 
+    async def _make(
+        self, new: submission.NewJob, beside: int | None, key: Key | None, fork_of: ForkPoint | None = None
+    ) -> JobAccepted:
         def make(connection: Connection, now: datetime) -> JobAccepted:
-            if fork_of is None:
+            if fork_of is not None:
+                made = submission.fork(connection, new.owner_id, fork_of.conversation_id, fork_of.turn_id, None, now)
+                in_fork = new._replace(conversation_id=made.conversation_id)
+                return _answer(new, submission.submit(connection, in_fork, now), created_new=True)
+            if beside is None:
                 return _answer(new, submission.submit(connection, new, now))
-            forked = submission.submit_fork(connection, new, fork_of, now)
-            if not isinstance(forked, submission.Accepted):
-                raise BadInput("A message before this one is still being answered, or has been deleted.")
-            return _answer(new, forked)
+            accepted = submission.submit_sibling(connection, new, beside, now)
+            if accepted is None:
+                raise NotFound(NO_TURN)
+            return _answer(new, accepted, created_new=False)
 
         accepted = await self._write_if_room(new.owner_id, key, JobAccepted, make, queues=bool(new.inputs))
         if accepted.job_id is not None:
             self._hints.send(accepted.model, accepted.job_id)
         return accepted
+
+    async def regenerate(
+        self,
+        principal: Principal,
+        request_id: str,
+        job_id: int,
+        changes: Regenerate,
+        *,
+        conversation_id: str | None = None,
+        key: Key | None = None,
+    ) -> JobAccepted:
+        """Queues a job beside this one, whatever its status: with the same prompt and settings, but for the changes.
+        `conversation_id`: the fork that shows the job's turn, where it is not the job's own conversation.
+
+        Raises NotFound, and what `submit` raises; BadInput also where the job's model is no longer offered.
+        """
+        owner_id = principal.user_id
+        if key is not None and (
+            before := await self._database.read(keys.stored_answer, key, datetime.now(UTC), JobAccepted)
+        ):
+            return before
+
+        def read(connection: Connection) -> tuple[Job, list[Message]]:
+            job = reads.job_by_id(connection, owner_id, job_id)
+            if job is None:
+                raise NotFound("Job not found")
+            return job, submission.prompt_of(connection, job.turn_id)
+
+        job, inputs = await self._database.read(read)
+        # The system prompt stays the one in force at the turn, not the one that was sent with the job.
+        request = msgspec.structs.replace(submission.request_of(job), system_prompt="")
+        changed = {name: value for name, value in msgspec.structs.asdict(changes).items() if value not in (None, "")}
+        request = msgspec.structs.replace(request, **changed)
+        request = msgspec.structs.replace(request, model=self._model((request.model or "").strip()))
+        new = submission.NewJob(
+            owner_id=owner_id,
+            request_id=request_id,
+            request=request,
+            inputs=inputs,
+            conversation_id=(conversation_id or "").strip() or None,
+            unenforced=job.unenforced if changes.response_format is None else await self._unenforced(request),
+        )
+        return await self._make(new, job.turn_id, key)
 
     def _completed(self, request: JobRequest) -> JobRequest:
         """The request with trimmed texts, and with the configured values where it has none. Raises BadInput."""
@@ -152,6 +218,7 @@ class Submissions:
                 conversation_id=again.conversation_id,
                 created_new=False,
                 model=again.model,
+                turn_id=again.turn_id,
             ), again.is_new
 
         accepted, is_new = await self._write_if_room(principal.user_id, key, tuple[JobAccepted, bool], make)
@@ -307,14 +374,15 @@ def _inputs(request: JobRequest) -> list[Message]:
     return [Message(role=role, content=content) for role, content in messages if content]
 
 
-def _answer(new: submission.NewJob, accepted: submission.Accepted) -> JobAccepted:
+def _answer(new: submission.NewJob, accepted: submission.Accepted, *, created_new: bool | None = None) -> JobAccepted:
     return JobAccepted(
         ok=True,
         queued=accepted.job_id is not None,
         job_id=accepted.job_id,
         conversation_id=accepted.conversation_id,
-        created_new=new.conversation_id is None,
+        created_new=new.conversation_id is None if created_new is None else created_new,
         model=accepted.model,
+        turn_id=accepted.turn_id,
     )
 
 

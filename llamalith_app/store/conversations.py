@@ -15,7 +15,7 @@ from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Latest, Message, MessageList
 from llamalith_app.contracts.jobs import Job
-from llamalith_app.store import turns
+from llamalith_app.store import tree, turns
 from llamalith_app.store.jobs import reads
 from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, TurnRow
 
@@ -42,22 +42,48 @@ class ThreadTurn(NamedTuple):
     context: str | None
     job: Job | None
     """None: the turn holds only a system message, or the job has expired."""
+    turn_id: int
+    parent: int | None
+    """Its parent's turn id; None: it begins anew, or all before it has expired."""
+    is_own: bool
+    """False: it belongs to a conversation from which this one was forked."""
+    sibling: int
+    """Its place among the turns with the same parent that this conversation holds; 1 is the oldest."""
+    n_siblings: int
+    """Itself included."""
+    previous_sibling: int | None
+    """A turn id, as the next one."""
+    next_sibling: int | None
 
 
 class Thread(NamedTuple):
-    """Some turns of a conversation, oldest first."""
+    """Some turns of one branch of a conversation, oldest first."""
 
     turns: list[ThreadTurn]
     n_earlier: int
-    """Turns before these that still have messages."""
+    """Turns before these that still have messages. At most MAX_EARLIER, also where there are more."""
     earlier_until: int
     """The depth after the last of those; 0: there are none."""
     until: int
     """The depth after the last of `turns`."""
     system_prompt: str
-    """In force for the next turn; empty: none."""
+    """In force for the next turn of the branch; empty: none."""
     first_prompt: str | None
     """The first characters of the first prompt; None: no prompt yet."""
+    last_turn_id: int
+    """The end of the branch that these turns are part of."""
+    is_head: bool
+    """Whether that is the head; False: another branch has been selected, or begun, since this one was shown."""
+    is_lost: bool
+    """The turn `seen` is gone, so that these may be turns of another branch than the one that was shown."""
+
+    @property
+    def counts_all_earlier(self) -> bool:
+        return self.n_earlier < MAX_EARLIER
+
+
+MAX_EARLIER = 1000
+"""Earlier turns that a page counts. Counting all of a very long path would cost more than the page."""
 
 
 class Lane(NamedTuple):
@@ -138,61 +164,83 @@ def thread(
     max_text: int,
     first: int | None = None,
     before: int | None = None,
+    seen: int | None = None,
 ) -> Thread | None:
-    """At most `limit` turns: the newest, or from depth `first` on, or the last before depth `before`.
+    """At most `limit` turns: the newest, or from depth `first` on, or the last before depth `before`. `seen`: a turn
+    id; the turns are those of the branch through it, whatever the head is by now.
 
     None: no such conversation. `max_text`: characters of the first prompt.
     """
-    conversation = connection.execute(
-        select(ConversationRow.id, ConversationRow.head_turn_id, TurnRow.depth)
-        .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
-        .where(reads.has_public_id(owner_id, public_id))
+    found_row = connection.execute(
+        select(ConversationRow.id, ConversationRow.head_turn_id).where(reads.has_public_id(owner_id, public_id))
     ).first()
-    if conversation is None:
+    if found_row is None:
         return None
-    until = conversation.depth + 1 if before is None else min(before, conversation.depth + 1)
+    conversation = tree.Conversation._make(found_row)
+    branch = conversation.head_turn_id if seen is None else tree.branch_through(connection, conversation, seen)
+    end = branch or conversation.head_turn_id
+    last = turns.parent(connection, end)
+    until = last.depth + 1 if before is None else min(before, last.depth + 1)
     goes_on = first is not None
     if first is None:
         first = max(until - limit, 0)
     else:
         first = min(first, until)
         until = min(until, first + limit)
-    on_path = {"from_turn": conversation.head_turn_id}
-    depths = {
-        row.id: row.depth for row in connection.execute(_PART_OF_PATH, on_path | {"from_depth": first, "until": until})
-    }
-    found = reads.jobs_by_turn(connection, owner_id, list(depths), oldest_first=goes_on)
+    on_path = {"from_turn": end}
+    part = connection.execute(_PART_OF_PATH, on_path | {"from_depth": first, "until": until}).all()
+    depths = {row.id: row.depth for row in part}
+    found = reads.jobs_by_turn(connection, list(depths), oldest_first=goes_on)
     if sum(map(reads.n_text_chars, found.values())) >= reads.MAX_PAGE_CHARS:
         # Very long texts ended the page early: leave out the turns beyond the last job that was read.
         of_jobs = [depths[turn_id] for turn_id in found]
         first, until = (first, max(of_jobs) + 1) if goes_on else (min(of_jobs), until)
-    shown = sorted(turn_id for turn_id, depth in depths.items() if first <= depth < until)
+    shown = {turn_id for turn_id, depth in depths.items() if first <= depth < until}
     system: dict[int, str] = {}
     context: dict[int, str] = {}
-    for row in connection.execute(_BESIDE_PROMPTS, {"of_turns": shown}):
+    for row in connection.execute(_BESIDE_PROMPTS, {"of_turns": sorted(shown)}):
         (system if row.role == "system" else context).setdefault(row.turn_id, row.content)
+    # The others have expired.
+    visible = [row for row in part if row.id in shown and (row.id in found or row.id in system)]
+    beside = tree.siblings(
+        connection, conversation.id, [tree.ShownTurn(row.id, row.parent_id, row.conversation_id) for row in visible]
+    )
     threaded = [
-        ThreadTurn(depths[turn_id], system.get(turn_id), context.get(turn_id), found.get(turn_id))
-        for turn_id in shown
-        # The others have expired.
-        if turn_id in found or turn_id in system
+        ThreadTurn(
+            row.depth,
+            system.get(row.id),
+            context.get(row.id),
+            found.get(row.id),
+            row.id,
+            row.parent_id,
+            row.conversation_id == conversation.id,
+            *beside[row.id],
+        )
+        for row in visible
     ]
-    n_earlier, last_earlier = connection.execute(_EARLIER, on_path | {"first": first}).one()
+    # Up from the page, not from the head.
+    begins = next((row.id for row in part if row.depth >= first), end)
+    before_page = {"from_turn": begins, "first": first, "most": MAX_EARLIER}
+    n_earlier, last_earlier = connection.execute(_EARLIER, before_page).one()
     first_prompt: str | None = connection.execute(_first_prompt(conversation.id, max_text)).scalar()
     return Thread(
         threaded,
         n_earlier,
         0 if last_earlier is None else last_earlier + 1,
         until,
-        turns.system_in_force(connection, turns.parent(connection, conversation.head_turn_id).system_turn_id) or "",
+        turns.system_in_force(connection, last.system_turn_id) or "",
         first_prompt,
+        end,
+        end == conversation.head_turn_id,
+        branch is None,
     )
 
 
 _recent = turns.path(is_bounded=True)
 _whole = turns.path()
 _PART_OF_PATH = (
-    select(_recent.c.id, _recent.c.depth)
+    select(_recent.c.id, _recent.c.depth, TurnRow.parent_id, TurnRow.conversation_id)
+    .join(TurnRow, TurnRow.id == _recent.c.id)
     .where(_recent.c.depth >= bindparam("from_depth"), _recent.c.depth < bindparam("until"))
     .order_by(_recent.c.depth)
 )
@@ -205,9 +253,14 @@ _BESIDE_PROMPTS = (
     )
     .order_by(MessageRow.turn_id, MessageRow.position)
 )
-_EARLIER = select(func.count(), func.max(_whole.c.depth)).where(
-    _whole.c.depth < bindparam("first"), sql_exists().where(MessageRow.turn_id == _whole.c.id)
+_earlier = (
+    select(_whole.c.depth)
+    .where(_whole.c.depth < bindparam("first"), sql_exists().where(MessageRow.turn_id == _whole.c.id))
+    .limit(bindparam("most"))
+    .subquery("earlier")
 )
+# The path is walked no further than the limit asks.
+_EARLIER = select(func.count(), func.max(_earlier.c.depth))
 
 
 def _first_prompt(conversation_id: Any, max_text: int) -> Select[str]:
@@ -225,19 +278,20 @@ def exists(connection: Connection, owner_id: int, public_id: str) -> bool:
     return _id(connection, owner_id, public_id) is not None
 
 
+_BY_PUBLIC_ID = select(ConversationRow.id, ConversationRow.head_turn_id).where(
+    reads.has_public_id(bindparam("of_owner"), bindparam("of_public_id"))
+)
+
+
 def _id(connection: Connection, owner_id: int, public_id: str) -> int | None:
-    found: int | None = connection.execute(
-        select(ConversationRow.id).where(reads.has_public_id(owner_id, public_id))
-    ).scalar()
-    return found
+    found = connection.execute(_BY_PUBLIC_ID, {"of_owner": owner_id, "of_public_id": public_id.strip()}).first()
+    return None if found is None else found.id
 
 
 def _head(connection: Connection, owner_id: int, public_id: str) -> int | None:
     """The id of the conversation's newest turn. None: no such conversation."""
-    found: int | None = connection.execute(
-        select(ConversationRow.head_turn_id).where(reads.has_public_id(owner_id, public_id))
-    ).scalar()
-    return found
+    found = connection.execute(_BY_PUBLIC_ID, {"of_owner": owner_id, "of_public_id": public_id.strip()}).first()
+    return None if found is None else found.head_turn_id
 
 
 def message_list(connection: Connection, owner_id: int, public_id: str) -> MessageList:
@@ -254,22 +308,48 @@ def messages(connection: Connection, owner_id: int, public_id: str) -> list[Mess
     return message_list(connection, owner_id, public_id).messages
 
 
+_HEAD_AND_ITS_JOB = (
+    select(ConversationRow.head_turn_id, TurnRow.depth, JobRow.id.label("job_id"))
+    .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
+    .outerjoin(JobRow, JobRow.turn_id == ConversationRow.head_turn_id)
+    .where(reads.has_public_id(bindparam("of_owner"), bindparam("of_public_id")))
+)
+
+
 def latest(connection: Connection, owner_id: int, public_id: str) -> Latest:
-    conversation = connection.execute(
-        select(ConversationRow.id, ConversationRow.head_turn_id).where(reads.has_public_id(owner_id, public_id))
-    ).first()
+    of = {"of_owner": owner_id, "of_public_id": public_id.strip()}
+    conversation = connection.execute(_HEAD_AND_ITS_JOB, of).first()
     if conversation is None:
         return Latest(
             conversation_id=public_id.strip(), exists=False, last_user=None, last_assistant=None, last_job=None
         )
-    job_id = connection.execute(select(func.max(JobRow.id)).where(JobRow.conversation_id == conversation.id)).scalar()
+    job_id = conversation.job_id or _newest_job(connection, conversation.head_turn_id, conversation.depth)
+    last = turns.newest_messages(connection, conversation.head_turn_id, conversation.depth)
     return Latest(
         conversation_id=public_id.strip(),
         exists=True,
-        last_user=turns.newest_message(connection, conversation.head_turn_id, "user"),
-        last_assistant=turns.newest_message(connection, conversation.head_turn_id, "assistant"),
+        last_user=last.get("user"),
+        last_assistant=last.get("assistant"),
         last_job=None if job_id is None else reads.job_by_id(connection, owner_id, job_id),
     )
+
+
+def _newest_job(connection: Connection, head_turn_id: int, depth: int) -> int | None:
+    """The job of the last turn on the path that has one."""
+    # Nearly always it is among the last turns.
+    for from_depth in sorted({max(0, depth - 20), 0}, reverse=True):
+        of = {"from_turn": head_turn_id, "from_depth": from_depth}
+        if (found := connection.execute(_NEWEST_JOB, of).scalar()) is not None:
+            return found
+    return None
+
+
+_NEWEST_JOB = (
+    select(JobRow.id)
+    .join_from(_recent, JobRow, JobRow.turn_id == _recent.c.id)
+    .order_by(_recent.c.depth.desc())
+    .limit(1)
+)
 
 
 def lane(connection: Connection, owner_id: int, public_id: str, from_job: int | None = None) -> Lane | None:

@@ -144,6 +144,9 @@ def _transaction(engine: Engine, batch: list[_Write]) -> list[tuple[Any, Excepti
     durable = any(write.durable for write in batch)
     outcomes: list[tuple[Any, Exception | None]] = []
     with engine.connect().execution_options(durable=durable) as connection, connection.begin():
+        if len(batch) == 1:
+            # Where it fails, the whole transaction is rolled back.
+            return [(batch[0].run(connection), None)]
         # Not SQLAlchemy's begin_nested(): it costs more than the writes themselves.
         for write in batch:
             connection.exec_driver_sql("SAVEPOINT one_write")
@@ -234,8 +237,10 @@ def _begin_snapshot(connection: Connection) -> None:
 
 
 def _begin_immediate(lock_deadline_s: float, connection: Connection) -> None:
-    durable = connection.get_execution_options().get("durable", True)
-    connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    synchronous = "FULL" if connection.get_execution_options().get("durable", True) else "NORMAL"
+    if connection.info.get("synchronous") != synchronous:
+        connection.exec_driver_sql(f"PRAGMA synchronous = {synchronous}")
+        connection.info["synchronous"] = synchronous
     deadline = time.monotonic() + lock_deadline_s
     while True:
         try:

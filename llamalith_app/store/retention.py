@@ -1,4 +1,5 @@
 """Retention: deletes ended jobs beyond an age with the messages of their turns, and conversations with nothing younger.
+Also deletes single turns, where a person wants that.
 
 The only module that deletes jobs, attempts, messages, turns and conversations. Runs inside a transaction of
 `store/database.py`. `until`: what ended or was sent by then has expired.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     BindParameter,
@@ -24,7 +25,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from llamalith_app.store.tables import AttemptRow, ConversationRow, JobRow, MessageRow, TurnRow
+from llamalith_app.errors import JobOpen, NotFound, TurnInUse
+from llamalith_app.store import tree, turns
+from llamalith_app.store.tables import AttemptRow, ConversationRow, JobRow, MessageRow, Status, TurnRow
 from llamalith_app.store.turns import is_system
 
 _jobs, _turns, _messages, _attempts, _conversations = (
@@ -76,7 +79,12 @@ _MOVE_CHILDREN_UP = (
 _DELETE_TURNS = delete(_turns).where(TurnRow.id.in_(_those))
 _WITHOUT_JOBS = (
     select(ConversationRow.id)
-    .where(ConversationRow.id.in_(_those), ~exists().where(JobRow.conversation_id == ConversationRow.id))
+    .where(
+        ConversationRow.id.in_(_those),
+        # A new fork has neither a job nor a message.
+        ConversationRow.created_at <= bindparam("until"),
+        ~exists().where(JobRow.conversation_id == ConversationRow.id),
+    )
     .with_for_update()
 )
 _WITH_YOUNGER_MESSAGES = (
@@ -89,6 +97,23 @@ _WITH_YOUNGER_MESSAGES = (
 _TURNS_OF = select(TurnRow.id).where(TurnRow.conversation_id.in_(_those)).order_by(TurnRow.id)
 _CLEAR_HEAD = update(_conversations).where(ConversationRow.id.in_(_those)).values(head_turn_id=None)
 _DELETE_CONVERSATIONS = delete(_conversations).where(ConversationRow.id.in_(_those))
+_TURN_OF = (
+    select(TurnRow.id, TurnRow.parent_id)
+    .where(TurnRow.id == bindparam("of_turn"), TurnRow.conversation_id == bindparam("of_conversation"))
+    .with_for_update()
+)
+_JOB_OF_TURN = select(JobRow.id, JobRow.turn_id, JobRow.status).where(JobRow.turn_id == bindparam("of_turn"))
+_JOB_OF_TURN = _JOB_OF_TURN.with_for_update()
+_IS_IN_FORCE_ELSEWHERE = select(
+    exists().where(TurnRow.system_turn_id == bindparam("of_turn"), TurnRow.id != bindparam("of_turn"))
+)
+_NEWEST_BUT = (
+    select(TurnRow.id)
+    .where(TurnRow.conversation_id == bindparam("of_conversation"), TurnRow.id != bindparam("of_turn"))
+    .order_by(TurnRow.id.desc())
+    .limit(1)
+)
+_CLEAR_SYSTEM = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(system_turn_id=None)
 _NEXT_CONVERSATIONS = (
     select(ConversationRow.id)
     .where(ConversationRow.id > bindparam("after"))
@@ -121,12 +146,7 @@ def delete_expired_jobs(connection: Connection, until: datetime, limit: int) -> 
     expired = connection.execute(_EXPIRED_JOBS, {"until": until, "most": limit}).all()
     if not expired:
         return 0
-    of_jobs = [{"of_job": job.id} for job in expired]
-    of_turns = [{"of_turn": job.turn_id} for job in expired]
-    connection.execute(_DELETE_MESSAGES_OF_JOB, of_turns)
-    connection.execute(_CLEAR_DIGEST, of_turns)
-    connection.execute(_DELETE_ATTEMPTS, of_jobs)
-    connection.execute(_DELETE_JOB, of_jobs)
+    _delete_jobs(connection, expired)
     conversations = sorted({job.conversation_id for job in expired})
     # Turns first: a system message stays in force as long as a later turn refers to it.
     _delete_empty_turns(connection, conversations)
@@ -136,6 +156,57 @@ def delete_expired_jobs(connection: Connection, until: datetime, limit: int) -> 
         _delete_empty_turns(connection, conversations)
     delete_expired_conversations(connection, until, conversations)
     return len(expired)
+
+
+def _delete_jobs(connection: Connection, jobs: Sequence[Any]) -> None:
+    """Deletes these jobs (rows with `id` and `turn_id`), their attempts, and the messages of their turns but for system
+    messages."""
+    of_jobs = [{"of_job": job.id} for job in jobs]
+    of_turns = [{"of_turn": job.turn_id} for job in jobs]
+    connection.execute(_DELETE_MESSAGES_OF_JOB, of_turns)
+    connection.execute(_CLEAR_DIGEST, of_turns)
+    connection.execute(_DELETE_ATTEMPTS, of_jobs)
+    connection.execute(_DELETE_JOB, of_jobs)
+
+
+def delete_turn(connection: Connection, owner_id: int, public_id: str, turn_id: int) -> int:
+    """Deletes a turn of this conversation with its job and all its messages. Its children then continue its parent.
+    Returns the conversation's head.
+
+    A system message that is in force for other turns stays, and with it the turn. Where the turn was the head, the
+    newest turn below its parent becomes the head, else the newest turn that there is; the last turn stays as an empty
+    head.
+    Raises NotFound, JobOpen; TurnInUse where nothing but a system message was left that has to stay.
+    """
+    conversation = tree.lock_conversation(connection, owner_id, public_id)
+    turn = connection.execute(_TURN_OF, {"of_turn": turn_id, "of_conversation": conversation.id}).first()
+    if turn is None:
+        raise NotFound(tree.NO_TURN)
+    job = connection.execute(_JOB_OF_TURN, {"of_turn": turn_id}).first()
+    if job is not None and job.status in (Status.QUEUED, Status.PROCESSING):
+        raise JobOpen(f"Job {job.id} of this turn is {job.status}: cancel it first.")
+    stays = connection.execute(_IS_IN_FORCE_ELSEWHERE, {"of_turn": turn_id}).scalar_one()
+    if job is not None:
+        _delete_jobs(connection, [job])
+    elif stays:
+        raise TurnInUse("This turn is a system prompt that is in force for later turns: delete those first.")
+    head = conversation.head_turn_id
+    if stays:
+        return head
+    connection.execute(_DELETE_MESSAGES, {"those": [turn_id]})
+    if head == turn_id:
+        others = None
+        if turn.parent_id is not None:
+            others = tree.newest_below(connection, conversation.id, turn.parent_id, but=turn_id)
+        if others is None:
+            others = connection.execute(_NEWEST_BUT, {"of_turn": turn_id, "of_conversation": conversation.id}).scalar()
+        if others is None:
+            connection.execute(_CLEAR_SYSTEM, {"of_turn": turn_id})
+            return head
+        head = others
+        turns.set_head(connection, conversation.id, head)
+    _delete_turns(connection, [turn_id])
+    return head
 
 
 def _delete_empty_turns(connection: Connection, conversations: Sequence[int]) -> None:
@@ -171,7 +242,7 @@ def delete_expired_conversations(connection: Connection, until: datetime, those:
 
 
 def _expired_conversations(connection: Connection, until: datetime, those: Iterable[int]) -> list[int]:
-    without_jobs = list(connection.execute(_WITHOUT_JOBS, {"those": sorted(those)}).scalars())
+    without_jobs = list(connection.execute(_WITHOUT_JOBS, {"those": sorted(those), "until": until}).scalars())
     if not without_jobs:
         return []
     younger = set(connection.execute(_WITH_YOUNGER_MESSAGES, {"those": without_jobs, "until": until}).scalars())

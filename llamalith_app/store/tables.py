@@ -100,13 +100,15 @@ class ConversationRow(DefaultBase):
     head_turn_id: Mapped[int | None] = mapped_column(
         ForeignKey("turns.id", name="head_of_conversation", use_alter=True), index=True
     )
-    """The turn that the next prompt continues; its path is what people see. Set by each new turn. Null only within the
-    transactions that make or delete the conversation."""
+    """The turn that the next prompt continues; its path is what people see. Set by each new turn, and when another
+    branch is selected or the turn is deleted. Null only within the transactions that make or delete the conversation.
+    """
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 
 class TurnRow(DefaultBase):
-    """The input messages of one job, followed by its reply. A turn without a job holds only a system message."""
+    """The input messages of one job, followed by its reply. A turn without a job holds at most a system message; where
+    it holds nothing it is, or was, the head of its conversation."""
 
     __tablename__ = "turns"
     __table_args__ = (
@@ -286,7 +288,7 @@ def status_is(*statuses: Status) -> ColumnElement[bool]:
 
 
 class MessageRow(DefaultBase):
-    """One message of a turn; never changed."""
+    """One message of a turn; never changed, but for the prompt of a job that was not started yet."""
 
     __tablename__ = "messages"
     __table_args__ = (

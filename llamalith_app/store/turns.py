@@ -84,6 +84,18 @@ _SET_HEAD = (
     .values(head_turn_id=bindparam("new_head"))
 )
 _INSERT_MESSAGES = insert(_messages)
+_user_message = aliased(MessageRow)
+_REPLACE_PROMPT = (
+    update(_messages)
+    .where(
+        MessageRow.turn_id == bindparam("of_turn"),
+        MessageRow.position
+        == select(func.max(_user_message.position))
+        .where(_user_message.turn_id == bindparam("of_turn"), _user_message.role == literal_column("'user'"))
+        .scalar_subquery(),
+    )
+    .values(content=bindparam("new_content"))
+)
 _SYSTEM = select(MessageRow.content).where(MessageRow.turn_id == bindparam("of_turn"), MessageRow.position == 0)
 is_system = and_(MessageRow.position == 0, MessageRow.role == literal_column("'system'"))
 """Only as the first message of a turn does a system message come into force. Elsewhere it is a message like others."""
@@ -137,16 +149,25 @@ _READ_MESSAGES = (
     .order_by(_recent.c.depth, MessageRow.position)
 )
 _N_READ = _select_read(_path, func.count())
-_NEWEST_OF_ROLE = (
-    select(MessageRow.turn_id, MessageRow.position)
+_by_role = (
+    select(
+        MessageRow.turn_id,
+        MessageRow.position,
+        func.row_number()
+        .over(partition_by=MessageRow.role, order_by=(_recent.c.depth.desc(), MessageRow.position.desc()))
+        .label("number"),
+    )
     .join_from(_recent, MessageRow, MessageRow.turn_id == _recent.c.id)
-    .where(MessageRow.role == bindparam("of_role"))
-    .order_by(_recent.c.depth.desc(), MessageRow.position.desc())
-    .limit(1)
+    .where(MessageRow.role.in_([literal_column("'user'"), literal_column("'assistant'")]))
+    .subquery("by_role")
 )
-# A statement of its own, so that the sort above reads no texts.
-_MESSAGE_AT = select(*_MESSAGE).where(
-    MessageRow.turn_id == bindparam("of_turn"), MessageRow.position == bindparam("of_position")
+# Joined once more, so that the sort above reads no texts.
+_NEWEST_BY_ROLE = (
+    select(*_MESSAGE)
+    .join_from(
+        _by_role, MessageRow, and_(MessageRow.turn_id == _by_role.c.turn_id, MessageRow.position == _by_role.c.position)
+    )
+    .where(_by_role.c.number == 1)
 )
 _ALL_MESSAGES = (
     select(*_MESSAGE)
@@ -154,15 +175,14 @@ _ALL_MESSAGES = (
     .order_by(_path.c.depth, MessageRow.position)
 )
 _above = aliased(TurnRow)
-_WITH_PARENT = (
-    select(
-        TurnRow.parent_id,
-        _above.parent_id.label("grandparent_id"),
-        _above.digest.label("digest_before"),
-    )
+_INPUTS_WITH_PARENT = (
+    select(*_MESSAGE, _above.digest, _above.parent_id.label("grandparent_id"))
+    .join(TurnRow, TurnRow.id == MessageRow.turn_id)
     .outerjoin(_above, _above.id == TurnRow.parent_id)
-    .where(TurnRow.id == bindparam("of_turn"))
+    .where(MessageRow.turn_id == bindparam("of_turn"), not_(MessageRow.is_reply))
+    .order_by(MessageRow.position)
 )
+_DIGEST = select(TurnRow.digest, TurnRow.parent_id).where(TurnRow.id == bindparam("of_turn"))
 _POSITION = select(TurnRow.parent_id, TurnRow.depth, TurnRow.system_turn_id).where(TurnRow.id == bindparam("of_turn"))
 _SET_DIGEST = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(digest=bindparam("new_digest"))
 _system_message = aliased(MessageRow)
@@ -196,11 +216,18 @@ def parent(connection: Connection, turn_id: int | None) -> Parent:
     return Parent._make(connection.execute(_PARENT, {"of_turn": turn_id}).one())
 
 
+def find(connection: Connection, turn_id: int) -> Parent | None:
+    """As `parent`, for an id that a client sent. None: there is no such turn. The caller checks whose it is."""
+    found = connection.execute(_PARENT, {"of_turn": turn_id}).first()
+    return None if found is None else Parent._make(found)
+
+
 def append(
     connection: Connection, conversation_id: int, behind: Parent, inputs: Sequence[Message], now: datetime
 ) -> int:
     """Adds a turn with these messages after the turn `behind`, makes it the head of its conversation, and returns its
-    id. A system message that comes first is in force from now on."""
+    id. A system message that comes first is in force from now on. Without messages, it is only a place to go on from.
+    """
     new = {
         "conversation_id": conversation_id,
         "parent_id": behind.id,
@@ -209,14 +236,25 @@ def append(
         "created_at": now,
     }
     turn_id: int = connection.execute(_INSERT_TURN, new).scalar_one()
-    if inputs[0].role == "system":
-        connection.execute(_SET_IN_FORCE, {"of_turn": turn_id})
-    connection.execute(
-        _INSERT_MESSAGES,
-        [_as_row(turn_id, position, message, False, now) for position, message in enumerate(inputs)],
-    )
-    connection.execute(_SET_HEAD, {"of_conversation": conversation_id, "new_head": turn_id})
+    if inputs:
+        if inputs[0].role == "system":
+            connection.execute(_SET_IN_FORCE, {"of_turn": turn_id})
+        connection.execute(
+            _INSERT_MESSAGES,
+            [_as_row(turn_id, position, message, False, now) for position, message in enumerate(inputs)],
+        )
+    set_head(connection, conversation_id, turn_id)
     return turn_id
+
+
+def set_head(connection: Connection, conversation_id: int, turn_id: int) -> None:
+    """`turn_id`: a turn of this conversation, and a leaf among its turns."""
+    connection.execute(_SET_HEAD, {"of_conversation": conversation_id, "new_head": turn_id})
+
+
+def replace_prompt(connection: Connection, turn_id: int, content: str) -> None:
+    """Changes the last message that a user sent in this turn. Its job must not have been started."""
+    connection.execute(_REPLACE_PROMPT, {"of_turn": turn_id, "new_content": content})
 
 
 def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetime) -> None:
@@ -225,14 +263,14 @@ def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetim
     The digest continues that of the nearest ancestor with a reply. System messages in force are no part of it: with one
     that changes in each turn, the whole path would have to be read again each time.
     """
-    sent = inputs(connection, turn_id)
-    connection.execute(_INSERT_MESSAGES, _as_row(turn_id, len(sent), reply, True, now))
-    new = [*(sent[1:] if sent and sent[0].role == "system" else sent), reply]
-    at = connection.execute(_WITH_PARENT, {"of_turn": turn_id}).one()
-    while at.digest_before is None and at.grandparent_id is not None:
-        at = connection.execute(_WITH_PARENT, {"of_turn": at.parent_id}).one()
-    digest = digests.extend(at.digest_before, new)
-    connection.execute(_SET_DIGEST, {"of_turn": turn_id, "new_digest": digest})
+    rows = connection.execute(_INPUTS_WITH_PARENT, {"of_turn": turn_id}).mappings().all()
+    digest, above = rows[0]["digest"], rows[0]["grandparent_id"]
+    while digest is None and above is not None:
+        digest, above = connection.execute(_DIGEST, {"of_turn": above}).one()
+    sent = [_as_message(row) for row in rows]
+    connection.execute(_INSERT_MESSAGES, [_as_row(turn_id, len(sent), reply, True, now)])
+    new = [*(sent[1:] if sent[0].role == "system" else sent), reply]
+    connection.execute(_SET_DIGEST, {"of_turn": turn_id, "new_digest": digests.extend(digest, new)})
 
 
 def inputs(connection: Connection, turn_id: int) -> list[Message]:
@@ -275,16 +313,17 @@ def path_messages(connection: Connection, head_turn_id: int) -> list[Message]:
     return [_as_message(row) for row in connection.execute(_ALL_MESSAGES, {"from_turn": head_turn_id}).mappings()]
 
 
-def newest_message(connection: Connection, head_turn_id: int, role: str) -> Message | None:
-    """The last message with that role on the path to that turn; None: there is none."""
-    depth = parent(connection, head_turn_id).depth
-    # It is nearly always among the last turns. The whole path is searched only where it is not.
-    for from_depth in sorted({max(0, depth - 20), 0}, reverse=True):
-        of = {"from_turn": head_turn_id, "from_depth": from_depth, "of_role": role}
-        if (found := connection.execute(_NEWEST_OF_ROLE, of).first()) is not None:
-            at = {"of_turn": found.turn_id, "of_position": found.position}
-            return _as_message(connection.execute(_MESSAGE_AT, at).mappings().one())
-    return None
+def newest_messages(connection: Connection, head_turn_id: int, depth: int) -> dict[str, Message]:
+    """By role, the last message of a user and of an assistant on the path to that turn, which has this depth. A role
+    that has no message there is left out."""
+    found: dict[str, Message] = {}
+    # Both are nearly always among the last turns. The path is searched further up only where they are not.
+    for n_turns in (4, 100, depth + 1):
+        of = {"from_turn": head_turn_id, "from_depth": max(0, depth + 1 - n_turns)}
+        found = {row["role"]: _as_message(row) for row in connection.execute(_NEWEST_BY_ROLE, of).mappings()}
+        if len(found) == 2 or n_turns > depth:
+            break
+    return found
 
 
 def open_job_on_path(connection: Connection, turn_id: int) -> Status | None:

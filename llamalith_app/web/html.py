@@ -6,6 +6,7 @@ Used by the page controllers. Everything that a page shows comes from its handle
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -38,22 +39,24 @@ ROOT = Path(__file__).parents[2]
 SETTLE = timedelta(seconds=10)
 """How long after a cancel a job's partial reply may still grow; longer than a step of any engine."""
 TEMPLATES = ROOT / "templates"
-ASSETS = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir()}
+STATIC = ROOT / "static"
+ASSETS = {path.relative_to(STATIC).as_posix(): path.read_bytes() for path in STATIC.rglob("*") if path.is_file()}
 """The static files by name, in memory: a name from a request is looked up and never becomes a path."""
 TITLE_CHARS = 60
 DOTS = (".", "..")
 """Browsers remove these segments from a path, encoded or not."""
 VERSION = hashlib.sha256(repr(sorted(ASSETS.items())).encode()).hexdigest()[:12]
 """Of all static files, and part of their path: a module's imports are then requested under the same version."""
-NO_MODULES = ("app.js", "monitor.js", "sw.js")
-MODULES = sorted(name for name in ASSETS if name.endswith(".js") and name not in NO_MODULES)
+MODULES = sorted(name for name in ASSETS if re.fullmatch(r"(?!app|monitor|sw)[\w-]+\.js", name))
 """The modules that app.js imports. Pages name them too, so that a browser loads all of them at once."""
 MEDIA_TYPES = {
     "css": "text/css",
     "js": "text/javascript",
     "svg": "image/svg+xml",
     "png": "image/png",
+    "txt": "text/plain",
     "webmanifest": "application/manifest+json",
+    "woff2": "font/woff2",
 }
 
 THEME_COOKIE = "llamalith_theme"
@@ -80,7 +83,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
     environment.globals["modules"] = MODULES
     environment.filters |= {
         "conversation_url": conversation_url,
-        "events_url": _events_url,
+        "events_url": events_url,
         "query": query,
         "iso": lambda moment: moment.isoformat(timespec="seconds"),
         "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
@@ -101,8 +104,19 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
 
 
-@get(["/static/{name:str}", "/static/{version:str}/{name:str}"], opt=OPEN | BACKGROUND)
-async def asset(name: FromPath[str], version: FromPath[str] = "") -> Response[bytes]:
+@get(
+    [
+        *("/static/{name:str}", "/static/{version:str}/{name:str}", "/static/{version:str}/{folder:str}/{name:str}"),
+        "/static/{version:str}/{folder:str}/{subfolder:str}/{name:str}",
+    ],
+    opt=OPEN | BACKGROUND,
+)
+async def asset(
+    name: FromPath[str], version: FromPath[str] = "", folder: FromPath[str] = "", subfolder: FromPath[str] = ""
+) -> Response[bytes]:
+    name = "/".join(part for part in (version, folder, subfolder, name) if part)
+    if name not in ASSETS:
+        version, _, name = name.partition("/")
     if name not in ASSETS:
         raise NotFound("There is no such file.")
     return Response(
@@ -143,9 +157,11 @@ def conversation_url(public_id: str) -> str:
     return f"/chat/conversations/{quote(public_id, safe='')}"
 
 
-def _events_url(public_id: str) -> str | None:
-    """The URL of a conversation's event stream. None if its id cannot be a path segment: the page polls instead."""
-    return None if public_id in DOTS else f"/chat/api/conversations/{quote(public_id, safe='')}/events"
+def events_url(public_id: str) -> str:
+    """The URL of the stream of blocks that a conversation's page reads."""
+    if "/" in public_id or public_id in DOTS:
+        return f"/chat/conversation/blocks?id={quote(public_id, safe='')}"
+    return f"{conversation_url(public_id)}/blocks"
 
 
 def wants_html(request: Request[Any, Any, Any]) -> bool:

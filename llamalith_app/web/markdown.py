@@ -109,6 +109,11 @@ def plain(text: str) -> str:
 
 def parse(text: str) -> list[Token]:
     """The tokens of a text. A block's `map`: its first line, and the line behind its last."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half a character, which no page can hold.
+        text = text.encode("utf-8", "replace").decode()
     return PARSER.parse(text)
 
 
@@ -165,7 +170,11 @@ class Outline:
             case "table_open":
                 return '<div class="table" tabindex="0"><table dir="auto">'
             case "table_close":
-                return "</table></div>"
+                return "</tbody></table></div>"
+            case "thead_close":
+                return "</thead><tbody>"
+            case "tbody_open" | "tbody_close":
+                return ""
             case "th_open" | "td_open":
                 aligned = str(token.attrs.get("style", "")).removeprefix("text-align:")
                 return f'<{token.tag} class="{aligned}">' if aligned else f"<{token.tag}>"
@@ -192,7 +201,7 @@ def _attributes(token: Token, *names: str) -> str:
 
 def code(text: str, info: str) -> str:
     """A code block. `info` begins with its language, and may be empty. Long code, and code in a language that is not
-    known, has no colours. static/code.js adds a button to the caption."""
+    known, has no colours. static/code.js adds a button to the caption. Not cleaned."""
     found = LANGUAGE.match(unescapeAll(info).strip())
     language = found[0] if found else ""
     shown = (_coloured(text, language.lower()) if _can_have_colours(text, language) else None) or escapeHtml(text)
@@ -251,11 +260,6 @@ PARSER = _parser()
 
 def render(text: str) -> str:
     """The HTML of a whole text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Half a character, which no page can hold.
-        text = text.encode("utf-8", "replace").decode()
     return plain(text) if len(text) > MAX_CHARS else Outline().html(parse(text))
 
 

@@ -122,7 +122,7 @@ def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, Response
     if handler.http_methods != {"GET"}:
         refusals[403] = "Another site sent it, with the cookie of a session; or that session's CSRF token is missing."
     if route.path_parameters and not handler.opt.get("takes_unknown"):
-        refusals[404] = "There is no such job or conversation of this caller."
+        refusals[404] = "There is no such job, conversation or turn of this caller."
     if "data" in takes:
         refusals |= {
             413: f"The body is larger than {_size(handler.resolve_request_max_body_size() or 0)}.",
@@ -133,6 +133,10 @@ def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, Response
             409: "The Idempotency-Key stands for another request, or the job did not end as `error` or `cancelled`.",
             429: "The queue is full; Retry-After says when to come again.",
         }
+    if handler.opt.get("makes_no_job"):
+        refusals.pop(429, None)
+    if conflict := handler.opt.get("conflict"):
+        refusals[409] = conflict
     refusals[431] = f"The headers are larger than {_size(MAX_HEADER_BYTES)} together."
     refusals[503] = "The record cannot be used now and nothing was stored; Retry-After says when to come again."
     return {

@@ -25,6 +25,7 @@ from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.sessions import Sessions
+from llamalith_app.jobs.branches import Branches
 from llamalith_app.jobs.bulk import BulkActions
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
@@ -68,6 +69,7 @@ class Parts(NamedTuple):
 
     database: Database
     submissions: Submissions
+    branches: Branches
     cancellations: Cancellations
     bulk: BulkActions
     live: Live

@@ -21,6 +21,8 @@ from llamalith_app.grammars import grammar, schema
 from tests import tiny_models
 from tests.engine.conftest import load, run, started, submit
 
+pytestmark = pytest.mark.slow
+
 DRAGON: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -46,7 +48,6 @@ def bound(prompt: str, schema: Any, **changed: Any) -> Submit:
     return msgspec.structs.replace(submit(prompt, **changed), grammar=grammar.from_schema(schema))
 
 
-@pytest.mark.slow
 async def test_a_token_that_writes_nothing_is_no_text_to_a_schema(tmp_path: Path) -> None:
     path = tiny_models.write(tmp_path / "model.gguf", "llama", unknown="<unk>")
     schema = {"enum": ["<unk>", "<none>"]}
@@ -55,7 +56,6 @@ async def test_a_token_that_writes_nothing_is_no_text_to_a_schema(tmp_path: Path
     assert {json.loads(reply) for reply in replies} <= {"<unk>", "<none>"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 async def test_a_reply_fits_the_schema_that_it_is_held_to(temperature: float) -> None:
     async with started(None) as engine:
@@ -64,7 +64,6 @@ async def test_a_reply_fits_the_schema_that_it_is_held_to(temperature: float) ->
     validate(json.loads(reply.text), DRAGON)
 
 
-@pytest.mark.slow
 async def test_a_reply_that_max_tokens_cut_before_its_json_closed_says_so() -> None:
     async with started(None) as engine:
         reply = await run(engine, bound("Describe a dragon.", DRAGON, max_tokens=6))
@@ -77,7 +76,6 @@ async def test_a_reply_that_max_tokens_cut_before_its_json_closed_says_so() -> N
 EXPONENTIAL = 'root ::= s\ns ::= s s | s s s | [a-z ] | ""'
 
 
-@pytest.mark.slow
 async def test_an_exponential_grammar_ends_its_own_sequence_only() -> None:
     async with started(None, n_slots=2) as engine:
         other = asyncio.create_task(run(engine, submit("List three fruits.", max_tokens=60)))
@@ -203,7 +201,6 @@ def test_no_grammar_allows_a_control_token_by_its_name(vocabulary: Vocabulary) -
     assert not bounded.allows(start)
 
 
-@pytest.mark.slow
 async def test_a_stop_string_ends_a_reply_before_it() -> None:
     async with started(None) as engine:
         whole = await run(engine, submit("Count from one to ten.", max_tokens=40))

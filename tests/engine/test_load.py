@@ -19,6 +19,8 @@ from llamalith_app.engine.messages import GpuOffload
 from tests.engine.conftest import Script, bundled_model, load, run, started, submit
 from tests.settle import eventually
 
+pytestmark = pytest.mark.slow
+
 WITHIN_S = 60
 
 
@@ -59,7 +61,6 @@ async def test_another_file_than_the_pinned_one() -> None:
     assert "SHA-256" in await refused(bundled_model(), sha256="0" * 64)
 
 
-@pytest.mark.slow
 async def test_the_pinned_file_is_loaded() -> None:
     digest = hashlib.sha256(bundled_model().read_bytes()).hexdigest()
     async with started(None, sha256=digest) as engine:
@@ -72,7 +73,6 @@ async def test_a_truncated_file_is_refused_by_name(tmp_path: Path, n_bytes: int)
     await refused(tmp_path / "model.gguf")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 async def test_a_damaged_file_is_read_or_refused_by_a_type_and_never_hangs(tmp_path: Path, seed: int) -> None:
     data = bytearray(bundled_model().read_bytes())
@@ -116,7 +116,6 @@ async def test_a_load_that_is_given_up_leaves_no_child(tmp_path: Path) -> None:
         os.kill(child, 0)
 
 
-@pytest.mark.slow
 async def test_layers_that_no_gpu_can_take_are_a_warning_and_the_model_runs_all_the_same() -> None:
     if llama_cpp.llama_supports_gpu_offload():
         pytest.skip("this build of llama.cpp finds a GPU")
@@ -127,7 +126,6 @@ async def test_layers_that_no_gpu_can_take_are_a_warning_and_the_model_runs_all_
     assert (line["log_level"], line["model"], line["n_gpu_layers"]) == ("warning", "smollm2", -1)
 
 
-@pytest.mark.slow
 async def test_a_model_for_the_cpu_says_nothing_of_a_gpu() -> None:
     with structlog.testing.capture_logs() as lines:
         async with started(None):

@@ -202,6 +202,8 @@ STARTS_AN_ENGINE = """
 import sys, uvloop
 from llamalith_app.engine.client.local import LocalEngine
 from tests.engine.conftest import load
+
+pytestmark = pytest.mark.slow
 uvloop.run(LocalEngine.start(load(), ["sh", "-c", 'echo $$ > "$0"; exec sleep 600', sys.argv[1]]))
 """
 

@@ -28,6 +28,8 @@ from llamalith_app.settings.formats import CHAT_FORMATS
 from tests import tiny_models
 from tests.engine.conftest import load, run, sampling, started, submit
 
+pytestmark = pytest.mark.slow
+
 HELLO = [ChatMessage("system", "S"), ChatMessage("user", "Hello")]
 SMALL_JSON = r"""
 root   ::= "{" ws "\"name\":" ws string "," ws "\"age\":" ws [1-9] [0-9]{0,2} "}"
@@ -37,7 +39,6 @@ ws     ::= " "?
 DEAD_END = r"""root ::= "a" [^\x00-\U0010FFFF]"""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 async def test_a_grammar_is_enforced(temperature: float) -> None:
     bound = submit("Tell me about Ada.", grammar=SMALL_JSON, max_tokens=200, temperature=temperature, seed=3)
@@ -47,7 +48,6 @@ async def test_a_grammar_is_enforced(temperature: float) -> None:
     assert set(json.loads(reply.text)) == {"name", "age"}
 
 
-@pytest.mark.slow
 async def test_a_grammar_of_one_sequence_leaves_the_others_alone() -> None:
     async with started(None, n_slots=2) as engine:
         alone = await run(engine, submit("List three fruits."))
@@ -60,7 +60,6 @@ async def test_a_grammar_of_one_sequence_leaves_the_others_alone() -> None:
     assert re.fullmatch("[0-9]{10}", bound.text)
 
 
-@pytest.mark.slow
 async def test_a_grammar_that_llguidance_refuses_is_refused() -> None:
     async with started(None) as engine:
         with pytest.raises(EngineRefused, match="cannot be used") as refused:
@@ -69,7 +68,6 @@ async def test_a_grammar_that_llguidance_refuses_is_refused() -> None:
         assert not engine.died.is_set()
 
 
-@pytest.mark.slow
 async def test_a_grammar_that_leads_nowhere_ends_its_own_sequence_only() -> None:
     async with started(None, n_slots=2) as engine:
         other = asyncio.create_task(run(engine, submit("List three fruits.")))
@@ -79,7 +77,6 @@ async def test_a_grammar_that_leads_nowhere_ends_its_own_sequence_only() -> None
         assert (await other).text
 
 
-@pytest.mark.slow
 async def test_a_seed_makes_a_reply_repeatable() -> None:
     def warm(seed: int | None) -> Submit:
         return submit("Invent a name.", temperature=1.5, seed=seed, max_tokens=8)
@@ -92,7 +89,6 @@ async def test_a_seed_makes_a_reply_repeatable() -> None:
     assert len({reply.text for reply in others}) > 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ends_by", ["length", "stop"])
 async def test_a_reply_goes_on_behind_what_was_written_of_it(ends_by: str) -> None:
     asked: dict[str, Any] = {"temperature": 0.8, "seed": 7, "max_tokens": 12, "frequency_penalty": 0.5}
@@ -113,7 +109,6 @@ async def test_a_reply_goes_on_behind_what_was_written_of_it(ends_by: str) -> No
     assert (again.tokens, again.text, again.finish) == (whole.tokens, whole.text, ends_by)
 
 
-@pytest.mark.slow
 async def test_a_grammar_holds_what_continues_and_what_it_does_not_allow_is_written_again() -> None:
     async with started(None) as engine:
         bound = submit("Tell me about Ada.", grammar=SMALL_JSON, max_tokens=200)
@@ -136,7 +131,6 @@ async def test_a_grammar_holds_what_continues_and_what_it_does_not_allow_is_writ
     assert foreign.text == whole.text
 
 
-@pytest.mark.slow
 async def test_tokens_that_the_model_does_not_have_are_not_gone_on_behind() -> None:
     async with started(None) as engine:
         whole = await run(engine, submit("Hi", max_tokens=4))
@@ -203,7 +197,6 @@ def test_of_what_a_grammar_allows_the_chain_draws_as_if_there_were_nothing_else(
     assert drawn == {100, 200}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1e-40, 1e-300])
 async def test_a_temperature_next_to_0_is_0(temperature: float) -> None:
     async with started(None) as engine:
@@ -216,7 +209,6 @@ async def test_a_temperature_next_to_0_is_0(temperature: float) -> None:
     assert texts[0].strip()
 
 
-@pytest.mark.slow
 async def test_a_penalty_next_to_0_is_a_small_one() -> None:
     async with started(None) as engine:
         texts = [
@@ -297,7 +289,6 @@ def test_the_bundled_model_cannot_think(monkeypatch: pytest.MonkeyPatch) -> None
     runner.close()
 
 
-@pytest.mark.slow
 async def test_an_engine_reports_that_a_prompt_ends_inside_of_thinking(tmp_path: Path) -> None:
     template = "{{ messages[-1].content }}{% if '/think' in messages[-1].content %}<think>\n{% endif %}"
     path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
@@ -310,7 +301,6 @@ async def test_an_engine_reports_that_a_prompt_ends_inside_of_thinking(tmp_path:
     assert {advance.opens_thinking for advance in [*plain.advances, *of_people.advances]} == {False}
 
 
-@pytest.mark.slow
 async def test_a_character_that_max_tokens_cuts_is_left_out() -> None:
     async with started(None) as engine:
         for max_tokens in (1, 2, 3, 4, 5):
@@ -328,7 +318,6 @@ def test_a_state_is_of_its_context_and_of_its_number_of_slots() -> None:
     assert len(fingerprints) == 3
 
 
-@pytest.mark.slow
 async def test_penalties_keep_a_reply_from_repeating_itself() -> None:
     grammar = 'root ::= ("ha " | "ho "){10}'
     async with started(None) as engine:
@@ -420,7 +409,6 @@ def test_the_context_is_as_asked_but_no_longer_than_the_model_was_trained_for(as
     runner.close()
 
 
-@pytest.mark.slow
 async def test_the_likeliest_token_is_the_one_that_a_greedy_chain_draws() -> None:
     plain: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.0, "max_tokens": 24}
     async with started(None) as engine:

@@ -56,7 +56,6 @@ def test_a_template_renders_as_in_llama_cpp_python(source: str) -> None:
     assert compile_template(TemplateSource(source, "<s>", "</s>"))(messages) == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -468,6 +467,8 @@ OWNER = """
 import sys
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.template import Template
+
+pytestmark = pytest.mark.slow
 made = Template(sys.argv[1], bos="", eos="")
 print(made._idle.queue[0].pid, flush=True)
 made.render([ChatMessage("user", "x")])

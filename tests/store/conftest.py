@@ -101,7 +101,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def new_record(request: pytest.FixtureRequest) -> NewRecord:
     if request.param == "postgresql":
         cluster: Cluster = request.getfixturevalue("cluster")

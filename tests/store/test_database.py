@@ -43,6 +43,29 @@ async def test_a_write_that_fails_undoes_none_of_those_in_its_transaction(databa
     assert await database.read(count_jobs) == sum(outcomes) == 40
 
 
+async def test_a_write_alone_that_fails_stores_nothing(database: Database) -> None:
+    def broken(connection: Connection) -> None:
+        submission.submit(connection, prompt(), NOW)
+        raise ValueError("after it wrote")
+
+    with pytest.raises(ValueError, match="after it wrote"):
+        await database.write(broken)
+    assert await database.read(count_jobs) == 0
+    assert (await database.write(submission.submit, prompt(), NOW)).job_id == 1
+
+
+async def test_a_write_is_synced_unless_it_is_a_light_one(database: Database) -> None:
+    def synchronous(connection: Connection) -> int:
+        level: int = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+        return level
+
+    full, normal = 2, 1
+    for _ in range(2):
+        assert await database.write(synchronous) == full
+        assert await database.write_lightly(synchronous) == normal
+        assert await database.write_lightly(synchronous) == normal
+
+
 async def test_a_write_whose_caller_was_cancelled_happens_completely_or_not_at_all(database: Database) -> None:
     started, go = threading.Event(), threading.Event()
 

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.store import conversations, keys, retention, turns
+from llamalith_app.store import conversations, keys, retention, tree, turns
 from llamalith_app.store.jobs import details, leases, listing, reads, statistics, submission, transitions, waiting
 from llamalith_app.store.jobs.listing import JobFilter
 from llamalith_app.store.tables import Status
@@ -47,6 +47,11 @@ def queued(connection: Connection) -> int:
     job_id = submission.submit(connection, prompt(), NOW).job_id
     assert job_id is not None
     return job_id
+
+
+def forkable(connection: Connection) -> int:
+    transitions.cancel(connection, ADMIN_ID, queued(connection), NOW)
+    return 1
 
 
 def expire_queued(connection: Connection, _: object) -> None:
@@ -111,6 +116,10 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "a turn's messages": (queued, lambda c, _: turns.read_turn(c, 1, 1000)),
     "a conversation's messages": (queued, lambda c, _: conversations.messages(c, ADMIN_ID, "c")),
     "a thread": (queued, lambda c, _: conversations.thread(c, ADMIN_ID, "c", limit=9, max_text=200)),
+    "a thread of many turns": (
+        lambda c: [queued(c) for _ in range(20)],
+        lambda c, _: conversations.thread(c, ADMIN_ID, "c", limit=20, max_text=200),
+    ),
     "the longest beginning": (
         lambda c: (queued(c), finish(c, claimed(c))),
         lambda c, _: turns.longest_stored_prefix(
@@ -120,7 +129,7 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "a sibling": (queued, lambda c, _: submission.submit_sibling(c, prompt(), 1, NOW)),
     "a fork": (
         lambda c: transitions.cancel(c, ADMIN_ID, queued(c), NOW),
-        lambda c, _: submission.submit_fork(c, prompt(conversation_id=None), 1, NOW),
+        lambda c, _: submission.fork(c, ADMIN_ID, "c", 1, None, NOW),
     ),
     "a search": (queued, lambda c, _: listing.search(c, ADMIN_ID, JobFilter(status="queued"), limit=50, before=9)),
     "a search by all filters": (
@@ -143,6 +152,22 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "details of a job": (queued, lambda c, job_id: details.job_details(c, ADMIN_ID, job_id)),
     "change of a class": (queued, lambda c, job_id: transitions.change_priority(c, ADMIN_ID, [job_id], 2)),
     "cancel jobs": (queued, lambda c, job_id: transitions.cancel_jobs(c, ADMIN_ID, [job_id], NOW)),
+    "submit behind a turn": (queued, lambda c, _: submission.submit(c, prompt(parent=1), NOW)),
+    "submit to the branch that was seen": (
+        queued,
+        lambda c, _: submission.submit(c, prompt()._replace(seen=1), NOW),
+    ),
+    "a thread of a fork": (
+        lambda c: submission.fork(c, ADMIN_ID, "c", forkable(c), "fork", NOW),
+        lambda c, _: conversations.thread(c, ADMIN_ID, "fork", limit=9, max_text=200),
+    ),
+    "a tree": (queued, lambda c, _: tree.tree(c, ADMIN_ID, "c", limit=9, after=0, max_text=200)),
+    "select a branch": (queued, lambda c, _: tree.select_branch(c, ADMIN_ID, "c", 1)),
+    "delete a turn": (
+        lambda c: (queued(c), transitions.cancel(c, ADMIN_ID, queued(c), NOW)),
+        lambda c, _: retention.delete_turn(c, ADMIN_ID, "c", 2),
+    ),
+    "edit a prompt": (queued, lambda c, job_id: transitions.edit_prompt(c, ADMIN_ID, job_id, "new")),
     "attempts": (queued, lambda c, job_id: reads.attempts(c, ADMIN_ID, job_id)),
     "held": (queued, lambda c, _: leases.active_leases(c)),
     "held by a worker": (queued, lambda c, _: leases.active_leases(c, 1)),
@@ -161,6 +186,9 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "forget keys": (answered_before, forget),
 }
 
+NO_TABLES = ("SCAN CONSTANT ROW", "SCAN (subquery-")
+"""Of what another step has found, which stands beside them with its own name."""
+THREAD = {"SCAN path", "SCAN earlier", "SCAN foreign", "SCAN everyone"}
 WHOLE_INDEXES = {
     # What is being worked on just now: as many rows as there are slots.
     "heartbeat": {"SCAN jobs USING INDEX one_processing"},
@@ -169,10 +197,18 @@ WHOLE_INDEXES = {
     "load": {"SCAN jobs USING INDEX one_processing", "SCAN jobs USING INDEX due"},
     # One path of turns.
     "a fork": {"SCAN path"},
-    "latest": {"SCAN path"},
+    "latest": {"SCAN path", "SCAN by_role"},
     "a turn's messages": {"SCAN path"},
     "a conversation's messages": {"SCAN path"},
-    "a thread": {"SCAN path"},
+    "submit to the branch that was seen": {"SCAN path"},
+    # One path of turns, and the siblings of a page.
+    "a thread": THREAD,
+    "a thread of many turns": THREAD,
+    "a thread of a fork": THREAD,
+    "a tree": {"SCAN foreign"},
+    # The turns below one.
+    "select a branch": {"SCAN below"},
+    "delete a turn": {"SCAN below"},
     "the longest beginning": {"SCAN path"},
     # The newest 2,000 jobs, and of their conversations a page.
     "conversations, newest first": {"SCAN newest_jobs", "SCAN page"},
@@ -211,10 +247,19 @@ def plan_of(sqlite_engine: Engine, name: str) -> list[str]:
 def test_no_statement_scans_a_table(sqlite_engine: Engine, name: str) -> None:
     steps = plan_of(sqlite_engine, name)
     assert steps
-    read_whole = {step for step in steps if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"}
+    read_whole = {step for step in steps if step.startswith("SCAN") and not step.startswith(NO_TABLES)}
     assert read_whole == WHOLE_INDEXES.get(name, set())
     # That would be everything in an installation of one person.
     assert {step for step in steps if step.endswith("(owner_id=?)")} == OF_AN_OWNER.get(name, set())
+
+
+@pytest.mark.parametrize("name", ["a thread", "a thread of a fork"])
+def test_the_siblings_of_a_page_are_found_by_their_parents(sqlite_engine: Engine, name: str) -> None:
+    steps = plan_of(sqlite_engine, name)
+    places = steps[steps.index("CO-ROUTINE everyone") : steps.index("SCAN everyone")]
+    assert [step for step in places if step.startswith("SEARCH turns ")] == [
+        "SEARCH turns USING INDEX ix_turns_parent_id (parent_id=?)"
+    ]
 
 
 def test_the_deletion_of_a_turn_does_not_scan_the_jobs_of_its_conversation(sqlite_engine: Engine) -> None:
@@ -227,15 +272,27 @@ def test_a_retry_of_matching_jobs_reads_no_other_jobs_of_the_owner(sqlite_engine
     assert "SEARCH jobs USING INDEX jobs_of_owner_by_status (owner_id=? AND status=?)" in steps
 
 
+@contextmanager
+def steps_counted(connection: Connection, counts: list[int]) -> Iterator[None]:
+    """Appends how much SQLite did within, in hundreds of its virtual machine's steps."""
+    n_steps = 0
+
+    def count() -> None:
+        nonlocal n_steps
+        n_steps += 1
+
+    sqlite = connection.connection.driver_connection
+    assert sqlite is not None
+    sqlite.set_progress_handler(count, 100)
+    yield
+    sqlite.set_progress_handler(None, 0)
+    counts.append(n_steps)
+
+
 def test_the_cost_of_retention_is_linear_in_the_number_of_system_messages(sqlite_engine: Engine) -> None:
     def steps(n_turns: int) -> int:
         conversation_id = f"of {n_turns} turns"
-        n_steps = 0
-
-        def count() -> None:
-            nonlocal n_steps
-            n_steps += 1
-
+        counts: list[int] = []
         with sqlite_engine.begin() as connection:
             for n in range(n_turns):
                 job_id = submission.submit(
@@ -243,16 +300,30 @@ def test_the_cost_of_retention_is_linear_in_the_number_of_system_messages(sqlite
                 ).job_id
                 assert job_id is not None
                 transitions.cancel(connection, ADMIN_ID, job_id, NOW)
-            sqlite = connection.connection.driver_connection
-            assert sqlite is not None
-            sqlite.set_progress_handler(count, 100)
-            assert retention.delete_expired_jobs(connection, LATER, 10) == 10
-            sqlite.set_progress_handler(None, 0)
+            with steps_counted(connection, counts):
+                assert retention.delete_expired_jobs(connection, LATER, 10) == 10
             while retention.delete_expired_jobs(connection, LATER, 100):
                 pass
-        return n_steps
+        return counts[0]
 
     assert steps(400) < 6 * steps(100)
+
+
+def test_a_page_of_a_conversation_costs_the_same_however_long_that_is(
+    sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "MAX_EARLIER", 20)
+    counts: list[int] = []
+    with sqlite_engine.begin() as connection:
+        for n_turns in (100, 500):
+            for _ in range(n_turns):
+                submission.submit(connection, prompt("x", f"of {n_turns}"), NOW)
+            with steps_counted(connection, counts):
+                thread = conversations.thread(connection, ADMIN_ID, f"of {n_turns}", limit=10, max_text=9)
+            assert thread is not None
+            assert (thread.n_earlier, thread.earlier_until) == (20, n_turns - 10)
+            assert not thread.counts_all_earlier
+    assert counts[1] < 1.5 * counts[0]
 
 
 @pytest.mark.parametrize("name", ["claim", "due"])

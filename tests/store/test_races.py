@@ -5,6 +5,7 @@ Under READ COMMITTED, PostgreSQL's own default, where a statement sees what othe
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from llamalith_app.store import check
+from llamalith_app.errors import JobOpen
+from llamalith_app.store import check, retention
 from llamalith_app.store.jobs import leases, reads, submission, transitions
 from llamalith_app.store.tables import Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
@@ -145,7 +147,22 @@ def test_of_two_prompts_at_once_one_goes_on_from_the_other(
         assert check.violations(connection) == []
 
 
-@pytest.mark.parametrize("branch", [submission.submit_sibling, submission.submit_fork])
+def sibling(connection: Connection, conversation_id: str, turn_id: int) -> None:
+    new = prompt("x", conversation_id=None)
+    assert submission.submit_sibling(connection, new, turn_id, NOW)
+
+
+def fork(connection: Connection, conversation_id: str, turn_id: int) -> None:
+    with contextlib.suppress(JobOpen):
+        submission.fork(connection, ADMIN_ID, conversation_id, turn_id, None, NOW)
+
+
+def delete(connection: Connection, conversation_id: str, turn_id: int) -> None:
+    with contextlib.suppress(JobOpen):
+        retention.delete_turn(connection, ADMIN_ID, conversation_id, turn_id)
+
+
+@pytest.mark.parametrize("branch", [sibling, fork, delete])
 def test_a_branch_is_made_while_its_turn_ends(
     record: Engine, worker: int, at_once: Callable[[Sequence[Act]], list[Any]], branch: Any
 ) -> None:
@@ -154,11 +171,10 @@ def test_a_branch_is_made_while_its_turn_ends(
             accepted = submission.submit(connection, prompt(conversation_id=f"d{n}"), NOW)
             claim = transitions.claim(connection, "m", 1, worker, NOW)
             assert claim is not None
-        new = prompt("x", conversation_id=None)
         at_once(
             [
                 partial(finish, claim=claim),
-                partial(branch, new=new, turn_id=accepted.turn_id, now=NOW),
+                partial(branch, conversation_id=f"d{n}", turn_id=accepted.turn_id),
             ]
         )
         with record.begin() as connection:

@@ -26,6 +26,7 @@ def ended(status: Any = "done", result: str | None = None, attempt: int = 1) -> 
             **dict.fromkeys(Job.__struct_fields__),
             "id": 1,
             "conversation_id": "c",
+            "turn_id": 1,
             "user_input": "",
             "model": "m",
             "system_prompt": "",

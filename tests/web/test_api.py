@@ -281,6 +281,11 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/api/conversations/{conversation_id}/cancel",
         "/api/conversations/{conversation_id}/messages",
         "/api/conversations/{conversation_id}/latest",
+        "/api/conversations/{conversation_id}/tree",
+        "/api/conversations/{conversation_id}/head",
+        "/api/conversations/{conversation_id}/fork",
+        "/api/conversations/{conversation_id}/turns/{turn_id}",
+        "/api/jobs/{job_id}/regenerate",
         "/api/models",
         "/api/submit",
         "/api/status/{conversation_id}",
@@ -298,8 +303,10 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         takes_unknown = path.endswith(("/reply", "/messages", "/latest")) or path.startswith("/api/status/")
         assert ("404" in refusals) is ("{" in path and not takes_unknown), path
         assert ("413" in refusals) is ("requestBody" in operation), path
-        makes = path.endswith(("/retry", "/reply", "/submit")) or (path, method) == ("/api/jobs", "post")
-        assert ("409" in refusals) is ("429" in refusals) is makes, path
+        makes = path.endswith(("/retry", "/reply", "/submit", "/regenerate")) or (path, method) == ("/api/jobs", "post")
+        assert ("429" in refusals) is makes, path
+        is_exclusive = path.endswith(("/fork", "/turns/{turn_id}")) or method == "patch"
+        assert ("409" in refusals) is (makes or is_exclusive), path
         for status in refusals:
             media_type = "application/json" if status == "401" else "application/problem+json"
             shown = operation["responses"][status]["content"][media_type]["schema"]

@@ -381,6 +381,20 @@ async def test_the_command_on_the_page_makes_the_same_job_again_whatever_the_pro
     assert saved.headers["content-disposition"] == 'attachment; filename="job-1.json"'
 
 
+async def test_the_command_of_a_later_message_makes_another_version_beside_it(
+    browser: httpx.AsyncClient, database: Database
+) -> None:
+    for content in ("First.", "Second.", "Third."):
+        await send(browser, content, conversation_id="c")
+        await ended(database, finish)
+    body = body_of(await browser.get("/chat/jobs/2"))
+    again = (await browser.post("/api/jobs", json=body, headers=API)).json()
+    assert again["conversation_id"] == "c"
+    tree = (await browser.get("/api/conversations/c/tree", headers=API)).json()["turns"]
+    parents = {turn["job_id"]: turn["parent"] for turn in tree}
+    assert parents[again["job_id"]] == parents[2]
+
+
 async def test_a_request_that_no_command_line_takes_comes_as_a_file(browser: httpx.AsyncClient) -> None:
     await send(browser, "x" * (MAX_BODY_BYTES + 1))
     page = await browser.get("/chat/jobs/1")

@@ -81,6 +81,7 @@ async def test_a_failed_job_is_retried_as_the_last_turn_and_stays_as_it_was(
         "conversation_id": "c",
         "created_new": False,
         "model": "smollm2",
+        "turn_id": 3,
     }
     before, again = [(await api.get(f"/api/jobs/{one}")).json() for one in (job_id, new)]
     assert (before["status"], before["retried_as"], again["retry_of"], again["status"]) == (

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 import structlog
 from redis.asyncio import Redis
+from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
 from llamalith_app.contracts.jobs import Progress
@@ -35,7 +36,7 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import leases, reads, submission, transitions
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.record import record_id
-from llamalith_app.store.tables import Outcome
+from llamalith_app.store.tables import ConversationRow, Outcome
 from llamalith_app.store.users import ADMIN_ID
 from llamalith_app.streams import resume
 from llamalith_app.streams.resume import ResumePoint, resume_point
@@ -688,6 +689,7 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
     before = datetime.now(UTC) - timedelta(days=3)
     for conversation in ("a", "b"):
         await database.write(transitions.cancel, ADMIN_ID, await submit("old", conversation), before)
+    await database.write(lambda connection: connection.execute(update(ConversationRow).values(created_at=before)))
     alone = prompt("", "alone", system_prompt="be kind")
     for public_id, at in (("left", before), ("alone", datetime.now(UTC))):
         await database.write(submission.submit, alone._replace(conversation_id=public_id), at)

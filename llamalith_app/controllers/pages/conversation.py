@@ -9,9 +9,9 @@ from litestar.params import QueryParameter
 from litestar.response import Template
 
 from llamalith_app.contracts.forms import JobForm
+from llamalith_app.contracts.jobs import MAX_ID
 from llamalith_app.contracts.parameters import texts_of
 from llamalith_app.controllers.conversations import PathId
-from llamalith_app.controllers.jobs import MAX_ID
 from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.errors import NotFound
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
@@ -24,6 +24,7 @@ TURNS_ON_PAGE = 30
 BeforeTurn = Annotated[int | None, QueryParameter(ge=0, le=MAX_ID)]
 KnownTurns = Annotated[int, QueryParameter(ge=0, le=MAX_ID, description="The page has the turns before this one.")]
 FromTurn = Annotated[int | None, QueryParameter(name="from", ge=0, le=MAX_ID)]
+SeenTurn = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID, description="The last turn that the page shows.")]
 QueryId = Annotated[str, QueryParameter(name="id", min_length=1, max_length=200)]
 
 
@@ -44,11 +45,16 @@ class ConversationPage(Controller):
 
     @get("/conversation/turns", opt=BACKGROUND_PAGE)
     async def turns(
-        self, request: AppRequest, public_id: QueryId, first: FromTurn = None, known: KnownTurns = 0
+        self,
+        request: AppRequest,
+        public_id: QueryId,
+        first: FromTurn = None,
+        known: KnownTurns = 0,
+        seen: SeenTurn = None,
     ) -> Template:
-        """The turns from `first` on, for the script that polls them."""
-        thread = await _thread(request, public_id, first=first)
-        return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True, known=known)
+        """The turns from `first` on, of the branch that the page shows, for the script that polls them."""
+        thread = await _thread(request, public_id, first=first, seen=seen)
+        return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True, known=known, first=first)
 
 
 async def _render(request: AppRequest, public_id: str, before: int | None) -> Template:
@@ -60,6 +66,7 @@ async def _render(request: AppRequest, public_id: str, before: int | None) -> Te
         system_prompt_was=thread.system_prompt,
         conversation_id=public_id,
         **texts_of(newest.parameters if newest is not None else None),
+        seen=str(thread.last_turn_id),
     )
     return page(
         request,
@@ -68,13 +75,19 @@ async def _render(request: AppRequest, public_id: str, before: int | None) -> Te
         public_id=public_id,
         is_newest=before is None,
         known=0,
+        first=None,
         form=form,
         models=request.parts.models,
     )
 
 
 async def _thread(
-    request: AppRequest, public_id: str, *, first: int | None = None, before: int | None = None
+    request: AppRequest,
+    public_id: str,
+    *,
+    first: int | None = None,
+    before: int | None = None,
+    seen: int | None = None,
 ) -> conversations.Thread:
     """With the live progress of its jobs. Raises NotFound."""
     thread = await request.parts.database.read(
@@ -85,6 +98,7 @@ async def _thread(
         max_text=EXCERPT_CHARS,
         first=first,
         before=before,
+        seen=seen,
     )
     if thread is None:
         raise NotFound("There is no such conversation.")

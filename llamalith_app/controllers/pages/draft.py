@@ -19,7 +19,7 @@ from llamalith_app.contracts.parameters import Parameters, parameters_from_texts
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.controllers.pages.redirects import see_other
-from llamalith_app.errors import BadInput, QueueFull, SessionUnreadable, StaleForm, StorageUnavailable
+from llamalith_app.errors import BadInput, NotFound, QueueFull, SessionUnreadable, StaleForm, StorageUnavailable
 from llamalith_app.guards.cookies import make_cookie
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.principal import PAGE
@@ -64,12 +64,20 @@ class DraftPage(Controller):
                 ),
                 conversation_id=form.conversation_id,
                 keeps_system_prompt=form.system_prompt == form.system_prompt_was,
+                beside=int(form.beside) if form.beside else None,
+                seen=int(form.seen) if form.seen else None,
                 key=_idempotency_key(request.principal.user_id, form),
             )
         except (BadInput, QueueFull, StorageUnavailable) as error:
             if not is_shown:
                 raise
             return draft_page(request, draft, error.status, str(error))
+        except NotFound as error:
+            if not is_shown:
+                raise
+            # Sent again, it goes to the end of the conversation.
+            draft = msgspec.structs.replace(draft, beside="")
+            return draft_page(request, draft, error.status, f"{error}: what you edited was deleted meanwhile.")
         address = f"{conversation_url(accepted.conversation_id)}#job-{accepted.job_id}"
         cookies = _taken_cookies(request, form)
         if is_shown:
@@ -148,6 +156,6 @@ def _idempotency_key(owner_id: int, form: JobForm) -> Key | None:
     nothing more; with another text it is another one."""
     if not form.once:
         return None
-    sent = msgspec.json.encode(msgspec.structs.replace(form, once="", system_prompt_was=""))
+    sent = msgspec.json.encode(msgspec.structs.replace(form, once="", seen="", system_prompt_was=""))
     digest = hashlib.sha256(sent).hexdigest()
     return Key(owner_id, f"form:{form.once}:{digest}", digest)

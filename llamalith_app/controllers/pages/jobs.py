@@ -12,8 +12,8 @@ from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import BulkDone, BulkForm, JobsFilter, PriorityForm
-from llamalith_app.contracts.jobs import Job
-from llamalith_app.controllers.jobs import MAX_ID, JobIdInPath, change_priority
+from llamalith_app.contracts.jobs import MAX_ID, Job
+from llamalith_app.controllers.jobs import JobIdInPath, change_priority
 from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import BadInput, NotFound

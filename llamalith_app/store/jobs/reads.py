@@ -177,8 +177,8 @@ def newest(
 
     The list ends before `limit` once its texts reach MAX_PAGE_CHARS, but has at least one job where one matches.
     """
-    query = _newest(select_jobs(None, max_text), owner_id, limit, status, conversation_id, before)
-    return [job for _, job in _jobs_of_a_page(connection, query)]
+    of = _page_parameters(owner_id, limit, status, conversation_id, before)
+    return [job for _, job in _jobs_of_a_page(connection, _select_newest(max_text, frozenset(of)), of)]
 
 
 def newest_briefs(
@@ -191,26 +191,38 @@ def newest_briefs(
     before: int | None = None,
 ) -> list[JobBrief]:
     """As `newest`, without texts, so it never ends before `limit`."""
-    brief = select(*_BRIEF, JobRow.error.label("reason")).join(
-        ConversationRow, ConversationRow.id == JobRow.conversation_id
-    )
-    rows = connection.execute(_newest(brief, owner_id, limit, status, conversation_id, before)).mappings()
+    of = _page_parameters(owner_id, limit, status, conversation_id, before)
+    rows = connection.execute(_select_newest_briefs(frozenset(of)), of).mappings()
     return [JobBrief(**_brief(dict(row))) for row in rows]
 
 
-def _newest(
-    query: Select[Any], owner_id: int, limit: int, status: str | None, conversation_id: str | None, before: int | None
-) -> Select[Any]:
-    query = query.order_by(JobRow.id.desc()).limit(limit)
+def _page_parameters(
+    owner_id: int, limit: int, status: str | None, conversation_id: str | None, before: int | None
+) -> dict[str, Any]:
+    """Without those that are None: they filter nothing."""
+    of = {
+        "of_owner": owner_id,
+        "most": limit,
+        "of_status": status,
+        "of_public_id": None if conversation_id is None else conversation_id.strip(),
+        "before_job": before,
+    }
+    return {name: value for name, value in of.items() if value is not None}
+
+
+def _newest(query: Select[Any], given: frozenset[str]) -> Select[Any]:
+    """`given`: the names of the parameters that it will be executed with."""
+    query = query.order_by(JobRow.id.desc()).limit(bindparam("most"))
+    owner_id: BindParameter[int] = bindparam("of_owner")
     # Not both conditions: SQLite would scan all jobs of the owner.
-    if conversation_id is None:
+    if "of_public_id" not in given:
         query = query.where(JobRow.owner_id == owner_id)
     else:
-        query = query.where(JobRow.conversation_id == conversation_id_of(owner_id, conversation_id))
-    if status is not None:
-        query = query.where(JobRow.status == status)
-    if before is not None:
-        query = query.where(JobRow.id < before)
+        query = query.where(JobRow.conversation_id == conversation_id_of(owner_id, bindparam("of_public_id")))
+    if "of_status" in given:
+        query = query.where(JobRow.status == bindparam("of_status"))
+    if "before_job" in given:
+        query = query.where(JobRow.id < bindparam("before_job"))
     return query
 
 
@@ -218,10 +230,13 @@ def n_text_chars(job: Job) -> int:
     return len(job.user_input) + len(job.system_prompt) + len(job.result or "") + len(job.partial or "")
 
 
-def _jobs_of_a_page(connection: Connection, query: Select[Any]) -> Iterator[tuple[RowMapping, Job]]:
+def _jobs_of_a_page(
+    connection: Connection, query: Select[Any], parameters: Mapping[str, Any]
+) -> Iterator[tuple[RowMapping, Job]]:
     n_chars = 0
     # Row by row, so that a page of long prompts is never in memory as a whole.
-    with connection.execute(query.execution_options(stream_results=True, max_row_buffer=16)) as rows:
+    options = {"stream_results": True, "max_row_buffer": 16}
+    with connection.execute(query, parameters, execution_options=options) as rows:
         for row in rows.mappings():
             job = job_from_row(row)
             yield row, job
@@ -241,22 +256,19 @@ _prompt = (
 )
 
 
-def jobs_by_turn(
-    connection: Connection, owner_id: int, turn_ids: Sequence[int], *, oldest_first: bool = False
-) -> dict[int, Job]:
-    """The jobs of these turns by turn id, newest first unless `oldest_first`. Ends early, as `newest` does."""
-    query = (
-        select_jobs(owner_id)
-        .add_columns(JobRow.turn_id)
-        .where(JobRow.turn_id.in_(turn_ids))
-        .order_by(JobRow.turn_id if oldest_first else JobRow.turn_id.desc())
-    )
-    return {row["turn_id"]: job for row, job in _jobs_of_a_page(connection, query)}
+def jobs_by_turn(connection: Connection, turn_ids: Sequence[int], *, oldest_first: bool = False) -> dict[int, Job]:
+    """The jobs of these turns by turn id, newest first unless `oldest_first`. Ends early, as `newest` does.
+
+    Whoever owns them; the caller checks access.
+    """
+    query = _select_by_turns(oldest_first)
+    return {job.turn_id: job for _, job in _jobs_of_a_page(connection, query, {"of_turns": turn_ids})}
 
 
 _BRIEF = (
     JobRow.id,
     ConversationRow.public_id.label("conversation_id"),
+    JobRow.turn_id,
     JobRow.model,
     JobRow.status,
     JobRow.created_at,
@@ -317,22 +329,42 @@ def _select_by_ids(max_text: int) -> Select[Any]:
     return select_jobs(None, max_text).where(JobRow.id.in_(bindparam("of_jobs", expanding=True)))
 
 
+@cache
+def _select_by_turns(oldest_first: bool) -> Select[Any]:
+    # No condition on the owner: for more than a few turns, SQLite would scan all jobs of the owner.
+    return (
+        select_jobs(None)
+        .where(JobRow.turn_id.in_(bindparam("of_turns", expanding=True)))
+        .order_by(JobRow.turn_id if oldest_first else JobRow.turn_id.desc())
+    )
+
+
+@cache
+def _select_newest(max_text: int | None, given: frozenset[str]) -> Select[Any]:
+    return _newest(select_jobs(None, max_text), given)
+
+
+@cache
+def _select_newest_briefs(given: frozenset[str]) -> Select[Any]:
+    brief = select(*_BRIEF, JobRow.error.label("reason"))
+    return _newest(brief.join(ConversationRow, ConversationRow.id == JobRow.conversation_id), given)
+
+
 def job_from_row(row: RowMapping) -> Job:
     fields: dict[str, Any] = dict(row)
-    fields.pop("turn_id", None)
     fields["parameters"] = decode_parameters(fields["parameters"])
     fields["unenforced"] = decode_unenforced(fields["unenforced"])
-    return Job(**_brief(fields | {"reason": fields["result"]}))
+    fields["reason"] = fields["result"]
+    return Job(**_brief(fields))
 
 
 def _brief(fields: dict[str, Any]) -> dict[str, Any]:
-    """Converts columns to fields of JobBrief."""
-    kind, reason, not_after = (fields.pop(column) for column in ("error_kind", "reason", "not_after"))
-    return fields | {
-        "priority": Priority(fields["priority"]).name.lower(),
-        "error": None if kind is None else JobError(kind=kind, reason=reason),
-        "queue_timeout_s": None if not_after is None else seconds_between(fields["created_at"], not_after),
-    }
+    """Makes columns into fields of JobBrief, in place."""
+    kind, reason, not_after = fields.pop("error_kind"), fields.pop("reason"), fields.pop("not_after")
+    fields["priority"] = Priority(fields["priority"]).name.lower()
+    fields["error"] = None if kind is None else JobError(kind=kind, reason=reason)
+    fields["queue_timeout_s"] = None if not_after is None else seconds_between(fields["created_at"], not_after)
+    return fields
 
 
 def decode_parameters(stored: str | None) -> Parameters | None:
@@ -343,13 +375,14 @@ def decode_unenforced(stored: str | None) -> list[str]:
     return [] if stored is None else msgspec.json.decode(stored, type=list[str])
 
 
-def has_public_id(owner_id: int, public_id: str) -> ColumnElement[bool]:
+def has_public_id(owner_id: int | BindParameter[int], public_id: str | BindParameter[str]) -> ColumnElement[bool]:
     """The conversation of that owner and public id. Ids are stored trimmed, so blanks around the given one do not
-    count."""
-    return and_(ConversationRow.owner_id == owner_id, ConversationRow.public_id == public_id.strip())
+    count; a parameter's value is to be trimmed by the caller."""
+    name = public_id.strip() if isinstance(public_id, str) else public_id
+    return and_(ConversationRow.owner_id == owner_id, ConversationRow.public_id == name)
 
 
-def conversation_id_of(owner_id: int, public_id: str) -> Any:
+def conversation_id_of(owner_id: int | BindParameter[int], public_id: str | BindParameter[str]) -> Any:
     return select(ConversationRow.id).where(has_public_id(owner_id, public_id)).scalar_subquery()
 
 

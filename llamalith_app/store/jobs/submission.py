@@ -1,4 +1,4 @@
-"""Stores new jobs: after the head of a conversation, beside a turn, as a fork, or as a retry.
+"""Stores new jobs: after the head of a conversation or another of its turns, beside a turn, or as a retry; and forks.
 
 The only module that makes jobs. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from sqlalchemy import (
@@ -21,9 +21,10 @@ from sqlalchemy import (
 )
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.contracts.jobs import JobRequest
+from llamalith_app.contracts.jobs import Job, JobRequest
 from llamalith_app.contracts.parameters import parameters_given
-from llamalith_app.store import turns
+from llamalith_app.errors import BadInput, ConversationExists, JobOpen, NotFound
+from llamalith_app.store import tree, turns
 from llamalith_app.store.jobs import reads
 from llamalith_app.store.jobs.statements import is_open, open_job
 from llamalith_app.store.tables import (
@@ -56,6 +57,8 @@ class NewJob(NamedTuple):
     """The job that this one retries."""
     keeps_system_prompt: bool = False
     """The client sends the system prompt back as it was shown: it does not replace one that is in force."""
+    seen: int | None = None
+    """A turn that the client was shown: without a parent, the job continues the branch through it. None: the head's."""
 
 
 class Accepted(NamedTuple):
@@ -68,15 +71,19 @@ class Accepted(NamedTuple):
     model: str
 
 
-_LOCK_HEAD = (
-    select(ConversationRow.id, ConversationRow.head_turn_id)
-    .where(
-        ConversationRow.owner_id == bindparam("of_owner"),
-        ConversationRow.public_id == bindparam("of_public_id"),
+_is_asked_for = reads.has_public_id(bindparam("of_owner"), bindparam("of_public_id"))
+_LOCK_CONVERSATION = select(ConversationRow.id, ConversationRow.head_turn_id).where(_is_asked_for).with_for_update()
+_HEAD = (
+    select(
+        ConversationRow.id.label("of_conversation"),
+        TurnRow.id,
+        TurnRow.depth,
+        TurnRow.system_turn_id,
+        TurnRow.conversation_id,
     )
-    .with_for_update()
+    .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
+    .where(_is_asked_for)
 )
-"""The conversation alone: PostgreSQL, after it has waited, would look for the head that there was before."""
 _INSERT_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
 _INSERT_JOB = (
     insert(_jobs)
@@ -96,46 +103,99 @@ _OWN_TURN = (
 
 
 def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
-    """Appends a turn after the head of its conversation, and queues its job. Makes the conversation if it does not
-    exist."""
+    """Adds a turn after the parent that is asked for, or after the head of its conversation, and queues its job. The
+    turn becomes the head. Makes the conversation if it does not exist. Raises BadInput: it has no such parent."""
     public_id = new.conversation_id or str(uuid.uuid4())
     if new.conversation_id is not None:
-        found = connection.execute(_LOCK_HEAD, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
+        of = {"of_owner": new.owner_id, "of_public_id": public_id}
+        if connection.dialect.name != "sqlite":
+            # By itself: PostgreSQL, after it has waited, would look for the head that there was before.
+            connection.execute(_LOCK_CONVERSATION, of)
+        found = connection.execute(_HEAD, of).first()
         if found is not None:
-            return _add(connection, new, public_id, found.id, turns.parent(connection, found.head_turn_id), now)
+            parent = _parent(connection, new, found)
+            return _add(connection, new, public_id, found.of_conversation, parent, now)
+    if new.request.parent:
+        raise BadInput(f"parent: this conversation is new and has no turn {new.request.parent}; leave parent out")
     conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
     return _add(connection, new, public_id, conversation_id, turns.NO_PARENT, now)
+
+
+def _parent(connection: Connection, new: NewJob, found: Any) -> turns.Parent:
+    """The turn that the new one continues. `found`: a row of _HEAD. Raises BadInput."""
+    wanted, of_conversation = new.request.parent, found.of_conversation
+    if wanted is None and new.seen is None:
+        return turns.Parent(*found[1:])
+    conversation = tree.Conversation(of_conversation, found.id)
+    if wanted is not None:
+        parent = tree.possible_parent(connection, conversation, wanted)
+        if parent is None:
+            raise BadInput(
+                f"parent: neither this conversation nor the path to its head has a turn {wanted};"
+                " GET /api/conversations/{id}/tree lists its turns"
+            )
+        return parent
+    # What was seen may be deleted by now.
+    seen = None if new.seen is None else tree.branch_through(connection, conversation, new.seen)
+    return turns.parent(connection, seen or conversation.head_turn_id)
 
 
 def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | None:
     """Queues a job with the same parent as that turn: an edited prompt, or another reply to the same one. The new turn
     becomes the head of the conversation. Without a system prompt of its own, that of the turn beside stays in force.
-    None: no such turn of this owner."""
+
+    `new.conversation_id`: the conversation that shows the turn, where it is a fork that continues it. None: its own.
+    Returns None: no such turn of this owner, or that conversation does not show it.
+    """
     beside = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
     if beside is None:
         return None
-    if not new.request.system_prompt:
+    public_id, conversation_id = beside.public_id, beside.conversation_id
+    if new.conversation_id is not None and new.conversation_id != public_id:
+        public_id = new.conversation_id
+        found = connection.execute(_LOCK_CONVERSATION, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
+        if found is None or tree.possible_parent(connection, tree.Conversation._make(found), turn_id) is None:
+            return None
+        conversation_id = found.id
+    if new.keeps_system_prompt or not new.request.system_prompt:
         in_force = turns.system_in_force(connection, beside.system_turn_id)
-        new = new._replace(request=msgspec.structs.replace(new.request, system_prompt=in_force or ""))
+        request = msgspec.structs.replace(new.request, system_prompt=in_force or "")
+        new = new._replace(request=request, keeps_system_prompt=False)
     parent = turns.parent(connection, beside.parent_id)
-    return _add(connection, new, beside.public_id, beside.conversation_id, parent, now)
+    return _add(connection, new, public_id, conversation_id, parent, now)
 
 
-def submit_fork(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | Status | None:
-    """Queues a job in a new conversation that continues that turn of another conversation.
+class Fork(NamedTuple):
+    conversation_id: str
+    """The public id."""
+    head_turn_id: int
 
-    Returns the status of the first job on that path instead where one has not ended, since its reply would come to
+
+def fork(
+    connection: Connection, owner_id: int, of_conversation: str, turn_id: int, public_id: str | None, now: datetime
+) -> Fork:
+    """Makes a conversation that continues this turn of another one, or of the path to its head.
+
+    It begins with a turn that holds a copy of the system message in force, if there is one, and nothing else: the next
+    prompt continues that. `public_id` None: a UUID.
+    Raises NotFound, ConversationExists; JobOpen where a job on that path has not ended, since its reply would come to
     stand in what the fork has read.
-    None: no such turn of this owner.
     """
-    behind = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
-    if behind is None:
-        return None
+    origin = tree.lock_conversation(connection, owner_id, of_conversation)
+    parent = None if turn_id == tree.ROOT else tree.possible_parent(connection, origin, turn_id)
+    if parent is None:
+        raise NotFound(tree.NO_TURN)
     if (status := turns.open_job_on_path(connection, turn_id)) is not None:
-        return status
-    public_id = new.conversation_id or str(uuid.uuid4())
-    conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
-    return _add(connection, new, public_id, conversation_id, turns.parent(connection, turn_id), now)
+        raise JobOpen(f"A job up to turn {turn_id} is {status.value}: cancel it first, or wait until it has ended.")
+    public_id = public_id or str(uuid.uuid4())
+    if connection.execute(_LOCK_CONVERSATION, {"of_owner": owner_id, "of_public_id": public_id}).first() is not None:
+        raise ConversationExists("conversation_id: there is a conversation with this id; a fork needs a new one")
+    conversation_id = _new_conversation(connection, owner_id, public_id, now)
+    in_force = turns.system_in_force(connection, parent.system_turn_id)
+    # A copy of its own: the other conversation may expire before this one.
+    inputs = [] if in_force is None else [Message(role="system", content=in_force)]
+    behind = parent._replace(system_turn_id=None)
+    return Fork(public_id, turns.append(connection, conversation_id, behind, inputs, now))
 
 
 def _new_conversation(connection: Connection, owner_id: int, public_id: str, now: datetime) -> int:
@@ -206,6 +266,7 @@ class Retry(NamedTuple):
     """The job that retries it."""
     conversation_id: str
     model: str
+    turn_id: int
     is_new: bool
     """False: that job existed before this call."""
 
@@ -216,32 +277,38 @@ def retry(connection: Connection, owner_id: int, job_id: int, request_id: str, n
 
     Returns the job's status instead where it is open or done. None: no such job of this owner.
     """
-    before = (
-        connection.execute(reads.select_jobs(owner_id).add_columns(JobRow.turn_id).where(JobRow.id == job_id))
-        .mappings()
-        .first()
-    )
-    if before is None:
+    job = reads.job_by_id(connection, owner_id, job_id)
+    if job is None:
         return None
-    job = reads.job_from_row(before)
     if job.status not in RETRYABLE:
         return Status(job.status)
     if job.retried_as is not None:
-        return Retry(job.retried_as, job.conversation_id, job.model, False)
-    parameters = {} if job.parameters is None else msgspec.structs.asdict(job.parameters)
-    same = {name: getattr(job, name) for name in (*_COPIED_FIELDS, "priority", "queue_timeout_s")}
-    inputs = turns.inputs(connection, before["turn_id"])
+        turn_id = connection.execute(select(JobRow.turn_id).where(JobRow.id == job.retried_as)).scalar_one()
+        return Retry(job.retried_as, job.conversation_id, job.model, turn_id, False)
     new = NewJob(
         owner_id=owner_id,
         request_id=request_id,
-        request=JobRequest(**(parameters | same)),
-        inputs=inputs[1:] if inputs[0].role == "system" else inputs,
+        request=request_of(job),
+        inputs=prompt_of(connection, job.turn_id),
         conversation_id=job.conversation_id,
         unenforced=job.unenforced,
         retry_of=job_id,
     )
-    new_id = submit(connection, new, now).job_id
-    return Retry(cast(int, new_id), job.conversation_id, job.model, True)
+    made = submit(connection, new, now)
+    return Retry(cast(int, made.job_id), job.conversation_id, job.model, cast(int, made.turn_id), True)
+
+
+def request_of(job: Job) -> JobRequest:
+    """The request that would make this job again; without its prompt, which stands in its turn."""
+    parameters = {} if job.parameters is None else msgspec.structs.asdict(job.parameters)
+    same = {name: getattr(job, name) for name in (*_COPIED_FIELDS, "priority", "queue_timeout_s")}
+    return JobRequest(**(parameters | same))
+
+
+def prompt_of(connection: Connection, turn_id: int) -> list[Message]:
+    """What the client sent in this turn, without the system message that begins it."""
+    inputs = turns.inputs(connection, turn_id)
+    return inputs[1:] if inputs and inputs[0].role == "system" else inputs
 
 
 def retry_matching(

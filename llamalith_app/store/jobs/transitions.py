@@ -1,4 +1,4 @@
-"""The state machine of a job: claim, finish, fail, cancel, expire; and the change of a queued job's class.
+"""The state machine of a job: claim, finish, fail, cancel, expire; and what may change of one that waits.
 
 The only module that changes jobs and attempts between `submission` and their deletion (`store/retention.py`); only
 `leases` raises heartbeats. A transition first reads the job in the state that it expects, and after a claim also under
@@ -313,6 +313,22 @@ def cancel(connection: Connection, owner_id: int, job_id: int, now: datetime) ->
         return Status(job.status)
     _end(connection, [_Ending(job_id, job.conversation_id, job.lease_token, {})], Status.CANCELLED, now)
     return Status.CANCELLED
+
+
+def edit_prompt(connection: Connection, owner_id: int, job_id: int, content: str) -> bool | None:
+    """Replaces the prompt of a queued job. False: it has been started, or has ended, and nothing was written. None: no
+    such job of this owner."""
+    job = connection.execute(
+        select(JobRow.status, JobRow.attempt, JobRow.turn_id)
+        .where(JobRow.id == job_id, JobRow.owner_id == owner_id)
+        .with_for_update()
+    ).first()
+    if job is None:
+        return None
+    if job.status != Status.QUEUED or job.attempt:
+        return False
+    turns.replace_prompt(connection, job.turn_id, content)
+    return True
 
 
 def cancel_open(
