@@ -3,6 +3,7 @@
 
 import { setAttachments, withAttachments } from "./attachments.js"
 import { forgetAcceptedDraft } from "./draft.js"
+import { endEdit, isEditing, sendEdit } from "./edit.js"
 import { hideNotice, showResult } from "./notice.js"
 import { postForm } from "./request.js"
 import { goToEnd } from "./stick-to-end.js"
@@ -20,7 +21,11 @@ export const sendPrompt = async (form, lists) => {
   const sent = withAttachments(form)
   hideNotice()
   try {
-    const response = await postForm(form, null, { signal: AbortSignal.timeout(TIMEOUT_MS) }, { content: sent })
+    if (form.dataset.waiting) {
+      await sendEdit(form, sent)
+      return
+    }
+    const response = await postForm(form, { signal: AbortSignal.timeout(TIMEOUT_MS), changes: { content: sent } })
     if (LOGIN_OR_STALE.includes(response.status)) {
       content.value = sent
       setAttachments(form, [])
@@ -40,6 +45,13 @@ const showAccepted = async (form, lists, { url, once }, typed) => {
   const fields = form.elements
   const target = new URL(url, location.href)
   const isHere = target.pathname === location.pathname && target.search === location.search
+  if (isEditing(form)) {
+    // The page shows another branch from now on.
+    endEdit(form, "")
+    location.assign(target)
+    if (isHere) location.reload()
+    return
+  }
   if (!isHere || !lists.length) {
     location.assign(target)
     return
