@@ -399,7 +399,7 @@ async def hanging_redis(redis_url: str) -> AsyncIterator[None]:
     """A Redis that answers to nothing that writes, until the end of the block."""
     async with Redis.from_url(redis_url) as redis, Redis.from_url(redis_url, socket_timeout=None) as other:
         await redis.client_pause(3_600_000, all=False)
-        writing = asyncio.create_task(other.set("any", 1))
+        writing = asyncio.ensure_future(other.set("any", 1))
         try:
             yield
             assert not writing.done()
