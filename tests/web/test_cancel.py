@@ -131,7 +131,7 @@ async def test_a_filter_cancels_the_matching_jobs_and_no_others(
         ("", "status"),
         ("status=", "status"),
         ("status=done", "status"),
-        ("status=queued&conversation_id=", "conversation_id"),
+        ("status=queued&conversation_id=", "conversation_id: expected a string of at least 1 character"),
         ("status=queued&model=", "model"),
         ("status=queued&conversation=c", "conversation: unknown filter; these exist: status, conversation_id, model"),
     ],
