@@ -1,8 +1,10 @@
-// The replies of a conversation while they are written, from its stream of events. The text shown here is provisional:
+// The replies of a conversation while they are written, from its stream of blocks. What is shown here is provisional:
 // once a job has ended, the list is polled and brings what was stored. Without a stream the list alone does it, a
 // little later.
 
+import { Blocks } from "./blocks.js"
 import { scrollIfSticking } from "./stick-to-end.js"
+import { _ } from "./words.js"
 
 // After so long without an event from a stream whose job moves on, its connection is dead.
 const SILENCE_MS = 8000
@@ -12,9 +14,10 @@ export class LiveReplies {
     this.list = list
     this.source = null
     this.lastEventAt = 0
-    // By job: the text so far of each kind.
-    this.texts = new Map()
-    this.changedJobs = new Set()
+    // Where the next stream goes on.
+    this.lastEventId = ""
+    this.replies = new Map()
+    this.isFrameDue = false
     document.addEventListener("visibilitychange", () => this.subscribeOrClose())
     this.subscribeOrClose()
   }
@@ -27,6 +30,7 @@ export class LiveReplies {
 
   // A dead connection gives no event of its own; only the list shows it, as it goes on.
   onListUpdate({ changed, failedBefore }) {
+    for (const reply of this.replies.values()) reply.show()
     if (failedBefore || (changed && performance.now() - this.lastEventAt > SILENCE_MS)) this.close()
     this.subscribeOrClose()
   }
@@ -37,68 +41,118 @@ export class LiveReplies {
   }
 
   subscribe() {
-    this.texts = new Map()
     this.lastEventAt = performance.now()
-    this.source = new EventSource(this.list.element.dataset.events)
-    this.source.addEventListener("progress", () => { this.lastEventAt = performance.now() })
-    for (const kind of ["delta", "thinking", "restart"]) {
-      this.source.addEventListener(kind, (event) => {
-        this.lastEventAt = performance.now()
-        const { job_id: jobId, text } = JSON.parse(event.data)
-        // A new stream sends everything from the beginning.
-        if (kind === "restart" || !this.texts.has(jobId)) {
-          this.texts.set(jobId, { delta: "", thinking: "" })
-          clear(jobId)
-        }
-        if (kind !== "restart") {
-          this.texts.get(jobId)[kind] += text
-          this.renderSoon(jobId)
-        }
+    const url = new URL(this.list.element.dataset.events, location.href)
+    if (this.lastEventId) url.searchParams.set("after", this.lastEventId)
+    this.source = new EventSource(url)
+    this.on("progress", () => {})
+    for (const kind of ["restart", "thinking", "block", "more"]) {
+      this.on(kind, (data) => {
+        if (!this.replies.has(data.job)) this.replies.set(data.job, new Reply(data.job))
+        this.replies.get(data.job)[kind](data)
+        this.showSoon()
       })
     }
     for (const kind of ["done", "error", "cancelled"]) {
-      // An EventSource also fires "error" for its own trouble, without data.
-      this.source.addEventListener(kind, (event) => {
-        if (!event.data) return
-        this.texts.delete(JSON.parse(event.data).id)
+      this.on(kind, ({ job }) => {
+        this.replies.get(job)?.show()
+        this.replies.delete(job)
         this.list.poll()
       })
     }
   }
 
-  // Once a frame: the browser lays out the whole text each time.
-  renderSoon(jobId) {
-    if (!this.changedJobs.size) requestAnimationFrame(() => this.render())
-    this.changedJobs.add(jobId)
+  on(kind, apply) {
+    this.source.addEventListener(kind, (event) => {
+      // An EventSource also fires "error" for its own trouble, without data.
+      if (!event.data) return
+      this.lastEventAt = performance.now()
+      this.lastEventId = event.lastEventId || this.lastEventId
+      apply(JSON.parse(event.data))
+    })
   }
 
-  render() {
-    for (const jobId of this.changedJobs) {
-      for (const place of placesOf(jobId)) {
-        const text = this.texts.get(jobId)?.[place.dataset.told]
-        if (!text) continue
-        if (!place.firstChild) place.append("")
-        const shown = place.firstChild
-        // The text only grows: appending keeps a selection in it.
-        if (shown.length < text.length) shown.appendData(text.slice(shown.length))
-        toggle(place, true)
-      }
-    }
-    this.changedJobs.clear()
-    scrollIfSticking()
+  // Once a frame: many blocks may come at once.
+  showSoon() {
+    if (this.isFrameDue) return
+    this.isFrameDue = true
+    requestAnimationFrame(() => {
+      this.isFrameDue = false
+      for (const reply of this.replies.values()) reply.show()
+      scrollIfSticking()
+    })
   }
 }
 
-const placesOf = (jobId) => document.querySelectorAll(`#job-${Number(jobId)} [data-told]`)
+class Reply {
+  constructor(job) {
+    this.job = Number(job)
+    // Until the list has its job, a reply grows beside the page.
+    this.blocks = new Blocks(document.createElement("div"))
+    this.thought = ""
+    this.nThought = 0
+    this.thinksSince = 0
+  }
 
-const clear = (jobId) => {
-  for (const place of placesOf(jobId)) {
-    place.textContent = ""
-    toggle(place, false)
+  restart() {
+    this.blocks.clear()
+    this.thought = ""
+    this.nThought = 0
+    for (const kind of ["delta", "thinking"]) {
+      const place = this.placeOf(kind)
+      if (place) place.textContent = ""
+    }
+  }
+
+  // Offsets count code points.
+  thinking({ offset, text }) {
+    const fresh = [...text].slice(Math.max(this.nThought - offset, 0))
+    this.thought += fresh.join("")
+    this.nThought += fresh.length
+    this.thinksSince ||= performance.now()
+  }
+
+  block(data) {
+    this.blocks.put(data)
+    this.endThinking()
+  }
+
+  more(data) {
+    this.blocks.more(data)
+    this.endThinking()
+  }
+
+  // How long the model thought, where this page saw it: what is read again from its beginning comes all at once.
+  endThinking() {
+    if (!this.thinksSince) return
+    const seconds = Math.round((performance.now() - this.thinksSince) / 1000)
+    this.thinksSince = 0
+    const summary = this.placeOf("thinking")?.parentElement.querySelector("summary")
+    if (summary) summary.textContent = seconds ? _("Thought for %(n)s s", { n: seconds }) : _("Thought")
+  }
+
+  show() {
+    const place = this.placeOf("delta")
+    if (place) {
+      this.blocks.moveTo(place)
+      toggle(place, !this.blocks.isEmpty)
+    }
+    const thinking = this.placeOf("thinking")
+    if (!thinking) return
+    if (!thinking.firstChild) thinking.append("")
+    // The text only grows: appending keeps a selection in it.
+    const shown = thinking.firstChild
+    if (shown.length < this.thought.length) shown.appendData(this.thought.slice(shown.length))
+    toggle(thinking, this.thought !== "")
+  }
+
+  placeOf(kind) {
+    return document.querySelector(`#job-${this.job} [data-told="${kind}"]`)
   }
 }
 
 const toggle = (place, isShown) => {
+  if (place.hidden === !isShown) return
   place.hidden = !isShown
   if (place.parentElement.matches("details")) place.parentElement.hidden = !isShown
 }

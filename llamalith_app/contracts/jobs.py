@@ -20,6 +20,8 @@ StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
 RetryableWord = Literal["error", "cancelled"]
 OpenWord = Literal["queued", "processing"]
 PriorityWord = Literal["interactive", "normal", "batch"]
+SAME_AGAIN_KINDS = ("context_overflow", "template", "grammar")
+"""Kinds of errors with which the same job, tried again, ends again: its prompt or its settings have to change."""
 Phase = Literal["queued", "loading", "prefill", "decode"]
 Seconds = Annotated[
     ranges.Seconds,
@@ -76,15 +78,19 @@ class ReplyCreate(JobRequest, kw_only=True):
     content: RequiredText
 
 
+class JobChange(msgspec.Struct, kw_only=True):
+    """What is to be changed of a job that waits; what is absent or null stays."""
+
+    content: RequiredText | None = None
+    """Another prompt, while the job was never started."""
+    priority: PriorityWord | None = None
+
+
 class Regenerate(Parameters, kw_only=True):
     """What is to be different this time; parameters that are absent or null are as the job has them."""
 
     model: Name | None = None
     """One of the configured names; absent or empty: the job's."""
-
-
-class PromptEdit(msgspec.Struct, kw_only=True):
-    content: RequiredText
 
 
 class LegacySubmit(msgspec.Struct, kw_only=True):

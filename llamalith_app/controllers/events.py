@@ -7,7 +7,6 @@ does not read costs its cursor and no more; a client that leaves stops no job.
 from __future__ import annotations
 
 import re
-from collections import deque
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from llamalith_app.controllers.jobs import JobIdInPath
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.store import conversations
 from llamalith_app.store.jobs import reads
+from llamalith_app.web import lane as lane_stream
 from llamalith_app.web import sse
 from llamalith_app.web.follow import ENDED, OpenStream
 from llamalith_app.web.request import AppRequest, Parts
@@ -103,7 +103,19 @@ class Events(Controller):
         lane = await parts.database.read(conversations.lane, owner_id, conversation_id, from_job)
         if lane is None:
             raise NotFound("Conversation not found")
-        return sse.EventStream(request, lambda stream: _lane_chunks(parts, owner_id, lane, from_job, cursor, stream))
+        return sse.EventStream(
+            request,
+            lambda stream: lane_stream.chunks(
+                parts,
+                lane,
+                from_job,
+                stream,
+                first_id=lambda job_id: b"%d.0-0" % job_id,
+                of_job=lambda job_id: _job_of_lane(
+                    parts, owner_id, job_id, cursor if job_id == from_job else None, stream
+                ),
+            ),
+        )
 
 
 def _cursor(
@@ -119,38 +131,6 @@ def _cursor(
     *job, attempt, n = map(int, found.groups())
     cursor = Cursor(attempt, n)
     return cursor if cursor != NOTHING_YET else None, job[0] if job else None
-
-
-async def _lane_chunks(
-    parts: Parts,
-    owner_id: int,
-    lane: conversations.Lane,
-    from_job: int | None,
-    cursor: Cursor | None,
-    stream: OpenStream,
-) -> sse.Chunks:
-    """The jobs of a conversation, one after another, until the stream is over."""
-    waiting = deque(lane.job_ids)
-    last_id = max(lane.newest_job, *waiting, 0)
-    followed = parts.followers.follow_lane(lane, stream)
-    try:
-        if from_job is None:
-            # A client that resumes before any event misses no job that ended in between.
-            yield sse.id_alone(b"%d.0-0" % (waiting[0] if waiting else last_id + 1))
-        while not stream.is_over:
-            if not waiting and followed.newest_job > last_id:
-                waiting.extend(await parts.database.read(conversations.jobs_after, lane.conversation_id, last_id))
-                last_id = max(followed.newest_job, *waiting)
-            if waiting:
-                job_id = waiting.popleft()
-                chunks = _job_of_lane(parts, owner_id, job_id, cursor if job_id == from_job else None, stream)
-                async with aclosing(chunks):
-                    async for chunk in chunks:
-                        yield chunk
-            elif not await stream.wait(parts.followers.timings.heartbeat_s):
-                yield sse.HEARTBEAT
-    finally:
-        parts.followers.unfollow_lane(lane.conversation_id, stream)
 
 
 async def _job_of_lane(

@@ -75,6 +75,15 @@ class Cancellations:
             await self._after_commit(cancelled)
         return n_cancelled
 
+    async def cancel_jobs(self, owner_id: int, job_ids: Collection[int]) -> int:
+        """Cancels those of these jobs that are open and the owner's, in one transaction, and returns how many.
+
+        Raises StorageUnavailable; nothing was stored then.
+        """
+        cancelled = await self._database.write(transitions.cancel_jobs, owner_id, job_ids, datetime.now(UTC))
+        await self._after_commit(cancelled)
+        return len(cancelled)
+
     async def delete_conversations(self, owner_id: int, public_ids: Collection[str]) -> conversation_changes.Deletion:
         """Deletes these conversations and cancels their open jobs, all or nothing. Ids that name none are left out.
 

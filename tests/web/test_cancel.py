@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from datetime import UTC, datetime
+from html import unescape
 from typing import Any
 
 import httpx
@@ -130,7 +131,7 @@ async def test_a_filter_cancels_the_matching_jobs_and_no_others(
         ("", "status"),
         ("status=", "status"),
         ("status=done", "status"),
-        ("status=queued&conversation_id=", "conversation_id"),
+        ("status=queued&conversation_id=", "conversation_id: expected a string of at least 1 character"),
         ("status=queued&model=", "model"),
         ("status=queued&conversation=c", "conversation: unknown filter; these exist: status, conversation_id, model"),
     ],
@@ -264,7 +265,9 @@ async def plain(config: Config) -> Any:
         yield client
 
 
-@pytest.mark.parametrize("path", ["/chat/", "/chat/jobs", "/chat/jobs?status=queued", "/chat/conversations/c"])
+@pytest.mark.parametrize(
+    "path", ["/chat/status", "/chat/jobs", "/chat/jobs?status=queued", "/chat/jobs/1", "/chat/conversations/c"]
+)
 async def test_every_list_has_a_cancel_form_that_leads_back(plain: httpx.AsyncClient, path: str) -> None:
     plain.headers["X-CSRF-Token"] = await token_of(plain, "/chat/")
     await queue(plain)
@@ -296,10 +299,13 @@ async def test_all_queued_jobs_can_be_cancelled_from_their_list(browser: httpx.A
     for _ in range(3):
         await browser.post("/chat/jobs", data={"content": "x", "conversation_id": "c"})
     await claim(database)
-    assert "/chat/jobs/cancel" not in (await browser.get("/chat/jobs")).text
-    assert '<form method="post" action="/chat/jobs/cancel">' in (await browser.get("/chat/jobs?status=queued")).text
-    answer = await browser.post("/chat/jobs/cancel")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/chat/jobs?status=queued")
+    (address,) = re.findall(r'href="([^"]*action=cancel[^"]*)"', (await browser.get("/chat/jobs?status=queued")).text)
+    asked = await browser.get(unescape(address))
+    assert "Cancel 2 jobs" in asked.text
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', asked.text.partition("<main")[2]))
+    answer = await browser.post("/chat/jobs/bulk", data=fields)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/chat/jobs?status=queued&did=cancel&n=2")
+    assert "2 jobs were cancelled." in (await browser.get(answer.headers["location"])).text
     assert await states(browser) == ["processing", "cancelled", "cancelled"]
     assert "No job is queued just now." in (await browser.get("/chat/jobs?status=queued")).text
 
@@ -316,7 +322,7 @@ async def test_the_partial_reply_of_a_cancelled_job_is_shown_as_partial(
     assert await database.write(transitions.store_partial, 1, claimed.lease_token, datetime.now(UTC), written=written)
     page = await browser.get("/chat/conversations/c")
     assert 'data-open="0"' in page.text
-    assert "This job was cancelled. Until then it had written this" in page.text
+    assert "Stopped. Until then this was written" in page.text
     assert '<p class="text unfinished" dir="auto">Once &lt;b&gt;upon&lt;/b&gt; a</p>' in page.text
     assert "Once &lt;b&gt;upon&lt;/b&gt; a" in (await browser.get("/chat/jobs")).text
     job = (await browser.get("/api/jobs/1")).json()

@@ -70,6 +70,8 @@ def test_these_routes_are_open_and_no_others(config: Config) -> None:
         ("/chat/logout", "GET"),
         ("/chat/static/{name:str}", "GET"),
         ("/chat/static/{version:str}/{name:str}", "GET"),
+        ("/chat/static/{version:str}/{folder:str}/{name:str}", "GET"),
+        ("/chat/static/{version:str}/{folder:str}/{subfolder:str}/{name:str}", "GET"),
     }
 
 
@@ -1135,6 +1137,7 @@ async def test_an_invalid_host_is_refused_before_it_is_used(browser: httpx.Async
     [
         *("../app.py", "..%2f..%2fpyproject.toml", "%2e%2e/templates/base.html", "/etc/passwd", "app.css/x", "%00"),
         *("app.css%00", "x" * 300, "%ff", "APP.CSS", ".", "%2e%2e", "x/../app.py", "x/%2e%2e", "x/..%2fapp.css"),
+        *("katex", "katex/", "katex/fonts", "x/katex/../app.css", "x/katex/fonts/nothing", "x/y/z/app.css", "katex%2f"),
     ],
 )
 async def test_only_static_files_are_served_as_static_files(client: httpx.AsyncClient, name: str) -> None:

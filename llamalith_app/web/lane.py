@@ -1,0 +1,47 @@
+"""The jobs of one conversation as one stream: one after another, then those that are added later.
+
+Knows no event and no format: the caller says what a job's chunks are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import aclosing
+
+from llamalith_app.store import conversations
+from llamalith_app.web import sse
+from llamalith_app.web.follow import OpenStream
+from llamalith_app.web.request import Parts
+
+
+async def chunks(
+    parts: Parts,
+    lane: conversations.Lane,
+    from_job: int | None,
+    stream: OpenStream,
+    *,
+    first_id: Callable[[int], bytes],
+    of_job: Callable[[int], sse.Chunks],
+) -> sse.Chunks:
+    """The chunks of the jobs of a lane, until the stream is over. `first_id`: the id from which a client resumes before
+    it has any event of this job. `from_job`: the job that it resumes in."""
+    waiting = deque(lane.job_ids)
+    last_id = max(lane.newest_job, *waiting, 0)
+    followed = parts.followers.follow_lane(lane, stream)
+    try:
+        if from_job is None:
+            # A client that resumes before any event misses no job that ended in between.
+            yield sse.id_alone(first_id(waiting[0] if waiting else last_id + 1))
+        while not stream.is_over:
+            if not waiting and followed.newest_job > last_id:
+                waiting.extend(await parts.database.read(conversations.jobs_after, lane.conversation_id, last_id))
+                last_id = max(followed.newest_job, *waiting)
+            if waiting:
+                async with aclosing(of_job(waiting.popleft())) as of_one:
+                    async for chunk in of_one:
+                        yield chunk
+            elif not await stream.wait(parts.followers.timings.heartbeat_s):
+                yield sse.HEARTBEAT
+    finally:
+        parts.followers.unfollow_lane(lane.conversation_id, stream)
