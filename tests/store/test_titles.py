@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from llamalith_app.store import check, conversation_changes, conversation_list, conversations, titles, turns
 from llamalith_app.store.conversation_changes import Change
 from llamalith_app.store.conversation_list import Filter
-from llamalith_app.store.jobs import reads, submission, transitions, waiting
+from llamalith_app.store.jobs import listing, reads, submission, transitions, waiting
 from llamalith_app.store.tables import Priority, Source, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
@@ -85,6 +85,8 @@ def test_it_is_in_no_list_and_in_nobodys_way(connection: Connection) -> None:
     chat(connection)
     (job_id,) = asked(connection)
     assert [job.user_input for job in reads.newest(connection, ADMIN_ID, limit=9)] == ["What is a queue?"]
+    assert len(listing.search(connection, ADMIN_ID, listing.JobFilter(), limit=9).ids) == 1
+    assert listing.count_by_status(connection, ADMIN_ID, listing.JobFilter())[Status.QUEUED].n == 0
     assert [one.public_id for one in conversation_list.listed(connection, ADMIN_ID, Filter(), limit=9)] == ["a"]
     assert conversation_list.listed(connection, ADMIN_ID, Filter("title"), limit=9) == []
     submission.submit(connection, prompt("and then?", "a", priority="interactive"), NOW)
