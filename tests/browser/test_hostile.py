@@ -532,3 +532,31 @@ async def test_an_open_page_says_that_the_server_is_away_and_goes_on_when_it_is_
         await browser.context.set_offline(False)
         await expect(page.locator("#job-1")).to_contain_text("queued meanwhile", timeout=10_000)
         await expect(page.locator("#trouble")).to_be_hidden()
+
+
+@pytest.mark.slow
+async def test_where_the_server_is_away_a_page_says_so_and_the_browser_keeps_nothing_private(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    await client.post("/api/jobs", json={"content": "a secret", "conversation_id": "c"})
+    async with at_home(client, chromium, service_workers="allow") as browser:
+        page = await browser.page("/chat/conversations/c")
+        await page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+        # The worker rules over pages that are opened from now on.
+        await page.goto(f"{browser.base}/chat/jobs")
+        await browser.context.set_offline(True)
+        await page.goto(f"{browser.base}/chat/conversations/c")
+        await expect(page.get_by_role("heading", name="No connection to Llamalith")).to_be_visible()
+        assert await violations(page) == []
+        kept = """async () => {
+            const texts = []
+            for (const name of await caches.keys()) {
+                const cache = await caches.open(name)
+                for (const request of await cache.keys()) texts.push(await (await cache.match(request)).text())
+            }
+            return texts.join()
+        }"""
+        assert "a secret" not in await page.evaluate(kept)
+        await browser.context.set_offline(False)
+        await page.get_by_role("link", name="Try again").click()
+        await expect(page.locator("#job-1 .you .text")).to_have_text("a secret")

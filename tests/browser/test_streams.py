@@ -191,8 +191,7 @@ async def test_a_window_keeps_its_branch_and_drops_what_another_one_deleted(
         await expect(page.locator("#turns > li")).to_have_count(2)
         await api.post("/api/conversations/c/reply", json={"content": "edited elsewhere", "parent": 1})
         await page.fill("#content", "to the one that I see")
-        async with page.expect_navigation():
-            await page.click("form.prompt button:not(.quiet)")
+        await page.get_by_role("button", name="Send").click()
         await expect(page.locator("#job-5")).to_be_visible()
         await expect(page.locator("#turns > li")).to_have_count(3)
         await page.evaluate("window.isTheSame = true")
