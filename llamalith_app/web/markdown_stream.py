@@ -147,8 +147,9 @@ class BlockStream:
             yield More(self.n_finished + self._n_open - 1, self._take_new())
             return
         self._new = []
-        units = self._units(text)
         lines = text.split("\n")
+        # Its last line may not stay empty.
+        units = self._units(text if lines[-1].strip(" \t") else text[: len(text) - len(lines[-1])])
         n_final = _n_final(units, lines)
         for unit in units[:n_final]:
             yield self._finished(unit)
