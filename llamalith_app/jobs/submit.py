@@ -26,7 +26,7 @@ from llamalith_app.store import keys
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import reads, submission, waiting
 from llamalith_app.store.keys import Key
-from llamalith_app.store.tables import Status
+from llamalith_app.store.tables import Source, Status
 from llamalith_app.store.tree import NO_TURN
 
 T = TypeVar("T")
@@ -73,6 +73,7 @@ class Submissions:
         *,
         conversation_id: str | None = None,
         keeps_system_prompt: bool = False,
+        source: Source = Source.API,
         beside: int | None = None,
         seen: int | None = None,
         key: Key | None = None,
@@ -80,7 +81,8 @@ class Submissions:
         """Stores a prompt and queues its job, which is on disk when this returns. `conversation_id` is the public id;
         blank or None: a new conversation. `keeps_system_prompt`: a system message in force is not replaced. `beside`: a
         turn that the conversation shows, whose sibling the prompt becomes. `seen`: a turn that the client was shown;
-        the prompt continues the branch through it.
+        the prompt continues the branch through it. `source`: the door, which is stored with a conversation that it
+        makes.
 
         Raises BadInput, NotFound (no turn `beside`), ValidatorBusy, KeyReused, QueueFull or StorageUnavailable, with
         nothing stored.
@@ -99,6 +101,7 @@ class Submissions:
             conversation_id=(conversation_id or "").strip() or None,
             unenforced=await self._unenforced(request),
             keeps_system_prompt=keeps_system_prompt,
+            source=source,
             seen=seen,
         )
         return await self._make(new, beside, key)
@@ -139,7 +142,8 @@ class Submissions:
             return before
 
         def read(connection: Connection) -> tuple[Job, list[Message]]:
-            job = reads.job_by_id(connection, owner_id, job_id)
+            # A fork still shows the turns of a conversation that is deleted.
+            job = reads.job_by_id(connection, owner_id, job_id, or_deleted=conversation_id is not None)
             if job is None:
                 raise NotFound("Job not found")
             return job, submission.prompt_of(connection, job.turn_id)

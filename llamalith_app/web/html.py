@@ -96,6 +96,9 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "defaults": lambda model: texts_of(_default_parameters(model)),
         "markdown": markdown,
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
+        "plain_excerpt": lambda text: visible(text, Kind.EXCERPT),
+        "merge": lambda fields, more: {**fields, **more},
+        "month": lambda first: f"{first:%B %Y}",
     }
     environment.tests["changing"] = _is_changing
     environment.tests["same_again"] = _ends_the_same_again

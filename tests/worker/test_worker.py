@@ -31,7 +31,8 @@ from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, lo
 from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, hold_lock
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.declaration import ModelSettings
-from llamalith_app.store import conversations, retention, turns, workers
+from llamalith_app.store import conversation_list, conversations, retention, turns, workers
+from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import leases, reads, submission, transitions
 from llamalith_app.store.migrate import migrate
@@ -696,7 +697,7 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
     config = msgspec.structs.replace(config, retention_days=2.5)
 
     async def are_gone() -> bool:
-        found = await database.read(conversations.newest, ADMIN_ID, limit=9, offset=0, max_text=9)
+        found = await database.read(conversation_list.listed, ADMIN_ID, Filter(), limit=9)
         return [conversation.public_id for conversation in found] == ["alone"]
 
     with structlog.testing.capture_logs() as lines:
