@@ -72,6 +72,9 @@ def document(app: Litestar) -> dict[str, Any]:
         {"required": ["content"], "properties": {"content": _NOT_BLANK}},
         {"required": ["system_prompt"], "properties": {"system_prompt": _NOT_BLANK, "assistant_context": _BLANK}},
     ]
+    schemas["JobChange"]["anyOf"] = [
+        {"required": [name], "properties": {name: {"type": "string"}}} for name in ("content", "priority")
+    ]
     for name, schema in schemas.items():
         _describe_fields(_SHAPES[name], schema)
     described["components"]["schemas"] = schemas

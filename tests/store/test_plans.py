@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Engine, event
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.store import conversation_changes, conversation_list, conversations, keys, retention, tree, turns
 from llamalith_app.store.conversation_list import Filter
-from llamalith_app.store.jobs import leases, reads, submission, transitions, waiting
+from llamalith_app.store.jobs import details, leases, listing, reads, statistics, submission, transitions, waiting
+from llamalith_app.store.jobs.listing import JobFilter
 from llamalith_app.store.tables import Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
@@ -145,6 +146,27 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
         lambda c: transitions.cancel(c, ADMIN_ID, queued(c), NOW),
         lambda c, _: submission.fork(c, ADMIN_ID, "c", 1, None, NOW),
     ),
+    "a search": (queued, lambda c, _: listing.search(c, ADMIN_ID, JobFilter(status="queued"), limit=50, before=9)),
+    "a search by all filters": (
+        queued,
+        lambda c, _: listing.search(
+            c, ADMIN_ID, JobFilter("queued", "m", 1, "text", NOW - timedelta(days=1), LATER), limit=50
+        ),
+    ),
+    "counts": (queued, lambda c, _: listing.count_by_status(c, ADMIN_ID, JobFilter())),
+    "counts by all filters": (queued, lambda c, _: listing.count_by_status(c, ADMIN_ID, JobFilter(None, "m", 1, "x"))),
+    "excerpts": (queued, lambda c, job_id: listing.excerpts(c, ADMIN_ID, [job_id], 300)),
+    "the newest id": (queued, lambda c, _: listing.newest_id(c, ADMIN_ID)),
+    "waiting classes": (queued, lambda c, _: statistics.waiting_classes(c, ADMIN_ID, ["m", "n"])),
+    "the next jobs": (queued, lambda c, _: statistics.next_ids(c, ADMIN_ID, ["m", "n"], 50)),
+    "running jobs": (queued, lambda c, _: statistics.running_ids(c, ADMIN_ID, 50)),
+    "ended lately": (
+        lambda c: transitions.cancel(c, ADMIN_ID, queued(c), NOW),
+        lambda c, _: statistics.ended_lately(c, ADMIN_ID, NOW - timedelta(days=1), 1000),
+    ),
+    "details of a job": (queued, lambda c, job_id: details.job_details(c, ADMIN_ID, job_id)),
+    "change of a class": (queued, lambda c, job_id: transitions.change_priority(c, ADMIN_ID, [job_id], 2)),
+    "cancel jobs": (queued, lambda c, job_id: transitions.cancel_jobs(c, ADMIN_ID, [job_id], NOW)),
     "submit behind a turn": (queued, lambda c, _: submission.submit(c, prompt(parent=1), NOW)),
     "submit to the branch that was seen": (
         queued,
@@ -211,6 +233,11 @@ WHOLE_INDEXES = {
         "SCAN texts VIRTUAL TABLE INDEX 192:M1>",
         "SCAN found",
     },
+    # A window of jobs.
+    "a search by all filters": {"SCAN searched"},
+    "counts": {"SCAN searched"},
+    "counts by all filters": {"SCAN searched"},
+    "waiting classes": {"SCAN waiting"},
 }
 """The only scans that are allowed: partial indexes of open jobs, and rows that are bounded already."""
 
@@ -218,6 +245,8 @@ WHOLE_INDEXES = {
 OF_AN_OWNER = {
     # In the order that is asked for, up to the limit.
     "newest": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
+    # Its last entry.
+    "the newest id": {"SEARCH jobs USING COVERING INDEX jobs_of_owner (owner_id=?)"},
 }
 """Indexes by which all rows of an owner are read."""
 
