@@ -6,11 +6,13 @@ Knows which requests are for a page with a sidebar. `templates/_chats.html` show
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from litestar import Request
 
 from llamalith_app.store import conversation_list
 from llamalith_app.store.conversation_list import Day, Listed
-from llamalith_app.web.request import AppRequest
+from llamalith_app.store.database import Database
 
 
 class Chats(NamedTuple):
@@ -19,10 +21,11 @@ class Chats(NamedTuple):
     """The newest others, by day."""
 
 
-async def read_chats(request: AppRequest) -> None:
+async def read_chats(request: Request[Any, Any, Any]) -> None:
     """Litestar's hook before a handler: puts the chats into the request's state. Raises StorageUnavailable."""
     options = request.route_handler.opt
     if request.scope["method"] != "GET" or not options.get("page") or options.get("background"):
         return
-    found = await request.parts.database.read(conversation_list.sidebar, request.principal.user_id)
+    database: Database = request.app.state.parts.database
+    found = await database.read(conversation_list.sidebar, request.state.principal.user_id)
     request.state.chats = Chats(found.pinned, conversation_list.by_day(found.recent, datetime.now(UTC)))
