@@ -44,7 +44,7 @@ class DraftPage(Controller):
     async def submit(self, request: AppRequest) -> Redirect | Template | Response[FormAccepted]:
         """Leads to the conversation, or answers a script where that is. A refused form comes back as a draft; a script
         has it still, and gets the reason alone."""
-        is_shown = html.wants_html(request)
+        is_shown = "application/json" not in request.headers.get("accept", "")
         draft = await typed_draft(request)
         if draft is None:
             why = "The message is empty: type one."
