@@ -227,7 +227,7 @@ def test_the_cost_of_retention_is_linear_in_the_number_of_system_messages(sqlite
 
 
 @pytest.mark.parametrize("name", ["claim", "due"])
-def test_jobs_behind_a_head_are_not_read(sqlite_engine: Engine, name: str) -> None:
+def test_jobs_behind_the_first_in_a_lane_are_not_read(sqlite_engine: Engine, name: str) -> None:
     steps = plan_of(sqlite_engine, name)
     assert "SEARCH jobs USING INDEX heads (model=? AND priority=?)" in steps
     assert [step for step in steps if "ORDER BY" in step or "INDEX due" in step] == []
