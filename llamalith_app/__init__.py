@@ -19,10 +19,10 @@ The map:
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            the queue: submit, schemas, cancel, branches, bulk (all that match), order (pure), forecast, queue
                      (sole speaker of SAQ), monitor, wishes (load or unload a model); timeline and statistics (pure)
-    jobs/worker/     the worker's side: process (its composition root), dispatch (who gets a place), pool and placement
-                     (which models are loaded: done and decided), attempt, running and settle (one attempt: run, its
-                     state, what came of it), shape and reply (what the engine is asked, what is thinking), sweep,
-                     task_mirror, memory, speeds, tasks
+    jobs/worker/     the worker's side: run (from its start to the signal that ends it), process (its composition root),
+                     dispatch (who gets a place), pool and placement (which models are loaded: done and decided),
+                     attempt, running and settle (one attempt: run, its state, what came of it), shape and reply (what
+                     the engine is asked, what is thinking), sweep, task_mirror, memory, speeds, tasks
     engine/          the process that holds a model: child (its threads), loop (plan -> evaluate -> apply), scheduler,
                      runner with loader and sampler, template; states of slots on disk; gguf reads a file's header
     engine/client/   the worker's side of an engine: protocol (all that the worker knows of one), local (the child

@@ -122,10 +122,7 @@ def create_app(
         hints,
         models=models,
         grammars=grammar.load(config.grammar_dir),
-        max_attempts=config.max_attempts,
-        timeout_s=config.timeout_s,
-        queue_timeout_s=config.queue_timeout_s,
-        max_queued=config.max_queued,
+        limits=config,
         forecasts=forecasts,
         schema_s=timings.schema_s,
     )
