@@ -33,8 +33,9 @@ The map:
                      validation (programs of their own), subschemas, keywords (what cannot be enforced); the shipped
                      files
     store/           the record: tables, the writer thread (database), turns and their digests, their tree (branches),
-                     conversations, invariants (check), migrations; its id (record), idempotency keys (keys), workers,
-                     sessions, rate limits of logins, backup, retention
+                     conversations as a whole (conversations reads one; conversation_list, conversation_changes, search,
+                     transfer: export and import), invariants (check), migrations; its id (record), idempotency keys
+                     (keys), workers, sessions, rate limits of logins, backup, retention
     store/jobs/      a job in the record: submission makes it, transitions change it, leases and waiting say who runs it
                      and what may start, reads is what clients see, listing and statistics what pages show of many
     supervise/       up: the whole product on one machine; valkey: the embedded one; pidfile: a pid that proves itself

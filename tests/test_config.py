@@ -132,6 +132,14 @@ def test_ended_jobs_are_kept_for_ever_unless_days_are_given(place: Place) -> Non
     assert place.load_file({"retention_days": 90}).retention_days == 90.0
 
 
+def test_what_is_on_or_off_is_true_or_false(place: Place) -> None:
+    assert place.load().auto_titles is True
+    assert place.load({"LLAMALITH_AUTO_TITLES": " False"}).auto_titles is False
+    assert place.load_file({"auto_titles": False}).auto_titles is False
+    with pytest.raises(ConfigError, match='LLAMALITH_AUTO_TITLES: expected true or false, got "no"'):
+        place.load({"LLAMALITH_AUTO_TITLES": "no"})
+
+
 def test_null_in_config_json_is_the_same_as_not_set(place: Place) -> None:
     config = place.load_file({"max_attempts": None, "model_paths": None, "redis_url": None})
     assert msgspec.structs.replace(config, config_path=None, from_environment=()) == place.load()

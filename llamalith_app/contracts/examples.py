@@ -8,7 +8,17 @@ from typing import Any
 
 import msgspec
 
-from llamalith_app.contracts import conversations, events, health, jobs, models, parameters, problems
+from llamalith_app.contracts import (
+    conversation_list,
+    conversations,
+    events,
+    export,
+    health,
+    jobs,
+    models,
+    parameters,
+    problems,
+)
 
 _SENT = datetime(2026, 11, 30, 9, 15, 2, tzinfo=UTC)
 _STARTED = datetime(2026, 11, 30, 9, 15, 3, tzinfo=UTC)
@@ -125,6 +135,30 @@ _TURN = conversations.TreeTurn(
     prompt="Describe a dragon.",
     reply="Green, old, and fond of tea.",
 )
+_LISTED = conversation_list.ConversationBrief(
+    conversation_id="dragon",
+    title="About dragons",
+    first_prompt="Describe a dragon.",
+    tags=["stories"],
+    pinned=True,
+    archived=False,
+    source="api",
+    n_turns=2,
+    status="done",
+    last_at=_ENDED,
+    found=conversation_list.Found(text="Green, old, and fond of tea.", marks=[[24, 27]]),
+)
+_EXPORTED_TURN = export.ExportedTurn(
+    id=9,
+    parent=7,
+    messages=[
+        export.ExportedMessage(role="user", content="Describe a dragon."),
+        export.ExportedMessage(role="assistant", content="Green, old, and fond of tea.", is_reply=True),
+    ],
+    created_at=_SENT,
+    model="smollm2",
+    status="done",
+)
 _MESSAGE = conversations.Message(role="user", content="Describe a dragon.")
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
 _REPLY = conversations.Message(role="assistant", content="Green, old, and fond of tea.", tool_calls=[_CALL])
@@ -168,6 +202,40 @@ _ALL: tuple[msgspec.Struct, ...] = (
     conversations.Head(ok=True, conversation_id="dragon", head=8),
     _TURN,
     conversations.TurnTree(conversation_id="dragon", head=8, turns=[_TURN], more=False),
+    conversation_list.Found(text="Green, old, and fond of tea.", marks=[[24, 27]]),
+    _LISTED,
+    conversation_list.ConversationBriefs(conversations=[_LISTED], next=9),
+    conversation_list.ConversationChange(title="About dragons", pinned=True),
+    conversation_list.ConversationChange(title="About dragons", pinned=True, archived=False, tags=["stories"]),
+    conversation_list.ConversationsChange(conversation_ids=["dragon", "dragon-2"], archived=True),
+    conversation_list.ConversationsChange(
+        conversation_ids=["dragon", "dragon-2"],
+        pinned=False,
+        archived=True,
+        deleted=False,
+        add_tags=["stories"],
+        remove_tags=["drafts"],
+    ),
+    conversation_list.ConversationsChanged(ok=True, changed=["dragon"], cancelled=1),
+    export.ConversationExport(
+        format="llamalith-conversation-1",
+        title="About dragons",
+        turns=[msgspec.structs.replace(_EXPORTED_TURN, parent=None)],
+    ),
+    export.ConversationExport(
+        format="llamalith-conversation-1",
+        conversation_id="dragon",
+        title="About dragons",
+        tags=["stories"],
+        created_at=_SENT,
+        head=9,
+        turns=[msgspec.structs.replace(_EXPORTED_TURN, parent=None)],
+    ),
+    _EXPORTED_TURN,
+    export.ExportedMessage(role="user", content="Describe a dragon."),
+    export.ExportedMessage(role="assistant", content="", tool_calls=[_CALL], is_reply=True),
+    export.ExportedMessage(role="tool", content="4 °C", tool_call_id="call_1"),
+    export.Imported(ok=True, conversation_id="3f0c", n_turns=2, n_left_out=0),
     jobs.LegacyAccepted(job_id=12, conversation_id="dragon", created_new=False),
     _PROGRESS,
     jobs.JobError(kind="timeout", reason="It ran for 120.0 s; timeout_s allowed 120."),
@@ -235,6 +303,11 @@ IN_ADDRESSES: dict[str, Any] = {
     "after": 9,
     "turn_id": 9,
     "texts": False,
+    "q": "dragon tea",
+    "archived": "any",
+    "tag": "stories",
+    "source": "page",
+    "format": "md",
     "Idempotency-Key": "order-4711",
     "Last-Event-ID": "12:1-34",
 }

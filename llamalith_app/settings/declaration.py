@@ -167,6 +167,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(ge=0, le=36_500, description="Days that a deleted conversation can be restored; then it is removed."),
         Env("LLAMALITH_RESTORE_DAYS"),
     ] = 1.0
+    auto_titles: Annotated[
+        bool,
+        Meta(description="Whether a job writes a title for each conversation of the page, after its first reply."),
+        Env("LLAMALITH_AUTO_TITLES"),
+    ] = True
     memory_budget_mb: (
         Annotated[
             int,

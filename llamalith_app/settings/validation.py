@@ -17,6 +17,7 @@ from llamalith_app.settings.ranges import in_words, is_struct, takes_lone_text, 
 
 WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,18}\s*", re.ASCII)
 NUMBER = re.compile(r"\s*[+-]?\d{1,18}(?:\.\d{1,18})?\s*", re.ASCII)
+WORDS_OF_BOOLEANS = {"true": True, "false": False}
 # What the original read and nothing here needs. Its own sampling of end tokens is the model's business now.
 MEANINGLESS_KEY = re.compile(
     r"(?:^|[_-])(?:bias|end_?tokens?|eos_?tokens?|stop_?tokens?)(?:[_-]|$)"
@@ -36,6 +37,8 @@ def parse_variable(key: str, text: str, name: str) -> tuple[Any, list[str]]:
         found = int(text)
     elif bare is float and NUMBER.fullmatch(text):
         found = float(text)
+    elif bare is bool:
+        found = WORDS_OF_BOOLEANS.get(text.strip().lower(), text)
     problems: list[str] = []
     value = ConfigValidator("", problems, []).value(found, TYPES[key], name)
     return value, problems

@@ -11,17 +11,29 @@ from datetime import datetime
 from typing import Any, NamedTuple, cast
 
 from msgspec import UNSET, UnsetType
-from sqlalchemy import Connection, Table, delete, func, insert, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, func, insert, select, update
+from sqlalchemy.orm import aliased
 
 from llamalith_app.errors import BadInput, ConversationExists
 from llamalith_app.store.jobs import reads, transitions
-from llamalith_app.store.tables import ConversationRow, ConversationTagRow, Status
+from llamalith_app.store.tables import ConversationRow, ConversationTagRow, Source, Status, TurnRow
 
 MAX_TAGS = 20
 """Tags of one conversation."""
 _CANCELLED_AT_ONCE = 1000
 _conversations = cast(Table, ConversationRow.__table__)
 _tags = cast(Table, ConversationTagRow.__table__)
+
+
+_above = aliased(TurnRow)
+_TITLE_FORKS = (
+    select(ConversationRow.public_id)
+    .distinct()
+    .join(TurnRow, TurnRow.conversation_id == ConversationRow.id)
+    .join(_above, _above.id == TurnRow.parent_id)
+    .where(_above.conversation_id == bindparam("of_conversation"), ConversationRow.source == Source.TITLE.value)
+)
+"""The forks by which the product asks for the conversation's title."""
 
 
 class Change(NamedTuple):
@@ -101,6 +113,8 @@ def delete_conversations(connection: Connection, owner_id: int, public_ids: Iter
         if conversation_id is None:
             continue
         cancelled += _cancel_all(connection, owner_id, public_id, now)
+        for fork_id in connection.execute(_TITLE_FORKS, {"of_conversation": conversation_id}).scalars():
+            cancelled += _cancel_all(connection, owner_id, fork_id, now)
         connection.execute(update(_conversations).where(ConversationRow.id == conversation_id).values(deleted_at=now))
         deleted.append(public_id)
     return Deletion(deleted, now, cancelled)

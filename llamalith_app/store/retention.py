@@ -315,10 +315,20 @@ def remove_deleted(connection: Connection, until: datetime, limit: int) -> int:
         turn_ids = _unread_turns(connection, conversation_id, limit - n_removed)
         n_removed += len(turn_ids)
         _remove_turns(connection, conversation_id, turn_ids)
-        if _last_turn(connection, conversation_id) is None:
-            connection.execute(_DELETE_TAGS, {"those": [conversation_id]})
-            connection.execute(_DELETE_CONVERSATIONS, {"those": [conversation_id]})
+        _remove_if_empty(connection, conversation_id)
     return n_removed
+
+
+def remove_conversation(connection: Connection, conversation_id: int) -> None:
+    """Removes a conversation at once, with turns that nothing else continues and jobs that have ended."""
+    _remove_turns(connection, conversation_id, _unread_turns(connection, conversation_id, 1000))
+    _remove_if_empty(connection, conversation_id)
+
+
+def _remove_if_empty(connection: Connection, conversation_id: int) -> None:
+    if _last_turn(connection, conversation_id) is None:
+        connection.execute(_DELETE_TAGS, {"those": [conversation_id]})
+        connection.execute(_DELETE_CONVERSATIONS, {"those": [conversation_id]})
 
 
 def _unread_turns(connection: Connection, conversation_id: int, most: int) -> list[int]:

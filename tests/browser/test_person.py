@@ -29,7 +29,7 @@ class Installation(NamedTuple):
 async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
     (tmp_path / "nginx").mkdir()
     # Read by `up` before it makes its own, whose password it prints once on standard output.
-    async with running(tmp_path, LLAMALITH_TRUSTED_PROXIES="127.0.0.1") as product:
+    async with running(tmp_path, LLAMALITH_TRUSTED_PROXIES="127.0.0.1", LLAMALITH_AUTO_TITLES="false") as product:
         *_, password_line = [line for line in product.output if "admin password" in line]
         async with nginx(tmp_path / "nginx", product.port) as origin:
             yield Installation(product, origin, password_line.split()[-1])

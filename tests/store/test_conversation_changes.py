@@ -14,7 +14,7 @@ from llamalith_app.errors import BadInput, ConversationExists, NotFound
 from llamalith_app.store import check, conversation_changes, conversation_list, conversations, retention, tree, turns
 from llamalith_app.store.conversation_changes import MAX_TAGS, Change
 from llamalith_app.store.conversation_list import Filter, first_words
-from llamalith_app.store.jobs import reads, submission, transitions
+from llamalith_app.store.jobs import listing, reads, submission, transitions
 from llamalith_app.store.tables import Source, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, finish, prompt, register_worker
@@ -160,6 +160,8 @@ def test_a_deleted_conversation_is_gone_for_every_reader_and_its_open_jobs_are_c
     assert [job.id for job in reads.newest(connection, ADMIN_ID, limit=9)] == [other]
     assert [job.id for job in reads.newest_briefs(connection, ADMIN_ID, limit=9)] == [other]
     assert reads.newest(connection, ADMIN_ID, limit=9, conversation_id="a") == []
+    assert listing.search(connection, ADMIN_ID, listing.JobFilter(), limit=9).ids == [other]
+    assert listing.search(connection, ADMIN_ID, listing.JobFilter(text="hello"), limit=9).ids == [other]
     assert reads.job_by_id(connection, ADMIN_ID, done) is None
     assert reads.attempts(connection, ADMIN_ID, done) is None
     assert submission.retry(connection, ADMIN_ID, waiting, "r", NOW) is None

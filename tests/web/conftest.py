@@ -72,6 +72,8 @@ def make_config(folder: Path, database_path: Path, redis_url: str) -> Config:
         redis_url=redis_url,
         database_path=database_path,
         grammar_dir=grammars,
+        # Jobs are numbered as they are sent.
+        auto_titles=False,
     )
 
 

@@ -292,6 +292,8 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/api/conversations/{conversation_id}/turns/{turn_id}",
         "/api/jobs/{job_id}/regenerate",
         "/api/models",
+        "/api/models/{name}/load",
+        "/api/models/{name}/unload",
         "/api/submit",
         "/api/status/{conversation_id}",
         "/healthz",

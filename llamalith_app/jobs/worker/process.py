@@ -171,6 +171,7 @@ class Worker:
             self._engine_statuses,
             None if days is None else timedelta(days=days),
             restorable=timedelta(days=self._config.restore_days),
+            auto_titles=self._config.auto_titles,
             timings=self._timings.sweep,
             batches=self._batches,
         )

@@ -20,7 +20,7 @@ import structlog
 
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order
-from llamalith_app.store import keys, retention, workers
+from llamalith_app.store import keys, retention, titles, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import leases, transitions, waiting
 from llamalith_app.store.tables import Outcome
@@ -51,6 +51,8 @@ class SweepBatches(msgspec.Struct, frozen=True, kw_only=True):
     """Idempotency-Keys deleted in one sweep."""
     expired_jobs: int = 100
     """Ended jobs deleted in one sweep: some hundred rows, and four million jobs a day."""
+    titles: int = 10
+    """Titles that are asked for in one sweep, and as many that are collected."""
     conversations: int = 1000
     """Searched in one sweep for what is left of expired ones: a million in half an hour."""
 
@@ -74,6 +76,7 @@ def _delete_lock(lock_path: str) -> None:
 class Sweeper:
     """`held_here`: the lease tokens of the attempts that this worker is running, which it does not sweep.
     `retention`: how long ended jobs are kept; None: for ever. `restorable`: how long deleted conversations are.
+    `auto_titles`: whether conversations of the page get titles.
     `wake_later` is called with how long from now a job will
     be due again; `engine_statuses` returns, as JSON, what the worker's row says of its engines.
     """
@@ -88,6 +91,7 @@ class Sweeper:
         retention: timedelta | None = None,
         *,
         restorable: timedelta = timedelta(days=1),
+        auto_titles: bool = False,
         timings: SweepTimings = TIMINGS,
         batches: SweepBatches = BATCHES,
         clock: Callable[[], float] = time.monotonic,
@@ -99,6 +103,7 @@ class Sweeper:
         self._engine_statuses = engine_statuses
         self._retention = retention
         self._restorable = restorable
+        self._auto_titles = auto_titles
         self._timings = timings
         self._batches = batches
         self._last_searched = 0
@@ -121,6 +126,8 @@ class Sweeper:
             await self._database.write_lightly(keys.delete_expired, datetime.now(UTC), self._batches.old_keys)
         await self._delete_expired()
         await self._remove_deleted()
+        if self._auto_titles:
+            await self._make_titles()
         await self._log_unserved_models()
 
     async def _release_leases_of_dead_workers(self) -> None:
@@ -182,6 +189,15 @@ class Sweeper:
         if await self._database.read(retention.deleted_conversations, until):
             n_turns = await self._database.write_lightly(retention.remove_deleted, until, self._batches.expired_jobs)
             log.info("deleted conversations removed", n_turns=n_turns)
+
+    async def _make_titles(self) -> None:
+        found = await self._database.read(titles.work, datetime.now(UTC), self._batches.titles)
+        for fork_id in found.collect:
+            await self._database.write_lightly(titles.collect, fork_id)
+        for conversation_id in found.ask_for:
+            await self._database.write_lightly(titles.ask, conversation_id, datetime.now(UTC))
+        if found.ask_for:
+            self._wake_later(timedelta())
 
     async def _expire_overdue(self) -> None:
         """Ends jobs that waited longer for their first start than their `queue_timeout_s` allows."""

@@ -134,7 +134,7 @@ class _Window(NamedTuple):
 
 
 def _window(connection: Connection, owner_id: int, wanted: JobFilter, before: int | None, size: int) -> _Window:
-    query = select(JobRow.id).where(JobRow.owner_id == owner_id).order_by(JobRow.id.desc())
+    query = select(JobRow.id).where(JobRow.owner_id == owner_id, reads.is_listed).order_by(JobRow.id.desc())
     if wanted.status is not None:
         query = query.where(JobRow.status == wanted.status)
     if wanted.since is not None:

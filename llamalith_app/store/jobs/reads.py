@@ -49,6 +49,16 @@ is_shown = and_(
     is_kept, or_(ConversationRow.source.is_(None), ConversationRow.source != literal_column(f"'{Source.TITLE}'"))
 )
 """Neither deleted nor made by the product for itself."""
+is_listed = JobRow.conversation_id.not_in(
+    select(ConversationRow.id)
+    .where(ConversationRow.deleted_at.is_not(None))
+    .union_all(
+        select(ConversationRow.id).where(
+            ConversationRow.source == literal_column(f"'{Source.TITLE}'"), ConversationRow.title_by.is_(None)
+        )
+    )
+)
+"""The same of a job, for queries without its conversation. There are few conversations of either kind at any time."""
 was_retried = exists().where(_retry.retry_of == JobRow.id)
 
 MAX_PAGE_CHARS = 10_000_000
