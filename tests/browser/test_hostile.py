@@ -222,7 +222,7 @@ async def test_no_markdown_and_no_formula_of_a_reply_that_is_being_written_runs_
         await untouched(page)
         assert await page.locator(".katex").count() > 5
         gate.touch()
-        await expect(page.locator("#job-1 .badge")).to_have_text("Done", timeout=20_000)
+        await expect(page.locator("#job-1")).to_have_attribute("data-status", "done", timeout=20_000)
         await typeset(page)
         await untouched(page)
 
@@ -587,7 +587,7 @@ async def test_why_a_cancel_was_not_done_stays_while_the_server_is_away_until_it
         await browser.context.set_offline(False)
         # The button works at once, with no time to wait for.
         await cancel.click()
-        await expect(page.locator("#job-1 .badge")).to_have_text("Cancelled")
+        await expect(page.locator("#job-1")).to_have_count(0)
 
 
 async def test_the_list_of_conversations_keeps_itself_fresh(
