@@ -22,7 +22,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up dev test test-fast delays chaos check bench format lock clean FORCE
+.PHONY: help setup up dev test test-fast delays chaos check bench format messages lock clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## Explain every target
@@ -61,6 +61,10 @@ bench: dev $(BENCH)/stamps/bench ## Measure beside llama.cpp's own server: a tab
 format: dev ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+messages: dev ## Extract every text of pages and scripts into locale/llamalith.pot
+	$(BIN)/pybabel --quiet extract --mapping locale/babel.cfg --keyword _ --no-location --sort-output --omit-header \
+		--output locale/llamalith.pot templates static llamalith_app
 
 lock: dev ## Pin again what requirements/*.in ask for (newest: make lock LOCK_OPTIONS=--upgrade)
 	$(LOCK) requirements/runtime.in -o requirements/runtime.lock

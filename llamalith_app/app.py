@@ -35,10 +35,14 @@ from llamalith_app.controllers.pages.conversations import ConversationsPage
 from llamalith_app.controllers.pages.dashboard import DashboardPage, front_door
 from llamalith_app.controllers.pages.docs import DocsPage
 from llamalith_app.controllers.pages.draft import DraftPage, answer_session_unreadable, answer_stale_form
+from llamalith_app.controllers.pages.job import JobPage
 from llamalith_app.controllers.pages.jobs import JobsPage
 from llamalith_app.controllers.pages.login import LoginPage, answer_login_needed
 from llamalith_app.controllers.pages.logout import LogoutPage
+from llamalith_app.controllers.pages.look import LookPage
 from llamalith_app.controllers.pages.monitor import MonitorPage
+from llamalith_app.controllers.pages.offline import OfflinePage
+from llamalith_app.controllers.pages.status import StatusPage
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
 from llamalith_app.guards import sessions
@@ -48,6 +52,7 @@ from llamalith_app.guards.principal import PrincipalGuard
 from llamalith_app.guards.sessions import COOKIE, Sessions
 from llamalith_app.jobs import order, queue, schemas
 from llamalith_app.jobs.branches import Branches
+from llamalith_app.jobs.bulk import BulkActions
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
@@ -108,7 +113,8 @@ def create_app(
     record = record_id(config.database_path)
     redis = redis_without_retries(config.redis_url, timings.redis_timeout_s)
     hints = Hints(config.redis_url, models, timeout_s=timings.redis_timeout_s)
-    forecasts = Forecasts(database, models, order.max_wait_by_priority(config.max_wait_s))
+    max_wait = order.max_wait_by_priority(config.max_wait_s)
+    forecasts = Forecasts(database, models, max_wait)
     submissions = Submissions(
         database,
         hints,
@@ -123,12 +129,14 @@ def create_app(
     )
     live = Live(database, ProgressReader(redis, record), forecasts)
     followers = Followers(database, live, redis, record, follow_timings)
+    cancellations = Cancellations(database, hints, models, followers.publish_ended)
     hosts = Hosts(config.allowed_hosts)
     parts = Parts(
         database=database,
         submissions=submissions,
         branches=Branches(database),
-        cancellations=Cancellations(database, hints, models, followers.publish_ended),
+        cancellations=cancellations,
+        bulk=BulkActions(database, cancellations, submissions, models),
         live=live,
         followers=followers,
         readiness=ReadinessCheck(database, redis),
@@ -143,7 +151,10 @@ def create_app(
         monitor=Monitor(config.redis_url, models, timeout_s=timings.redis_timeout_s),
         models=models,
         model_configs=config.models,
+        redis=redis,
+        record=record,
         forecasts=forecasts,
+        max_wait=max_wait,
         hosts=hosts,
     )
 
@@ -171,8 +182,8 @@ def routes(cors_origins: Sequence[str]) -> Litestar:
     context in which the parts are open."""
     api = [Jobs, Conversations, BranchesOfConversation, BranchesOfJob, Events, Models, Legacy]
     pages = [
-        *(DashboardPage, JobsPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
-        *(BlocksPage, LoginPage, LogoutPage, DocsPage, MonitorPage),
+        *(DashboardPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
+        *(StatusPage, BlocksPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
     ]
     return Litestar(
         route_handlers=[

@@ -123,6 +123,22 @@ class NotRetryable(LlamalithError):
     title = "Not retryable"
 
 
+class NotQueued(LlamalithError):
+    """The job cannot be changed: it was started, or it has ended."""
+
+    status = 409
+    type = "not-queued"
+    title = "Not queued"
+
+
+class NotNow(LlamalithError):
+    """It cannot be done as things stand; the message says why."""
+
+    status = 409
+    type = "not-now"
+    title = "Not now"
+
+
 class JobOpen(LlamalithError):
     """What was asked for has to wait until a job has ended."""
 
@@ -219,7 +235,10 @@ class ReaderBusy(LlamalithError):
 
 
 class RedisUnavailable(LlamalithError):
-    """Redis does not answer. Raised only by the queue monitor, which shows Redis; everything else works without it."""
+    """Redis does not answer. Raised by the queue monitor, which shows Redis, and where a worker is asked something;
+    everything else works without it."""
 
+    status = 503
+    retry_after_s = 5
     type = "redis-unavailable"
     title = "Redis unavailable"

@@ -1,14 +1,20 @@
 // Starts everything that a page does beyond its HTML. Every page works without it. Its modules put in place what
 // the server rendered; only KaTeX, for formulas, makes elements of its own.
 
-import { sendByKeyboard } from "./composer.js"
+import { attachFiles } from "./attachments.js"
+import { compose, focusWithoutKeyboard, sendByKeyboard } from "./composer.js"
+import { offerCopies } from "./copy.js"
 import { forgetAcceptedDraft, forgetDraftsAtLogout, keepDraft } from "./draft.js"
+import { watchEnds } from "./ended.js"
 import { sendForms } from "./forms.js"
+import { useKeys } from "./keys.js"
 import { LiveList } from "./live-list.js"
 import { LiveReplies } from "./live-replies.js"
+import { changeLookAtOnce } from "./look.js"
 import { copyByButton, enrich } from "./prose.js"
 import { stickToEnd } from "./stick-to-end.js"
 import { showLocalTimes } from "./times.js"
+import { useTools } from "./tools.js"
 
 stickToEnd()
 
@@ -18,19 +24,36 @@ for (const element of document.querySelectorAll("[data-live]")) {
   lists.push(list)
   if ("events" in element.dataset) {
     const replies = new LiveReplies(list)
-    list.onUpdate = (update) => replies.onListUpdate(update)
+    const noticeEnds = watchEnds(list)
+    list.onUpdate = (update) => {
+      replies.onListUpdate(update)
+      noticeEnds()
+    }
   }
 }
 showLocalTimes(document)
+changeLookAtOnce()
 for (const text of document.querySelectorAll(".markdown")) enrich(text)
 copyByButton()
 sendForms(lists)
 sendByKeyboard()
+useTools()
+useKeys()
+offerCopies()
 
-forgetAcceptedDraft()
+const hasJustSent = forgetAcceptedDraft()
 const promptForm = document.querySelector("form.prompt")
-if (promptForm) keepDraft(promptForm)
+if (promptForm) {
+  keepDraft(promptForm)
+  attachFiles(promptForm)
+  compose(promptForm)
+  if (hasJustSent || promptForm.matches(".new *")) focusWithoutKeyboard(promptForm.elements.content)
+}
 forgetDraftsAtLogout()
+
+// It shows a page of its own where the server cannot be reached. The version is that of all static files.
+const version = new URL(import.meta.url).pathname.split("/").at(-2)
+navigator.serviceWorker?.register(`/chat/sw.js?v=${version}`, { scope: "/chat/" }).catch(() => {})
 
 // A page out of the browser's memory may show what only a session may see, and its buttons are still off.
 addEventListener("pageshow", (event) => {

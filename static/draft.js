@@ -3,7 +3,10 @@
 // was sent has arrived is unknown until a page shows its job, and sent again under the same `once` it makes no second
 // one.
 
-const FIELDS = ["content", "system_prompt", "system_prompt_was", "model", "once"]
+import { attached, setAttachments } from "./attachments.js"
+
+// What the server puts into each form anew.
+const NOT_KEPT = ["csrf_token", "conversation_id"]
 const PREFIX = "typed "
 const KEY = `${PREFIX}${location.pathname}${location.search}`
 // The `once` of the forms that the server has accepted, the newest last.
@@ -33,24 +36,30 @@ const removeDrafts = (matches) => {
   for (const key of Object.keys(sessionStorage)) if (key.startsWith(PREFIX) && matches(load(key))) store(key, null)
 }
 
-// The server sets a cookie with the page that shows the job of an accepted form.
+// The server sets a cookie with the page that shows the job of an accepted form. Returns whether this is such a page.
 export const forgetAcceptedDraft = () => {
   const [, prefix, once] = document.cookie.match(/(?:^|; )(__Host-)?llamalith_taken=([\w-]+)/) ?? []
-  if (!once) return
+  if (!once) return false
   document.cookie = prefix
     ? "__Host-llamalith_taken=; Max-Age=0; Path=/; SameSite=Strict; Secure"
     : "llamalith_taken=; Max-Age=0; Path=/chat; SameSite=Strict"
   store(ACCEPTED_KEY, [...acceptedForms(), once].slice(-MAX_ACCEPTED))
   removeDrafts((draft) => draft?.once === once)
+  return true
 }
 
 let form = null
 
+const keptFields = () => [...form.elements].filter(({ name }) => name && !NOT_KEPT.includes(name))
+
 const save = () => {
   const fields = form.elements
-  const isTyped = fields.content.value.trim() !== "" || fields.system_prompt.value !== fields.system_prompt.defaultValue
+  const files = attached(form)
+  const isTyped = fields.content.value.trim() !== "" || files.length > 0
+    || fields.system_prompt.value !== fields.system_prompt.defaultValue
   const isDraft = isTyped && !acceptedForms().includes(fields.once.value)
-  store(KEY, isDraft ? Object.fromEntries(FIELDS.map((name) => [name, fields[name].value])) : null)
+  const values = Object.fromEntries(keptFields().map(({ name, value }) => [name, value]))
+  store(KEY, isDraft ? { ...values, files } : null)
 }
 
 // Restores the draft of this page into its form, and saves it when the page is left.
@@ -61,8 +70,8 @@ export const keepDraft = (promptForm) => {
   form.autocomplete = "off"
   const draft = load(KEY)
   if (draft && fields.content.defaultValue === "") {
-    for (const name of FIELDS) fields[name].value = draft[name]
-    for (const details of form.querySelectorAll("details")) details.open ||= fields.system_prompt.value !== ""
+    for (const field of keptFields()) field.value = draft[field.name] ?? field.value
+    setAttachments(form, draft.files ?? [])
   }
   addEventListener("pagehide", save)
 }

@@ -4,6 +4,10 @@
 import { enrich } from "./prose.js"
 import { showLocalTimes } from "./times.js"
 
+export const announce = (said) => {
+  if (said.length) document.getElementById("announcement").textContent = said.join(". ")
+}
+
 export class ListRenderer {
   constructor(list) {
     this.list = list
@@ -14,12 +18,20 @@ export class ListRenderer {
   // `fresh`: the list as the server renders it now; a list with data-part holds only items that may have changed.
   // Returns whether any item was new or different.
   render(fresh) {
+    const { changed, said } = this.renderItems(fresh)
+    announce(said)
+    Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
+    return changed
+  }
+
+  // The same without what concerns the list as a whole: `said` is what is to be announced.
+  renderItems(fresh) {
     const isPart = "part" in this.list.dataset
     const items = [...fresh.children]
     const ids = new Set(items.map((item) => item.id))
     if (!isPart) this.removeAllBut(ids)
     else if ("from" in fresh.dataset) this.removeDeleted(ids, Number(fresh.dataset.from), Number(fresh.dataset.until))
-    const announcements = []
+    const said = []
     let changed = false
     let next = isPart ? null : this.list.firstElementChild
     for (const item of items) {
@@ -27,7 +39,7 @@ export class ListRenderer {
       const html = item.outerHTML
       let current = old
       if (!old || this.rendered.get(item.id) !== html) {
-        if (item.dataset.said && old?.dataset.said !== item.dataset.said) announcements.push(item.dataset.said)
+        if (item.dataset.said && old?.dataset.said !== item.dataset.said) said.push(item.dataset.said)
         changed = true
         this.rendered.set(item.id, html)
         showLocalTimes(item)
@@ -36,9 +48,7 @@ export class ListRenderer {
       }
       if (!isPart) next = current.nextElementSibling
     }
-    if (announcements.length) document.getElementById("announcement").textContent = announcements.join(". ")
-    Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
-    return changed
+    return { changed, said }
   }
 
   removeAllBut(ids, isMeant = () => true) {
@@ -68,7 +78,7 @@ const replaceParts = (old, item) => {
   for (const part of item.querySelectorAll("[data-part]")) {
     old.querySelector(`[data-part="${part.dataset.part}"]`)?.replaceChildren(...part.childNodes)
   }
-  old.dataset.said = item.dataset.said
+  for (const name of ["said", "status"]) if (name in item.dataset) old.dataset[name] = item.dataset[name]
 }
 
 // Children that are the same stay, and with them what is selected in them.
@@ -79,13 +89,23 @@ const replaceItem = (old, item) => {
   const after = [...item.children]
   after.forEach((child, index) => {
     if (!before[index]) old.append(child)
-    else if (!before[index].isEqualNode(child)) before[index].replaceWith(child)
+    else if (!before[index].isEqualNode(child)) {
+      keepMarked(before[index], child)
+      before[index].replaceWith(child)
+    }
   })
   for (const child of before.slice(after.length)) child.remove()
   for (const { name } of [...old.attributes]) if (!item.hasAttribute(name)) old.removeAttribute(name)
   for (const { name, value } of item.attributes) old.setAttribute(name, value)
   old.querySelectorAll("details").forEach((details, index) => { details.open = wereOpen[index] ?? details.open })
   if (focused && !old.contains(focused)) restoreFocus(old, focused)
+}
+
+// What only this page knows, such as a model's thinking, goes over into the place that the new item has for it.
+const keepMarked = (before, after) => {
+  for (const kept of before.querySelectorAll("[data-keep]:not([hidden])")) {
+    after.querySelector(`[data-keep="${kept.dataset.keep}"]`)?.replaceWith(kept)
+  }
 }
 
 // Where the focused element is gone, to the same link, or else to something beside it.

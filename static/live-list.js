@@ -1,12 +1,16 @@
 // A list that keeps itself fresh: polls the server, often while a job of the list is open, and renders the answer.
 
 import { ListRenderer } from "./list-renderer.js"
+import { BoardRenderer } from "./live-board.js"
 import { hideProblem, showProblem, showSessionEnded } from "./notice.js"
 import { getPage } from "./request.js"
+import { _ } from "./words.js"
 
 const OPEN_MS = 700
 const IDLE_MS = 4000
 const RETRY_MS = 3000
+// In a tab that nobody sees, while a reply is awaited there.
+const HIDDEN_MS = 5000
 // On a slow connection a list is polled less often, but at least this often.
 const MAX_INTERVAL_MS = 15000
 
@@ -14,11 +18,13 @@ export class LiveList {
   // `element` has its address in data-live and the number of open jobs in data-open; the server sets both anew.
   constructor(element) {
     this.element = element
-    this.renderer = new ListRenderer(element)
+    this.renderer = element.querySelector("[data-list]") ? new BoardRenderer(element) : new ListRenderer(element)
     this.timer = 0
     this.isPolling = false
     this.pollsAgain = false
     this.failed = false
+    // Whether a person wants to know in another tab that a job of this list has ended.
+    this.pollsHidden = "events" in element.dataset
     // Called after each successful poll: whether an item changed, and whether the poll before had failed.
     this.onUpdate = () => {}
     document.addEventListener("visibilitychange", () => this.schedule(0))
@@ -36,6 +42,7 @@ export class LiveList {
   schedule(ms = this.interval) {
     clearTimeout(this.timer)
     if (!document.hidden) this.timer = setTimeout(() => this.poll(), ms)
+    else if (this.isOpen && this.pollsHidden) this.timer = setTimeout(() => this.poll(), HIDDEN_MS)
   }
 
   async poll() {
@@ -44,7 +51,7 @@ export class LiveList {
     if (this.isPolling) return
     this.isPolling = true
     let next = this.interval
-    let problem = "No connection to Llamalith just now."
+    let problem = _("No connection to Llamalith just now.")
     const startedAt = performance.now()
     try {
       const { response, text } = await getPage(this.element.dataset.live)
@@ -55,7 +62,7 @@ export class LiveList {
         return
       }
       if (!response.ok) {
-        problem = `Llamalith cannot show this just now (${response.status} ${response.statusText}).`
+        problem = _("Llamalith cannot show this just now (%(status)s).", { status: response.status })
         throw new Error(problem)
       }
       const fresh = new DOMParser().parseFromString(text, "text/html").getElementById(this.element.id)
@@ -69,7 +76,7 @@ export class LiveList {
       next = this.pollsAgain ? 0 : Math.min(Math.max(this.interval, 4 * took), MAX_INTERVAL_MS)
     } catch {
       this.failed = true
-      showProblem(`${problem} Trying again.`)
+      showProblem(_("%(problem)s Trying again.", { problem }))
       next = RETRY_MS
     } finally {
       this.isPolling = false

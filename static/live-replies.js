@@ -4,6 +4,7 @@
 
 import { Blocks } from "./blocks.js"
 import { scrollIfSticking } from "./stick-to-end.js"
+import { _ } from "./words.js"
 
 // After so long without an event from a stream whose job moves on, its connection is dead.
 const SILENCE_MS = 8000
@@ -90,6 +91,7 @@ class Reply {
     this.blocks = new Blocks(document.createElement("div"))
     this.thought = ""
     this.nThought = 0
+    this.thinksSince = 0
   }
 
   restart() {
@@ -107,14 +109,26 @@ class Reply {
     const fresh = [...text].slice(Math.max(this.nThought - offset, 0))
     this.thought += fresh.join("")
     this.nThought += fresh.length
+    this.thinksSince ||= performance.now()
   }
 
   block(data) {
     this.blocks.put(data)
+    this.endThinking()
   }
 
   more(data) {
     this.blocks.more(data)
+    this.endThinking()
+  }
+
+  // How long the model thought, where this page saw it: what is read again from its beginning comes all at once.
+  endThinking() {
+    if (!this.thinksSince) return
+    const seconds = Math.round((performance.now() - this.thinksSince) / 1000)
+    this.thinksSince = 0
+    const summary = this.placeOf("thinking")?.parentElement.querySelector("summary")
+    if (summary) summary.textContent = seconds ? _("Thought for %(n)s s", { n: seconds }) : _("Thought")
   }
 
   show() {

@@ -1,6 +1,6 @@
-// SAQ's tables scroll within its main element where they are wider than the screen; with the keyboard too, as without
-// this they would only where something in them can have the focus.
+// SAQ's script makes the main element of the page. It is what the skip link leads to, and its tables scroll in it where
+// they are wider than the screen: with the keyboard too, for which it needs a tabindex.
 new MutationObserver(() => {
-  const main = document.querySelector("main:not([tabindex])");
-  if (main) main.tabIndex = 0;
-}).observe(document.body, { childList: true, subtree: true });
+  const main = document.querySelector("main:not([tabindex])")
+  if (main) Object.assign(main, { id: "main", tabIndex: 0 })
+}).observe(document.body, { childList: true, subtree: true })

@@ -1,12 +1,14 @@
-// The notice at the foot of a page. It has two sources: an action's result stays until a person closes it or acts again;
+// The notice at the foot of a page, or above the form of a chat. It has two sources: an action's result stays until a person closes it or acts again;
 // a list's problem never replaces such a result, and goes when the list works again.
+
+import { _ } from "./words.js"
 
 const element = document.getElementById("trouble")
 let isPinned = false
 
 const show = (text, { link, closes } = {}) => {
   isPinned = Boolean(closes)
-  const label = link ? "Log in (new tab)" : closes ? "Close" : ""
+  const label = link ? _("Log in (new tab)") : closes ? _("Close") : ""
   // The same again would be read aloud again.
   if (element.textContent === (label ? `${text} ${label}` : text)) return
   element.textContent = text
@@ -21,8 +23,6 @@ const show = (text, { link, closes } = {}) => {
     element.append(" ", button)
   }
   element.hidden = !text
-  // The notice covers nothing of the page.
-  document.body.style.paddingBottom = text ? `${element.offsetHeight}px` : ""
 }
 
 export const hideNotice = () => show("")
@@ -30,7 +30,7 @@ export const hideNotice = () => show("")
 export const showResult = (text) => show(text, { closes: true })
 
 export const showSessionEnded = () => {
-  show("Your session has ended. What you typed here is not lost.", { link: "/chat/login" })
+  show(_("Your session has ended. What you typed here is not lost."), { link: "/chat/login" })
 }
 
 export const showProblem = (text) => {

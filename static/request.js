@@ -25,9 +25,15 @@ export const getPage = async (path) => {
   }
 }
 
-export const postForm = (form) => fetch(form.action, {
-  method: "POST",
-  headers: { Accept: "application/json" },
-  body: new URLSearchParams(new FormData(form)),
-  signal: AbortSignal.timeout(IDLE_TIMEOUT_MS),
-})
+// `submitter`: the button that sends the form. `changes`: fields that are sent with another value than the form shows.
+export const postForm = (form, submitter = null, options = {}, changes = {}) => {
+  const fields = new URLSearchParams(new FormData(form, submitter))
+  for (const [name, value] of Object.entries(changes)) fields.set(name, value)
+  return fetch(submitter?.getAttribute("formaction") ?? form.getAttribute("action"), {
+    signal: AbortSignal.timeout(IDLE_TIMEOUT_MS),
+    ...options,
+    method: "POST",
+    headers: { Accept: "application/json" },
+    body: fields,
+  })
+}

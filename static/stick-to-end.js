@@ -1,17 +1,60 @@
-// A reader at the end of a page stays at its end while it grows, until they scroll back.
+// A reader at the end of a page stays at its end while it grows, until they scroll back; then a button says that there is
+// more below.
 
 const page = document.documentElement
 const toEnd = () => page.scrollHeight - page.clientHeight - page.scrollTop
 let sticks = toEnd() < 40
+let heightWhenLeft = 0
+// How far a reader has to be from the end for the button to show.
+const AWAY_PX = 160
+
+const button = document.querySelector(".to-end")
+
+const showButton = () => {
+  if (!button) return
+  const isAway = !sticks && toEnd() > AWAY_PX
+  if (isAway && button.hidden) heightWhenLeft = page.scrollHeight
+  button.hidden = !isAway
+  const words = button.querySelector("[data-new]")
+  const isNew = isAway && page.scrollHeight > heightWhenLeft
+  words.textContent = isNew ? words.dataset.new : words.dataset.plain
+  button.toggleAttribute("data-is-new", isNew)
+}
 
 export const scrollIfSticking = () => {
   if (sticks) page.scrollTop = page.scrollHeight
+  showButton()
+}
+
+export const goToEnd = () => {
+  sticks = true
+  scrollIfSticking()
+}
+
+// A conversation is opened where it goes on, unless its address names a place or the browser knows where it was left.
+const openAtEnd = () => {
+  const isFirstView = performance.getEntriesByType("navigation")[0]?.type === "navigate"
+  const namesPlace = location.hash !== "" && location.hash !== "#reply"
+  if (isFirstView && !namesPlace) goToEnd()
 }
 
 export const stickToEnd = () => {
   let lastTop = page.scrollTop
   let touchedAt = 0
   const canScrollBack = () => page.scrollTop > 0
+
+  const dock = document.querySelector(".dock")
+  if (dock) {
+    openAtEnd()
+    lastTop = page.scrollTop
+    const sizes = new ResizeObserver(scrollIfSticking)
+    sizes.observe(dock)
+    sizes.observe(document.querySelector(".turns"))
+    button.addEventListener("click", () => {
+      goToEnd()
+      document.getElementById("main").focus({ preventScroll: true })
+    })
+  }
 
   addEventListener("wheel", (event) => { if (event.deltaY < 0 && canScrollBack()) sticks = false }, { passive: true })
   addEventListener("touchstart", (event) => { touchedAt = event.touches[0].clientY }, { passive: true })
@@ -27,7 +70,9 @@ export const stickToEnd = () => {
   })
   addEventListener("scroll", () => {
     if (page.scrollTop < lastTop) sticks &&= toEnd() < 1
-    else if (page.scrollTop > lastTop) sticks = toEnd() < 40
+    // The browser itself scrolls down, too, where text grows above: that takes nobody from the end.
+    else if (page.scrollTop > lastTop) sticks ||= toEnd() < 40
     lastTop = page.scrollTop
+    showButton()
   }, { passive: true })
 }

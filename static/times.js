@@ -1,4 +1,4 @@
-// Times in the reader's zone.
+// Times in the reader's zone, and numbers as the reader writes them.
 
 export const showLocalTimes = (root) => {
   for (const time of root.querySelectorAll("time")) {
@@ -7,4 +7,5 @@ export const showLocalTimes = (root) => {
     time.textContent = moment.toLocaleString([], today ? { timeStyle: "medium" } : { dateStyle: "medium", timeStyle: "short" })
     time.title = moment.toString()
   }
+  for (const number of root.querySelectorAll("data")) number.textContent = Number(number.value).toLocaleString()
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from llamalith_app.contracts.text import END, MAX_NAME, ConversationId, Name, Text
+from llamalith_app.contracts.jobs import PriorityWord, StatusWord
+from llamalith_app.contracts.text import CONTROL_FREE, END, MAX_NAME, ConversationId, Name, Text
+from llamalith_app.settings import ranges
 
 MAX_ONCE = 64
 """Characters of `JobForm.once`."""
@@ -25,8 +27,31 @@ OptionalTurn = Annotated[
 ]
 
 
-class JobForm(msgspec.Struct, kw_only=True):
-    """A prompt: from the dashboard, from a conversation, or stored while its author logs in."""
+MAX_NUMBER = 40
+"""Characters of a number in a form."""
+NumberText = Annotated[str, Meta(max_length=MAX_NUMBER)]
+StopTexts = Annotated[str, Meta(max_length=ranges.MAX_STOPS * (ranges.MAX_STOP_CHARACTERS + 1))]
+
+
+class ParameterFields(msgspec.Struct, kw_only=True):
+    """Sampling parameters as people type them. What is empty is as the model's settings say."""
+
+    max_tokens: NumberText = ""
+    temperature: NumberText = ""
+    top_p: NumberText = ""
+    top_k: NumberText = ""
+    min_p: NumberText = ""
+    typical_p: NumberText = ""
+    repeat_penalty: NumberText = ""
+    presence_penalty: NumberText = ""
+    frequency_penalty: NumberText = ""
+    seed: NumberText = ""
+    stop: StopTexts = ""
+    """One text a line."""
+
+
+class JobForm(ParameterFields, kw_only=True):
+    """A prompt: from the page of a new chat, from a conversation, or stored while its author logs in."""
 
     content: Text = ""
     model: Name = ""
@@ -69,10 +94,21 @@ SHORT_FIELDS = {
     "model": MAX_NAME,
     "conversation_id": MAX_NAME,
     "once": MAX_ONCE,
+    **dict.fromkeys(ParameterFields.__struct_fields__, MAX_NUMBER),
+    "stop": ranges.MAX_STOPS * (ranges.MAX_STOP_CHARACTERS + 1),
     "seen": MAX_ID_DIGITS,
     "beside": MAX_ID_DIGITS,
 }
 """The short fields of a JobForm, each with its maximum number of characters."""
+
+
+class FormAccepted(msgspec.Struct, kw_only=True):
+    """What a page's script learns of a prompt that was accepted."""
+
+    url: str
+    """Of the conversation, at the job."""
+    once: str
+    """For the next prompt of the same form."""
 
 
 class LoginForm(msgspec.Struct, kw_only=True):
@@ -81,3 +117,76 @@ class LoginForm(msgspec.Struct, kw_only=True):
     password: str = ""
     next: str = ""
     """The path to go to after the login; ignored where it is none of Llamalith's."""
+
+
+class LookForm(msgspec.Struct, kw_only=True):
+    """How the pages look in this browser. What is absent stays as it is."""
+
+    theme: Literal["light", "dark", "system"] | None = None
+    sidebar: Literal["open", "closed"] | None = None
+
+
+Day = Annotated[str, Meta(title="a day such as 2026-11-30, or nothing", pattern=rf"^(\d{{4}}-\d\d-\d\d)?{END}")]
+"""In UTC."""
+Digits = Annotated[str, Meta(title="a whole number", pattern=rf"^\d{{1,18}}{END}")]
+
+
+class JobsFilter(msgspec.Struct, kw_only=True):
+    """Which jobs the jobs page shows, as its URL says it. What is empty does not restrict."""
+
+    status: StatusWord | Literal[""] = ""
+    model: Name = ""
+    priority: PriorityWord | Literal[""] = ""
+    q: Annotated[str, Meta(title="at most 200 characters", max_length=200, pattern=CONTROL_FREE)] = ""
+    """Text to look for."""
+    age: Literal["", "hour", "day", "week", "month"] = ""
+    """Accepted within this time."""
+    since: Day = ""
+    until: Day = ""
+    """Up to the end of this day."""
+
+
+class BulkForm(JobsFilter, kw_only=True):
+    """An action on all jobs that match."""
+
+    action: Literal["cancel", "retry", "priority"]
+    to: PriorityWord | Literal[""] = ""
+    """The class to move to."""
+    newest: Digits = "0"
+    """The newest job that the page told of."""
+
+
+class BulkDone(msgspec.Struct, kw_only=True):
+    """What an action did, in the URL of the page that says it."""
+
+    did: Literal["", "cancel", "retry", "priority"] = ""
+    n: Digits = "0"
+    more: Literal["", "1"] = ""
+
+
+class PriorityForm(msgspec.Struct, kw_only=True):
+    priority: PriorityWord
+
+
+class ModelForm(msgspec.Struct, kw_only=True):
+    model: Name
+
+
+class AgainForm(msgspec.Struct, kw_only=True):
+    """A job with changes. What is empty is as the model's settings say."""
+
+    content: Text = ""
+    model: Name = ""
+    system_prompt: Text = ""
+    priority: PriorityWord = "interactive"
+    max_tokens: str = ""
+    temperature: str = ""
+    top_p: str = ""
+    top_k: str = ""
+    min_p: str = ""
+    repeat_penalty: str = ""
+    seed: str = ""
+    stop: str = ""
+    """One text a line."""
+    once: Annotated[str, Meta(max_length=MAX_ONCE)] = ""
+    """As in JobForm."""

@@ -20,6 +20,8 @@ StatusWord = Literal["queued", "processing", "done", "error", "cancelled"]
 RetryableWord = Literal["error", "cancelled"]
 OpenWord = Literal["queued", "processing"]
 PriorityWord = Literal["interactive", "normal", "batch"]
+SAME_AGAIN_KINDS = ("context_overflow", "template", "grammar")
+"""Kinds of errors with which the same job, tried again, ends again: its prompt or its settings have to change."""
 Phase = Literal["queued", "loading", "prefill", "decode"]
 Seconds = Annotated[
     ranges.Seconds,
@@ -74,6 +76,12 @@ class ReplyCreate(JobRequest, kw_only=True):
     """The next prompt of a conversation; an unknown conversation is made."""
 
     content: RequiredText
+
+
+class JobChange(msgspec.Struct, kw_only=True):
+    """What may be changed of a job while it waits."""
+
+    priority: PriorityWord
 
 
 class Regenerate(Parameters, kw_only=True):

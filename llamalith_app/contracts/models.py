@@ -20,6 +20,8 @@ class EngineStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
     n_used: int = 0
     fits: bool = True
     """False: other models have to be unloaded first."""
+    memory_bytes: int = 0
+    """Estimated, with its slots; 0: unknown."""
     tokens_per_s: float | None = None
     prompt_tokens_per_s: float | None = None
     load_s: float | None = None
@@ -58,6 +60,17 @@ class Model(msgspec.Struct, kw_only=True):
     prompt_tokens_reused: int
     """Prompt tokens since then that the engines still had and did not compute again."""
     queued: int
+    memory_bytes: int | None = None
+    """Memory that it takes in one worker once it is loaded, estimated; null: unknown."""
+    pinned: bool = False
+    """Once it is loaded, it is never unloaded."""
+
+
+class ModelAsked(msgspec.Struct, kw_only=True):
+    """The workers were asked. They do it as soon as they can, or not at all: the list of models says how it stands."""
+
+    ok: bool
+    model: str
 
 
 class ModelList(msgspec.Struct, kw_only=True):

@@ -5,6 +5,7 @@ The names are those of OpenAI and llama.cpp. The limits are those of `config.jso
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -115,3 +116,29 @@ def parameters_given(request: Parameters) -> Parameters | None:
     """The parameters of a request, without its other fields. None: it sets none."""
     parameters = Parameters(**{name: getattr(request, name) for name in NAMES})
     return None if parameters == Parameters() else parameters
+
+
+def parameters_from_texts(texts: Mapping[str, str]) -> Parameters:
+    """The parameters that a form sends as texts, stop strings one a line; empty ones are not set. Numbers may have a
+    decimal comma. Raises msgspec.ValidationError."""
+    given: dict[str, Any] = {
+        name: text.strip().replace(",", ".") for name, text in texts.items() if name in NAMES and text.strip()
+    }
+    if stops := texts.get("stop", "").replace("\r\n", "\n").strip("\n"):
+        given["stop"] = stops.split("\n")
+    return msgspec.convert(given, Parameters, strict=False)
+
+
+def texts_of(parameters: Parameters | None) -> dict[str, str]:
+    """The parameters that are set, as a form shows them."""
+    given = {} if parameters is None else msgspec.structs.asdict(parameters)
+    stops = given.pop("stop", None)
+    given.pop("response_format", None)
+    texts = {
+        name: format(value, "g") if isinstance(value, float) else str(value)
+        for name, value in given.items()
+        if value is not None
+    }
+    if stops:
+        texts["stop"] = stops if isinstance(stops, str) else "\n".join(stops)
+    return texts

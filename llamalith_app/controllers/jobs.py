@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from litestar import Controller, delete, get, post
+from litestar import Controller, delete, get, patch, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from llamalith_app.contracts.jobs import (
@@ -14,16 +14,18 @@ from llamalith_app.contracts.jobs import (
     Job,
     JobAccepted,
     JobBriefList,
+    JobChange,
     JobCreate,
     JobList,
     OpenWord,
+    PriorityWord,
     Retried,
     RetryableWord,
 )
 from llamalith_app.contracts.text import MAX_NAME, id_text
-from llamalith_app.errors import NotFound
-from llamalith_app.store.jobs import reads
-from llamalith_app.store.tables import Status
+from llamalith_app.errors import NotFound, NotQueued
+from llamalith_app.store.jobs import reads, transitions
+from llamalith_app.store.tables import Priority, Status
 from llamalith_app.web.request import AppRequest, IdempotencyKey
 
 JobIdInPath = Annotated[int, PathParameter(ge=1, le=MAX_ID)]
@@ -99,6 +101,12 @@ class Jobs(Controller):
             raise NotFound("Job not found")
         return AttemptList(attempts=found)
 
+    @patch("/{job_id:str}", summary="Change a job that waits")
+    async def change(self, request: AppRequest, job_id: JobIdInPath, data: JSONBody[JobChange]) -> Job:
+        """Only while it is `queued`. In its new class it stands where it would stand had it been sent with it."""
+        await change_priority(request, job_id, data.priority)
+        return await read_job(request, job_id)
+
     @post("/{job_id:str}/retry", status_code=200, summary="Try a job again")
     async def retry(
         self, request: AppRequest, job_id: JobIdInPath, idempotency_key: IdempotencyKey = None
@@ -171,6 +179,19 @@ class Jobs(Controller):
             model=model,
         )
         return Cancelled(ok=True, cancelled=n_cancelled)
+
+
+async def change_priority(request: AppRequest, job_id: int, priority: PriorityWord) -> None:
+    """Moves a queued job to another class. Raises NotFound, and NotQueued where it has been started."""
+    owner_id, database = request.principal.user_id, request.parts.database
+    changed = await database.write(transitions.change_priority, owner_id, [job_id], Priority[priority.upper()].value)
+    if changed:
+        return
+    job = await database.read(reads.job_by_id, owner_id, job_id)
+    if job is None:
+        raise NotFound("Job not found")
+    if job.status != "queued":
+        raise NotQueued(f"Job {job_id} is {job.status}: only a job that waits can be changed.")
 
 
 async def read_job(request: AppRequest, job_id: int) -> Job:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
-from litestar import Controller, get
+from litestar import Controller, get, post
+from litestar.params import PathParameter
 
-from llamalith_app.contracts.models import EngineStatus, Model, ModelList
+from llamalith_app.contracts.models import EngineStatus, Model, ModelAsked, ModelList
+from llamalith_app.contracts.text import MAX_NAME
+from llamalith_app.errors import NotFound, NotNow
+from llamalith_app.jobs import wishes
+from llamalith_app.jobs.wishes import WishWord
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.web.request import AppRequest, Parts
+
+ModelInPath = Annotated[
+    str,
+    PathParameter(min_length=1, max_length=MAX_NAME, description="A model's name, percent-encoded (a slash is %2F)."),
+]
 
 
 class Models(Controller):
@@ -18,6 +29,34 @@ class Models(Controller):
     @get(summary="List the models, and how they stand")
     async def all(self, request: AppRequest) -> ModelList:
         return ModelList(models=await engines(request.parts))
+
+    @post("/{name:str}/load", status_code=202, summary="Load a model")
+    async def load(self, request: AppRequest, name: ModelInPath) -> ModelAsked:
+        """Asks the workers to load it before a job needs it. Other models that are idle give way, as for a job."""
+        await request.takes_only()
+        return await ask(request, name, "load")
+
+    @post("/{name:str}/unload", status_code=202, summary="Unload a model")
+    async def unload(self, request: AppRequest, name: ModelInPath) -> ModelAsked:
+        """Asks the workers to free its memory. Not while it runs a job, and not a pinned one; the next job for it loads
+        it again."""
+        await request.takes_only()
+        return await ask(request, name, "unload")
+
+
+async def ask(request: AppRequest, name: str, word: WishWord) -> ModelAsked:
+    """Raises NotFound, NotNow and RedisUnavailable."""
+    model = next((model for model in await engines(request.parts) if model.name == name), None)
+    if model is None:
+        raise NotFound("There is no such model.")
+    if not model.slots:
+        raise NotNow("No worker is there that could do it.")
+    if word == "unload" and model.pinned:
+        raise NotNow("The model is pinned: once loaded, it stays (model_settings).")
+    if word == "unload" and model.slots_used:
+        raise NotNow("The model runs jobs. Wait until they end, or cancel them.")
+    await wishes.put(request.parts.redis, request.parts.record, name, word)
+    return ModelAsked(ok=True, model=name)
 
 
 async def engines(parts: Parts) -> list[Model]:
@@ -57,4 +96,6 @@ def _model(chosen: ModelConfig, size_bytes: int | None, status: EngineStatus | N
         prompt_tokens_computed=status.prompt_tokens_computed,
         prompt_tokens_reused=status.prompt_tokens_reused,
         queued=queued,
+        memory_bytes=status.memory_bytes or None,
+        pinned=chosen.settings.pinned,
     )

@@ -73,6 +73,15 @@ class Cancellations:
             await self._after_commit(cancelled)
         return n_cancelled
 
+    async def cancel_jobs(self, owner_id: int, job_ids: Collection[int]) -> int:
+        """Cancels those of these jobs that are open and the owner's, in one transaction, and returns how many.
+
+        Raises StorageUnavailable; nothing was stored then.
+        """
+        cancelled = await self._database.write(transitions.cancel_jobs, owner_id, job_ids, datetime.now(UTC))
+        await self._after_commit(cancelled)
+        return len(cancelled)
+
     async def _after_commit(self, cancelled: list[int]) -> None:
         """Publishes the end of these jobs, and wakes workers for the jobs that waited behind them."""
         self._publish_ended(cancelled)

@@ -6,7 +6,7 @@ Every way to submit a job (API, reply, legacy submit, pages) uses `Submissions`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -251,6 +251,27 @@ class Submissions:
         for of_model, job_id in zip(of_models, retried.job_ids, strict=True):
             self._hints.send(of_model, job_id)
         return retried
+
+    async def retry_jobs(self, principal: Principal, request_id: str, job_ids: Sequence[int]) -> int:
+        """Retries those of these jobs that can be retried and were not, in one transaction. Returns how many.
+
+        Raises QueueFull where the queue has no room for all of them; nothing was stored then.
+        """
+        owner_id = principal.user_id
+
+        def make(connection: Connection, now: datetime) -> list[submission.Retry]:
+            if waiting.n_queued(connection, owner_id) + len(job_ids) > self._max_queued:
+                raise _QueueLimitReached
+            found = [submission.retry(connection, owner_id, job_id, request_id, now) for job_id in job_ids]
+            return [copy for copy in found if isinstance(copy, submission.Retry) and copy.is_new]
+
+        async with self._counting:
+            # The last count no longer holds.
+            self._allowances.pop(owner_id, None)
+            copies = await self._write(None, list[submission.Retry], make)
+        for copy in copies:
+            self._hints.send(copy.model, copy.job_id)
+        return len(copies)
 
     async def _write_if_room(
         self,

@@ -242,7 +242,7 @@ class JobRow(DefaultBase):
     not_after: Mapped[datetime | None] = mapped_column(DateTimeUTC)
     """Wall clock; a job whose first attempt has not started by then ends as an error. Null: no limit."""
     priority: Mapped[int] = mapped_column(Integer)
-    """A value of Priority."""
+    """A value of Priority; a client may change it while the job is queued."""
     request_id: Mapped[str] = mapped_column(String(128))
     max_attempts: Mapped[int] = mapped_column(Integer)
     status: Mapped[str] = mapped_column(String(20))

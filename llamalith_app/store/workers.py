@@ -22,6 +22,18 @@ class Sibling(NamedTuple):
     """A file that the worker holds locked while it lives."""
 
 
+class WorkerState(NamedTuple):
+    """A worker for people to look at."""
+
+    id: int
+    host: str
+    models: list[str]
+    n_slots: int
+    started_at: datetime
+    seen_at: datetime
+    is_alive: bool
+
+
 def register(
     connection: Connection,
     *,
@@ -60,6 +72,36 @@ def heartbeat(connection: Connection, worker_id: int, now: datetime, engines: st
 def statuses(connection: Connection, now: datetime) -> list[str]:
     """The engine statuses that each live worker has reported: one JSON list of EngineStatus per worker."""
     return [text for text in connection.execute(select(WorkerRow.engines).where(*_alive(now))).scalars() if text]
+
+
+def not_ended_states(connection: Connection, now: datetime, limit: int) -> list[WorkerState]:
+    """The workers that have not ended, also those that are silent; newest first."""
+    rows = connection.execute(
+        select(
+            WorkerRow.id,
+            WorkerRow.host,
+            WorkerRow.models,
+            WorkerRow.n_slots,
+            WorkerRow.started_at,
+            WorkerRow.seen_at,
+        )
+        .where(WorkerRow.ended_at.is_(None))
+        .order_by(WorkerRow.seen_at.desc())
+        .limit(limit)
+    )
+    silent_since = now - timedelta(seconds=ALIVE_S)
+    return [
+        WorkerState(
+            row.id,
+            row.host,
+            json.loads(row.models),
+            row.n_slots,
+            row.started_at,
+            row.seen_at,
+            row.seen_at > silent_since,
+        )
+        for row in rows
+    ]
 
 
 def served_models(connection: Connection, now: datetime) -> set[str]:

@@ -22,10 +22,13 @@ from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Template
 from litestar.template import TemplateConfig
 
-from llamalith_app.contracts.jobs import Job
+from llamalith_app.contracts.jobs import SAME_AGAIN_KINDS, Job, JobBrief
+from llamalith_app.contracts.parameters import NAMES, Parameters, texts_of
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import LlamalithError, NotFound
+from llamalith_app.guards.cookies import cookie_value
 from llamalith_app.guards.principal import BACKGROUND, OPEN
+from llamalith_app.settings.config import ModelConfig
 from llamalith_app.web import problems
 from llamalith_app.web.live import may_grow
 from llamalith_app.web.markdown import markdown
@@ -38,19 +41,27 @@ TEMPLATES = ROOT / "templates"
 STATIC = ROOT / "static"
 ASSETS = {path.relative_to(STATIC).as_posix(): path.read_bytes() for path in STATIC.rglob("*") if path.is_file()}
 """The static files by name, in memory: a name from a request is looked up and never becomes a path."""
+TITLE_CHARS = 60
 DOTS = (".", "..")
 """Browsers remove these segments from a path, encoded or not."""
 VERSION = hashlib.sha256(repr(sorted(ASSETS.items())).encode()).hexdigest()[:12]
 """Of all static files, and part of their path: a module's imports are then requested under the same version."""
-MODULES = sorted(name for name in ASSETS if re.fullmatch(r"(?!app|monitor)[\w-]+\.js", name))
+MODULES = sorted(name for name in ASSETS if re.fullmatch(r"(?!app|monitor|sw)[\w-]+\.js", name))
 """The modules that app.js imports. Pages name them too, so that a browser loads all of them at once."""
 MEDIA_TYPES = {
     "css": "text/css",
     "js": "text/javascript",
     "svg": "image/svg+xml",
+    "png": "image/png",
     "txt": "text/plain",
+    "webmanifest": "application/manifest+json",
     "woff2": "font/woff2",
 }
+
+THEME_COOKIE = "llamalith_theme"
+THEMES = ("light", "dark")
+"""Without a cookie a page looks as the system has it."""
+SIDEBAR_COOKIE = "llamalith_sidebar"
 
 
 def template_config() -> TemplateConfig[JinjaTemplateEngine]:
@@ -61,23 +72,33 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
     )
+    environment.policies["ext.i18n.trimmed"] = True
+    # The texts in templates and code are English; `locale/` has what a translation is made from.
+    environment.install_null_translations(newstyle=True)  # type: ignore[attr-defined]
     environment.globals["random_key"] = lambda: secrets.token_urlsafe(16)
     environment.globals["static"] = lambda name: f"/chat/static/{VERSION}/{name}"
     environment.globals["modules"] = MODULES
     environment.filters |= {
         "conversation_url": conversation_url,
         "events_url": events_url,
-        "query": _query,
+        "query": query,
         "iso": lambda moment: moment.isoformat(timespec="seconds"),
         "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
         "seconds_until": _seconds_until,
+        "duration": duration,
+        "size": _size,
         "plain_name": visible,
         "name": visible_html,
+        "first_words": _first_words,
+        "elapsed": lambda moment: _in_seconds(datetime.now(UTC) - moment),
+        "defaults": lambda model: texts_of(_default_parameters(model)),
         "markdown": markdown,
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
     }
     environment.tests["changing"] = _is_changing
+    environment.tests["same_again"] = _ends_the_same_again
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
 
 
@@ -105,11 +126,19 @@ async def asset(
 
 
 def page(request: Request[Any, Any, Any], name: str, *, status_code: int = 200, **context: Any) -> Template:
-    """The template of this name as a page. Adds `principal` (None without a login) and `csrf_token` to the context."""
+    """The template of this name as a page. Adds `principal` (None without a login), `csrf_token` and how the person
+    wants pages to look to the context."""
     principal = request.state.get("principal")
+    theme = cookie_value(request, THEME_COOKIE)
+    frame = {
+        "principal": principal,
+        "csrf_token": principal.csrf_token if principal else "",
+        "theme": theme if theme in THEMES else "",
+        "sidebar_is_closed": cookie_value(request, SIDEBAR_COOKIE) == "closed",
+    }
     return Template(
         f"{name}.html",
-        context={"principal": principal, "csrf_token": principal.csrf_token if principal else ""} | context,
+        context=frame | context,
         status_code=status_code,
         media_type=MediaType.HTML,
     )
@@ -179,11 +208,45 @@ def _is_changing(job: Job) -> bool:
     return may_grow(job) and job.processed_at is not None and datetime.now(UTC) - job.processed_at < SETTLE
 
 
-def _query(fields: dict[str, object]) -> str:
+def _ends_the_same_again(job: JobBrief) -> bool:
+    """Whether the job ended with an error that a retry would meet again."""
+    return job.error is not None and job.error.kind in SAME_AGAIN_KINDS
+
+
+def query(fields: dict[str, object]) -> str:
     """A URL query of the fields that are not empty."""
     return urlencode({name: value for name, value in fields.items() if value not in (None, "")})
 
 
+def _first_words(text: str) -> str:
+    """The beginning of a text in one line, for a title."""
+    line = " ".join(text[: 4 * TITLE_CHARS].split())
+    return visible(line if len(line) <= TITLE_CHARS else f"{line[:TITLE_CHARS].rstrip()}…", Kind.EXCERPT)
+
+
+def _default_parameters(model: ModelConfig) -> Parameters:
+    return Parameters(**{name: getattr(model.settings, name, None) for name in NAMES})
+
+
+def _in_seconds(time: timedelta) -> str:
+    """As a clock that runs: whole seconds."""
+    seconds = max(0, int(time.total_seconds()))
+    return f"{seconds} s" if seconds < 60 else f"{seconds // 60} min {seconds % 60:02} s"
+
+
 def _seconds_until(started: datetime, ended: datetime) -> str:
-    seconds = (ended - started).total_seconds()
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+    return duration((ended - started).total_seconds())
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are some."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    for unit, name, limit_s in ((60, "min", 6000), (3600, "h", 360_000)):
+        if seconds < limit_s:
+            return f"{seconds / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{seconds / 86_400:.1f}".removesuffix(".0") + " days"

@@ -1,18 +1,24 @@
 """The OpenAPI document: Litestar's routes with msgspec's shapes.
 
 Litestar drops limits of lists, unions and 0, and writes ids as floating-point numbers; msgspec describes its types
-exactly. Owns what neither knows: the events of a stream, and which fields a request needs together.
+exactly. Owns what neither knows: the events of a stream, which fields a request needs together, and what the docstrings
+and examples of the contracts say of each field.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 from litestar import Litestar, Request
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from llamalith_app.contracts import conversations, events, health, jobs, models, parameters, problems
+from llamalith_app.contracts import conversations, events, examples, health, jobs, models, parameters, problems
 from llamalith_app.contracts.text import END
 
 REF = "#/components/schemas/"
@@ -55,6 +61,8 @@ def document(app: Litestar) -> dict[str, Any]:
         {"required": ["content"], "properties": {"content": _NOT_BLANK}},
         {"required": ["system_prompt"], "properties": {"system_prompt": _NOT_BLANK, "assistant_context": _BLANK}},
     ]
+    for name, schema in schemas.items():
+        _describe_fields(_SHAPES[name], schema)
     described["components"]["schemas"] = schemas
     for methods in described["paths"].values():
         for operation in methods.values():
@@ -71,6 +79,30 @@ def document(app: Litestar) -> dict[str, Any]:
                         EVENTS: {name: {"$ref": REF + shape.__name__} for name, shape in _EVENT_SHAPES.items()},
                     }
     return described
+
+
+def _describe_fields(shape: type[msgspec.Struct], schema: dict[str, Any]) -> None:
+    """Adds to each field what its docstring says, and an example."""
+    docs, found = _field_docs(shape), examples.of_fields(shape.__name__)
+    for name, field in schema.get("properties", {}).items():
+        if name in docs:
+            field.setdefault("description", docs[name])
+        if name in found:
+            field["examples"] = [found[name]]
+
+
+@cache
+def _field_docs(shape: type[msgspec.Struct]) -> dict[str, str]:
+    """The docstrings below the fields of a shape and of those that it extends, each on one line."""
+    docs: dict[str, str] = {}
+    for base in reversed(shape.__mro__[: shape.__mro__.index(msgspec.Struct)]):
+        statements = next(ast.iter_child_nodes(ast.parse(textwrap.dedent(inspect.getsource(base))))).body  # type: ignore[attr-defined]
+        for field, below in pairwise(statements):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                match below:
+                    case ast.Expr(ast.Constant(str(text))):
+                        docs[field.target.id] = " ".join(text.split())
+    return docs
 
 
 def _parameter_schema(schema: dict[str, Any]) -> dict[str, Any]:

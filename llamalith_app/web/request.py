@@ -9,11 +9,14 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from litestar import Request
 from litestar.params import HeaderParameter
+from redis.asyncio import Redis
 
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.text import A_KEY, MAX_KEY
@@ -23,6 +26,7 @@ from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.sessions import Sessions
 from llamalith_app.jobs.branches import Branches
+from llamalith_app.jobs.bulk import BulkActions
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
@@ -67,6 +71,7 @@ class Parts(NamedTuple):
     submissions: Submissions
     branches: Branches
     cancellations: Cancellations
+    bulk: BulkActions
     live: Live
     followers: Followers
     readiness: ReadinessCheck
@@ -77,7 +82,13 @@ class Parts(NamedTuple):
     """The names of the configured models, in order."""
     model_configs: tuple[ModelConfig, ...]
     """The configurations of these models."""
+    redis: Redis
+    """Without retries."""
+    record: str
+    """The record's id, which names in Redis begin with."""
     forecasts: Forecasts
+    max_wait: Mapping[int, timedelta]
+    """How long a job of a class may wait, by priority."""
     hosts: Hosts
 
 

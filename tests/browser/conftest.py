@@ -103,7 +103,8 @@ async def chromium(browser_server: str) -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def window(chromium: Browser, base: str, **options: Any) -> AsyncIterator[Watched]:
-    context = await chromium.new_context(**options)
+    # A service worker would take requests out of the hands of a test; the one that wants it asks for it.
+    context = await chromium.new_context(**{"service_workers": "block"} | options)
     watched = Watched(context, base)
     yield watched
     await context.close()

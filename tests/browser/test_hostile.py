@@ -85,7 +85,7 @@ async def test_no_payload_runs_whether_message_id_prompt_reply_or_error(
         )
     )
     async with at_home(client, chromium) as browser:
-        page = await browser.page("/chat/")
+        page = await browser.page("/chat/jobs")
         for number, payload in enumerate(PAYLOADS):
             fields = {"content": f"{number:03} {payload}", "system_prompt": payload, "conversation_id": ids[number]}
             assert (await client.post("/api/jobs", json=fields)).status_code == 200
@@ -110,7 +110,7 @@ async def test_no_payload_runs_whether_message_id_prompt_reply_or_error(
             await page.goto(f"{origin(client)}/chat/conversation?id={quote(ids[number], safe='')}")
             messages = page.locator(".said")
             assert await messages.first.locator(".text").text_content() == f"{number:03} {payload}"
-            failed = f"This job failed: {visible(payload, Kind.EXCERPT)}" if number % 4 == 3 else payload
+            failed = f"This reply failed: {visible(payload, Kind.EXCERPT)}" if number % 4 == 3 else payload
             assert await messages.last.locator("p").first.text_content() == failed
             await untouched(page)
     assert len(browser.requests) > len(PAYLOADS)
@@ -141,10 +141,11 @@ async def test_a_payload_in_a_form_that_comes_back_is_text(client: httpx.AsyncCl
         page = await browser.page("/chat/")
         for payload in PAYLOADS[::10]:
             await page.goto(origin(client) + "/chat/")
-            await page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+            await page.get_by_role("button", name="Settings").click()
             await page.get_by_label("System prompt").fill(payload)
+            await page.keyboard.press("Escape")
             await page.get_by_label("Message").fill("  ")
-            await page.get_by_role("button", name="Queue it").click()
+            await page.evaluate("document.querySelector('form.prompt').submit()")
             await expect(page.get_by_role("heading", name="Not sent yet")).to_be_visible()
             assert await page.get_by_label("System prompt").input_value() == payload
             await untouched(page)
@@ -220,8 +221,7 @@ async def test_a_page_on_another_port_makes_no_job_reads_nothing_and_logs_nobody
                 await page.evaluate("(id) => document.getElementById(id).submit()", form)
             assert (await answered.value).status == 403
         await page.goto(f"{origin(client)}/chat/")
-        await expect(page.get_by_role("heading", name="New job")).to_be_visible()
-        assert await page.locator(".rows li[id^=job]").count() == 0
+        await expect(page.get_by_role("heading", name="What shall we write?")).to_be_visible()
         await context.close()
     assert (await client.get("/api/jobs")).json() == {"jobs": []}
     assert len(results) == 9
@@ -238,7 +238,7 @@ async def test_a_link_elsewhere_to_the_logout_asks_first(client: httpx.AsyncClie
         await page.get_by_role("link", name="prizes").click()
         await expect(page.get_by_role("heading", name="Log out?")).to_be_visible()
         await page.get_by_role("link", name="Stay").click()
-        await expect(page.get_by_role("heading", name="New job")).to_be_visible()
+        await expect(page.get_by_role("heading", name="What shall we write?")).to_be_visible()
         await page.goto(f"{origin(client)}/chat/logout")
         await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
         await context.close()
@@ -282,7 +282,7 @@ async def test_over_plain_http_no_site_that_hides_itself_ends_a_session(
         if way == "link":
             await expect(page.get_by_role("heading", name="Log out?")).to_be_visible()
         await page.goto(f"{home}/chat/")
-        await expect(page.get_by_role("heading", name="New job")).to_be_visible()
+        await expect(page.get_by_role("heading", name="What shall we write?")).to_be_visible()
         await page.get_by_role("button", name="Log out").click()
         await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
         await context.close()
@@ -295,14 +295,16 @@ async def test_a_page_s_title_and_heading_show_an_id_that_would_turn_them_as_it_
     async with at_home(client, chromium) as browser:
         assert (await client.post("/api/jobs", json={"content": "x", "conversation_id": disguised})).status_code == 200
         page = await browser.page(f"/chat/conversations/{quote(disguised)}")
-        await expect(page).to_have_title("Conversation invoice-⟨U+202E⟩gpj.exe · Llamalith")
+        await expect(page).to_have_title("x · Llamalith")
+        await page.get_by_role("button", name="Settings").click()
         await expect(page.get_by_text("Conversation invoice-⟨U+202E⟩gpj.exe")).to_be_visible()
+        await page.keyboard.press("Escape")
         for scheme in ("light", "dark"):
             await page.emulate_media(color_scheme=scheme)
             assert await violations(page) == []
         # What JavaScript shows of a refusal, too.
         await page.route("**/cancel", lambda route: route.fulfill(status=409, json={"detail": f"No {disguised}"}))
-        await page.get_by_role("button", name="Cancel job 1").click()
+        await page.get_by_role("button", name="Remove").click()
         await expect(page.get_by_role("alert")).to_contain_text("No invoice-⟨U+202E⟩gpj.exe")
 
 
@@ -326,17 +328,18 @@ async def test_an_open_page_says_that_its_session_has_ended_and_keeps_what_was_t
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:
     async with at_home(client, chromium) as browser:
-        page = await browser.page("/chat/")
+        await client.post("/api/jobs", json={"content": "first", "conversation_id": "c"})
+        page = await browser.page("/chat/conversations/c")
         await page.get_by_label("Message").fill("typed for an hour")
         await client.get("/chat/logout")
         await expect(page.locator("#trouble")).to_contain_text("Your session has ended.", timeout=10_000)
-        await page.get_by_role("button", name="Queue it").click()
+        await page.get_by_role("button", name="Send").click()
         await expect(page.get_by_text("typed for an hour")).to_be_visible()
         await page.get_by_label("Password").fill(PASSWORD)
         await page.get_by_role("button", name="Log in").click()
         await expect(page.get_by_label("Message")).to_have_value("typed for an hour")
         await page.get_by_role("button", name="Send").click()
-        await expect(page.locator("#job-1")).to_contain_text("typed for an hour")
+        await expect(page.locator("#job-2")).to_contain_text("typed for an hour")
 
 
 @pytest.mark.slow
@@ -348,12 +351,12 @@ async def test_what_was_typed_and_is_too_long_for_a_login_is_back_in_its_form_af
         page = await browser.page("/chat/")
         await page.get_by_label("Message").fill(text)
         await browser.context.clear_cookies()
-        await page.get_by_role("button", name="Queue it").click()
+        await page.get_by_role("button", name="Send").click()
         await expect(page.get_by_text("Your browser keeps it")).to_be_visible()
         await page.get_by_label("Password").fill(PASSWORD)
         await page.get_by_role("button", name="Log in").click()
         await expect(page.get_by_label("Message")).to_have_value(text)
-        await page.get_by_role("button", name="Queue it").click()
+        await page.get_by_role("button", name="Send").click()
         await expect(page.locator("#job-1")).to_contain_text("typed for an hour")
 
 
@@ -362,7 +365,8 @@ async def test_from_an_open_page_one_logs_in_beside_it_and_goes_on_where_one_was
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:
     async with at_home(client, chromium) as browser:
-        page = await browser.page("/chat/")
+        await client.post("/api/jobs", json={"content": "first", "conversation_id": "c"})
+        page = await browser.page("/chat/conversations/c")
         await page.get_by_label("Message").fill("typed for an hour")
         await client.get("/chat/logout")
         async with browser.context.expect_page() as opened:
@@ -370,12 +374,12 @@ async def test_from_an_open_page_one_logs_in_beside_it_and_goes_on_where_one_was
         login = await opened.value
         await login.get_by_label("Password").fill(PASSWORD)
         await login.get_by_role("button", name="Log in").click()
-        await expect(login.get_by_role("heading", name="New job")).to_be_visible()
+        await expect(login.get_by_role("heading", name="What shall we write?")).to_be_visible()
         await login.close()
         await page.bring_to_front()
         await expect(page.get_by_label("Message")).to_have_value("typed for an hour")
-        await page.get_by_role("button", name="Queue it").click()
-        await expect(page.locator("#job-1")).to_contain_text("typed for an hour")
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#job-2")).to_contain_text("typed for an hour")
 
 
 async def test_keys_that_are_held_down_send_a_form_once(client: httpx.AsyncClient, chromium: Browser) -> None:
@@ -407,7 +411,7 @@ async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(
         for count in (7, 8):
             progress = Progress(phase="decode", completion_tokens=count)
             await publish(redis, record_id(database.path), 1, claim.attempt, progress)
-            await expect(page.locator("#job-1 .state")).to_have_text(f"Writing: {count} tokens")
+            await expect(page.locator("#job-1 .state")).to_contain_text(f"Writing: {count} tokens")
         await expect(summary).to_be_focused()
         assert await page.evaluate("getSelection().toString()") == "select me"
 
@@ -429,12 +433,15 @@ async def test_what_was_sent_to_a_server_that_is_away_is_typed_still_and_makes_o
         message = page.get_by_label("Message")
         await message.fill("typed for ten minutes")
         await send_in_vain(browser, page, "Send")
+        await expect(page.locator("#trouble")).to_contain_text("Not sent: there is no connection")
+        await expect(message).to_have_value("typed for ten minutes")
         await page.goto(f"{browser.base}/chat/conversations/c")
         await expect(message).to_have_value("typed for ten minutes")
         await page.get_by_role("button", name="Send").click()
         await expect(page.locator("#job-2")).to_contain_text("typed for ten minutes")
         await expect(message).to_have_value("")
         # What was taken does not come again, neither by a way back nor by another visit.
+        await page.goto(f"{browser.base}/chat/")
         await page.go_back()
         await expect(message).to_have_value("")
         await page.goto(f"{browser.base}/chat/")
@@ -452,11 +459,9 @@ async def test_what_was_not_delivered_is_typed_still_after_a_look_at_other_jobs(
         page = await browser.page("/chat/")
         message = page.get_by_label("Message")
         await message.fill("typed for ten minutes")
-        await send_in_vain(browser, page, "Queue it")
-        await page.goto(f"{browser.base}/chat/")
-        await page.locator("#job-1 a").first.click()
-        await expect(page).to_have_url(f"{browser.base}/chat/conversations/c#job-1")
-        await page.get_by_role("link", name="New job").click()
+        await send_in_vain(browser, page, "Send")
+        await page.goto(f"{browser.base}/chat/conversations/c")
+        await page.get_by_role("link", name="New chat").click()
         await expect(message).to_have_value("typed for ten minutes")
 
 
@@ -476,12 +481,12 @@ async def test_what_was_typed_is_gone_from_the_browser_after_a_logout(
 async def test_why_a_cancel_was_not_done_stays_while_the_server_is_away_until_it_is_closed(
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:
-    await client.post("/api/jobs", json={"content": "waits"})
+    await client.post("/api/jobs", json={"content": "waits", "conversation_id": "c"})
     async with at_home(client, chromium) as browser:
-        page = await browser.page("/chat/")
-        cancel = page.get_by_role("button", name="Cancel job 1")
+        page = await browser.page("/chat/conversations/c")
+        cancel = page.get_by_role("button", name="Remove")
         await browser.context.set_offline(True)
-        async with page.expect_event("requestfailed", lambda request: "rows" in request.url):
+        async with page.expect_event("requestfailed", lambda request: "turns" in request.url):
             await cancel.click()
         await expect(page.locator("#trouble")).to_contain_text("That was not done")
         await expect(cancel).to_be_focused()
@@ -510,9 +515,9 @@ async def test_the_list_of_conversations_keeps_itself_fresh(
 
 async def test_a_list_that_the_server_refuses_says_with_what(client: httpx.AsyncClient, chromium: Browser) -> None:
     async with at_home(client, chromium) as browser:
-        page = await browser.page("/chat/")
+        page = await browser.page("/chat/jobs")
         await page.route("**/jobs/rows**", lambda route: route.fulfill(status=503))
-        await expect(page.locator("#trouble")).to_contain_text("cannot show this just now (503", timeout=10_000)
+        await expect(page.locator("#trouble")).to_contain_text("cannot show this just now (503)", timeout=10_000)
 
 
 @pytest.mark.slow
@@ -520,7 +525,7 @@ async def test_an_open_page_says_that_the_server_is_away_and_goes_on_when_it_is_
     client: httpx.AsyncClient, chromium: Browser
 ) -> None:
     async with at_home(client, chromium) as browser:
-        page = await browser.page("/chat/")
+        page = await browser.page("/chat/jobs")
         await browser.context.set_offline(True)
         await expect(page.locator("#trouble")).to_contain_text("No connection", timeout=10_000)
         await client.post("/api/jobs", json={"content": "queued meanwhile"})

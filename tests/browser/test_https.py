@@ -59,9 +59,9 @@ async def test_over_https_what_was_sent_is_no_draft_any_more_and_a_logout_leaves
         await page.get_by_role("button", name="Log in").click()
         await expect(page).to_have_url(f"{origin}/chat/jobs")
         assert [cookie["name"] for cookie in await browser.context.cookies()] == ["__Host-llamalith_session"]
-        await page.get_by_role("link", name="New job").click()
+        await page.get_by_role("link", name="New chat").click()
         await page.get_by_label("Message").fill("Say hello.")
-        await page.get_by_role("button", name="Queue it").click()
+        await page.get_by_role("button", name="Send").click()
         await expect(page.locator("#job-1")).to_be_visible()
         await expect(page.get_by_label("Message")).to_have_value("")
         kept = "Object.keys(sessionStorage).filter((key) => key.startsWith('typed '))"

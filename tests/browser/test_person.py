@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, FilePayload, Page, expect
 
 from tests.browser.conftest import Watched, nginx, photograph, violations, window
 from tests.product.conftest import Product, configure, running
@@ -46,29 +47,77 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
     async with window(chromium, origin, viewport={"width": 1280, "height": 800}) as browser:
         page = await log_in(browser, password, "/chat/jobs?status=done")
         await expect(page).to_have_url(f"{origin}/chat/jobs?status=done")
-        await page.get_by_role("link", name="New job").click()
-        await expect(page.get_by_text("No jobs yet.")).to_be_visible()
-        await page.get_by_label("Message").fill("Say hello to the <b>dragon</b>.")
-        await page.get_by_text("System prompt").first.click()
+        await page.get_by_role("link", name="New chat").click()
+        message = page.get_by_label("Message")
+        await expect(message).to_be_focused()
+        await message.fill("Say hello to the <b>dragon</b>.")
+        await page.get_by_role("button", name="Settings").click()
         await page.get_by_label("System prompt").fill("You are brief and kind.")
-        await page.get_by_role("button", name="Queue it").click()
-        job = page.locator("#job-1")
-        await expect(job.get_by_text("Done", exact=True)).to_be_visible(timeout=60_000)
-        await expect(page.locator("#announcement")).to_have_text("Job 1: Done")
-        await job.get_by_role("link", name="Say hello to the <b>dragon</b>.").click()
-        first = page.locator("#job-1 .said.model .text")
-        await expect(first).not_to_be_empty()
-        await page.wait_for_load_state()
-        assert await page.get_by_label("System prompt").input_value() == "You are brief and kind."
-        await page.get_by_label("Message").fill("Say it again.")
-        await page.keyboard.press("Control+Enter")
-        await expect(page).to_have_url(f"{page.url.partition('#')[0]}#job-2")
-        typed = "typed while the reply is being written"
-        await page.get_by_label("Message").fill(typed)
+        await expect(page.get_by_label("Temperature")).to_have_attribute("placeholder", "0.7")
+        await page.get_by_label("Temperature").fill("0,2")
+        await page.get_by_label("Longest reply").fill("60")
+        await page.get_by_role("button", name="Close", exact=True).click()
+        await page.get_by_role("button", name="Send").click()
+        await expect(page).to_have_url(re.compile(f"{origin}/chat/conversations/[0-9a-f-]+#job-1"))
+        await expect(page).to_have_title("Say hello to the <b>dragon</b>. · Llamalith")
+        await expect(message).to_be_focused()
+        await expect(page.locator("#job-1 .facts")).to_be_attached(timeout=60_000)
+        await expect(page.locator("#job-1 .said.model > .text")).not_to_be_empty()
+        await expect(page.locator("#announcement")).to_have_text("The reply is there")
+        address = page.url.partition("#")[0]
+        await page.goto(address)
+        await expect(page.get_by_label("Temperature")).to_have_value("0.2")
+        await expect(page.get_by_label("System prompt")).to_have_value("You are brief and kind.")
+        # A line break is Shift + Enter; Enter sends, and nothing is loaded anew.
+        await page.evaluate("window.there = true")
+        await message.fill("Say it again.")
+        await page.keyboard.press("Shift+Enter")
+        await page.keyboard.type("And again.")
+        await page.keyboard.press("Enter")
         second = page.locator("#job-2")
-        await expect(second.get_by_text("Done", exact=True)).to_be_visible(timeout=60_000)
-        await expect(second.locator(".said.model .text")).not_to_be_empty()
-        assert await page.get_by_label("Message").input_value() == typed, "the reply came without a reload"
+        await expect(second.locator(".you .text")).to_have_text("Say it again.\nAnd again.")
+        await expect(message).to_have_value("")
+        await expect(message).to_be_focused()
+        typed = "typed while the reply is being written"
+        await page.keyboard.type(typed)
+        await expect(second.locator(".facts")).to_be_attached(timeout=60_000)
+        await expect(second.locator(".said.model > .text")).not_to_be_empty()
+        assert await message.input_value() == typed, "the reply came without a reload"
+        assert await page.evaluate("window.there")
+        await page.get_by_role("button", name="Attach files").click()
+        files: list[FilePayload] = [
+            {"name": "notes.md", "mimeType": "text/markdown", "buffer": b"# Notes\n```\ncode\n```\n"},
+            {"name": "photo.png", "mimeType": "image/png", "buffer": b"\x89PNG\0\1\2"},
+            {"name": "long.txt", "mimeType": "text/plain", "buffer": b"x" * 500_000},
+        ]
+        await page.locator("[data-files]").set_input_files(files)
+        trouble = page.locator("#trouble")
+        await expect(trouble).to_contain_text("photo.png was not attached: it is no text in UTF-8.")
+        await expect(trouble).to_contain_text("long.txt was not attached: it has 500 kB, at most 400 kB can be.")
+        await expect(page.locator(".attached li")).to_have_count(1)
+        await page.reload()
+        await expect(page.locator(".attached li")).to_contain_text("notes.md")
+        await photograph(page, "attached")
+        await message.press("Enter")
+        sent = page.locator("#job-3 .you .text")
+        await expect(sent).to_have_text(f"{typed}\n\nnotes.md\n````md\n# Notes\n```\ncode\n```\n````")
+        await expect(page.locator(".attached li")).to_have_count(0)
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("?")
+        await expect(page.get_by_role("dialog", name="Keyboard and notices")).to_be_visible()
+        assert await violations(page) == []
+        await page.get_by_label("Enter sends, Shift + Enter makes a new line").uncheck()
+        await page.keyboard.press("Escape")
+        await expect(page.locator("[data-hint=keys]")).to_have_text("Shift + Enter sends")
+        await message.fill("one")
+        await message.press("Enter")
+        await expect(message).to_have_value("one\n")
+        await message.fill("")
+        await message.press("Escape")
+        await page.keyboard.press("k")
+        await expect(page.locator(".said:focus")).to_have_count(1)
+        await page.keyboard.press("/")
+        await expect(page.get_by_label("Search chats")).to_be_focused()
         await page.get_by_role("button", name="Log out").click()
         await expect(page).to_have_url(f"{origin}/chat/login")
         await page.go_back()
@@ -89,11 +138,13 @@ async def test_a_person_cancels_what_runs_and_what_waits(installation: Installat
         page = await log_in(browser, password)
         for _ in range(3):
             await page.get_by_label("Message").fill(STORY)
-            await page.get_by_role("button", name="Queue it").click()
-        running, waiting = page.locator("#job-1"), page.locator("#job-2")
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_label("Message")).to_have_value("")
+        running, waiting, last = (page.locator(f"#job-{number}") for number in (1, 2, 3))
         await expect(running.locator(".state").get_by_text("Writing")).to_be_visible(timeout=60_000)
+        await expect(last.locator(".state")).to_contain_text("Waits for the reply before it")
         # Its words change all the time; the button under the pointer stays the same.
-        button = running.get_by_role("button", name="Cancel job 1")
+        button = running.get_by_role("button", name="Stop")
         await button.evaluate("(there) => { window.there = there }")
         before = await running.locator(".state").inner_text()
         await expect(running.locator(".state")).not_to_have_text(before)
@@ -103,13 +154,16 @@ async def test_a_person_cancels_what_runs_and_what_waits(installation: Installat
         await button.focus()
         await page.keyboard.press("Enter")
         await expect(running.get_by_text("Cancelled", exact=True)).to_be_visible()
-        await expect(running.get_by_text("stopped before its end")).to_be_visible()
+        await expect(running).to_contain_text("Stopped. Until then this was written")
+        await expect(running.locator(".unfinished")).not_to_be_empty()
         await expect(waiting.locator(".state").get_by_text("Writing")).to_be_visible(timeout=60_000)
         await expect(page.get_by_label("Message")).to_have_value("typed meanwhile")
-        await waiting.get_by_role("link", name=STORY).click()
-        await page.get_by_role("button", name="Cancel job 2").click()
-        await expect(page.locator("#job-2")).to_contain_text("This job was cancelled. Until then it had written this")
-        await expect(page.locator("#job-2 .unfinished")).not_to_be_empty()
+        await last.get_by_role("button", name="Remove").click()
+        await expect(last.get_by_text("Cancelled", exact=True)).to_be_visible()
+        # The first Escape leaves the field, the second one stops.
+        await page.get_by_label("Message").press("Escape")
+        await page.keyboard.press("Escape")
+        await expect(waiting.get_by_text("Cancelled", exact=True)).to_be_visible()
         await photograph_everywhere(browser, "cancelled", page.url.removeprefix(origin))
 
 
@@ -122,15 +176,15 @@ async def test_what_was_typed_is_there_again_after_a_way_back(installation: Inst
         await page.wait_for_load_state()
         message = page.get_by_label("Message")
         await message.fill("typed for ten minutes")
-        await page.get_by_role("link", name="Conversations").first.click()
+        await page.get_by_role("link", name="All chats").click()
         await expect(page).to_have_url(f"{origin}/chat/conversations")
         await page.go_back()
         await expect(message).to_have_value("typed for ten minutes")
         await page.reload()
         await expect(message).to_have_value("typed for ten minutes")
-        await page.get_by_role("button", name="Queue it").click()
+        await page.get_by_role("button", name="Send").click()
         await expect(page.locator("#job-1")).to_be_visible()
-        await page.get_by_role("link", name="New job").click()
+        await page.get_by_role("link", name="New chat").click()
         await expect(message).to_have_value("")
 
 
@@ -141,23 +195,33 @@ async def test_why_something_was_not_done_stays_to_be_read_and_what_was_done_is_
     async with window(chromium, origin) as browser:
         page = await log_in(browser, password)
         await page.get_by_label("Message").fill("word " * 20_000)
-        await page.get_by_role("button", name="Queue it").click()
-        await expect(page.locator("#job-1").get_by_text("Failed", exact=True)).to_be_visible(timeout=60_000)
-        await page.goto(f"{origin}/chat/jobs")
-        await page.get_by_role("link", name="word word").first.click()
+        await page.get_by_role("button", name="Send").click()
+        first, second = page.locator("#job-1"), page.locator("#job-2")
+        await expect(first.get_by_text("Failed", exact=True)).to_be_visible(timeout=60_000)
+        # What is too long now is too long the next time.
+        await expect(first).to_contain_text("The same would fail again")
+        await expect(first.get_by_role("button", name="Try job 1 again")).to_have_count(0)
+        assert await page.evaluate("document.documentElement.scrollHeight") < 1600, "a long prompt is folded"
+        await photograph(page, "folded")
+        await first.get_by_text("Show all").click()
+        assert await page.evaluate("document.documentElement.scrollHeight") > 5000
+        await page.get_by_label("Message").fill(STORY)
+        await page.keyboard.press("Enter")
+        await second.get_by_role("button", name=re.compile("Stop|Remove")).click()
+        await expect(second.get_by_text("Cancelled", exact=True)).to_be_visible()
         full = {"detail": "The queue is full: 1 job waits."}
         await page.route("**/retry", lambda route: route.fulfill(status=429, json=full))
-        await page.get_by_role("button", name="Try job 1 again").click()
+        await page.get_by_role("button", name="Try job 2 again").click()
         trouble = page.locator("#trouble")
         await expect(trouble).to_contain_text("That was not done. The queue is full: 1 job waits.")
         async with page.expect_response("**/conversation/turns**"):
             pass
         await expect(trouble).to_be_visible()
         await page.unroute("**/retry")
-        await page.get_by_role("button", name="Try job 1 again").click()
+        await page.get_by_role("button", name="Try job 2 again").click()
         await expect(page.get_by_text("Tried again, as the last message.")).to_be_visible()
         await expect(trouble).to_be_hidden()
-        await expect(page.locator("#job-2")).to_be_visible()
+        await expect(page.locator("#job-3")).to_be_visible()
 
 
 async def test_names_and_reasons_without_a_break_fit_a_narrow_window(
@@ -175,7 +239,10 @@ async def test_names_and_reasons_without_a_break_fit_a_narrow_window(
         )
         await page.evaluate("document.querySelector('form.prompt [name=model] option').value = 'm'.repeat(180)")
         await page.get_by_label("Message").fill("x")
-        await page.get_by_role("button", name="Queue it").click()
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#trouble")).to_contain_text("Not sent.")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        await page.evaluate("document.querySelector('form.prompt').submit()")
         await expect(page.get_by_role("heading", name="Not sent yet")).to_be_visible()
         await photograph(page, "not-sent-360")
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -189,8 +256,9 @@ async def test_all_that_waits_is_cancelled_at_once_without_javascript(
     async with window(chromium, origin, java_script_enabled=False) as browser:
         page = await log_in(browser, password)
         for _ in range(3):
+            await page.goto(f"{origin}/chat/")
             await page.get_by_label("Message").fill(STORY)
-            await page.get_by_role("button", name="Queue it").click()
+            await page.get_by_role("button", name="Send").click()
         await page.goto(f"{origin}/chat/jobs?status=queued")
         await page.get_by_text("Cancel all queued jobs").click()
         await photograph(page, "cancel-all")
@@ -229,24 +297,25 @@ async def test_everything_is_done_by_the_keyboard_alone(installation: Installati
         await expect(page).to_have_url(f"{origin}/chat/")
         # Before that no script hears the keys, and with it Chromium goes to the fragment, and its focus, once more.
         await page.wait_for_load_state()
-        await page.keyboard.press("Tab")
-        await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
-        await page.keyboard.press("Enter")
-        await page.keyboard.press("Tab")
-        await expect(page.get_by_label("Message")).to_be_focused()
-        outline = await page.get_by_label("Message").evaluate("(field) => getComputedStyle(field).outlineWidth")
-        assert outline == "3px"
+        message = page.get_by_label("Message")
+        await expect(message).to_be_focused()
+        outline = "(field) => { const { outlineWidth, outlineStyle } = getComputedStyle(field.form ?? field)"
+        outline += "; return `${outlineWidth} ${outlineStyle}` }"
+        assert await message.evaluate(outline) == "2px solid"
         await page.keyboard.type("Say hi.")
         await page.keyboard.press("Control+Enter")
-        await expect(page.locator("#job-1 .badge.done")).to_be_visible(timeout=60_000)
-        await page.locator("#job-1 a").focus()
+        await expect(page).to_have_url(re.compile("#job-1$"))
+        await expect(page.locator("#job-1 .facts")).to_be_attached(timeout=60_000)
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("n")
+        await expect(page).to_have_url(f"{origin}/chat/")
+        await page.goto(f"{origin}/chat/jobs")
+        skip = page.get_by_role("link", name="Skip to the content")
+        await page.keyboard.press("Tab")
+        await expect(skip).to_be_focused()
+        assert await skip.evaluate(outline) == "3px solid"
         await page.keyboard.press("Enter")
-        await expect(page).to_have_url(f"{origin}/chat/conversations/{await conversation_id(page)}#job-1")
-
-
-async def conversation_id(page: Page) -> str:
-    words = await page.get_by_text("Conversation ", exact=False).last.inner_text()
-    return words.removeprefix("Conversation ")
+        await expect(page.get_by_role("main")).to_be_focused()
 
 
 async def test_the_forms_work_without_javascript(installation: Installation, chromium: Browser) -> None:
@@ -254,16 +323,21 @@ async def test_the_forms_work_without_javascript(installation: Installation, chr
     async with window(chromium, origin, java_script_enabled=False) as browser:
         page = await log_in(browser, password)
         await page.get_by_label("Message").fill("Say hello.")
-        await page.get_by_role("button", name="Queue it").click()
+        await page.get_by_role("button", name="Send").click()
+        await expect(page).to_have_url(re.compile("/chat/conversations/.*#job-1$"))
         assert (await product.ended(1))["status"] == "done"
         await page.get_by_role("link", name="Refresh").click()
-        await expect(page.locator("#job-1 .badge")).to_have_text("Done")
-        await page.locator("#job-1 a").click()
+        await expect(page.locator("#job-1 .said.model > .text")).not_to_be_empty()
+        await page.get_by_role("button", name="Dark").click()
+        await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+        await page.get_by_role("button", name="Settings").click()
+        await page.get_by_label("Longest reply").fill("40")
+        await page.get_by_role("button", name="Close", exact=True).click()
         await page.get_by_label("Message").fill("Again.")
         await page.get_by_role("button", name="Send").click()
         assert (await product.ended(2))["status"] == "done"
         await page.get_by_role("link", name="Refresh").click()
-        await expect(page.locator("#job-2 .badge")).to_have_text("Done")
+        await expect(page.locator("#job-2 .facts")).to_be_attached()
         await page.get_by_role("button", name="Log out").click()
         await expect(page).to_have_url(f"{origin}/chat/login")
 
@@ -343,11 +417,12 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
         await product.submit("Write a long story about the sea.", conversation_id="dragon")
         await product.submit("And one about the wind.", conversation_id="dragon")
         for name, path in (
-            ("dashboard", "/chat/"),
+            ("new-chat", "/chat/"),
             ("jobs", "/chat/jobs"),
             ("jobs-empty", "/chat/jobs?status=cancelled"),
             ("conversations", "/chat/conversations"),
             ("conversation", "/chat/conversations/dragon"),
+            ("too-long", "/chat/conversations/too%20long"),
             ("api", "/chat/docs"),
             ("not-found", "/chat/nothing"),
         ):
@@ -365,15 +440,31 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
         await check("api-open")
         await page.goto(origin + "/chat/")
         await page.get_by_label("Message").fill("   ")
-        await page.get_by_role("button", name="Queue it").click()
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#trouble")).to_have_text("Not sent. The message is empty: type one. Close")
+        await check("refused")
+        await page.evaluate("document.querySelector('form.prompt').submit()")
         await expect(page.get_by_role("heading", name="Not sent yet")).to_be_visible()
         await check("not-sent")
+        await page.get_by_role("button", name="Settings").click()
+        await check("settings")
+        await page.keyboard.press("Escape")
+        if width < 900:
+            await page.get_by_role("button", name="Open the sidebar").click()
+            await check("drawer")
+            await page.keyboard.press("Escape")
+        else:
+            await page.get_by_role("button", name="Hide the sidebar").click()
+            await check("without-sidebar")
+            await page.get_by_role("button", name="Show the sidebar").click()
+        await page.goto(origin + "/chat/offline")
+        await check("offline")
         await page.goto(origin + "/chat/logout", referer="https://elsewhere.example/")
         await expect(page.get_by_role("heading", name="Log out?")).to_be_visible()
         await check("logout-asked")
         await page.goto(origin + "/chat/")
         await browser.context.clear_cookies()
         await page.get_by_label("Message").fill("Typed before the session ended.")
-        await page.get_by_role("button", name="Queue it").click()
+        await page.get_by_role("button", name="Send").click()
         await expect(page.get_by_text("Typed before the session ended.")).to_be_visible()
         await check("login-with-draft")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -65,7 +66,7 @@ async def test_a_reply_grows_on_its_page_and_thinking_is_folded(
         page = await browser.page("/chat/conversations/c")
         await half_written(page)
         written = page.locator('#job-1 [data-told="delta"]')
-        await expect(page.locator("#job-1 .badge")).to_have_text("Running")
+        await expect(page.locator("#job-1")).to_have_attribute("data-status", "processing")
         assert STORY.startswith(await written.text_content() or "?")
         thinking = page.locator("#job-1 details.thinking")
         await expect(thinking.locator("p")).to_be_hidden()
@@ -76,7 +77,10 @@ async def test_a_reply_grows_on_its_page_and_thinking_is_folded(
         await photograph(page, f"stream-{width}-{scheme}")
         gate.touch()
         await expect(page.locator("#job-1 .said.model > .text")).to_have_text(STORY)
-        await expect(page.locator("#job-1 .badge")).to_have_text("Done")
+        await expect(page.locator("#job-1")).to_have_attribute("data-status", "done")
+        # The record does not keep it; the page does, open as it is.
+        await expect(thinking.locator("summary")).to_have_text(re.compile(r"^Thought"))
+        await expect(thinking.locator("p")).to_have_text(THOUGHT)
 
 
 @pytest.mark.slow
@@ -92,7 +96,7 @@ async def test_a_page_that_is_hidden_and_shown_again_has_the_text_once(
         gate.touch()
         await page.wait_for_function(
             """() => document.querySelector('#job-1 [data-told="delta"]')?.textContent.length > 40
-                     || document.querySelector('#job-1 .badge.done')"""
+                     || document.querySelector('#job-1[data-status=done]')"""
         )
         assert STORY.startswith(await page.locator("#job-1 .said.model > .text").text_content() or "?")
         await expect(page.locator("#job-1 .said.model > .text")).to_have_text(STORY)
@@ -158,7 +162,7 @@ async def test_what_is_selected_in_one_s_own_message_stays_selected_when_the_rep
         mine = page.locator("#job-1 .said.you .text")
         await mine.evaluate("(text) => getSelection().selectAllChildren(text)")
         gate.touch()
-        await expect(page.locator("#job-1 .badge")).to_have_text("Done")
+        await expect(page.locator("#job-1")).to_have_attribute("data-status", "done")
         assert await page.evaluate("getSelection().toString()") == "Tell me a story."
 
 

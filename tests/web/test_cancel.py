@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from datetime import UTC, datetime
+from html import unescape
 from typing import Any
 
 import httpx
@@ -296,10 +297,13 @@ async def test_all_queued_jobs_can_be_cancelled_from_their_list(browser: httpx.A
     for _ in range(3):
         await browser.post("/chat/jobs", data={"content": "x", "conversation_id": "c"})
     await claim(database)
-    assert "/chat/jobs/cancel" not in (await browser.get("/chat/jobs")).text
-    assert '<form method="post" action="/chat/jobs/cancel">' in (await browser.get("/chat/jobs?status=queued")).text
-    answer = await browser.post("/chat/jobs/cancel")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/chat/jobs?status=queued")
+    (address,) = re.findall(r'href="([^"]*action=cancel[^"]*)"', (await browser.get("/chat/jobs?status=queued")).text)
+    asked = await browser.get(unescape(address))
+    assert "Cancel 2 jobs" in asked.text
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', asked.text.partition("<main")[2]))
+    answer = await browser.post("/chat/jobs/bulk", data=fields)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/chat/jobs?status=queued&did=cancel&n=2")
+    assert "2 jobs were cancelled." in (await browser.get(answer.headers["location"])).text
     assert await states(browser) == ["processing", "cancelled", "cancelled"]
     assert "No job is queued just now." in (await browser.get("/chat/jobs?status=queued")).text
 

@@ -61,6 +61,8 @@ async def test_models_are_listed_with_their_state_in_the_workers(
         "prompt_tokens_computed": 0,
         "prompt_tokens_reused": 0,
         "queued": 0,
+        "memory_bytes": None,
+        "pinned": False,
     }
     assert (second["state"], second["reason"], second["queued"]) == ("failed", "It is broken.", 1)
 
@@ -124,9 +126,9 @@ async def test_the_page_shows_the_models_state_and_when_a_job_starts(config: Con
         for _ in range(3):
             await browser.post("/api/jobs", json={"content": "x"})
         await log_in(browser)
-        for path in ("/chat/", "/chat/jobs/rows?limit=10"):
-            shown = re.sub("</?bdi>", "", (await browser.get(path)).text)
-            assert "smollm2: loaded, 1 of 2 slots used, 3 queued" in shown
+        for path in ("/chat/status", "/chat/status/board"):
+            shown = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", (await browser.get(path)).text))
+            assert "smollm2 Busy 1 of 2 places taken, 3 wait, 20.0 tokens a second" in shown
             assert "Place 3 in the queue, starts in about 10 s" in shown
 
 

@@ -68,10 +68,11 @@ def text(answer: httpx.Response) -> str:
 
 async def test_a_job_made_by_the_form_shows_on_every_page(browser: httpx.AsyncClient) -> None:
     made = await queue(browser, system_prompt="Be brief.\r\nBe kind.")
-    assert (made.status_code, made.headers["location"]) == (303, "/chat/#job-1")
     (job,) = (await browser.get("/api/jobs")).json()["jobs"]
+    its_page = f"/chat/conversations/{job['conversation_id']}#job-1"
+    assert (made.status_code, made.headers["location"]) == (303, its_page)
     assert (job["user_input"], job["system_prompt"]) == ("Say hello.", "Be brief.\nBe kind.")
-    for path in ("/chat/", "/chat/jobs", "/chat/jobs?status=queued", "/chat/jobs/rows", "/chat/conversations"):
+    for path in ("/chat/jobs", "/chat/jobs?status=queued", "/chat/jobs/rows", "/chat/conversations"):
         assert "Say hello." in text(await browser.get(path)), path
     conversation = await browser.get(f"/chat/conversations/{job['conversation_id']}")
     assert "Say hello." in text(conversation)
@@ -84,9 +85,53 @@ async def test_a_form_that_is_sent_twice_makes_one_job_and_with_another_text_ano
     once = hidden_fields((await browser.get("/chat/")).text)["once"]
     assert once != hidden_fields((await browser.get("/chat/")).text)["once"]
     answers = await asyncio.gather(*(queue(browser, once=once) for _ in range(5)))
-    assert {answer.headers["location"] for answer in answers} == {"/chat/#job-1"}
-    assert (await queue(browser, once=once, content="Something else.")).headers["location"] == "/chat/#job-2"
-    assert (await queue(browser)).headers["location"] == "/chat/#job-3"
+    (page,) = {answer.headers["location"] for answer in answers}
+    assert page.endswith("#job-1")
+    assert (await queue(browser, once=once, content="Something else.")).headers["location"].endswith("#job-2")
+    assert (await queue(browser, once=once, temperature="0.1")).headers["location"].endswith("#job-3")
+    assert (await queue(browser)).headers["location"].endswith("#job-4")
+
+
+async def test_a_script_learns_where_its_prompt_went_and_why_one_was_refused(browser: httpx.AsyncClient) -> None:
+    asking = {"Accept": "application/json"}
+    fields = {"content": "Say hello.", "conversation_id": "c", "once": "o", "temperature": "0,3", "stop": "A\r\nB"}
+    made = await browser.post("/chat/jobs", data=fields, headers=asking)
+    assert (made.status_code, made.json()["url"]) == (200, "/chat/conversations/c#job-1")
+    assert made.json()["once"] != "o"
+    assert made.cookies["llamalith_taken"] == "o", "its draft is no longer needed"
+    (job,) = (await browser.get("/api/jobs")).json()["jobs"]
+    assert job["parameters"] == {"temperature": 0.3, "stop": ["A", "B"]}
+    page = await browser.get("/chat/conversations/c")
+    assert re.search(r'name="temperature"[^>]* value="0.3"', page.text), "the next message has them too"
+    for wrong, why in (
+        ({"content": " "}, "The message is empty: type one."),
+        ({"temperature": "9"}, "temperature: expected number ≥ 0 and ≤ 5"),
+        ({"seed": "x"}, "seed: expected whole number ≥ 0 and ≤ 4294967295"),
+    ):
+        refused = await browser.post("/chat/jobs", data=fields | wrong, headers=asking)
+        assert (refused.status_code, refused.json()["detail"]) == (400, why)
+    shown = await browser.post("/chat/jobs", data=fields | {"temperature": "9"})
+    assert "temperature: expected number ≥ 0 and ≤ 5" in unescape(shown.text)
+    assert re.search(r'name="temperature"[^>]* value="9"', shown.text), "what was typed is there to be corrected"
+
+
+async def test_the_look_of_pages_is_remembered_without_a_script(browser: httpx.AsyncClient) -> None:
+    csrf_token = hidden_fields((await browser.get("/chat/")).text)["csrf_token"]
+    assert "data-theme" not in (await browser.get("/chat/")).text.partition(">")[2].partition(">")[0]
+    for fields, shown in (
+        ({"theme": "dark"}, ' data-theme="dark"'),
+        ({"sidebar": "closed"}, ' data-theme="dark" data-sidebar="closed"'),
+        ({"theme": "system"}, ' data-sidebar="closed"'),
+        ({"sidebar": "open"}, ""),
+    ):
+        changed = await browser.post(
+            "/chat/look", data=fields | {"csrf_token": csrf_token}, headers={"Referer": f"{browser.base_url}/chat/jobs"}
+        )
+        assert (changed.status_code, changed.headers["location"]) == (303, "/chat/jobs")
+        assert f'<html lang="en"{shown}>' in (await browser.get("/chat/jobs")).text
+    assert (await browser.post("/chat/look", data={"theme": "pink"})).status_code == 400
+    browser.cookies.set("llamalith_theme", '"><script>')
+    assert '<html lang="en">' in (await browser.get("/chat/")).text
 
 
 async def test_what_was_typed_survives_a_record_that_cannot_even_be_read(
@@ -106,7 +151,7 @@ async def test_what_was_typed_survives_a_record_that_cannot_even_be_read(
 async def test_a_reply_goes_to_its_conversation_and_keeps_model_and_system_prompt(browser: httpx.AsyncClient) -> None:
     await queue(browser, model="other", system_prompt="Be <brief>.", conversation_id="c")
     page = await browser.get("/chat/conversations/c")
-    assert '<option value="other" selected>other</option>' in page.text
+    assert '<option value="other" selected' in page.text
     assert "\nBe &lt;brief&gt;.</textarea>" in page.text
     answer = await queue(browser, content="And then?", conversation_id="c", system_prompt="Be <brief>.", model="other")
     assert answer.headers["location"] == "/chat/conversations/c#job-2"
@@ -114,9 +159,9 @@ async def test_a_reply_goes_to_its_conversation_and_keeps_model_and_system_promp
     assert [message["role"] for message in messages] == ["system", "user", "user"]
 
 
-async def test_the_form_on_the_dashboard_offers_the_last_model_again(browser: httpx.AsyncClient) -> None:
+async def test_the_form_of_a_new_chat_offers_the_last_model_again(browser: httpx.AsyncClient) -> None:
     await queue(browser, model="other")
-    assert '<option value="other" selected>other</option>' in (await browser.get("/chat/")).text
+    assert '<option value="other" selected' in (await browser.get("/chat/")).text
 
 
 async def test_rows_show_how_far_a_job_is(browser: httpx.AsyncClient, database: Database, redis_url: str) -> None:
@@ -135,8 +180,8 @@ async def test_rows_show_how_far_a_job_is(browser: httpx.AsyncClient, database: 
     async with Redis.from_url(redis_url) as redis:
         for words, progress in progress_by_words.items():
             await publish(redis, record_id(database.path), 1, claimed.attempt, progress)
-            for path in ("/chat/jobs/rows", "/chat/"):
-                assert words in text(await browser.get(path))
+            for path in ("/chat/jobs/rows", "/chat/jobs/1", "/chat/jobs/1/state", "/chat/status/board"):
+                assert words in text(await browser.get(path)), path
     await finish(database, claimed)
     done = await browser.get("/chat/jobs?status=done")
     assert "Done" in text(done)
@@ -150,7 +195,7 @@ async def test_a_reply_that_was_cut_off_says_so_in_lists_as_well(
         await queue(browser, conversation_id=reason)
         await finish(database, await claim(database), reason)
     rows = await browser.get("/chat/jobs/rows")
-    assert [("cut off" in row) for row in rows.text.split("<li id=")[1:]] == [True, False]
+    assert [("cut off" in row) for row in rows.text.split('id="job-')[1:]] == [True, False]
 
 
 async def test_a_failed_job_says_why(browser: httpx.AsyncClient, database: Database) -> None:
@@ -171,7 +216,7 @@ async def test_a_failed_job_says_why(browser: httpx.AsyncClient, database: Datab
 
 
 async def test_empty_pages_say_what_to_do_next(browser: httpx.AsyncClient) -> None:
-    assert "Type a message and queue it" in text(await browser.get("/chat/"))
+    assert "What shall we write?" in text(await browser.get("/chat/"))
     assert "No job is failed just now." in text(await browser.get("/chat/jobs?status=error"))
     assert "Queue a job" in text(await browser.get("/chat/conversations"))
 
@@ -180,12 +225,12 @@ async def test_older_jobs_and_conversations_are_a_link_away(browser: httpx.Async
     for number in range(JOBS_ON_PAGE + 5):
         await browser.post("/api/jobs", json={"content": f"prompt {number}", "conversation_id": f"c{number}"})
     newest = await browser.get("/chat/jobs")
-    (older,) = re.findall(r'href="([^"]*before=[^"]*)">Older jobs', newest.text)
+    (older,) = re.findall(r'href="([^"]*before=[^"]*)">\s*Older jobs', newest.text)
     rows = await browser.get("/chat/jobs/rows")
     assert older in rows.text, "the link moves on with the list"
     page = await browser.get(unescape(older))
-    assert len(re.findall(r'<li id="job-', newest.text)) == JOBS_ON_PAGE
-    assert re.findall(r'<li id="job-(\d+)', page.text) == ["5", "4", "3", "2", "1"]
+    assert len(re.findall(r'<tr [^>]*id="job-', newest.text)) == JOBS_ON_PAGE
+    assert re.findall(r'<tr [^>]*id="job-(\d+)', page.text) == ["5", "4", "3", "2", "1"]
     assert "Older jobs" not in page.text
     first = await browser.get("/chat/conversations")
     assert first.text.index("prompt 54") < first.text.index("prompt 53"), "newest first"
@@ -285,13 +330,17 @@ async def test_a_list_of_conversations_shows_what_each_is_busy_with(
 ) -> None:
     for _ in range(2):
         await queue(browser, conversation_id="c")
+
+    async def main_text() -> str:
+        return (await browser.get("/chat/conversations")).text.partition("<main")[2]
+
     page_text = []
     for _ in range(2):
-        page_text.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
+        page_text.append(await main_text())
         claimed = await claim(database)
-        page_text.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
+        page_text.append(await main_text())
         await finish(database, claimed)
-    page_text.append(text(await browser.get("/chat/conversations")).partition("Conversations Queue")[2])
+    page_text.append(await main_text())
     found = [re.findall(r"\b(?:Queued|Running|Failed|Done)\b", one) for one in page_text]
     assert found == [["Queued"], ["Running"], ["Queued"], ["Running"], []]
 
@@ -320,8 +369,8 @@ async def test_an_id_that_turns_its_letters_is_shown_as_it_is_and_turns_nothing_
     await queue(browser, content="a\u202eb 👩\u200d👧", conversation_id=DISGUISED)
     address = "/chat/conversations/invoice-%E2%80%AEgpj.exe"
     page = await browser.get(address)
-    assert f"<title>Conversation {SHOWN} · Llamalith</title>" in page.text
-    assert f"Conversation {SHOWN}" in re.sub(r"</?bdi[^>]*>", "", page.text.partition("<main")[2])
+    assert "<title>a⟨U+202E⟩b 👩\u200d👧 · Llamalith</title>" in page.text
+    assert f"Conversation <code>{SHOWN}" in re.sub(r"</?bdi[^>]*>", "", page.text.partition("<main")[2])
     title = page.text.partition("<h1>")[2].partition("</h1>")[0]
     assert title == ('<span class="line" dir="auto">a<bdi class="mark" dir="ltr">⟨U+202E⟩</bdi>b 👩\u200d👧</span>'), (
         "what joins an emoji stays"
@@ -358,7 +407,7 @@ async def test_a_model_s_name_and_the_reason_of_an_error_hide_nothing(config: Co
             reason="no \u202efile",
             pause=None,
         )
-        for path in ("/chat/", "/chat/jobs", "/chat/conversations/c"):
+        for path in ("/chat/jobs", "/chat/conversations/c"):
             page = (await browser.get(path)).text
             assert "no ⟨U+202E⟩file" in re.sub(r"</?bdi[^>]*>", "", page)
             assert "\u202e" not in page.replace('value="smollm2\u202e"', "")
@@ -516,7 +565,7 @@ async def test_errors_are_pages_for_people_and_problems_for_programs(browser: ht
     ):
         page = await browser.get(path)
         assert (page.status_code, page.headers["content-type"]) == (status, "text/html; charset=utf-8"), path
-        assert "To the start" in page.text
+        assert '<a class="button" href="/chat/">' in page.text
         problem = await browser.get(path, headers={"Accept": "application/json"})
         assert (problem.status_code, problem.headers["content-type"]) == (status, "application/problem+json"), path
     assert (await browser.delete("/chat/jobs")).status_code == 405
@@ -565,7 +614,7 @@ async def test_the_reference_shows_every_operation_and_the_document_lies_beside_
     page = text(await browser.get("/chat/docs"))
     document = (await browser.get("/chat/docs/openapi.json")).json()
     assert document["servers"] == [{"url": "/chat"}]
-    assert len(document["paths"]) == 23
+    assert len(document["paths"]) == 25
     for path, methods in document["paths"].items():
         assert path in page
         for operation in methods.values():
@@ -582,7 +631,9 @@ async def test_the_monitor_shows_the_real_queues_and_their_tasks(browser: httpx.
         asset = await browser.get(path, headers={"Accept-Encoding": "identity"})
         assert asset.status_code == 200, path
         assert asset.headers["content-type"].startswith(("text/javascript", "text/css"))
-    assert len(scripts) == 4
+    assert len(scripts) == 3
+    assert "This counts hints that wake the workers, not jobs: the jobs are here" in text(shell)
+    assert 'aria-label="Pages"' in shell.text, "the frame stays around it"
     await queue(browser)
     await queue(browser, model="other")
     async with Redis.from_url(redis_url) as redis:
@@ -633,7 +684,7 @@ async def test_a_model_keeps_its_name_to_the_letter(config: Config) -> None:
     async with serving(msgspec.structs.replace(config, models=(model,))) as client:
         await log_in(client)
         page = await client.get("/chat/")
-        assert '<option value="a  &#34;b&#34;">' in page.text
+        assert '<option value="a  &#34;b&#34;"' in page.text
         assert (await queue(client, model='a  "b"')).status_code == 303
         listed = (await client.get("/chat/queue/api/queues")).json()["queues"]
         assert [one["name"] for one in listed] == ["llamalith:a___b_"]

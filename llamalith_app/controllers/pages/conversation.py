@@ -10,6 +10,7 @@ from litestar.response import Template
 
 from llamalith_app.contracts.forms import JobForm
 from llamalith_app.contracts.jobs import MAX_ID
+from llamalith_app.contracts.parameters import texts_of
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.errors import NotFound
@@ -64,6 +65,7 @@ async def _render(request: AppRequest, public_id: str, before: int | None) -> Te
         system_prompt=thread.system_prompt,
         system_prompt_was=thread.system_prompt,
         conversation_id=public_id,
+        **texts_of(newest.parameters if newest is not None else None),
         seen=str(thread.last_turn_id),
     )
     return page(

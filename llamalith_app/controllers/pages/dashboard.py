@@ -1,4 +1,4 @@
-"""The dashboard: the form of a new job, and the newest jobs beside it."""
+"""A new chat: the form of its first message."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import JobForm
 from llamalith_app.controllers.models import engines
-from llamalith_app.controllers.pages.jobs import NEWEST_ON_DASHBOARD, newest_jobs
 from llamalith_app.controllers.pages.redirects import HOME, see_other
 from llamalith_app.guards.principal import OPEN, PAGE
+from llamalith_app.store.jobs import reads
 from llamalith_app.web.html import page
 from llamalith_app.web.request import AppRequest
 
@@ -20,17 +20,13 @@ class DashboardPage(Controller):
 
     @get(opt=PAGE)
     async def dashboard(self, request: AppRequest) -> Template:
-        jobs = await newest_jobs(request, "", NEWEST_ON_DASHBOARD, None)
+        newest = await request.parts.database.read(reads.newest_briefs, request.principal.user_id, limit=1)
         return page(
             request,
             "dashboard",
-            jobs=jobs,
             models=request.parts.models,
             engines=await engines(request.parts),
-            form=JobForm(model=jobs[0].model if jobs else ""),
-            status="",
-            before=None,
-            limit=NEWEST_ON_DASHBOARD,
+            form=JobForm(model=newest[0].model if newest else ""),
         )
 
 

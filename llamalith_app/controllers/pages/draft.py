@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from http import HTTPStatus
 from typing import Any
 
@@ -12,11 +13,12 @@ from litestar import Controller, Request, Response, post
 from litestar.datastructures import Cookie
 from litestar.response import Redirect, Template
 
-from llamalith_app.contracts.forms import SHORT_FIELDS, JobForm
+from llamalith_app.contracts.forms import SHORT_FIELDS, FormAccepted, JobForm, ParameterFields
 from llamalith_app.contracts.jobs import JobRequest
+from llamalith_app.contracts.parameters import Parameters, parameters_from_texts
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.problems import Problem
-from llamalith_app.controllers.pages.redirects import HOME, see_other
+from llamalith_app.controllers.pages.redirects import see_other
 from llamalith_app.errors import BadInput, NotFound, QueueFull, SessionUnreadable, StaleForm, StorageUnavailable
 from llamalith_app.guards.cookies import make_cookie
 from llamalith_app.guards.forms import form_fields
@@ -24,6 +26,7 @@ from llamalith_app.guards.principal import PAGE
 from llamalith_app.store.keys import Key
 from llamalith_app.web import html
 from llamalith_app.web.html import conversation_url, page
+from llamalith_app.web.problems import explained
 from llamalith_app.web.request import AppRequest
 
 MAX_SHOWN_CHARS = 4_000_000
@@ -37,18 +40,27 @@ class DraftPage(Controller):
     include_in_schema = False
 
     @post(opt=PAGE, status_code=303)
-    async def submit(self, request: AppRequest) -> Redirect | Template:
-        """From the dashboard back to it, from a conversation back to that. A refused form comes back as a draft."""
+    async def submit(self, request: AppRequest) -> Redirect | Template | Response[FormAccepted]:
+        """Leads to the conversation, or answers a script where that is. A refused form comes back as a draft; a script
+        has it still, and gets the reason alone."""
+        is_shown = html.wants_html(request)
         draft = await typed_draft(request)
         if draft is None:
-            return draft_page(request, await request.form_as(JobForm), 400, "The message is empty: type one.")
+            why = "The message is empty: type one."
+            if not is_shown:
+                raise BadInput(why)
+            return draft_page(request, await request.form_as(JobForm), 400, why)
         try:
             form = await request.form_as(JobForm)
             accepted = await request.parts.submissions.submit(
                 request.principal,
                 request.id,
                 JobRequest(
-                    content=form.content, model=form.model, system_prompt=form.system_prompt, priority="interactive"
+                    content=form.content,
+                    model=form.model,
+                    system_prompt=form.system_prompt,
+                    priority="interactive",
+                    **parameters_in(form),
                 ),
                 conversation_id=form.conversation_id,
                 keeps_system_prompt=form.system_prompt == form.system_prompt_was,
@@ -57,13 +69,30 @@ class DraftPage(Controller):
                 key=_idempotency_key(request.principal.user_id, form),
             )
         except (BadInput, QueueFull, StorageUnavailable) as error:
+            if not is_shown:
+                raise
             return draft_page(request, draft, error.status, str(error))
         except NotFound as error:
+            if not is_shown:
+                raise
             # Sent again, it goes to the end of the conversation.
             draft = msgspec.structs.replace(draft, beside="")
             return draft_page(request, draft, error.status, f"{error}: what you edited was deleted meanwhile.")
-        back = HOME if accepted.created_new else conversation_url(accepted.conversation_id)
-        return see_other(f"{back}#job-{accepted.job_id}", *_taken_cookies(request, form))
+        address = f"{conversation_url(accepted.conversation_id)}#job-{accepted.job_id}"
+        cookies = _taken_cookies(request, form)
+        if is_shown:
+            return see_other(address, *cookies)
+        made = FormAccepted(url=address, once=secrets.token_urlsafe(16))
+        return Response(made, status_code=200, cookies=cookies)
+
+
+def parameters_in(fields: ParameterFields) -> dict[str, Any]:
+    """The parameters that a form sets, by name. Raises BadInput."""
+    try:
+        given = parameters_from_texts({name: getattr(fields, name) for name in ParameterFields.__struct_fields__})
+    except msgspec.ValidationError as error:
+        raise BadInput(explained(str(error), Parameters)) from None
+    return msgspec.structs.asdict(given)
 
 
 async def typed_draft(request: AppRequest) -> JobForm | None:
@@ -127,6 +156,6 @@ def _idempotency_key(owner_id: int, form: JobForm) -> Key | None:
     nothing more; with another text it is another one."""
     if not form.once:
         return None
-    sent = msgspec.json.encode((form.content, form.model, form.system_prompt, form.conversation_id, form.beside))
+    sent = msgspec.json.encode(msgspec.structs.replace(form, once="", seen="", system_prompt_was=""))
     digest = hashlib.sha256(sent).hexdigest()
     return Key(owner_id, f"form:{form.once}:{digest}", digest)

@@ -1,31 +1,36 @@
-"""The list of jobs and what its buttons do: cancel one, cancel all queued ones, try one again."""
+"""The table of jobs, its filters, and what is done with one of its jobs or with all that match."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any, NamedTuple, TypeVar
 
+import msgspec
 from litestar import Controller, get, post
-from litestar.params import FromQuery, QueryParameter
+from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 
-from llamalith_app.contracts.jobs import MAX_ID, Job, StatusWord
-from llamalith_app.controllers.jobs import JobIdInPath
-from llamalith_app.controllers.models import engines
+from llamalith_app.contracts.forms import BulkDone, BulkForm, JobsFilter, PriorityForm
+from llamalith_app.contracts.jobs import MAX_ID, Job
+from llamalith_app.controllers.jobs import JobIdInPath, change_priority
 from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
-from llamalith_app.errors import NotFound
+from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
-from llamalith_app.store.jobs import reads
-from llamalith_app.store.tables import Status
-from llamalith_app.web.html import page
+from llamalith_app.jobs.bulk import BulkAction
+from llamalith_app.store.jobs import listing
+from llamalith_app.store.jobs.listing import Count, JobFilter
+from llamalith_app.store.tables import Priority, Status
+from llamalith_app.web.html import page, query
+from llamalith_app.web.problems import explained
 from llamalith_app.web.request import AppRequest
 
-NEWEST_ON_DASHBOARD = 10
 JOBS_ON_PAGE = 50
+AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30)}
 
-StatusFilter = StatusWord | Literal[""]
-Limit = Annotated[int, QueryParameter(ge=1, le=JOBS_ON_PAGE)]
 BeforeJob = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID)]
+Fields = TypeVar("Fields", bound=msgspec.Struct)
 
 
 class JobsPage(Controller):
@@ -33,24 +38,13 @@ class JobsPage(Controller):
     include_in_schema = False
 
     @get(opt=PAGE)
-    async def jobs(
-        self, request: AppRequest, status: FromQuery[StatusFilter] = "", before: BeforeJob = None
-    ) -> Template:
-        jobs = await newest_jobs(request, status, JOBS_ON_PAGE, before)
-        return page(request, "jobs", jobs=jobs, statuses=list(Status), status=status, before=before, limit=JOBS_ON_PAGE)
+    async def jobs(self, request: AppRequest, before: BeforeJob = None) -> Template:
+        return await _render(request, "jobs", before, done=_fields(request.query_params, BulkDone))
 
     @get("/rows", opt=BACKGROUND_PAGE)
-    async def rows(
-        self,
-        request: AppRequest,
-        status: FromQuery[StatusFilter] = "",
-        before: BeforeJob = None,
-        limit: Limit = JOBS_ON_PAGE,
-    ) -> Template:
-        """The list alone, for the script that polls it; the dashboard's also shows the engines."""
-        jobs = await newest_jobs(request, status, limit, before)
-        shown = await engines(request.parts) if limit == NEWEST_ON_DASHBOARD else []
-        return page(request, "_rows", jobs=jobs, engines=shown, status=status, before=before, limit=limit)
+    async def rows(self, request: AppRequest, before: BeforeJob = None) -> Template:
+        """The table alone, for the script that polls it."""
+        return await _render(request, "_jobs", before)
 
     @post("/{job_id:str}/cancel", opt=PAGE, status_code=303)
     async def cancel(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
@@ -64,21 +58,125 @@ class JobsPage(Controller):
         again = await request.parts.submissions.retry(request.principal, request.id, job_id)
         return see_other(f"{referring_page(request)}#job-{again.job_id}")
 
-    @post("/cancel", opt=PAGE, status_code=303)
-    async def cancel_queued(self, request: AppRequest) -> Redirect:
-        await request.parts.cancellations.cancel_matching(request.principal.user_id, {Status.QUEUED})
-        return see_other("/chat/jobs?status=queued")
+    @post("/{job_id:str}/priority", opt=PAGE, status_code=303)
+    async def change_class(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
+        form = await request.form_as(PriorityForm)
+        await change_priority(request, job_id, form.priority)
+        return see_other(f"{referring_page(request)}#job-{job_id}")
+
+    @get("/bulk", opt=PAGE)
+    async def ask_about_all(self, request: AppRequest) -> Template:
+        """How many jobs an action on all that match concerns, before it is done."""
+        form = _fields(request.query_params, BulkForm)
+        newest = await request.parts.database.read(listing.newest_id, request.principal.user_id)
+        form = msgspec.structs.replace(form, newest=str(newest))
+        action = _action(form)
+        concerned = await request.parts.bulk.count(request.principal.user_id, action)
+        fields = msgspec.structs.asdict(form)
+        return page(
+            request,
+            "bulk",
+            form=form,
+            fields=fields,
+            concerned=concerned,
+            back=_address(form),
+            is_filtered=bool(_query(form)),
+        )
+
+    @post("/bulk", opt=PAGE, status_code=303)
+    async def act_on_all(self, request: AppRequest) -> Redirect:
+        form = await request.form_as(BulkForm)
+        done = await request.parts.bulk.run(request.principal, request.id, _action(form))
+        outcome = {"did": form.action, "n": done.n_jobs, "more": "1" if done.is_more else ""}
+        return see_other(f"/chat/jobs?{query(_filter_fields(form) | outcome)}")
 
 
-async def newest_jobs(request: AppRequest, status: str, limit: int, before: int | None) -> list[Job]:
-    """At most `limit` jobs, newest first, with their live progress; an empty `status` means any."""
-    jobs = await request.parts.database.read(
-        reads.newest,
-        request.principal.user_id,
-        limit=limit,
-        status=status or None,
+class _Table(NamedTuple):
+    jobs: list[Job]
+    counts: dict[Status, Count]
+    older: int | None
+
+
+async def _render(request: AppRequest, template: str, before: int | None, **context: Any) -> Template:
+    form = _fields(request.query_params, JobsFilter)
+    owner_id, database, wanted = request.principal.user_id, request.parts.database, job_filter(form)
+
+    def read(connection: Any) -> _Table:
+        found = listing.search(connection, owner_id, wanted, limit=JOBS_ON_PAGE, before=before)
+        jobs = listing.excerpts(connection, owner_id, found.ids, EXCERPT_CHARS)
+        return _Table(jobs, listing.count_by_status(connection, owner_id, wanted), found.older)
+
+    table = await database.read(read)
+    await request.parts.live.add(table.jobs)
+    fields = _filter_fields(form)
+    return page(
+        request,
+        template,
+        jobs=table.jobs,
+        counts=table.counts,
+        older=table.older,
         before=before,
-        max_text=EXCERPT_CHARS,
+        form=form,
+        fields=fields,
+        is_filtered=any(value for name, value in fields.items() if name != "status"),
+        statuses=list(Status),
+        priorities=[priority.name.lower() for priority in Priority],
+        models=request.parts.models,
+        **context,
     )
-    await request.parts.live.add(jobs)
-    return jobs
+
+
+def job_filter(form: JobsFilter) -> JobFilter:
+    """What the form asks for, now. Raises BadInput."""
+    since = _day("since", form.since)
+    if form.age:
+        within = datetime.now(UTC) - AGES[form.age]
+        since = within if since is None else max(since, within)
+    until = _day("until", form.until)
+    return JobFilter(
+        status=form.status or None,
+        model=form.model or None,
+        priority=Priority[form.priority.upper()].value if form.priority else None,
+        text=form.q.strip() or None,
+        since=since,
+        until=None if until is None else until + timedelta(days=1),
+    )
+
+
+def _day(name: str, text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        day = date.fromisoformat(text)
+        # Some days from the ends of time, so that a day more is one too.
+        return datetime(max(day.year, 2), day.month, day.day, tzinfo=UTC) if day.year < 9999 else None
+    except ValueError:
+        raise BadInput(f"{name}: there is no such day; expected one such as 2026-11-30") from None
+
+
+def _fields(given: Mapping[str, Any], form: type[Fields]) -> Fields:
+    """The fields of this form in a URL's query; others are ignored. Raises BadInput."""
+    try:
+        return msgspec.convert({name: value for name, value in given.items() if value}, form)
+    except msgspec.ValidationError as error:
+        raise BadInput(explained(str(error), form)) from None
+
+
+def _action(form: BulkForm) -> BulkAction:
+    if form.action == "priority" and not form.to:
+        raise BadInput("to: expected one of interactive, normal, batch")
+    to = Priority[form.to.upper()].value if form.to else None
+    return BulkAction(form.action, job_filter(form), int(form.newest), to)
+
+
+def _filter_fields(form: JobsFilter) -> dict[str, Any]:
+    return {name: getattr(form, name) for name in JobsFilter.__struct_fields__}
+
+
+def _query(form: JobsFilter) -> str:
+    return query(_filter_fields(form))
+
+
+def _address(form: JobsFilter) -> str:
+    asked = _query(form)
+    return f"/chat/jobs?{asked}" if asked else "/chat/jobs"

@@ -18,7 +18,7 @@ from llamalith_app.web.request import AppRequest
 ROOT = "/chat/queue"
 SHELLS = ["/", "/queues/{queue:str}", "/queues/{queue:str}/jobs/{job:str}"]
 QUEUES, QUEUE, TASK = "/api/queues", "/api/queues/{queue:str}", "/api/queues/{queue:str}/jobs/{job:str}"
-MEDIA_TYPES = {"js": "text/javascript", "css": "text/css"}
+MEDIA_TYPE = "text/javascript"
 
 
 def answer_redis_unavailable(_: Request[Any, Any, Any], error: RedisUnavailable) -> Response[dict[str, str]]:
@@ -60,10 +60,10 @@ class MonitorPage(Controller):
     async def asset(self, request: AppRequest, name: FromPath[str]) -> Response[bytes]:
         if name == "root.js":
             # An inline script in SAQ's own shell, which our content policy forbids.
-            return Response(f'const root_path = "{ROOT}";\n'.encode(), media_type=MEDIA_TYPES["js"])
+            return Response(f'const root_path = "{ROOT}";\n'.encode(), media_type=MEDIA_TYPE)
         if name not in request.parts.monitor.assets:
             raise NotFound("The monitor has no such file.")
-        return Response(request.parts.monitor.assets[name], media_type=MEDIA_TYPES[name.rpartition(".")[2]])
+        return Response(request.parts.monitor.assets[name], media_type=MEDIA_TYPE)
 
     @get(QUEUES, opt=BACKGROUND_PAGE)
     async def queues(self, request: AppRequest) -> dict[str, object]:

@@ -204,6 +204,7 @@ class Placement:
             n_slots=(pooled.plan if pooled is not None else self.plans[model]).n_slots,
             n_used=pooled.n_taken if pooled is not None else 0,
             fits=pooled is not None or self._fits_beside_others(model),
+            memory_bytes=(pooled.plan if pooled is not None else self.plans[model]).need_bytes,
             prompt_tokens_computed=speeds.prompt_tokens(model).computed,
             prompt_tokens_reused=speeds.prompt_tokens(model).reused,
             **speeds.averages(model),

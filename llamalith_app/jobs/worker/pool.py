@@ -68,6 +68,8 @@ class Pool:
         self._idle_unload_s = idle_unload_s
         self._ending = TaskSet()
         self._preloads = TaskSet()
+        self._held_out: set[str] = set()
+        """Unloaded by `unload`, and not to be preloaded until `load` or a job asks for them."""
         self._is_closed = False
 
     @property
@@ -106,8 +108,7 @@ class Pool:
         if pooled is None:
             if why := self._placement.why_too_large(model):
                 return Reservation(model, lambda: _refuse(why), lambda: None)
-            for other in self._placement.blockers(model).idle:
-                self._unload(other, MAKES_ROOM)
+            self._give_way(model)
             pooled = self._add(model)
         pooled.n_taken += 1
         return Reservation(model, lambda: self._loaded(model, pooled), lambda: self._release(model, pooled))
@@ -119,10 +120,33 @@ class Pool:
             if self._placement.is_idle_for_long(model, now, self._idle_unload_s):
                 self._unload(model, "idle")
         for model in self._models:
-            if not self._is_closed and self._placement.may_preload(model, now):
-                pooled = self._add(model)
-                pooled.is_preloading = True
-                self._preloads.start(self._preload(model, pooled))
+            if not self._is_closed and model not in self._held_out and self._placement.may_preload(model, now):
+                self._start_preload(model)
+
+    def load(self, model: str) -> bool:
+        """Begins to load the model without a job, if it finds room as a job would. True: it is loaded or being loaded,
+        or can never be, which its status says."""
+        if self._placement.find(model) is not None:
+            return True
+        if why := self._placement.why_too_large(model):
+            self.failures[model] = LoadFailure(ModelTooLarge(why), time.monotonic(), 0.0)
+            return True
+        if self._is_closed or self.capacity(model).n_free < 1:
+            return False
+        self._give_way(model)
+        self._start_preload(model)
+        return True
+
+    def unload(self, model: str) -> bool:
+        """Unloads the model if it is idle and not pinned; the next job loads it again. True: it is not loaded now."""
+        pooled = self._placement.find(model)
+        if pooled is None:
+            return True
+        if pooled.is_busy or self._models[model].settings.pinned:
+            return False
+        self._held_out.add(model)
+        self._unload(model, "a person asked for it")
+        return True
 
     def watch(self, elapsed_s: float) -> None:
         """To be called every `elapsed_s` seconds: ends engines that have hung."""
@@ -147,7 +171,17 @@ class Pool:
             pass
         await asyncio.gather(*starting, return_exceptions=True)
 
+    def _give_way(self, model: str) -> None:
+        for other in self._placement.blockers(model).idle:
+            self._unload(other, MAKES_ROOM)
+
+    def _start_preload(self, model: str) -> None:
+        pooled = self._add(model)
+        pooled.is_preloading = True
+        self._preloads.start(self._preload(model, pooled))
+
     def _add(self, model: str) -> PooledModel:
+        self._held_out.discard(model)
         pooled = self._placement.pooled[model] = PooledModel(self.plans[model])
         return pooled
 
@@ -234,8 +268,7 @@ class Pool:
             raise ModelTooLarge(why)
         if why := self._placement.why_not_now(model):
             raise EngineLoadFailed(why)
-        for other in self._placement.blockers(model).idle:
-            self._unload(other, MAKES_ROOM)
+        self._give_way(model)
         await self._ending.all_end()
 
     def _refuse_when_closed(self) -> None:

@@ -24,6 +24,7 @@ from llamalith_app.engine.client.protocol import EngineFactory
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.grammars import grammar
 from llamalith_app.jobs import queue
+from llamalith_app.jobs.wishes import WishReader
 from llamalith_app.jobs.worker import memory, sweep
 from llamalith_app.jobs.worker.attempt import AttemptExecutor, AttemptTimings
 from llamalith_app.jobs.worker.dispatch import Dispatcher
@@ -120,6 +121,7 @@ class Worker:
         self._database.open()
         self.id = await self._register(sum(n_slots.values()))
         self.dispatcher = self._make_dispatcher()
+        self._wishes = WishReader(self._redis, record_id(self._config.database_path), self._models)
         self._sweeper = self._make_sweeper()
         self._wakers = queue.Wakers(self._config.redis_url, n_slots, self.dispatcher.wake, self._timings.queue)
         self._wakers.start()
@@ -129,6 +131,7 @@ class Worker:
             asyncio.create_task(self._repeat(timings.sweep.heartbeat_s, self._heartbeat)),
             asyncio.create_task(self._repeat(timings.lease_check_s, self._check_leases)),
             asyncio.create_task(self._repeat(timings.tend_s, self._tend)),
+            asyncio.create_task(self._repeat(timings.tend_s, self._fulfil_wishes)),
         ]
         log.info("worker ready", worker_id=self.id, n_slots=n_slots, memory_mib=self._budget_bytes // memory.MIB)
 
@@ -248,6 +251,12 @@ class Worker:
     async def _tend(self) -> None:
         self._pool.tend(time.monotonic())
         self._pool.watch(self._timings.tend_s)
+
+    async def _fulfil_wishes(self) -> None:
+        for model, wish in (await self._wishes.read()).items():
+            if self._pool.load(model) if wish.word == "load" else self._pool.unload(model):
+                log.info("a wish is fulfilled", model=model, wish=wish.word)
+                self._wishes.fulfilled(model, wish)
 
     async def _heartbeat(self) -> None:
         if mine := list(self.dispatcher.running):

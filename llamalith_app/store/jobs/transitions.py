@@ -1,4 +1,4 @@
-"""The state machine of a job: claim, finish, fail, cancel, expire; and the prompt of one that waits.
+"""The state machine of a job: claim, finish, fail, cancel, expire; and what may change of one that waits.
 
 The only module that changes jobs and attempts between `submission` and their deletion (`store/retention.py`); only
 `leases` raises heartbeats. A transition first reads the job in the state that it expects, and after a claim also under
@@ -357,15 +357,36 @@ def cancel_open(
     if Status.QUEUED in statuses:
         waiting = select(JobRow.id).where(status_is(Status.QUEUED), *mine).order_by(JobRow.id.desc()).limit(limit)
         wanted += connection.execute(waiting).scalars()
-    _lock_conversations(connection, wanted)
+    return cancel_jobs(connection, owner_id, wanted, now)
+
+
+def cancel_jobs(connection: Connection, owner_id: int, job_ids: Collection[int], now: datetime) -> list[int]:
+    """Cancels those of these jobs that are open and the owner's. Returns their ids."""
+    _lock_conversations(connection, job_ids)
     found = connection.execute(
         select(JobRow.id, JobRow.conversation_id, JobRow.lease_token)
-        .where(JobRow.id.in_(wanted), status_is(Status.QUEUED, Status.PROCESSING))
+        .where(JobRow.id.in_(job_ids), JobRow.owner_id == owner_id, status_is(Status.QUEUED, Status.PROCESSING))
         .with_for_update()
     )
     ending = [_Ending(job.id, job.conversation_id, job.lease_token, {}) for job in found]
     _end(connection, ending, Status.CANCELLED, now)
     return [job.job_id for job in ending]
+
+
+def change_priority(connection: Connection, owner_id: int, job_ids: Collection[int], priority: int) -> list[int]:
+    """Moves the queued ones of these jobs, if they are the owner's, to this class. Returns the ids that changed."""
+    changed = connection.execute(
+        update(_jobs)
+        .where(
+            JobRow.id.in_(job_ids),
+            JobRow.owner_id == owner_id,
+            status_is(Status.QUEUED),
+            JobRow.priority != priority,
+        )
+        .values(priority=priority)
+        .returning(JobRow.id)
+    )
+    return list(changed.scalars())
 
 
 def store_partial(

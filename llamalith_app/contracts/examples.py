@@ -1,0 +1,244 @@
+"""An example of each shape that crosses the API, for its reference. Each field's example is its value in the first of
+these that has one. The first example of a request is what a command shows."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from llamalith_app.contracts import conversations, events, health, jobs, models, parameters, problems
+
+_SENT = datetime(2026, 11, 30, 9, 15, 2, tzinfo=UTC)
+_STARTED = datetime(2026, 11, 30, 9, 15, 3, tzinfo=UTC)
+_ENDED = datetime(2026, 11, 30, 9, 15, 9, tzinfo=UTC)
+_SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+
+_PROGRESS = jobs.Progress(
+    phase="decode",
+    position=3,
+    waits_for=11,
+    start_eta_s=12.5,
+    eta_s=20.1,
+    prompt_tokens=512,
+    prompt_tokens_done=512,
+    completion_tokens=45,
+    tokens_per_s=12.3,
+)
+_WANTED = parameters.Parameters(
+    max_tokens=200,
+    temperature=0.7,
+    top_p=0.95,
+    top_k=40,
+    min_p=0.05,
+    typical_p=1.0,
+    repeat_penalty=1.1,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+    seed=42,
+    stop=("\n\n",),
+    response_format=parameters.JsonSchema(json_schema=parameters.NamedSchema(name="dragon", schema=_SCHEMA)),
+)
+_REQUEST: dict[str, Any] = {
+    **{name: getattr(_WANTED, name) for name in parameters.NAMES},
+    "content": "Describe a dragon.",
+    "model": "smollm2",
+    "system_prompt": "You are brief.",
+    "assistant_context": "The dragon is called Ember.",
+    "grammar_name": "json",
+    "timeout_s": 120.0,
+    "queue_timeout_s": 3600.0,
+    "max_attempts": 3,
+    "priority": "interactive",
+}
+_DONE = jobs.Job(
+    id=12,
+    turn_id=9,
+    conversation_id="dragon",
+    model="smollm2",
+    status="done",
+    created_at=_SENT,
+    processed_at=_ENDED,
+    grammar_name=None,
+    priority="normal",
+    reply_valid=True,
+    attempt=1,
+    started_at=_STARTED,
+    error=None,
+    finish_reason="stop",
+    prompt_tokens=38,
+    prompt_tokens_reused=20,
+    completion_tokens=45,
+    omitted_messages=0,
+    timeout_s=120.0,
+    queue_timeout_s=3600.0,
+    max_attempts=3,
+    next_attempt_at=None,
+    retry_of=None,
+    retried_as=None,
+    user_input="Describe a dragon.",
+    system_prompt="You are brief.",
+    parameters=parameters.Parameters(temperature=0.2, max_tokens=200),
+    unenforced=["#/uniqueItems"],
+    result="Green, old, and fond of tea.",
+)
+_FAILED = msgspec.structs.replace(
+    _DONE,
+    id=13,
+    status="error",
+    attempt=3,
+    grammar_name="json",
+    error=jobs.JobError(kind="timeout", reason="It ran for 120.0 s; timeout_s allowed 120."),
+    next_attempt_at=_ENDED,
+    retry_of=11,
+    retried_as=14,
+    reply_problem="#/name is missing",
+    partial="Green, old, and",
+    progress=_PROGRESS,
+)
+_BRIEF = jobs.JobBrief(**{name: getattr(_DONE, name) for name in jobs.JobBrief.__struct_fields__})
+_BRIEF_FAILED = jobs.JobBrief(**{name: getattr(_FAILED, name) for name in jobs.JobBrief.__struct_fields__})
+_ATTEMPT = jobs.Attempt(
+    attempt=1, worker_id=1, started_at=_STARTED, ended_at=_ENDED, outcome="done", kind=None, reason=None
+)
+_LOST = jobs.Attempt(
+    attempt=1,
+    worker_id=1,
+    started_at=_STARTED,
+    ended_at=_ENDED,
+    outcome="lost",
+    kind="worker_lost",
+    reason="Its worker was lost.",
+)
+_MESSAGE = conversations.Message(role="user", content="Describe a dragon.")
+_CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+_REPLY = conversations.Message(role="assistant", content="Green, old, and fond of tea.", tool_calls=[_CALL])
+_MODEL = models.Model(
+    name="smollm2",
+    file="/models/smollm2.gguf",
+    size_bytes=98_000_000,
+    n_ctx=4096,
+    format="auto",
+    state="loaded",
+    progress=None,
+    reason=None,
+    slots=4,
+    slots_used=1,
+    tokens_per_s=41.2,
+    prompt_tokens_per_s=310.0,
+    prompt_tokens_computed=12_400,
+    prompt_tokens_reused=8_100,
+    queued=2,
+    memory_bytes=640_000_000,
+)
+_LOADING = msgspec.structs.replace(_MODEL, state="loading", progress=0.4, reason="There is no such file.")
+
+_ALL: tuple[msgspec.Struct, ...] = (
+    jobs.JobCreate(content="Describe a dragon.", conversation_id="dragon"),
+    jobs.JobCreate(**_REQUEST, conversation_id="dragon"),
+    jobs.ReplyCreate(content="And what does it eat?"),
+    jobs.ReplyCreate(**_REQUEST),
+    jobs.JobChange(priority="batch"),
+    jobs.LegacySubmit(user_input="Describe a dragon.", session_id="dragon"),
+    jobs.LegacySubmit(user_input="Describe a dragon.", session_id="dragon", model="smollm2", system_prompt="Be brief."),
+    jobs.JobAccepted(ok=True, queued=True, job_id=12, conversation_id="dragon", created_new=False, model="smollm2"),
+    jobs.LegacyAccepted(job_id=12, conversation_id="dragon", created_new=False),
+    _PROGRESS,
+    jobs.JobError(kind="timeout", reason="It ran for 120.0 s; timeout_s allowed 120."),
+    _BRIEF,
+    _BRIEF_FAILED,
+    _DONE,
+    _FAILED,
+    _ATTEMPT,
+    _LOST,
+    jobs.AttemptList(attempts=[_ATTEMPT]),
+    jobs.Retried(ok=True, job_ids=[15, 16], more=False),
+    jobs.JobList(jobs=[_DONE]),
+    jobs.JobBriefList(jobs=[_BRIEF]),
+    jobs.Cancelled(ok=True, cancelled=3),
+    _MESSAGE,
+    _REPLY,
+    conversations.Message(role="tool", content="4 °C", tool_call_id="call_1"),
+    conversations.MessageList(conversation_id="dragon", exists=True, messages=[_MESSAGE]),
+    conversations.Latest(
+        conversation_id="dragon", exists=True, last_user=_MESSAGE, last_assistant=_REPLY, last_job=_DONE
+    ),
+    conversations.LegacyStatus(conversation_id="dragon", exists=True, response="Green, old, and fond of tea."),
+    events.ProgressEvent(
+        **{name: getattr(_PROGRESS, name) for name in jobs.Progress.__struct_fields__}, job_id=12, attempt=1
+    ),
+    events.Delta(job_id=12, text="Green, ", offset=0, tokens=[9707, 11]),
+    events.Thinking(job_id=12, text="A dragon. ", tokens=[32, 26843]),
+    events.Restart(job_id=12, attempt=2),
+    health.Health(),
+    health.Readiness(ready=True, database="ok", redis="ok", worker="ok"),
+    _MODEL,
+    _LOADING,
+    models.ModelAsked(ok=True, model="smollm2"),
+    models.ModelList(models=[_MODEL]),
+    _WANTED,
+    parameters.AnyText(),
+    parameters.JsonObject(schema=_SCHEMA),
+    parameters.NamedSchema(name="dragon", schema=_SCHEMA, strict=True, description="A dragon."),
+    parameters.JsonSchema(
+        json_schema=parameters.NamedSchema(name="dragon", schema=_SCHEMA),
+        name="dragon",
+        schema=_SCHEMA,
+        strict=False,
+        description="A dragon.",
+    ),
+    problems.Problem(
+        type="about:llamalith/bad-input",
+        title="Bad input",
+        status=400,
+        detail="temperature: expected number ≥ 0 and ≤ 5",
+        request_id="5c5b03ca0751eadd",
+        error="temperature: expected number ≥ 0 and ≤ 5",
+    ),
+)
+
+IN_ADDRESSES: dict[str, Any] = {
+    "job_id": 12,
+    "conversation_id": "dragon",
+    "name": "smollm2",
+    "model": "smollm2",
+    "status": "error",
+    "error_kind": "engine_died",
+    "limit": 20,
+    "before": 12,
+    "texts": False,
+    "Idempotency-Key": "order-4711",
+    "Last-Event-ID": "12:1-34",
+}
+"""By the name of a parameter in a path, a query or a header."""
+
+
+def of_shape(shape: str) -> list[dict[str, Any]]:
+    """The examples of the shape of this name as JSON values, without what is null or absent."""
+    return [
+        {name: value for name, value in msgspec.to_builtins(one).items() if value is not None}
+        for one in _ALL
+        if type(one).__name__ == shape
+    ]
+
+
+def of_fields(shape: str) -> dict[str, Any]:
+    """An example for each field of the shape that has one."""
+    found: dict[str, Any] = {}
+    for one in of_shape(shape):
+        found = one | found
+    return found
+
+
+def request_body(shape: str) -> dict[str, Any] | None:
+    """What a command sends as an example; None: nothing is known of the shape."""
+    first = next((one for one in _ALL if type(one).__name__ == shape), None)
+    if first is None:
+        return None
+    defaults = {field.encode_name: field.default for field in msgspec.structs.fields(type(first))}
+    return {
+        name: value
+        for name, value in msgspec.to_builtins(first).items()
+        if value is not None and value != defaults.get(name)
+    }
