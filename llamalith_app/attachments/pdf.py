@@ -76,12 +76,14 @@ def extract(data: bytes, max_chars: int) -> Iterator[File | Page]:
 
 
 def main() -> None:
-    """The program: limits itself, then reads one file. Its argument is the number of characters that are wanted."""
-    limit(CPU_S, ADDRESS_SPACE_BYTES)
+    """The program: limits itself, then reads one file. Its arguments are the number of characters that are wanted, and
+    the seconds of processor time."""
+    max_chars, cpu_s = sys.argv[1:]
+    limit(float(cpu_s), ADDRESS_SPACE_BYTES)
     signal.setitimer(signal.ITIMER_REAL, WALL_S)
     # It warns of each flaw, and a file may have millions.
     logging.disable()
-    for line in extract(sys.stdin.buffer.read(), int(sys.argv[1])):
+    for line in extract(sys.stdin.buffer.read(), int(max_chars)):
         sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
         sys.stdout.buffer.flush()
 

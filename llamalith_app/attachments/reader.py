@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from llamalith_app.attachments.pdf import BROKEN, MAX_PAGES, WALL_S, File, Page
+from llamalith_app.attachments.pdf import CPU_S, MAX_PAGES, WALL_S, File, Page
 from llamalith_app.contracts.text import MAX_TEXT
 from llamalith_app.errors import BadInput, ReaderBusy
 from llamalith_app.supervise import program
@@ -25,6 +25,7 @@ TIMEOUT_S = 2 * WALL_S
 """For one PDF, the wait for a free process included."""
 
 NO_TEXT = "The PDF has no text: its pages may be scanned, or pictures."
+NO_PAGE = "None of the PDF's pages can be read."
 TOO_HARD = "The PDF takes too much time or memory to read."
 NOT_TEXT = "The file is neither text nor a PDF."
 EMPTY = "The file is empty."
@@ -52,10 +53,11 @@ class Extract(NamedTuple):
 
 
 class AttachmentReader:
-    """`timeout_s`: see TIMEOUT_S."""
+    """`timeout_s`: see TIMEOUT_S. `cpu_s`: seconds of processor time for one PDF."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, timeout_s: float = TIMEOUT_S, cpu_s: float = CPU_S) -> None:
         self._timeout_s = timeout_s
+        self._arguments = (str(MAX_CHARS), str(cpu_s))
         self._programs = asyncio.Semaphore(MAX_PROGRAMS)
 
     async def read(self, name: str, data: bytes) -> Extract:
@@ -72,7 +74,7 @@ class AttachmentReader:
     async def _read_pdf(self, data: bytes) -> Extract:
         try:
             async with asyncio.timeout(self._timeout_s), self._programs:
-                result = await program.run("llamalith_app.attachments.pdf", data, str(MAX_CHARS))
+                result = await program.run("llamalith_app.attachments.pdf", data, *self._arguments)
         except TimeoutError:
             raise ReaderBusy("The PDF could not be read in time; try again.") from None
         except OSError as error:
@@ -95,12 +97,12 @@ def _from_pages(stdout: bytes) -> Extract:
         raise BadInput(file.problem)
     texts = [msgspec.json.decode(line, type=Page).text for line in lines[1:]]
     n_unreadable = texts.count(None)
-    whole = _plain("\n\n".join(text for text in texts if text is not None)).strip("\n")
+    whole = _plain("\n\n".join(text.strip("\n") for text in texts if text))
     text = whole[:MAX_CHARS]
     if not text.strip():
         if len(texts) < min(file.pages, MAX_PAGES):
             raise BadInput(TOO_HARD)
-        raise BadInput(BROKEN if n_unreadable else NO_TEXT)
+        raise BadInput(NO_PAGE if n_unreadable else NO_TEXT)
     missing = []
     n_read, n_pages = len(texts), file.pages
     if len(whole) >= MAX_CHARS:

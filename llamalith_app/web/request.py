@@ -18,6 +18,7 @@ from litestar import Request
 from litestar.params import HeaderParameter
 from redis.asyncio import Redis
 
+from llamalith_app.attachments.reader import AttachmentReader
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.text import A_KEY, MAX_KEY
 from llamalith_app.errors import BadInput, UnsupportedMediaType
@@ -72,6 +73,7 @@ class Parts(NamedTuple):
     branches: Branches
     cancellations: Cancellations
     bulk: BulkActions
+    attachments: AttachmentReader
     live: Live
     followers: Followers
     readiness: ReadinessCheck

@@ -103,10 +103,15 @@ async def typed_draft(request: AppRequest) -> JobForm | None:
 
 def draft_in(fields: dict[str, str]) -> JobForm | None:
     """The same, of fields that were read before."""
+    form = form_in(fields)
+    return form if form.content.strip() else None
+
+
+def form_in(fields: dict[str, str]) -> JobForm:
+    """The same, with or without a message."""
     kept = {name: fields.get(name, "").replace("\r\n", "\n") for name in JobForm.__struct_fields__}
     kept |= {name: "" for name, limit in SHORT_FIELDS.items() if len(kept[name]) > limit}
-    form = JobForm(**kept)
-    return form if form.content.strip() else None
+    return JobForm(**kept)
 
 
 def draft_page(request: Request[Any, Any, Any], draft: JobForm, status: int, why: str) -> Template:
