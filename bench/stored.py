@@ -38,7 +38,7 @@ class Shape(NamedTuple):
 
 
 @contextmanager
-def _writing(path: Path, n_numbers: int) -> Iterator[sqlite3.Connection]:
+def writing(path: Path, n_numbers: int) -> Iterator[sqlite3.Connection]:
     """One transaction, with a temporary table `n(i)` of the numbers from 0."""
     connection = sqlite3.connect(path, isolation_level=None)
     for pragma in ("synchronous = OFF", "cache_size = -500000", "temp_store = MEMORY"):
@@ -59,7 +59,7 @@ def build(path: Path, n_jobs: int, n_conversations: int) -> None:
     migrate(path)
     n_turns = n_jobs // n_conversations
     of = {"conversations": n_conversations, "turns": n_turns, "at": _AT}
-    with _writing(path, n_turns * n_conversations) as connection:
+    with writing(path, n_turns * n_conversations) as connection:
         connection.execute(
             "INSERT INTO conversations (owner_id, public_id, created_at, head_turn_id)"
             " SELECT 1, 'c' || i, :at, (:turns - 1) * :conversations + i + 1 FROM n WHERE i < :conversations",
@@ -131,7 +131,7 @@ def let_wait(path: Path, shape: Shape) -> int:
         "blocked": shape.is_blocked,
         "mixed": shape.is_mixed,
     }
-    with _writing(path, shape.n_conversations * shape.n_each) as connection:
+    with writing(path, shape.n_conversations * shape.n_each) as connection:
         if shape.is_blocked:
             of["base"] = _add_turns(connection, shape.n_conversations, 1)
             connection.execute(
@@ -163,7 +163,7 @@ def let_wait(path: Path, shape: Shape) -> int:
 
 def let_nothing_wait(path: Path) -> None:
     """Deletes all open jobs."""
-    with _writing(path, 0) as connection:
+    with writing(path, 0) as connection:
         connection.execute(
             "CREATE TEMP TABLE gone AS SELECT id, turn_id, conversation_id FROM jobs"
             " WHERE status IN ('queued', 'processing')"

@@ -13,12 +13,12 @@ The map:
                      secret_checks, strength
     contracts/       the shapes of everything that crosses a wire
     web/             what HTTP needs and no route owns: server (uvicorn with bounds), envelope, request, request_log,
-                     problems, paths, openapi, readiness; html and visible for pages; follow (a job's events),
-                     transcript (pure) and sse (their format) for streams; live for progress
+                     problems, paths, openapi, readiness; html, visible, charts and curl for pages; follow (a job's
+                     events), transcript (pure) and sse (their format) for streams; live for progress
     controllers/     thin HTTP and nothing else: API, events, probes; pages/ has a controller for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
-    jobs/            the queue: submit, schemas, cancel, branches, order (pure), forecast, queue (sole speaker of SAQ),
-                     monitor
+    jobs/            the queue: submit, schemas, cancel, branches, bulk (all that match), order (pure), forecast, queue
+                     (sole speaker of SAQ), monitor, wishes (load or unload a model); timeline and statistics (pure)
     jobs/worker/     the worker's side: process (its composition root), dispatch (who gets a place), pool and placement
                      (which models are loaded: done and decided), attempt, running and settle (one attempt: run, its
                      state, what came of it), shape and reply (what the engine is asked, what is thinking), sweep,
@@ -36,7 +36,7 @@ The map:
                      conversations, invariants (check), migrations; its id (record), idempotency keys (keys), workers,
                      sessions, rate limits of logins, backup, retention
     store/jobs/      a job in the record: submission makes it, transitions change it, leases and waiting say who runs it
-                     and what may start, reads is what clients see
+                     and what may start, reads is what clients see, listing and statistics what pages show of many
     supervise/       up: the whole product on one machine; valkey: the embedded one; pidfile: a pid that proves itself
                      by a lock; parent: a child ends with its parent; signals: which ones ask a process to end
 

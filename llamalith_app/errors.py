@@ -164,7 +164,7 @@ class TurnInUse(LlamalithError):
 
 
 class ConversationExists(LlamalithError):
-    """A new conversation was to get an id that is taken."""
+    """A new or restored conversation was to get an id that is taken."""
 
     status = 409
     type = "conversation-exists"

@@ -5,6 +5,7 @@ import { attachFiles } from "./attachments.js"
 import { compose, focusWithoutKeyboard, sendByKeyboard } from "./composer.js"
 import { offerCopies } from "./copy.js"
 import { forgetAcceptedDraft, forgetDraftsAtLogout, keepDraft } from "./draft.js"
+import { editPrompts } from "./edit.js"
 import { watchEnds } from "./ended.js"
 import { sendForms } from "./forms.js"
 import { useKeys } from "./keys.js"
@@ -46,6 +47,7 @@ const promptForm = document.querySelector("form.prompt")
 if (promptForm) {
   keepDraft(promptForm)
   attachFiles(promptForm)
+  editPrompts(promptForm)
   compose(promptForm)
   if (hasJustSent || promptForm.matches(".new *")) focusWithoutKeyboard(promptForm.elements.content)
 }

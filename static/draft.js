@@ -6,7 +6,7 @@
 import { attached, setAttachments } from "./attachments.js"
 
 // What the server puts into each form anew.
-const NOT_KEPT = ["csrf_token", "conversation_id"]
+const NOT_KEPT = ["csrf_token", "conversation_id", "seen"]
 const PREFIX = "typed "
 const KEY = `${PREFIX}${location.pathname}${location.search}`
 // The `once` of the forms that the server has accepted, the newest last.

@@ -53,7 +53,7 @@ const sendInBackground = async (form, submitter, sent) => {
   hideNotice()
   let problem = ""
   try {
-    const response = await postForm(form, submitter)
+    const response = await postForm(form, { submitter })
     if (response.redirected && new URL(response.url).pathname === "/chat/login") showSessionEnded()
     else if (!response.ok) problem = _("That was not done. %(why)s", { why: visible((await response.json()).detail) })
     else if (form.matches(".retry")) showRetried(form)

@@ -26,6 +26,6 @@ export const changeLookAtOnce = () => {
     apply(event.submitter)
     focusOpposite(event.submitter)
     // The page looks as it was asked to; where this is lost, only the next one looks as before.
-    postForm(event.target, event.submitter, { redirect: "manual" }).catch(() => {})
+    postForm(event.target, { submitter: event.submitter, redirect: "manual" }).catch(() => {})
   })
 }

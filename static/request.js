@@ -26,10 +26,10 @@ export const getPage = async (path) => {
 }
 
 // `submitter`: the button that sends the form. `changes`: fields that are sent with another value than the form shows.
-export const postForm = (form, submitter = null, options = {}, changes = {}) => {
+export const postForm = (form, { submitter = null, action = form.getAttribute("action"), changes = {}, ...options } = {}) => {
   const fields = new URLSearchParams(new FormData(form, submitter))
   for (const [name, value] of Object.entries(changes)) fields.set(name, value)
-  return fetch(submitter?.getAttribute("formaction") ?? form.getAttribute("action"), {
+  return fetch(action, {
     signal: AbortSignal.timeout(IDLE_TIMEOUT_MS),
     ...options,
     method: "POST",

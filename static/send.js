@@ -1,8 +1,9 @@
 // Sends the form of a prompt in the background, so that the page, its focus and what runs on it stay. What the server
 // refuses stays in the form; where it asks for a login or a fresh form, the browser sends it itself and shows that page.
 
-import { setAttachments, withAttachments } from "./attachments.js"
+import { nameOfUnread, setAttachments, withAttachments } from "./attachments.js"
 import { forgetAcceptedDraft } from "./draft.js"
+import { endEdit, isEditing, sendEdit } from "./edit.js"
 import { hideNotice, showResult } from "./notice.js"
 import { postForm } from "./request.js"
 import { goToEnd } from "./stick-to-end.js"
@@ -16,11 +17,20 @@ const LOGIN_OR_STALE = [401, 403]
 // `lists`: polled once the prompt is accepted.
 export const sendPrompt = async (form, lists) => {
   const { content } = form.elements
+  const unread = nameOfUnread(form)
+  if (unread) {
+    showResult(_("Not sent yet: %(name)s is still being read.", { name: unread }))
+    return
+  }
   const typed = content.value
   const sent = withAttachments(form)
   hideNotice()
   try {
-    const response = await postForm(form, null, { signal: AbortSignal.timeout(TIMEOUT_MS) }, { content: sent })
+    if (form.dataset.waiting) {
+      await sendEdit(form, sent)
+      return
+    }
+    const response = await postForm(form, { signal: AbortSignal.timeout(TIMEOUT_MS), changes: { content: sent } })
     if (LOGIN_OR_STALE.includes(response.status)) {
       content.value = sent
       setAttachments(form, [])
@@ -40,6 +50,13 @@ const showAccepted = async (form, lists, { url, once }, typed) => {
   const fields = form.elements
   const target = new URL(url, location.href)
   const isHere = target.pathname === location.pathname && target.search === location.search
+  if (isEditing(form)) {
+    // The page shows another branch from now on.
+    endEdit(form, "")
+    location.assign(target)
+    if (isHere) location.reload()
+    return
+  }
   if (!isHere || !lists.length) {
     location.assign(target)
     return

@@ -229,7 +229,7 @@ def test_a_problem_with_a_path_names_where_it_was_set_as_what_and_from_which_fol
         place.load(env_file=Path("etc/a.env"))
     etc = place.folder / "etc"
     assert refused.value.problems == [
-        f"{etc}/a.env: LLAMALITH_MAX_ATTEMPTS: expected whole number ≥ 1 and ≤ 100, got 0",
+        f"{etc}/a.env: LLAMALITH_MAX_ATTEMPTS: expected a whole number ≥ 1 and ≤ 100, got 0",
         f'{etc}/config.json: grammar_dir: "g" (relative to {etc}): cannot be used as a folder:'
         " No such file or directory",
         f'{etc}/a.env: DATABASE_URL: "." (relative to {etc}): cannot be used as a database: Not a regular file',
@@ -527,7 +527,7 @@ def test_the_chat_formats_are_those_of_llama_cpp_python_that_only_write_a_prompt
 
 def test_a_message_about_a_wrong_type_names_place_limit_and_value(place: Place) -> None:
     assert place.problems_of_file(with_settings(n_ctx="big")) == [
-        'config.json: model_settings.mistral.n_ctx: expected whole number ≥ 256, got "big"'
+        'config.json: model_settings.mistral.n_ctx: expected a whole number ≥ 256, got "big"'
     ]
 
 
@@ -540,33 +540,33 @@ def test_a_message_about_an_unknown_key_names_the_similar_one(place: Place) -> N
 @pytest.mark.parametrize(
     ("setting", "value", "expected"),
     [
-        ("n_ctx", 255, "expected whole number ≥ 256, got 255"),
-        ("n_ctx", 1_048_577, "expected whole number ≥ 256 and ≤ 1048576, got 1048577"),
-        ("n_ctx", True, "expected whole number ≥ 256, got true"),
-        ("n_ctx", 512.0, "expected whole number ≥ 256, got 512.0"),
-        ("n_ctx", 10**400, f"expected whole number ≥ 256 and ≤ 1048576, got 1{'0' * 79}…"),
+        ("n_ctx", 255, "expected a whole number ≥ 256, got 255"),
+        ("n_ctx", 1_048_577, "expected a whole number ≥ 256 and ≤ 1048576, got 1048577"),
+        ("n_ctx", True, "expected a whole number ≥ 256, got true"),
+        ("n_ctx", 512.0, "expected a whole number ≥ 256, got 512.0"),
+        ("n_ctx", 10**400, f"expected a whole number ≥ 256 and ≤ 1048576, got 1{'0' * 79}…"),
         ("thinking", "maybe", 'expected one of auto, on, off, got "maybe"'),
         ("thinking", True, "expected one of auto, on, off, got true"),
         ("thinking", {"": None}, "expected one of auto, on, off, got an object"),
-        ("n_chunk", 0, "expected whole number ≥ 1 and ≤ 4096, got 0"),
-        ("n_chunk", 4097, "expected whole number ≥ 1 and ≤ 4096, got 4097"),
-        ("n_threads", 513, "expected whole number ≥ 0 and ≤ 512, got 513"),
-        ("n_gpu_layers", -2, "expected whole number ≥ -1, got -2"),
-        ("max_tokens", 0, "expected whole number ≥ 1, got 0"),
-        ("temperature", 5.1, "expected number ≥ 0 and ≤ 5, got 5.1"),
-        ("temperature", float("nan"), "expected number ≥ 0 and ≤ 5, got NaN"),
-        ("temperature", 10**400, f"expected number ≥ 0 and ≤ 5, got 1{'0' * 79}…"),
-        ("temperature", False, "expected number ≥ 0 and ≤ 5, got false"),
-        ("top_p", 0, "expected number > 0 and ≤ 1, got 0"),
-        ("top_p", {}, "expected number > 0 and ≤ 1, got an object"),
-        ("top_k", -1, "expected whole number ≥ 0, got -1"),
-        ("min_p", float("inf"), "expected number ≥ 0 and ≤ 1, got Infinity"),
-        ("typical_p", 0, "expected number > 0 and ≤ 1, got 0"),
-        ("repeat_penalty", 0, "expected number > 0 and ≤ 5, got 0"),
-        ("presence_penalty", -2.5, "expected number ≥ -2 and ≤ 2, got -2.5"),
-        ("frequency_penalty", 3, "expected number ≥ -2 and ≤ 2, got 3"),
-        ("seed", -1, "expected whole number ≥ 0, got -1"),
-        ("seed", 2**32, "expected whole number ≥ 0 and ≤ 4294967295, got 4294967296"),
+        ("n_chunk", 0, "expected a whole number ≥ 1 and ≤ 4096, got 0"),
+        ("n_chunk", 4097, "expected a whole number ≥ 1 and ≤ 4096, got 4097"),
+        ("n_threads", 513, "expected a whole number ≥ 0 and ≤ 512, got 513"),
+        ("n_gpu_layers", -2, "expected a whole number ≥ -1, got -2"),
+        ("max_tokens", 0, "expected a whole number ≥ 1, got 0"),
+        ("temperature", 5.1, "expected a number ≥ 0 and ≤ 5, got 5.1"),
+        ("temperature", float("nan"), "expected a number ≥ 0 and ≤ 5, got NaN"),
+        ("temperature", 10**400, f"expected a number ≥ 0 and ≤ 5, got 1{'0' * 79}…"),
+        ("temperature", False, "expected a number ≥ 0 and ≤ 5, got false"),
+        ("top_p", 0, "expected a number > 0 and ≤ 1, got 0"),
+        ("top_p", {}, "expected a number > 0 and ≤ 1, got an object"),
+        ("top_k", -1, "expected a whole number ≥ 0, got -1"),
+        ("min_p", float("inf"), "expected a number ≥ 0 and ≤ 1, got Infinity"),
+        ("typical_p", 0, "expected a number > 0 and ≤ 1, got 0"),
+        ("repeat_penalty", 0, "expected a number > 0 and ≤ 5, got 0"),
+        ("presence_penalty", -2.5, "expected a number ≥ -2 and ≤ 2, got -2.5"),
+        ("frequency_penalty", 3, "expected a number ≥ -2 and ≤ 2, got 3"),
+        ("seed", -1, "expected a whole number ≥ 0, got -1"),
+        ("seed", 2**32, "expected a whole number ≥ 0 and ≤ 4294967295, got 4294967296"),
         ("stop", 5, "expected text, or a list of at most 16, got 5"),
         ("stop", ["x"] * 17, "expected text, or a list of at most 16, got a list of 17"),
     ],
@@ -580,8 +580,8 @@ def test_a_setting_beyond_its_limits_is_refused(place: Place, setting: str, valu
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ([], "expected object, got a list of 0"),
-        ({"model_paths": []}, "model_paths: expected object, got a list of 0"),
+        ([], "expected an object, got a list of 0"),
+        ({"model_paths": []}, "model_paths: expected an object, got a list of 0"),
         ({"model_paths": {"m": 5}}, "model_paths.m: expected a path of 1 to 4096 characters, got 5"),
         ({"model_paths": {"m": ""}}, 'model_paths.m: expected a path of 1 to 4096 characters, got ""'),
         (
@@ -598,12 +598,12 @@ def test_a_setting_beyond_its_limits_is_refused(place: Place, setting: str, valu
             "available_models[1]: expected a name of 1 to 100 characters without comma, control characters"
             ' and outer spaces, got "a\\n"',
         ),
-        ({"available_models": "smollm2"}, 'available_models: expected list, got "smollm2"'),
+        ({"available_models": "smollm2"}, 'available_models: expected a list, got "smollm2"'),
         (
             {"model_sha256": {"smollm2": "abc"}},
             'model_sha256.smollm2: expected 64 hexadecimal digits, got "abc"',
         ),
-        ({"model_settings": {"smollm2": 3}}, "model_settings.smollm2: expected object, got 3"),
+        ({"model_settings": {"smollm2": 3}}, "model_settings.smollm2: expected an object, got 3"),
         (
             {"model_settings": {"smollm2": {"stop": ["ok", "x" * 65]}}},
             f'model_settings.smollm2.stop[1]: expected text of 1 to 64 characters, got "{"x" * 65}"',
@@ -614,7 +614,7 @@ def test_a_setting_beyond_its_limits_is_refused(place: Place, setting: str, valu
         ),
         (
             {"worker_settings": {"worker_count": 65}},
-            "worker_settings.worker_count: expected whole number ≥ 1 and ≤ 64, got 65",
+            "worker_settings.worker_count: expected a whole number ≥ 1 and ≤ 64, got 65",
         ),
         (
             {"worker_settings": {"workers": 2}},
@@ -624,7 +624,7 @@ def test_a_setting_beyond_its_limits_is_refused(place: Place, setting: str, valu
         ({"line\nbreak": 1}, "line\\nbreak: unknown key"),
         ({"log_format": "xml"}, 'log_format: expected one of auto, json, text, got "xml"'),
         ({"log_level": 3}, "log_level: expected one of debug, info, warning, error, got 3"),
-        ({"max_attempts": 0}, "max_attempts: expected whole number ≥ 1 and ≤ 100, got 0"),
+        ({"max_attempts": 0}, "max_attempts: expected a whole number ≥ 1 and ≤ 100, got 0"),
         (
             {"database_url": "postgresql://u:pw@h/db"},
             "database_url: expected sqlite:///PATH, a file (this version speaks SQLite only),"
@@ -835,13 +835,13 @@ def test_any_value_of_any_variable_is_taken_or_refused(name: str, value: str) ->
             "sqlite:///:memory:",
             'expected sqlite:///PATH, a file (this version speaks SQLite only), got "sqlite:///:memory:"',
         ),
-        ("LLAMALITH_RETENTION_DAYS", "0", "expected number > 0 and ≤ 36500, got 0.0"),
-        ("LLAMALITH_MAX_ATTEMPTS", "many", 'expected whole number ≥ 1 and ≤ 100, got "many"'),
-        ("LLAMALITH_MAX_ATTEMPTS", "101", "expected whole number ≥ 1 and ≤ 100, got 101"),
-        ("LLAMALITH_TIMEOUT_S", "0", "expected number > 0 and ≤ 604800, got 0.0"),
-        ("LLAMALITH_TIMEOUT_S", "604800.5", "expected number > 0 and ≤ 604800, got 604800.5"),
-        ("LLAMALITH_TIMEOUT_S", "nan", 'expected number > 0 and ≤ 604800, got "nan"'),
-        ("LLAMALITH_QUEUE_TIMEOUT_S", "1e3", 'expected number > 0 and ≤ 604800, got "1e3"'),
+        ("LLAMALITH_RETENTION_DAYS", "0", "expected a number > 0 and ≤ 36500, got 0.0"),
+        ("LLAMALITH_MAX_ATTEMPTS", "many", 'expected a whole number ≥ 1 and ≤ 100, got "many"'),
+        ("LLAMALITH_MAX_ATTEMPTS", "101", "expected a whole number ≥ 1 and ≤ 100, got 101"),
+        ("LLAMALITH_TIMEOUT_S", "0", "expected a number of seconds > 0 and ≤ 604800, got 0.0"),
+        ("LLAMALITH_TIMEOUT_S", "604800.5", "expected a number of seconds > 0 and ≤ 604800, got 604800.5"),
+        ("LLAMALITH_TIMEOUT_S", "nan", 'expected a number of seconds > 0 and ≤ 604800, got "nan"'),
+        ("LLAMALITH_QUEUE_TIMEOUT_S", "1e3", 'expected a number of seconds > 0 and ≤ 604800, got "1e3"'),
         ("LLAMALITH_LOG_LEVEL", "loud", 'expected one of debug, info, warning, error, got "loud"'),
         ("LLAMALITH_LOG_FORMAT", "xml", 'expected one of auto, json, text, got "xml"'),
         ("LLAMALITH_LOGLEVEL", "info", "unknown variable; did you mean LLAMALITH_LOG_LEVEL?"),
@@ -1184,7 +1184,7 @@ def test_config_check_prints_the_problems_on_stderr_and_exits_2(place: Place) ->
     assert (result.returncode, result.stdout, result.stderr) == (
         2,
         "",
-        'config.json: model_settings.mistral.n_ctx: expected whole number ≥ 256, got "big"\n',
+        'config.json: model_settings.mistral.n_ctx: expected a whole number ≥ 256, got "big"\n',
     )
 
 

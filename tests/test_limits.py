@@ -50,7 +50,7 @@ NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
 RANGE_PATTERNS = (
     # `max_attempts` … 1 to 100
     re.compile(rf"(?P<least>{NUMBER}) to (?P<most>{NUMBER}|a year|a week)"),
-    # `temperature` … number ≥ 0 and ≤ 5
+    # `temperature` … a number ≥ 0 and ≤ 5
     re.compile(rf"≥ (?P<least>{NUMBER})(?: and ≤ (?P<most>{NUMBER}))?"),
     re.compile(rf"> (?P<above>{NUMBER})(?: and ≤ (?P<most>{NUMBER}))?"),
     # `timeout_s` … more than 0, at most 604,800
@@ -111,9 +111,9 @@ def test_pages_contain_ranges() -> None:
         ("a `limit` (1 to 501, default 100)", True),
         ("a `limit` (1 to 500, default 100)", False),
         ("| `max_attempts` | attempts; 1 to 99 | 3 |", True),
-        ("| `temperature` | number ≥ 0 and ≤ 4 | 0.7 |", True),
-        ("| `top_p` | number > 0 and ≤ 1 | 0.95 |", False),
-        ("| `top_p` | number ≥ 0 and ≤ 1 | 0.95 |", True),
+        ("| `temperature` | a number ≥ 0 and ≤ 4 | 0.7 |", True),
+        ("| `top_p` | a number > 0 and ≤ 1 | 0.95 |", False),
+        ("| `top_p` | a number ≥ 0 and ≤ 1 | 0.95 |", True),
         ("| `timeout_s` | seconds; more than 0, at most 604,801 | none |", True),
         ("| `timeout_s` | seconds; more than 0, at most 604,800 | none |", False),
         ("| `idle_unload_s` | seconds | 0 to a year | 600 |", False),
@@ -183,14 +183,14 @@ class Outer(msgspec.Struct):
         ({"flag": 3}, "flag: expected true or false"),
         ({"part": {"kind": "third"}}, "part.kind: expected one of inner, other"),
         ({"part": {}}, "part.kind: missing; expected one of inner, other"),
-        ({"part": {"kind": "inner", "weight": 3}}, "part.weight: expected number > 0 and ≤ 2"),
-        ({"part": {"kind": "inner"}}, "part.weight: missing; expected number > 0 and ≤ 2"),
+        ({"part": {"kind": "inner", "weight": 3}}, "part.weight: expected a number > 0 and ≤ 2"),
+        ({"part": {"kind": "inner"}}, "part.weight: missing; expected a number > 0 and ≤ 2"),
         ({"part": {"kind": "other", "note": 3}}, "part.note: expected a string or null, got a number"),
         ({"part": 3}, "part: expected an object or null, got a number"),
-        ({"parts": [{"weight": 1}, {"weight": 0}]}, "parts[1].weight: expected number > 0 and ≤ 2"),
+        ({"parts": [{"weight": 1}, {"weight": 0}]}, "parts[1].weight: expected a number > 0 and ≤ 2"),
         ({"name": "abcd"}, "name: expected a string of at most 3 characters"),
         ({"id": []}, "id: expected an id, or a whole number"),
-        ({"count": 0}, "count: expected whole number ≥ 1"),
+        ({"count": 0}, "count: expected a whole number ≥ 1 and ≤ 9223372036854775807"),
         ([], "The body is wrong: expected an object, got a list"),
     ],
 )
@@ -212,8 +212,8 @@ def test_every_number_of_a_request_and_of_a_setting_has_limits() -> None:
 
 def test_a_parameter_keeps_its_limits_where_litestar_finds_them() -> None:
     """Litestar drops those of `Meta` beside a parameter of its own: they must stand in the parameter."""
-    assert ranges.in_words(LIMITED["limit"]) == "whole number ≥ 1 and ≤ 500"
-    assert ranges.in_words(LIMITED["job_id"]) == "whole number ≥ 1"
+    assert ranges.in_words(LIMITED["limit"]) == "a whole number ≥ 1 and ≤ 500"
+    assert ranges.in_words(LIMITED["job_id"]) == "a whole number ≥ 1 and ≤ 9223372036854775807"
 
 
 def test_an_empty_choice_is_not_listed() -> None:

@@ -51,6 +51,7 @@ _REQUEST: dict[str, Any] = {
     "queue_timeout_s": 3600.0,
     "max_attempts": 3,
     "priority": "interactive",
+    "parent": 7,
 }
 _DONE = jobs.Job(
     id=12,
@@ -111,6 +112,19 @@ _LOST = jobs.Attempt(
     kind="worker_lost",
     reason="Its worker was lost.",
 )
+_TURN = conversations.TreeTurn(
+    id=9,
+    parent=7,
+    depth=1,
+    conversation_id="dragon",
+    created_at=_SENT,
+    job_id=12,
+    model="smollm2",
+    status="done",
+    system_prompt="You are brief.",
+    prompt="Describe a dragon.",
+    reply="Green, old, and fond of tea.",
+)
 _MESSAGE = conversations.Message(role="user", content="Describe a dragon.")
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
 _REPLY = conversations.Message(role="assistant", content="Green, old, and fond of tea.", tool_calls=[_CALL])
@@ -140,9 +154,20 @@ _ALL: tuple[msgspec.Struct, ...] = (
     jobs.ReplyCreate(content="And what does it eat?"),
     jobs.ReplyCreate(**_REQUEST),
     jobs.JobChange(priority="batch"),
+    jobs.JobChange(content="Describe a friendly dragon."),
+    jobs.Regenerate(temperature=1.0),
+    jobs.Regenerate(**{name: getattr(_WANTED, name) for name in parameters.NAMES}, model="smollm2"),
     jobs.LegacySubmit(user_input="Describe a dragon.", session_id="dragon"),
     jobs.LegacySubmit(user_input="Describe a dragon.", session_id="dragon", model="smollm2", system_prompt="Be brief."),
-    jobs.JobAccepted(ok=True, queued=True, job_id=12, conversation_id="dragon", created_new=False, model="smollm2"),
+    jobs.JobAccepted(
+        ok=True, queued=True, job_id=12, conversation_id="dragon", created_new=False, model="smollm2", turn_id=9
+    ),
+    conversations.TurnChoice(turn_id=7),
+    conversations.ForkCreate(turn_id=7),
+    conversations.ForkCreate(turn_id=7, conversation_id="dragon-2"),
+    conversations.Head(ok=True, conversation_id="dragon", head=8),
+    _TURN,
+    conversations.TurnTree(conversation_id="dragon", head=8, turns=[_TURN], more=False),
     jobs.LegacyAccepted(job_id=12, conversation_id="dragon", created_new=False),
     _PROGRESS,
     jobs.JobError(kind="timeout", reason="It ran for 120.0 s; timeout_s allowed 120."),
@@ -207,6 +232,8 @@ IN_ADDRESSES: dict[str, Any] = {
     "error_kind": "engine_died",
     "limit": 20,
     "before": 12,
+    "after": 9,
+    "turn_id": 9,
     "texts": False,
     "Idempotency-Key": "order-4711",
     "Last-Event-ID": "12:1-34",

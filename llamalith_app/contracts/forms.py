@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from llamalith_app.contracts.conversation_list import MAX_TAG, Title
 from llamalith_app.contracts.jobs import PriorityWord, StatusWord
 from llamalith_app.contracts.text import CONTROL_FREE, END, MAX_NAME, ConversationId, Name, Text
 from llamalith_app.settings import ranges
@@ -109,6 +110,18 @@ class FormAccepted(msgspec.Struct, kw_only=True):
     """Of the conversation, at the job."""
     once: str
     """For the next prompt of the same form."""
+
+
+class ConversationsForm(msgspec.Struct, kw_only=True):
+    """What is to become of the conversations whose ids the field `id` has, once for each."""
+
+    action: Literal["rename", "pin", "unpin", "archive", "unarchive", "tag", "untag", "delete", "undo"]
+    title: Title = ""
+    """Of `rename`. Empty: none."""
+    tag: Annotated[str, Meta(max_length=MAX_TAG, pattern=CONTROL_FREE)] = ""
+    """Of `tag` and `untag`."""
+    deleted: Annotated[str, Meta(pattern="^[0-9]{1,17}$")] = "0"
+    """Of `undo`: when they were deleted, in microseconds since 1970."""
 
 
 class LoginForm(msgspec.Struct, kw_only=True):

@@ -79,9 +79,11 @@ class ReplyCreate(JobRequest, kw_only=True):
 
 
 class JobChange(msgspec.Struct, kw_only=True):
-    """What may be changed of a job while it waits."""
+    """What is to be changed of a job that waits; what is absent or null stays."""
 
-    priority: PriorityWord
+    content: RequiredText | None = None
+    """Another prompt, while the job was never started."""
+    priority: PriorityWord | None = None
 
 
 class Regenerate(Parameters, kw_only=True):
@@ -89,10 +91,6 @@ class Regenerate(Parameters, kw_only=True):
 
     model: Name | None = None
     """One of the configured names; absent or empty: the job's."""
-
-
-class PromptEdit(msgspec.Struct, kw_only=True):
-    content: RequiredText
 
 
 class LegacySubmit(msgspec.Struct, kw_only=True):

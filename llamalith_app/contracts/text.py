@@ -50,7 +50,7 @@ ConversationId = Annotated[
 NumberAsId = Annotated[
     int,
     Meta(
-        title="a whole number",
+        title="a whole number of at most 64 bits",
         ge=-(2**63),
         le=2**63 - 1,
         description="A whole number, as chat platforms have them: taken as its text.",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from litestar import Controller, delete, get, patch, post
+from litestar import Controller, delete, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from llamalith_app.contracts.conversations import ForkCreate, Head, TurnChoice, TurnTree
-from llamalith_app.contracts.jobs import MAX_ID, Job, JobAccepted, PromptEdit, Regenerate
+from llamalith_app.contracts.jobs import MAX_ID, JobAccepted, Regenerate
 from llamalith_app.controllers.conversations import PathId
-from llamalith_app.controllers.jobs import JobIdInPath, read_job
+from llamalith_app.controllers.jobs import JobIdInPath
 from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.store import tree
 from llamalith_app.web.request import AppRequest, IdempotencyKey
@@ -110,10 +110,3 @@ class BranchesOfJob(Controller):
         return await request.parts.submissions.regenerate(
             request.principal, request.id, job_id, data, key=await request.key(idempotency_key)
         )
-
-    @patch(summary="Change a prompt that waits", opt={"conflict": "It has been started, or has ended."})
-    async def edit(self, request: AppRequest, job_id: JobIdInPath, data: JSONBody[PromptEdit]) -> Job:
-        """For a queued job that was never started; it keeps its place. To take it out of the conversation, cancel it
-        and delete its turn."""
-        await request.parts.branches.edit_prompt(request.principal.user_id, job_id, data.content)
-        return await read_job(request, job_id)

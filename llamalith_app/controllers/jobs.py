@@ -23,7 +23,7 @@ from llamalith_app.contracts.jobs import (
     RetryableWord,
 )
 from llamalith_app.contracts.text import MAX_NAME, id_text
-from llamalith_app.errors import NotFound, NotQueued
+from llamalith_app.errors import BadInput, NotFound, NotQueued
 from llamalith_app.store.jobs import reads, transitions
 from llamalith_app.store.tables import Priority, Status
 from llamalith_app.web.request import AppRequest, IdempotencyKey
@@ -101,10 +101,21 @@ class Jobs(Controller):
             raise NotFound("Job not found")
         return AttemptList(attempts=found)
 
-    @patch("/{job_id:str}", summary="Change a job that waits")
+    @patch(
+        "/{job_id:str}",
+        summary="Change a job that waits",
+        opt={"conflict": "It has been started, or has ended."},
+    )
     async def change(self, request: AppRequest, job_id: JobIdInPath, data: JSONBody[JobChange]) -> Job:
-        """Only while it is `queued`. In its new class it stands where it would stand had it been sent with it."""
-        await change_priority(request, job_id, data.priority)
+        """Another prompt, for a job that was never started: it keeps its place. Another priority, while it is queued:
+        it then stands where it would stand had it been sent with that. To take a prompt out of its conversation, cancel
+        the job and delete its turn."""
+        if data.content is None and data.priority is None:
+            raise BadInput("content or priority is required")
+        if data.content is not None:
+            await request.parts.branches.edit_prompt(request.principal.user_id, job_id, data.content)
+        if data.priority is not None:
+            await change_priority(request, job_id, data.priority)
         return await read_job(request, job_id)
 
     @post("/{job_id:str}/retry", status_code=200, summary="Try a job again")

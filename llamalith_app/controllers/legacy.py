@@ -11,6 +11,7 @@ from llamalith_app.contracts.text import id_text
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.errors import BadInput
 from llamalith_app.store import conversations
+from llamalith_app.store.tables import Source
 from llamalith_app.web.problems import TAKES_UNKNOWN
 from llamalith_app.web.request import AppRequest, IdempotencyKey
 
@@ -30,6 +31,7 @@ class Legacy(Controller):
             request.id,
             JobRequest(content=data.user_input, model=data.model, system_prompt=data.system_prompt),
             conversation_id=id_text(data.session_id),
+            source=Source.LEGACY,
             key=await request.key(idempotency_key),
         )
         return LegacyAccepted(

@@ -86,6 +86,14 @@ async def file_form(connection: ASGIConnection[Any, Any, Any, Any]) -> FileForm:
     return form
 
 
+async def listed_values(connection: ASGIConnection[Any, Any, Any, Any], name: str) -> list[str]:
+    """All values of this field, as of boxes that are checked in a list. Raises what `form_fields` raises."""
+    if not has_form(connection) or not isinstance(connection, Request):
+        raise UnsupportedMediaType(f"Content-Type: expected {MEDIA_TYPE}")
+    pairs = (pair.partition(b"=") for pair in _refuse_many_fields(await connection.body()).split(b"&"))
+    return [_unquote(value) for field, _, value in pairs if _unquote(field) == name]
+
+
 async def anonymous_fields(connection: ASGIConnection[Any, Any, Any, Any]) -> dict[str, str] | None:
     """The form fields of a client that is not logged in; None if the body exceeds DRAFT_BYTES.
 

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, or_
 
 from llamalith_app.contracts.jobs import SAME_AGAIN_KINDS
 from llamalith_app.contracts.principal import Principal
+from llamalith_app.errors import QueueFull
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.store.database import Database
@@ -76,14 +77,22 @@ class BulkActions:
         return Concerned(len(ids), is_more)
 
     async def run(self, principal: Principal, request_id: str, action: BulkAction) -> Concerned:
-        """Acts, and returns on how many jobs. Raises QueueFull and StorageUnavailable; a part may be done then."""
+        """Acts, and returns on how many jobs; fewer where the queue has no room for more retries.
+
+        Raises QueueFull where it has none at all, and StorageUnavailable; a part may be done then.
+        """
         ids, is_more = await self._concerned(principal.user_id, action)
         if action.word == "retry":
             # In the order of their conversations.
             ids.sort()
         n_done = 0
         for chunk in _chunks(ids, RULES[action.word].chunk):
-            n_done += await self._act(principal, request_id, action, chunk)
+            try:
+                n_done += await self._act(principal, request_id, action, chunk)
+            except QueueFull:
+                if not n_done:
+                    raise
+                return Concerned(n_done, True)
         return Concerned(n_done, is_more)
 
     async def _act(self, principal: Principal, request_id: str, action: BulkAction, ids: list[int]) -> int:

@@ -1,4 +1,5 @@
-"""Cancels jobs: one, those of a conversation, or those that match a filter. Called by the controllers of API and pages.
+"""Cancels jobs: one, those of a conversation, those that match a filter, or those of conversations that it deletes.
+Called by the controllers of API and pages.
 
 After the commit it publishes their ends and sends hints for the jobs that can run now. A running job's worker finds
 out by reading the database: its lease is gone. Knows no HTTP and no engine.
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs.queue import Hints
+from llamalith_app.store import conversation_changes
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import transitions, waiting
 from llamalith_app.store.tables import Status
@@ -81,6 +83,17 @@ class Cancellations:
         cancelled = await self._database.write(transitions.cancel_jobs, owner_id, job_ids, datetime.now(UTC))
         await self._after_commit(cancelled)
         return len(cancelled)
+
+    async def delete_conversations(self, owner_id: int, public_ids: Collection[str]) -> conversation_changes.Deletion:
+        """Deletes these conversations and cancels their open jobs, all or nothing. Ids that name none are left out.
+
+        Raises StorageUnavailable.
+        """
+        deletion = await self._database.write(
+            conversation_changes.delete_conversations, owner_id, public_ids, datetime.now(UTC)
+        )
+        await self._after_commit(deletion.cancelled)
+        return deletion
 
     async def _after_commit(self, cancelled: list[int]) -> None:
         """Publishes the end of these jobs, and wakes workers for the jobs that waited behind them."""

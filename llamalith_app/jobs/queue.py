@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -59,6 +60,8 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """How often a task's progress is written to SAQ; well below HEARTBEAT_S."""
     stop_s: float = 2.0
     """How long a stop waits for SAQ's tasks, twice: first for their end, then for their cancellation."""
+    cancel_again_s: float = 0.05
+    """The pause before a task that is still there is cancelled again."""
 
 
 TIMINGS = Timings()
@@ -246,6 +249,8 @@ class Wakers:
         The wait is bounded because a task that ends writes to Redis, with retries, and Redis may be away. SAQ's own
         `stop` is not used: it drops its references to the tasks that it waits for.
         """
+        # A worker whose start has not begun would make its event and its tasks after this.
+        await asyncio.sleep(0)
         ending = [*self._tasks]
         for worker in self._workers:
             worker.event.set()
@@ -256,13 +261,18 @@ class Wakers:
         if not ending:
             return
         _, late = await asyncio.wait(ending, timeout=self._timings.stop_s)
-        # A task that SAQ left behind would otherwise connect again after everything was closed.
         self._redis.set_retry(Retry(NoBackoff(), 0))
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=self._timings.stop_s)
+        await self._cancel_until_ended(late)
         await self._redis.aclose()
+
+    async def _cancel_until_ended(self, late: set[asyncio.Task[Any]]) -> None:
+        """For `stop_s` at most. One cancel is not enough: redis-py sends by `asyncio.wait_for`, which before Python
+        3.12 loses a cancel that comes when the command is sent. Such a task would connect again after the close."""
+        deadline = time.monotonic() + self._timings.stop_s
+        while late and time.monotonic() < deadline:
+            for task in late:
+                task.cancel()
+            _, late = await asyncio.wait(late, timeout=self._timings.cancel_again_s)
 
     def _worker(self, model: str, n_slots: int) -> Worker[Any]:
         async def wake(ctx: dict[str, Any], job_id: int) -> None:  # noqa: ARG001 - shown in SAQ's monitor

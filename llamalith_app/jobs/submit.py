@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import Connection
@@ -26,10 +26,19 @@ from llamalith_app.store import keys
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import reads, submission, waiting
 from llamalith_app.store.keys import Key
-from llamalith_app.store.tables import Status
+from llamalith_app.store.tables import Source, Status
 from llamalith_app.store.tree import NO_TURN
 
 T = TypeVar("T")
+
+
+class ForkPoint(NamedTuple):
+    """Where a new conversation parts from another one."""
+
+    conversation_id: str
+    """The public id."""
+    turn_id: int
+    """The last turn that it shares."""
 
 
 class _QueueLimitReached(Exception):
@@ -73,17 +82,20 @@ class Submissions:
         *,
         conversation_id: str | None = None,
         keeps_system_prompt: bool = False,
+        source: Source = Source.API,
         beside: int | None = None,
         seen: int | None = None,
+        fork_of: ForkPoint | None = None,
         key: Key | None = None,
     ) -> JobAccepted:
         """Stores a prompt and queues its job, which is on disk when this returns. `conversation_id` is the public id;
         blank or None: a new conversation. `keeps_system_prompt`: a system message in force is not replaced. `beside`: a
         turn that the conversation shows, whose sibling the prompt becomes. `seen`: a turn that the client was shown;
-        the prompt continues the branch through it.
+        the prompt continues the branch through it. `source`: the door, which is stored with a conversation that it
+        makes. `fork_of`: the prompt begins a conversation that parts there.
 
-        Raises BadInput, NotFound (no turn `beside`), ValidatorBusy, KeyReused, QueueFull or StorageUnavailable, with
-        nothing stored.
+        Raises BadInput, NotFound (no turn `beside` or `fork_of`), JobOpen (on the path to `fork_of`), ValidatorBusy,
+        KeyReused, QueueFull or StorageUnavailable, with nothing stored.
         """
         # Before validation, so that a repeated request gets its answer although the configuration has changed.
         if key is not None and (
@@ -99,12 +111,19 @@ class Submissions:
             conversation_id=(conversation_id or "").strip() or None,
             unenforced=await self._unenforced(request),
             keeps_system_prompt=keeps_system_prompt,
+            source=source,
             seen=seen,
         )
-        return await self._make(new, beside, key)
+        return await self._make(new, beside, key, fork_of)
 
-    async def _make(self, new: submission.NewJob, beside: int | None, key: Key | None) -> JobAccepted:
+    async def _make(
+        self, new: submission.NewJob, beside: int | None, key: Key | None, fork_of: ForkPoint | None = None
+    ) -> JobAccepted:
         def make(connection: Connection, now: datetime) -> JobAccepted:
+            if fork_of is not None:
+                made = submission.fork(connection, new.owner_id, fork_of.conversation_id, fork_of.turn_id, None, now)
+                in_fork = new._replace(conversation_id=made.conversation_id)
+                return _answer(new, submission.submit(connection, in_fork, now), created_new=True)
             if beside is None:
                 return _answer(new, submission.submit(connection, new, now))
             accepted = submission.submit_sibling(connection, new, beside, now)
@@ -139,7 +158,8 @@ class Submissions:
             return before
 
         def read(connection: Connection) -> tuple[Job, list[Message]]:
-            job = reads.job_by_id(connection, owner_id, job_id)
+            # A fork still shows the turns of a conversation that is deleted.
+            job = reads.job_by_id(connection, owner_id, job_id, or_deleted=conversation_id is not None)
             if job is None:
                 raise NotFound("Job not found")
             return job, submission.prompt_of(connection, job.turn_id)
@@ -253,16 +273,18 @@ class Submissions:
         return retried
 
     async def retry_jobs(self, principal: Principal, request_id: str, job_ids: Sequence[int]) -> int:
-        """Retries those of these jobs that can be retried and were not, in one transaction. Returns how many.
+        """Retries those of these jobs that can be retried and were not, in one transaction; as many as the queue has
+        room for. Returns how many.
 
-        Raises QueueFull where the queue has no room for all of them; nothing was stored then.
+        Raises QueueFull where there is no room at all; nothing was stored then.
         """
         owner_id = principal.user_id
 
         def make(connection: Connection, now: datetime) -> list[submission.Retry]:
-            if waiting.n_queued(connection, owner_id) + len(job_ids) > self._max_queued:
+            room = self._max_queued - waiting.n_queued(connection, owner_id)
+            if room <= 0:
                 raise _QueueLimitReached
-            found = [submission.retry(connection, owner_id, job_id, request_id, now) for job_id in job_ids]
+            found = [submission.retry(connection, owner_id, job_id, request_id, now) for job_id in job_ids[:room]]
             return [copy for copy in found if isinstance(copy, submission.Retry) and copy.is_new]
 
         async with self._counting:

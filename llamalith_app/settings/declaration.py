@@ -162,6 +162,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    restore_days: Annotated[
+        float,
+        Meta(ge=0, le=36_500, description="Days that a deleted conversation can be restored; then it is removed."),
+        Env("LLAMALITH_RESTORE_DAYS"),
+    ] = 1.0
     memory_budget_mb: (
         Annotated[
             int,

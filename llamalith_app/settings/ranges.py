@@ -15,21 +15,21 @@ from msgspec import Meta
 
 SHOW_LIMITS_BELOW = 1_000_000
 """Higher limits only keep out nonsense: a message shows them to those who exceeded them."""
-WIDEST = 2**63 - 1
-"""The largest whole number that the record can hold; no message shows this limit."""
 LISTS = (list, tuple)
 LONE_TEXT = "lone_text"
 """Marks a list that may be one text instead."""
-KINDS = {NoneType: "null", str: "text", int: "whole number", float: "number", bool: "true or false"}
+UNIT = "unit"
+"""Names, in a type's `extra`, what its numbers count."""
+KINDS = {NoneType: "null", str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 WEEK_S = 604_800
 YEAR_S = 31_536_000
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 64
 
-Seconds = Annotated[float, Meta(gt=0, le=WEEK_S)]
+Seconds = Annotated[float, Meta(gt=0, le=WEEK_S, extra={UNIT: "seconds"})]
 """How long a job may wait or run."""
-LongSeconds = Annotated[float, Meta(ge=0, le=YEAR_S)]
+LongSeconds = Annotated[float, Meta(ge=0, le=YEAR_S, extra={UNIT: "seconds"})]
 MaxAttempts = Annotated[int, Meta(ge=1, le=100)]
 
 MaxTokens = Annotated[int, Meta(ge=1, le=1_048_576, description="Tokens that a reply has at most.")]
@@ -79,9 +79,10 @@ def in_words(wanted: Any, found: Any = None) -> str:
         f"{sign} {number}"
         for sign, name in (("≥", "ge"), (">", "gt"), ("≤", "le"))
         if (number := limit(wanted, name)) is not None
-        if number < SHOW_LIMITS_BELOW or (name == "le" and is_above and number < WIDEST)
+        if number < SHOW_LIMITS_BELOW or (name == "le" and is_above)
     ]
-    return f"{KINDS[bare]} {' and '.join(limits)}".rstrip()
+    unit = marked(wanted, UNIT)
+    return f"{KINDS[bare]} {f'of {unit} ' if unit else ''}{' and '.join(limits)}".rstrip()
 
 
 def describes_itself(wanted: Any) -> bool:
@@ -136,8 +137,14 @@ def metas(wanted: Any) -> list[Meta]:
     return [meta for meta in annotations if isinstance(meta, Meta)]
 
 
+def marked(wanted: Any, name: str) -> Any:
+    """What a type's `extra` holds under this name; None: nothing."""
+    found = [(meta.extra or {}).get(name) for meta in metas(wanted)]
+    return next((value for value in found if value is not None), None)
+
+
 def takes_lone_text(wanted: Any) -> bool:
-    return any(LONE_TEXT in (meta.extra or {}) for meta in metas(wanted))
+    return bool(marked(wanted, LONE_TEXT))
 
 
 def without_limits(wanted: Any) -> Any:

@@ -71,7 +71,7 @@ class ConfigValidator:
 
     def _fields(self, found: Any, wanted: type[msgspec.Struct], place: str) -> Any:
         if not isinstance(found, dict):
-            return self._refuse(place, "object", found)
+            return self._refuse(place, "an object", found)
         types = {field.encode_name: field.type for field in msgspec.structs.fields(wanted)}
         values = {}
         for key, value in found.items():
@@ -92,7 +92,7 @@ class ConfigValidator:
 
     def _entries(self, found: Any, wanted: Any, place: str) -> Any:
         if not isinstance(found, dict):
-            return self._refuse(place, "object", found)
+            return self._refuse(place, "an object", found)
         key_type, value_type = get_args(wanted)
         values = {
             self.value(key, key_type, place): self.value(value, value_type, _joined(place, key))
@@ -106,7 +106,7 @@ class ConfigValidator:
         if isinstance(found, str) and takes_lone_text(wanted):
             found = [found]
         if not isinstance(found, list):
-            return self._refuse(place, title(wanted) or "list", found)
+            return self._refuse(place, title(wanted) or "a list", found)
         items = [self.value(item, item_type, f"{place}[{index}]") for index, item in enumerate(found)]
         if UNSET in items:
             return UNSET

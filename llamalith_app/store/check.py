@@ -84,10 +84,16 @@ RULES = {
         SELECT j.id AS job_id, j.attempt, a.outcome FROM jobs j
         LEFT JOIN attempts a ON a.job_id = j.id AND a.outcome = 'done'
         WHERE (j.status = 'done') <> (a.attempt IS NOT NULL) OR (j.status = 'done' AND a.attempt <> j.attempt)""",
+    "the index of words has each prompt, each reply and each title, and nothing else": """
+        SELECT coalesce(wanted.id, d.id) AS place, d.id IS NOT NULL AS is_indexed FROM (
+            SELECT (turn_id << 20) | position AS id FROM messages WHERE role IN ('user', 'assistant')
+            UNION ALL SELECT -id FROM conversations WHERE title IS NOT NULL
+        ) AS wanted FULL JOIN texts_docsize d ON d.id = wanted.id WHERE wanted.id IS NULL OR d.id IS NULL""",
     "foreign keys hold": "PRAGMA foreign_key_check",
 }
-SQLITE_ONLY = {"foreign keys hold"}
-"""PostgreSQL enforces foreign keys for every connection; SQLite only for those that turn it on."""
+SQLITE_ONLY = {"foreign keys hold", "the index of words has each prompt, each reply and each title, and nothing else"}
+"""PostgreSQL enforces foreign keys for every connection, SQLite only for those that turn it on; and it has no index of
+words yet."""
 
 
 def row_counts(connection: Connection) -> dict[str, int]:

@@ -1,36 +1,22 @@
-"""Reads conversations: lists of them, their messages, their newest state and their jobs.
+"""Reads one conversation: its messages, its newest state and its jobs.
 
-Writes nothing: `store/jobs/submission.py` makes conversations, and `store/turns.py` writes their turns.
+Writes nothing: `store/jobs/submission.py` makes conversations, `store/turns.py` writes their turns, and
+`store/conversation_changes.py` what people change about them. Lists are in `store/conversation_list.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, bindparam, func, literal_column, not_, select
 from sqlalchemy import exists as sql_exists
-from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Latest, Message, MessageList
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.store import tree, turns
 from llamalith_app.store.jobs import reads
 from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, TurnRow
-
-
-class Summary(NamedTuple):
-    """A conversation in a list."""
-
-    public_id: str
-    first_prompt: str | None
-    """The first characters of the first prompt; None: no prompt yet."""
-    n_turns: int
-    status: str | None
-    """Of its first open job; where no job is open, of its newest. None: it has no job."""
-    last_at: datetime
-    """When its newest job ended, else was accepted; without a job, when the conversation was made."""
 
 
 class ThreadTurn(NamedTuple):
@@ -41,7 +27,9 @@ class ThreadTurn(NamedTuple):
     system: str | None
     context: str | None
     job: Job | None
-    """None: the turn holds only a system message, or the job has expired."""
+    """None: the turn holds only a system message, or was imported, or the job has expired."""
+    imported: Sequence[Message]
+    """The messages of an imported turn, which has no job, without its system prompt."""
     turn_id: int
     parent: int | None
     """Its parent's turn id; None: it begins anew, or all before it has expired."""
@@ -96,65 +84,6 @@ class Lane(NamedTuple):
     """The id of its newest job; 0: it has none."""
 
 
-RECENT_JOBS = 2000
-"""A page of the newest conversations is searched among these jobs first, then among all."""
-
-
-def newest(connection: Connection, owner_id: int, *, limit: int, offset: int, max_text: int) -> list[Summary]:
-    """An owner's conversations, those with the newest jobs first. `max_text`: characters of each first prompt."""
-    newest_jobs = (
-        select(JobRow.id, JobRow.conversation_id)
-        .where(JobRow.owner_id == owner_id)
-        .order_by(JobRow.id.desc())
-        .limit(RECENT_JOBS)
-    ).subquery("newest_jobs")
-    recent = select(
-        newest_jobs.c.conversation_id.label("id"), func.max(newest_jobs.c.id).label("last_job_id")
-    ).group_by(newest_jobs.c.conversation_id)
-    its_last_job = (
-        select(func.max(JobRow.id)).where(JobRow.conversation_id == ConversationRow.id).correlate(ConversationRow)
-    ).scalar_subquery()
-    every = select(ConversationRow.id, its_last_job.label("last_job_id")).where(ConversationRow.owner_id == owner_id)
-    # `every` takes half a second with a million conversations, and callers that name none make one for each job.
-    rows: list[Summary] = []
-    for those in (recent, every):
-        if len(rows) < limit:
-            newest_first = those.order_by(
-                literal_column("last_job_id").desc().nulls_last(), literal_column("id").desc()
-            )
-            rows = _summaries(connection, newest_first.limit(limit).offset(offset), max_text)
-    return rows
-
-
-def _summaries(connection: Connection, which: Select[Any], max_text: int) -> list[Summary]:
-    """`which` selects the ids of conversations, each with its `last_job_id`."""
-    page = which.subquery("page")
-    open_job = aliased(JobRow)
-    status_of_first_open = (
-        select(open_job.status)
-        .where(
-            open_job.conversation_id == ConversationRow.id,
-            open_job.status.in_([literal_column("'queued'"), literal_column("'processing'")]),
-        )
-        .order_by(open_job.id)
-        .limit(1)
-    ).scalar_subquery()
-    rows = connection.execute(
-        select(
-            ConversationRow.public_id,
-            _first_prompt(ConversationRow.id, max_text).scalar_subquery(),
-            TurnRow.depth + 1,
-            func.coalesce(status_of_first_open, JobRow.status),
-            func.coalesce(JobRow.processed_at, JobRow.created_at, ConversationRow.created_at),
-        )
-        .join(page, page.c.id == ConversationRow.id)
-        .join(TurnRow, TurnRow.id == ConversationRow.head_turn_id)
-        .outerjoin(JobRow, JobRow.id == page.c.last_job_id)
-        .order_by(page.c.last_job_id.desc().nulls_last(), ConversationRow.id.desc())
-    )
-    return [Summary._make(row) for row in rows]
-
-
 def thread(
     connection: Connection,
     owner_id: int,
@@ -200,8 +129,11 @@ def thread(
     context: dict[int, str] = {}
     for row in connection.execute(_BESIDE_PROMPTS, {"of_turns": sorted(shown)}):
         (system if row.role == "system" else context).setdefault(row.turn_id, row.content)
+    imported: dict[int, list[Message]] = {}
+    for row in connection.execute(_MESSAGES_OF, {"of_turns": [turn_id for turn_id in shown if turn_id not in found]}):
+        imported.setdefault(row.turn_id, []).append(Message(role=row.role, content=row.content))
     # The others have expired.
-    visible = [row for row in part if row.id in shown and (row.id in found or row.id in system)]
+    visible = [row for row in part if row.id in shown and (row.id in found or row.id in system or row.id in imported)]
     beside = tree.siblings(
         connection, conversation.id, [tree.ShownTurn(row.id, row.parent_id, row.conversation_id) for row in visible]
     )
@@ -209,8 +141,9 @@ def thread(
         ThreadTurn(
             row.depth,
             system.get(row.id),
-            context.get(row.id),
+            None if row.id in imported else context.get(row.id),
             found.get(row.id),
+            imported.get(row.id, ()),
             row.id,
             row.parent_id,
             row.conversation_id == conversation.id,
@@ -222,14 +155,14 @@ def thread(
     begins = next((row.id for row in part if row.depth >= first), end)
     before_page = {"from_turn": begins, "first": first, "most": MAX_EARLIER}
     n_earlier, last_earlier = connection.execute(_EARLIER, before_page).one()
-    first_prompt: str | None = connection.execute(_first_prompt(conversation.id, max_text)).scalar()
+    beginning: str | None = connection.execute(first_prompt(conversation.id, max_text)).scalar()
     return Thread(
         threaded,
         n_earlier,
         0 if last_earlier is None else last_earlier + 1,
         until,
         turns.system_in_force(connection, last.system_turn_id) or "",
-        first_prompt,
+        beginning,
         end,
         end == conversation.head_turn_id,
         branch is None,
@@ -253,6 +186,11 @@ _BESIDE_PROMPTS = (
     )
     .order_by(MessageRow.turn_id, MessageRow.position)
 )
+_MESSAGES_OF = (
+    select(MessageRow.turn_id, MessageRow.role, MessageRow.content)
+    .where(MessageRow.turn_id.in_(bindparam("of_turns", expanding=True)), not_(turns.is_system))
+    .order_by(MessageRow.turn_id, MessageRow.position)
+)
 _earlier = (
     select(_whole.c.depth)
     .where(_whole.c.depth < bindparam("first"), sql_exists().where(MessageRow.turn_id == _whole.c.id))
@@ -263,7 +201,7 @@ _earlier = (
 _EARLIER = select(func.count(), func.max(_earlier.c.depth))
 
 
-def _first_prompt(conversation_id: Any, max_text: int) -> Select[str]:
+def first_prompt(conversation_id: Any, max_text: int) -> Select[str]:
     """The first prompt among the conversation's own turns, which does not count those that a fork continues."""
     return (
         select(func.substr(MessageRow.content, 1, max_text))

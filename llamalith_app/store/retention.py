@@ -1,5 +1,5 @@
 """Retention: deletes ended jobs beyond an age with the messages of their turns, and conversations with nothing younger.
-Also deletes single turns, where a person wants that.
+Also deletes single turns, where a person wants that, and removes what people have deleted and can no longer restore.
 
 The only module that deletes jobs, attempts, messages, turns and conversations. Runs inside a transaction of
 `store/database.py`. `until`: what ended or was sent by then has expired.
@@ -19,6 +19,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
+    func,
     not_,
     select,
     update,
@@ -27,7 +28,15 @@ from sqlalchemy.orm import aliased
 
 from llamalith_app.errors import JobOpen, NotFound, TurnInUse
 from llamalith_app.store import tree, turns
-from llamalith_app.store.tables import AttemptRow, ConversationRow, JobRow, MessageRow, Status, TurnRow
+from llamalith_app.store.tables import (
+    AttemptRow,
+    ConversationRow,
+    ConversationTagRow,
+    JobRow,
+    MessageRow,
+    Status,
+    TurnRow,
+)
 from llamalith_app.store.turns import is_system
 
 _jobs, _turns, _messages, _attempts, _conversations = (
@@ -96,6 +105,7 @@ _WITH_YOUNGER_MESSAGES = (
 """For conversations without jobs only. These have few messages, all of them system messages."""
 _TURNS_OF = select(TurnRow.id).where(TurnRow.conversation_id.in_(_those)).order_by(TurnRow.id)
 _CLEAR_HEAD = update(_conversations).where(ConversationRow.id.in_(_those)).values(head_turn_id=None)
+_DELETE_TAGS = delete(cast(Table, ConversationTagRow.__table__)).where(ConversationTagRow.conversation_id.in_(_those))
 _DELETE_CONVERSATIONS = delete(_conversations).where(ConversationRow.id.in_(_those))
 _TURN_OF = (
     select(TurnRow.id, TurnRow.parent_id)
@@ -237,6 +247,7 @@ def delete_expired_conversations(connection: Connection, until: datetime, those:
         turn_ids = list(connection.execute(_TURNS_OF, {"those": expired}).scalars())
         connection.execute(_DELETE_MESSAGES, {"those": turn_ids})
         _delete_turns(connection, turn_ids)
+        connection.execute(_DELETE_TAGS, {"those": expired})
         connection.execute(_DELETE_CONVERSATIONS, {"those": expired})
     return len(expired)
 
@@ -247,3 +258,87 @@ def _expired_conversations(connection: Connection, until: datetime, those: Itera
         return []
     younger = set(connection.execute(_WITH_YOUNGER_MESSAGES, {"those": without_jobs, "until": until}).scalars())
     return [conversation for conversation in without_jobs if conversation not in younger]
+
+
+_DELETED = (
+    select(ConversationRow.id)
+    .where(ConversationRow.deleted_at <= bindparam("until"))
+    .order_by(ConversationRow.deleted_at)
+)
+_child = aliased(TurnRow)
+_continued = (
+    select(TurnRow.id, TurnRow.parent_id)
+    .join(_child, _child.parent_id == TurnRow.id)
+    .where(TurnRow.conversation_id == bindparam("of_conversation"), _child.conversation_id != TurnRow.conversation_id)
+    .cte("continued", recursive=True)
+)
+_continued = _continued.union(
+    select(_child.id, _child.parent_id)
+    .join(_continued, _child.id == _continued.c.parent_id)
+    .where(_child.conversation_id == bindparam("of_conversation"))
+)
+"""The turns of a conversation that a fork of it reads."""
+_UNREAD_TURNS = (
+    select(TurnRow.id)
+    .where(TurnRow.conversation_id == bindparam("of_conversation"), TurnRow.id.not_in(select(_continued.c.id)))
+    .order_by(TurnRow.id.desc())
+    .limit(bindparam("most"))
+)
+_LAST_TURN = select(func.max(TurnRow.id)).where(TurnRow.conversation_id == bindparam("of_conversation"))
+_SET_HEAD = (
+    update(_conversations)
+    .where(ConversationRow.id == bindparam("of_conversation"))
+    .values(head_turn_id=bindparam("new"))
+)
+_JOBS_OF_TURNS = select(JobRow.id).where(JobRow.turn_id.in_(_those))
+
+
+def deleted_conversations(connection: Connection, until: datetime) -> list[int]:
+    """The conversations that were deleted by then, the earliest first, of which something can be removed."""
+    return [
+        conversation_id
+        for conversation_id in connection.execute(_DELETED, {"until": until}).scalars()
+        if _unread_turns(connection, conversation_id, 1) or not _last_turn(connection, conversation_id)
+    ]
+
+
+def remove_deleted(connection: Connection, until: datetime, limit: int) -> int:
+    """Removes at most `limit` turns of conversations that were deleted by then, with jobs and messages, and the
+    conversations with the last of them. Returns how many turns.
+
+    The turns that a fork reads stay, and with them the deleted conversation, as long as the fork does.
+    """
+    n_removed = 0
+    for conversation_id in deleted_conversations(connection, until):
+        if n_removed >= limit:
+            break
+        turn_ids = _unread_turns(connection, conversation_id, limit - n_removed)
+        n_removed += len(turn_ids)
+        _remove_turns(connection, conversation_id, turn_ids)
+        if _last_turn(connection, conversation_id) is None:
+            connection.execute(_DELETE_TAGS, {"those": [conversation_id]})
+            connection.execute(_DELETE_CONVERSATIONS, {"those": [conversation_id]})
+    return n_removed
+
+
+def _unread_turns(connection: Connection, conversation_id: int, most: int) -> list[int]:
+    of = {"of_conversation": conversation_id, "most": most}
+    return list(connection.execute(_UNREAD_TURNS, of).scalars())
+
+
+def _last_turn(connection: Connection, conversation_id: int) -> int | None:
+    last: int | None = connection.execute(_LAST_TURN, {"of_conversation": conversation_id}).scalar()
+    return last
+
+
+def _remove_turns(connection: Connection, conversation_id: int, turn_ids: Sequence[int]) -> None:
+    """`turn_ids`: descending, so children come first."""
+    connection.execute(_CLEAR_HEAD, {"those": [conversation_id]})
+    of_jobs = [{"of_job": job_id} for job_id in connection.execute(_JOBS_OF_TURNS, {"those": list(turn_ids)}).scalars()]
+    if of_jobs:
+        connection.execute(_DELETE_ATTEMPTS, of_jobs)
+        connection.execute(_DELETE_JOB, of_jobs)
+    connection.execute(_DELETE_MESSAGES, {"those": list(turn_ids)})
+    connection.execute(_DELETE_TURNS, {"those": list(turn_ids)})
+    last = _last_turn(connection, conversation_id)
+    connection.execute(_SET_HEAD, {"of_conversation": conversation_id, "new": last})

@@ -60,6 +60,17 @@ class Outcome(StrEnum):
     RELEASED = "released"
 
 
+class Source(StrEnum):
+    """Which door made a conversation."""
+
+    PAGE = "page"
+    API = "api"
+    LEGACY = "legacy"
+    IMPORT = "import"
+    TITLE = "title"
+    """The product itself, to ask for another conversation's title: no list shows it."""
+
+
 class RecordRow(DefaultBase):
     """The record itself; the table has one row."""
 
@@ -86,17 +97,57 @@ class ConversationRow(DefaultBase):
 
     __tablename__ = "conversations"
     __table_args__ = (
-        UniqueConstraint("owner_id", "public_id", name="public_id_of_owner"),
         UniqueConstraint("id", "owner_id", name="conversation_with_owner"),
+        CheckConstraint("title_by IN ('auto','person')", name="title_by_known"),
+        CheckConstraint("title_by <> 'person' OR title IS NOT NULL", name="title_of_person"),
+        Index(
+            "public_id_of_owner",
+            "owner_id",
+            "public_id",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+        Index(
+            "deleted_conversations",
+            "deleted_at",
+            sqlite_where=text("deleted_at IS NOT NULL"),
+            postgresql_where=text("deleted_at IS NOT NULL"),
+        ),
+        Index(
+            "pinned_conversations",
+            "owner_id",
+            "pinned_at",
+            sqlite_where=text("pinned_at IS NOT NULL"),
+            postgresql_where=text("pinned_at IS NOT NULL"),
+        ),
+        Index(
+            "archived_conversations",
+            "owner_id",
+            "archived_at",
+            sqlite_where=text("archived_at IS NOT NULL"),
+            postgresql_where=text("archived_at IS NOT NULL"),
+        ),
+        Index(
+            "conversations_without_title",
+            "source",
+            "created_at",
+            sqlite_where=text("title_by IS NULL"),
+            postgresql_where=text("title_by IS NULL"),
+        ),
         {"sqlite_autoincrement": True},
     )
 
     id: Mapped[int] = mapped_column(BigIntIdentity, primary_key=True)
     owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     public_id: Mapped[str] = mapped_column(String(200))
-    """The id that clients use, chosen by them or a UUID. Unique per owner."""
+    """The id that clients use, chosen by them or a UUID. Unique per owner among those that are not deleted."""
     title: Mapped[str | None] = mapped_column(Text)
-    """Null: nothing sets it yet."""
+    """Set by people and by the job that makes titles. Null: none yet; lists then show the first words of the prompt."""
+    title_by: Mapped[str | None] = mapped_column(String(10))
+    """`person`: a person set the title; `auto`: a job was asked for it, once. Null: neither."""
+    source: Mapped[str | None] = mapped_column(String(20))
+    """A value of Source. Null: made before this column existed."""
     head_turn_id: Mapped[int | None] = mapped_column(
         ForeignKey("turns.id", name="head_of_conversation", use_alter=True), index=True
     )
@@ -104,6 +155,21 @@ class ConversationRow(DefaultBase):
     branch is selected or the turn is deleted. Null only within the transactions that make or delete the conversation.
     """
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+    pinned_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    """Set and cleared by people, as the two below. Null: not pinned."""
+    archived_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    deleted_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    """Since then nothing reads it any more; it can be restored until `store/retention.py` deletes its rows."""
+
+
+class ConversationTagRow(DefaultBase):
+    """A tag of a conversation, set and removed by people."""
+
+    __tablename__ = "conversation_tags"
+    __table_args__ = (Index("conversations_by_tag", "tag"),)
+
+    conversation_id: Mapped[int] = mapped_column(ForeignKey("conversations.id"), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(50), primary_key=True)
 
 
 class TurnRow(DefaultBase):

@@ -152,7 +152,9 @@ _ROOTS = (
     .union_all(select(_foreign.c.id).where(_foreign.c.parent_id.is_(None)))
 )
 _CONVERSATION = select(ConversationRow.id, ConversationRow.head_turn_id).where(
-    ConversationRow.owner_id == bindparam("of_owner"), ConversationRow.public_id == bindparam("of_public_id")
+    ConversationRow.owner_id == bindparam("of_owner"),
+    ConversationRow.public_id == bindparam("of_public_id"),
+    ConversationRow.deleted_at.is_(None),
 )
 _LOCK_CONVERSATION = _CONVERSATION.with_for_update()
 

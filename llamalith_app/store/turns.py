@@ -196,6 +196,7 @@ _BY_DIGEST = (
     .where(
         TurnRow.digest == bindparam("of_digest"),
         ConversationRow.owner_id == bindparam("of_owner"),
+        ConversationRow.deleted_at.is_(None),
         func.coalesce(_system_message.content, "") == bindparam("of_system"),
     )
     .order_by(TurnRow.id.desc())

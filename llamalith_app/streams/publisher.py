@@ -62,7 +62,7 @@ class StreamPublisher:
         """The streams that have something to send, in their order."""
         self._next_send = 0.0
         self._flush_now = asyncio.Event()
-        """An attempt ends and waits for it."""
+        """An attempt waits until what it has is sent."""
         self._sending: asyncio.Task[None] | None = None
 
     def open_attempt(self, job_id: int, attempt: int, resume_from: ResumePoint | None = None) -> AttemptStream:
@@ -70,7 +70,7 @@ class StreamPublisher:
 
     def _wake(self, stream: AttemptStream) -> None:
         self._pending[stream] = None
-        if stream.is_ending:
+        if stream.is_flushing:
             self._flush_now.set()
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send_pending())
@@ -146,12 +146,13 @@ class AttemptStream:
         self._may_be_taken = False
         """It is unknown which of the unconfirmed entries Redis took."""
         self._superseded = False
-        """A later attempt publishes."""
+        """A later attempt publishes, or may do so from now on: this one publishes no more text."""
         self._ttl_refreshed_at = self._checked_at = 0.0
-        self._end_sent: asyncio.Future[None] | None = None
-        """`publish_end` waits for it."""
-        self._end_is_added = False
-        """The end is in the pipeline. A pipeline that was on its way when `publish_end` came lacks it."""
+        self._is_ending = False
+        self._flushed: asyncio.Future[None] | None = None
+        """`_flush` waits for it."""
+        self._flush_is_added = False
+        """What `_flush` waits for is in the pipeline. A pipeline that was on its way when `_flush` came lacks it."""
         if resume_from is not None:
             self._first_attempt, self._n, self._exists = resume_from.first_attempt, resume_from.n, True
             self._n_lost = resume_from.n - resume_from.n_entries
@@ -197,22 +198,41 @@ class AttemptStream:
         self._progress = progress
         self._wake(self)
 
+    async def publish_rest(self, timeout_s: float) -> None:
+        """Publishes the rest of the text, and none after this returns: what Redis does not take now is dropped. Tries
+        once and waits at most `timeout_s` seconds. For an attempt that another one may follow."""
+        if self._tokens or self._new_chunks or self._unconfirmed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._flush()
+        self._superseded = True
+        self._new_chunks, self._unconfirmed, self._progress = [], [], None
+
     async def publish_end(self) -> None:
         """Publishes the rest, and that the attempt is over. Tries once and returns within some hundred milliseconds."""
+        self._is_ending = True
+        await self._flush()
+
+    async def _flush(self) -> None:
+        """Waits until all that there is was sent once, whether or not Redis took it."""
         if self._tokens:
             append_text(self._new_chunks, "delta", "", self._tokens)
-        self._end_sent = asyncio.get_running_loop().create_future()
+            self._tokens = []
+        self._flushed, self._flush_is_added = asyncio.get_running_loop().create_future(), False
         self._wake(self)
-        await self._end_sent
+        try:
+            await self._flushed
+        finally:
+            self._flushed = None
 
     @property
-    def is_ending(self) -> bool:
-        """`publish_end` waits."""
-        return self._end_sent is not None
+    def is_flushing(self) -> bool:
+        """`publish_rest` or `publish_end` waits."""
+        return self._flushed is not None
 
     @property
     def has_pending(self) -> bool:
-        return bool(self._new_chunks or self._unconfirmed or self._progress) and not self.is_ending
+        return bool(self._new_chunks or self._unconfirmed or self._progress) and not self.is_flushing
 
     def add_to(self, pipeline: Any) -> list[StreamMessage]:
         """Adds the commands that keep the entries to a pipeline; returns what is to be published beside them."""
@@ -225,20 +245,20 @@ class AttemptStream:
             data = msgspec.json.encode(wire.progress_event(self._progress, self._job_id, self._attempt))
             entries.append(Entry(self._attempt, 0, "progress", data, self._first_attempt))
             self._progress = None
-        if self.is_ending:
+        if self._is_ending:
             progress.delete(pipeline, self._record, self._job_id, self._attempt)
         if self._unconfirmed and not self._superseded:
             for entry in self._unconfirmed:
                 self._add_entry(pipeline, entry, must_exist=self._exists or entry is not self._unconfirmed[0])
             entries += self._unconfirmed
-            if not self._exists or self.is_ending or now - self._ttl_refreshed_at > self._timings.ttl_refresh_s:
+            if not self._exists or self.is_flushing or now - self._ttl_refreshed_at > self._timings.ttl_refresh_s:
                 self._ttl_refreshed_at = now
                 pipeline.expire(self._key, self._timings.stream_ttl_s)
-        if self._exists and (self.is_ending or now - self._checked_at > self._timings.check_s):
+        if self._exists and (self.is_flushing or now - self._checked_at > self._timings.check_s):
             self._checked_at = now
             pipeline.xlen(self._key)
-        if self.is_ending:
-            self._end_is_added = True
+        self._flush_is_added = self.is_flushing
+        if self._is_ending:
             entries.append(Entry(self._attempt, 0, "ended", b"", self._first_attempt))
         return [StreamMessage(self._job_id, entry) for entry in entries]
 
@@ -248,8 +268,8 @@ class AttemptStream:
             self._may_be_taken = True
         else:
             self._learn(replies)
-        if self._end_sent is not None and self._end_is_added:
-            self._end_sent.set_result(None)
+        if self._flushed is not None and self._flush_is_added and not self._flushed.done():
+            self._flushed.set_result(None)
 
     def _learn(self, replies: list[Any]) -> None:
         is_refused = any(isinstance(reply, ResponseError) and "equal or smaller" in str(reply) for reply in replies)

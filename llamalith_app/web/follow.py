@@ -316,7 +316,8 @@ class Followers:
                 followed.seems_ended = True
 
     async def _finish_if_ended(self, followed: FollowedJob) -> None:
-        job = await self._database.read(reads.job_by_id, followed.owner_id, followed.id)
+        # Who follows a job learns that it was cancelled, though with its conversation it is gone for everybody else.
+        job = await self._database.read(reads.job_by_id, followed.owner_id, followed.id, or_deleted=True)
         if job is None or job.status not in ENDED:
             return
         followed.ended_at = followed.ended_at or time.monotonic()

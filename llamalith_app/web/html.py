@@ -21,6 +21,7 @@ from litestar.params import FromPath
 from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Template
 from litestar.template import TemplateConfig
+from markupsafe import Markup
 
 from llamalith_app.contracts.jobs import SAME_AGAIN_KINDS, Job, JobBrief
 from llamalith_app.contracts.parameters import NAMES, Parameters, texts_of
@@ -89,6 +90,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "seconds_until": _seconds_until,
         "duration": duration,
         "size": _size,
+        "ticks": _with_code,
         "plain_name": visible,
         "name": visible_html,
         "first_words": _first_words,
@@ -96,6 +98,9 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "defaults": lambda model: texts_of(_default_parameters(model)),
         "markdown": markdown,
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
+        "plain_excerpt": lambda text: visible(text, Kind.EXCERPT),
+        "merge": lambda fields, more: {**fields, **more},
+        "month": lambda first: f"{first:%B %Y}",
     }
     environment.tests["changing"] = _is_changing
     environment.tests["same_again"] = _ends_the_same_again
@@ -236,6 +241,12 @@ def _in_seconds(time: timedelta) -> str:
 
 def _seconds_until(started: datetime, ended: datetime) -> str:
     return duration((ended - started).total_seconds())
+
+
+def _with_code(text: str) -> Markup:
+    """A docstring as HTML: what stands between backticks is code."""
+    parts = text.split("`")
+    return Markup().join(Markup("<code>{}</code>").format(part) if n % 2 else part for n, part in enumerate(parts))
 
 
 def _size(n_bytes: int) -> str:

@@ -18,7 +18,18 @@ import msgspec
 from litestar import Litestar, Request
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from llamalith_app.contracts import conversations, events, examples, health, jobs, models, parameters, problems
+from llamalith_app.contracts import (
+    conversation_list,
+    conversations,
+    events,
+    examples,
+    export,
+    health,
+    jobs,
+    models,
+    parameters,
+    problems,
+)
 from llamalith_app.contracts.text import END
 
 REF = "#/components/schemas/"
@@ -27,7 +38,7 @@ EVENTS = "x-events"
 """Beside a stream's schema: the shape of each event's data, by the event's name."""
 MAX_ID = 2**63 - 1
 
-_MODULES = (conversations, events, health, jobs, models, parameters, problems)
+_MODULES = (conversation_list, conversations, events, export, health, jobs, models, parameters, problems)
 _SHAPES = {
     name: shape
     for module in _MODULES
@@ -60,6 +71,9 @@ def document(app: Litestar) -> dict[str, Any]:
     schemas["JobCreate"]["anyOf"] = [
         {"required": ["content"], "properties": {"content": _NOT_BLANK}},
         {"required": ["system_prompt"], "properties": {"system_prompt": _NOT_BLANK, "assistant_context": _BLANK}},
+    ]
+    schemas["JobChange"]["anyOf"] = [
+        {"required": [name], "properties": {name: {"type": "string"}}} for name in ("content", "priority")
     ]
     for name, schema in schemas.items():
         _describe_fields(_SHAPES[name], schema)

@@ -38,7 +38,6 @@ KINDS = {
     "array": "a list",
 }
 """msgspec's names of JSON's types, which are Python's, in words."""
-UNITS = {"str": "characters"}
 MISMATCH = re.compile(r"Expected `([^`]+)`, got `(\w+)`")
 LENGTH = re.compile(r"Expected `(\w+)` of length (>=|<=) (\d+)")
 ABSENT_FIELD = re.compile(r"Object missing required field `(\w+)`")
@@ -206,7 +205,7 @@ def explained(message: str, root: Any, place: str = "") -> str:
 
 def _client_name(wanted: Any) -> str:
     """The name that clients have for a parameter whose handler calls it otherwise, such as a header's; else nothing."""
-    names = [(meta.extra or {}).get("name") for member in ranges.members(wanted) for meta in ranges.metas(member)]
+    names = [ranges.marked(member, "name") for member in ranges.members(wanted)]
     return next((str(name) for name in names if name), "")
 
 
@@ -215,7 +214,8 @@ def _reason(sentence: str) -> str:
         return "has characters that are not allowed here (NUL, or control characters in an id or a name)"
     if limit := LENGTH.fullmatch(sentence):
         kind, sign, n = limit.groups()
-        unit = UNITS.get(kind, "entry" if n == "1" else "entries")
+        one, many = ("character", "characters") if kind == "str" else ("entry", "entries")
+        unit = one if n == "1" else many
         return f"expected {KINDS[kind]} of at {'least' if sign == '>=' else 'most'} {n} {unit}"
     if mismatch := MISMATCH.fullmatch(sentence):
         wanted, found = mismatch.groups()

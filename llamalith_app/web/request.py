@@ -15,6 +15,9 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from litestar import Request
+from litestar.datastructures import UploadFile
+from litestar.exceptions import ClientException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.params import HeaderParameter
 from redis.asyncio import Redis
 
@@ -92,6 +95,8 @@ class Parts(NamedTuple):
     max_wait: Mapping[int, timedelta]
     """How long a job of a class may wait, by priority."""
     hosts: Hosts
+    restorable: timedelta
+    """How long a deleted conversation can be restored."""
 
 
 class AppRequest(Request[Any, Any, Any]):
@@ -169,6 +174,21 @@ class AppRequest(Request[Any, Any, Any]):
             return bool(body) and bool(msgspec.json.decode(body))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return True
+
+    async def file(self, name: str) -> bytes:
+        """The file in this field of a form (`multipart/form-data`). Raises BadInput, UnsupportedMediaType."""
+        if not self.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            raise UnsupportedMediaType("Content-Type: expected multipart/form-data")
+        try:
+            given = (await self.form()).get(name)
+        except RequestEntityTooLarge:
+            raise
+        # An unknown charset, or a part without a name.
+        except (ClientException, LookupError, UnicodeError, ValueError):
+            raise BadInput("The body is no form with a file.") from None
+        if not isinstance(given, UploadFile):
+            raise BadInput(f"{name}: missing; expected a file")
+        return await given.read()
 
     async def form_as(self, form: type[Form]) -> Form:
         """The form in the body as this type, with line ends as \\n. Raises BadInput, UnsupportedMediaType."""

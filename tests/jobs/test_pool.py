@@ -19,6 +19,7 @@ from llamalith_app.engine.client.protocol import Engine, EngineLoadFailed
 from llamalith_app.jobs.worker.memory import MIB
 from llamalith_app.jobs.worker.placement import RETRY_PRELOAD_S
 from llamalith_app.jobs.worker.pool import ModelTooLarge, Pool, Reservation
+from llamalith_app.jobs.worker.speeds import Speeds
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.settings.declaration import ModelSettings
 from tests.gguf import LLAMA, header, write
@@ -385,3 +386,48 @@ async def test_a_close_while_a_model_loads_ends_the_load_and_fails_whoever_waits
     await pool.close()
     with pytest.raises(EngineLoadFailed, match="This worker is ending"):
         await waiting
+
+
+async def test_a_model_that_a_person_asks_for_is_loaded_without_a_job_and_others_give_way(make: Make) -> None:
+    pool = await make()
+    a, b = await used(pool, "a"), await used(pool, "b")
+    assert pool.load("c")
+    assert pool.load("c"), "asked again, it is on its way"
+
+    async def loaded() -> bool:
+        return pool.statuses(Speeds())[2].state == "loaded"
+
+    await eventually(loaded)
+    assert (is_there(a), is_there(b)) == (False, True)
+
+
+async def test_a_model_is_not_loaded_on_request_while_those_at_work_leave_no_room(make: Make) -> None:
+    pool = await make(n_fit=1.1)
+    with taken(pool, "a") as place:
+        engine = await place.engine()
+        assert not pool.load("b")
+        assert not pool.unload("a"), "it works"
+    assert is_there(engine)
+    assert pool.load("b")
+    await engine.died.wait()
+
+
+async def test_a_model_that_can_never_be_loaded_says_so_when_a_person_asks(make: Make) -> None:
+    pool = await make(n_fit=0.5)
+    assert pool.load("a")
+    status = pool.statuses(Speeds())[0]
+    assert (status.state, "are allowed" in (status.reason or "")) == ("failed", True)
+
+
+async def test_a_model_that_a_person_unloads_stays_unloaded_until_it_is_asked_for(make: Make) -> None:
+    pool = await make(a={"preload": True}, b={"pinned": True})
+    a, b = await used(pool, "a"), await used(pool, "b")
+    assert not pool.unload("b"), "pinned"
+    assert pool.unload("a")
+    assert pool.unload("a"), "it is gone"
+    await a.died.wait()
+    assert is_there(b)
+    pool.tend(time.monotonic() + 1000)
+    assert "a" not in pool.pooled, "although it is to be preloaded"
+    again = await used(pool, "a")
+    assert is_there(again)

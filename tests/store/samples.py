@@ -13,7 +13,7 @@ from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.jobs import JobRequest
 from llamalith_app.store import workers
 from llamalith_app.store.jobs import submission, transitions
-from llamalith_app.store.tables import Outcome, Status
+from llamalith_app.store.tables import Outcome, Source, Status
 from llamalith_app.store.users import ADMIN_ID
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -27,6 +27,7 @@ def prompt(
     context: str = "",
     inputs: Sequence[Message] | None = None,
     unenforced: Sequence[str] = (),
+    source: Source | None = None,
     **fields: Any,
 ) -> submission.NewJob:
     """`inputs` replaces context and content; `fields` are those of JobRequest."""
@@ -40,6 +41,7 @@ def prompt(
         inputs=inputs,
         conversation_id=conversation_id,
         unenforced=unenforced,
+        source=source,
     )
 
 

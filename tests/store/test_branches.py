@@ -9,7 +9,8 @@ from sqlalchemy import Connection, Engine, update
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.errors import BadInput, ConversationExists, JobOpen, NotFound, TurnInUse
-from llamalith_app.store import check, conversations, retention, tree, turns
+from llamalith_app.store import check, conversation_list, conversations, retention, tree, turns
+from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.jobs import reads, submission, transitions
 from llamalith_app.store.tables import JobRow, Status
 from llamalith_app.store.users import ADMIN_ID
@@ -305,8 +306,8 @@ def test_a_fork_without_a_prompt_expires_with_its_age(engine: Engine) -> None:
         submission.fork(connection, ADMIN_ID, "c", first, "fork", NOW)
         assert check.violations(connection) == []
         assert conversations.messages(connection, ADMIN_ID, "fork") == conversations.messages(connection, ADMIN_ID, "c")
-        (summary, _) = conversations.newest(connection, ADMIN_ID, limit=9, offset=0, max_text=9)[::-1]
-        assert (summary.public_id, summary.status, summary.first_prompt) == ("fork", None, None)
+        (summary, _) = conversation_list.listed(connection, ADMIN_ID, Filter(), limit=9)
+        assert (summary.public_id, summary.status, summary.first_prompt) == ("fork", None, "first")
         scanned = retention.scan_conversations(connection, NOW, 0, 9)
         assert len(scanned.expired) == 1
         assert retention.delete_expired_conversations(connection, NOW, scanned.expired) == 1

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.exc import IntegrityError
 
-from llamalith_app.store import check, conversations, turns
+from llamalith_app.store import check, conversation_list, conversations, turns
+from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.jobs import leases, reads, statements, submission, transitions, waiting
 from llamalith_app.store.tables import JobRow, Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
@@ -27,19 +28,21 @@ def test_ids_are_never_given_twice(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("n_looked_at_first", [1, 3, 100])
-def test_conversations_are_listed_by_their_newest_job_wherever_that_is_found(
+def test_conversations_are_listed_by_their_newest_turn_wherever_that_is_found(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, n_looked_at_first: int
 ) -> None:
-    monkeypatch.setattr(conversations, "RECENT_JOBS", n_looked_at_first)
+    monkeypatch.setattr(conversation_list, "RECENT_TURNS", n_looked_at_first)
     with engine.begin() as connection:
         for conversation_id in ("a", "b", "c", "a", "d", "a"):
             submission.submit(connection, prompt("x", conversation_id), NOW)
         submission.submit(connection, prompt("", "e", system_prompt="no job yet"), NOW)
-        pages = [
-            [one.public_id for one in conversations.newest(connection, ADMIN_ID, limit=2, offset=n, max_text=9)]
-            for n in (0, 2, 4)
-        ]
-    assert pages == [["a", "d"], ["c", "b"], ["e"]]
+        pages: list[list[str]] = []
+        before = None
+        for _ in range(3):
+            found = conversation_list.listed(connection, ADMIN_ID, Filter(), limit=2, before=before)
+            pages.append([one.public_id for one in found])
+            before = found[-1].cursor
+    assert pages == [["e", "a"], ["d", "c"], ["b"]]
 
 
 def test_a_job_is_not_claimed_during_its_backoff(engine: Engine) -> None:

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import structlog
 from sqlalchemy import text
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.store import check, conversations, turns
+from llamalith_app.store import check, conversation_list, conversations, turns
+from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.database import write_engine
+from llamalith_app.store.jobs import submission
 from llamalith_app.store.migrate import commands, migrate
 from llamalith_app.store.users import ADMIN_ID
+from tests.store.samples import NOW, prompt
 
 
 def test_the_first_open_job_of_each_conversation_becomes_its_head(tmp_path: Path) -> None:
@@ -214,11 +218,41 @@ def test_every_turn_gets_its_place_in_the_tree(tmp_path: Path, n_conversations: 
                 found = turns.longest_stored_prefix(connection, ADMIN_ID, [*history, Message(role="user", content="x")])
                 assert found is not None
                 assert found.n_messages == len(history)
-        (listed,) = conversations.newest(connection, ADMIN_ID, limit=1, offset=0, max_text=9)
+        (listed,) = conversation_list.listed(connection, ADMIN_ID, Filter(), limit=1)
         assert listed.n_turns == stored[int(listed.public_id[1:])][-1].number + 1
     with closing(sqlite3.connect(path)) as old:
         newest_id = jobs_before[-1]["id"]
         assert old.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone() == (newest_id + 1000,)
+
+
+def test_what_an_earlier_version_stored_is_found_and_keeps_its_ids(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    store_old(path, {number: list(old_turns(number, 6)) for number in range(1, 8)})
+    engine = write_engine(path)
+    commands(engine).upgrade("0011")
+    engine.dispose()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE conversations SET title = 'a title of old' WHERE id = 3")
+        connection.execute("UPDATE sqlite_sequence SET seq = 100 WHERE name = 'conversations'")
+    kept = "SELECT id, owner_id, public_id, title, head_turn_id, created_at FROM conversations ORDER BY id"
+    before = rows(path, kept)
+    with structlog.testing.capture_logs() as lines:
+        assert migrate(path)
+    assert rows(path, kept) == before
+    (indexed,) = (line for line in lines if line["event"] == "texts are indexed")
+    assert indexed["done"] == indexed["of"]
+    with write_engine(path).begin() as current:
+        assert check.violations(current) == []
+
+        def found(query: str) -> set[str]:
+            return {one.public_id for one in conversation_list.listed(current, ADMIN_ID, Filter(query), limit=99)}
+
+        assert found("old") == {"c3"}
+        assert found("prompt") == {f"c{number}" for number in range(1, 8)}
+        submission.submit(current, prompt("a new one", "c1"), NOW)
+        submission.submit(current, prompt("a new one", "another"), NOW)
+        assert found("new") == {"c1", "another"}
+        assert current.execute(text("SELECT max(id) FROM conversations")).scalar_one() == 101
 
 
 def rows(path: Path, query: str, without: str = "") -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ Every statement that an operation really runs is explained, with what it was giv
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,8 +15,10 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.store import conversations, keys, retention, tree, turns
-from llamalith_app.store.jobs import leases, reads, submission, transitions, waiting
+from llamalith_app.store import conversation_changes, conversation_list, conversations, keys, retention, tree, turns
+from llamalith_app.store.conversation_list import Filter
+from llamalith_app.store.jobs import details, leases, listing, reads, statistics, submission, transitions, waiting
+from llamalith_app.store.jobs.listing import JobFilter
 from llamalith_app.store.tables import Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
@@ -108,7 +111,20 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "newest of a conversation": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, conversation_id="c")),
     "conversations, newest first": (
         lambda c: [queued(c) for _ in "ab"],
-        lambda c, _: conversations.newest(c, ADMIN_ID, limit=1, offset=0, max_text=200),
+        lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter(), limit=1),
+    ),
+    "the sidebar": (queued, lambda c, _: conversation_list.sidebar(c, ADMIN_ID, limit=0)),
+    "conversations that match": (
+        lambda c: [submission.submit(c, prompt(conversation_id=i), NOW) for i in "ab"],
+        lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter("hel"), limit=2),
+    ),
+    "delete a conversation": (
+        queued,
+        lambda c, _: conversation_changes.delete_conversations(c, ADMIN_ID, ["c"], NOW),
+    ),
+    "remove a deleted conversation": (
+        lambda c: (queued(c), conversation_changes.delete_conversations(c, ADMIN_ID, ["c"], NOW)),
+        lambda c, _: retention.remove_deleted(c, LATER, 100),
     ),
     "one": (queued, lambda c, job_id: reads.job_by_id(c, ADMIN_ID, job_id)),
     "latest": (queued, lambda c, _: conversations.latest(c, ADMIN_ID, "c")),
@@ -130,6 +146,27 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
         lambda c: transitions.cancel(c, ADMIN_ID, queued(c), NOW),
         lambda c, _: submission.fork(c, ADMIN_ID, "c", 1, None, NOW),
     ),
+    "a search": (queued, lambda c, _: listing.search(c, ADMIN_ID, JobFilter(status="queued"), limit=50, before=9)),
+    "a search by all filters": (
+        queued,
+        lambda c, _: listing.search(
+            c, ADMIN_ID, JobFilter("queued", "m", 1, "text", NOW - timedelta(days=1), LATER), limit=50
+        ),
+    ),
+    "counts": (queued, lambda c, _: listing.count_by_status(c, ADMIN_ID, JobFilter())),
+    "counts by all filters": (queued, lambda c, _: listing.count_by_status(c, ADMIN_ID, JobFilter(None, "m", 1, "x"))),
+    "excerpts": (queued, lambda c, job_id: listing.excerpts(c, ADMIN_ID, [job_id], 300)),
+    "the newest id": (queued, lambda c, _: listing.newest_id(c, ADMIN_ID)),
+    "waiting classes": (queued, lambda c, _: statistics.waiting_classes(c, ADMIN_ID, ["m", "n"])),
+    "the next jobs": (queued, lambda c, _: statistics.next_ids(c, ADMIN_ID, ["m", "n"], 50)),
+    "running jobs": (queued, lambda c, _: statistics.running_ids(c, ADMIN_ID, 50)),
+    "ended lately": (
+        lambda c: transitions.cancel(c, ADMIN_ID, queued(c), NOW),
+        lambda c, _: statistics.ended_lately(c, ADMIN_ID, NOW - timedelta(days=1), 1000),
+    ),
+    "details of a job": (queued, lambda c, job_id: details.job_details(c, ADMIN_ID, job_id)),
+    "change of a class": (queued, lambda c, job_id: transitions.change_priority(c, ADMIN_ID, [job_id], 2)),
+    "cancel jobs": (queued, lambda c, job_id: transitions.cancel_jobs(c, ADMIN_ID, [job_id], NOW)),
     "submit behind a turn": (queued, lambda c, _: submission.submit(c, prompt(parent=1), NOW)),
     "submit to the branch that was seen": (
         queued,
@@ -164,9 +201,7 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "forget keys": (answered_before, forget),
 }
 
-NO_TABLES = ("SCAN CONSTANT ROW", "SCAN (subquery-")
-"""Of what another step has found, which stands beside them with its own name."""
-THREAD = {"SCAN path", "SCAN earlier", "SCAN foreign", "SCAN everyone"}
+THREAD = {"SCAN path", "SCAN earlier", "SCAN foreign", "SCAN everyone", "SCAN (subquery)"}
 WHOLE_INDEXES = {
     # What is being worked on just now: as many rows as there are slots.
     "heartbeat": {"SCAN jobs USING INDEX one_processing"},
@@ -175,7 +210,7 @@ WHOLE_INDEXES = {
     "load": {"SCAN jobs USING INDEX one_processing", "SCAN jobs USING INDEX due"},
     # One path of turns.
     "a fork": {"SCAN path"},
-    "latest": {"SCAN path", "SCAN by_role"},
+    "latest": {"SCAN path", "SCAN by_role", "SCAN (subquery)"},
     "a turn's messages": {"SCAN path"},
     "a conversation's messages": {"SCAN path"},
     "submit to the branch that was seen": {"SCAN path"},
@@ -188,8 +223,21 @@ WHOLE_INDEXES = {
     "select a branch": {"SCAN below"},
     "delete a turn": {"SCAN below"},
     "the longest beginning": {"SCAN path"},
-    # The newest 2,000 jobs, and of their conversations a page.
-    "conversations, newest first": {"SCAN newest_jobs", "SCAN page"},
+    # The turns of one conversation that forks read.
+    "remove a deleted conversation": {"SCAN continued"},
+    # The newest 2,000 turns.
+    "conversations, newest first": {"SCAN turns", "SCAN newest_turns"},
+    # What the index of words finds, in the order that is asked for, up to the limit.
+    "conversations that match": {
+        "SCAN texts VIRTUAL TABLE INDEX 64:M1<",
+        "SCAN texts VIRTUAL TABLE INDEX 192:M1>",
+        "SCAN found",
+    },
+    # A window of jobs.
+    "a search by all filters": {"SCAN searched"},
+    "counts": {"SCAN searched"},
+    "counts by all filters": {"SCAN searched"},
+    "waiting classes": {"SCAN waiting"},
 }
 """The only scans that are allowed: partial indexes of open jobs, and rows that are bounded already."""
 
@@ -197,8 +245,8 @@ WHOLE_INDEXES = {
 OF_AN_OWNER = {
     # In the order that is asked for, up to the limit.
     "newest": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
-    # So many, and no more.
-    "conversations, newest first": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
+    # Its last entry.
+    "the newest id": {"SEARCH jobs USING COVERING INDEX jobs_of_owner (owner_id=?)"},
 }
 """Indexes by which all rows of an owner are read."""
 
@@ -218,7 +266,9 @@ def plan_of(sqlite_engine: Engine, name: str) -> list[str]:
 def test_no_statement_scans_a_table(sqlite_engine: Engine, name: str) -> None:
     steps = plan_of(sqlite_engine, name)
     assert steps
-    read_whole = {step for step in steps if step.startswith("SCAN") and not step.startswith(NO_TABLES)}
+    # How many subqueries a statement has before one is of no interest.
+    steps = [re.sub(r"\(subquery-\d+\)", "(subquery)", step) for step in steps]
+    read_whole = {step for step in steps if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"}
     assert read_whole == WHOLE_INDEXES.get(name, set())
     # That would be everything in an installation of one person.
     assert {step for step in steps if step.endswith("(owner_id=?)")} == OF_AN_OWNER.get(name, set())

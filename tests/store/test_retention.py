@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import Connection, Engine, text, update
 
-from llamalith_app.store import check, conversations, retention, turns
+from llamalith_app.store import check, conversation_list, conversations, retention, turns
+from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.jobs import reads, submission, transitions
 from llamalith_app.store.tables import JobRow
 from llamalith_app.store.users import ADMIN_ID
@@ -96,14 +97,14 @@ def test_a_conversation_gives_no_turn_number_twice_while_it_exists(connection: C
     queue(connection, "young")
     answer(connection, NOW + DAY)
     retention.delete_expired_jobs(connection, NOW, 100)
-    (listed,) = conversations.newest(connection, ADMIN_ID, limit=9, offset=0, max_text=9)
+    (listed,) = conversation_list.listed(connection, ADMIN_ID, Filter(), limit=9)
     assert (listed.first_prompt, listed.status) == ("young", "done")
     queue(connection, "new")
     assert turns.parent(connection, answer(connection).turn_id).depth == depth + 2
 
 
 def listed(connection: Connection) -> list[str]:
-    found = conversations.newest(connection, ADMIN_ID, limit=9, offset=0, max_text=9)
+    found = conversation_list.listed(connection, ADMIN_ID, Filter(), limit=9)
     return sorted(summary.public_id for summary in found)
 
 

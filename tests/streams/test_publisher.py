@@ -97,6 +97,41 @@ async def test_an_end_that_comes_while_something_is_published_waits_for_the_rest
     assert text_of(await published(redis)) == "one two three"
 
 
+async def test_an_attempt_that_gives_its_job_back_waits_for_the_rest_and_only_so_long(redis: Redis) -> None:
+    received: list[Entry] = []
+    subscriber = await subscribed(redis, lambda _, entry: received.append(entry))
+    stream = StreamPublisher(redis, RECORD, Timings(coalesce_s=3600)).open_attempt(JOB, 1)
+    stream.append([("delta", "one ")], [1])
+    await until(redis, "one ")
+    stream.append([("delta", "two ")], [2])
+    stream.append([], [3])
+    await stream.publish_rest(3600)
+    before = await resumable(redis, 2)
+    assert before is not None
+    assert (before.text, before.tokens) == ("one two ", [1, 2, 3])
+    publisher = StreamPublisher(redis, RECORD)
+    hung = publisher.open_attempt(JOB, 2, before)
+    await redis.client_pause(3_600_000, all=False)
+    hung.append([("delta", "one two three ")], [1, 2, 3, 4])
+
+    async def is_on_its_way() -> bool:
+        return not publisher._pending
+
+    await eventually(is_on_its_way)
+    hung.append([("delta", "four")], [5])
+    await hung.publish_rest(0.01)
+    await redis.client_unpause()
+    await asyncio.gather(stream.publish_end(), hung.publish_end())
+
+    async def is_over() -> bool:
+        return sum(entry.kind == "ended" for entry in received) == 2
+
+    await eventually(is_over)
+    await subscriber.close()
+    assert text_of(await published(redis)) == "one two three ", "what came too late is dropped"
+    assert b"four" not in b"".join(entry.data for entry in received)
+
+
 async def test_jobs_of_another_record_with_the_same_ids_are_other_jobs(redis: Redis) -> None:
     received: list[Entry] = []
     subscriber = await subscribed(redis, lambda _, entry: received.append(entry))

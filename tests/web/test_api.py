@@ -276,6 +276,11 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/api/jobs/{job_id}/retry",
         "/api/jobs/retry",
         "/api/jobs/{job_id}/events",
+        "/api/conversations",
+        "/api/conversations/{conversation_id}",
+        "/api/conversations/import",
+        "/api/conversations/{conversation_id}/restore",
+        "/api/conversations/{conversation_id}/export",
         "/api/conversations/{conversation_id}/events",
         "/api/conversations/{conversation_id}/reply",
         "/api/conversations/{conversation_id}/cancel",
@@ -305,7 +310,8 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         assert ("413" in refusals) is ("requestBody" in operation), path
         makes = path.endswith(("/retry", "/reply", "/submit", "/regenerate")) or (path, method) == ("/api/jobs", "post")
         assert ("429" in refusals) is makes, path
-        is_exclusive = path.endswith(("/fork", "/turns/{turn_id}")) or method == "patch"
+        is_exclusive = path.endswith(("/fork", "/turns/{turn_id}", "/restore", "/import"))
+        is_exclusive |= (path, method) in (("/api/jobs/{job_id}", "patch"), ("/api/conversations", "patch"))
         assert ("409" in refusals) is (makes or is_exclusive), path
         for status in refusals:
             media_type = "application/json" if status == "401" else "application/problem+json"

@@ -77,16 +77,28 @@ BODIES = {
     "an unknown model": (body(content="a", model="gpt-4"), "these are: smollm2, other"),
     "an unknown grammar": (body(content="a", grammar_name="xml"), "these exist: yes_or_no"),
     "a path for a grammar": (body(content="a", grammar_name="../yes_or_no"), "these exist: yes_or_no"),
-    "no time at all": (body(content="a", timeout_s=0), "timeout_s: expected number > 0 and ≤ 604800"),
-    "less time than none": (body(content="a", queue_timeout_s=-1), "queue_timeout_s: expected number > 0 and ≤ 604800"),
-    "more time than a week": (body(content="a", timeout_s=604_801), "timeout_s: expected number > 0 and ≤ 604800"),
+    "no time at all": (body(content="a", timeout_s=0), "timeout_s: expected a number of seconds > 0 and ≤ 604800"),
+    "less time than none": (
+        body(content="a", queue_timeout_s=-1),
+        "queue_timeout_s: expected a number of seconds > 0 and ≤ 604800",
+    ),
+    "more time than a week": (
+        body(content="a", timeout_s=604_801),
+        "timeout_s: expected a number of seconds > 0 and ≤ 604800",
+    ),
     "more attempts than a hundred": (
         body(content="a", max_attempts=101),
-        "max_attempts: expected whole number ≥ 1 and",
+        "max_attempts: expected a whole number ≥ 1 and",
     ),
     "a list for an id": (
         body(content="a", conversation_id=[]),
-        "conversation_id: expected 1 to 200 characters without control characters, or a whole number",
+        "conversation_id: expected 1 to 200 characters without control characters, or a whole number of at most"
+        " 64 bits",
+    ),
+    "a number beyond int64 for an id": (
+        b'{"content": "a", "conversation_id": 9223372036854775808}',
+        "conversation_id: expected 1 to 200 characters without control characters, or a whole number of at most"
+        " 64 bits",
     ),
     "time without an end": (b'{"content": "a", "timeout_s": 1e999}', "out of range"),
     "a time that is NaN": (b'{"content": "a", "timeout_s": NaN}', "not valid JSON"),
@@ -96,15 +108,15 @@ BODIES = {
     ),
     "a time that is NaN in text": (
         body(content="a", timeout_s="nan"),
-        "timeout_s: expected number > 0 and ≤ 604800",
+        "timeout_s: expected a number of seconds > 0 and ≤ 604800",
     ),
     "a time that is text": (
         body(content="a", timeout_s="soon"),
-        "timeout_s: expected number > 0 and ≤ 604800",
+        "timeout_s: expected a number of seconds > 0 and ≤ 604800",
     ),
     "a time that is a boolean": (
         body(content="a", queue_timeout_s=True),
-        "queue_timeout_s: expected number > 0 and ≤ 604800",
+        "queue_timeout_s: expected a number of seconds > 0 and ≤ 604800",
     ),
     "a context without a prompt": (
         body(system_prompt="a", assistant_context="b"),
@@ -159,18 +171,20 @@ async def test_only_json_is_accepted(api: httpx.AsyncClient, content_type: str, 
     assert "expected application/json" in answer.json()["detail"]
 
 
+AN_ID = "expected a whole number ≥ 1 and ≤ 9223372036854775807"
+
 QUERIES = {
-    "limit=0": "limit: expected whole number ≥ 1 and ≤ 500",
-    "limit=501": "limit: expected whole number ≥ 1 and ≤ 500",
-    "limit=-1": "limit: expected whole number ≥ 1 and ≤ 500",
-    "limit=x": "limit: expected whole number ≥ 1 and ≤ 500",
-    "limit=": "limit: expected whole number ≥ 1 and ≤ 500",
-    "limit=1.5": "limit: expected whole number ≥ 1 and ≤ 500",
-    "limit=99999999999999999999": "limit: expected whole number ≥ 1 and ≤ 500",
-    "limit=NaN": "limit: expected whole number ≥ 1 and ≤ 500",
-    "before=0": "before: expected whole number ≥ 1",
-    "before=9223372036854775808": "before: expected whole number ≥ 1",
-    "before=abc": "before: expected whole number ≥ 1",
+    "limit=0": "limit: expected a whole number ≥ 1 and ≤ 500",
+    "limit=501": "limit: expected a whole number ≥ 1 and ≤ 500",
+    "limit=-1": "limit: expected a whole number ≥ 1 and ≤ 500",
+    "limit=x": "limit: expected a whole number ≥ 1 and ≤ 500",
+    "limit=": "limit: expected a whole number ≥ 1 and ≤ 500",
+    "limit=1.5": "limit: expected a whole number ≥ 1 and ≤ 500",
+    "limit=99999999999999999999": "limit: expected a whole number ≥ 1 and ≤ 500",
+    "limit=NaN": "limit: expected a whole number ≥ 1 and ≤ 500",
+    "before=0": f"before: {AN_ID}",
+    "before=9223372036854775808": f"before: {AN_ID}",
+    "before=abc": f"before: {AN_ID}",
 }
 
 
@@ -195,7 +209,7 @@ async def test_a_filter_that_matches_nothing_is_an_empty_list(api: httpx.AsyncCl
 async def test_an_invalid_job_id_is_bad_input(api: httpx.AsyncClient, job_id: str) -> None:
     answer = await api.get(f"/api/jobs/{job_id}")
     assert answer.status_code == 400
-    assert answer.json()["detail"] == "job_id: expected whole number ≥ 1"
+    assert answer.json()["detail"] == f"job_id: {AN_ID}"
 
 
 @pytest.mark.parametrize("public_id", ["a%00b", "x" * 201, "a%0Ab", "%7F", "%20"])

@@ -273,7 +273,10 @@ async def test_an_action_needs_a_good_form(browser: httpx.AsyncClient) -> None:
     assert (await browser.get("/api/jobs/1", headers=API)).json()["status"] == "queued"
 
 
-async def test_a_retry_of_all_that_finds_no_room_queues_none(config: Config, database: Database) -> None:
+async def test_a_retry_of_all_queues_as_many_as_there_is_room_for_and_says_that_there_are_more(
+    config: Config, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bulk.RULES, "retry", bulk.RULES["retry"]._replace(chunk=2))
     async with serving(msgspec.structs.replace(config, max_queued=2)) as browser:
         for n in range(3):
             await send(browser, conversation_id=f"c{n}")
@@ -281,8 +284,10 @@ async def test_a_retry_of_all_that_finds_no_room_queues_none(config: Config, dat
         await log_in(browser)
         page = await asked(browser, "action=retry")
         answer = await browser.post("/chat/jobs/bulk", data=hidden_fields(page))
-        assert answer.status_code == 429
-        assert shown_ids(await browser.get("/chat/jobs?status=queued")) == []
+        assert answer.headers["location"] == "/chat/jobs?did=retry&n=2&more=1"
+        assert shown_ids(await browser.get("/chat/jobs?status=queued")) == [5, 4]
+        full = await browser.post("/chat/jobs/bulk", data=hidden_fields(page))
+        assert full.status_code == 429, "where there is none at all"
 
 
 # Another class for one job
@@ -374,6 +379,20 @@ async def test_the_command_on_the_page_makes_the_same_job_again_whatever_the_pro
     saved = await browser.get("/chat/jobs/1/request.json")
     assert saved.json() == body
     assert saved.headers["content-disposition"] == 'attachment; filename="job-1.json"'
+
+
+async def test_the_command_of_a_later_message_makes_another_version_beside_it(
+    browser: httpx.AsyncClient, database: Database
+) -> None:
+    for content in ("First.", "Second.", "Third."):
+        await send(browser, content, conversation_id="c")
+        await ended(database, finish)
+    body = body_of(await browser.get("/chat/jobs/2"))
+    again = (await browser.post("/api/jobs", json=body, headers=API)).json()
+    assert again["conversation_id"] == "c"
+    tree = (await browser.get("/api/conversations/c/tree", headers=API)).json()["turns"]
+    parents = {turn["job_id"]: turn["parent"] for turn in tree}
+    assert parents[again["job_id"]] == parents[2]
 
 
 async def test_a_request_that_no_command_line_takes_comes_as_a_file(browser: httpx.AsyncClient) -> None:

@@ -131,7 +131,7 @@ async def test_a_filter_cancels_the_matching_jobs_and_no_others(
         ("", "status"),
         ("status=", "status"),
         ("status=done", "status"),
-        ("status=queued&conversation_id=", "conversation_id"),
+        ("status=queued&conversation_id=", "conversation_id: expected a string of at least 1 character"),
         ("status=queued&model=", "model"),
         ("status=queued&conversation=c", "conversation: unknown filter; these exist: status, conversation_id, model"),
     ],
@@ -265,7 +265,9 @@ async def plain(config: Config) -> Any:
         yield client
 
 
-@pytest.mark.parametrize("path", ["/chat/", "/chat/jobs", "/chat/jobs?status=queued", "/chat/conversations/c"])
+@pytest.mark.parametrize(
+    "path", ["/chat/status", "/chat/jobs", "/chat/jobs?status=queued", "/chat/jobs/1", "/chat/conversations/c"]
+)
 async def test_every_list_has_a_cancel_form_that_leads_back(plain: httpx.AsyncClient, path: str) -> None:
     plain.headers["X-CSRF-Token"] = await token_of(plain, "/chat/")
     await queue(plain)
@@ -320,7 +322,7 @@ async def test_the_partial_reply_of_a_cancelled_job_is_shown_as_partial(
     assert await database.write(transitions.store_partial, 1, claimed.lease_token, datetime.now(UTC), written=written)
     page = await browser.get("/chat/conversations/c")
     assert 'data-open="0"' in page.text
-    assert "This job was cancelled. Until then it had written this" in page.text
+    assert "Stopped. Until then this was written" in page.text
     assert '<p class="text unfinished" dir="auto">Once &lt;b&gt;upon&lt;/b&gt; a</p>' in page.text
     assert "Once &lt;b&gt;upon&lt;/b&gt; a" in (await browser.get("/chat/jobs")).text
     job = (await browser.get("/api/jobs/1")).json()

@@ -108,7 +108,8 @@ async def test_an_id_that_is_neither_text_nor_integer_is_refused_with_what_it_ma
     assert answer.status_code == 400
     if len(sent) < 1000:
         assert answer.json()["detail"] == (
-            "conversation_id: expected 1 to 200 characters without control characters, or a whole number"
+            "conversation_id: expected 1 to 200 characters without control characters, or a whole number of at most"
+            " 64 bits"
         )
 
 
@@ -292,10 +293,10 @@ async def test_an_invalid_field_is_explained_in_terms_of_json(api: httpx.AsyncCl
     [
         ("POST", "/api/jobs/cancel", "status: missing; expected one of queued, processing; at most 2 of them"),
         ("POST", "/api/jobs/cancel?status=nonsense", "status: expected one of queued, processing; at most 2 of them"),
-        ("POST", "/api/jobs/cancel?status=queued&model=", "model: expected a string of at least 1 characters"),
+        ("POST", "/api/jobs/cancel?status=queued&model=", "model: expected a string of at least 1 character"),
         ("POST", f"/api/jobs/retry?status=error&error_kind={'x' * 41}", "error_kind: expected a string of at most 40"),
         ("GET", "/api/jobs?texts=perhaps", "texts: expected true or false"),
-        ("GET", "/api/jobs?limit=0", "limit: expected whole number ≥ 1 and ≤ 500"),
+        ("GET", "/api/jobs?limit=0", "limit: expected a whole number ≥ 1 and ≤ 500"),
         ("GET", "/api/jobs/1/events?after=x", "after: expected the id of an event of this stream, such as 1-42"),
     ],
 )
@@ -314,7 +315,7 @@ async def test_an_invalid_query_is_explained_too(api: httpx.AsyncClient, method:
         ({"content": []}, "content: expected a string, got a list"),
         ({"content": "x", "system_prompt": 5}, "system_prompt: expected a string or null, got a number"),
         ({"content": "x", "assistant_context": True}, "assistant_context: expected a string or null, got a boolean"),
-        ({"content": "x", "max_attempts": 0}, "max_attempts: expected whole number ≥ 1 and ≤ 100"),
+        ({"content": "x", "max_attempts": 0}, "max_attempts: expected a whole number ≥ 1 and ≤ 100"),
         ({"content": "x", "model": "x" * 201}, "model: expected a string of at most 200 characters"),
         ({"content": "x", "priority": "urgent"}, "priority: expected one of interactive, normal, batch"),
         ([], "The body is wrong: expected an object, got a list"),

@@ -234,8 +234,10 @@ async def test_older_jobs_and_conversations_are_a_link_away(browser: httpx.Async
     assert "Older jobs" not in page.text
     first = await browser.get("/chat/conversations")
     assert first.text.index("prompt 54") < first.text.index("prompt 53"), "newest first"
-    second = await browser.get("/chat/conversations?page=2")
-    assert [f">prompt {number}<" in second.text for number in (5, 4, 0)] == [False, True, True]
+    (older,) = re.findall(r'href="([^"]*before=[^"]*)">Older<', first.text)
+    second = await browser.get(unescape(older))
+    assert [f">prompt {number}<" in second.text for number in (15, 14, 0)] == [False, True, True]
+    assert "Older<" not in second.text
 
 
 async def test_of_a_long_conversation_the_newest_turns_show_and_the_rest_is_a_link_away(
@@ -559,7 +561,7 @@ async def test_errors_are_pages_for_people_and_problems_for_programs(browser: ht
         ("/chat/conversation", 400),
         ("/chat/jobs?before=x", 400),
         ("/chat/jobs?before=0", 400),
-        ("/chat/conversations?page=0", 400),
+        ("/chat/conversations?before=0", 400),
         ("/chat/conversations/c?before=-1", 400),
         ("/chat/conversation/turns?id=unknown", 404),
     ):
@@ -614,7 +616,7 @@ async def test_the_reference_shows_every_operation_and_the_document_lies_beside_
     page = text(await browser.get("/chat/docs"))
     document = (await browser.get("/chat/docs/openapi.json")).json()
     assert document["servers"] == [{"url": "/chat"}]
-    assert len(document["paths"]) == 25
+    assert len(document["paths"]) == 28
     for path, methods in document["paths"].items():
         assert path in page
         for operation in methods.values():

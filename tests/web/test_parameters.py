@@ -100,25 +100,25 @@ async def test_only_parameters_that_were_sent_are_returned(
 
 WRONG = [
     *(
-        ("max_tokens", value, "whole number ≥ 1 and ≤ 1048576")
+        ("max_tokens", value, "a whole number ≥ 1 and ≤ 1048576")
         for value in ("0", "-1", "1048577", "1.5", '"x"', "true", "1e30")
     ),
-    *(("temperature", value, "number ≥ 0 and ≤ 5") for value in ("-0.1", "5.1", '"hot"', "[]")),
-    *(("top_p", value, "number > 0 and ≤ 1") for value in ("0", "1.01", "-1")),
-    *(("top_k", value, "whole number ≥ 0 and ≤ 1000000") for value in ("-1", "1000001", "0.5")),
-    *(("min_p", value, "number ≥ 0 and ≤ 1") for value in ("-0.01", "2")),
-    *(("typical_p", value, "number > 0 and ≤ 1") for value in ("0", "2")),
-    *(("repeat_penalty", value, "number > 0 and ≤ 5") for value in ("0", "6")),
-    *(("presence_penalty", value, "number ≥ -2 and ≤ 2") for value in ("-3", "2.5")),
-    *(("frequency_penalty", value, "number ≥ -2 and ≤ 2") for value in ("-3", "2.5")),
-    *(("seed", value, "whole number ≥ 0 and ≤ 4294967295") for value in ("-1", "4294967296", '"x"')),
+    *(("temperature", value, "a number ≥ 0 and ≤ 5") for value in ("-0.1", "5.1", '"hot"', "[]")),
+    *(("top_p", value, "a number > 0 and ≤ 1") for value in ("0", "1.01", "-1")),
+    *(("top_k", value, "a whole number ≥ 0 and ≤ 1000000") for value in ("-1", "1000001", "0.5")),
+    *(("min_p", value, "a number ≥ 0 and ≤ 1") for value in ("-0.01", "2")),
+    *(("typical_p", value, "a number > 0 and ≤ 1") for value in ("0", "2")),
+    *(("repeat_penalty", value, "a number > 0 and ≤ 5") for value in ("0", "6")),
+    *(("presence_penalty", value, "a number ≥ -2 and ≤ 2") for value in ("-3", "2.5")),
+    *(("frequency_penalty", value, "a number ≥ -2 and ≤ 2") for value in ("-3", "2.5")),
+    *(("seed", value, "a whole number ≥ 0 and ≤ 4294967295") for value in ("-1", "4294967296", '"x"')),
     *(
         ("stop", value, "text of 1 to 64 characters, or a list of at most 16 such texts")
         for value in ('""', '[""]', json.dumps("x" * 10_000), json.dumps(["x" * 65]), json.dumps(["x"] * 17), "5", "{}")
     ),
     *(("temperature", value, "not valid JSON") for value in ("NaN", "Infinity", "-Infinity")),
-    *(("temperature", value, "number ≥ 0 and ≤ 5") for value in ('"NaN"', '"nan"', '"Infinity"', '"inf"')),
-    *(("top_p", value, "number > 0 and ≤ 1") for value in ('"NaN"', '"-inf"')),
+    *(("temperature", value, "a number ≥ 0 and ≤ 5") for value in ('"NaN"', '"nan"', '"Infinity"', '"inf"')),
+    *(("top_p", value, "a number > 0 and ≤ 1") for value in ('"NaN"', '"-inf"')),
     ("temperature", "1e999", ""),
 ]
 

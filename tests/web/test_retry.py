@@ -192,7 +192,7 @@ async def test_the_page_tries_again_and_leads_to_the_new_job(browser: httpx.Asyn
     await browser.post("/chat/jobs", data={"content": "x", "conversation_id": "c"})
     await database.write(fail, await claim(database), pause=None)
     form = '<form class="retry" method="post" action="/chat/jobs/1/retry">'
-    for path in ("/chat/", "/chat/jobs?status=error", "/chat/conversations/c"):
+    for path in ("/chat/status", "/chat/jobs?status=error", "/chat/jobs/1", "/chat/conversations/c"):
         assert form in (await browser.get(path)).text
     del browser.headers["Origin"]
     assert (await browser.post("/chat/jobs/1/retry", data={"csrf_token": "x"})).status_code == 403

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -28,17 +29,20 @@ from llamalith_app.jobs.queue import Hints, Timings
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 from llamalith_app.jobs.worker.attempt import AttemptTimings
 from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, local_engines, run
+from llamalith_app.jobs.worker.running import RunningAttempt
+from llamalith_app.jobs.worker.settle import AttemptResult, Settler
 from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, hold_lock
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.declaration import ModelSettings
-from llamalith_app.store import conversations, retention, turns, workers
+from llamalith_app.store import conversation_list, conversations, retention, turns, workers
+from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import leases, reads, submission, transitions
 from llamalith_app.store.migrate import migrate
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import ConversationRow, Outcome
 from llamalith_app.store.users import ADMIN_ID
-from llamalith_app.streams import resume
+from llamalith_app.streams import publisher, resume
 from llamalith_app.streams.resume import ResumePoint, resume_point
 from llamalith_app.streams.subscriber import history
 from llamalith_app.supervise import valkey
@@ -345,6 +349,85 @@ async def test_what_an_attempt_had_written_is_had_of_a_redis_that_answers_late(
             job = await ended(database, job_id)
     assert (job.result, job.attempt) == ("abcdefghijklmnop", 2)
     assert [one is not None and one.text for one in found] in (["a"], ["ab"], ["abc"])
+
+
+@pytest.mark.parametrize("end", ["engine dies", "drain"])
+async def test_what_an_attempt_wrote_is_published_before_its_job_is_given_back(
+    config: Config,
+    script: Script,
+    submit: Submit,
+    database: Database,
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+) -> None:
+    # Only the first text is published at once; without an end, the rest would wait for an hour.
+    timings = msgspec.structs.replace(
+        OFTEN, stream=publisher.Timings(coalesce_s=3600), attempt=AttemptTimings(publish_rest_s=20)
+    )
+    rest: dict[str, Any] = {"gate": str(tmp_path / "gate")}
+    if end == "engine dies":
+        rest = {"signal": 9, "once": str(tmp_path / "died")}
+    script.write({"when": "late", "after": 3, "reply": "abcdefgh", **rest})
+    settle, published = Settler.settle, []
+
+    async with Redis.from_url(redis_url) as redis:
+
+        async def and_look(settler: Settler, running: RunningAttempt, result: AttemptResult) -> None:
+            entries = await history(redis, record_id(database.path), running.claim.job_id)
+            published.append("".join(msgspec.json.decode(entry.data)["text"] for entry in entries))
+            await settle(settler, running, result)
+
+        monkeypatch.setattr(Settler, "settle", and_look)
+        async with working_in_process(config, script, timings=timings, grace_s=0) as worker:
+            job_id = await submit("late")
+            if end == "engine dies":
+                await ended(database, job_id)
+            else:
+                running = await at_phase(worker, "decode")
+
+                async def is_at_the_gate() -> bool:
+                    return running.completion_tokens == 3
+
+                await eventually(is_at_the_gate)
+    assert published[0] == "abc"
+    (_, outcome, _), *_ = await attempts(database, job_id)
+    assert outcome == ("failed" if end == "engine dies" else "released")
+
+
+@contextlib.asynccontextmanager
+async def hanging_redis(redis_url: str) -> AsyncIterator[None]:
+    """A Redis that answers to nothing that writes, until the end of the block."""
+    async with Redis.from_url(redis_url) as redis, Redis.from_url(redis_url, socket_timeout=None) as other:
+        await redis.client_pause(3_600_000, all=False)
+        writing = asyncio.ensure_future(other.set("any", 1))
+        try:
+            yield
+            assert not writing.done()
+        finally:
+            await redis.client_unpause()
+            await writing
+
+
+async def test_a_reply_is_stored_while_redis_answers_nothing(
+    config: Config, script: Script, submit: Submit, database: Database, redis_url: str
+) -> None:
+    timings = msgspec.structs.replace(OFTEN, attempt=AttemptTimings(publish_rest_s=3600))
+    script.write({"when": "go", "reply": "done"})
+    async with working_in_process(config, script, timings=timings), hanging_redis(redis_url):
+        job = await ended(database, await submit("go"))
+    assert (job.status, job.result) == ("done", "done")
+
+
+async def test_a_job_is_given_back_while_redis_answers_nothing(
+    config: Config, script: Script, submit: Submit, database: Database, redis_url: str, tmp_path: Path
+) -> None:
+    timings = msgspec.structs.replace(OFTEN, attempt=AttemptTimings(publish_rest_s=0.01, resume_timeout_s=0.01))
+    script.write({"when": "go", "after": 3, "signal": 9, "once": str(tmp_path / "died"), "reply": "abcdefgh"})
+    async with working_in_process(config, script, timings=timings), hanging_redis(redis_url):
+        job = await ended(database, await submit("go"))
+    assert (job.status, job.result, job.attempt) == ("done", "abcdefgh", 2)
 
 
 async def test_a_model_that_cannot_be_loaded_is_named_and_other_models_go_on(
@@ -696,7 +779,7 @@ async def test_what_ended_longer_ago_than_it_is_kept_goes_step_by_step(
     config = msgspec.structs.replace(config, retention_days=2.5)
 
     async def are_gone() -> bool:
-        found = await database.read(conversations.newest, ADMIN_ID, limit=9, offset=0, max_text=9)
+        found = await database.read(conversation_list.listed, ADMIN_ID, Filter(), limit=9)
         return [conversation.public_id for conversation in found] == ["alone"]
 
     with structlog.testing.capture_logs() as lines:

@@ -284,6 +284,8 @@ def _in_words(schema: dict[str, Any]) -> str:
     if kind == "array":
         most = f", at most {schema['maxItems']:,}" if "maxItems" in schema else ""
         return f"list of {_in_words(schema.get('items', {}))}{most}"
+    if kind == "string" and "format" not in schema:
+        return f"text{_length_in_words(schema)}"
     limits = [
         f"{words} {schema[name]:,}"
         for name, words in (
@@ -291,9 +293,14 @@ def _in_words(schema: dict[str, Any]) -> str:
             ("exclusiveMinimum", "more than"),
             ("maximum", "to"),
             ("exclusiveMaximum", "less than"),
-            ("minLength", "characters at least:"),
-            ("maxLength", "at most, characters:"),
         )
         if name in schema and abs(schema[name]) < LARGEST_SHOWN_LIMIT
     ]
     return " ".join([str(schema.get("format", kind)), *limits])
+
+
+def _length_in_words(schema: dict[str, Any]) -> str:
+    least, most = schema.get("minLength"), schema.get("maxLength")
+    if most is None:
+        return "" if least is None else f" of at least {least:,} characters"
+    return f" of at most {most:,} characters" if least is None else f" of {least:,} to {most:,} characters"

@@ -24,6 +24,7 @@ from llamalith_app.guards.cookies import make_cookie
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.principal import PAGE
 from llamalith_app.store.keys import Key
+from llamalith_app.store.tables import Source
 from llamalith_app.web import html
 from llamalith_app.web.html import conversation_url, page
 from llamalith_app.web.problems import explained
@@ -63,6 +64,7 @@ class DraftPage(Controller):
                     **parameters_in(form),
                 ),
                 conversation_id=form.conversation_id,
+                source=Source.PAGE,
                 keeps_system_prompt=form.system_prompt == form.system_prompt_was,
                 beside=int(form.beside) if form.beside else None,
                 seen=int(form.seen) if form.seen else None,

@@ -20,6 +20,7 @@ from llamalith_app.controllers.pages.redirects import see_other
 from llamalith_app.errors import BadInput, JobOpen, NotFound, QueueFull, StorageUnavailable
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.jobs import timeline
+from llamalith_app.jobs.submit import ForkPoint
 from llamalith_app.store.jobs import reads
 from llamalith_app.store.jobs.details import JobDetails, job_details
 from llamalith_app.store.keys import Key
@@ -103,28 +104,16 @@ class JobPage(Controller):
         the old one beside it. What cannot be used comes back with the reason."""
         details = await _details(request, job_id)
         form = await request.form_as(AgainForm)
-        sent = msgspec.json.encode(form)
-        digest = hashlib.sha256(sent).hexdigest()
-        owner_id, once = request.principal.user_id, form.once
+        digest, parent = hashlib.sha256(msgspec.json.encode(form)).hexdigest(), details.parent_turn
         try:
-            changed = _changed(details, form)
-            conversation_id = None
-            if details.parent_turn is not None:
-                forked = await request.parts.branches.fork(
-                    owner_id,
-                    details.job.conversation_id,
-                    details.parent_turn,
-                    key=Key(owner_id, f"again-in:{once}:{digest}", digest) if once else None,
-                )
-                conversation_id = forked.conversation_id
             accepted = await request.parts.submissions.submit(
                 request.principal,
                 request.id,
-                changed,
-                conversation_id=conversation_id,
-                key=Key(owner_id, f"again:{once}:{digest}", digest) if once else None,
+                _changed(details, form),
+                fork_of=None if parent is None else ForkPoint(details.job.conversation_id, parent),
+                key=Key(request.principal.user_id, f"again:{form.once}:{digest}", digest) if form.once else None,
             )
-        except (BadInput, JobOpen, QueueFull, StorageUnavailable) as error:
+        except (BadInput, NotFound, JobOpen, QueueFull, StorageUnavailable) as error:
             return _form_page(request, details, form, status_code=error.status, why=str(error))
         return see_other(f"/chat/jobs/{accepted.job_id}?beside={job_id}")
 
@@ -134,7 +123,7 @@ def request_body(details: JobDetails) -> dict[str, Any]:
     job = details.job
     body: dict[str, Any] = {"content": job.user_input, "model": job.model}
     if details.parent_turn is not None:
-        body["conversation_id"] = job.conversation_id
+        body |= {"conversation_id": job.conversation_id, "parent": details.parent_turn}
     if details.context:
         body["assistant_context"] = details.context
     for name in ("system_prompt", "grammar_name", "timeout_s", "queue_timeout_s"):

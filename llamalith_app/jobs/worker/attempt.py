@@ -26,7 +26,7 @@ from llamalith_app.jobs.schemas import Fit, ReplyValidator
 from llamalith_app.jobs.worker import shape
 from llamalith_app.jobs.worker.pool import ModelTooLarge, Reservation
 from llamalith_app.jobs.worker.running import RunningAttempt, StopReason
-from llamalith_app.jobs.worker.settle import AttemptResult, Failed, Replied, Settler
+from llamalith_app.jobs.worker.settle import AttemptResult, Failed, Replied, Settler, gives_back
 from llamalith_app.jobs.worker.task_mirror import TaskMirror
 from llamalith_app.jobs.worker.tasks import TaskSet
 from llamalith_app.settings.config import ModelConfig
@@ -47,6 +47,8 @@ class AttemptTimings(msgspec.Struct, frozen=True, kw_only=True):
     """Between tries to read a turn from a database that cannot be used now."""
     resume_timeout_s: float = resume.RESUME_TIMEOUT_S
     """How long an attempt waits for what Redis holds of earlier ones. `history_redis` must wait for so long too."""
+    publish_rest_s: float = 0.5
+    """How long an attempt that gives its job back waits for Redis to take the rest of its text."""
     tick_s: float = 1.0
     """The steps in which an attempt's time is counted."""
 
@@ -95,10 +97,10 @@ class AttemptExecutor:
         try:
             stream = await self._open_stream(running)
             result = await self.execute(running, reservation, stream, mirror)
-            await self._settler.settle(running, result)
+            await self._settle(running, stream, result)
         except Exception:  # noqa: BLE001 - whatever it was, the job must not stay behind as processing
             lines.exception("attempt failed unexpectedly")
-            await self._settler.settle(running, running.stop_reason or UNEXPECTED)
+            await self._settle(running, stream, running.stop_reason or UNEXPECTED)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -122,6 +124,13 @@ class AttemptExecutor:
         except EngineDied as error:
             failed = Failed("engine_died", str(error))
         return running.stop_reason or failed
+
+    async def _settle(self, running: RunningAttempt, stream: AttemptStream | None, result: AttemptResult) -> None:
+        """The job's end never waits for Redis. A job that is given back does, for `publish_rest_s` at most: its next
+        attempt goes on behind what is published, and nothing of this one may reach readers beside that."""
+        if stream is not None and gives_back(result):
+            await stream.publish_rest(self._timings.publish_rest_s)
+        await self._settler.settle(running, result)
 
     async def _stop_in_time(self, running: RunningAttempt, timeout_s: float) -> None:
         """Counts only while this process runs: one that was frozen must not find its attempts over at once."""

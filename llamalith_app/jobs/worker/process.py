@@ -170,6 +170,7 @@ class Worker:
             self._poll_later,
             self._engine_statuses,
             None if days is None else timedelta(days=days),
+            restorable=timedelta(days=self._config.restore_days),
             timings=self._timings.sweep,
             batches=self._batches,
         )

@@ -58,6 +58,11 @@ class Failed(NamedTuple):
 AttemptResult = Replied | Failed | StopReason
 
 
+def gives_back(result: AttemptResult) -> bool:
+    """True: the job may be queued again, and its next attempt may begin as soon as the record has this result."""
+    return result is StopReason.DRAIN or (isinstance(result, Failed) and not result.is_final)
+
+
 class Settler:
     """`wake_later` is called with how long from now a job will be due again; `speeds` learns from whole replies."""
 

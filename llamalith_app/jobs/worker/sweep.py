@@ -73,7 +73,8 @@ def _delete_lock(lock_path: str) -> None:
 
 class Sweeper:
     """`held_here`: the lease tokens of the attempts that this worker is running, which it does not sweep.
-    `retention`: how long ended jobs are kept; None: for ever. `wake_later` is called with how long from now a job will
+    `retention`: how long ended jobs are kept; None: for ever. `restorable`: how long deleted conversations are.
+    `wake_later` is called with how long from now a job will
     be due again; `engine_statuses` returns, as JSON, what the worker's row says of its engines.
     """
 
@@ -86,6 +87,7 @@ class Sweeper:
         engine_statuses: Callable[[], str],
         retention: timedelta | None = None,
         *,
+        restorable: timedelta = timedelta(days=1),
         timings: SweepTimings = TIMINGS,
         batches: SweepBatches = BATCHES,
         clock: Callable[[], float] = time.monotonic,
@@ -96,6 +98,7 @@ class Sweeper:
         self._wake_later = wake_later
         self._engine_statuses = engine_statuses
         self._retention = retention
+        self._restorable = restorable
         self._timings = timings
         self._batches = batches
         self._last_searched = 0
@@ -117,6 +120,7 @@ class Sweeper:
         if await self._database.read(keys.has_expired_keys, datetime.now(UTC)):
             await self._database.write_lightly(keys.delete_expired, datetime.now(UTC), self._batches.old_keys)
         await self._delete_expired()
+        await self._remove_deleted()
         await self._log_unserved_models()
 
     async def _release_leases_of_dead_workers(self) -> None:
@@ -172,6 +176,12 @@ class Sweeper:
             n_gone = await self._database.write_lightly(retention.delete_expired_conversations, until, found.expired)
             log.info("empty conversations expired", n_conversations=n_gone)
         self._last_searched = found.last
+
+    async def _remove_deleted(self) -> None:
+        until = datetime.now(UTC) - self._restorable
+        if await self._database.read(retention.deleted_conversations, until):
+            n_turns = await self._database.write_lightly(retention.remove_deleted, until, self._batches.expired_jobs)
+            log.info("deleted conversations removed", n_turns=n_turns)
 
     async def _expire_overdue(self) -> None:
         """Ends jobs that waited longer for their first start than their `queue_timeout_s` allows."""

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 from llamalith_app.contracts.jobs import Attempt, Job
 from llamalith_app.store import turns
 from llamalith_app.store.jobs import reads
-from llamalith_app.store.tables import JobRow, TurnRow
+from llamalith_app.store.tables import TurnRow
 
 
 class JobDetails(NamedTuple):
@@ -30,9 +30,7 @@ def job_details(connection: Connection, owner_id: int, job_id: int) -> JobDetail
     job = reads.job_by_id(connection, owner_id, job_id)
     if job is None:
         return None
-    turn_id, parent_id = connection.execute(
-        select(JobRow.turn_id, TurnRow.parent_id).join(TurnRow, TurnRow.id == JobRow.turn_id).where(JobRow.id == job_id)
-    ).one()
-    inputs = turns.inputs(connection, turn_id)
+    parent_id = connection.execute(select(TurnRow.parent_id).where(TurnRow.id == job.turn_id)).scalar_one()
+    inputs = turns.inputs(connection, job.turn_id)
     context = next((message.content for message in inputs if message.role == "assistant"), "")
     return JobDetails(job, context, parent_id, reads.attempts(connection, owner_id, job_id) or [])

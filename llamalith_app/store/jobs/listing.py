@@ -82,7 +82,7 @@ def search(
         # The window would be read whole.
         ids = list(connection.execute(window.query.limit(limit + 1)).scalars())
         return Found(ids[:limit], ids[limit - 1] if len(ids) > limit else None)
-    inner = window.query.limit(window.size).subquery()
+    inner = window.query.limit(window.size).subquery("searched")
     ids = list(
         connection.execute(
             select(JobRow.id)
@@ -104,7 +104,7 @@ def count_by_status(connection: Connection, owner_id: int, wanted: JobFilter) ->
 
 def _count(connection: Connection, owner_id: int, wanted: JobFilter) -> Count:
     window = _window(connection, owner_id, wanted, None, MAX_COUNTED if wanted.text is None else MAX_COUNTED_TEXTS)
-    inner = window.query.limit(window.size).subquery()
+    inner = window.query.limit(window.size).subquery("searched")
     n_seen = connection.execute(select(func.count()).select_from(inner)).scalar_one()
     if not wanted.needs_rows:
         return Count(n_seen, n_seen == window.size)

@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     literal_column,
     null,
+    or_,
     select,
     tuple_,
 )
@@ -37,11 +38,17 @@ from llamalith_app.store.tables import (
     JobRow,
     MessageRow,
     Priority,
+    Source,
     Status,
     status_is,
 )
 
 _retry = aliased(JobRow)
+is_kept = ConversationRow.deleted_at.is_(None)
+is_shown = and_(
+    is_kept, or_(ConversationRow.source.is_(None), ConversationRow.source != literal_column(f"'{Source.TITLE}'"))
+)
+"""Neither deleted nor made by the product for itself."""
 was_retried = exists().where(_retry.retry_of == JobRow.id)
 
 MAX_PAGE_CHARS = 10_000_000
@@ -131,15 +138,21 @@ def _position(connection: Connection, job_id: int) -> int | None:
     return before + 1
 
 
-def job_by_id(connection: Connection, owner_id: int, job_id: int) -> Job | None:
-    """One job with all texts. None: no such job of this owner."""
-    row = connection.execute(_select_by_id(), {"of_owner": owner_id, "of_job": job_id}).mappings().first()
+def job_by_id(connection: Connection, owner_id: int, job_id: int, *, or_deleted: bool = False) -> Job | None:
+    """One job with all texts. None: no such job of this owner; with `or_deleted` one of a deleted conversation counts,
+    too."""
+    row = connection.execute(_select_by_id(or_deleted), {"of_owner": owner_id, "of_job": job_id}).mappings().first()
     return None if row is None else job_from_row(row)
 
 
 def attempts(connection: Connection, owner_id: int, job_id: int) -> list[Attempt] | None:
     """All attempts of a job, oldest first. None: no such job of this owner."""
-    if connection.execute(select(JobRow.id).where(JobRow.id == job_id, JobRow.owner_id == owner_id)).first() is None:
+    mine = (
+        select(JobRow.id)
+        .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
+        .where(JobRow.id == job_id, JobRow.owner_id == owner_id, is_kept)
+    )
+    if connection.execute(mine).first() is None:
         return None
     rows = connection.execute(
         select(
@@ -216,7 +229,7 @@ def _newest(query: Select[Any], given: frozenset[str]) -> Select[Any]:
     owner_id: BindParameter[int] = bindparam("of_owner")
     # Not both conditions: SQLite would scan all jobs of the owner.
     if "of_public_id" not in given:
-        query = query.where(JobRow.owner_id == owner_id)
+        query = query.where(JobRow.owner_id == owner_id, is_shown)
     else:
         query = query.where(JobRow.conversation_id == conversation_id_of(owner_id, bindparam("of_public_id")))
     if "of_status" in given:
@@ -296,7 +309,8 @@ _BRIEF = (
 
 
 def select_jobs(owner_id: int | BindParameter[int] | None, max_text: int | None = None) -> Select[Any]:
-    """A query for rows that `job_from_row` takes; of any owner where `owner_id` is None. `max_text` cuts each text."""
+    """A query for rows that `job_from_row` takes: of this owner's conversations that are not deleted, or of all where
+    `owner_id` is None. `max_text` cuts each text."""
 
     def text(column: Any) -> Any:
         return column if max_text is None else func.substr(column, 1, max_text)
@@ -316,12 +330,14 @@ def select_jobs(owner_id: int | BindParameter[int] | None, max_text: int | None 
         .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
         .outerjoin(_reply, and_(_reply.turn_id == JobRow.turn_id, _reply.is_reply))
     )
-    return query if owner_id is None else query.where(JobRow.owner_id == owner_id)
+    return query if owner_id is None else query.where(JobRow.owner_id == owner_id, is_kept)
 
 
 @cache
-def _select_by_id() -> Select[Any]:
-    return select_jobs(bindparam("of_owner")).where(JobRow.id == bindparam("of_job"))
+def _select_by_id(or_deleted: bool) -> Select[Any]:
+    owner_id: BindParameter[int] = bindparam("of_owner")
+    mine = select_jobs(None).where(JobRow.owner_id == owner_id) if or_deleted else select_jobs(owner_id)
+    return mine.where(JobRow.id == bindparam("of_job"))
 
 
 @cache
@@ -376,10 +392,10 @@ def decode_unenforced(stored: str | None) -> list[str]:
 
 
 def has_public_id(owner_id: int | BindParameter[int], public_id: str | BindParameter[str]) -> ColumnElement[bool]:
-    """The conversation of that owner and public id. Ids are stored trimmed, so blanks around the given one do not
-    count; a parameter's value is to be trimmed by the caller."""
+    """The conversation of that owner and public id, unless it is deleted. Ids are stored trimmed, so blanks around the
+    given one do not count; a parameter's value is to be trimmed by the caller."""
     name = public_id.strip() if isinstance(public_id, str) else public_id
-    return and_(ConversationRow.owner_id == owner_id, ConversationRow.public_id == name)
+    return and_(ConversationRow.owner_id == owner_id, ConversationRow.public_id == name, is_kept)
 
 
 def conversation_id_of(owner_id: int | BindParameter[int], public_id: str | BindParameter[str]) -> Any:

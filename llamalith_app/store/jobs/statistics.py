@@ -53,7 +53,7 @@ def waiting_classes(connection: Connection, owner_id: int, models: Iterable[str]
                 )
                 .order_by(JobRow.id)
                 .limit(MAX_COUNTED)
-                .subquery()
+                .subquery("waiting")
             )
             n_jobs, first = connection.execute(select(func.count(), func.min(jobs.c.id)).select_from(jobs)).one()
             if n_jobs:

@@ -31,6 +31,7 @@ from llamalith_app.store.tables import (
     ConversationRow,
     JobRow,
     Priority,
+    Source,
     Status,
     TurnRow,
 )
@@ -57,6 +58,8 @@ class NewJob(NamedTuple):
     """The job that this one retries."""
     keeps_system_prompt: bool = False
     """The client sends the system prompt back as it was shown: it does not replace one that is in force."""
+    source: Source | None = None
+    """The door, which is stored with a conversation that it makes."""
     seen: int | None = None
     """A turn that the client was shown: without a parent, the job continues the branch through it. None: the head's."""
 
@@ -95,7 +98,14 @@ _COPIED_FIELDS = tuple(
 )
 """The fields of a request that are stored in columns of the same name."""
 _OWN_TURN = (
-    select(TurnRow.id, TurnRow.conversation_id, TurnRow.parent_id, TurnRow.system_turn_id, ConversationRow.public_id)
+    select(
+        TurnRow.id,
+        TurnRow.conversation_id,
+        TurnRow.parent_id,
+        TurnRow.system_turn_id,
+        ConversationRow.public_id,
+        ConversationRow.deleted_at,
+    )
     .join(ConversationRow, ConversationRow.id == TurnRow.conversation_id)
     .where(TurnRow.id == bindparam("of_turn"), ConversationRow.owner_id == bindparam("of_owner"))
     .with_for_update(of=ConversationRow)
@@ -104,7 +114,8 @@ _OWN_TURN = (
 
 def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
     """Adds a turn after the parent that is asked for, or after the head of its conversation, and queues its job. The
-    turn becomes the head. Makes the conversation if it does not exist. Raises BadInput: it has no such parent."""
+    turn becomes the head. Makes the conversation if it does not exist or is deleted. Raises BadInput: it has no such
+    parent."""
     public_id = new.conversation_id or str(uuid.uuid4())
     if new.conversation_id is not None:
         of = {"of_owner": new.owner_id, "of_public_id": public_id}
@@ -117,7 +128,7 @@ def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
             return _add(connection, new, public_id, found.of_conversation, parent, now)
     if new.request.parent:
         raise BadInput(f"parent: this conversation is new and has no turn {new.request.parent}; leave parent out")
-    conversation_id = _new_conversation(connection, new.owner_id, public_id, now)
+    conversation_id = _new_conversation(connection, new.owner_id, public_id, new.source, now)
     return _add(connection, new, public_id, conversation_id, turns.NO_PARENT, now)
 
 
@@ -151,7 +162,10 @@ def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datet
     if beside is None:
         return None
     public_id, conversation_id = beside.public_id, beside.conversation_id
-    if new.conversation_id is not None and new.conversation_id != public_id:
+    if beside.deleted_at is not None and new.conversation_id is None:
+        return None
+    # A fork still holds turns of a conversation that is deleted.
+    if new.conversation_id is not None and (new.conversation_id != public_id or beside.deleted_at is not None):
         public_id = new.conversation_id
         found = connection.execute(_LOCK_CONVERSATION, {"of_owner": new.owner_id, "of_public_id": public_id}).first()
         if found is None or tree.possible_parent(connection, tree.Conversation._make(found), turn_id) is None:
@@ -190,7 +204,7 @@ def fork(
     public_id = public_id or str(uuid.uuid4())
     if connection.execute(_LOCK_CONVERSATION, {"of_owner": owner_id, "of_public_id": public_id}).first() is not None:
         raise ConversationExists("conversation_id: there is a conversation with this id; a fork needs a new one")
-    conversation_id = _new_conversation(connection, owner_id, public_id, now)
+    conversation_id = _new_conversation(connection, owner_id, public_id, _source(connection, origin.id), now)
     in_force = turns.system_in_force(connection, parent.system_turn_id)
     # A copy of its own: the other conversation may expire before this one.
     inputs = [] if in_force is None else [Message(role="system", content=in_force)]
@@ -198,8 +212,16 @@ def fork(
     return Fork(public_id, turns.append(connection, conversation_id, behind, inputs, now))
 
 
-def _new_conversation(connection: Connection, owner_id: int, public_id: str, now: datetime) -> int:
-    row = {"owner_id": owner_id, "public_id": public_id, "created_at": now}
+def _source(connection: Connection, conversation_id: int) -> str | None:
+    """The door of that conversation, which is also that of its forks."""
+    source: str | None = connection.execute(
+        select(ConversationRow.source).where(ConversationRow.id == conversation_id)
+    ).scalar()
+    return source
+
+
+def _new_conversation(connection: Connection, owner_id: int, public_id: str, source: str | None, now: datetime) -> int:
+    row = {"owner_id": owner_id, "public_id": public_id, "source": source, "created_at": now}
     conversation_id: int = connection.execute(_INSERT_CONVERSATION, row).scalar_one()
     return conversation_id
 
@@ -326,7 +348,8 @@ def retry_matching(
     """Retries the `limit` oldest jobs that match, are of these models and were not retried yet."""
     wanted = (
         select(JobRow.id)
-        .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~reads.was_retried)
+        .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
+        .where(JobRow.owner_id == owner_id, JobRow.model.in_(models), ~reads.was_retried, reads.is_shown)
         .order_by(JobRow.id)
         .limit(limit)
     )

@@ -320,8 +320,12 @@ def edit_prompt(connection: Connection, owner_id: int, job_id: int, content: str
     such job of this owner."""
     job = connection.execute(
         select(JobRow.status, JobRow.attempt, JobRow.turn_id)
-        .where(JobRow.id == job_id, JobRow.owner_id == owner_id)
-        .with_for_update()
+        .where(
+            JobRow.id == job_id,
+            JobRow.owner_id == owner_id,
+            exists().where(ConversationRow.id == JobRow.conversation_id, reads.is_kept),
+        )
+        .with_for_update(of=JobRow)
     ).first()
     if job is None:
         return None
