@@ -66,7 +66,7 @@ from llamalith_app.settings.config import Config
 from llamalith_app.store.database import LOCK_DEADLINE_S, Database
 from llamalith_app.store.record import record_id
 from llamalith_app.streams.progress import ProgressReader
-from llamalith_app.web import follow, html, problems
+from llamalith_app.web import follow, html, problems, sidebar
 from llamalith_app.web.envelope import Envelope
 from llamalith_app.web.follow import Followers
 from llamalith_app.web.live import Live
@@ -197,7 +197,9 @@ def routes(cors_origins: Sequence[str]) -> Litestar:
             Router("/chat/api", route_handlers=api, include_in_schema=False),
             Probes,
             front_door,
-            Router("/chat", route_handlers=[*pages, html.asset], include_in_schema=False),
+            Router(
+                "/chat", route_handlers=[*pages, html.asset], include_in_schema=False, before_request=sidebar.read_chats
+            ),
         ],
         guards=[_authenticate],
         template_config=html.template_config(),

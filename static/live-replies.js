@@ -100,7 +100,9 @@ class Reply {
     this.nThought = 0
     for (const kind of ["delta", "thinking"]) {
       const place = this.placeOf(kind)
-      if (place) place.textContent = ""
+      if (!place) continue
+      place.textContent = ""
+      toggle(place, false)
     }
   }
 
@@ -152,7 +154,6 @@ class Reply {
 }
 
 const toggle = (place, isShown) => {
-  if (place.hidden === !isShown) return
   place.hidden = !isShown
   if (place.parentElement.matches("details")) place.parentElement.hidden = !isShown
 }

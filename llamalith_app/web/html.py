@@ -140,6 +140,7 @@ def page(request: Request[Any, Any, Any], name: str, *, status_code: int = 200, 
         "csrf_token": principal.csrf_token if principal else "",
         "theme": theme if theme in THEMES else "",
         "sidebar_is_closed": cookie_value(request, SIDEBAR_COOKIE) == "closed",
+        "chats": request.state.get("chats"),
     }
     return Template(
         f"{name}.html",

@@ -65,6 +65,7 @@ LANGUAGES = frozenset(
 )
 """Pygments' names of what gets colours. No other lexer of its many is ever run on what strangers wrote."""
 LANGUAGE = re.compile(r"[^\s{}]{1,40}")
+LINE_END = "\n"
 SCHEMES = frozenset({"http", "https", "mailto"})
 BLOCKS = ("p", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "blockquote", "table")
 CLEANER = nh3.Cleaner(
@@ -152,6 +153,8 @@ class Outline:
                 return code(token.content, token.info)
             case "math_inline":
                 return formula(token.content, "span", is_displayed=token.markup in ("$$", "\\["))
+            case "math_block" if token.meta["open"]:
+                return f'<p dir="auto">{escapeHtml(token.content).replace(LINE_END, "<br>" + LINE_END)}</p>'
             case "math_block":
                 return formula(token.content, "div", is_displayed=True)
             case "image":

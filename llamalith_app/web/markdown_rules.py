@@ -19,12 +19,18 @@ SCHEME = re.compile(r"(?<![\w.+-])https?\Z", re.IGNORECASE)
 DISPLAYED = {"$$": "$$", "\\[": "\\]"}
 """What opens and closes a formula on its own."""
 CLOSERS = {
-    # As in Pandoc, so that prices are none: `$5 and $10`, `$5-$10`.
-    "$": re.compile(r"(?<=[^\s\\$])\$(?![0-9$])"),
+    "$": re.compile(r"(?<!\\)\$"),
     "$$": re.compile(r"(?<!\\)\$\$"),
     "\\(": re.compile(r"\\\)"),
     "\\[": re.compile(r"\\\]"),
 }
+
+
+PRICE = re.compile(r"\s\$|.\$[0-9]", re.DOTALL)
+"""What the end of a formula between single signs does not look like, as in Pandoc: `$5 and $10`, `$5-$10`."""
+
+
+BLANKS = " \t"
 
 
 class Failed(NamedTuple):
@@ -52,22 +58,28 @@ def _math_block(state: StateBlock, start_line: int, end_line: int, silent: bool)
         return False
     lines = [state.src[start + 2 : state.eMarks[start_line]]]
     if closer in lines[0]:
-        last_line = start_line if lines[0].rstrip().endswith(closer) else None
+        last_line = start_line if lines[0].rstrip(BLANKS).endswith(closer) else None
     else:
         last_line = _last_line(state, closer, start_line, end_line)
     if last_line is None:
         return False
     if silent:
         return True
-    lines += [state.src[state.bMarks[line] : state.eMarks[line]] for line in range(start_line + 1, last_line + 1)]
-    content = "\n".join(lines).strip()
+    behind = min(last_line + 1, end_line)
+    lines += [state.src[state.bMarks[line] : state.eMarks[line]] for line in range(start_line + 1, behind)]
+    content = "\n".join(lines).strip(BLANKS + "\n")
     token = state.push("math_block", "div", 0)
     token.markup = closer
     # An open one stands at the end of the text, and may turn out to be none.
-    token.meta = {"open": last_line >= end_line or not content.endswith(closer)}
-    token.content = content.removesuffix(closer).strip()
-    state.line = min(last_line + 1, end_line)
-    token.map = [start_line, state.line]
+    is_open = last_line >= end_line or not content.endswith(closer)
+    token.meta = {"open": is_open}
+    token.content = (
+        state.src[start : start + 2] + "\n".join(lines)
+        if is_open
+        else content.removesuffix(closer).strip(BLANKS + "\n")
+    )
+    token.map = [start_line, behind]
+    state.line = behind
     return True
 
 
@@ -83,8 +95,8 @@ def _last_line(state: StateBlock, closer: str, start_line: int, end_line: int) -
         return None
     line = start_line + 1
     while line < end_line:
-        text = state.src[state.bMarks[line] : state.eMarks[line]].rstrip()
-        if not text or state.sCount[line] < state.blkIndent:
+        text = state.src[state.bMarks[line] : state.eMarks[line]].rstrip(BLANKS)
+        if state.isEmpty(line) or state.sCount[line] < state.blkIndent:
             break
         if closer in text:
             if text.endswith(closer):
@@ -109,7 +121,9 @@ def _math_inline(state: StateInline, silent: bool) -> bool:
         return False
     ends = _ends(state)[opener]
     at = bisect_left(ends, begin + 1)
-    if at == len(ends) or (opener == "$" and "\n" in source[begin : ends[at]]):
+    if at == len(ends):
+        return False
+    if opener == "$" and ("\n" in source[begin : ends[at]] or PRICE.match(source, ends[at] - 1)):
         return False
     if not silent:
         token = state.push("math_inline", "span", 0)

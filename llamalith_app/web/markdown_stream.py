@@ -24,8 +24,9 @@ INTERVAL_S = 0.1
 """The open block is rendered at most this often."""
 SHORT_CHARS = 1_500
 """An open block of at most this length is rendered again whenever it has grown."""
-RENDERED_PER_CHAR = 8
-"""Of a longer one: how many characters may be rendered again for each one that comes."""
+HTML_PER_CHAR = 16
+"""Of a longer one: how much HTML may be made again for each character that comes. A table can be much larger than its
+text."""
 MAX_HEADER_CHARS = 1_000
 """A table with a longer header is one block: the header is read again with each row."""
 FENCE_END = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*")
@@ -80,7 +81,9 @@ class BlockStream:
         """The open blocks that the page has; no more than two or three."""
         self._rendered_at: float | None = None
         self._credit = 0
-        """How many characters may be rendered again."""
+        """How many characters of HTML may be made."""
+        self._n_html = 0
+        """How many were made last time."""
         self._level = 1
         """Of the last heading."""
         self._in_list = False
@@ -108,7 +111,7 @@ class BlockStream:
 
     def _add(self, text: str) -> None:
         if text:
-            self._credit += RENDERED_PER_CHAR * len(text)
+            self._credit += HTML_PER_CHAR * len(text)
             self.n_unfinished += len(text)
             self._text.append(text)
             self._new.append(text)
@@ -139,14 +142,14 @@ class BlockStream:
                 return
         text = "".join(self._text)
         self._text = [text]
-        if self._n_open and len(text) > SHORT_CHARS:
-            if len(text) > min(self._credit, markdown.MAX_CHARS):
-                yield More(self.n_finished + self._n_open - 1, self._take_new())
-                return
-            self._credit -= len(text)
+        is_long = len(text) > SHORT_CHARS
+        if self._n_open and is_long and (self._n_html > self._credit or len(text) > markdown.MAX_CHARS):
+            yield More(self.n_finished + self._n_open - 1, self._take_new())
+            return
         self._new = []
-        units = self._units(text)
         lines = text.split("\n")
+        # Its last line may not stay empty.
+        units = self._units(text if lines[-1].strip(" \t") else text[: len(text) - len(lines[-1])])
         n_final = _n_final(units, lines)
         for unit in units[:n_final]:
             yield self._finished(unit)
@@ -162,8 +165,11 @@ class BlockStream:
             yield from self._begin_code(rest[0].tokens[0])
             return
         outline = Outline(self._level)
-        for number, unit in enumerate(rest, self.n_finished):
-            yield Block(number, unit.within, _html(unit, outline), finished=False)
+        html = [_html(unit, outline) for unit in rest]
+        self._n_html = sum(map(len, html))
+        self._credit -= self._n_html if is_long else 0
+        for number, (unit, its_html) in enumerate(zip(rest, html, strict=True), self.n_finished):
+            yield Block(number, unit.within, its_html, finished=False)
 
     def _take_new(self) -> str:
         new = "".join(self._new)

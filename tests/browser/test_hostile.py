@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,12 +23,13 @@ from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import transitions
 from llamalith_app.store.record import record_id
+from llamalith_app.web.markdown import render
 from llamalith_app.web.visible import Kind, visible
 from tests.browser.conftest import PLAIN_HOST, Watched, violations, window
-from tests.browser.payloads import payloads
+from tests.browser.payloads import markdown_payloads, payloads
 from tests.live import publish
 from tests.settle import eventually
-from tests.store.samples import register_worker
+from tests.store.samples import NOW, finish, register_worker
 from tests.web.conftest import PASSWORD, log_in, make_config, serving
 from tests.worker.conftest import Script, working
 
@@ -110,10 +112,29 @@ async def test_no_payload_runs_whether_message_id_prompt_reply_or_error(
             await page.goto(f"{origin(client)}/chat/conversation?id={quote(ids[number], safe='')}")
             messages = page.locator(".said")
             assert await messages.first.locator(".text").text_content() == f"{number:03} {payload}"
-            failed = f"This reply failed: {visible(payload, Kind.EXCERPT)}" if number % 4 == 3 else payload
-            assert await messages.last.locator("p").first.text_content() == failed
+            if number % 4 == 3:
+                failed = f"This reply failed: {visible(payload, Kind.EXCERPT)}"
+                assert await messages.last.locator("p").first.text_content() == failed
+            else:
+                assert await messages.last.locator(".markdown").evaluate(TEXT) == text_in(render(payload))
             await untouched(page)
     assert len(browser.requests) > len(PAYLOADS)
+
+
+TEXT = """(element) => {
+    const copy = element.cloneNode(true)
+    for (const button of copy.querySelectorAll("button")) button.remove()
+    return copy.textContent
+}"""
+
+
+def text_in(html: str) -> str:
+    parts: list[str] = []
+    parser = HTMLParser()
+    parser.handle_data = parts.append  # type: ignore[method-assign, assignment]
+    parser.feed(html)
+    parser.close()
+    return "".join(parts)
 
 
 async def untouched(page: object) -> None:
@@ -123,7 +144,7 @@ async def untouched(page: object) -> None:
             ran: window.__ran ?? null,
             scripts: document.querySelectorAll('script').length,
             foreign: document.querySelectorAll(
-                'iframe, object, embed, base, style, video, audio, math, template, dialog, marquee, '
+                'iframe, object, embed, base, style, video, audio, math:not(.katex math), template, dialog, marquee, '
                 + 'img:not([src^="/chat/static/"])'
             ).length,
             handlers: [...document.querySelectorAll('*')].filter(
@@ -133,6 +154,77 @@ async def untouched(page: object) -> None:
         })"""
     )
     assert found == {"ran": None, "scripts": 1, "foreign": 0, "handlers": 0}
+
+
+REPLY_PAYLOADS = markdown_payloads()
+HOSTILE_REPLIES = ["\n\n".join(REPLY_PAYLOADS[begin : begin + 12]) for begin in range(0, len(REPLY_PAYLOADS), 12)]
+
+
+async def typeset(page: Page) -> None:
+    """Every formula is typeset, or KaTeX has refused it."""
+    await page.wait_for_function(
+        """() => {
+            const formulas = [...document.querySelectorAll(".math")]
+            return formulas.length && formulas.every((one) => one.matches(".failed") || one.querySelector(".katex"))
+        }"""
+    )
+
+
+@pytest.mark.slow
+async def test_no_markdown_and_no_formula_of_a_reply_runs_or_loads_anything_from_elsewhere(
+    client: httpx.AsyncClient, chromium: Browser, database: Database
+) -> None:
+    assert len(set(REPLY_PAYLOADS)) >= 200
+    assert len(HOSTILE_REPLIES) <= 30, "they stand on one page"
+    worker = await database.write(register_worker)
+    for reply in HOSTILE_REPLIES:
+        await client.post("/api/jobs", json={"content": "x", "conversation_id": "c"})
+        claim = await database.write(transitions.claim, "smollm2", 1, worker, NOW)
+        assert claim is not None
+        assert await database.write(finish, claim, reply)
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/conversations/c")
+        await typeset(page)
+        await untouched(page)
+        links = await page.locator(".markdown a").evaluate_all("(links) => links.map((one) => [one.href, one.rel])")
+        assert len(links) > 20
+        assert all(href.startswith(("http:", "https:", "mailto:")) and "noopener" in rel for href, rel in links)
+        assert await page.locator(".markdown :is(img, svg image, [src])").count() == 0
+        assert await page.locator(".katex").count() > 20
+        assert await page.locator(".katex a").count() == 0
+        # A style that the policy forbids in an attribute is there all the same.
+        assert await page.locator(".katex svg").first.evaluate("(one) => one.getBoundingClientRect().width") > 0
+        fonts = await page.evaluate(
+            "document.fonts.ready.then((all) => [...all].some((one) => one.status === 'loaded'))"
+        )
+        assert fonts, "KaTeX's own"
+        await page.evaluate("document.querySelectorAll('.markdown a, .markdown pre').forEach((one) => one.focus())")
+        await page.mouse.move(400, 300)
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await untouched(page)
+
+
+@pytest.mark.slow
+async def test_no_markdown_and_no_formula_of_a_reply_that_is_being_written_runs_or_loads_anything_from_elsewhere(
+    config: Config, client: httpx.AsyncClient, chromium: Browser, tmp_path: Path
+) -> None:
+    texts = [text for text in REPLY_PAYLOADS[:71] if "```" not in text]
+    reply = "\n\n".join(texts) + "\n\nThe end."
+    script, gate = Script(tmp_path / "script.json"), tmp_path / "gate"
+    script.write({"when": "", "reply": reply, "after": len(reply.encode()) - 2, "gate": str(gate)})
+    async with at_home(client, chromium) as browser, working(config, script):
+        fields = {"content": "x", "conversation_id": "c", "max_tokens": len(reply.encode()) + 100}
+        assert (await client.post("/api/jobs", json=fields)).status_code == 200
+        page = await browser.page("/chat/conversations/c")
+        written = page.locator('#job-1 [data-told="delta"]')
+        await expect(written).to_contain_text("The en", timeout=60_000)
+        await typeset(page)
+        await untouched(page)
+        assert await page.locator(".katex").count() > 5
+        gate.touch()
+        await expect(page.locator("#job-1 .badge")).to_have_text("Done", timeout=20_000)
+        await typeset(page)
+        await untouched(page)
 
 
 @pytest.mark.slow
@@ -532,3 +624,31 @@ async def test_an_open_page_says_that_the_server_is_away_and_goes_on_when_it_is_
         await browser.context.set_offline(False)
         await expect(page.locator("#job-1")).to_contain_text("queued meanwhile", timeout=10_000)
         await expect(page.locator("#trouble")).to_be_hidden()
+
+
+@pytest.mark.slow
+async def test_where_the_server_is_away_a_page_says_so_and_the_browser_keeps_nothing_private(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    await client.post("/api/jobs", json={"content": "a secret", "conversation_id": "c"})
+    async with at_home(client, chromium, service_workers="allow") as browser:
+        page = await browser.page("/chat/conversations/c")
+        await page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+        # The worker rules over pages that are opened from now on.
+        await page.goto(f"{browser.base}/chat/jobs")
+        await browser.context.set_offline(True)
+        await page.goto(f"{browser.base}/chat/conversations/c")
+        await expect(page.get_by_role("heading", name="No connection to Llamalith")).to_be_visible()
+        assert await violations(page) == []
+        kept = """async () => {
+            const texts = []
+            for (const name of await caches.keys()) {
+                const cache = await caches.open(name)
+                for (const request of await cache.keys()) texts.push(await (await cache.match(request)).text())
+            }
+            return texts.join()
+        }"""
+        assert "a secret" not in await page.evaluate(kept)
+        await browser.context.set_offline(False)
+        await page.get_by_role("link", name="Try again").click()
+        await expect(page.locator("#job-1 .you .text")).to_have_text("a secret")

@@ -1137,7 +1137,7 @@ async def test_an_invalid_host_is_refused_before_it_is_used(browser: httpx.Async
     [
         *("../app.py", "..%2f..%2fpyproject.toml", "%2e%2e/templates/base.html", "/etc/passwd", "app.css/x", "%00"),
         *("app.css%00", "x" * 300, "%ff", "APP.CSS", ".", "%2e%2e", "x/../app.py", "x/%2e%2e", "x/..%2fapp.css"),
-        *("katex", "katex/", "katex/fonts", "x/katex/../app.css", "x/katex/fonts/nothing", "x/y/z/app.css", "katex%2f"),
+        *("katex", "katex/", "katex/fonts", "x/katex/fonts/nothing", "x/y/z/app.css", "katex%2f"),
     ],
 )
 async def test_only_static_files_are_served_as_static_files(client: httpx.AsyncClient, name: str) -> None:

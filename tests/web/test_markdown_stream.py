@@ -6,91 +6,24 @@ import itertools
 import re
 from collections.abc import Iterable
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from markdown_it.token import Token
 
 from llamalith_app.web import markdown
-from llamalith_app.web.markdown_stream import Block, BlockStream, More
+from llamalith_app.web.markdown_stream import INTERVAL_S, Block, BlockStream, More
 
+# fmt: off
 FRAGMENTS = [
-    *(
-        "# Title",
-        "## Two",
-        "Setext\n===",
-        "Setext\n---",
-        "- a",
-        "- b\n  more",
-        "* star",
-        "+ plus",
-        "1. one",
-        "2. two",
-        "7) seven",
-    ),
-    *(
-        "  - nested",
-        "    deeper",
-        "- ",
-        "-",
-        "1.",
-        "> quote",
-        "> - in quote",
-        ">",
-        "lazy",
-        "```",
-        "```py",
-        "~~~",
-        "````",
-        "  ```",
-        "x = 1",
-    ),
-    *(
-        "| a | b |",
-        "|---|:-:|",
-        "| 1 | 2 |",
-        "a|b",
-        "-|-",
-        "|",
-        "***",
-        "- - -",
-        "    code",
-        "\tcode",
-        "$$",
-        "\\[",
-        "\\]",
-        "$$ x $$",
-    ),
-    *(
-        "$x$ and $$y$$",
-        "x $$",
-        "**bold",
-        "`tick",
-        "[a](https://b)",
-        "![i](https://c)",
-        "[a]: https://b",
-        "[a]",
-        "<b>",
-        "&amp;",
-    ),
-    *(
-        "text",
-        "text  ",
-        "שלום",
-        "\u202eturned",
-        "\ufffd\0",
-        "\r",
-        "",
-        "",
-        "",
-        " ",
-        "   ",
-        "\u00a0",
-        "\u2028",
-        "\x0c",
-        "=",
-        "---",
-        "🐉",
-    ),
+    "# Title", "## Two", "Setext\n===", "Setext\n---", "- a", "- b\n  more", "* star", "+ plus", "1. one", "2. two",
+    "7) seven", "  - nested", "    deeper", "- ", "-", "1.", "> quote", "> - in quote", ">", "lazy", "```", "```py",
+    "~~~", "````", "  ```", "x = 1", "| a | b |", "|---|:-:|", "| 1 | 2 |", "a|b", "-|-", "|", "***", "- - -",
+    "    code", "\tcode", "$$", "\\[", "\\]", "$$ x $$", "$x$ and $$y$$", "x $$", "**bold", "`tick", "[a](https://b)",
+    "![i](https://c)", "[a]: https://b", "[a]", "<b>", "&amp;", "text", "text  ", "שלום", "\u202eturned", "\ufffd\0",
+    "\r", "", "", "", " ", "   ", "\u00a0", "\u2028", "\x0c", "=", "---", "🐉",
 ]
+# fmt: on
 TEXTS = st.lists(
     st.tuples(
         st.sampled_from(FRAGMENTS),
@@ -103,6 +36,9 @@ TEXTS = st.lists(
 def pieces(text: str, cuts: Iterable[int]) -> list[str]:
     at = sorted({cut % (len(text) + 1) for cut in cuts} | {0, len(text)})
     return [text[begin:end] for begin, end in itertools.pairwise(at)]
+
+
+DELTA_CHARS = 10
 
 
 class Page:
@@ -163,3 +99,58 @@ def test_finished_blocks_are_the_whole_text_s_html_however_it_was_cut(text: str,
     assert all(block.finished for block in page.blocks)
     at_once, _ = streamed([text], itertools.count())
     assert page.blocks == at_once.blocks
+
+
+def texts(n_chars: int) -> dict[str, str]:
+    """By kind: texts of about so many characters, most of them one block alone."""
+
+    def repeated(text: str) -> str:
+        return text * (n_chars // len(text))
+
+    return {
+        "prose": repeated("A paragraph of **some** length with `code` and a [link](https://a.example).\n\n" * 2),
+        "one list": repeated("- An item of a list, with *some* words\n"),
+        "one item": "- The only item\n" + repeated("  - An item within it\n"),
+        "one table": "| a | b |\n|---|---|\n" + repeated("| a cell | another **cell** |\n"),
+        "a wide table": "|" + "a long column|" * 100 + "\n|" + "-|" * 100 + "\n" + repeated("| a cell | another |\n"),
+        "one code block": "```python\n" + repeated("def f(x): return x + 1\n") + "```\n",
+        "an open code block": "```\n" + repeated("def f(x): return x + 1\n"),
+        "one quote": repeated("> A line of a long quote\n"),
+        "one paragraph": repeated("A paragraph that does not end. "),
+        "indented code": repeated("    x = 1\n"),
+        "empty lines": repeated("\n \n"),
+        "a formula": "$$\n" + repeated("x + y\n"),
+    }
+
+
+def cost(text: str) -> tuple[int, int]:
+    """How many characters were parsed, and how many were sent, for a stream of deltas that come one by one."""
+    n_parsed, n_sent = 0, 0
+    parse = markdown.parse
+
+    def counting(part: str) -> list[Token]:
+        nonlocal n_parsed
+        n_parsed += len(part)
+        return parse(part)
+
+    page, stream = Page(), BlockStream()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(markdown, "parse", counting)
+        for number in range(0, len(text), DELTA_CHARS):
+            stream.add(text[number : number + DELTA_CHARS])
+            changes = stream.update(number * INTERVAL_S)
+            page.apply(changes)
+            n_sent += sum(len(change.text if isinstance(change, More) else change.html) for change in changes)
+        page.apply(stream.finish())
+    assert page.html() == markdown.render(text)
+    return n_parsed, n_sent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", texts(1000))
+def test_a_stream_costs_a_constant_times_its_length_even_if_it_is_one_block(kind: str) -> None:
+    (parsed, sent), (parsed_twice, sent_twice) = (cost(texts(n)[kind]) for n in (15_000, 30_000))
+    assert parsed < 40 * 15_000
+    assert sent < 60 * 15_000
+    assert parsed_twice < 2.2 * parsed
+    assert sent_twice <= 2.2 * sent

@@ -15,7 +15,7 @@ from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.pages import EXCERPT_CHARS
 from llamalith_app.errors import NotFound
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
-from llamalith_app.store import conversations
+from llamalith_app.store import conversation_list, conversations
 from llamalith_app.web.html import page
 from llamalith_app.web.request import AppRequest
 
@@ -59,6 +59,9 @@ class ConversationPage(Controller):
 
 async def _render(request: AppRequest, public_id: str, before: int | None) -> Template:
     thread = await _thread(request, public_id, before=before)
+    listed = await request.parts.database.read(conversation_list.conversation, request.principal.user_id, public_id)
+    if listed is None:
+        raise NotFound("There is no such conversation.")
     newest = next((turn.job for turn in reversed(thread.turns) if turn.job is not None), None)
     form = JobForm(
         model=newest.model if newest is not None and newest.model in request.parts.models else "",
@@ -72,6 +75,7 @@ async def _render(request: AppRequest, public_id: str, before: int | None) -> Te
         request,
         "conversation",
         thread=thread,
+        listed=listed,
         public_id=public_id,
         is_newest=before is None,
         known=0,
