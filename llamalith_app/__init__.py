@@ -34,6 +34,7 @@ The map:
     grammars/        what a reply may be held to: grammar (named ones, and JSON Schema as a grammar), gbnf; schema and
                      validation (programs of their own), subschemas, keywords (what cannot be enforced); the shipped
                      files
+    attachments/     the text of files that people attach to a message: reader, and pdf (a program of its own)
     store/           the record: tables, the writer thread (database), turns and their digests, their tree (branches),
                      conversations as a whole (conversations reads one; conversation_list, conversation_changes, search,
                      transfer: export and import), invariants (check), migrations; its id (record), idempotency keys
@@ -41,7 +42,8 @@ The map:
     store/jobs/      a job in the record: submission makes it, transitions change it, leases and waiting say who runs it
                      and what may start, reads is what clients see, listing and statistics what pages show of many
     supervise/       up: the whole product on one machine; valkey: the embedded one; pidfile: a pid that proves itself
-                     by a lock; parent: a child ends with its parent; signals: which ones ask a process to end
+                     by a lock; parent: a child ends with its parent; signals: which ones ask a process to end;
+                     program runs programs of ours on malicious input, limits is how they limit themselves
 
 Beside the package: templates/ and static/, the pages as HTML, stylesheets, and JavaScript modules that app.js starts,
 one concern each. static/katex/ is KaTeX as published, and is loaded when a page has a formula.
