@@ -208,10 +208,12 @@ def _as_page_if_wanted(request: Request[Any, Any, Any], answer: Response[Problem
 
 
 def _is_changing(job: Job) -> bool:
-    """Whether the job may still change: it has not ended, or was cancelled within SETTLE and its partial may grow."""
+    """Whether the job may still change: it has not ended, or was cancelled within SETTLE and its partial may grow, or
+    its turn may go with it."""
     if job.status in ("queued", "processing"):
         return True
-    return may_grow(job) and job.processed_at is not None and datetime.now(UTC) - job.processed_at < SETTLE
+    may_change = may_grow(job) or (job.status == "cancelled" and job.started_at is None)
+    return may_change and job.processed_at is not None and datetime.now(UTC) - job.processed_at < SETTLE
 
 
 def _ends_the_same_again(job: JobBrief) -> bool:

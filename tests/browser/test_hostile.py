@@ -395,7 +395,7 @@ async def test_a_page_s_title_and_heading_show_an_id_that_would_turn_them_as_it_
             await page.emulate_media(color_scheme=scheme)
             assert await violations(page) == []
         # What JavaScript shows of a refusal, too.
-        await page.route("**/cancel", lambda route: route.fulfill(status=409, json={"detail": f"No {disguised}"}))
+        await page.route("**/remove", lambda route: route.fulfill(status=409, json={"detail": f"No {disguised}"}))
         await page.get_by_role("button", name="Remove").click()
         await expect(page.get_by_role("alert")).to_contain_text("No invoice-⟨U+202E⟩gpj.exe")
 

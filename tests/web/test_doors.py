@@ -66,6 +66,8 @@ def test_these_routes_are_open_and_no_others(config: Config) -> None:
         ("/readyz", "GET"),
         ("/", "GET"),
         ("/chat/login", "GET"),
+        ("/chat/offline", "GET"),
+        ("/chat/sw.js", "GET"),
         ("/chat/login", "POST"),
         ("/chat/logout", "GET"),
         ("/chat/offline", "GET"),

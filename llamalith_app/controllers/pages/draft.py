@@ -46,7 +46,8 @@ class DraftPage(Controller):
     async def submit(self, request: AppRequest) -> Redirect | Template | Response[FormAccepted]:
         """Leads to the conversation, or answers a script where that is. A refused form comes back as a draft; a script
         has it still, and gets the reason alone."""
-        is_shown = "application/json" not in request.headers.get("accept", "")
+        accepted_types = request.headers.get("accept", "")
+        is_shown = "text/html" in accepted_types or "application/json" not in accepted_types
         draft = await typed_draft(request)
         if draft is None:
             why = "The message is empty: type one."
