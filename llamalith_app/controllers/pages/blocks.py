@@ -15,7 +15,7 @@ from litestar.params import HeaderParameter, QueryParameter
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.controllers.pages.conversation import QueryId
 from llamalith_app.errors import BadInput, NotFound
-from llamalith_app.guards.principal import BACKGROUND_PAGE
+from llamalith_app.guards.principal import BACKGROUND
 from llamalith_app.store import conversations
 from llamalith_app.store.jobs import reads
 from llamalith_app.web import lane as lane_stream
@@ -35,13 +35,13 @@ class BlocksPage(Controller):
     path = ""
     include_in_schema = False
 
-    @get("/conversations/{conversation_id:str}/blocks", opt=BACKGROUND_PAGE)
+    @get("/conversations/{conversation_id:str}/blocks", opt=BACKGROUND)
     async def blocks(
         self, request: AppRequest, conversation_id: PathId, after: After = None, last_event_id: Last = None
     ) -> Response[Any]:
         return await _stream(request, conversation_id, last_event_id, after)
 
-    @get("/conversation/blocks", opt=BACKGROUND_PAGE)
+    @get("/conversation/blocks", opt=BACKGROUND)
     async def blocks_by_query(
         self, request: AppRequest, public_id: QueryId, after: After = None, last_event_id: Last = None
     ) -> Response[Any]:
