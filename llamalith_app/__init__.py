@@ -13,16 +13,18 @@ The map:
                      secret_checks, strength
     contracts/       the shapes of everything that crosses a wire
     web/             what HTTP needs and no route owns: server (uvicorn with bounds), envelope, request, request_log,
-                     problems, paths, openapi, readiness; html, sidebar, visible, charts and curl for pages; follow (a
-                     job's events), transcript (pure) and sse (their format) for streams; live for progress
+                     problems, paths, openapi, readiness; html, sidebar, visible, charts and curl for pages; follow
+                     (a job's events), transcript (pure) and sse (their format) for streams, lane for a conversation's; live for
+                     progress; markdown with markdown_rules (text to clean HTML), markdown_stream (block by block, pure)
+                     and reply_blocks (a job's events as a page reads them)
     controllers/     thin HTTP and nothing else: API, events, probes; pages/ has a controller for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            the queue: submit, schemas, cancel, branches, bulk (all that match), order (pure), forecast, queue
                      (sole speaker of SAQ), monitor, wishes (load or unload a model); timeline and statistics (pure)
-    jobs/worker/     the worker's side: process (its composition root), dispatch (who gets a place), pool and placement
-                     (which models are loaded: done and decided), attempt, running and settle (one attempt: run, its
-                     state, what came of it), shape and reply (what the engine is asked, what is thinking), sweep,
-                     task_mirror, memory, speeds, tasks
+    jobs/worker/     the worker's side: run (from its start to the signal that ends it), process (its composition root),
+                     dispatch (who gets a place), pool and placement (which models are loaded: done and decided),
+                     attempt, running and settle (one attempt: run, its state, what came of it), shape and reply (what
+                     the engine is asked, what is thinking), sweep, task_mirror, memory, speeds, tasks
     engine/          the process that holds a model: child (its threads), loop (plan -> evaluate -> apply), scheduler,
                      runner with loader and sampler, template; states of slots on disk; gguf reads a file's header
     engine/client/   the worker's side of an engine: protocol (all that the worker knows of one), local (the child
@@ -32,6 +34,7 @@ The map:
     grammars/        what a reply may be held to: grammar (named ones, and JSON Schema as a grammar), gbnf; schema and
                      validation (programs of their own), subschemas, keywords (what cannot be enforced); the shipped
                      files
+    attachments/     the text of files that people attach to a message: reader, and pdf (a program of its own)
     store/           the record: tables, the writer thread (database), turns and their digests, their tree (branches),
                      conversations as a whole (conversations reads one; conversation_list, conversation_changes, search,
                      transfer: export and import), invariants (check), migrations; its id (record), idempotency keys
@@ -39,10 +42,11 @@ The map:
     store/jobs/      a job in the record: submission makes it, transitions change it, leases and waiting say who runs it
                      and what may start, reads is what clients see, listing and statistics what pages show of many
     supervise/       up: the whole product on one machine; valkey: the embedded one; pidfile: a pid that proves itself
-                     by a lock; parent: a child ends with its parent; signals: which ones ask a process to end
+                     by a lock; parent: a child ends with its parent; signals: which ones ask a process to end;
+                     program runs programs of ours on malicious input, limits is how they limit themselves
 
-Beside the package: templates/ and static/, the pages as HTML, one stylesheet, and JavaScript modules that app.js
-starts, one concern each.
+Beside the package: templates/ and static/, the pages as HTML, stylesheets, and JavaScript modules that app.js starts,
+one concern each. static/katex/ is KaTeX as published, and is loaded when a page has a formula.
 
 Four routes to keep short:
 

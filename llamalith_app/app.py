@@ -22,6 +22,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from llamalith_app import __version__
+from llamalith_app.attachments.reader import AttachmentReader
 from llamalith_app.controllers.branches import BranchesOfConversation, BranchesOfJob
 from llamalith_app.controllers.conversation_list import ConversationList
 from llamalith_app.controllers.conversations import Conversations
@@ -30,6 +31,7 @@ from llamalith_app.controllers.health import Probes
 from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
 from llamalith_app.controllers.models import Models
+from llamalith_app.controllers.pages.attachments import AttachmentsPage
 from llamalith_app.controllers.pages.blocks import BlocksPage
 from llamalith_app.controllers.pages.branches import BranchForms
 from llamalith_app.controllers.pages.conversation import ConversationPage
@@ -122,10 +124,7 @@ def create_app(
         hints,
         models=models,
         grammars=grammar.load(config.grammar_dir),
-        max_attempts=config.max_attempts,
-        timeout_s=config.timeout_s,
-        queue_timeout_s=config.queue_timeout_s,
-        max_queued=config.max_queued,
+        limits=config,
         forecasts=forecasts,
         schema_s=timings.schema_s,
     )
@@ -139,6 +138,7 @@ def create_app(
         branches=Branches(database),
         cancellations=cancellations,
         bulk=BulkActions(database, cancellations, submissions, models),
+        attachments=AttachmentReader(),
         live=live,
         followers=followers,
         readiness=ReadinessCheck(database, redis),
@@ -186,7 +186,7 @@ def routes(cors_origins: Sequence[str]) -> Litestar:
     api = [Jobs, ConversationList, Conversations, BranchesOfConversation, BranchesOfJob, Events, Models, Legacy]
     pages = [
         *(DashboardPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
-        *(StatusPage, BlocksPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
+        *(AttachmentsPage, StatusPage, BlocksPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
     ]
     return Litestar(
         route_handlers=[

@@ -185,6 +185,14 @@ class NotFound(LlamalithError):
     title = "Not found"
 
 
+class FileTooLarge(LlamalithError):
+    """A file is larger than one that can be attached."""
+
+    status = 413
+    type = "file-too-large"
+    title = "File too large"
+
+
 class UnsupportedMediaType(LlamalithError):
     status = 415
     type = "unsupported-media-type"
@@ -213,6 +221,15 @@ class ValidatorBusy(LlamalithError):
 
     status = 503
     type = "schema-judge-busy"
+    title = "Busy"
+    retry_after_s = 5
+
+
+class ReaderBusy(LlamalithError):
+    """The text of a file could not be extracted, for reasons that are not the file's."""
+
+    status = 503
+    type = "reader-busy"
     title = "Busy"
     retry_after_s = 5
 

@@ -1,18 +1,31 @@
 // Files that are put into a message as text, each as a fenced block under its name. They are read in the browser; what
-// the browser cannot read as text, the server may (PDF).
+// the browser cannot read as text, the server may (PDF, other encodings). Until it has, nothing is sent.
 
-import { showResult } from "./notice.js"
+import { showResult, showSessionEnded } from "./notice.js"
+import { visible } from "./visible.js"
 import { _ } from "./words.js"
 
 const MAX_BYTES = 400_000
-const MAX_PDF_BYTES = 15_000_000
-const READ_ON_SERVER = "/chat/attachment"
+// As the server has it, too.
+const MAX_PDF_BYTES = 16_000_000
+const READ_ON_SERVER = "/chat/attachments"
+// For a slow connection, and for a PDF that is hard to read.
+const TIMEOUT_MS = 300_000
+const MAX_NAME = 200
+const UTF_16_MARKS = ["255 254", "254 255"]
 const FENCE = /`{3,}/g
 
 // By form: the files as [{ name, text }].
 const attachedTo = new WeakMap()
+// By form: what the server is reading, as [{ name, controller }].
+const readFor = new WeakMap()
 
 export const attached = (form) => attachedTo.get(form) ?? []
+
+const beingRead = (form) => readFor.get(form) ?? []
+
+// The name of a file that is not in the message yet; none: all are.
+export const nameOfUnread = (form) => beingRead(form)[0]?.name
 
 // What is typed, with the files behind it.
 export const withAttachments = (form) => {
@@ -27,21 +40,32 @@ export const withAttachments = (form) => {
 
 export const setAttachments = (form, files) => {
   attachedTo.set(form, files)
+  showFiles(form)
+}
+
+const setBeingRead = (form, readings) => {
+  readFor.set(form, readings)
+  showFiles(form)
+}
+
+const showFiles = (form) => {
+  const chips = [...attached(form).map((file) => chip(form, file)), ...beingRead(form).map((reading) => chipOfReading(form, reading))]
   const list = form.querySelector(".attached")
-  list.replaceChildren(...files.map((file) => chip(form, file)))
-  list.hidden = files.length === 0
+  list.replaceChildren(...chips)
+  list.hidden = chips.length === 0
   // A message may be files alone.
-  form.elements.content.required = files.length === 0
+  form.elements.content.required = chips.length === 0
 }
 
 export const attachFiles = (form) => {
   const picker = form.querySelector("[data-files]")
   setAttachments(form, attached(form))
   form.querySelector("[data-attach]").addEventListener("click", () => picker.click())
-  picker.addEventListener("change", async () => {
-    await add(form, [...picker.files])
+  picker.addEventListener("change", () => {
+    const files = [...picker.files]
     // So that the same file can be chosen again.
     picker.value = ""
+    add(form, files)
   })
   form.addEventListener("dragover", (event) => {
     if (!event.dataTransfer.types.includes("Files")) return
@@ -63,52 +87,88 @@ export const attachFiles = (form) => {
 }
 
 const add = async (form, files) => {
+  form.elements.content.focus()
   const problems = []
+  let isLoggedOut = false
   for (const file of files) {
     try {
-      const text = await read(file, form)
-      setAttachments(form, [...attached(form), { name: file.name.replace(/[\p{Cc}`]/gu, " "), text }])
+      const { note, ...added } = await read(file, form)
+      setAttachments(form, [...attached(form), added])
+      if (note) problems.push(`${added.name}: ${note}`)
     } catch (problem) {
+      // Nobody has to be told what they have done.
+      if (problem.name === "AbortError") continue
+      isLoggedOut ||= problem.isLoggedOut
       problems.push(problem.message)
     }
   }
-  if (problems.length) showResult(problems.join(" "))
-  form.elements.content.focus()
+  if (isLoggedOut) showSessionEnded()
+  else if (problems.length) showResult(problems.join(" "))
 }
 
+// As the server shows it: nothing invisible, and nothing that would begin a block of code in the message.
+const shown = (name) => visible(name.replaceAll("`", "'").replace(/[\t\n\r]/g, " ").slice(0, MAX_NAME))
+
+const problemOf = (file, why) => {
+  return new Error(_("%(name)s was not attached: %(why)s", { name: shown(file.name), why: visible(why) }))
+}
+
+// { name, text, note }: the note says what of the file is missing, if anything is.
 const read = async (file, form) => {
   const isPdf = file.type === "application/pdf" || /\.pdf$/i.test(file.name)
   const most = isPdf ? MAX_PDF_BYTES : MAX_BYTES
   if (file.size > most) {
-    throw new Error(_("%(name)s was not attached: it has %(size)s, at most %(most)s can be.", {
-      name: file.name, size: inWords(file.size), most: inWords(most),
-    }))
+    throw problemOf(file, _("it has %(size)s, at most %(most)s can be.", { size: inWords(file.size), most: inWords(most) }))
   }
-  if (isPdf) return readOnServer(file, form)
-  const text = new TextDecoder("utf-8").decode(await file.arrayBuffer())
-  // Text has no NUL, and hardly a byte that is no UTF-8.
-  const nUnreadable = text.split("\ufffd").length - 1
-  if (text.includes("\0") || nUnreadable > text.length / 100) {
-    throw new Error(_("%(name)s was not attached: it is no text in UTF-8.", { name: file.name }))
+  if (!isPdf) {
+    const text = await textOf(file)
+    if (text !== null) return { name: shown(file.name), text: text.replace(/\r\n?/g, "\n") }
   }
-  return text.replace(/\r\n?/g, "\n")
+  const reading = { name: shown(file.name), controller: new AbortController() }
+  setBeingRead(form, [...beingRead(form), reading])
+  try {
+    return await readOnServer(file, form, reading.controller.signal)
+  } finally {
+    setBeingRead(form, beingRead(form).filter((other) => other !== reading))
+  }
 }
 
-// Answers {"text": …}, or a problem.
-const readOnServer = async (file, form) => {
-  const response = await fetch(`${READ_ON_SERVER}?name=${encodeURIComponent(file.name)}`, {
-    method: "POST",
-    headers: {
-      Accept: "application/json", "Content-Type": "application/pdf", "X-CSRF-Token": form.elements.csrf_token.value,
-    },
-    body: file,
-  }).catch(() => null)
-  const answer = await response?.json().catch(() => null)
-  if (!response?.ok || typeof answer?.text !== "string") {
-    const why = response?.status === 404 || !answer?.detail ? _("it cannot be read here") : answer.detail
-    throw new Error(_("%(name)s was not attached: %(why)s.", { name: file.name, why: why.replace(/\.$/, "") }))
+// null: it is in another encoding.
+const textOf = async (file) => {
+  const bytes = await file.arrayBuffer().catch(() => {
+    // It was moved or changed since it was chosen.
+    throw problemOf(file, _("it cannot be read."))
+  })
+  const start = new Uint8Array(bytes.slice(0, 2)).join(" ")
+  if (UTF_16_MARKS.includes(start)) return null
+  if (new Uint8Array(bytes).includes(0)) throw problemOf(file, _("it is neither text nor a PDF."))
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes)
+  } catch {
+    return null
   }
-  return answer.text
+}
+
+const readOnServer = async (file, form, cancelled) => {
+  const body = new FormData()
+  body.append("csrf_token", form.elements.csrf_token.value)
+  body.append("file", file)
+  let response, answer
+  try {
+    response = await fetch(READ_ON_SERVER, {
+      method: "POST",
+      headers: { Accept: "application/json" },
+      body,
+      signal: AbortSignal.any([cancelled, AbortSignal.timeout(TIMEOUT_MS)]),
+    })
+    answer = await response.json().catch(() => ({}))
+  } catch (error) {
+    if (cancelled.aborted) throw error
+    throw problemOf(file, _("there is no connection to Llamalith just now."))
+  }
+  if (response.status === 401) throw Object.assign(problemOf(file, _("your session has ended.")), { isLoggedOut: true })
+  if (response.ok && typeof answer.text === "string") return { name: answer.name, text: answer.text, note: answer.note }
+  throw problemOf(file, answer.detail ?? _("it cannot be read here."))
 }
 
 const chip = (form, file) => {
@@ -128,6 +188,24 @@ const chip = (form, file) => {
   return item
 }
 
-const languageOf = (name) => name.match(/\.([a-z0-9]{1,8})$/i)?.[1].toLowerCase() ?? ""
+const chipOfReading = (form, { name: text, controller }) => {
+  const item = document.createElement("li")
+  const name = document.createElement("bdi")
+  name.textContent = text
+  const progress = document.createElement("progress")
+  progress.setAttribute("aria-label", _("%(name)s is being read", { name: text }))
+  const button = document.createElement("button")
+  Object.assign(button, { type: "button", className: "icon", textContent: "×" })
+  button.setAttribute("aria-label", _("Do not attach %(name)s", { name: text }))
+  button.addEventListener("click", () => {
+    controller.abort()
+    form.elements.content.focus()
+  })
+  item.append(name, " ", progress, button)
+  return item
+}
+
+// That of a PDF says nothing of its text.
+const languageOf = (name) => name.match(/\.(?!pdf$)([a-z0-9]{1,8})$/i)?.[1].toLowerCase() ?? ""
 
 const inWords = (bytes) => (bytes < 1000 ? `${bytes} B` : bytes < 1e6 ? `${Math.round(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(1)} MB`)

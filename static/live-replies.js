@@ -17,7 +17,8 @@ export class LiveReplies {
     // Where the next stream goes on.
     this.lastEventId = ""
     this.replies = new Map()
-    this.isFrameDue = false
+    // What has come and is not shown.
+    this.changes = []
     document.addEventListener("visibilitychange", () => this.subscribeOrClose())
     this.subscribeOrClose()
   }
@@ -48,14 +49,13 @@ export class LiveReplies {
     this.on("progress", () => {})
     for (const kind of ["restart", "thinking", "block", "more"]) {
       this.on(kind, (data) => {
-        if (!this.replies.has(data.job)) this.replies.set(data.job, new Reply(data.job))
-        this.replies.get(data.job)[kind](data)
-        this.showSoon()
+        if (!this.changes.length) requestAnimationFrame(() => this.show())
+        this.changes.push([kind, data])
       })
     }
     for (const kind of ["done", "error", "cancelled"]) {
       this.on(kind, ({ job }) => {
-        this.replies.get(job)?.show()
+        this.show()
         this.replies.delete(job)
         this.list.poll()
       })
@@ -72,15 +72,14 @@ export class LiveReplies {
     })
   }
 
-  // Once a frame: many blocks may come at once.
-  showSoon() {
-    if (this.isFrameDue) return
-    this.isFrameDue = true
-    requestAnimationFrame(() => {
-      this.isFrameDue = false
-      for (const reply of this.replies.values()) reply.show()
-      scrollIfSticking()
-    })
+  // Once a frame: many changes may come at once, and between a reader's scrolling and its event the page must not grow.
+  show() {
+    for (const [kind, data] of this.changes.splice(0)) {
+      if (!this.replies.has(data.job)) this.replies.set(data.job, new Reply(data.job))
+      this.replies.get(data.job)[kind](data)
+    }
+    for (const reply of this.replies.values()) reply.show()
+    scrollIfSticking()
   }
 }
 

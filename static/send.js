@@ -1,7 +1,7 @@
 // Sends the form of a prompt in the background, so that the page, its focus and what runs on it stay. What the server
 // refuses stays in the form; where it asks for a login or a fresh form, the browser sends it itself and shows that page.
 
-import { setAttachments, withAttachments } from "./attachments.js"
+import { nameOfUnread, setAttachments, withAttachments } from "./attachments.js"
 import { forgetAcceptedDraft } from "./draft.js"
 import { endEdit, isEditing, sendEdit } from "./edit.js"
 import { hideNotice, showResult } from "./notice.js"
@@ -17,6 +17,11 @@ const LOGIN_OR_STALE = [401, 403]
 // `lists`: polled once the prompt is accepted.
 export const sendPrompt = async (form, lists) => {
   const { content } = form.elements
+  const unread = nameOfUnread(form)
+  if (unread) {
+    showResult(_("Not sent yet: %(name)s is still being read.", { name: unread }))
+    return
+  }
   const typed = content.value
   const sent = withAttachments(form)
   hideNotice()

@@ -13,6 +13,8 @@ import pytest
 
 from tests.product.conftest import LLAMALITH
 
+pytestmark = pytest.mark.slow
+
 LOG = """
 import logging, pathlib, structlog
 from llamalith_app import logs
@@ -67,8 +69,6 @@ LINES = """
 import pathlib, structlog
 from llamalith_app import logs
 from llamalith_app.settings.config import Config
-
-pytestmark = pytest.mark.slow
 logs.start("web", Config(data_dir=pathlib.Path("unused"), log_format="text", log_level="{level}"))
 structlog.contextvars.bind_contextvars(request_id="r")
 log = structlog.get_logger()

@@ -13,6 +13,7 @@ from llamalith_app.errors import ValidatorBusy
 from llamalith_app.grammars import grammar, keywords, validation
 from llamalith_app.jobs import schemas
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
+from llamalith_app.supervise import program
 
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 IPV4 = {"type": "string", "format": "ipv4"}
@@ -117,14 +118,14 @@ async def test_a_validation_that_means_harm_ends_in_time_and_raises_nothing(sche
 async def test_a_death_from_outside_says_nothing_of_a_schema_or_a_reply(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    run, n_killed = schemas._run_program, 0
+    run, n_killed = program.run, 0
 
-    async def run_and_kill(module: str, text: bytes) -> schemas._ProgramResult:
+    async def run_and_kill(module: str, text: bytes) -> program.ProgramResult:
         nonlocal n_killed
         n_killed += 1
-        return schemas._ProgramResult(b"", b"", -number) if n_killed == 1 else await run(module, text)
+        return program.ProgramResult(b"", b"", -number) if n_killed == 1 else await run(module, text)
 
-    monkeypatch.setattr(schemas, "_run_program", run_and_kill)
+    monkeypatch.setattr(program, "run", run_and_kill)
     assert await ReplyValidator().validate({"uniqueItems": True}, "[1, 1]") != Fit(None, "could not be validated")
     n_killed = 0
     with pytest.raises(ValidatorBusy):
@@ -135,7 +136,7 @@ async def test_a_validation_without_an_end_leaves_it_open_whether_the_reply_fits
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert await ReplyValidator(timeout_s=0).validate({}, "1") == Fit(None, "could not be validated within 0 s")
-    monkeypatch.setattr("llamalith_app.jobs.schemas.sys.executable", "/nowhere")
+    monkeypatch.setattr("llamalith_app.supervise.program.sys.executable", "/nowhere")
     assert await ReplyValidator().validate({}, "1") == Fit(None, "could not be validated")
     monkeypatch.undo()
     assert await ReplyValidator().validate({}, "1") == Fit(True, None)

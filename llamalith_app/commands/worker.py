@@ -9,7 +9,7 @@ import uvloop
 
 from llamalith_app.commands.process import begin
 from llamalith_app.commands.settings import settings_options
-from llamalith_app.jobs.worker.process import run
+from llamalith_app.jobs.worker.run import run
 
 
 @click.command()

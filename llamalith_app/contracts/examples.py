@@ -285,9 +285,9 @@ _ALL: tuple[msgspec.Struct, ...] = (
         type="about:llamalith/bad-input",
         title="Bad input",
         status=400,
-        detail="temperature: expected number ≥ 0 and ≤ 5",
+        detail="temperature: expected a number ≥ 0 and ≤ 5",
         request_id="5c5b03ca0751eadd",
-        error="temperature: expected number ≥ 0 and ≤ 5",
+        error="temperature: expected a number ≥ 0 and ≤ 5",
     ),
 )
 

@@ -11,7 +11,8 @@ from msgspec import Meta
 from llamalith_app.contracts.conversation_list import Tags, Title
 from llamalith_app.contracts.text import NUL_FREE
 
-MAX_TURNS = 5000
+MAX_TURNS = 2000
+"""They are stored in one transaction, about a second, in which nothing else is."""
 MAX_MESSAGES = 1000
 """Of one turn."""
 

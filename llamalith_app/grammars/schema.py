@@ -11,8 +11,6 @@ A gap is a keyword that cannot be enforced while a reply is written: the whole r
 from __future__ import annotations
 
 import json
-import resource
-import signal
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -37,7 +35,7 @@ from llamalith_app.grammars.subschemas import (
     used_subschemas,
     value_at,
 )
-from llamalith_app.supervise import parent
+from llamalith_app.supervise.limits import limit
 
 MAX_SCHEMA_BYTES = 64 * 1024
 CPU_S = 1.0
@@ -307,10 +305,7 @@ def _percent_encoded(key: str) -> str:
 
 def main() -> None:
     """The program: limits its own processor time and memory, then validates one schema."""
-    parent.die_with_parent()
-    signal.setitimer(signal.ITIMER_PROF, CPU_S)
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit(CPU_S, ADDRESS_SPACE_BYTES)
     for verdict in validate(json.loads(sys.stdin.buffer.read())):
         sys.stdout.buffer.write(msgspec.json.encode(verdict) + b"\n")
         sys.stdout.buffer.flush()

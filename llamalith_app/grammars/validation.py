@@ -9,8 +9,6 @@ It follows no reference out of the schema.
 from __future__ import annotations
 
 import json
-import resource
-import signal
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -21,7 +19,7 @@ import msgspec
 from llguidance import LLMatcher, LLTokenizer
 
 from llamalith_app.grammars import grammar, keywords
-from llamalith_app.supervise import parent
+from llamalith_app.supervise.limits import limit
 
 CPU_S = 2.0
 """Seconds of processor time for one validation."""
@@ -140,10 +138,7 @@ def _first_line(text: str) -> str:
 
 def main() -> None:
     """The program: limits its own processor time and memory, then validates one reply."""
-    parent.die_with_parent()
-    signal.setitimer(signal.ITIMER_PROF, CPU_S)
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit(CPU_S, ADDRESS_SPACE_BYTES)
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
     sys.stdout.buffer.write(msgspec.json.encode(Result(problem(task.schema, task.reply))))
 

@@ -1,22 +1,29 @@
-"""Parses HTML forms (`application/x-www-form-urlencoded`).
+"""Parses HTML forms (`application/x-www-form-urlencoded`), and those with a file (`multipart/form-data`).
 
-Used by the guard, which looks for the CSRF token, and by `AppRequest.form_as`. Does not know what a form is for.
-Litestar's own parser is not used because it caches the last thousand bodies, passwords included, without expiry.
+Used by the guard, which looks for the CSRF token, by `AppRequest.form_as` and by the route of attachments. Does not
+know what a form is for. Litestar's own parsers are not used: one caches the last thousand bodies, passwords included,
+without expiry, the other writes files to disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from litestar import Request
 from litestar.connection import ASGIConnection
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from llamalith_app.errors import BadInput, UnsupportedMediaType
+from llamalith_app.errors import BadInput, FileTooLarge, UnsupportedMediaType
 
 MEDIA_TYPE = "application/x-www-form-urlencoded"
+FILE_MEDIA_TYPE = "multipart/form-data"
+FILE_FIELD = "file"
+MAX_FILE_MB = 16
+"""Millions of bytes of a file in a form. The largest body has room for the other fields beside it."""
 MAX_FIELDS = 50
 ANONYMOUS_BYTES = 16 * 1024
 """Largest body accepted from a client that is not logged in."""
@@ -26,9 +33,26 @@ SMALL_BYTES = 64 * 1024
 """Larger forms are parsed in a thread, in slices of this size."""
 
 
+class FileForm(NamedTuple):
+    fields: dict[str, str]
+    """Those without a file, as `form_fields` has them."""
+    name: str
+    """The file's, as the client says it; may be anything."""
+    data: bytes
+
+
 def has_form(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
     """Whether the request's Content-Type is that of a form."""
-    return connection.headers.get("content-type", "").partition(";")[0].strip().lower() == MEDIA_TYPE
+    return _media_type(connection) == MEDIA_TYPE
+
+
+def has_file_form(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+    """Whether the request's Content-Type is that of a form with a file."""
+    return _media_type(connection) == FILE_MEDIA_TYPE
+
+
+def _media_type(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
+    return connection.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def form_fields(connection: ASGIConnection[Any, Any, Any, Any]) -> dict[str, str]:
@@ -40,6 +64,26 @@ async def form_fields(connection: ASGIConnection[Any, Any, Any, Any]) -> dict[st
         raise UnsupportedMediaType(f"Content-Type: expected {MEDIA_TYPE}")
     body = _refuse_many_fields(await connection.body())
     return _parse(body) if len(body) <= SMALL_BYTES else await asyncio.to_thread(_parse, body)
+
+
+async def file_form(connection: ASGIConnection[Any, Any, Any, Any]) -> FileForm:
+    """The form's file, in memory, and its other fields. Without a file, or where none was chosen, name and data are
+    empty.
+
+    Raises UnsupportedMediaType, FileTooLarge, and BadInput for a malformed form or more than MAX_FIELDS fields.
+    """
+    if not has_file_form(connection) or not isinstance(connection, Request):
+        raise UnsupportedMediaType(f"Content-Type: expected {FILE_MEDIA_TYPE}")
+    boundary = parse_options_header(connection.headers["content-type"])[1].get("boundary", "")
+    try:
+        body = await connection.body()
+    except RequestEntityTooLarge:
+        raise FileTooLarge(f"The file is too large: at most {MAX_FILE_MB} MB can be attached.") from None
+    form = await asyncio.to_thread(_parse_file_form, body, boundary)
+    if len(form.data) > MAX_FILE_MB * 1_000_000:
+        size = len(form.data) / 1_000_000
+        raise FileTooLarge(f"The file has {size:.1f} MB: at most {MAX_FILE_MB} MB can be attached.")
+    return form
 
 
 async def listed_values(connection: ASGIConnection[Any, Any, Any, Any], name: str) -> list[str]:
@@ -78,6 +122,31 @@ def _parse(body: bytes) -> dict[str, str]:
         name, _, value = pair.partition(b"=")
         fields.setdefault(_unquote(name), _unquote(value))
     return fields
+
+
+def _parse_file_form(body: bytes, boundary: str) -> FileForm:
+    fields: dict[str, str] = {}
+    name, data = "", b""
+    segment, payload = None, b""
+    try:
+        with PushMultipartParser(boundary, max_segment_count=MAX_FIELDS) as parser:
+            for event in parser.parse(body):
+                if isinstance(event, MultipartSegment):
+                    segment, payload = event, b""
+                elif event is not None:
+                    # The whole of it, because the body is parsed at once.
+                    payload = bytes(event)
+                elif segment is None:
+                    continue
+                elif segment.filename is None:
+                    fields.setdefault(segment.name, payload.decode("utf-8", errors="replace"))
+                elif segment.name == FILE_FIELD and not name:
+                    name, data = segment.filename, payload
+    except (MultipartError, UnicodeDecodeError):
+        raise BadInput(
+            f"The form cannot be read: expected {FILE_MEDIA_TYPE} with at most {MAX_FIELDS} fields, to its end."
+        ) from None
+    return FileForm(fields, name, data)
 
 
 def _unquote(quoted: bytes) -> str:

@@ -22,7 +22,7 @@ from llamalith_app.errors import (
     StaleForm,
     StorageUnavailable,
 )
-from llamalith_app.guards.forms import anonymous_fields, form_fields, has_form
+from llamalith_app.guards.forms import anonymous_fields, file_form, form_fields, has_file_form, has_form
 from llamalith_app.guards.origin import SAFE_METHODS, is_foreign, is_same_origin
 from llamalith_app.guards.sessions import Session, Sessions
 from llamalith_app.store.users import ADMIN_ID
@@ -70,7 +70,7 @@ class PrincipalGuard:
         if unsafe and is_foreign(connection):
             raise CrossSite("This request was sent by another site, or by another port of this host.")
         if session is None:
-            raise LoginNeeded(await anonymous_fields(connection) if unsafe and has_form(connection) else {})
+            raise LoginNeeded(await _fields_before_login(connection) if unsafe else {})
         if unsafe and not is_same_origin(connection):
             await _require_csrf_token(connection, session, is_page=is_page)
         connection.state.principal = Principal(session.user_id, "session", session.csrf_token)
@@ -81,9 +81,20 @@ class PrincipalGuard:
         return Principal(ADMIN_ID, "token")
 
 
+async def _fields_before_login(connection: Connection) -> dict[str, str] | None:
+    """None: the form is too long to be read, as one with a file always is."""
+    if has_file_form(connection):
+        return None
+    return await anonymous_fields(connection) if has_form(connection) else {}
+
+
 async def _require_csrf_token(connection: Connection, session: Session, *, is_page: bool) -> None:
     """For a client that sends neither Origin nor Sec-Fetch-Site. Raises StaleForm."""
-    fields = await form_fields(connection) if is_page and has_form(connection) else {}
+    fields = {}
+    if is_page and has_form(connection):
+        fields = await form_fields(connection)
+    elif is_page and has_file_form(connection):
+        fields = (await file_form(connection)).fields
     given = fields.get(CSRF_FIELD) or connection.headers.get(CSRF_HEADER) or ""
     if not hmac.compare_digest(given.encode(errors="replace"), session.csrf_token.encode()):
         connection.state.session = session

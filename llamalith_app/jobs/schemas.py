@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
-import sys
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from llamalith_app.contracts.parameters import WantedSchema
 from llamalith_app.errors import BadInput, ValidatorBusy
 from llamalith_app.grammars import validation
 from llamalith_app.grammars.schema import CPU_S, MAX_SCHEMA_BYTES, Verdict
-from llamalith_app.settings.environment import child_environ
+from llamalith_app.supervise import program
 
 MAX_PROGRAMS = 2
 MAX_REMEMBERED = 1000
@@ -31,9 +30,6 @@ UNLESS_STRICT = "without strict it is taken, and the whole reply is validated at
 
 TIMEOUT_S = 4.5
 """For one validation, the wait for a free process included."""
-FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals of an administrator, a supervisor or a terminal. A program that one of them ended says nothing about the
-schema."""
 
 log = structlog.get_logger(__name__)
 
@@ -100,9 +96,9 @@ class ReplyValidator:
         task = msgspec.json.encode(validation.Task(schema, reply))
         try:
             async with asyncio.timeout(self._timeout_s), self._programs:
-                result = await _run_program("llamalith_app.grammars.validation", task)
-                if -result.returncode in FROM_OUTSIDE:
-                    result = await _run_program("llamalith_app.grammars.validation", task)
+                result = await program.run("llamalith_app.grammars.validation", task)
+                if result.is_ended_from_outside:
+                    result = await program.run("llamalith_app.grammars.validation", task)
         except TimeoutError:
             return Fit(None, f"could not be validated within {self._timeout_s:g} s")
         except OSError as error:
@@ -113,42 +109,18 @@ class ReplyValidator:
             return Fit(not problem, problem or None)
         if result.returncode == -signal.SIGPROF:
             return Fit(None, f"could not be validated within {validation.CPU_S:g} s of processor time")
-        log.error("a reply's validation failed", complaint=result.stderr.decode(errors="replace")[-1000:])
+        log.error("a reply's validation failed", complaint=result.complaint)
         return Fit(None, "could not be validated")
 
 
-class _ProgramResult(NamedTuple):
-    stdout: bytes
-    stderr: bytes
-    returncode: int
-
-
-async def _run_program(module: str, text: bytes) -> _ProgramResult:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", module),
-        env=child_environ({}),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        stdout, stderr = await process.communicate(text)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return _ProgramResult(stdout, stderr, process.returncode or 0)
-
-
 async def _compute_verdict(text: bytes) -> Verdict:
-    result = await _run_program("llamalith_app.grammars.schema", text)
-    stdout, stderr = result.stdout, result.stderr
-    if lines := stdout.splitlines():
+    result = await program.run("llamalith_app.grammars.schema", text)
+    if lines := result.stdout.splitlines():
         # The program may have been ended while it searched for a smaller part that is why. The last verdict is valid.
         return msgspec.json.decode(lines[-1], type=Verdict)
-    if -result.returncode in FROM_OUTSIDE or (result.returncode > 0 and b"MemoryError" not in stderr):
+    if result.is_ended_from_outside or (result.returncode > 0 and b"MemoryError" not in result.stderr):
         # Its own limits did not end it, so the schema is not the reason.
-        log.error("a schema's validation failed", complaint=stderr.decode(errors="replace")[-1000:])
+        log.error("a schema's validation failed", complaint=result.complaint)
         raise ValidatorBusy("The schema could not be validated; try again.")
     return Verdict(
         reason=f"takes more than {CPU_S:g} s of processor time or too much memory to compile; make it simpler:"

@@ -22,6 +22,7 @@ from llamalith_app.jobs import schemas
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import SchemaValidator
+from llamalith_app.settings.declaration import Settings
 from llamalith_app.store import keys
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import reads, submission, waiting
@@ -46,6 +47,8 @@ class _QueueLimitReached(Exception):
 
 
 class Submissions:
+    """`limits`: those of the settings that bound a job, and what a request without one gets."""
+
     def __init__(
         self,
         database: Database,
@@ -53,10 +56,7 @@ class Submissions:
         *,
         models: tuple[str, ...],
         grammars: Mapping[str, str],
-        max_attempts: int,
-        timeout_s: float | None,
-        queue_timeout_s: float | None,
-        max_queued: int,
+        limits: Settings,
         forecasts: Forecasts,
         schema_s: float = schemas.TIMEOUT_S,
     ) -> None:
@@ -64,15 +64,13 @@ class Submissions:
         self._hints = hints
         self._models = models
         self._grammars = grammars
-        self._max_attempts = max_attempts
-        self._max_queued = max_queued
+        self._limits = limits
+        self._max_queued = limits.max_queued
         self._forecasts = forecasts
         self._allowances: dict[int, int] = {}
         """By owner: jobs that can be accepted before the queued ones are counted again."""
         self._counting = asyncio.Lock()
         self._schemas = SchemaValidator(schema_s)
-        self._timeout_s = timeout_s
-        self._queue_timeout_s = queue_timeout_s
 
     async def submit(
         self,
@@ -183,7 +181,7 @@ class Submissions:
     def _completed(self, request: JobRequest) -> JobRequest:
         """The request with trimmed texts, and with the configured values where it has none. Raises BadInput."""
         content, system_prompt = (request.content or "").strip(), (request.system_prompt or "").strip()
-        context = request.assistant_context or ""
+        context, limits = request.assistant_context or "", self._limits
         if not content and not system_prompt:
             raise BadInput("content or system_prompt is required")
         if not content and context.strip():
@@ -196,9 +194,9 @@ class Submissions:
             model=self._model((request.model or "").strip()),
             grammar_name=self._grammar((request.grammar_name or "").strip()),
             priority=request.priority or "normal",
-            max_attempts=self._max_attempts if request.max_attempts is None else request.max_attempts,
-            timeout_s=self._timeout_s if request.timeout_s is None else request.timeout_s,
-            queue_timeout_s=self._queue_timeout_s if request.queue_timeout_s is None else request.queue_timeout_s,
+            max_attempts=limits.max_attempts if request.max_attempts is None else request.max_attempts,
+            timeout_s=limits.timeout_s if request.timeout_s is None else request.timeout_s,
+            queue_timeout_s=limits.queue_timeout_s if request.queue_timeout_s is None else request.queue_timeout_s,
         )
 
     async def retry(self, principal: Principal, request_id: str, job_id: int, *, key: Key | None = None) -> JobAccepted:

@@ -60,7 +60,7 @@ RULES = {
             ON e.conversation_id = j.conversation_id AND e.id < j.id
             AND e.status IN ('queued', 'processing')
         WHERE j.status = 'processing'""",
-    "an open job is the head of its conversation exactly where nothing earlier in it is open": """
+    "an open job is the first in its lane exactly where nothing earlier in its conversation is open": """
         SELECT j.id AS job_id, j.is_head FROM jobs j WHERE j.status IN ('queued', 'processing')
         AND j.is_head = EXISTS (SELECT 1 FROM jobs e WHERE e.conversation_id = j.conversation_id
             AND e.id < j.id AND e.status IN ('queued', 'processing'))""",

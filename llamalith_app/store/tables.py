@@ -313,9 +313,9 @@ class JobRow(DefaultBase):
     max_attempts: Mapped[int] = mapped_column(Integer)
     status: Mapped[str] = mapped_column(String(20))
     """Starts `queued`; changed by claim, finish, fail, cancel and expire. A trigger keeps a terminal one unchanged."""
-    is_head: Mapped[bool] = mapped_column(Boolean)
+    is_first_in_lane: Mapped[bool] = mapped_column("is_head", Boolean, key="is_first_in_lane")
     """Whether no earlier job of its conversation is open; set when the job before it ends, and meaningless once it has
-    ended itself. Stored because a query for it would read all waiting jobs."""
+    ended itself. Stored because a query for it would read all waiting jobs. In SQL it keeps the name `is_head`."""
     attempt: Mapped[int] = mapped_column(Integer)
     """Starts at 0; raised by claim."""
     not_before: Mapped[datetime] = mapped_column(DateTimeUTC)

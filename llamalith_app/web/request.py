@@ -21,6 +21,7 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.params import HeaderParameter
 from redis.asyncio import Redis
 
+from llamalith_app.attachments.reader import AttachmentReader
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.text import A_KEY, MAX_KEY
 from llamalith_app.errors import BadInput, UnsupportedMediaType
@@ -75,6 +76,7 @@ class Parts(NamedTuple):
     branches: Branches
     cancellations: Cancellations
     bulk: BulkActions
+    attachments: AttachmentReader
     live: Live
     followers: Followers
     readiness: ReadinessCheck

@@ -105,7 +105,7 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         ]
         await page.locator("[data-files]").set_input_files(files)
         trouble = page.locator("#trouble")
-        await expect(trouble).to_contain_text("photo.png was not attached: it is no text in UTF-8.")
+        await expect(trouble).to_contain_text("photo.png was not attached: it is neither text nor a PDF.")
         await expect(trouble).to_contain_text("long.txt was not attached: it has 500 kB, at most 400 kB can be.")
         await expect(page.locator(".attached li")).to_have_count(1)
         await page.reload()

@@ -83,6 +83,84 @@ async def test_a_reply_grows_on_its_page_and_thinking_is_folded(
         await expect(thinking.locator("p")).to_have_text(THOUGHT)
 
 
+RICH = r"""## A plan
+
+Some **bold** text, `code` and a [link](https://a.example). The formula $e^{i\pi} + 1 = 0$ in a line, and alone:
+
+$$\vec{v} = \frac{1}{2}\sqrt{x}$$
+
+1. first
+2. second
+   - nested
+
+| name | number |
+|:-----|-------:|
+| one  | 1      |
+| two  | 2      |
+
+> A quote, and שלום עולם from right to left.
+
+```python
+def greet(name: str) -> str:
+    return f"Hello, {name}!"  # a comment
+```
+
+"""
+
+
+@pytest.mark.slow
+async def test_blocks_of_a_reply_appear_one_by_one_stay_and_survive_a_reload(
+    config: Config, chromium: Browser, gate: Path, tmp_path: Path
+) -> None:
+    script = Script(tmp_path / "rich.json")
+    reply = RICH + "More words follow. " * 15 + "\n\nThe end."
+    script.write({"when": "", "reply": reply, "step_s": 0.004, "after": len(RICH.encode()) + 20, "gate": str(gate)})
+    async with (
+        serving(config) as api,
+        working(config, script),
+        at_home(api, chromium, viewport={"width": 1280, "height": 900}) as browser,
+    ):
+        await browser.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        await submit(api, "Make a plan.")
+        page = await browser.page("/chat/conversations/c")
+        written = page.locator('#job-1 [data-told="delta"]')
+        await expect(written.locator("figure .k").first).to_have_text("def", timeout=60_000)
+        await expect(written.locator("> p").last).to_contain_text("More")
+        await expect(written.locator(".katex")).to_have_count(2)
+        await page.reload()
+        await expect(written.locator("> *")).to_have_count(8)
+        await expect(written.locator("ol > li")).to_have_count(2)
+        await expect(written.locator("tbody > tr")).to_have_count(2)
+        await expect(written.locator(".katex")).to_have_count(2)
+        await written.evaluate("(one) => { window.blocks = [...one.querySelectorAll('h2, li, tr, figure, .katex')] }")
+        await page.get_by_role("button", name="Copy").click()
+        await expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        code = RICH.partition("python\n")[2].partition("```")[0]
+        assert await page.evaluate("navigator.clipboard.readText()") == code
+        for scheme in ("light", "dark"):
+            await page.emulate_media(color_scheme=scheme)
+            assert await violations(page) == []
+            await photograph(page, f"markdown-1280-{scheme}")
+        await page.set_viewport_size({"width": 360, "height": 800})
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await photograph(page, "markdown-360-dark")
+        # A new stream goes on where the old one was: what the page has stays, and the rest follows.
+        await hide(page, hidden=True)
+        async with page.expect_request("**/blocks?after=1.1-*"):
+            await hide(page, hidden=False)
+        gate.touch()
+        await expect(written).to_contain_text("follow. More words", timeout=20_000)
+        assert await page.evaluate("window.blocks.length > 8 && window.blocks.every((one) => one.isConnected)")
+        await expect(page.locator("#job-1 .badge")).to_have_text("Done", timeout=60_000)
+        stored = page.locator("#job-1 .markdown")
+        await expect(stored.locator("> p").last).to_have_text("The end.")
+        await expect(stored.locator(".katex")).to_have_count(2)
+        streamed = await stored.evaluate("(one) => one.innerHTML")
+        await page.reload()
+        await expect(stored.locator(".katex")).to_have_count(2)
+        assert await stored.evaluate("(one) => one.innerHTML") == streamed
+
+
 @pytest.mark.slow
 async def test_a_page_that_is_hidden_and_shown_again_has_the_text_once(
     api: httpx.AsyncClient, chromium: Browser, gate: Path

@@ -12,7 +12,8 @@ from pathlib import Path
 import uvloop
 
 from llamalith_app.commands.process import begin
-from llamalith_app.jobs.worker.process import local_engines, run
+from llamalith_app.jobs.worker.process import local_engines
+from llamalith_app.jobs.worker.run import run
 from tests import fake_engine
 
 

@@ -21,6 +21,8 @@ from llamalith_app.engine.messages import Cancel, Loading
 from tests.engine.conftest import LAZY_DOG, Script, load, run, started, submit
 from tests.settle import eventually
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 WITHIN_S = 20
@@ -202,8 +204,6 @@ STARTS_AN_ENGINE = """
 import sys, uvloop
 from llamalith_app.engine.client.local import LocalEngine
 from tests.engine.conftest import load
-
-pytestmark = pytest.mark.slow
 uvloop.run(LocalEngine.start(load(), ["sh", "-c", 'echo $$ > "$0"; exec sleep 600', sys.argv[1]]))
 """
 

@@ -28,6 +28,8 @@ from llamalith_app.engine.template_program import TemplateSource, compile_templa
 from tests.engine.test_process import wait_until_gone
 from tests.tiny_models import LOOPING_TEMPLATE, template_that_loops_on
 
+pytestmark = pytest.mark.slow
+
 HELLO = [ChatMessage("system", "S <é>"), ChatMessage("user", "Hello\n"), ChatMessage("assistant", "")]
 
 
@@ -467,8 +469,6 @@ OWNER = """
 import sys
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.template import Template
-
-pytestmark = pytest.mark.slow
 made = Template(sys.argv[1], bos="", eos="")
 print(made._idle.queue[0].pid, flush=True)
 made.render([ChatMessage("user", "x")])

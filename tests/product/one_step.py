@@ -25,6 +25,7 @@ from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.jobs.worker.sweep import Sweeper
+from llamalith_app.settings.declaration import Settings
 from llamalith_app.store import workers
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.jobs import leases, submission, transitions
@@ -69,10 +70,7 @@ async def submit(database: Database, hints: Hints) -> Any:
         hints,
         models=MODELS,
         grammars={},
-        max_attempts=3,
-        timeout_s=None,
-        queue_timeout_s=None,
-        max_queued=100,
+        limits=Settings(),
         forecasts=Forecasts(database, MODELS, {}),
     )
     accepted = await submissions.submit(

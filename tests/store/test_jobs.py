@@ -234,7 +234,7 @@ def test_check_names_the_rows_that_violate_an_invariant(engine: Engine) -> None:
     assert broken.rows == [{"job_id": 1, "status": "done", "replies": 0}]
 
 
-def heads(connection: Connection) -> list[int]:
+def first_in_lanes(connection: Connection) -> list[int]:
     query = "SELECT id FROM jobs WHERE status = 'queued' AND is_head ORDER BY id"
     return list(connection.execute(text(query)).scalars())
 
@@ -247,11 +247,13 @@ def queued(connection: Connection, conversation_id: str = "c", queue_timeout_s: 
 
 
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel", "cancel_open", "give_up"])
-def test_the_next_job_of_a_conversation_becomes_its_head_whatever_ends_the_one_before(engine: Engine, end: str) -> None:
+def test_the_next_job_of_a_conversation_becomes_the_first_whatever_ends_the_one_before(
+    engine: Engine, end: str
+) -> None:
     with engine.begin() as connection:
         register_worker(connection)
         first, second, other = queued(connection, "c", 60), queued(connection), queued(connection, "other")
-        assert heads(connection) == [first, other]
+        assert first_in_lanes(connection) == [first, other]
         if end == "give_up":
             assert transitions.expire_queued(connection, NOW + timedelta(seconds=60), 10) == [first]
         elif end == "cancel":
@@ -259,33 +261,35 @@ def test_the_next_job_of_a_conversation_becomes_its_head_whatever_ends_the_one_b
         else:
             claim = transitions.claim(connection, "m", 1, 1, NOW)
             assert claim is not None
-            assert heads(connection) == [other]
+            assert first_in_lanes(connection) == [other]
             if end == "finish":
                 assert finish(connection, claim)
             elif end == "fail":
                 assert fail(connection, claim, pause=None) is Status.ERROR
             else:
                 transitions.cancel_open(connection, ADMIN_ID, NOW, statuses=[Status.PROCESSING], limit=10)
-        assert heads(connection) == [second, other]
+        assert first_in_lanes(connection) == [second, other]
         assert check.violations(connection) == []
 
 
-def test_the_end_of_a_job_behind_the_head_promotes_no_other(engine: Engine) -> None:
+def test_the_end_of_a_job_behind_the_first_promotes_no_other(engine: Engine) -> None:
     with engine.begin() as connection:
         first, second, third = (queued(connection) for _ in range(3))
         transitions.cancel(connection, ADMIN_ID, second, NOW)
-        assert heads(connection) == [first]
+        assert first_in_lanes(connection) == [first]
         transitions.cancel(connection, ADMIN_ID, first, NOW)
-        assert heads(connection) == [third]
+        assert first_in_lanes(connection) == [third]
 
 
-def test_the_checks_find_a_job_that_should_be_the_head(engine: Engine) -> None:
+def test_the_checks_find_a_job_that_should_be_the_first_in_its_lane(engine: Engine) -> None:
     with engine.begin() as connection:
         submission.submit(connection, prompt(), NOW)
         submission.submit(connection, prompt(), NOW)
         connection.execute(text("UPDATE jobs SET is_head = NOT is_head"))
         (broken,) = check.violations(connection)
-    assert broken.rule == "an open job is the head of its conversation exactly where nothing earlier in it is open"
+    assert (
+        broken.rule == "an open job is the first in its lane exactly where nothing earlier in its conversation is open"
+    )
     assert [row["job_id"] for row in broken.rows] == [1, 2]
 
 

@@ -24,7 +24,7 @@ from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, prompt
 
 
-def test_the_first_open_job_of_each_conversation_becomes_its_head(tmp_path: Path) -> None:
+def test_the_first_open_job_of_each_conversation_becomes_the_first_in_its_lane(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     engine = write_engine(path)
     commands(engine).upgrade("0004")
@@ -55,8 +55,8 @@ def test_the_first_open_job_of_each_conversation_becomes_its_head(tmp_path: Path
     engine.dispose()
     assert migrate(path)
     with write_engine(path).connect() as connection:
-        heads = connection.execute(text("SELECT id FROM jobs WHERE status = 'queued' AND is_head = 1 ORDER BY id"))
-        assert list(heads.scalars()) == [2, 4]
+        first_ones = connection.execute(text("SELECT id FROM jobs WHERE status = 'queued' AND is_head = 1 ORDER BY id"))
+        assert list(first_ones.scalars()) == [2, 4]
         assert check.violations(connection) == []
 
 

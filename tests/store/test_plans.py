@@ -348,7 +348,7 @@ def test_a_page_of_a_conversation_costs_the_same_however_long_that_is(
 
 
 @pytest.mark.parametrize("name", ["claim", "due"])
-def test_jobs_behind_a_head_are_not_read(sqlite_engine: Engine, name: str) -> None:
+def test_jobs_behind_the_first_in_a_lane_are_not_read(sqlite_engine: Engine, name: str) -> None:
     steps = plan_of(sqlite_engine, name)
     assert "SEARCH jobs USING INDEX heads (model=? AND priority=?)" in steps
     assert [step for step in steps if "ORDER BY" in step or "INDEX due" in step] == []

@@ -345,8 +345,10 @@ class Record(RuleBasedStateMachine):
     @rule(model=st.sampled_from(MODELS), crash_at=crash)
     def claim(self, model: str, crash_at: int | None) -> None:
         open_jobs = [(job_id, job) for job_id, job in self.jobs.items() if job.status in OPEN]
-        heads = {job.conversation: (job_id, job) for job_id, job in reversed(open_jobs)}
-        due = sorted(job_id for job_id, job in heads.values() if job.status is Status.QUEUED and job.model == model)
+        first_ones = {job.conversation: (job_id, job) for job_id, job in reversed(open_jobs)}
+        due = sorted(
+            job_id for job_id, job in first_ones.values() if job.status is Status.QUEUED and job.model == model
+        )
         claim = self.run(crash_at, transitions.claim, model, 1, self.worker, NOW)
         if claim is None:
             assert crash_at is not None or not due

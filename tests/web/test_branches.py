@@ -113,7 +113,7 @@ async def test_a_reply_is_written_again_with_what_is_to_be_different(
     assert [turn["parent"] for turn in tree["turns"]] == [None, None, None]
     for body, detail in (
         ({"model": "none"}, "model: "),
-        ({"temperature": 9}, "temperature: expected number"),
+        ({"temperature": 9}, "temperature: expected a number"),
         ({"response_format": {"type": "json_object"}}, "response_format: a reply can be held to it or to grammar_name"),
     ):
         answer = await api.post(url, json=body)
@@ -199,7 +199,10 @@ async def test_nobody_reaches_the_turns_of_another(api: httpx.AsyncClient, datab
 
 def shown(page: httpx.Response) -> list[str]:
     """The prompts in its list."""
-    return [unescape(found) for found in re.findall(r'aria-label="You"><p [^>]*>([^<]*)</p>', page.text)]
+    return [
+        unescape(found)
+        for found in re.findall(r'aria-label="You">\s*<div class="bubble">\s*<p [^>]*>([^<]*)</p>', page.text)
+    ]
 
 
 def items(page: httpx.Response) -> list[int]:

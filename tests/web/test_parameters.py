@@ -296,7 +296,7 @@ async def test_evil_schemas_end_in_time_and_hold_up_nobody(in_time: httpx.AsyncC
 async def test_a_schema_is_validated_once(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = {"content": "x", "response_format": form({"const": "validated once"})}
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
-    monkeypatch.setattr("llamalith_app.jobs.schemas._run_program", None)
+    monkeypatch.setattr("llamalith_app.supervise.program.run", None)
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
 
 
@@ -305,7 +305,7 @@ async def test_a_validation_that_fails_says_nothing_of_the_schema(
 ) -> None:
     sent = {"content": "x", "response_format": form({"const": "validated again"})}
     with monkeypatch.context() as patched:
-        patched.setattr("llamalith_app.jobs.schemas.sys", SimpleNamespace(executable="/bin/false"))
+        patched.setattr("llamalith_app.supervise.program.sys", SimpleNamespace(executable="/bin/false"))
         assert (await api.post("/api/jobs", json=sent)).status_code == 503
     assert (await api.post("/api/jobs", json=sent)).status_code == 200
 

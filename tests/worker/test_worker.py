@@ -28,7 +28,8 @@ from llamalith_app.contracts.parameters import JsonSchema, Parameters
 from llamalith_app.jobs.queue import Hints, Timings
 from llamalith_app.jobs.schemas import Fit, ReplyValidator
 from llamalith_app.jobs.worker.attempt import AttemptTimings
-from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, local_engines, run
+from llamalith_app.jobs.worker.process import TIMINGS, Worker, WorkerTimings, local_engines
+from llamalith_app.jobs.worker.run import run
 from llamalith_app.jobs.worker.running import RunningAttempt
 from llamalith_app.jobs.worker.settle import AttemptResult, Settler
 from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, hold_lock

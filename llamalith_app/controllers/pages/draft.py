@@ -18,10 +18,11 @@ from llamalith_app.contracts.jobs import JobRequest
 from llamalith_app.contracts.parameters import Parameters, parameters_from_texts
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.problems import Problem
+from llamalith_app.contracts.text import MAX_NAME
 from llamalith_app.controllers.pages.redirects import see_other
 from llamalith_app.errors import BadInput, NotFound, QueueFull, SessionUnreadable, StaleForm, StorageUnavailable
 from llamalith_app.guards.cookies import make_cookie
-from llamalith_app.guards.forms import form_fields
+from llamalith_app.guards.forms import FILE_FIELD, form_fields
 from llamalith_app.guards.principal import PAGE
 from llamalith_app.store.keys import Key
 from llamalith_app.store.tables import Source
@@ -29,6 +30,7 @@ from llamalith_app.web import html
 from llamalith_app.web.html import conversation_url, page
 from llamalith_app.web.problems import explained
 from llamalith_app.web.request import AppRequest
+from llamalith_app.web.visible import visible
 
 MAX_SHOWN_CHARS = 4_000_000
 """Of a page that shows what was typed, as it stands in its HTML: one quotation mark is five characters there."""
@@ -52,6 +54,10 @@ class DraftPage(Controller):
             if not is_shown:
                 raise BadInput(why)
             return draft_page(request, await request.form_as(JobForm), 400, why)
+        if is_shown and (name := (await form_fields(request)).get(FILE_FIELD)):
+            # The name alone was sent.
+            why = f"{visible(name[:MAX_NAME])} is not in the message yet: choose it again, then press Attach."
+            return draft_page(request, draft, 400, why)
         try:
             form = await request.form_as(JobForm)
             accepted = await request.parts.submissions.submit(
@@ -106,10 +112,15 @@ async def typed_draft(request: AppRequest) -> JobForm | None:
 
 def draft_in(fields: dict[str, str]) -> JobForm | None:
     """The same, of fields that were read before."""
+    form = form_in(fields)
+    return form if form.content.strip() else None
+
+
+def form_in(fields: dict[str, str]) -> JobForm:
+    """The same, with or without a message."""
     kept = {name: fields.get(name, "").replace("\r\n", "\n") for name in JobForm.__struct_fields__}
     kept |= {name: "" for name, limit in SHORT_FIELDS.items() if len(kept[name]) > limit}
-    form = JobForm(**kept)
-    return form if form.content.strip() else None
+    return JobForm(**kept)
 
 
 def draft_page(request: Request[Any, Any, Any], draft: JobForm, status: int, why: str) -> Template:

@@ -104,7 +104,7 @@ def queue_places(connection: Connection, of_jobs: Mapping[int, str]) -> QueuePla
 
 def _open_jobs_around(connection: Connection, job_ids: Iterable[int]) -> list[OpenJob]:
     behind = select(JobRow.conversation_id).where(
-        JobRow.id.in_(list(job_ids)), status_is(Status.QUEUED), ~JobRow.is_head
+        JobRow.id.in_(list(job_ids)), status_is(Status.QUEUED), ~JobRow.is_first_in_lane
     )
     rows = connection.execute(
         select(JobRow.id, JobRow.conversation_id, JobRow.model, JobRow.started_at, JobRow.status)

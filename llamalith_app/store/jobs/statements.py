@@ -48,7 +48,7 @@ BEST_DUE = (
         status_is(Status.QUEUED),
         JobRow.model == bindparam("of_model"),
         JobRow.priority == bindparam("of_priority"),
-        JobRow.is_head,
+        JobRow.is_first_in_lane,
         # A `not_before` beyond any backoff: the clock went back since it was stored.
         or_(JobRow.not_before <= bindparam("until"), JobRow.not_before > bindparam("beyond")),
         may_still_wait,

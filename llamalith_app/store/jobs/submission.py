@@ -90,7 +90,7 @@ _HEAD = (
 _INSERT_CONVERSATION = insert(_conversations).returning(ConversationRow.id)
 _INSERT_JOB = (
     insert(_jobs)
-    .values(is_head=~exists().where(open_job.conversation_id == bindparam("of_conversation"), is_open))
+    .values(is_first_in_lane=~exists().where(open_job.conversation_id == bindparam("of_conversation"), is_open))
     .returning(JobRow.id)
 )
 _COPIED_FIELDS = tuple(

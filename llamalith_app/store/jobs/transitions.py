@@ -111,7 +111,9 @@ _LOCK_CONVERSATIONS = (
     .with_for_update()
 )
 _PROMOTE = (
-    update(_jobs).where(JobRow.id == first_open(bindparam("of_conversation")), ~JobRow.is_head).values(is_head=True)
+    update(_jobs)
+    .where(JobRow.id == first_open(bindparam("of_conversation")), ~JobRow.is_first_in_lane)
+    .values(is_first_in_lane=True)
 )
 _INSERT_ATTEMPT = insert(_attempts)
 _CLOSE_ATTEMPT = (
@@ -136,8 +138,7 @@ _REQUEUE = (
 
 
 def claim(connection: Connection, model: str, priority: int, worker_id: int, now: datetime) -> Claim | None:
-    """Claims the oldest due job of the model and priority class that is the head of its conversation. None: there is
-    none."""
+    """Claims the oldest due job of the model and priority class that is the first in its lane. None: there is none."""
     job_id = connection.execute(
         _NEXT, {"of_model": model, "of_priority": priority, "most": 1, **due_parameters(now)}
     ).scalar()
@@ -224,7 +225,7 @@ def _end(
     reason: str | None = None,
 ) -> None:
     """Ends open jobs: the only way to a terminal state. Closes their attempts with that outcome, kind and reason, and
-    promotes the next jobs of their conversations to heads."""
+    promotes the next jobs of their lanes."""
     if not jobs:
         return
     connection.execute(
@@ -234,7 +235,7 @@ def _end(
     for job in jobs:
         if job.lease_token is not None:
             _close_attempt(connection, job.lease_token, outcome or _OUTCOMES[status], reason, now, kind)
-    _promote_next_head(connection, sorted({job.conversation_id for job in jobs}))
+    _promote_next(connection, sorted({job.conversation_id for job in jobs}))
 
 
 @cache
@@ -253,13 +254,13 @@ def _end_statement(status: Status, columns: tuple[str, ...]) -> Update:
 
 def _lock_conversations(connection: Connection, job_ids: Collection[int]) -> None:
     """Locks the conversations of these jobs, before any job is written. With several concurrent writers, a submit and
-    the end of a conversation's head would each miss the other's change, and the new job would not become the head."""
+    the end of the first job in a lane would each miss the other's change, and the new job would not be the first."""
     if connection.dialect.name != "sqlite":
         connection.execute(_LOCK_CONVERSATIONS, {"of_jobs": list(job_ids)})
 
 
-def _promote_next_head(connection: Connection, conversations: Collection[int]) -> None:
-    """Makes the first open job of each conversation its head, after jobs of these have ended."""
+def _promote_next(connection: Connection, conversations: Collection[int]) -> None:
+    """Marks the first open job of each conversation as the first in its lane, after jobs of these have ended."""
     if conversations:
         connection.execute(_PROMOTE, [{"of_conversation": conversation_id} for conversation_id in conversations])
 

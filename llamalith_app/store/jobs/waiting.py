@@ -68,10 +68,10 @@ def n_queued(connection: Connection, owner_id: int) -> int:
 
 def newly_runnable(connection: Connection, ended: Collection[int], now: datetime) -> list[RunnableJob]:
     """The jobs that may start now that these have ended: the next ones of their conversations."""
-    heads = select(first_open(_ended.conversation_id)).where(_ended.id.in_(ended))
+    next_ones = select(first_open(_ended.conversation_id)).where(_ended.id.in_(ended))
     rows = connection.execute(
         select(JobRow.id, JobRow.model, JobRow.attempt).where(
-            JobRow.id.in_(heads),
+            JobRow.id.in_(next_ones),
             status_is(Status.QUEUED),
             or_(JobRow.not_before <= now, JobRow.not_before > now + LONGEST_BACKOFF),
         )
