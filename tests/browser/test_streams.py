@@ -133,7 +133,7 @@ async def test_blocks_of_a_reply_appear_one_by_one_stay_and_survive_a_reload(
         await expect(written.locator("tbody > tr")).to_have_count(2)
         await expect(written.locator(".katex")).to_have_count(2)
         await written.evaluate("(one) => { window.blocks = [...one.querySelectorAll('h2, li, tr, figure, .katex')] }")
-        await page.get_by_role("button", name="Copy").click()
+        await page.get_by_role("button", name="Copy", exact=True).click()
         await expect(page.get_by_role("button", name="Copied")).to_be_visible()
         code = RICH.partition("python\n")[2].partition("```")[0]
         assert await page.evaluate("navigator.clipboard.readText()") == code
