@@ -16,6 +16,7 @@ MAX_TURNS = 2000
 MAX_MESSAGES = 1000
 """Of one turn."""
 
+Moment = Annotated[datetime, Meta(tz=True, title="a date and time with its zone, such as 2026-11-30T09:15:02Z")]
 # As long as it may be: the request's own limit bounds it.
 FileText = Annotated[str, Meta(pattern=NUL_FREE)]
 
@@ -38,7 +39,7 @@ class ExportedTurn(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The turn that it continues, which stands before it in the file; null: it is a first one. Turns with the same
     parent are branches."""
     messages: Annotated[list[ExportedMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    created_at: datetime | None = None
+    created_at: Moment | None = None
     model: str | None = None
     status: str | None = None
     """Of its job; absent: it has none."""
@@ -50,7 +51,7 @@ class ConversationExport(msgspec.Struct, kw_only=True, omit_defaults=True):
     """An import does not use it: the new conversation gets an id of its own."""
     title: Title | None = None
     tags: Tags = []
-    created_at: datetime | None = None
+    created_at: Moment | None = None
     head: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     """The last turn of the branch that people see; absent: the last in the file."""
     turns: Annotated[list[ExportedTurn], Meta(min_length=1, max_length=MAX_TURNS)]

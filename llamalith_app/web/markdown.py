@@ -31,7 +31,7 @@ MAX_CHARS = 200_000
 MAX_CODE_CHARS = 50_000
 """Longer code has no colours."""
 MAX_COLOURING_S = 0.25
-"""Pygments' time is not linear for everything that somebody could call code. After this there are no colours either."""
+"""Of processor time: Pygments is not linear for everything that somebody could call code. After this, no colours."""
 MAX_LINE_CHARS, MAX_SPACES, MAX_WORDS = 1_000, 200, 100
 """Of code with colours: in a line, in one gap, and of words with only gaps between. On more than that a single step of
 Pygments takes too long."""
@@ -224,11 +224,11 @@ def _can_have_colours(text: str, language: str) -> bool:
 
 def _coloured(text: str, language: str) -> str | None:
     """None: it takes too long."""
-    deadline = time.monotonic() + MAX_COLOURING_S
+    deadline = time.thread_time() + MAX_COLOURING_S
     tokens = []
     for token in get_lexer_by_name(language, stripnl=False).get_tokens(text):
         tokens.append(token)
-        if time.monotonic() > deadline:
+        if time.thread_time() > deadline:
             return None
     out = io.StringIO()
     COLOURS.format(tokens, out)

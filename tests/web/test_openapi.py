@@ -29,13 +29,22 @@ LONGEST = 10_000
 
 
 def allowed(case: Any) -> None:
-    """What the document cannot know: which models and grammars there are, and which schemas no reply can fit."""
+    """What the document cannot know: which models and grammars there are, which schemas no reply can fit, that a
+    change names at least one field that is not null, that what is deleted changes in nothing else, and how the turns of
+    a file hang together."""
     if isinstance(case.body, dict):
         for name, value in (("model", "smollm2"), ("grammar_name", "yes_or_no")):
             if (case.body.get(name) or "").strip():
                 case.body[name] = value
         case.body.pop("response_format", None)
         case.body.pop("parent", None)
+        for number, turn in enumerate(case.body.get("turns", [])):
+            turn |= {"id": number, "parent": None}
+            turn["messages"][-1]["role"] = "assistant"
+            case.body.pop("head", None)
+        if case.method.upper() == "PATCH":
+            case.body.pop("deleted", None)
+            case.body |= {"priority": "batch"} if "/jobs" in case.operation.path else {"pinned": True}
     if "model" in (case.query or {}):
         case.query["model"] = "other"
 
@@ -92,4 +101,4 @@ async def test_the_document_describes_what_the_application_does(api: httpx.Async
             n_asked += 1
         return n_asked
 
-    assert await asyncio.to_thread(ask_all) == (25 if mode is schemathesis.GenerationMode.POSITIVE else 23)
+    assert await asyncio.to_thread(ask_all) == (33 if mode is schemathesis.GenerationMode.POSITIVE else 31)
