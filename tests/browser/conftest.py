@@ -28,6 +28,8 @@ from tests.settle import eventually
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "screenshots"
+WIDE, NARROW = 1280, 360
+"""Of a window, in px."""
 PLAIN_HOST = "llamalith.test"
 """A name of this machine that a browser does not trust over plain http as it does 127.0.0.1."""
 FLAGS = [
@@ -155,6 +157,11 @@ async def nginx(folder: Path, app_port: int, *, default_site: str = "") -> Async
         if process.returncode is None:
             process.terminate()
             await process.wait()
+
+
+def is_looked_at_by_axe(width: int, scheme: str) -> bool:
+    """Of four views of a page two have each width and each set of colours."""
+    return (width > NARROW) == (scheme == "light")
 
 
 async def violations(page: Page) -> list[str]:
