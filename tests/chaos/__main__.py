@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -34,6 +35,8 @@ def main() -> None:
     )
     parser.add_argument("--keep", action="store_true", help="keep the folder in any case")
     options = parser.parse_args()
+    # A run that is started under nohup would hand its ignored SIGHUP on to the product.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     seed = int(time.time()) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="llamalith-chaos-"))
     print(f"seed {seed}; in {folder}", flush=True)
