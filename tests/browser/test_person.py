@@ -151,11 +151,13 @@ async def test_a_person_cancels_what_runs_and_what_waits(installation: Installat
     _, origin, password = installation
     async with window(chromium, origin, viewport={"width": 1280, "height": 800}) as browser:
         page = await log_in(browser, password)
-        for _ in range(3):
+        for number in (1, 2, 3):
             # A script hears the keys.
             await expect(page.get_by_text("Enter sends", exact=True)).to_be_visible()
             await page.get_by_label("Message").fill(STORY)
             await page.keyboard.press("Enter")
+            # The first one leads to another page, where its turn is.
+            await expect(page.locator(f"#job-{number}")).to_be_visible()
             await expect(page.get_by_label("Message")).to_have_value("")
         running, waiting, last = (page.locator(f"#job-{number}") for number in (1, 2, 3))
         await expect(running.locator(".state").get_by_text("Writing")).to_be_visible(timeout=60_000)
