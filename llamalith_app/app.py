@@ -36,7 +36,6 @@ from llamalith_app.controllers.pages.blocks import BlocksPage
 from llamalith_app.controllers.pages.branches import BranchForms
 from llamalith_app.controllers.pages.conversation import ConversationPage
 from llamalith_app.controllers.pages.conversations import ConversationsPage
-from llamalith_app.controllers.pages.dashboard import DashboardPage, front_door
 from llamalith_app.controllers.pages.docs import DocsPage
 from llamalith_app.controllers.pages.draft import DraftPage, answer_session_unreadable, answer_stale_form
 from llamalith_app.controllers.pages.job import JobPage
@@ -45,6 +44,7 @@ from llamalith_app.controllers.pages.login import LoginPage, answer_login_needed
 from llamalith_app.controllers.pages.logout import LogoutPage
 from llamalith_app.controllers.pages.look import LookPage
 from llamalith_app.controllers.pages.monitor import MonitorPage
+from llamalith_app.controllers.pages.new_chat import NewChatPage, front_door
 from llamalith_app.controllers.pages.offline import OfflinePage
 from llamalith_app.controllers.pages.status import StatusPage
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
@@ -185,7 +185,7 @@ def routes(cors_origins: Sequence[str]) -> Litestar:
     context in which the parts are open."""
     api = [Jobs, ConversationList, Conversations, BranchesOfConversation, BranchesOfJob, Events, Models, Legacy]
     pages = [
-        *(DashboardPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
+        *(NewChatPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
         *(AttachmentsPage, StatusPage, BlocksPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
     ]
     return Litestar(

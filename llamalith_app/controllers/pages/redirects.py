@@ -26,7 +26,7 @@ def see_other(path: str, *cookies: Cookie) -> Redirect:
 
 
 def referring_page(request: Request[Any, Any, Any]) -> str:
-    """The page of ours whose form was sent, as far as its browser says; else the dashboard. A path alone, whatever
+    """The page of ours whose form was sent, as far as its browser says; else that of a new chat. A path alone, whatever
     host it names."""
     try:
         referer = urlsplit(request.headers.get("referer", ""))
@@ -36,7 +36,7 @@ def referring_page(request: Request[Any, Any, Any]) -> str:
 
 
 def own_page(path: str) -> str:
-    """`path` where it is a page of ours, as it may stand in a header; else the dashboard."""
+    """`path` where it is a page of ours, as it may stand in a header; else that of a new chat."""
     # What a cookie cannot hold is quoted; what was quoted stays as it is.
     quoted = quote(path, safe="/?&=%+:@!$'()*~-._")
     parts = unquote(quoted.partition("?")[0]).split("/")

@@ -14,16 +14,16 @@ from llamalith_app.web.html import page
 from llamalith_app.web.request import AppRequest
 
 
-class DashboardPage(Controller):
+class NewChatPage(Controller):
     path = "/"
     include_in_schema = False
 
     @get(opt=PAGE)
-    async def dashboard(self, request: AppRequest) -> Template:
+    async def new_chat(self, request: AppRequest) -> Template:
         newest = await request.parts.database.read(reads.newest_briefs, request.principal.user_id, limit=1)
         return page(
             request,
-            "dashboard",
+            "new_chat",
             models=request.parts.models,
             engines=await engines(request.parts),
             form=JobForm(model=newest[0].model if newest else ""),
