@@ -38,10 +38,10 @@ MAX_SCANNED = 2000
 """Turns, the newest, whose messages are looked through where no index helps."""
 INDEXED_CHARS = 100_000
 """Characters at the beginning of each message that are searched."""
-MAX_INDEXED, MAX_INDEXED_CHARS = 100, 200_000
-"""Messages, and their characters, that one transaction adds to the index: a few milliseconds, while no other can write.
+MAX_INDEXED, MAX_INDEXED_CHARS = 500, 500_000
+"""Messages, and their characters, that one transaction adds to the index: 20 ms, while no other can write.
 """
-MAX_TRANSACTIONS = 50
+MAX_TRANSACTIONS = 20
 """That one `catch_up` makes."""
 SNIPPET_CHARS = 160
 CHARS_BEFORE = 40
