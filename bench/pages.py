@@ -3,8 +3,8 @@
     .venv/bin/python -m bench.pages [--conversations 10000] [--turns 10] [--rounds 30] [--writes 2000]
 
 Writes a database with so many conversations of so many turns each, starts `llamalith web` on it, and prints the time
-until each page is there: the best and the median over HTTP, in ms; and that of the sidebar's read alone. Then stores as
-many prompts and replies with the index and without it, A B A B …, by the store's own functions, and prints what one
+until each page is there: the best and the median over HTTP, in ms, with what the web's process took of the processor;
+and that of the sidebar's read alone. Then stores prompts and replies by the store's own functions, and prints what one
 takes of the processor. Takes about a minute.
 """
 
@@ -27,13 +27,13 @@ from pathlib import Path
 
 import bcrypt
 import httpx
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine
 
 from bench.product import LLAMALITH, OURS
 from bench.stored import writing
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.jobs import JobRequest
-from llamalith_app.store import conversation_list, workers
+from llamalith_app.store import conversation_list, search, workers
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.jobs import submission, transitions
 from llamalith_app.store.migrate import migrate
@@ -41,8 +41,8 @@ from llamalith_app.store.users import ADMIN_ID
 
 PROMPT_CHARS, REPLY_CHARS = 300, 1500
 START_S = 30
-WITHOUT_INDEX = ("message_added", "message_deleted")
-"""The triggers that keep the index of words."""
+INDEXED_TOGETHER = 25
+"""Jobs whose messages come into the index of words together."""
 PAGES = {
     "/chat/conversations": "the page",
     "/chat/conversations?archived=any": "the page, archived ones too",
@@ -118,11 +118,14 @@ def build(path: Path, n_conversations: int, n_turns: int, words: list[str]) -> N
                 for position, role, texts_of in ((0, "user", prompts), (1, "assistant", replies))
             ),
         )
+    engine = write_engine(path)
+    index_all(engine.execution_options(durable=False))
+    engine.dispose()
 
 
 @asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """`llamalith web` on this database, and a client that is logged in. There is no Redis."""
+async def serving(path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+    """`llamalith web` on this database: a client that is logged in, and the process's id. There is no Redis."""
     password = secrets.token_urlsafe(16)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | {
         "DATABASE_URL": f"sqlite:///{path}",
@@ -153,40 +156,49 @@ async def serving(path: Path) -> AsyncIterator[httpx.AsyncClient]:
                     raise SystemExit((path.parent / "log").read_text())
                 await asyncio.sleep(0.1)
             await client.post("/chat/login", data={"password": password}, headers={"Origin": address})
-            yield client
+            yield client, web.pid
     finally:
         web.terminate()
         await web.wait()
 
 
 async def over_http(path: Path, rounds: int, frequent: str, n_turns: int) -> None:
-    async with serving(path) as client:
+    async with serving(path) as (client, pid):
         for address, words in PAGES.items():
             url = address.format(rare=f"rare{n_turns // 2}", begun=frequent[:3], frequent=frequent, middle=n_turns // 2)
-            times = []
+            times, computed = [], []
             for number in range(rounds + 3):
-                started = time.perf_counter()
+                started, computed_before = time.perf_counter(), processor_ms(pid)
                 answer = await client.get(url)
                 took = 1000 * (time.perf_counter() - started)
                 answer.raise_for_status()
                 if number >= 3:
                     times.append(took)
-            show(words, times)
+                    computed.append(processor_ms(pid) - computed_before)
+            show(words, times, computed)
 
 
-def show(words: str, times: list[float]) -> None:
-    print(f"| {words} | {min(times):.1f} | {statistics.median(times):.1f} |", flush=True)
+def processor_ms(pid: int) -> float:
+    """What the process has taken of the processor so far."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e6
+
+
+def show(words: str, times: list[float], computed: list[float]) -> None:
+    medians = f"{statistics.median(times):.1f} | {statistics.median(computed):.1f}"
+    print(f"| {words} | {min(times):.1f} | {medians} |", flush=True)
 
 
 def sidebar(path: Path, rounds: int) -> None:
     engine = write_engine(path)
     with engine.connect() as connection:
-        times = []
+        times, computed = [], []
         for _ in range(rounds + 3):
-            started = time.perf_counter()
+            started, computed_before = time.perf_counter(), time.process_time()
             conversation_list.sidebar(connection, ADMIN_ID)
             times.append(1000 * (time.perf_counter() - started))
-    show("the sidebar's read alone", times[3:])
+            computed.append(1000 * (time.process_time() - computed_before))
+    show("the sidebar's read alone", times[3:], computed[3:])
     engine.dispose()
 
 
@@ -212,37 +224,45 @@ def finish(connection: Connection, claimed: transitions.Claim, reply: str) -> No
 
 
 def writes(folder: Path, n: int, words: list[str]) -> None:
-    """Prints the microseconds of processor time of a submit and of a finish, each in a transaction of its own."""
+    """Prints the microseconds of processor time of a submit and of a finish, each in a transaction of its own, and
+    those of the index of words for each message."""
     prompts, replies = texts(200, PROMPT_CHARS, words), texts(200, REPLY_CHARS, words)
-    spent: dict[tuple[str, str], list[float]] = {}
-    engines = {}
-    for side in ("with the index", "without"):
-        migrate(path := folder / f"{side}.db")
-        engines[side] = engine = write_engine(path)
-        with engine.begin() as connection:
-            workers.register(connection, host="h", pid=1, lock_path="", models=["m"], n_slots=1, now=datetime.now(UTC))
-            for trigger in WITHOUT_INDEX if side == "without" else ():
-                connection.execute(text(f"DROP TRIGGER {trigger}"))
+    migrate(path := folder / "writes.db")
+    engine = write_engine(path)
+    with engine.begin() as connection:
+        workers.register(connection, host="h", pid=1, lock_path="", models=["m"], n_slots=1, now=datetime.now(UTC))
+    lightly = engine.execution_options(durable=False)
+    spent: dict[str, list[float]] = {}
     for number in range(n):
-        for side, engine in engines.items():
-            lightly = engine.execution_options(durable=False)
-            started = time.process_time()
-            with lightly.begin() as connection:
-                submission.submit(connection, a_job(number, prompts), datetime.now(UTC))
-            submitted = time.process_time()
-            with lightly.begin() as connection:
-                claimed = transitions.claim(connection, "m", 1, 1, datetime.now(UTC))
-            if claimed is None:
-                raise SystemExit("no job was due")
-            claimed_at = time.process_time()
-            with lightly.begin() as connection:
-                finish(connection, claimed, replies[number % 200])
-            spent.setdefault(("submit", side), []).append(1e6 * (submitted - started))
-            spent.setdefault(("finish", side), []).append(1e6 * (time.process_time() - claimed_at))
-    print("\n| processor time, µs (mean) | with the index | without | difference |\n|---|---|---|---|")
-    for what in ("submit", "finish"):
-        with_it, without = (statistics.mean(spent[what, side]) for side in engines)
-        print(f"| {what} | {with_it:.0f} | {without:.0f} | {with_it - without:+.0f} ({with_it / without - 1:+.0%}) |")
+        started = time.process_time()
+        with lightly.begin() as connection:
+            submission.submit(connection, a_job(number, prompts), datetime.now(UTC))
+        submitted = time.process_time()
+        with lightly.begin() as connection:
+            claimed = transitions.claim(connection, "m", 1, 1, datetime.now(UTC))
+        if claimed is None:
+            raise SystemExit("no job was due")
+        claimed_at = time.process_time()
+        with lightly.begin() as connection:
+            finish(connection, claimed, replies[number % 200])
+        finished = time.process_time()
+        spent.setdefault("submit", []).append(1e6 * (submitted - started))
+        spent.setdefault("finish", []).append(1e6 * (finished - claimed_at))
+        if number % INDEXED_TOGETHER == 0:
+            index_all(lightly)
+            spent.setdefault("index, of each message", []).append(
+                1e6 * (time.process_time() - finished) / (2 * INDEXED_TOGETHER)
+            )
+    print("\n| processor time, µs (mean) | |\n|---|---|")
+    for what, times in spent.items():
+        print(f"| {what} | {statistics.mean(times):.0f} |")
+
+
+def index_all(engine: Engine) -> None:
+    is_behind = True
+    while is_behind:
+        with engine.begin() as connection:
+            is_behind = search.index_messages(connection)
 
 
 def main() -> None:
@@ -250,10 +270,11 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=10_000)
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--folder", type=Path, help="a folder with room for some 600 MB")
     parser.add_argument("--writes", type=int, default=2000)
     options = parser.parse_args()
     words = some_words(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder, "pages.db")
         started = time.perf_counter()
         build(path, options.conversations, options.turns, words)
@@ -261,7 +282,8 @@ def main() -> None:
         print(
             f"{options.conversations:,} conversations, {2 * n_turns:,} messages, {path.stat().st_size / 2**20:.0f} MiB,"
         )
-        print(f"written in {time.perf_counter() - started:.0f} s\n\n| ms | best | median |\n|---|---|---|")
+        print(f"written in {time.perf_counter() - started:.0f} s\n")
+        print("| ms | best | median | processor, median |\n|---|---|---|---|")
         sidebar(path, options.rounds)
         asyncio.run(over_http(path, options.rounds, words[0], n_turns))
         writes(Path(folder), options.writes, words)

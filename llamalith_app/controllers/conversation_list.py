@@ -28,7 +28,7 @@ from llamalith_app.contracts.jobs import MAX_ID
 from llamalith_app.contracts.text import CONTROL_FREE, NUL_FREE
 from llamalith_app.controllers.conversations import PathId
 from llamalith_app.errors import BadInput, NotFound
-from llamalith_app.store import conversation_changes, conversation_list, keys, transfer
+from llamalith_app.store import conversation_changes, conversation_list, keys, search, transfer
 from llamalith_app.store.conversation_changes import Change
 from llamalith_app.store.conversation_list import Filter, Listed
 from llamalith_app.store.keys import Key
@@ -78,6 +78,8 @@ class ConversationList(Controller):
         """Those with the newest turns first. A search looks at the first 100,000 characters of each message, and finds
         the conversations of the 2,000 newest messages that match."""
         which = Filter(q, ARCHIVED[archived], None, tag.strip() or None, source)
+        if q.strip():
+            await search.catch_up(request.parts.database)
         found = await request.parts.database.read(
             conversation_list.listed, request.principal.user_id, which, limit=limit + 1, before=before
         )

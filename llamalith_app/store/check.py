@@ -18,6 +18,9 @@ class Violation(NamedTuple):
 
 MAX_ROWS = 20
 
+INDEX_OF_WORDS = (
+    "the index of words has each title, each prompt and reply up to the newest that it has, and nothing else"
+)
 RULES = {
     "a done job has exactly one reply, the last message of its own turn": """
         SELECT j.id AS job_id, j.status, count(m.position) AS replies FROM jobs j
@@ -84,14 +87,16 @@ RULES = {
         SELECT j.id AS job_id, j.attempt, a.outcome FROM jobs j
         LEFT JOIN attempts a ON a.job_id = j.id AND a.outcome = 'done'
         WHERE (j.status = 'done') <> (a.attempt IS NOT NULL) OR (j.status = 'done' AND a.attempt <> j.attempt)""",
-    "the index of words has each prompt, each reply and each title, and nothing else": """
+    INDEX_OF_WORDS: """
         SELECT coalesce(wanted.id, d.id) AS place, d.id IS NOT NULL AS is_indexed FROM (
-            SELECT (turn_id << 20) | position AS id FROM messages WHERE role IN ('user', 'assistant')
-            UNION ALL SELECT -id FROM conversations WHERE title IS NOT NULL
-        ) AS wanted FULL JOIN texts_docsize d ON d.id = wanted.id WHERE wanted.id IS NULL OR d.id IS NULL""",
+            SELECT (turn_id << 20) | position AS id, rowid AS number FROM messages WHERE role IN ('user', 'assistant')
+            UNION ALL SELECT -id, -1 FROM conversations WHERE title IS NOT NULL
+        ) AS wanted FULL JOIN texts_docsize d ON d.id = wanted.id WHERE wanted.id IS NULL OR (d.id IS NULL
+            AND wanted.number < coalesce((SELECT m.rowid FROM messages m CROSS JOIN texts_docsize i
+                ON i.id = (m.turn_id << 20) | m.position ORDER BY m.rowid DESC LIMIT 1), 0))""",
     "foreign keys hold": "PRAGMA foreign_key_check",
 }
-SQLITE_ONLY = {"foreign keys hold", "the index of words has each prompt, each reply and each title, and nothing else"}
+SQLITE_ONLY = {"foreign keys hold", INDEX_OF_WORDS}
 """PostgreSQL enforces foreign keys for every connection, SQLite only for those that turn it on; and it has no index of
 words yet."""
 

@@ -1,16 +1,20 @@
 """Finds conversations by words in their titles and in the messages that people and models wrote.
 
-On SQLite the table `texts` is an index of words (FTS5) without the texts themselves. Triggers of migration 0012 keep it
-in step with `messages` and `conversations` in the same transaction. A message stands in it under
-`turn_id << 20 | position`, a title under the negative id of its conversation. A migration that makes one of these
-tables anew makes their triggers anew, too. Elsewhere, and for scripts that put no blanks between words, the newest
-messages are looked through one by one.
+On SQLite the table `texts` is an index of words (FTS5) without the texts themselves. A message stands in it under
+`turn_id << 20 | position`, a title under the negative id of its conversation. `catch_up` adds the messages that are
+not in it yet, many in one transaction, which costs far less than one by one: the worker's sweep calls it, and each
+search before it reads. What is missing need not be stored: it is all messages after the newest one that is indexed, in
+the order in which they were inserted (`rowid`). Triggers of the migrations 0012 and 0014 do the rest in the transaction
+that changes a title, or deletes or changes a message that is indexed. A migration that makes one of these tables anew
+keeps the order of the messages, and makes their triggers anew, too. Elsewhere, and for scripts that put no blanks
+between words, the newest messages are looked through one by one.
 
-Reads only. Knows no list and no page: `store/conversation_list.py` puts what is found in order.
+Knows no list and no page: `store/conversation_list.py` puts what is found in order.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -18,6 +22,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, literal_column, select, text
 
+from llamalith_app.errors import StorageUnavailable
+from llamalith_app.store.database import Database
 from llamalith_app.store.tables import ConversationRow, MessageRow, TurnRow
 
 MAX_QUERY = 200
@@ -32,6 +38,11 @@ MAX_SCANNED = 2000
 """Turns, the newest, whose messages are looked through where no index helps."""
 INDEXED_CHARS = 100_000
 """Characters at the beginning of each message that are searched."""
+MAX_INDEXED, MAX_INDEXED_CHARS = 500, 500_000
+"""Messages, and their characters, that one transaction adds to the index: 20 ms, while no other can write.
+"""
+MAX_TRANSACTIONS = 20
+"""That one `catch_up` makes."""
 SNIPPET_CHARS = 160
 CHARS_BEFORE = 40
 """Of a snippet, before the first word that was found."""
@@ -85,6 +96,58 @@ def terms(query: str) -> list[Term]:
         if any(char.isalnum() for char in given):
             found.append(Term(given, phrase is not None))
     return found[:MAX_TERMS]
+
+
+_NEWEST_INDEXED = (
+    "SELECT m.rowid FROM messages m CROSS JOIN texts_docsize d ON d.id = (m.turn_id << 20) | m.position"
+    " ORDER BY m.rowid DESC LIMIT 1"
+)
+# In this order SQLite reads the messages backwards, and none before the newest that is indexed.
+_MISSING = f"m.rowid > coalesce(({_NEWEST_INDEXED}), 0) AND m.role IN ('user', 'assistant')"
+_IS_BEHIND = text(f"SELECT EXISTS (SELECT 1 FROM messages m WHERE {_MISSING})")  # noqa: S608 - fixed texts
+_FIRST_MISSING = text(
+    f"SELECT m.rowid, min(length(m.content), {INDEXED_CHARS}) FROM messages m"  # noqa: S608
+    f" WHERE {_MISSING} ORDER BY m.rowid LIMIT {MAX_INDEXED}"
+)
+_INDEX = text(
+    "INSERT INTO texts (rowid, text)"  # noqa: S608
+    f" SELECT (turn_id << 20) | position, substr(content, 1, {INDEXED_CHARS}) FROM messages"
+    " WHERE rowid BETWEEN :first AND :last AND role IN ('user', 'assistant') ORDER BY rowid"
+)
+
+
+def is_behind(connection: Connection) -> bool:
+    """Whether there are messages that `index_messages` would add."""
+    return connection.dialect.name == "sqlite" and bool(connection.execute(_IS_BEHIND).scalar_one())
+
+
+def index_messages(connection: Connection) -> bool:
+    """Adds the oldest messages that are missing, as many as one transaction may. Returns whether some are still missing
+    then."""
+    if connection.dialect.name != "sqlite":
+        return False
+    missing = connection.execute(_FIRST_MISSING).all()
+    if not missing:
+        return False
+    n_taken = n_chars = 0
+    for _, length in missing:
+        n_chars += length
+        if n_taken and n_chars > MAX_INDEXED_CHARS:
+            break
+        n_taken += 1
+    connection.execute(_INDEX, {"first": missing[0].rowid, "last": missing[n_taken - 1].rowid})
+    return n_taken == MAX_INDEXED or n_taken < len(missing)
+
+
+async def catch_up(database: Database) -> None:
+    """Adds the messages that are missing, the oldest first: at most MAX_TRANSACTIONS times as many as one transaction
+    may. None where the database takes no writes now: a search then finds the others. Raises StorageUnavailable where it
+    cannot be read either."""
+    if await database.read(is_behind):
+        with contextlib.suppress(StorageUnavailable):
+            for _ in range(MAX_TRANSACTIONS):
+                if not await database.write_lightly(index_messages):
+                    break
 
 
 def conversations(connection: Connection, owner_id: int, query: str) -> dict[int, Hit | None]:

@@ -15,7 +15,16 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.store import conversation_changes, conversation_list, conversations, keys, retention, tree, turns
+from llamalith_app.store import (
+    conversation_changes,
+    conversation_list,
+    conversations,
+    keys,
+    retention,
+    search,
+    tree,
+    turns,
+)
 from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.jobs import details, leases, listing, reads, statistics, submission, transitions, waiting
 from llamalith_app.store.jobs.listing import JobFilter
@@ -117,6 +126,10 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "conversations that match": (
         lambda c: [submission.submit(c, prompt(conversation_id=i), NOW) for i in "ab"],
         lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter("hel"), limit=2),
+    ),
+    "new messages come into the index of words": (
+        lambda c: (queued(c), search.index_messages(c), queued(c)),
+        lambda c, _: (search.is_behind(c), search.index_messages(c)),
     ),
     "delete a conversation": (
         queued,
@@ -233,6 +246,8 @@ WHOLE_INDEXES = {
         "SCAN texts VIRTUAL TABLE INDEX 192:M1>",
         "SCAN found",
     },
+    # Backwards from the newest message to the newest that is indexed.
+    "new messages come into the index of words": {"SCAN m"},
     # A window of jobs.
     "a search by all filters": {"SCAN searched"},
     "counts": {"SCAN searched"},
@@ -308,6 +323,22 @@ def steps_counted(connection: Connection, counts: list[int]) -> Iterator[None]:
     yield
     sqlite.set_progress_handler(None, 0)
     counts.append(n_steps)
+
+
+def test_the_words_of_a_message_cost_the_same_however_many_are_indexed(sqlite_engine: Engine) -> None:
+    counts: list[int] = []
+    with sqlite_engine.begin() as connection:
+        for n_messages in (1, 300):
+            for _ in range(n_messages):
+                queued(connection)
+            while search.index_messages(connection):
+                pass
+            queued(connection)
+            with steps_counted(connection, counts):
+                assert search.is_behind(connection)
+                assert not search.index_messages(connection)
+    few, many = counts
+    assert many < few + 10
 
 
 def test_the_cost_of_retention_is_linear_in_the_number_of_system_messages(sqlite_engine: Engine) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 
 from llamalith_app.store import backup, check, conversation_changes, conversation_list, retention, search
 from llamalith_app.store.conversation_changes import Change
-from llamalith_app.store.conversation_list import Filter
+from llamalith_app.store.conversation_list import Filter, Listed
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.jobs import submission, transitions
 from llamalith_app.store.users import ADMIN_ID
@@ -34,8 +34,13 @@ def ask(connection: Connection, public_id: str, content: str, reply: str | None 
         assert finish(connection, claimed, reply)
 
 
+def listed(connection: Connection, query: str, limit: int = 99, before: int | None = None) -> list[Listed]:
+    assert not search.index_messages(connection)
+    return conversation_list.listed(connection, ADMIN_ID, Filter(query), limit=limit, before=before)
+
+
 def found(connection: Connection, query: str) -> list[str]:
-    return [one.public_id for one in conversation_list.listed(connection, ADMIN_ID, Filter(query), limit=99)]
+    return [one.public_id for one in listed(connection, query)]
 
 
 def test_prompts_replies_and_titles_are_searched_and_system_prompts_are_not(connection: Connection) -> None:
@@ -60,14 +65,14 @@ def test_case_and_diacritics_do_not_count(sqlite_engine: Engine) -> None:
     with sqlite_engine.begin() as connection:
         ask(connection, "a", "ÉCOLE supérieure, Straße, naïve")
         assert found(connection, "ecole superieure") == ["a"]
-        (one,) = conversation_list.listed(connection, ADMIN_ID, Filter("naive superieure"), limit=9)
+        (one,) = listed(connection, "naive superieure", limit=9)
     assert one.snippet is not None
     assert [part for part, is_found in one.snippet.parts if is_found] == ["supérieure", "naïve"]
 
 
 def test_a_snippet_shows_the_newest_message_around_the_first_word(connection: Connection) -> None:
     ask(connection, "a", "needle", "nothing " * 100 + "before the\n\nneedle   and " + "after " * 100)
-    (one,) = conversation_list.listed(connection, ADMIN_ID, Filter("needle"), limit=9)
+    (one,) = listed(connection, "needle", limit=9)
     assert one.snippet is not None
     shown, ((start, end),) = one.snippet
     assert shown[start:end] == "needle"
@@ -79,8 +84,8 @@ def test_a_snippet_shows_the_newest_message_around_the_first_word(connection: Co
 def test_a_search_goes_on_where_a_page_ended(connection: Connection) -> None:
     for number in range(5):
         ask(connection, f"c{number}", "the same words")
-    first = conversation_list.listed(connection, ADMIN_ID, Filter("same"), limit=3)
-    more = conversation_list.listed(connection, ADMIN_ID, Filter("same"), limit=3, before=first[-1].cursor)
+    first = listed(connection, "same", limit=3)
+    more = listed(connection, "same", limit=3, before=first[-1].cursor)
     assert [one.public_id for one in (*first, *more)] == ["c4", "c3", "c2", "c1", "c0"]
 
 
@@ -125,9 +130,52 @@ def test_a_long_message_is_searched_up_to_a_limit(sqlite_engine: Engine) -> None
         assert check.violations(connection) == []
 
 
+def test_new_messages_are_indexed_some_at_a_time_and_none_is_forgotten(
+    sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MAX_INDEXED_CHARS", 12)
+    with sqlite_engine.begin() as connection:
+        register_worker(connection)
+        ask(connection, "a", "one", "two")
+        ask(connection, "b", "a prompt that is longer than the limit", "x")
+        ask(connection, "a", "three", "four")
+        assert search.is_behind(connection)
+        n_transactions = 1
+        while search.index_messages(connection):
+            n_transactions += 1
+            assert check.violations(connection) == []
+        assert not search.is_behind(connection)
+        assert n_transactions == 3
+        assert [found(connection, word) for word in ("one", "longer", "four")] == [["a"], ["b"], ["a"]]
+
+
+def test_messages_that_change_or_go_before_they_are_indexed_leave_no_trace(sqlite_engine: Engine) -> None:
+    with sqlite_engine.begin() as connection:
+        register_worker(connection)
+        ask(connection, "a", "first", "second")
+        ask(connection, "b", "third", "fourth")
+        assert not search.index_messages(connection)
+        # The newest messages go, so that those after them take their places in the order.
+        conversation_changes.delete_conversations(connection, ADMIN_ID, ["b"], NOW)
+        retention.remove_deleted(connection, NOW, 100)
+        ask(connection, "c", "fifth", "sixth")
+        ask(connection, "d", "seventh")
+        job_id = submission.submit(connection, prompt("eighth", "d"), NOW).job_id
+        assert job_id is not None
+        assert transitions.edit_prompt(connection, ADMIN_ID, job_id, "ninth")
+        conversation_changes.delete_conversations(connection, ADMIN_ID, ["c"], NOW)
+        retention.remove_deleted(connection, NOW, 100)
+        assert check.violations(connection) == []
+        words = ("first", "third", "fifth", "sixth", "seventh", "eighth", "ninth")
+        assert [found(connection, word) for word in words] == [["a"], [], [], [], ["d"], [], ["d"]]
+        assert check.violations(connection) == []
+
+
 def test_the_index_has_lost_a_word_if_check_says_so(sqlite_engine: Engine) -> None:
     with sqlite_engine.begin() as connection:
         ask(connection, "a", "words")
+        ask(connection, "b", "others")
+        assert not search.index_messages(connection)
         connection.execute(text("INSERT INTO texts (texts, rowid, text) VALUES ('delete', 1 << 20, 'words')"))
         (violation,) = check.violations(connection)
     assert "index of words" in violation.rule
@@ -149,7 +197,7 @@ def test_scripts_without_blanks_are_found_within_a_sentence(connection: Connecti
     ask(connection, "a", "東京は日本の首都です")
     ask(connection, "b", "ราคา 100%")
     assert found(connection, "日本") == ["a"]
-    (one,) = conversation_list.listed(connection, ADMIN_ID, Filter("首都"), limit=9)
+    (one,) = listed(connection, "首都", limit=9)
     assert one.snippet is not None
     assert one.snippet.marks == [(6, 8)]
     assert found(connection, "ราคา") == ["b"]

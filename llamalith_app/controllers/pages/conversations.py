@@ -22,7 +22,7 @@ from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import BadInput
 from llamalith_app.guards.forms import listed_values
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
-from llamalith_app.store import conversation_changes, conversation_list
+from llamalith_app.store import conversation_changes, conversation_list, search
 from llamalith_app.store.conversation_changes import Change
 from llamalith_app.store.conversation_list import Filter, Listed
 from llamalith_app.store.search import MAX_QUERY
@@ -148,6 +148,8 @@ async def _render(
 ) -> Template:
     is_filtered = bool(q.strip() or archived or tag.strip() or source)
     which = Filter(q, ARCHIVED[archived], None if is_filtered else False, tag.strip() or None, source or None)
+    if q.strip():
+        await search.catch_up(request.parts.database)
     shown = await request.parts.database.read(
         _read, request.principal.user_id, which, before, None if deleted is None else _moment(deleted)
     )

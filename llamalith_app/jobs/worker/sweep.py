@@ -1,5 +1,5 @@
 """Releases the leases of attempts that nobody makes any more, expires jobs that waited longer than they may, and
-deletes what is not to be kept any longer.
+deletes what is not to be kept any longer. New messages come into the index of words.
 
 A lease is dead when the worker that holds it is gone from this machine (its lock file is free), or when its heartbeat
 has not moved for `stale_s` of this process's own clock; no wall clock decides. Knows no engine and no Redis.
@@ -20,7 +20,7 @@ import structlog
 
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs import order
-from llamalith_app.store import keys, retention, titles, workers
+from llamalith_app.store import keys, retention, search, titles, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import leases, transitions, waiting
 from llamalith_app.store.tables import Outcome
@@ -128,6 +128,7 @@ class Sweeper:
         await self._remove_deleted()
         if self._auto_titles:
             await self._make_titles()
+        await search.catch_up(self._database)
         await self._log_unserved_models()
 
     async def _release_leases_of_dead_workers(self) -> None:

@@ -2,8 +2,9 @@
 
 The only module that changes jobs and attempts between `submission` and their deletion (`store/retention.py`); only
 `leases` raises heartbeats. A transition first reads the job in the state that it expects, and after a claim also under
-the lease that it expects. It locks that row until it has written; SQLite has one writer and needs no lock. The return
-value says whether this call moved the job. Every job ends by `_end`. Runs inside a transaction of `store/database.py`.
+the lease that it expects. It locks that row until it has written; SQLite has one writer and needs no lock. `finish`
+reads and writes it in one statement. The return value says whether this call moved the job. What follows each end is in
+`_after_end`, and every end but that of `finish` is written by `_end`. Runs inside a transaction of `store/database.py`.
 Knows no queue and no engine.
 """
 
@@ -122,7 +123,7 @@ _CLOSE_ATTEMPT = (
     .values(ended_at=bindparam("at"), outcome=bindparam("how"), kind=bindparam("of_kind"), reason=bindparam("why"))
 )
 _LEASED = (
-    select(JobRow.conversation_id, JobRow.turn_id, JobRow.max_attempts, JobRow.heartbeat)
+    select(JobRow.conversation_id, JobRow.max_attempts, JobRow.heartbeat)
     .where(JobRow.id == bindparam("of_job"), JobRow.lease_token == bindparam("of_lease"), status_is(Status.PROCESSING))
     .with_for_update()
 )
@@ -183,11 +184,7 @@ def finish(
 ) -> bool:
     """Stores the reply and ends the job. False: the lease is no longer valid, and nothing was written."""
     _lock_conversations(connection, [job_id])
-    job = connection.execute(_LEASED, {"of_job": job_id, "of_lease": lease_token}).first()
-    if job is None:
-        return False
-    turns.add_reply(connection, job.turn_id, Message(role="assistant", content=reply), now)
-    done = {
+    columns = {
         "finish_reason": finish_reason,
         "prompt_tokens": prompt_tokens,
         "prompt_tokens_reused": prompt_tokens_reused,
@@ -196,7 +193,12 @@ def finish(
         "reply_valid": reply_valid,
         "reply_problem": reply_problem,
     }
-    _end(connection, [_Ending(job_id, job.conversation_id, lease_token, done)], Status.DONE, now)
+    of = {"of_job": job_id, "of_lease": lease_token, "at": now, **columns}
+    job = connection.execute(_finish_statement(tuple(columns)), of).first()
+    if job is None:
+        return False
+    turns.add_reply(connection, job.turn_id, Message(role="assistant", content=reply), now)
+    _after_end(connection, [_Ending(job_id, job.conversation_id, lease_token, columns)], Outcome.DONE, now)
     return True
 
 
@@ -211,7 +213,7 @@ class _Ending(NamedTuple):
     """Further values for its row; the same columns for all jobs that end together."""
 
 
-_OUTCOMES = {Status.DONE: Outcome.DONE, Status.ERROR: Outcome.FAILED, Status.CANCELLED: Outcome.CANCELLED}
+_OUTCOMES = {Status.ERROR: Outcome.FAILED, Status.CANCELLED: Outcome.CANCELLED}
 
 
 def _end(
@@ -224,17 +226,29 @@ def _end(
     kind: str | None = None,
     reason: str | None = None,
 ) -> None:
-    """Ends open jobs: the only way to a terminal state. Closes their attempts with that outcome, kind and reason, and
-    promotes the next jobs of their lanes."""
+    """Ends open jobs, and closes them with that outcome, kind and reason."""
     if not jobs:
         return
     connection.execute(
         _end_statement(status, tuple(jobs[0].columns)),
         [{"of_job": job.job_id, "at": now, **job.columns} for job in jobs],
     )
+    _after_end(connection, jobs, outcome or _OUTCOMES[status], now, kind=kind, reason=reason)
+
+
+def _after_end(
+    connection: Connection,
+    jobs: Sequence[_Ending],
+    outcome: Outcome,
+    now: datetime,
+    *,
+    kind: str | None = None,
+    reason: str | None = None,
+) -> None:
+    """What follows whenever jobs have ended: closes their attempts, and promotes the next jobs of their lanes."""
     for job in jobs:
         if job.lease_token is not None:
-            _close_attempt(connection, job.lease_token, outcome or _OUTCOMES[status], reason, now, kind)
+            _close_attempt(connection, job.lease_token, outcome, reason, now, kind)
     _promote_next(connection, sorted({job.conversation_id for job in jobs}))
 
 
@@ -249,6 +263,15 @@ def _end_statement(status: Status, columns: tuple[str, ...]) -> Update:
             processed_at=bindparam("at"),
             **{column: bindparam(column) for column in columns},
         )
+    )
+
+
+@cache
+def _finish_statement(columns: tuple[str, ...]) -> Any:
+    return (
+        _end_statement(Status.DONE, columns)
+        .where(JobRow.lease_token == bindparam("of_lease"))
+        .returning(JobRow.conversation_id, JobRow.turn_id)
     )
 
 
