@@ -10,7 +10,7 @@ const RETRY_MS = 1000
 // A new session may begin in any window.
 const SESSION_MS = 4000
 // The server sends something every 15 seconds.
-const SILENCE_MS = 40_000
+const SILENCE_MS = 20_000
 // As many as the server takes: those that came last. Other windows see a reply when it is done.
 const MAX_FOLLOWED = 16
 
@@ -34,6 +34,7 @@ export class Hub {
   // `wanted`: null: nothing any more.
   take(port, wanted) {
     const had = this.windows.get(port)
+    if (wanted) port.postMessage({ kind: "heard" })
     if (wanted && had?.key === wanted.key) {
       had.seenAt = performance.now()
       return

@@ -7,42 +7,31 @@ import { scrollIfSticking } from "./stick-to-end.js"
 import { follow, followAnew, unfollow } from "./stream.js"
 import { _ } from "./words.js"
 
-// After so long without an event from a stream whose job moves on, its connection is dead.
-const SILENCE_MS = 8000
-
 export class LiveReplies {
   constructor(list) {
     this.list = list
     this.isFollowing = false
-    this.lastEventAt = 0
     this.replies = new Map()
     // What has come and is not shown.
     this.changes = []
-    document.addEventListener("visibilitychange", () => { this.lastEventAt = performance.now() })
     this.followWhatIsOpen()
   }
 
   followWhatIsOpen() {
     if (this.list.isOpen === this.isFollowing) return
     this.isFollowing = this.list.isOpen
-    this.lastEventAt = performance.now()
     if (this.isFollowing) follow(Number(this.list.element.dataset.follow), (event) => this.onEvent(event))
     else unfollow()
   }
 
-  // A dead connection gives no event of its own; only the list shows it, as it goes on.
-  onListUpdate({ changed, failedBefore }) {
+  // A dead connection gives no event of its own for a while; where the list had none, the stream has none either.
+  onListUpdate({ failedBefore }) {
     for (const reply of this.replies.values()) reply.show()
     this.followWhatIsOpen()
-    if (!this.isFollowing) return
-    if (failedBefore || (changed && performance.now() - this.lastEventAt > SILENCE_MS)) {
-      this.lastEventAt = performance.now()
-      followAnew()
-    }
+    if (failedBefore && this.isFollowing) followAnew()
   }
 
   onEvent({ kind, data }) {
-    this.lastEventAt = performance.now()
     if (["restart", "thinking", "block", "more"].includes(kind)) {
       if (!this.changes.length) requestAnimationFrame(() => this.show())
       this.changes.push([kind, data])

@@ -6,8 +6,11 @@ import { hideProblem, showSessionEnded } from "./notice.js"
 
 // Well within the time after which a silent window is given up.
 const SAY_MS = 3000
+// Who answers none of three is dead, most likely.
+const SILENCE_MS = 10_000
 
 let port = null
+let heardAt = 0
 const wanted = { key: 0, conversation: null, after: "", version: "" }
 let onChats = () => {}
 let onReply = () => {}
@@ -35,6 +38,7 @@ const connectAlone = () => {
 }
 
 const listen = ({ data: message }) => {
+  heardAt = performance.now()
   if (message.kind === "session") {
     if (message.isLocked) showSessionEnded()
     else hideProblem()
@@ -50,15 +54,26 @@ const listen = ({ data: message }) => {
 
 const say = () => {
   if (document.hidden) return
-  port ??= connect()
+  if (port && performance.now() - heardAt > SILENCE_MS) disconnect()
+  if (!port) {
+    port = connect()
+    heardAt = performance.now()
+  }
   port.onmessage = listen
   port.postMessage(wanted)
 }
 
 const leave = () => port?.postMessage(null)
 
+const disconnect = () => {
+  leave()
+  port?.close()
+  port = null
+}
+
 const begin = () => {
   wanted.key += 1
+  heardAt = performance.now()
   say()
 }
 
@@ -85,10 +100,5 @@ export const unfollow = () => {
   begin()
 }
 
-// The connection seems to be dead, or the worker is.
-export const followAnew = () => {
-  leave()
-  port?.close()
-  port = null
-  begin()
-}
+// The connection may be dead.
+export const followAnew = begin

@@ -157,7 +157,7 @@ async def test_the_page_of_an_id_with_a_slash_works_by_path_and_follows_its_stre
         page = await client.get("/chat/conversations/s%2Ft")
         assert page.status_code == 200
         assert "slashed" in page.text
-        assert 'data-events="/chat/conversation/blocks?id=s%2Ft"' in page.text
+        assert 'data-follow="1"' in page.text
 
 
 async def test_nginx_passes_on_an_encoded_slash(api: httpx.AsyncClient, tmp_path: Path) -> None:
