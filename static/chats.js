@@ -11,7 +11,7 @@ const place = document.getElementById("chats")
 export const keepChats = () => {
   if (!place) return
   mark()
-  joinStream(place.dataset.version, (html) => {
+  joinStream(place.dataset, (html) => {
     put(html)
     mark()
   })

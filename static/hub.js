@@ -4,8 +4,9 @@
 // A window says all that it wants in one message, again and again: who is silent for LEASE_MS is gone, however it went.
 
 const LEASE_MS = 10_000
-// Windows come and go together, as one page follows another.
-const SETTLE_MS = 30
+// Windows come together, as a browser opens them. Where one leaves, another may follow, as one page follows another.
+const JOIN_MS = 30
+const LEAVE_MS = 1000
 const RETRY_MS = 1000
 // A new session may begin in any window.
 const SESSION_MS = 4000
@@ -19,8 +20,6 @@ export class Hub {
     // By port: { key, conversation, after, version, seenAt }. `key` is another one whenever a window begins anew;
     // without a conversation it follows the list of chats alone.
     this.windows = new Map()
-    // Those of the connection, in its order.
-    this.followed = []
     this.connection = null
     this.heardAt = 0
     this.isLocked = false
@@ -28,6 +27,7 @@ export class Hub {
     this.version = null
     this.chats = null
     this.opening = 0
+    this.opensAt = 0
     this.watching = 0
   }
 
@@ -52,11 +52,22 @@ export class Hub {
         }
       }
     }
-    if (!this.windows.size) {
-      clearInterval(this.watching)
-      this.watching = 0
-    } else this.watching ||= setInterval(() => this.watch(), LEASE_MS / 4)
-    if (isOther || !this.windows.size || !this.connection) this.openSoon(SETTLE_MS)
+    if (!this.windows.size) this.close()
+    else {
+      this.watching ||= setInterval(() => this.watch(), LEASE_MS / 4)
+      if (isOther || !this.connection) this.openSoon(wanted ? JOIN_MS : LEAVE_MS)
+    }
+  }
+
+  close() {
+    clearInterval(this.watching)
+    clearTimeout(this.opening)
+    this.watching = 0
+    this.opening = 0
+    this.connection?.abort()
+    this.connection = null
+    this.version = null
+    this.chats = null
   }
 
   watch() {
@@ -70,24 +81,26 @@ export class Hub {
   }
 
   openSoon(ms) {
+    const at = performance.now() + ms
+    if (this.opening && this.opensAt <= at) return
     clearTimeout(this.opening)
+    this.opensAt = at
     this.opening = setTimeout(() => this.open(), ms)
   }
 
   async open() {
+    this.opening = 0
     this.connection?.abort()
-    this.connection = null
-    if (!this.windows.size) return
     const connection = new AbortController()
     this.connection = connection
     this.heardAt = performance.now()
-    this.followed = [...this.windows].filter(([, { conversation }]) => conversation).slice(-MAX_FOLLOWED)
+    const followed = [...this.windows].filter(([, { conversation }]) => conversation).slice(-MAX_FOLLOWED)
     const query = new URLSearchParams({ chats: this.version })
-    for (const [, { conversation, after }] of this.followed) query.append("follow", `${conversation}:${after}`)
+    for (const [, { conversation, after }] of followed) query.append("follow", `${conversation}:${after}`)
     try {
       const response = await fetch(`/chat/stream?${query}`, { cache: "no-store", signal: connection.signal })
       this.setLocked(response.status === 401)
-      if (response.ok) await this.read(response)
+      if (response.ok) await this.read(response, followed, connection)
     } catch {
       // The server is away, or this connection is not wanted any more.
     }
@@ -104,18 +117,18 @@ export class Hub {
   }
 
   // Frames of Server-Sent Events, each field on one line.
-  async read(response) {
+  async read(response, followed, connection) {
     let text = ""
     let to = null
     for (const reader = response.body.pipeThrough(new TextDecoderStream()).getReader(); ;) {
       const { done, value } = await reader.read()
-      if (done) return
+      if (done || this.connection !== connection) return
       this.heardAt = performance.now()
       const frames = (text + value).split("\n\n")
       text = frames.pop()
       for (const frame of frames) {
         const { id, event, data } = Object.fromEntries(frame.split("\n").map((line) => line.split(/: (.*)/s, 2)))
-        if (event === "to") to = this.followed[Number(data)]
+        if (event === "to") to = followed[Number(data)]
         else if (event === "chats") this.tellChats(JSON.parse(data))
         else if (to && (id || data)) tell(to, id, event, data)
       }

@@ -11,6 +11,8 @@ const SILENCE_MS = 10_000
 
 let port = null
 let heardAt = 0
+// When the list of chats that the page shows was read.
+let chatsAt = 0
 const wanted = { key: 0, conversation: null, after: "", version: "" }
 let onChats = () => {}
 let onReply = () => {}
@@ -43,6 +45,9 @@ const listen = ({ data: message }) => {
     if (message.isLocked) showSessionEnded()
     else hideProblem()
   } else if (message.kind === "chats") {
+    // A page may have been made after what the stream has read last.
+    if (message.at <= chatsAt) return
+    chatsAt = message.at
     wanted.version = message.version
     onChats(message.html)
   } else if (message.key === wanted.key) {
@@ -77,9 +82,11 @@ const begin = () => {
   say()
 }
 
-// `listener` gets the list of chats as HTML whenever one of them changes; `version`: of the list that the page shows.
-export const joinStream = (version, listener) => {
+// `listener` gets the list of chats as HTML whenever one of them changes. `version` and `at`: of the list that the page
+// shows.
+export const joinStream = ({ version, at }, listener) => {
   wanted.version = version
+  chatsAt = Number(at)
   onChats = listener
   setInterval(say, SAY_MS)
   document.addEventListener("visibilitychange", () => (document.hidden ? leave() : begin()))

@@ -61,5 +61,7 @@ class ChatsEvent(msgspec.Struct):
 
     version: str
     """Of what it shows; a browser that has it need not get it again."""
+    at: int
+    """When it was read, in milliseconds since 1970. A page that was made later shows what is newer."""
     html: str
     """Clean: may be put into the page."""

@@ -122,6 +122,8 @@ class FollowedChats(Followed):
         super().__init__()
         self.newest: Sidebar | None = None
         """None: not read yet."""
+        self.read_at = datetime.now(UTC)
+        """When `newest` was read first as it is."""
 
 
 class Followers:
@@ -368,10 +370,11 @@ class Followers:
 
     async def _poll_chats(self) -> None:
         for owner_id in list(self._chats):
+            read_at = datetime.now(UTC)
             found = await self._database.read(conversation_list.sidebar, owner_id)
             followed = self._chats.get(owner_id)
             if followed is not None and found != followed.newest:
-                followed.newest = found
+                followed.newest, followed.read_at = found, read_at
                 followed.wake()
 
     def _set_progress(self, followed: FollowedJob, job: Job) -> None:

@@ -23,6 +23,8 @@ class Chats(NamedTuple):
     pinned: list[Listed]
     days: list[Day]
     """The newest others, by day."""
+    at: int
+    """When they were read, in milliseconds since 1970: of two versions the later one is shown."""
 
     @property
     def version(self) -> str:
@@ -38,7 +40,9 @@ async def read_chats(request: Request[Any, Any, Any]) -> None:
     if request.scope["method"] != "GET" or not options.get("page") or options.get("background"):
         return
     database: Database = request.app.state.parts.database
-    request.state.chats = _grouped(await database.read(conversation_list.sidebar, request.state.principal.user_id))
+    read_at = datetime.now(UTC)
+    found = await database.read(conversation_list.sidebar, request.state.principal.user_id)
+    request.state.chats = _grouped(found, read_at)
 
 
 async def changes(
@@ -49,7 +53,10 @@ async def changes(
     followed = followers.follow_chats(owner_id, stream)
     try:
         while not stream.is_over:
-            if followed.newest is not None and (chats := _grouped(followed.newest)).version != version:
+            if (
+                followed.newest is not None
+                and (chats := _grouped(followed.newest, followed.read_at)).version != version
+            ):
                 version = chats.version
                 yield chats
             if not await stream.wait(followers.timings.heartbeat_s):
@@ -58,5 +65,6 @@ async def changes(
         followers.unfollow_chats(owner_id, stream)
 
 
-def _grouped(found: Sidebar) -> Chats:
-    return Chats(found.pinned, conversation_list.by_day(found.recent, datetime.now(UTC)))
+def _grouped(found: Sidebar, read_at: datetime) -> Chats:
+    days = conversation_list.by_day(found.recent, datetime.now(UTC))
+    return Chats(found.pinned, days, int(read_at.timestamp() * 1000))

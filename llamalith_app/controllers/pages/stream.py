@@ -110,7 +110,7 @@ async def _chats(request: AppRequest, version: str, stream: OpenStream) -> sse.C
             if chats is None:
                 yield sse.HEARTBEAT
                 continue
-            event = ChatsEvent(chats.version, html.part(request, "_chats", chats=chats))
+            event = ChatsEvent(chats.version, chats.at, html.part(request, "_chats", chats=chats))
             yield b"event: chats\ndata: %b\n\n" % msgspec.json.encode(event)
 
 
