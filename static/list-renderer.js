@@ -20,8 +20,20 @@ export class ListRenderer {
   render(fresh) {
     const { changed, said } = this.renderItems(fresh)
     announce(said)
-    Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
+    Object.assign(this.list.dataset, { live: this.addressAfter(fresh), open: fresh.dataset.open })
+    this.list.toggleAttribute("data-elsewhere", "elsewhere" in fresh.dataset)
     return changed
+  }
+
+  // Where to ask next time. A prompt that was changed in another window comes again with all that stands behind it: for
+  // once the page knows only the turns before.
+  addressAfter(fresh) {
+    const address = new URL(fresh.dataset.live, location.href)
+    const edited = [...fresh.children].find((item) => (
+      item.dataset.prompt !== this.list.querySelector(`:scope > [id="${CSS.escape(item.id)}"]`).dataset.prompt
+    ))
+    if (edited) address.searchParams.set("known", edited.dataset.turn)
+    return address.pathname + address.search
   }
 
   // The same without what concerns the list as a whole: `said` is what is to be announced.

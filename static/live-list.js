@@ -24,7 +24,7 @@ export class LiveList {
     this.pollsAgain = false
     this.failed = false
     // Whether a person wants to know in another tab that a job of this list has ended.
-    this.pollsHidden = "events" in element.dataset
+    this.pollsHidden = "follow" in element.dataset
     // Called after each successful poll: whether an item changed, and whether the poll before had failed.
     this.onUpdate = () => {}
     document.addEventListener("visibilitychange", () => this.schedule(0))

@@ -47,6 +47,7 @@ class ThreadTurn(NamedTuple):
 class Thread(NamedTuple):
     """Some turns of one branch of a conversation, oldest first."""
 
+    conversation_id: int
     turns: list[ThreadTurn]
     n_earlier: int
     """Turns before these that still have messages. At most MAX_EARLIER, also where there are more."""
@@ -157,6 +158,7 @@ def thread(
     n_earlier, last_earlier = connection.execute(_EARLIER, before_page).one()
     beginning: str | None = connection.execute(first_prompt(conversation.id, max_text)).scalar()
     return Thread(
+        conversation.id,
         threaded,
         n_earlier,
         0 if last_earlier is None else last_earlier + 1,
@@ -293,8 +295,27 @@ _NEWEST_JOB = (
 def lane(connection: Connection, owner_id: int, public_id: str, from_job: int | None = None) -> Lane | None:
     """The open jobs of a conversation, or all jobs from `from_job` on, ended or not. None: no such conversation."""
     conversation_id = _id(connection, owner_id, public_id)
-    if conversation_id is None:
-        return None
+    return None if conversation_id is None else _lane(connection, conversation_id, from_job)
+
+
+def lanes(connection: Connection, owner_id: int, places: Sequence[tuple[int, int | None]]) -> list[Lane | None]:
+    """For each conversation with its `from_job` what `lane` says; a conversation may stand there twice. None: the owner
+    has no such conversation."""
+    wanted = {conversation_id for conversation_id, _ in places}
+    mine = set(
+        connection.execute(
+            select(ConversationRow.id).where(
+                ConversationRow.id.in_(wanted), ConversationRow.owner_id == owner_id, reads.is_kept
+            )
+        ).scalars()
+    )
+    return [
+        _lane(connection, conversation_id, from_job) if conversation_id in mine else None
+        for conversation_id, from_job in places
+    ]
+
+
+def _lane(connection: Connection, conversation_id: int, from_job: int | None) -> Lane:
     newest_job = newest_jobs(connection, [conversation_id]).get(conversation_id, 0)
     if from_job is not None:
         return Lane(conversation_id, jobs_after(connection, conversation_id, from_job - 1), newest_job)
