@@ -1,4 +1,5 @@
-"""The branches of a conversation: its turns as a tree, the siblings of a turn, and which branch people see.
+"""The branches of a conversation: its turns as a tree, the siblings of a turn, which of these compare models, and which
+branch people see.
 
 A conversation holds its own turns, and those turns of other conversations that its own continue: it was forked there.
 Children of its own turns are its own too, or the beginnings of forks, which it does not hold. Its head is always one of
@@ -267,12 +268,17 @@ _beside, _beside_job = aliased(TurnRow), aliased(JobRow)
 def _has_inputs_of(turn: Any, other: Any) -> Any:
     """Whether each input message of `other` is also one of `turn`."""
     wanted, found = aliased(MessageRow), aliased(MessageRow)
-    same = exists().where(
-        found.turn_id == turn.id,
-        found.position == wanted.position,
-        not_(found.is_reply),
-        found.role == wanted.role,
-        found.content == wanted.content,
+    same = (
+        exists()
+        .where(
+            found.turn_id == turn.id,
+            found.position == wanted.position,
+            not_(found.is_reply),
+            found.role == wanted.role,
+            found.content == wanted.content,
+        )
+        # The outermost statement is not found by itself.
+        .correlate(turn, wanted)
     )
     return not_(exists().where(wanted.turn_id == other.id, not_(wanted.is_reply), not_(same)))
 
