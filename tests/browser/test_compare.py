@@ -97,10 +97,10 @@ async def test_a_person_asks_three_models_at_once_and_goes_on_with_one(
         await expect(third).to_have_attribute("data-status", "done", timeout=20_000)
         await expect(second.locator("> .said > .markdown code")).to_have_text(LONG_LINE)
         await expect(page.locator("#announcement")).to_contain_text(f"{THIRD}: The reply is there")
-        for scheme in ("light", "dark"):
-            await page.emulate_media(color_scheme=scheme)
-            assert await violations(page) == []
-            await photograph(page, f"compare-{WIDE}-{scheme}")
+        await photograph(page, f"compare-{WIDE}-light")
+        await page.emulate_media(color_scheme="dark")
+        assert await violations(page) == []
+        await photograph(page, f"compare-{WIDE}-dark")
         assert await fits(page)
         await page.get_by_label("Message").fill("And later?")
         await page.keyboard.press("Enter")
