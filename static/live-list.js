@@ -35,6 +35,11 @@ export class LiveList {
     return Number(this.element.dataset.open) > 0
   }
 
+  // The last turn that it shows of a conversation. null: it is no conversation.
+  get seen() {
+    return new URL(this.element.dataset.live, location.href).searchParams.get("seen")
+  }
+
   get interval() {
     return this.isOpen ? OPEN_MS : IDLE_MS
   }

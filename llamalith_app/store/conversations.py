@@ -19,6 +19,15 @@ from llamalith_app.store.jobs import reads
 from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, TurnRow
 
 
+class Answer(NamedTuple):
+    """One model's answer to the prompt of a turn."""
+
+    turn_id: int
+    job: Job
+    is_own: bool
+    """As in ThreadTurn."""
+
+
 class ThreadTurn(NamedTuple):
     """One turn as a page shows it. Prompt and reply are in its job."""
 
@@ -42,6 +51,19 @@ class ThreadTurn(NamedTuple):
     previous_sibling: int | None
     """A turn id, as the next one."""
     next_sibling: int | None
+    others: Sequence[Answer] = ()
+    """What other models were asked beside it with the same messages, in the order of their turns."""
+
+    @property
+    def answers(self) -> list[Answer]:
+        """Its own and the others, in the order of their turns. Empty: it has no job."""
+        if self.job is None:
+            return []
+        return sorted([Answer(self.turn_id, self.job, self.is_own), *self.others], key=lambda answer: answer.turn_id)
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [answer.job for answer in self.answers]
 
 
 class Thread(NamedTuple):
@@ -138,6 +160,16 @@ def thread(
     beside = tree.siblings(
         connection, conversation.id, [tree.ShownTurn(row.id, row.parent_id, row.conversation_id) for row in visible]
     )
+    others = _other_answers(
+        connection,
+        conversation,
+        [
+            tree.ShownTurn(row.id, row.parent_id, row.conversation_id)
+            for row in visible
+            if row.id in found and beside[row.id].n_siblings > 1
+        ],
+        public_id.strip(),
+    )
     threaded = [
         ThreadTurn(
             row.depth,
@@ -149,6 +181,7 @@ def thread(
             row.parent_id,
             row.conversation_id == conversation.id,
             *beside[row.id],
+            others.get(row.id, ()),
         )
         for row in visible
     ]
@@ -169,6 +202,21 @@ def thread(
         end == conversation.head_turn_id,
         branch is None,
     )
+
+
+def _other_answers(
+    connection: Connection, conversation: tree.Conversation, shown: Sequence[tree.ShownTurn], public_id: str
+) -> dict[int, list[Answer]]:
+    if not shown:
+        return {}
+    by_turn = tree.other_answers(connection, conversation.id, shown)
+    of_others = [turn_id for others in by_turn.values() for turn_id in others]
+    # Those are missing that would make the page too long.
+    jobs = reads.jobs_by_turn(connection, of_others) if of_others else {}
+    return {
+        turn_id: [Answer(one, jobs[one], jobs[one].conversation_id == public_id) for one in others if one in jobs]
+        for turn_id, others in by_turn.items()
+    }
 
 
 _recent = turns.path(is_bounded=True)

@@ -104,6 +104,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "month": lambda first: f"{first:%B %Y}",
     }
     environment.tests["changing"] = _is_changing
+    environment.tests["any_changing"] = lambda jobs: any(map(_is_changing, jobs))
     environment.tests["same_again"] = _ends_the_same_again
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
 
