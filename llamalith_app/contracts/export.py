@@ -28,6 +28,10 @@ class ExportedMessage(msgspec.Struct, kw_only=True, omit_defaults=True):
     tool_call_id: FileText | None = None
     is_reply: bool = False
     """Whether the turn's job wrote it; an import does not need it."""
+    thinking: FileText | None = None
+    """Of an assistant's message: what the model thought before it. No prompt reads it."""
+    thinking_s: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    """Seconds that it thought; absent: not known."""
 
 
 class ExportedTurn(msgspec.Struct, kw_only=True, omit_defaults=True):

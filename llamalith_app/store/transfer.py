@@ -60,6 +60,8 @@ def export(connection: Connection, owner_id: int, public_id: str) -> Conversatio
             MessageRow.tool_calls,
             MessageRow.tool_call_id,
             MessageRow.is_reply,
+            MessageRow.thinking,
+            MessageRow.thinking_s,
         )
         .join_from(tree, TurnRow, TurnRow.id == tree.c.id)
         .outerjoin(JobRow, JobRow.turn_id == TurnRow.id)
@@ -86,6 +88,8 @@ def export(connection: Connection, owner_id: int, public_id: str) -> Conversatio
                     tool_calls=None if row.tool_calls is None else msgspec.json.decode(row.tool_calls),
                     tool_call_id=row.tool_call_id,
                     is_reply=row.is_reply,
+                    thinking=row.thinking,
+                    thinking_s=row.thinking_s,
                 )
             )
     head, kept = _without_empty(exported, conversation.head_turn_id)
@@ -149,6 +153,8 @@ def make(connection: Connection, owner_id: int, given: ConversationExport, now: 
                 content=message.content,
                 tool_calls=message.tool_calls,
                 tool_call_id=message.tool_call_id,
+                thinking=message.thinking or None,
+                thinking_s=message.thinking_s if message.thinking else None,
             )
             for message in turn.messages
         ]
@@ -167,7 +173,7 @@ def make(connection: Connection, owner_id: int, given: ConversationExport, now: 
 
 
 def _kept(given: ConversationExport) -> Iterator[ExportedTurn]:
-    """The turns that are stored. Raises BadInput where the file's turns are no tree."""
+    """The turns that are stored. Raises BadInput where the file's turns are no tree, or a person thinks."""
     seen: set[int] = set()
     for number, turn in enumerate(given.turns):
         if turn.id in seen:
@@ -175,6 +181,9 @@ def _kept(given: ConversationExport) -> Iterator[ExportedTurn]:
         if turn.parent is not None and turn.parent not in seen:
             raise BadInput(f"turns[{number}].parent: no turn before this one has that id")
         seen.add(turn.id)
+        for place, message in enumerate(turn.messages):
+            if message.thinking and message.role != "assistant":
+                raise BadInput(f"turns[{number}].messages[{place}].thinking: only an assistant's message has it")
         if _is_whole(turn.messages):
             yield turn
     if given.head is not None and given.head not in seen:

@@ -44,6 +44,7 @@ from llamalith_app.store.tables import (
 )
 
 _retry = aliased(JobRow)
+_TIMES = (AttemptRow.loaded_at, AttemptRow.prompt_read_at, AttemptRow.first_token_at)
 is_kept = ConversationRow.deleted_at.is_(None)
 is_shown = and_(
     is_kept, or_(ConversationRow.source.is_(None), ConversationRow.source != literal_column(f"'{Source.TITLE}'"))
@@ -173,6 +174,7 @@ def attempts(connection: Connection, owner_id: int, job_id: int) -> list[Attempt
             AttemptRow.outcome,
             AttemptRow.kind,
             AttemptRow.reason,
+            *_TIMES,
         )
         .where(AttemptRow.job_id == job_id)
         .order_by(AttemptRow.attempt)
@@ -250,7 +252,8 @@ def _newest(query: Select[Any], given: frozenset[str]) -> Select[Any]:
 
 
 def n_text_chars(job: Job) -> int:
-    return len(job.user_input) + len(job.system_prompt) + len(job.result or "") + len(job.partial or "")
+    texts = (job.user_input, job.system_prompt, job.result, job.partial, job.thinking)
+    return sum(len(text) for text in texts if text is not None)
 
 
 def _jobs_of_a_page(
@@ -336,9 +339,13 @@ def select_jobs(owner_id: int | BindParameter[int] | None, max_text: int | None 
             (JobRow.unenforced if max_text is None else null()).label("unenforced"),
             JobRow.reply_problem,
             text(JobRow.partial).label("partial"),
+            text(func.coalesce(_reply.thinking, JobRow.partial_thinking)).label("thinking"),
+            _reply.thinking_s,
+            *_TIMES,
         )
         .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
         .outerjoin(_reply, and_(_reply.turn_id == JobRow.turn_id, _reply.is_reply))
+        .outerjoin(AttemptRow, and_(AttemptRow.job_id == JobRow.id, AttemptRow.attempt == JobRow.attempt))
     )
     return query if owner_id is None else query.where(JobRow.owner_id == owner_id, is_kept)
 
