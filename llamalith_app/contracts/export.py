@@ -29,7 +29,7 @@ class ExportedMessage(msgspec.Struct, kw_only=True, omit_defaults=True):
     is_reply: bool = False
     """Whether the turn's job wrote it; an import does not need it."""
     thinking: FileText | None = None
-    """Of an assistant's message: what the model thought before it. No prompt reads it."""
+    """What the model thought before an assistant's message; no prompt reads it. An import ignores that of others."""
     thinking_s: Annotated[float, Meta(ge=0, le=1e9)] | None = None
     """Seconds that it thought; absent: not known."""
 

@@ -153,10 +153,11 @@ def make(connection: Connection, owner_id: int, given: ConversationExport, now: 
                 content=message.content,
                 tool_calls=message.tool_calls,
                 tool_call_id=message.tool_call_id,
-                thinking=message.thinking or None,
-                thinking_s=message.thinking_s if message.thinking else None,
+                thinking=thinking,
+                thinking_s=None if thinking is None else message.thinking_s,
             )
             for message in turn.messages
+            for thinking in [message.thinking or None if message.role == "assistant" else None]
         ]
         turn_id = turns.append(connection, conversation_id, parent, messages, now)
         in_force = turn_id if messages[0].role == "system" else parent.system_turn_id
@@ -173,7 +174,7 @@ def make(connection: Connection, owner_id: int, given: ConversationExport, now: 
 
 
 def _kept(given: ConversationExport) -> Iterator[ExportedTurn]:
-    """The turns that are stored. Raises BadInput where the file's turns are no tree, or a person thinks."""
+    """The turns that are stored. Raises BadInput where the file's turns are no tree."""
     seen: set[int] = set()
     for number, turn in enumerate(given.turns):
         if turn.id in seen:
@@ -181,9 +182,6 @@ def _kept(given: ConversationExport) -> Iterator[ExportedTurn]:
         if turn.parent is not None and turn.parent not in seen:
             raise BadInput(f"turns[{number}].parent: no turn before this one has that id")
         seen.add(turn.id)
-        for place, message in enumerate(turn.messages):
-            if message.thinking and message.role != "assistant":
-                raise BadInput(f"turns[{number}].messages[{place}].thinking: only an assistant's message has it")
         if _is_whole(turn.messages):
             yield turn
     if given.head is not None and given.head not in seen:

@@ -27,7 +27,7 @@ from llamalith_app.store.jobs import listing, transitions
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import JobRow, Outcome
 from llamalith_app.web.curl import MAX_BODY_BYTES
-from tests.store.samples import fail, finish, register_worker
+from tests.store.samples import NOW, fail, finish, register_worker
 from tests.web.conftest import TOKEN, log_in, serving
 
 API = {"Authorization": f"Bearer {TOKEN}"}
@@ -331,9 +331,12 @@ async def test_the_class_of_a_job_that_was_started_stays(browser: httpx.AsyncCli
 async def test_a_job_s_page_tells_what_happened_attempt_by_attempt(
     browser: httpx.AsyncClient, database: Database
 ) -> None:
-    await send(browser, "Once", system_prompt="Be brief.", temperature=0.25, stop=["\n"])
+    await send(browser, "Once", conversation_id="c", system_prompt="Be brief.", temperature=0.25, stop=["\n"])
     await ended(database, fail, outcome=Outcome.LOST, kind="worker_lost", reason="Its <worker> was lost.")
-    await ended(database, finish, reply="upon a <time>")
+    claimed = await claim(database)
+    loaded, read, first = (NOW + timedelta(seconds=n) for n in (1, 2, 3))
+    times = transitions.AttemptTimes(loaded, read, first)
+    await database.write(finish, claimed, reply="upon a <time>", thinking="<hm>", thinking_s=2.4, times=times)
     page = await browser.get("/chat/jobs/1")
     said = text(page)
     assert re.search(r"Waited [\d.]+ .* Attempt 1 was lost with its worker .* Attempt 2 wrote the reply", said)
@@ -341,7 +344,18 @@ async def test_a_job_s_page_tells_what_happened_attempt_by_attempt(
     assert "upon a <time>" in said
     assert "Be brief." in said
     assert "temperature 0.25" in said
-    assert "is shown while a job runs, and is not kept" in said, "what is not recorded is said"
+    assert len(re.findall("its prompt read and its first token there is not known", said)) == 1, "of the first attempt"
+    assert re.search(
+        r"The model was ready after .* The prompt was read in 1\.0 s .* The first token came after 1\.0 s"
+        r" .* The reply was written in",
+        said,
+    )
+    assert "Thought for 2 s <hm>" in said
+    chat = await browser.get("/chat/conversations/c")
+    assert re.search(
+        r'<details class="thinking"[^>]*><summary>Thought for 2 s</summary><p[^>]*>&lt;hm&gt;</p>', chat.text
+    )
+    assert "<hm>" not in chat.text
     assert re.search(r"<svg[^>]*role=\"img\"[^>]*>\s*<title id=\"timeline-title\">How its time was spent", page.text)
     assert 'data-open="0"' in page.text
     assert (await browser.get("/chat/jobs/2")).status_code == 404
