@@ -13,6 +13,7 @@ from litestar import Request
 from llamalith_app.store import conversation_list
 from llamalith_app.store.conversation_list import Day, Listed
 from llamalith_app.store.database import Database
+from llamalith_app.web.zone import zone_of
 
 
 class Chats(NamedTuple):
@@ -28,4 +29,5 @@ async def read_chats(request: Request[Any, Any, Any]) -> None:
         return
     database: Database = request.app.state.parts.database
     found = await database.read(conversation_list.sidebar, request.state.principal.user_id)
-    request.state.chats = Chats(found.pinned, conversation_list.by_day(found.recent, datetime.now(UTC)))
+    days = conversation_list.by_day(found.recent, datetime.now(UTC), zone_of(request))
+    request.state.chats = Chats(found.pinned, days)

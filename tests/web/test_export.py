@@ -116,7 +116,8 @@ async def test_an_export_to_read_has_the_branch_that_people_see(api: httpx.Async
     assert saved.headers["content-type"] == "text/markdown; charset=utf-8"
     assert saved.headers["content-disposition"].startswith('attachment; filename="hello there.md"')
     assert saved.text == (
-        "# hello there\n\n> System prompt:\n>\n> be\n>\n> kind\n\n## You\n\nhello\nthere\n\n## m\n\n> Thinking:\n>\n> hm\n\n**hi**\n"
+        "# hello there\n\n> System prompt:\n>\n> be\n>\n> kind\n\n## You\n\nhello\nthere\n\n"
+        "## m\n\n> Thinking:\n>\n> hm\n\n**hi**\n"
     )
 
 
