@@ -240,6 +240,8 @@ WHOLE_INDEXES = {
     "remove a deleted conversation": {"SCAN continued"},
     # The newest 2,000 turns.
     "conversations, newest first": {"SCAN turns", "SCAN newest_turns"},
+    # The first job that waits of each conversation.
+    "conversations that wait": {"SCAN jobs USING INDEX heads"},
     # What the index of words finds, in the order that is asked for, up to the limit.
     "conversations that match": {
         "SCAN texts VIRTUAL TABLE INDEX 64:M1<",
@@ -258,6 +260,7 @@ WHOLE_INDEXES = {
 OF_AN_OWNER = {
     # In the order that is asked for, up to the limit.
     "newest": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
+    "newest of a source": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
     # Its last entry.
     "the newest id": {"SEARCH jobs USING COVERING INDEX jobs_of_owner (owner_id=?)"},
 }

@@ -153,9 +153,11 @@ def _day(name: str, text: str, zone: tzinfo, *, further: int = 0) -> datetime | 
         return None
     try:
         # Some days from the ends of time, so that a day more is one too.
-        day = max(date.fromisoformat(text), date(2, 1, 1)) + timedelta(days=further)
-        return datetime.combine(day, time.min, zone).astimezone(UTC) if day.year < 9999 else None
-    except (ValueError, OverflowError):
+        day = max(date.fromisoformat(text), date(2, 1, 1))
+        if day.year == 9999:
+            return None
+        return datetime.combine(day + timedelta(days=further), time.min, zone).astimezone(UTC)
+    except ValueError:
         raise BadInput(f"{name}: there is no such day; expected one such as 2026-11-30") from None
 
 
