@@ -10,12 +10,11 @@ export const showLocalTimes = (root) => {
   for (const number of root.querySelectorAll("data")) number.textContent = Number(number.value).toLocaleString()
 }
 
-// Its days are the reader's then: the groups of chats, and the days of filters. A logout leaves no cookie, so the page
-// that comes after it sets none.
+// Its days are the reader's then: the groups of chats, and the days of filters.
 export const nameZone = () => {
   const { timeZone } = Intl.DateTimeFormat().resolvedOptions()
   const overHttps = location.protocol === "https:"
   const cookie = `${overHttps ? "__Host-" : ""}llamalith_zone=${timeZone}`
-  if (!timeZone || document.body.matches(".outside") || document.cookie.split("; ").includes(cookie)) return
+  if (!timeZone || document.cookie.split("; ").includes(cookie)) return
   document.cookie = `${cookie}; Path=${overHttps ? "/; Secure" : "/chat"}; SameSite=Lax; Max-Age=${400 * 24 * 3600}`
 }

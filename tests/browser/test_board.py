@@ -149,7 +149,7 @@ async def test_every_page_fits_reads_well_and_breaks_no_rule_of_access(board: Bo
             ("job", "/chat/jobs/24", "Job 24"),
             ("job-queued", "/chat/jobs/28", "Job 28"),
             ("job-again", "/chat/jobs/4/again", "Run again with changes"),
-            ("job-beside", "/chat/jobs/24?beside=22", "Job 24"),
+            ("job-beside", "/chat/jobs/22?beside=24", "Job 22"),
             ("status", "/chat/status", "Status"),
             ("queue", "/chat/queue/", "Queues"),
             ("queue-one", "/chat/queue/queues/llamalith:smollm2", "Queue"),
@@ -195,7 +195,7 @@ async def test_a_person_finds_jobs_acts_on_them_and_sees_what_became_of_them(boa
         await expect(page.locator("#of-cancelled")).to_have_text("Cancelled 2")
         await page.get_by_text("Days", exact=True).click()
         await expect(page.get_by_label("From (Pacific/Kiritimati)")).to_be_visible()
-        await page.locator("#rows a").first.click()
+        await page.locator("#job-12 a").click()
         await expect(page.locator("#steps")).to_contain_text("The prompt was read in 1.7 s")
         await page.goto(f"{board.origin}/chat/conversations")
         await page.get_by_label("Status").select_option("Failed")

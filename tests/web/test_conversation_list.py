@@ -257,7 +257,7 @@ async def test_a_person_renames_pins_archives_and_deletes_without_scripts(browse
     assert rows(found) == ["c", "a"]
     found = await browser.get("/chat/conversations", params={"tag": "work", "status": "queued"})
     assert rows(found) == ["a"], "the other's jobs were cancelled with it"
-    assert '<option value="queued" selected>Waiting</option>' in found.text
+    assert '<option value="queued" selected>Queued</option>' in found.text
     assert 'data-live="/chat/conversation/list?tag=work&amp;status=queued"' in found.text
     for nothing in ("/chat/conversations?status=error", "/chat/conversation/list?status=processing"):
         assert rows(await browser.get(nothing)) == [], nothing
