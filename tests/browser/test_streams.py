@@ -109,8 +109,13 @@ async def test_a_reply_grows_on_its_page_and_thinking_is_folded(
         gate.touch()
         await expect(page.locator("#job-1 .said.model > .text")).to_have_text(STORY)
         await expect(page.locator("#job-1")).to_have_attribute("data-status", "done")
-        # The record does not keep it; the page does, open as it is.
+        # Open as it is; after a reload folded, out of the record.
         await expect(thinking.locator("summary")).to_have_text(re.compile(r"^Thought"))
+        await expect(thinking.locator("p")).to_have_text(THOUGHT)
+        said = await thinking.locator("summary").text_content()
+        await page.reload()
+        await expect(thinking.locator("summary")).to_have_text(said or "")
+        await expect(thinking.locator("p")).to_be_hidden()
         await expect(thinking.locator("p")).to_have_text(THOUGHT)
 
 

@@ -63,7 +63,13 @@ async def test_the_deltas_are_the_stored_reply_and_thinking_is_apart(
     got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
     job = await ended(database, job_id)
     assert got.text == job.result == SAID
-    assert got.thinking == "Grüße? 🐉"
+    assert got.thinking == job.thinking == "Grüße? 🐉"
+    assert job.thinking_s
+    times = [job.started_at, job.loaded_at, job.prompt_read_at, job.first_token_at, job.processed_at]
+    known = [moment for moment in times if moment is not None]
+    assert len(known) == len(times)
+    assert known == sorted(known)
+    assert job.thinking_s < (known[-1] - known[-2]).total_seconds()
     assert len(got.tokens) == job.completion_tokens
     assert got.final == (await worked.get(f"/api/jobs/{job_id}")).json()
     assert got.kinds.count("delta") > 3, "piece by piece"

@@ -240,6 +240,7 @@ async def test_a_worker_that_ends_hands_over_a_reply_in_its_middle(
     async with working(config, script):
         job = await ended(database, job_id)
     assert (job.result, job.attempt, job.completion_tokens) == (kept, 2, len(reply))
+    assert (job.thinking, job.thinking_s) == ("one <two <thi three", None), "whole and once; how long is not known"
     assert [outcome for _, outcome, _ in await attempts(database, job_id)] == ["released", "done"]
     async with Redis.from_url(redis_url) as redis:
         entries = await history(redis, record_id(database.path), job_id)
