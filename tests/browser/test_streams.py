@@ -393,7 +393,7 @@ async def test_seven_windows_that_follow_replies_take_one_connection_and_all_of_
         eighth = await browser.page("/chat/")
         sidebar = eighth.locator("#chats")
         await expect(sidebar.get_by_label("A reply is being written")).to_have_count(4, timeout=PATIENT_MS)
-        await expect(sidebar.get_by_label("A message waits")).to_have_count(3, timeout=PATIENT_MS)
+        await expect(sidebar.get_by_label("Waits for its turn")).to_have_count(3, timeout=PATIENT_MS)
         assert await violations(eighth) == []
         await photograph(eighth, "sidebar-states")
         await eventually(lambda: follow(7))
