@@ -14,9 +14,9 @@ The map:
     contracts/       the shapes of everything that crosses a wire
     web/             what HTTP needs and no route owns: server (uvicorn with bounds), envelope, request, request_log,
                      problems, paths, openapi, readiness; html, sidebar, visible, charts and curl for pages; follow
-                     (a job's events), transcript (pure) and sse (their format) for streams, lane for a conversation's;
-                     live for progress; markdown with markdown_rules (text to clean HTML), markdown_stream (block by
-                     block, pure) and reply_blocks (a job's events as a page reads them)
+                     (a job's events), transcript (pure) and sse (their format) for streams, lane for a conversation's,
+                     merge for several as one; live for progress; markdown with markdown_rules (text to clean HTML),
+                     markdown_stream (block by block, pure) and reply_blocks (a job's events as a page reads them)
     controllers/     thin HTTP and nothing else: API, events, probes; pages/ has a controller for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            the queue: submit, schemas, cancel, branches, bulk (all that match), order (pure), forecast, queue
@@ -58,7 +58,8 @@ Four routes to keep short:
   -> jobs/worker/attempt -> streams/publisher, which encodes it -> Redis -> streams/subscriber -> web/follow and
   transcript -> web/sse -> the reader.
 - A page: guards (session) -> controllers/pages -> store, web/live -> templates; static/live-list.js polls its
-  lists, and static/list-renderer.js renders what changed.
+  lists, and static/list-renderer.js renders what changed. What is written meanwhile comes by one stream for all windows
+  of a browser: controllers/pages/stream -> static/shared-worker.js with hub.js -> stream.js of each window.
 - A setting: settings/declaration -> load() -> create_app, the worker or a command -> the constructor that needs it.
 
 Direction: controllers -> submit -> store <- worker -> engine; pyproject.toml has the layers, contracts, settings and

@@ -32,7 +32,6 @@ from llamalith_app.controllers.jobs import Jobs
 from llamalith_app.controllers.legacy import Legacy
 from llamalith_app.controllers.models import Models
 from llamalith_app.controllers.pages.attachments import AttachmentsPage
-from llamalith_app.controllers.pages.blocks import BlocksPage
 from llamalith_app.controllers.pages.branches import BranchForms
 from llamalith_app.controllers.pages.conversation import ConversationPage
 from llamalith_app.controllers.pages.conversations import ConversationsPage
@@ -47,6 +46,7 @@ from llamalith_app.controllers.pages.monitor import MonitorPage
 from llamalith_app.controllers.pages.new_chat import NewChatPage, front_door
 from llamalith_app.controllers.pages.offline import OfflinePage
 from llamalith_app.controllers.pages.status import StatusPage
+from llamalith_app.controllers.pages.stream import StreamPage
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
 from llamalith_app.guards import sessions
@@ -186,7 +186,7 @@ def routes(cors_origins: Sequence[str]) -> Litestar:
     api = [Jobs, ConversationList, Conversations, BranchesOfConversation, BranchesOfJob, Events, Models, Legacy]
     pages = [
         *(NewChatPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
-        *(AttachmentsPage, StatusPage, BlocksPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
+        *(AttachmentsPage, StatusPage, StreamPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
     ]
     return Litestar(
         route_handlers=[

@@ -2,6 +2,7 @@
 // the server rendered; only KaTeX, for formulas, makes elements of its own.
 
 import { attachFiles } from "./attachments.js"
+import { keepChats } from "./chats.js"
 import { compose, focusWithoutKeyboard, sendByKeyboard } from "./composer.js"
 import { offerCopies } from "./copy.js"
 import { forgetAcceptedDraft, forgetDraftsAtLogout, keepDraft } from "./draft.js"
@@ -23,7 +24,7 @@ const lists = []
 for (const element of document.querySelectorAll("[data-live]")) {
   const list = new LiveList(element)
   lists.push(list)
-  if ("events" in element.dataset) {
+  if ("follow" in element.dataset) {
     const replies = new LiveReplies(list)
     const noticeEnds = watchEnds(list)
     list.onUpdate = (update) => {
@@ -32,6 +33,7 @@ for (const element of document.querySelectorAll("[data-live]")) {
     }
   }
 }
+keepChats()
 showLocalTimes(document)
 changeLookAtOnce()
 for (const text of document.querySelectorAll(".markdown")) enrich(text)

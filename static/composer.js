@@ -84,6 +84,37 @@ export const compose = (form) => {
   })
   showDefaults()
   showChanges()
+  offerComparison(form)
+}
+
+const COMPARED_MOST = 2
+
+const boxesOf = (form) => [...form.querySelectorAll(".compare input")]
+
+// Beside the model that is chosen; as many as fit beside each other.
+const offerComparison = (form) => {
+  const menu = form.querySelector(".compare")
+  if (!menu) return
+  const { model } = form.elements
+  const show = () => {
+    for (const box of boxesOf(form)) {
+      const isChosen = box.name === `compare:${model.value}`
+      if (isChosen) box.checked = false
+      box.parentElement.hidden = isChosen
+    }
+    const n = boxesOf(form).filter((box) => box.checked).length
+    for (const box of boxesOf(form)) box.disabled = !box.checked && n >= COMPARED_MOST
+    menu.querySelector("summary").dataset.n = n ? `+${n}` : ""
+  }
+  model.addEventListener("change", show)
+  menu.addEventListener("change", show)
+  show()
+}
+
+// Each message is sent to one model, unless others are chosen for it.
+export const endComparison = (form) => {
+  for (const box of boxesOf(form)) box.checked = false
+  form.querySelector(".compare")?.dispatchEvent(new Event("change"))
 }
 
 const growByScript = (field) => {

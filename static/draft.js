@@ -52,13 +52,15 @@ let form = null
 
 const keptFields = () => [...form.elements].filter(({ name }) => name && !NOT_KEPT.includes(name))
 
+const valueOf = ({ type }) => (type === "checkbox" ? "checked" : "value")
+
 const save = () => {
   const fields = form.elements
   const files = attached(form)
   const isTyped = fields.content.value.trim() !== "" || files.length > 0
     || fields.system_prompt.value !== fields.system_prompt.defaultValue
   const isDraft = isTyped && !acceptedForms().includes(fields.once.value)
-  const values = Object.fromEntries(keptFields().map(({ name, value }) => [name, value]))
+  const values = Object.fromEntries(keptFields().map((field) => [field.name, field[valueOf(field)]]))
   store(KEY, isDraft ? { ...values, files } : null)
 }
 
@@ -70,7 +72,7 @@ export const keepDraft = (promptForm) => {
   form.autocomplete = "off"
   const draft = load(KEY)
   if (draft && fields.content.defaultValue === "") {
-    for (const field of keptFields()) field.value = draft[field.name] ?? field.value
+    for (const field of keptFields()) field[valueOf(field)] = draft[field.name] ?? field[valueOf(field)]
     setAttachments(form, draft.files ?? [])
   }
   addEventListener("pagehide", save)

@@ -18,10 +18,36 @@ export class ListRenderer {
   // `fresh`: the list as the server renders it now; a list with data-part holds only items that may have changed.
   // Returns whether any item was new or different.
   render(fresh) {
+    if (this.lacksItemsOf(fresh)) {
+      const all = new URL(fresh.dataset.live, location.href)
+      all.searchParams.set("known", 0)
+      this.list.dataset.live = `${all.pathname}${all.search}`
+      return false
+    }
     const { changed, said } = this.renderItems(fresh)
     announce(said)
-    Object.assign(this.list.dataset, { live: fresh.dataset.live, open: fresh.dataset.open })
+    Object.assign(this.list.dataset, { live: this.addressAfter(fresh), open: fresh.dataset.open })
+    this.list.toggleAttribute("data-elsewhere", "elsewhere" in fresh.dataset)
     return changed
+  }
+
+  // Where to ask next time. A prompt that was changed in another window comes again with all that stands behind it: for
+  // once the page knows only the turns before.
+  addressAfter(fresh) {
+    const address = new URL(fresh.dataset.live, location.href)
+    const edited = [...fresh.children].find((item) => item.dataset.prompt !== this.itemOf(item).dataset.prompt)
+    if (edited) address.searchParams.set("known", edited.dataset.turn)
+    return address.pathname + address.search
+  }
+
+  // Whether only a part came of an item that the list does not have, or has in another form: another window has asked
+  // another model meanwhile.
+  lacksItemsOf(fresh) {
+    return [...fresh.children].some((item) => "brief" in item.dataset && this.itemOf(item)?.className !== item.className)
+  }
+
+  itemOf({ id }) {
+    return this.list.querySelector(`:scope > [id="${CSS.escape(id)}"]`)
   }
 
   // The same without what concerns the list as a whole: `said` is what is to be announced.
@@ -34,8 +60,8 @@ export class ListRenderer {
     const said = []
     let changed = false
     let next = isPart ? null : this.list.firstElementChild
-    for (const item of items) {
-      const old = this.list.querySelector(`:scope > [id="${CSS.escape(item.id)}"]`)
+    for (const [index, item] of items.entries()) {
+      const old = this.itemOf(item)
       const html = item.outerHTML
       let current = old
       if (!old || this.rendered.get(item.id) !== html) {
@@ -44,6 +70,7 @@ export class ListRenderer {
         this.rendered.set(item.id, html)
         showLocalTimes(item)
         for (const text of item.querySelectorAll(".markdown")) enrich(text)
+        if (isPart && !old) next = items.slice(index + 1).map((later) => this.itemOf(later)).find(Boolean) ?? null
         current = this.renderItem(old, item, next)
       }
       if (!isPart) next = current.nextElementSibling

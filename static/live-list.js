@@ -24,7 +24,7 @@ export class LiveList {
     this.pollsAgain = false
     this.failed = false
     // Whether a person wants to know in another tab that a job of this list has ended.
-    this.pollsHidden = "events" in element.dataset
+    this.pollsHidden = "follow" in element.dataset
     // Called after each successful poll: whether an item changed, and whether the poll before had failed.
     this.onUpdate = () => {}
     document.addEventListener("visibilitychange", () => this.schedule(0))
@@ -33,6 +33,11 @@ export class LiveList {
 
   get isOpen() {
     return Number(this.element.dataset.open) > 0
+  }
+
+  // The last turn that it shows of a conversation. null: it is no conversation.
+  get seen() {
+    return new URL(this.element.dataset.live, location.href).searchParams.get("seen")
   }
 
   get interval() {

@@ -4,72 +4,42 @@
 
 import { Blocks } from "./blocks.js"
 import { scrollIfSticking } from "./stick-to-end.js"
+import { follow, followAnew, unfollow } from "./stream.js"
 import { _ } from "./words.js"
-
-// After so long without an event from a stream whose job moves on, its connection is dead.
-const SILENCE_MS = 8000
 
 export class LiveReplies {
   constructor(list) {
     this.list = list
-    this.source = null
-    this.lastEventAt = 0
-    // Where the next stream goes on.
-    this.lastEventId = ""
+    this.isFollowing = false
     this.replies = new Map()
     // What has come and is not shown.
     this.changes = []
-    document.addEventListener("visibilitychange", () => this.subscribeOrClose())
-    this.subscribeOrClose()
+    this.followWhatIsOpen()
   }
 
-  // Only while the page is visible and a job is open: a browser has few connections for all its tabs together.
-  subscribeOrClose() {
-    if (document.hidden || !this.list.isOpen) this.close()
-    else if (!this.source || this.source.readyState === EventSource.CLOSED) this.subscribe()
+  followWhatIsOpen() {
+    if (this.list.isOpen === this.isFollowing) return
+    this.isFollowing = this.list.isOpen
+    if (this.isFollowing) follow(Number(this.list.element.dataset.follow), (event) => this.onEvent(event))
+    else unfollow()
   }
 
-  // A dead connection gives no event of its own; only the list shows it, as it goes on.
-  onListUpdate({ changed, failedBefore }) {
+  // A dead connection gives no event of its own for a while; where the list had none, the stream has none either.
+  onListUpdate({ failedBefore }) {
     for (const reply of this.replies.values()) reply.show()
-    if (failedBefore || (changed && performance.now() - this.lastEventAt > SILENCE_MS)) this.close()
-    this.subscribeOrClose()
+    this.followWhatIsOpen()
+    if (failedBefore && this.isFollowing) followAnew()
   }
 
-  close() {
-    this.source?.close()
-    this.source = null
-  }
-
-  subscribe() {
-    this.lastEventAt = performance.now()
-    const url = new URL(this.list.element.dataset.events, location.href)
-    if (this.lastEventId) url.searchParams.set("after", this.lastEventId)
-    this.source = new EventSource(url)
-    this.on("progress", () => {})
-    for (const kind of ["restart", "thinking", "block", "more"]) {
-      this.on(kind, (data) => {
-        if (!this.changes.length) requestAnimationFrame(() => this.show())
-        this.changes.push([kind, data])
-      })
+  onEvent({ kind, data }) {
+    if (["restart", "thinking", "block", "more"].includes(kind)) {
+      if (!this.changes.length) requestAnimationFrame(() => this.show())
+      this.changes.push([kind, data])
+    } else if (["done", "error", "cancelled"].includes(kind)) {
+      this.show()
+      this.replies.delete(data.job)
+      this.list.poll()
     }
-    for (const kind of ["done", "error", "cancelled"]) {
-      this.on(kind, ({ job }) => {
-        this.show()
-        this.replies.delete(job)
-        this.list.poll()
-      })
-    }
-  }
-
-  on(kind, apply) {
-    this.source.addEventListener(kind, (event) => {
-      // An EventSource also fires "error" for its own trouble, without data.
-      if (!event.data) return
-      this.lastEventAt = performance.now()
-      this.lastEventId = event.lastEventId || this.lastEventId
-      apply(JSON.parse(event.data))
-    })
   }
 
   // Once a frame: many changes may come at once, and between a reader's scrolling and its event the page must not grow.

@@ -2,6 +2,7 @@
 // refuses stays in the form; where it asks for a login or a fresh form, the browser sends it itself and shows that page.
 
 import { nameOfUnread, setAttachments, withAttachments } from "./attachments.js"
+import { endComparison } from "./composer.js"
 import { forgetAcceptedDraft } from "./draft.js"
 import { endEdit, isEditing, sendEdit } from "./edit.js"
 import { hideNotice, showResult } from "./notice.js"
@@ -25,6 +26,8 @@ export const sendPrompt = async (form, lists) => {
   const typed = content.value
   const sent = withAttachments(form)
   hideNotice()
+  // The branch that the page shows by now, which may have gone on by several answers side by side.
+  form.elements.seen.value = lists[0]?.seen ?? form.elements.seen.value
   try {
     if (form.dataset.waiting) {
       await sendEdit(form, sent)
@@ -66,6 +69,7 @@ const showAccepted = async (form, lists, { url, once }, typed) => {
   fields.content.value = fields.content.value.startsWith(typed) ? fields.content.value.slice(typed.length) : fields.content.value
   fields.content.dispatchEvent(new Event("input", { bubbles: true }))
   setAttachments(form, [])
+  endComparison(form)
   fields.once.value = once
   fields.system_prompt_was.value = fields.system_prompt.value
   fields.system_prompt.defaultValue = fields.system_prompt.value

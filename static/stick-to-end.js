@@ -2,7 +2,17 @@
 // more below.
 
 const page = document.documentElement
-const toEnd = () => page.scrollHeight - page.clientHeight - page.scrollTop
+
+// Where a page is at its end. Answers side by side begin one after another, each at the top of its column: there it is no
+// further down than their prompt.
+const endTop = () => {
+  const bottom = page.scrollHeight - page.clientHeight
+  const prompt = document.querySelector(".turns > .side:last-child") && [...document.querySelectorAll(".compared")].at(-1)
+  if (!prompt) return bottom
+  const margin = parseFloat(getComputedStyle(prompt).scrollMarginTop)
+  return Math.min(bottom, page.scrollTop + prompt.getBoundingClientRect().top - margin)
+}
+const toEnd = () => endTop() - page.scrollTop
 let sticks = toEnd() < 40
 let heightWhenLeft = 0
 // How far a reader has to be from the end for the button to show.
@@ -22,7 +32,7 @@ const showButton = () => {
 }
 
 export const scrollIfSticking = () => {
-  if (sticks) page.scrollTop = page.scrollHeight
+  if (sticks && toEnd() > 0) page.scrollTop = endTop()
   showButton()
 }
 

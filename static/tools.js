@@ -5,11 +5,11 @@ import { _ } from "./words.js"
 
 const COPIED_MS = 1600
 
-// A reply is shown as it looks; its source is asked from the server, once for each copy.
+// A reply is shown as it looks; its source is asked from the server, once for each copy. An imported one brings it along.
 const sourceOf = async (article) => {
   const shown = article.querySelector(":scope > .text, .bubble .text, .folds .text")
   const jobId = article.matches(".model") && article.closest("[id^=job-]")?.id.slice("job-".length)
-  if (!jobId) return shown.textContent
+  if (!jobId) return shown.dataset.source ?? shown.textContent
   const response = await fetch(`/chat/api/jobs/${Number(jobId)}`, { headers: { Accept: "application/json" } })
   if (!response.ok) throw new Error(String(response.status))
   return (await response.json()).result

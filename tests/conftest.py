@@ -17,11 +17,16 @@ from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from sqlalchemy import Engine
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.util import LRUCache
 
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.migrate import migrate
 from llamalith_app.supervise import valkey
 from tests import tiny_models
+
+# Imports and collection make no garbage worth the time of looking for it. On again at the end of the collection.
+gc.disable()
 
 # Tests that are started under nohup would hand its ignored SIGHUP on to the product.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -29,6 +34,13 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # A property holds on a busy machine, too: how long an example takes decides nothing.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
+
+# Most tests have a database, and so an engine, of their own. All engines share what statements were compiled to: to
+# compile them again for each test was a fifth of the run.
+_COMPILED: LRUCache = LRUCache(2000)
+Engine._compiled_cache = property(lambda engine: _COMPILED, lambda engine, its_own: None)  # type: ignore[assignment]
+DefaultDialect.__eq__ = lambda one, other: type(one) is type(other)  # type: ignore[method-assign]
+DefaultDialect.__hash__ = lambda one: hash(type(one))  # type: ignore[assignment, method-assign]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -39,10 +51,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_collection_finish() -> None:
     """What is loaded by now stays for the whole run: the garbage collector need not look through it again and again."""
-    gc.collect()
     gc.freeze()
     # What tests leave is looked through a fifth as often; a tenth of the run went into it.
     gc.set_threshold(10_000, 50, 50)
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The data of the events that a conversation's page reads. Each docstring begins with the event's name.
+"""The data of the events that pages read. Each docstring begins with the event's name.
 
 A job's last event is `done`, `error` or `cancelled`, with an End. `progress` is that of `contracts/events.py`.
 """
@@ -54,3 +54,14 @@ class EndEvent(msgspec.Struct, kw_only=True):
 
     job: int
     attempt: int
+
+
+class ChatsEvent(msgspec.Struct):
+    """`chats`: the list of chats in the sidebar as it is now."""
+
+    version: str
+    """Of what it shows; a browser that has it need not get it again."""
+    at: int
+    """When it was read, in milliseconds since 1970. A page that was made later shows what is newer."""
+    html: str
+    """Clean: may be put into the page."""

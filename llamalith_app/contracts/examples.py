@@ -182,9 +182,19 @@ _MODEL = models.Model(
 )
 _LOADING = msgspec.structs.replace(_MODEL, state="loading", progress=0.4, reason="There is no such file.")
 
+_ACCEPTED = jobs.JobAccepted(
+    ok=True, queued=True, job_id=12, conversation_id="dragon", created_new=False, model="smollm2", turn_id=9
+)
+
 _ALL: tuple[msgspec.Struct, ...] = (
     jobs.JobCreate(content="Describe a dragon.", conversation_id="dragon"),
     jobs.JobCreate(**_REQUEST, conversation_id="dragon"),
+    jobs.JobCompare(content="Describe a dragon.", models=["smollm2", "qwen3"], conversation_id="dragon"),
+    jobs.JobCompare(
+        **{name: value for name, value in _REQUEST.items() if name != "model"},
+        models=["smollm2", "qwen3"],
+        conversation_id="dragon",
+    ),
     jobs.ReplyCreate(content="And what does it eat?"),
     jobs.ReplyCreate(**_REQUEST),
     jobs.JobChange(priority="batch"),
@@ -193,8 +203,9 @@ _ALL: tuple[msgspec.Struct, ...] = (
     jobs.Regenerate(**{name: getattr(_WANTED, name) for name in parameters.NAMES}, model="smollm2"),
     jobs.LegacySubmit(user_input="Describe a dragon.", session_id="dragon"),
     jobs.LegacySubmit(user_input="Describe a dragon.", session_id="dragon", model="smollm2", system_prompt="Be brief."),
-    jobs.JobAccepted(
-        ok=True, queued=True, job_id=12, conversation_id="dragon", created_new=False, model="smollm2", turn_id=9
+    _ACCEPTED,
+    jobs.CompareAccepted(
+        ok=True, jobs=[_ACCEPTED, msgspec.structs.replace(_ACCEPTED, job_id=13, model="qwen3", turn_id=10)]
     ),
     conversations.TurnChoice(turn_id=7),
     conversations.ForkCreate(turn_id=7),

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from llamalith_app.contracts.conversation_list import MAX_TAG, Title
-from llamalith_app.contracts.jobs import PriorityWord, StatusWord
+from llamalith_app.contracts.jobs import MAX_COMPARED, PriorityWord, StatusWord
 from llamalith_app.contracts.text import CONTROL_FREE, END, MAX_NAME, ConversationId, Name, Text
 from llamalith_app.settings import ranges
 
@@ -66,6 +66,12 @@ class JobForm(ParameterFields, kw_only=True):
     """The last turn that the page showed: the prompt continues the branch through it. Empty: the head's."""
     beside: OptionalTurn = ""
     """The turn whose prompt this one edits: it becomes its sibling. Empty: none."""
+    compare: str = ""
+    """Other models that are sent the same, one a line; those that are not offered are refused. A form has a box for
+    each, named COMPARE_BOX and the model; a draft has this field."""
+
+
+COMPARE_BOX = "compare:"
 
 
 class RegenerateForm(msgspec.Struct, kw_only=True):
@@ -99,6 +105,7 @@ SHORT_FIELDS = {
     "stop": ranges.MAX_STOPS * (ranges.MAX_STOP_CHARACTERS + 1),
     "seen": MAX_ID_DIGITS,
     "beside": MAX_ID_DIGITS,
+    "compare": MAX_COMPARED * (MAX_NAME + 1),
 }
 """The short fields of a JobForm, each with its maximum number of characters."""
 

@@ -72,6 +72,17 @@ class JobCreate(JobRequest, kw_only=True):
     """Absent or empty: a new conversation with a UUID."""
 
 
+MAX_COMPARED = 3
+
+
+class JobCompare(JobCreate, kw_only=True):
+    """One prompt for several models, for a new or an existing conversation."""
+
+    content: RequiredText
+    models: Annotated[list[Name], Meta(min_length=1, max_length=MAX_COMPARED)]
+    """Different ones of the configured names; in place of `model`. The turn of the first becomes the head."""
+
+
 class ReplyCreate(JobRequest, kw_only=True):
     """The next prompt of a conversation; an unknown conversation is made."""
 
@@ -115,6 +126,14 @@ class JobAccepted(msgspec.Struct, kw_only=True):
     model: str
     turn_id: int | None = None
     """The turn that the job answers, to be named as `parent`. Null: a system prompt that was in force already."""
+
+
+class CompareAccepted(msgspec.Struct, kw_only=True):
+    """All of them are on disk, each on a turn of its own; these turns have the same parent."""
+
+    ok: bool
+    jobs: list[JobAccepted]
+    """In the order of `models`."""
 
 
 class LegacyAccepted(msgspec.Struct, kw_only=True):

@@ -107,12 +107,14 @@ class Events(Controller):
             request,
             lambda stream: lane_stream.chunks(
                 parts,
+                owner_id,
                 lane,
                 from_job,
+                cursor,
                 stream,
                 first_id=lambda job_id: b"%d.0-0" % job_id,
-                of_job=lambda job_id: _job_of_lane(
-                    parts, owner_id, job_id, cursor if job_id == from_job else None, stream
+                of_job=lambda job: _job_chunks(
+                    parts, job, owner_id, cursor if job.id == from_job else None, stream, b"%d." % job.id
                 ),
             ),
         )
@@ -131,19 +133,6 @@ def _cursor(
     *job, attempt, n = map(int, found.groups())
     cursor = Cursor(attempt, n)
     return cursor if cursor != NOTHING_YET else None, job[0] if job else None
-
-
-async def _job_of_lane(
-    parts: Parts, owner_id: int, job_id: int, cursor: Cursor | None, stream: OpenStream
-) -> sse.Chunks:
-    job = await parts.database.read(reads.job_by_id, owner_id, job_id)
-    if job is None or (cursor is not None and cursor.n == FINAL and job.status in ENDED):
-        return
-    await parts.live.add([job])
-    chunks = _job_chunks(parts, job, owner_id, cursor, stream, b"%d." % job_id)
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            yield chunk
 
 
 async def _job_chunks(

@@ -11,10 +11,12 @@ from llamalith_app.contracts.jobs import (
     MAX_ID,
     AttemptList,
     Cancelled,
+    CompareAccepted,
     Job,
     JobAccepted,
     JobBriefList,
     JobChange,
+    JobCompare,
     JobCreate,
     JobList,
     OpenWord,
@@ -51,6 +53,26 @@ class Jobs(Controller):
             request.principal,
             request.id,
             data,
+            conversation_id=id_text(data.conversation_id),
+            key=await request.key(idempotency_key),
+        )
+
+    @post("/compare", status_code=200, summary="Queue a prompt for several models")
+    async def compare(
+        self, request: AppRequest, data: JSONBody[JobCompare], idempotency_key: IdempotencyKey = None
+    ) -> CompareAccepted:
+        """One job for each model, on turns beside each other: all of them are on disk after the answer 200, none after
+        any other. They run in this order. To go on with another reply than the first, name its turn as `parent` of the
+        next prompt, or make it the head."""
+        if not data.content.strip():
+            raise BadInput("content is required")
+        if data.model:
+            raise BadInput("model: leave it out here; the models stand in models")
+        return await request.parts.submissions.compare(
+            request.principal,
+            request.id,
+            data,
+            data.models,
             conversation_id=id_text(data.conversation_id),
             key=await request.key(idempotency_key),
         )

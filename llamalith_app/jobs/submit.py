@@ -14,7 +14,15 @@ import msgspec
 from sqlalchemy import Connection
 
 from llamalith_app.contracts.conversations import Message
-from llamalith_app.contracts.jobs import Job, JobAccepted, JobRequest, Regenerate, Retried
+from llamalith_app.contracts.jobs import (
+    MAX_COMPARED,
+    CompareAccepted,
+    Job,
+    JobAccepted,
+    JobRequest,
+    Regenerate,
+    Retried,
+)
 from llamalith_app.contracts.parameters import AnyText, JsonSchema, wanted_schema
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.errors import BadInput, NotFound, NotRetryable, QueueFull
@@ -114,6 +122,57 @@ class Submissions:
         )
         return await self._make(new, beside, key, fork_of)
 
+    async def compare(
+        self,
+        principal: Principal,
+        request_id: str,
+        request: JobRequest,
+        models: Sequence[str],
+        *,
+        conversation_id: str | None = None,
+        keeps_system_prompt: bool = False,
+        source: Source = Source.API,
+        beside: int | None = None,
+        seen: int | None = None,
+        key: Key | None = None,
+    ) -> CompareAccepted:
+        """Stores a prompt once for each of these models, at most MAX_COMPARED, and queues a job for each, in one
+        transaction. The request has a content; its `model` is not read. The rest is as `submit` has it.
+
+        Raises what `submit` raises; BadInput also where a model stands there twice.
+        """
+        if key is not None and (
+            before := await self._database.read(keys.stored_answer, key, datetime.now(UTC), CompareAccepted)
+        ):
+            return before
+        names = self._different_models(models)
+        completed = self._completed(msgspec.structs.replace(request, model=names[0]))
+        first = submission.NewJob(
+            owner_id=principal.user_id,
+            request_id=request_id,
+            request=completed,
+            inputs=_inputs(completed),
+            conversation_id=(conversation_id or "").strip() or None,
+            unenforced=await self._unenforced(request),
+            keeps_system_prompt=keeps_system_prompt,
+            source=source,
+            seen=seen,
+        )
+        several = [first._replace(request=msgspec.structs.replace(completed, model=name)) for name in names]
+
+        def make(connection: Connection, now: datetime) -> CompareAccepted:
+            made = submission.submit_compared(connection, several, beside, now)
+            if made is None:
+                raise NotFound(NO_TURN)
+            created_new = False if beside is not None else None
+            return CompareAccepted(ok=True, jobs=[_answer(first, one, created_new=created_new) for one in made])
+
+        accepted = await self._write_if_room(principal.user_id, key, CompareAccepted, make, n_jobs=len(several))
+        for one in accepted.jobs:
+            if one.job_id is not None:
+                self._hints.send(one.model, one.job_id)
+        return accepted
+
     async def _make(
         self, new: submission.NewJob, beside: int | None, key: Key | None, fork_of: ForkPoint | None = None
     ) -> JobAccepted:
@@ -129,7 +188,7 @@ class Submissions:
                 raise NotFound(NO_TURN)
             return _answer(new, accepted, created_new=False)
 
-        accepted = await self._write_if_room(new.owner_id, key, JobAccepted, make, queues=bool(new.inputs))
+        accepted = await self._write_if_room(new.owner_id, key, JobAccepted, make, n_jobs=1 if new.inputs else 0)
         if accepted.job_id is not None:
             self._hints.send(accepted.model, accepted.job_id)
         return accepted
@@ -300,30 +359,30 @@ class Submissions:
         answer: type[T],
         make: Callable[[Connection, datetime], T],
         *,
-        queues: bool = True,
+        n_jobs: int = 1,
     ) -> T:
-        """Runs `make` in a transaction, if the owner's queue has room. `queues`: whether it adds a job.
+        """Runs `make` in a transaction, if the owner's queue has room for the jobs that it adds.
 
         Raises QueueFull. Counting a long queue costs more than accepting a job, so each count allows half of the room
         that it found before the next count.
         """
-        if not queues or self._spend_allowance(owner_id):
+        if n_jobs == 0 or self._spend_allowance(owner_id, n_jobs):
             return await self._write(key, answer, make)
         n_queued: int | None = None
 
         def make_if_room(connection: Connection, now: datetime) -> T:
             nonlocal n_queued
             n_queued = waiting.n_queued(connection, owner_id)
-            if n_queued >= self._max_queued:
+            if n_queued + n_jobs > self._max_queued:
                 raise _QueueLimitReached
             return make(connection, now)
 
         async with self._counting:
-            if self._spend_allowance(owner_id):
+            if self._spend_allowance(owner_id, n_jobs):
                 return await self._write(key, answer, make)
             made = await self._write(key, answer, make_if_room)
             if n_queued is not None:
-                self._allowances[owner_id] = (self._max_queued - n_queued) // 2
+                self._allowances[owner_id] = (self._max_queued - n_queued - n_jobs + 1) // 2
         return made
 
     async def _write(self, key: Key | None, answer: type[T], make: Callable[[Connection, datetime], T]) -> T:
@@ -337,11 +396,23 @@ class Submissions:
         except _QueueLimitReached:
             raise QueueFull(self._max_queued, await self._forecasts.retry_after_s()) from None
 
-    def _spend_allowance(self, owner_id: int) -> bool:
-        """Whether a job can be accepted without a new count."""
+    def _spend_allowance(self, owner_id: int, n_jobs: int) -> bool:
+        """Whether these jobs can be accepted without a new count."""
         left = self._allowances.get(owner_id, 0)
-        self._allowances[owner_id] = max(0, left - 1)
-        return left > 0
+        self._allowances[owner_id] = max(0, left - n_jobs)
+        return left >= n_jobs
+
+    def _different_models(self, given: Sequence[str]) -> list[str]:
+        """Their names. Raises BadInput."""
+        names = [name.strip() for name in given]
+        for name in names:
+            if name not in self._models:
+                raise BadInput(f"models: {_quoted(name)} is not offered here; these are: {', '.join(self._models)}")
+            if names.count(name) > 1:
+                raise BadInput(f"models: {_quoted(name)} stands there twice; each model answers once")
+        if not 1 <= len(names) <= MAX_COMPARED:
+            raise BadInput(f"models: expected 1 to {MAX_COMPARED} of them")
+        return names
 
     def _model(self, name: str) -> str:
         if not name:

@@ -19,6 +19,15 @@ from llamalith_app.store.jobs import reads
 from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, TurnRow
 
 
+class Answer(NamedTuple):
+    """One model's answer to the prompt of a turn."""
+
+    turn_id: int
+    job: Job
+    is_own: bool
+    """As in ThreadTurn."""
+
+
 class ThreadTurn(NamedTuple):
     """One turn as a page shows it. Prompt and reply are in its job."""
 
@@ -42,11 +51,25 @@ class ThreadTurn(NamedTuple):
     previous_sibling: int | None
     """A turn id, as the next one."""
     next_sibling: int | None
+    others: Sequence[Answer] = ()
+    """What other models were asked beside it with the same messages, in the order of their turns."""
+
+    @property
+    def answers(self) -> list[Answer]:
+        """Its own and the others, in the order of their turns. Empty: it has no job."""
+        if self.job is None:
+            return []
+        return sorted([Answer(self.turn_id, self.job, self.is_own), *self.others], key=lambda answer: answer.turn_id)
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [answer.job for answer in self.answers]
 
 
 class Thread(NamedTuple):
     """Some turns of one branch of a conversation, oldest first."""
 
+    conversation_id: int
     turns: list[ThreadTurn]
     n_earlier: int
     """Turns before these that still have messages. At most MAX_EARLIER, also where there are more."""
@@ -137,6 +160,16 @@ def thread(
     beside = tree.siblings(
         connection, conversation.id, [tree.ShownTurn(row.id, row.parent_id, row.conversation_id) for row in visible]
     )
+    others = _other_answers(
+        connection,
+        conversation,
+        [
+            tree.ShownTurn(row.id, row.parent_id, row.conversation_id)
+            for row in visible
+            if row.id in found and beside[row.id].n_siblings > 1
+        ],
+        public_id.strip(),
+    )
     threaded = [
         ThreadTurn(
             row.depth,
@@ -148,6 +181,7 @@ def thread(
             row.parent_id,
             row.conversation_id == conversation.id,
             *beside[row.id],
+            others.get(row.id, ()),
         )
         for row in visible
     ]
@@ -157,6 +191,7 @@ def thread(
     n_earlier, last_earlier = connection.execute(_EARLIER, before_page).one()
     beginning: str | None = connection.execute(first_prompt(conversation.id, max_text)).scalar()
     return Thread(
+        conversation.id,
         threaded,
         n_earlier,
         0 if last_earlier is None else last_earlier + 1,
@@ -167,6 +202,21 @@ def thread(
         end == conversation.head_turn_id,
         branch is None,
     )
+
+
+def _other_answers(
+    connection: Connection, conversation: tree.Conversation, shown: Sequence[tree.ShownTurn], public_id: str
+) -> dict[int, list[Answer]]:
+    if not shown:
+        return {}
+    by_turn = tree.other_answers(connection, conversation.id, shown)
+    of_others = [turn_id for others in by_turn.values() for turn_id in others]
+    # Those are missing that would make the page too long.
+    jobs = reads.jobs_by_turn(connection, of_others) if of_others else {}
+    return {
+        turn_id: [Answer(one, jobs[one], jobs[one].conversation_id == public_id) for one in others if one in jobs]
+        for turn_id, others in by_turn.items()
+    }
 
 
 _recent = turns.path(is_bounded=True)
@@ -293,8 +343,27 @@ _NEWEST_JOB = (
 def lane(connection: Connection, owner_id: int, public_id: str, from_job: int | None = None) -> Lane | None:
     """The open jobs of a conversation, or all jobs from `from_job` on, ended or not. None: no such conversation."""
     conversation_id = _id(connection, owner_id, public_id)
-    if conversation_id is None:
-        return None
+    return None if conversation_id is None else _lane(connection, conversation_id, from_job)
+
+
+def lanes(connection: Connection, owner_id: int, places: Sequence[tuple[int, int | None]]) -> list[Lane | None]:
+    """For each conversation with its `from_job` what `lane` says; a conversation may stand there twice. None: the owner
+    has no such conversation."""
+    wanted = {conversation_id for conversation_id, _ in places}
+    mine = set(
+        connection.execute(
+            select(ConversationRow.id).where(
+                ConversationRow.id.in_(wanted), ConversationRow.owner_id == owner_id, reads.is_kept
+            )
+        ).scalars()
+    )
+    return [
+        _lane(connection, conversation_id, from_job) if conversation_id in mine else None
+        for conversation_id, from_job in places
+    ]
+
+
+def _lane(connection: Connection, conversation_id: int, from_job: int | None) -> Lane:
     newest_job = newest_jobs(connection, [conversation_id]).get(conversation_id, 0)
     if from_job is not None:
         return Lane(conversation_id, jobs_after(connection, conversation_id, from_job - 1), newest_job)

@@ -1,4 +1,5 @@
-"""The branches of a conversation: its turns as a tree, the siblings of a turn, and which branch people see.
+"""The branches of a conversation: its turns as a tree, the siblings of a turn, which of these compare models, and which
+branch people see.
 
 A conversation holds its own turns, and those turns of other conversations that its own continue: it was forked there.
 Children of its own turns are its own too, or the beginnings of forks, which it does not hold. Its head is always one of
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Table,
     and_,
     bindparam,
+    exists,
     func,
     literal_column,
     not_,
@@ -256,6 +258,76 @@ def _among(turn_id: int, everyone: Sequence[int]) -> Siblings:
     at = everyone.index(turn_id)
     before, after = everyone[:at], everyone[at + 1 :]
     return Siblings(at + 1, len(everyone), before[-1] if before else None, after[0] if after else None)
+
+
+MAX_OTHERS = 2
+"""Other answers to the prompt of a turn that pages show beside its own: those of the newest turns."""
+_beside, _beside_job = aliased(TurnRow), aliased(JobRow)
+
+
+def _has_inputs_of(turn: Any, other: Any) -> Any:
+    """Whether each input message of `other` is also one of `turn`."""
+    wanted, found = aliased(MessageRow), aliased(MessageRow)
+    same = (
+        exists()
+        .where(
+            found.turn_id == turn.id,
+            found.position == wanted.position,
+            not_(found.is_reply),
+            found.role == wanted.role,
+            found.content == wanted.content,
+        )
+        # The outermost statement is not found by itself.
+        .correlate(turn, wanted)
+    )
+    return not_(exists().where(wanted.turn_id == other.id, not_(wanted.is_reply), not_(same)))
+
+
+def _others(is_beside: Any) -> Select[int, int]:
+    """For each of the turns `shown` and each other model, the newest turn with the same input messages that is beside
+    it."""
+    return (
+        select(TurnRow.id, func.max(_beside.id).label("other"))
+        .join(JobRow, JobRow.turn_id == TurnRow.id)
+        .join(_beside, is_beside)
+        .join(_beside_job, _beside_job.turn_id == _beside.id)
+        .where(
+            TurnRow.id.in_(_shown),
+            _beside_job.model != JobRow.model,
+            _has_inputs_of(TurnRow, _beside),
+            _has_inputs_of(_beside, TurnRow),
+        )
+        .group_by(TurnRow.id, _beside_job.model)
+    )
+
+
+def _others_below(foreign: Any) -> Select[int, int]:
+    is_held = or_(_beside.conversation_id + 0 == _of_conversation, _beside.id.in_(foreign))
+    return _others(and_(_beside.parent_id == TurnRow.parent_id, is_held))
+
+
+_OTHERS = _others_below(_shown)
+_OTHERS_WITH_FOREIGN = _others_below(select(_foreign.c.id))
+_OTHER_ROOTS = _others(_beside.id.in_(_ROOTS))
+
+
+def other_answers(connection: Connection, conversation_id: int, shown: Sequence[ShownTurn]) -> dict[int, list[int]]:
+    """By turn id, the turns beside it where other models were sent the same: at most MAX_OTHERS, ascending. `shown`:
+    turns of one path of this conversation; those without any are left out."""
+    found: dict[int, list[int]] = {}
+    for has_parent in (True, False):
+        of_parents = [turn.parent_id for turn in shown if turn.parent_id is not None]
+        those = [turn.id for turn in shown if (turn.parent_id is not None) == has_parent]
+        of = {"of_conversation": conversation_id, "of_parents": of_parents, "shown": those}
+        if not those:
+            continue
+        query = _OTHER_ROOTS
+        if has_parent:
+            is_fork = connection.execute(_FOREIGN_BESIDE, of).first() is not None
+            query = _OTHERS_WITH_FOREIGN if is_fork else _OTHERS
+        for row in connection.execute(query, of):
+            found.setdefault(row.id, []).append(row.other)
+    return {turn_id: sorted(others)[-MAX_OTHERS:] for turn_id, others in found.items()}
 
 
 _reply, _system = aliased(MessageRow), aliased(MessageRow)

@@ -20,7 +20,8 @@ from redis.asyncio import Redis
 from llamalith_app.contracts.events import ProgressEvent
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.store import conversations
+from llamalith_app.store import conversation_list, conversations
+from llamalith_app.store.conversation_list import Sidebar
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import reads
 from llamalith_app.streams import publisher, wire
@@ -39,6 +40,8 @@ class Timings(msgspec.Struct, frozen=True):
 
     poll_s: float = 1.0
     """How often the record is read for the jobs and conversations that are followed."""
+    chats_s: float = 2.0
+    """How often it is read for the lists of chats that are followed."""
     history_s: float = 0.5
     """How long the first reader of a job waits for what Redis holds of it."""
     partial_s: float = 5.0
@@ -112,6 +115,17 @@ class FollowedLane(Followed):
         self.newest_job = newest_job
 
 
+class FollowedChats(Followed):
+    """The chats of one owner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.newest: Sidebar | None = None
+        """None: not read yet."""
+        self.read_at = datetime.now(UTC)
+        """When `newest` was read first as it is."""
+
+
 class Followers:
     def __init__(self, database: Database, live: Live, redis: Redis, record: str, timings: Timings = TIMINGS) -> None:
         self._database = database
@@ -121,6 +135,8 @@ class Followers:
         self.timings = timings
         self._jobs: dict[int, FollowedJob] = {}
         self._lanes: dict[int, FollowedLane] = {}
+        self._chats: dict[int, FollowedChats] = {}
+        """By owner."""
         self._subscriber = StreamSubscriber(redis, record, self._on_entry, self._catch_up)
         self._polling: asyncio.Task[None] | None = None
         self._poll_now = asyncio.Event()
@@ -229,6 +245,19 @@ class Followers:
         if not followed.streams:
             del self._lanes[conversation_id]
 
+    def follow_chats(self, owner_id: int, stream: OpenStream) -> FollowedChats:
+        """Every `follow_chats` needs its `unfollow_chats`."""
+        followed = self._chats.setdefault(owner_id, FollowedChats())
+        followed.streams.add(stream)
+        self._start_polling()
+        return followed
+
+    def unfollow_chats(self, owner_id: int, stream: OpenStream) -> None:
+        followed = self._chats[owner_id]
+        followed.streams.discard(stream)
+        if not followed.streams:
+            del self._chats[owner_id]
+
     def _on_entry(self, job_id: int, entry: Entry) -> None:
         followed = self._jobs.get(job_id)
         if followed is None:
@@ -275,7 +304,8 @@ class Followers:
 
     async def _poll_while_followed(self) -> None:
         next_poll = time.monotonic() + self.timings.poll_s
-        while self._jobs or self._lanes:
+        next_chats = time.monotonic()
+        while self._jobs or self._lanes or self._chats:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(next_poll - time.monotonic()):
                     await self._poll_now.wait()
@@ -289,6 +319,9 @@ class Followers:
                     next_poll = time.monotonic() + self.timings.poll_s
                     await self._poll_jobs()
                     await self._poll_lanes()
+                if time.monotonic() >= next_chats:
+                    next_chats = time.monotonic() + self.timings.chats_s
+                    await self._poll_chats()
             except StorageUnavailable as error:
                 log.warning("followed jobs cannot be read now", reason=str(error))
             except Exception:
@@ -334,6 +367,15 @@ class Followers:
             if lane is not None and job_id > lane.newest_job:
                 lane.newest_job = job_id
                 lane.wake()
+
+    async def _poll_chats(self) -> None:
+        for owner_id in list(self._chats):
+            read_at = datetime.now(UTC)
+            found = await self._database.read(conversation_list.sidebar, owner_id)
+            followed = self._chats.get(owner_id)
+            if followed is not None and found != followed.newest:
+                followed.newest, followed.read_at = found, read_at
+                followed.wake()
 
     def _set_progress(self, followed: FollowedJob, job: Job) -> None:
         if job.progress is not None and (job.status == "queued" or not followed.transcript.n_progress):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import zlib
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -47,7 +48,7 @@ DOTS = (".", "..")
 """Browsers remove these segments from a path, encoded or not."""
 VERSION = hashlib.sha256(repr(sorted(ASSETS.items())).encode()).hexdigest()[:12]
 """Of all static files, and part of their path: a module's imports are then requested under the same version."""
-MODULES = sorted(name for name in ASSETS if re.fullmatch(r"(?!app|monitor|sw)[\w-]+\.js", name))
+MODULES = sorted(name for name in ASSETS if re.fullmatch(r"(?!app|monitor|shared-worker|sw)[\w-]+\.js", name))
 """The modules that app.js imports. Pages name them too, so that a browser loads all of them at once."""
 MEDIA_TYPES = {
     "css": "text/css",
@@ -83,7 +84,6 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
     environment.globals["modules"] = MODULES
     environment.filters |= {
         "conversation_url": conversation_url,
-        "events_url": events_url,
         "query": query,
         "iso": lambda moment: moment.isoformat(timespec="seconds"),
         "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC",
@@ -100,9 +100,11 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
         "plain_excerpt": lambda text: visible(text, Kind.EXCERPT),
         "merge": lambda fields, more: {**fields, **more},
+        "checksum": lambda text: zlib.crc32(text.encode()),
         "month": lambda first: f"{first:%B %Y}",
     }
     environment.tests["changing"] = _is_changing
+    environment.tests["any_changing"] = lambda jobs: any(map(_is_changing, jobs))
     environment.tests["same_again"] = _ends_the_same_again
     return TemplateConfig(instance=JinjaTemplateEngine.from_environment(environment))
 
@@ -150,6 +152,11 @@ def page(request: Request[Any, Any, Any], name: str, *, status_code: int = 200, 
     )
 
 
+def part(request: Request[Any, Any, Any], name: str, **context: Any) -> str:
+    """The template of this name as HTML that a script puts into a page."""
+    return str(request.app.template_engine.get_template(f"{name}.html").render(**context))  # type: ignore[union-attr]
+
+
 def conversation_url(public_id: str) -> str:
     """The URL of a conversation's page.
 
@@ -159,13 +166,6 @@ def conversation_url(public_id: str) -> str:
     if "/" in public_id or public_id in DOTS:
         return f"/chat/conversation?id={quote(public_id, safe='')}"
     return f"/chat/conversations/{quote(public_id, safe='')}"
-
-
-def events_url(public_id: str) -> str:
-    """The URL of the stream of blocks that a conversation's page reads."""
-    if "/" in public_id or public_id in DOTS:
-        return f"/chat/conversation/blocks?id={quote(public_id, safe='')}"
-    return f"{conversation_url(public_id)}/blocks"
 
 
 def wants_html(request: Request[Any, Any, Any]) -> bool:

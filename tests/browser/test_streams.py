@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
 
 from llamalith_app.settings.config import Config
+from llamalith_app.web import sse
 from tests.browser.conftest import nginx, photograph, violations
 from tests.browser.test_hostile import at_home
+from tests.settle import eventually
 from tests.streams.sse import reading
-from tests.web.conftest import TOKEN, make_config, serving
+from tests.web.conftest import PASSWORD, TOKEN, make_config, serving
 from tests.worker.conftest import Script, working
 
 THOUGHT = "The dragon should be kind. <b>Not</b> too long."
+PATIENT_MS = 30_000
+"""For what many windows show, each of which asks less often while the server is slow."""
 STORY = "Once there was a dragon 🐉 who <i>helped</i> everybody. He lived on a hill above the village and kept it warm."
 
 
@@ -41,6 +46,32 @@ async def api(config: Config, gate: Path, tmp_path: Path) -> AsyncIterator[httpx
     async with serving(config) as api, working(config, script):
         yield api
         gate.touch()
+
+
+class Opened:
+    """A stream that the server has opened."""
+
+    def __init__(self, follows: list[str]) -> None:
+        self.follows = follows
+        self.is_open = True
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> list[Opened]:
+    """All of them, in order."""
+    found: list[Opened] = []
+    run = sse.EventStream._run
+
+    async def noted(stream: sse.EventStream, *asgi: Any) -> None:
+        one = Opened(stream._request.query_params.getall("follow", []))
+        found.append(one)
+        try:
+            await run(stream, *asgi)
+        finally:
+            one.is_open = False
+
+    monkeypatch.setattr(sse.EventStream, "_run", noted)
+    return found
 
 
 async def submit(api: httpx.AsyncClient, content: str) -> None:
@@ -120,6 +151,8 @@ async def test_blocks_of_a_reply_appear_one_by_one_stay_and_survive_a_reload(
         working(config, script),
         at_home(api, chromium, viewport={"width": 1280, "height": 900}) as browser,
     ):
+        # A browser whose windows cannot share a worker: each of them has its own stream.
+        await browser.context.add_init_script("delete window.SharedWorker")
         await browser.context.grant_permissions(["clipboard-read", "clipboard-write"])
         await submit(api, "Make a plan.")
         page = await browser.page("/chat/conversations/c")
@@ -146,7 +179,7 @@ async def test_blocks_of_a_reply_appear_one_by_one_stay_and_survive_a_reload(
         await photograph(page, "markdown-360-dark")
         # A new stream goes on where the old one was: what the page has stays, and the rest follows.
         await hide(page, hidden=True)
-        async with page.expect_request("**/blocks?after=1.1-*"):
+        async with page.expect_request("**/chat/stream?*follow=1%3A1.1-*"):
             await hide(page, hidden=False)
         gate.touch()
         await expect(written).to_contain_text("follow. More words", timeout=20_000)
@@ -182,15 +215,20 @@ async def test_a_page_that_is_hidden_and_shown_again_has_the_text_once(
 
 @pytest.mark.slow
 async def test_a_stream_is_opened_again_after_the_connection_was_away(
-    api: httpx.AsyncClient, chromium: Browser, gate: Path
+    api: httpx.AsyncClient, chromium: Browser, gate: Path, streams: list[Opened]
 ) -> None:
     await submit(api, "Tell me a story.")
     async with at_home(api, chromium) as browser:
         page = await browser.page("/chat/conversations/c")
         await half_written(page)
         # The stream's own connection says nothing of it: only the list does.
-        async with page.expect_request("**/blocks**"):
-            await page.route("**/conversation/turns**", lambda route: route.abort(), times=1)
+        before = len(streams)
+        await page.route("**/conversation/turns**", lambda route: route.abort(), times=1)
+
+        async def is_opened_again() -> bool:
+            return len(streams) > before
+
+        await eventually(is_opened_again)
         gate.touch()
         await expect(page.locator("#job-1 .said.model > .text")).to_have_text(STORY)
 
@@ -201,10 +239,17 @@ async def test_who_turns_back_while_text_comes_is_left_there_and_is_taken_along_
 ) -> None:
     await submit(api, "Tell me a story.")
     script = """() => {
-        const Real = EventSource
-        window.EventSource = class extends Real { constructor(url) { super(url); window.stream = this } }
-        window.say = (text) => window.stream.dispatchEvent(
-            new MessageEvent("more", { data: JSON.stringify({ job: 1, attempt: 1, block: 0, text }) }))
+        const Real = SharedWorker
+        window.SharedWorker = class extends Real {
+            constructor(...all) {
+                super(...all)
+                const post = this.port.postMessage.bind(this.port)
+                this.port.postMessage = (wanted) => { window.wanted = wanted ?? window.wanted; post(wanted) }
+                window.stream = this.port
+            }
+        }
+        window.say = (text) => window.stream.onmessage(
+            { data: { ...window.wanted, kind: "more", data: { job: 1, attempt: 1, block: 0, text } } })
         window.toEnd = () => document.documentElement.scrollHeight - innerHeight - document.documentElement.scrollTop
     }"""
     async with at_home(api, chromium, viewport={"width": 800, "height": 600}) as browser:
@@ -303,3 +348,92 @@ async def test_nginx_holds_no_event_back(api: httpx.AsyncClient, gate: Path, tmp
             assert (await api.get("/api/jobs/1")).json()["status"] == "processing"
             gate.touch()
             assert [event.kind async for event in source][-1] == "done"
+
+
+async def story_in(api: httpx.AsyncClient, conversation_id: str) -> None:
+    answer = await api.post("/api/jobs", json={"content": "A story.", "conversation_id": conversation_id})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.slow
+async def test_seven_windows_that_follow_replies_take_one_connection_and_all_of_them_know_what_happens_elsewhere(
+    api: httpx.AsyncClient, chromium: Browser, gate: Path, streams: list[Opened]
+) -> None:
+    """A browser opens six connections to a host."""
+    for n in range(1, 8):
+        await story_in(api, f"c{n}")
+    async with at_home(api, chromium, viewport={"width": 1280, "height": 900}) as browser:
+        # A window that goes without a word, as one that crashes.
+        await browser.context.add_init_script(
+            """for (const kind of ["visibilitychange", "pagehide"]) {
+                addEventListener(kind, (event) => window.isDying && event.stopImmediatePropagation(), true)
+            }"""
+        )
+        pages = [await browser.page(f"/chat/conversations/c{n}") for n in range(1, 8)]
+        for page in pages:
+            await page.evaluate("window.isTheSame = true")
+
+        def open_now() -> list[list[str]]:
+            return [one.follows for one in streams if one.is_open]
+
+        async def follow(count: int) -> bool:
+            return [len(follows) for follows in open_now()] == [count]
+
+        # Four replies are written, three wait.
+        for n, page in enumerate(pages[:4], 1):
+            await page.wait_for_function(
+                f"""() => document.querySelector('#job-{n} [data-told="delta"]')?.textContent.length > 20"""
+            )
+        await eventually(lambda: follow(7))
+        eighth = await browser.page("/chat/")
+        sidebar = eighth.locator("#chats")
+        await expect(sidebar.get_by_label("A reply is being written")).to_have_count(4, timeout=PATIENT_MS)
+        await expect(sidebar.get_by_label("A message waits")).to_have_count(3, timeout=PATIENT_MS)
+        assert await violations(eighth) == []
+        await photograph(eighth, "sidebar-states")
+        await eventually(lambda: follow(7))
+
+        await pages[5].evaluate("window.isDying = true")
+        await pages[5].close()
+        waits = pages[6].locator("#job-7 .you .text")
+        await expect(waits).to_have_text("A story.", timeout=PATIENT_MS)
+        assert (await api.patch("/api/jobs/7", json={"content": "A story, edited elsewhere."})).status_code == 200
+        await expect(waits).to_have_text("A story, edited elsewhere.", timeout=PATIENT_MS)
+
+        elsewhere = pages[0].locator(".elsewhere")
+        await story_in(api, "c1")
+        await expect(pages[0].locator("#job-8")).to_be_visible(timeout=PATIENT_MS)
+        await expect(elsewhere).to_be_hidden(timeout=PATIENT_MS)
+        await api.post("/api/conversations/c1/reply", json={"content": "Beside it.", "parent": 1})
+        await expect(elsewhere).to_be_visible(timeout=PATIENT_MS)
+        await eventually(lambda: follow(6), within_s=30)
+
+        # The session ends in the midst of it.
+        await pages[0].fill("#content", "typed before")
+        await api.post("/chat/logout")
+        for page in (*pages[:5], pages[6], eighth):
+            await expect(page.locator("#trouble")).to_contain_text("Your session has ended.", timeout=PATIENT_MS)
+        await expect(pages[0].locator("#content")).to_have_value("typed before", timeout=PATIENT_MS)
+        gate.touch()
+        login = await browser.page("/chat/login")
+        await login.get_by_label("Password").fill(PASSWORD)
+        await login.get_by_role("button", name="Log in").click()
+        for n, page in enumerate(pages, 1):
+            if page.is_closed():
+                continue
+            await expect(page.locator(f"#job-{n} .said.model > .text")).to_have_text(STORY, timeout=PATIENT_MS)
+            await expect(page.locator("#trouble")).to_be_hidden(timeout=PATIENT_MS)
+            assert await page.evaluate("window.isTheSame")
+        await expect(eighth.locator("#trouble")).to_be_hidden(timeout=PATIENT_MS)
+        await expect(pages[0].locator("#content")).to_have_value("typed before", timeout=PATIENT_MS)
+        # Only the chat that no window shows has a reply that nobody has seen.
+        unread = "#chats a:has(.new:not([hidden]))"
+        await expect(eighth.locator("#chats [data-status=done]")).to_have_count(7, timeout=PATIENT_MS)
+        await expect(eighth.locator(unread)).to_have_count(1, timeout=PATIENT_MS)
+        await expect(eighth.locator(unread)).to_have_attribute(
+            "href", "/chat/conversations/c6#reply", timeout=PATIENT_MS
+        )
+        await eighth.locator(unread).click()
+        await expect(eighth.locator("#job-6")).to_be_visible(timeout=PATIENT_MS)
+        for page in (eighth, login):
+            await expect(page.locator(unread)).to_have_count(0, timeout=PATIENT_MS)

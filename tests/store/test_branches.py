@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, update
 
@@ -407,3 +408,65 @@ def test_a_tree_comes_in_pages_with_what_the_fork_has_from_elsewhere(engine: Eng
             (2, None, None, 0),
         ]
         assert (whole.head, whole.more) == (2, False)
+
+
+def others_of(connection: Connection, conversation_id: str = "c", seen: int | None = None) -> list[list[int]]:
+    """For each turn of the branch, all turns that a page shows for it."""
+    thread = conversations.thread(connection, ADMIN_ID, conversation_id, limit=30, max_text=100, seen=seen)
+    assert thread is not None
+    return [[answer.turn_id for answer in turn.answers] for turn in thread.turns]
+
+
+def compare(connection: Connection, new: submission.NewJob, *models: str, beside: int | None = None) -> list[int]:
+    """The turns."""
+    several = [new._replace(request=msgspec.structs.replace(new.request, model=model)) for model in models]
+    accepted = submission.submit_compared(connection, several, beside, NOW)
+    assert accepted is not None
+    return [one.turn_id for one in accepted if one.turn_id is not None]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_comparison_is_what_different_models_were_asked_beside_each_other(engine: Engine, is_first: bool) -> None:
+    with engine.begin() as connection:
+        register_worker(connection)
+        before = [] if is_first else [[submit(connection, prompt("before"))[1]]]
+        m, n, o = compare(connection, prompt("x", system_prompt="S"), "m", "n", "o")
+        for seen in (None, m, n, o):
+            assert others_of(connection, seen=seen) == [*before, [m, n, o]], "whichever is seen"
+        assert [texts(connection, turn_id) for turn_id in (m, n, o)] == [["S", "x"]] * 3
+        assert tree.lock_conversation(connection, ADMIN_ID, "c").head_turn_id == m, "the first is the head"
+        # Neither another prompt, nor another system prompt, nor another reply of the same model.
+        newest = m
+        for new, others in (
+            (prompt("y"), []),
+            (prompt("x", system_prompt="T", model="p"), []),
+            (prompt("x"), [n, o]),
+        ):
+            [newest] = compare(connection, new, str(new.request.model), beside=m)
+            assert others_of(connection) == [*before, [*others, newest]]
+            assert others_of(connection, seen=m) == [*before, [m, n, o]]
+        # Of a model's versions the newest one stands beside those of others, and no more than fit.
+        again, fourth = compare(connection, prompt("x"), "n", "p", beside=m)
+        assert others_of(connection, seen=m) == [*before, [m, again, fourth]]
+        assert others_of(connection, seen=n) == [*before, [n, newest, fourth]]
+        _, after = submit(connection, prompt("after", parent=n))
+        assert others_of(connection) == [*before, [n, newest, fourth], [after]], "it stays"
+        assert check.violations(connection) == []
+
+
+def test_a_fork_compares_with_what_it_holds_alone(engine: Engine) -> None:
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        submit(connection, prompt("first"))
+        answer(connection, worker)
+        m, _ = compare(connection, prompt("x"), "m", "n")
+        assert answer(connection, worker).turn_id == m
+        fork = submission.fork(connection, ADMIN_ID, "c", m, None, NOW).conversation_id
+        assert others_of(connection, fork)[1] == [m], "the other one belongs to the other conversation"
+        beside = submission.submit_sibling(connection, prompt("x", fork, model="n"), m, NOW)
+        assert beside is not None
+        of_fork = conversations.thread(connection, ADMIN_ID, fork, limit=30, max_text=9, seen=m)
+        assert of_fork is not None
+        assert [(one.turn_id, one.is_own) for one in of_fork.turns[1].answers] == [(m, False), (beside.turn_id, True)]
+        assert others_of(connection, fork) == [[1], [m, beside.turn_id]]
+        assert others_of(connection, "c", seen=m)[1] != others_of(connection, fork)[1]

@@ -156,6 +156,11 @@ def test_a_deleted_conversation_is_gone_for_every_reader_and_its_open_jobs_are_c
     assert conversations.messages(connection, ADMIN_ID, "a") == []
     assert not conversations.latest(connection, ADMIN_ID, "a").exists
     assert conversations.lane(connection, ADMIN_ID, "a") is None
+    assert conversations.lanes(connection, ADMIN_ID, [(1, None), (2, None), (1, 1)]) == [
+        None,
+        conversations.Lane(2, [other], other),
+        None,
+    ]
     assert conversations.thread(connection, ADMIN_ID, "a", limit=9, max_text=9) is None
     assert [job.id for job in reads.newest(connection, ADMIN_ID, limit=9)] == [other]
     assert [job.id for job in reads.newest_briefs(connection, ADMIN_ID, limit=9)] == [other]
@@ -260,4 +265,5 @@ def test_nobody_changes_the_conversations_of_others(connection: Connection) -> N
     assert conversation_changes.deleted_at(connection, 7, NOW) == []
     assert conversation_changes.restore(connection, ADMIN_ID, ["a"], LONG_AGO) == ["a"]
     assert conversation_list.sidebar(connection, 7).recent == []
+    assert conversations.lanes(connection, 7, [(1, None)]) == [None]
     assert conversation_list.listed(connection, 7, Filter("hello"), limit=9) == []

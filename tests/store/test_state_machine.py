@@ -204,6 +204,39 @@ class Record(RuleBasedStateMachine):
         assert accepted is not None or crash_at is not None
         self.know(accepted, new, self.turns[beside].parent_id, system or self.turns[beside].in_force)
 
+    @rule(
+        data=st.data(),
+        conversation=st.sampled_from(CONVERSATIONS),
+        is_beside=st.booleans(),
+        system=st.sampled_from(["", "be terse"]),
+        models=st.permutations(MODELS),
+        crash_at=st.none() | st.integers(0, 19),
+    )
+    def submit_compared(
+        self,
+        data: st.DataObject,
+        conversation: str,
+        is_beside: bool,
+        system: str,
+        models: list[str],
+        crash_at: int | None,
+    ) -> None:
+        """All or none, whatever statement it crashes at: the invariants count the jobs."""
+        beside = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))].turn_id if is_beside and self.jobs else None
+        new = self.prompt(conversation if beside is None else None, MODELS[0], system, "")
+        several = [new._replace(request=msgspec.structs.replace(new.request, model=model)) for model in models]
+        accepted = self.run(crash_at, submission.submit_compared, several, beside, NOW)
+        if accepted is None:
+            assert crash_at is not None
+            return
+        assert [one.model for one in accepted] == [one.request.model for one in several]
+        parent_id = self.heads.get(conversation) if beside is None else self.turns[beside].parent_id
+        in_force = None if beside is None else system or self.turns[beside].in_force
+        for one in accepted:
+            self.know(one, new, parent_id, in_force)
+            in_force = self.turns[accepted[0].turn_id].in_force
+        self.heads[accepted[0].conversation_id] = accepted[0].turn_id
+
     @rule(data=st.data(), crash_at=crash)
     def fork(self, data: st.DataObject, crash_at: int | None) -> None:
         if not self.heads:

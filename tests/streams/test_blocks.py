@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -41,7 +40,14 @@ x = "<script>"
 ```
 
 $x^2$ und Ende."""
-PATH = "/chat/conversations/c/blocks"
+BESIDE = ("progress", "to", "chats")
+"""Events that belong to no reply's blocks."""
+
+
+def path_to(*positions: str, chats: str = "") -> str:
+    """Of a stream of the conversations 1, 2, …, each behind the event with this id."""
+    followed = "".join(f"&follow={n}:{position}" for n, position in enumerate(positions, 1))
+    return f"/chat/stream?chats={chats}{followed}"
 
 
 class Reader(Page):
@@ -72,12 +78,12 @@ class Reader(Page):
                 self.end = event.kind
 
 
-async def read(client: httpx.AsyncClient, reader: Reader, after: str = "", *, path: str = PATH) -> list[Event]:
-    """The events of the next job, to its end."""
+async def read(client: httpx.AsyncClient, reader: Reader) -> list[Event]:
+    """The events of the next job of the first conversation, to its end."""
     found = []
-    async with asyncio.timeout(30), reading(client, path, after) as stream:
+    async with asyncio.timeout(30), reading(client, path_to(reader.last_id)) as stream:
         async for event in stream.events():
-            if event.kind != "progress":
+            if event.kind not in BESIDE:
                 found.append(event)
                 reader.take(event)
             if reader.end:
@@ -113,10 +119,10 @@ async def test_a_page_that_is_cut_off_after_every_event_misses_nothing_and_gets_
     page = Reader()
     n_connections = 0
     while not page.end:
-        async with asyncio.timeout(30), reading(browser, PATH, page.last_id) as stream:
+        async with asyncio.timeout(30), reading(browser, path_to(page.last_id)) as stream:
             n_connections += 1
             async for event in stream.events():
-                if event.kind != "progress":
+                if event.kind not in BESIDE:
                     page.take(event)
                     break
     assert n_connections > 8
@@ -132,9 +138,9 @@ async def test_an_attempt_that_cannot_continue_clears_the_job_s_blocks(
     script.write({"when": "go", "reply": REPLY, "after": 40, "gate": str(gate), "signal": 9})
     job_id = await submit(browser, "go")
     page = Reader()
-    async with asyncio.timeout(30), reading(browser, PATH) as stream:
+    async with asyncio.timeout(30), reading(browser, path_to("")) as stream:
         async for event in stream.events():
-            if event.kind != "progress":
+            if event.kind not in BESIDE:
                 page.take(event)
             if len(page.blocks) > 1 and not gate.exists():
                 script.write({"when": "go", "reply": "Another *one*.", "goes_on": False})
@@ -147,24 +153,102 @@ async def test_an_attempt_that_cannot_continue_clears_the_job_s_blocks(
     assert page.html() == markdown.render(job.result or "") == '<p dir="auto">Another <em>one</em>.</p>'
 
 
-@pytest.mark.parametrize("conversation_id", ["a/b", "..", "a b"])
-async def test_an_id_that_cannot_stand_in_a_path_has_its_blocks_by_query(
-    browser: httpx.AsyncClient, script: Script, conversation_id: str
+async def test_conversations_of_any_id_share_a_stream_and_each_window_of_one_has_its_own_place_in_it(
+    browser: httpx.AsyncClient, script: Script, database: Database, tmp_path: Path
 ) -> None:
-    script.write({"when": "go", "reply": "*Hello*", "step_s": 0.01})
-    await submit(browser, "go", conversation_id)
+    gate = tmp_path / "gate"
+    # Where one of them stands still, the whole engine does.
+    script.write(
+        {"when": "go", "reply": REPLY, "after": 40, "gate": str(gate)},
+        {"when": "", "reply": "*Hello*" + " and more" * 20},
+    )
+    await submit(browser, "go", "a/b")
+    await submit(browser, "short", "..")
+    first = Reader()
+    async with asyncio.timeout(30), reading(browser, path_to("")) as stream:
+        async for event in stream.events():
+            if event.kind not in BESIDE:
+                first.take(event)
+                break
+    begun = len(first.blocks)
+    # The second window of the first conversation has nothing yet; nobody has a conversation 99.
+    windows = [first, Reader(), Reader()]
+    path = path_to(first.last_id, "") + "&follow=1:&follow=99:"
+    by_place = {0: windows[0], 1: windows[1], 2: windows[2]}
+    to: Reader | None = None
+    async with asyncio.timeout(30), reading(browser, path) as stream:
+        async for event in stream.events():
+            if event.kind == "to":
+                to = by_place[event.data]
+            elif event.kind not in BESIDE:
+                assert to is not None
+                to.take(event)
+                if to is windows[2]:
+                    gate.touch()
+            if all(window.end for window in windows):
+                break
+    assert begun > 0
+    assert windows[1].html() == markdown.render((await ended(database, 2)).result or "")
+    assert windows[0].html() == windows[2].html() == markdown.render((await ended(database, 1)).result or "")
+    assert [window.n_restarts for window in windows] == [0, 0, 0]
+
+
+async def test_a_session_that_ends_in_mid_stream_ends_it_and_the_next_session_goes_on_there(
+    browser: httpx.AsyncClient, script: Script, database: Database, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script.write({"when": "go", "reply": REPLY, "after": 40, "gate": str(gate)})
+    job_id = await submit(browser, "go")
     page = Reader()
-    await read(browser, page, path=f"/chat/conversation/blocks?id={quote(conversation_id, safe='')}")
-    assert page.html() == '<p dir="auto"><em>Hello</em></p>'
+    async with asyncio.timeout(30), reading(browser, path_to("")) as stream:
+        async for event in stream.events():
+            if event.kind not in BESIDE:
+                if not page.blocks:
+                    assert (await browser.post("/chat/logout")).status_code == 303
+                page.take(event)
+    assert not page.end
+    assert (await browser.get(path_to(page.last_id))).status_code == 401, "a script is led nowhere"
+    gate.touch()
+    await log_in(browser)
+    await read(browser, page)
+    assert page.html() == markdown.render((await ended(database, job_id)).result or "")
+    assert page.n_restarts == 0
 
 
-async def test_a_resume_point_that_is_none_is_refused_with_an_example(browser: httpx.AsyncClient) -> None:
-    await browser.post("/api/jobs", json={"content": "x", "conversation_id": "c"})
-    for bad in ("1.1-1", "x", "1.1-1.1.1", "9" * 40, "1.1-1.-1", "٣.1-1.1"):
-        answer = await browser.get(PATH, params={"after": bad}, headers={"Accept": "text/event-stream"})
+async def test_a_stream_tells_how_the_chats_stand_whenever_that_is_not_what_the_page_shows(
+    browser: httpx.AsyncClient, script: Script, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script.write({"when": "go", "reply": "Hello", "after": 1, "gate": str(gate)})
+    first = (await browser.get("/chat/")).text
+    version = first.partition('data-version="')[2].partition('"')[0]
+    await submit(browser, "go <b>", "a/b")
+    states = []
+    async with asyncio.timeout(30), reading(browser, path_to(chats=version)) as stream:
+        async for event in stream.events():
+            assert event.kind == "chats"
+            assert event.data["version"] != version
+            version = event.data["version"]
+            assert "go &lt;b&gt;" in event.data["html"]
+            states.append(event.data["html"].partition('data-status="')[2].partition('"')[0])
+            if states[-1] == "processing":
+                gate.touch()
+            if states[-1] == "done":
+                break
+    assert states in (["queued", "processing", "done"], ["processing", "done"])
+    assert f'data-version="{version}"' in (await browser.get("/chat/")).text, "a page has no need of it again"
+
+
+async def test_a_place_to_go_on_from_that_is_none_is_refused_with_an_example(browser: httpx.AsyncClient) -> None:
+    as_script = {"Accept": "*/*"}
+    for bad in ("1", "1:1.1-1", "x:", "1:" + "9" * 40, "1:1.1-1.-1", "٣:1.1-1.1", "", "1:1.1-1.1.1"):
+        answer = await browser.get("/chat/stream", params={"follow": bad}, headers=as_script)
         assert answer.status_code == 400, bad
-        assert answer.json()["detail"] == "after: expected the id of an event of this stream, such as 7.1-42.3"
-    assert (await browser.get("/chat/conversations/nothing/blocks")).status_code == 404
+        assert answer.json()["detail"] == (
+            "follow: expected a conversation with the id of its last event, such as 7: or 7:12.1-42.3"
+        )
+    answer = await browser.get(path_to(*[""] * 17), headers=as_script)
+    assert (answer.status_code, answer.json()["detail"]) == (400, "follow: 17 conversations, at most 16 in one stream")
 
 
 # The pure part

@@ -70,11 +70,11 @@ def zip_bomb(n_bytes: int) -> bytes:
 
 
 def deep_bomb() -> bytes:
-    """A page whose content is packed three times: some kilobytes for a thousand gigabytes."""
+    """A page whose content is packed three times: some kilobytes for a hundred gigabytes."""
     packed = b"\0" * 10_000_000
     for _ in range(3):
         packer = zlib.compressobj(9)
-        packed = b"".join(packer.compress(packed) for _ in range(100)) + packer.flush()
+        packed = b"".join(packer.compress(packed) for _ in range(22)) + packer.flush()
     return pages([packed], b"/Filter [/FlateDecode /FlateDecode /FlateDecode]")
 
 

@@ -8,7 +8,7 @@ import re
 import signal
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +97,16 @@ async def test_a_pdf_that_needs_a_password_says_so(browser: httpx.AsyncClient) -
 @pytest.mark.parametrize(
     ("data", "detail"),
     [
-        (pdfs.image_only(), NO_TEXT),
-        (pdfs.pages([]), NO_TEXT),
-        (b"%PDF-1.7 and nothing more", BROKEN),
-        (b"no PDF at all", BROKEN),
-        (pdfs.text_pdf("cut off", "in the middle")[:700], BROKEN),
-        (pdfs.looping_tree(), BROKEN),
-        (pdfs.only_loop(), BROKEN),
-        (pdfs.endless_form(), NO_TEXT),
-        (pdfs.deep_bomb(), NO_PAGE),
-        (b"", EMPTY),
+        (pdfs.image_only, NO_TEXT),
+        (lambda: pdfs.pages([]), NO_TEXT),
+        (lambda: b"%PDF-1.7 and nothing more", BROKEN),
+        (lambda: b"no PDF at all", BROKEN),
+        (lambda: pdfs.text_pdf("cut off", "in the middle")[:700], BROKEN),
+        (pdfs.looping_tree, BROKEN),
+        (pdfs.only_loop, BROKEN),
+        (pdfs.endless_form, NO_TEXT),
+        (pdfs.deep_bomb, NO_PAGE),
+        (lambda: b"", EMPTY),
     ],
     ids=[
         *("pictures", "no pages", "a head", "no pdf", "a half", "a loop", "nothing but a loop", "a form in itself"),
@@ -114,10 +114,10 @@ async def test_a_pdf_that_needs_a_password_says_so(browser: httpx.AsyncClient) -
     ],
 )
 async def test_a_pdf_without_text_or_sense_is_refused_with_the_reason(
-    browser: httpx.AsyncClient, data: bytes, detail: str
+    browser: httpx.AsyncClient, data: Callable[[], bytes], detail: str
 ) -> None:
     started = time.monotonic()
-    assert await refusal(browser, "hostile.pdf", data) == detail
+    assert await refusal(browser, "hostile.pdf", data()) == detail
     assert time.monotonic() - started < 60
 
 

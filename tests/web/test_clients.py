@@ -25,6 +25,7 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import reads
 from tests.browser.conftest import nginx
 from tests.needs import need_file
+from tests.streams.sse import reading
 from tests.web.conftest import log_in, module_api, module_config, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -157,7 +158,12 @@ async def test_the_page_of_an_id_with_a_slash_works_by_path_and_follows_its_stre
         page = await client.get("/chat/conversations/s%2Ft")
         assert page.status_code == 200
         assert "slashed" in page.text
-        assert 'data-events="/chat/conversation/blocks?id=s%2Ft"' in page.text
+        (followed,) = re.findall(r'data-follow="([0-9]+)"', page.text)
+        async with reading(client, f"/chat/stream?follow={followed}:") as reader:
+            async for event in reader.events():
+                if event.kind != "chats":
+                    assert (event.kind, event.data) == ("to", 0)
+                    break
 
 
 async def test_nginx_passes_on_an_encoded_slash(api: httpx.AsyncClient, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -102,6 +103,37 @@ async def test_what_was_exported_is_the_same_conversation_after_an_import(
     assert [message.content for message in await database.read(read)] == [
         *("be\nkind", "so far", TEXT, "reply one", "seen branch", "reply three", "goes on"),
     ]
+
+
+async def test_an_imported_conversation_looks_and_works_like_any_other(browser: httpx.AsyncClient) -> None:
+    """Its turns have no jobs: what its page does with jobs' replies it does with theirs."""
+    file = exported(
+        turn(1, None, "first", "**loud**\n\n<b>raw</b>"),
+        turn(2, 1, "context", "earlier", "second", "left"),
+        turn(3, 1, "second", "right"),
+    )
+    page = await browser.get("/chat/conversations")
+    token = re.findall(r'name="csrf_token" value="([^"]+)"', page.text)[0]
+    data, files = {"csrf_token": token, "once": "k"}, {"file": ("c.json", json.dumps(file), "application/json")}
+    made = await browser.post("/chat/conversation/import", data=data, files=files)
+    text = (await browser.get(made.headers["location"])).text
+    assert "<strong>loud</strong>" in text
+    assert "<b>raw" not in text
+    assert 'data-source="**loud**\n\n&lt;b&gt;raw&lt;/b&gt;"' in text, "what Copy copies"
+    assert text.count('class="bubble"') == 2
+    assert "2/2" in text, "its branches can be paged through"
+    actions = {"/chat/conversation/fork", "/chat/conversation/turns/delete"}
+    assert set(re.findall(r'formaction="([^"]+)"', text)) - {"/chat/attachments"} == actions
+    before = re.findall(r'name="turn_id" value="(\d+)" aria-label="Version before"', text)
+    form = {"csrf_token": token, "conversation_id": made.headers["location"].rpartition("/")[2], "turn_id": before[0]}
+    other = await browser.post("/chat/conversation/head", data=form)
+    text = (await browser.get(other.headers["location"])).text
+    assert text.count("data-edit") == 2, "not what is only context"
+    forked = await browser.post("/chat/conversation/fork", data=form | {"once": "f"})
+    assert forked.status_code == 303
+    deleted = await browser.post("/chat/conversation/turns/delete", data=form)
+    assert deleted.status_code == 303
+    assert "earlier" not in (await browser.get(deleted.headers["location"])).text
 
 
 async def test_an_export_to_read_has_the_branch_that_people_see(api: httpx.AsyncClient, database: Database) -> None:

@@ -106,5 +106,5 @@ async def _thread(
     )
     if thread is None:
         raise NotFound("There is no such conversation.")
-    await request.parts.live.add([turn.job for turn in thread.turns if turn.job is not None])
+    await request.parts.live.add([job for turn in thread.turns for job in turn.jobs])
     return thread

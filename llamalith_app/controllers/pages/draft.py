@@ -13,8 +13,8 @@ from litestar import Controller, Request, Response, post
 from litestar.datastructures import Cookie
 from litestar.response import Redirect, Template
 
-from llamalith_app.contracts.forms import SHORT_FIELDS, FormAccepted, JobForm, ParameterFields
-from llamalith_app.contracts.jobs import JobRequest
+from llamalith_app.contracts.forms import COMPARE_BOX, SHORT_FIELDS, FormAccepted, JobForm, ParameterFields
+from llamalith_app.contracts.jobs import MAX_COMPARED, JobAccepted, JobRequest
 from llamalith_app.contracts.parameters import Parameters, parameters_from_texts
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.problems import Problem
@@ -59,24 +59,8 @@ class DraftPage(Controller):
             why = f"{visible(name[:MAX_NAME])} is not in the message yet: choose it again, then press Attach."
             return draft_page(request, draft, 400, why)
         try:
-            form = await request.form_as(JobForm)
-            accepted = await request.parts.submissions.submit(
-                request.principal,
-                request.id,
-                JobRequest(
-                    content=form.content,
-                    model=form.model,
-                    system_prompt=form.system_prompt,
-                    priority="interactive",
-                    **parameters_in(form),
-                ),
-                conversation_id=form.conversation_id,
-                source=Source.PAGE,
-                keeps_system_prompt=form.system_prompt == form.system_prompt_was,
-                beside=int(form.beside) if form.beside else None,
-                seen=int(form.seen) if form.seen else None,
-                key=_idempotency_key(request.principal.user_id, form),
-            )
+            form = msgspec.structs.replace(await request.form_as(JobForm), compare=draft.compare)
+            accepted = await _submit(request, form)
         except (BadInput, QueueFull, StorageUnavailable) as error:
             if not is_shown:
                 raise
@@ -93,6 +77,33 @@ class DraftPage(Controller):
             return see_other(address, *cookies)
         made = FormAccepted(url=address, once=secrets.token_urlsafe(16))
         return Response(made, status_code=200, cookies=cookies)
+
+
+async def _submit(request: AppRequest, form: JobForm) -> JobAccepted:
+    """The first of its jobs: there is one for each model. Raises what `Submissions.submit` raises."""
+    principal, submissions = request.principal, request.parts.submissions
+    prompt = JobRequest(
+        content=form.content,
+        model=form.model,
+        system_prompt=form.system_prompt,
+        priority="interactive",
+        **parameters_in(form),
+    )
+    where: dict[str, Any] = {
+        "conversation_id": form.conversation_id,
+        "source": Source.PAGE,
+        "keeps_system_prompt": form.system_prompt == form.system_prompt_was,
+        "beside": int(form.beside) if form.beside else None,
+        "seen": int(form.seen) if form.seen else None,
+        "key": _idempotency_key(principal.user_id, form),
+    }
+    chosen = form.model.strip() or request.parts.models[0]
+    models = list(dict.fromkeys([chosen, *form.compare.split("\n")])) if form.compare else [chosen]
+    if len(models) == 1:
+        return await submissions.submit(principal, request.id, prompt, **where)
+    if len(models) > MAX_COMPARED:
+        raise BadInput(f"A message can be sent to {MAX_COMPARED} models at once: choose fewer of them.")
+    return (await submissions.compare(principal, request.id, prompt, models, **where)).jobs[0]
 
 
 def parameters_in(fields: ParameterFields) -> dict[str, Any]:
@@ -119,6 +130,8 @@ def draft_in(fields: dict[str, str]) -> JobForm | None:
 def form_in(fields: dict[str, str]) -> JobForm:
     """The same, with or without a message."""
     kept = {name: fields.get(name, "").replace("\r\n", "\n") for name in JobForm.__struct_fields__}
+    boxes = [name.removeprefix(COMPARE_BOX) for name in fields if name.startswith(COMPARE_BOX)]
+    kept["compare"] = "\n".join(filter(None, [kept["compare"], *boxes]))
     kept |= {name: "" for name, limit in SHORT_FIELDS.items() if len(kept[name]) > limit}
     return JobForm(**kept)
 

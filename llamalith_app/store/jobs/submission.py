@@ -1,4 +1,5 @@
-"""Stores new jobs: after the head of a conversation or another of its turns, beside a turn, or as a retry; and forks.
+"""Stores new jobs: after the head of a conversation or another of its turns, beside a turn, several beside each other,
+or as a retry; and forks.
 
 The only module that makes jobs. Runs inside a transaction of `store/database.py`. Knows no queue and no engine.
 """
@@ -177,6 +178,28 @@ def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datet
         new = new._replace(request=request, keeps_system_prompt=False)
     parent = turns.parent(connection, beside.parent_id)
     return _add(connection, new, public_id, conversation_id, parent, now)
+
+
+def submit_compared(
+    connection: Connection, several: Sequence[NewJob], beside: int | None, now: datetime
+) -> list[Accepted] | None:
+    """Queues jobs that differ in their models alone, in this order and on sibling turns; the first of these becomes the
+    head. `beside`: a turn whose siblings they become, as `submit_sibling` says; None: they continue what `submit` says.
+
+    Returns None where `submit_sibling` does. Raises what `submit` raises.
+    """
+    first, *others = several
+    accepted = submit(connection, first, now) if beside is None else submit_sibling(connection, first, beside, now)
+    if accepted is None:
+        return None
+    turn_id, all_accepted = cast(int, accepted.turn_id), [accepted]
+    for other in others:
+        sibling = submit_sibling(connection, other._replace(conversation_id=None), turn_id, now)
+        all_accepted.append(cast(Accepted, sibling))
+    if others:
+        conversation_id = cast(int, turns.parent(connection, turn_id).conversation_id)
+        turns.set_head(connection, conversation_id, turn_id)
+    return all_accepted
 
 
 class Fork(NamedTuple):
