@@ -162,10 +162,11 @@ async def serving(path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
         await web.wait()
 
 
-async def over_http(path: Path, rounds: int, frequent: str, n_turns: int) -> None:
+async def over_http(path: Path, rounds: int, frequent: str, n_turns: int, n_conversations: int) -> None:
+    middle = n_turns - n_conversations // 2
     async with serving(path) as (client, pid):
         for address, words in PAGES.items():
-            url = address.format(rare=f"rare{n_turns // 2}", begun=frequent[:3], frequent=frequent, middle=n_turns // 2)
+            url = address.format(rare=f"rare{n_turns // 2 + 1}", begun=frequent[:3], frequent=frequent, middle=middle)
             times, computed = [], []
             for number in range(rounds + 3):
                 started, computed_before = time.perf_counter(), processor_ms(pid)
@@ -285,7 +286,7 @@ def main() -> None:
         print(f"written in {time.perf_counter() - started:.0f} s\n")
         print("| ms | best | median | processor, median |\n|---|---|---|---|")
         sidebar(path, options.rounds)
-        asyncio.run(over_http(path, options.rounds, words[0], n_turns))
+        asyncio.run(over_http(path, options.rounds, words[0], n_turns, options.conversations))
         writes(Path(folder), options.writes, words)
 
 
