@@ -35,7 +35,7 @@ from tests.store.samples import NOW, fail, prompt
 from tests.streams.conftest import attempt, submit
 from tests.streams.sse import FINAL, Event, Heard, heard, read_all, reading
 from tests.web.conftest import PATIENT, TOKEN, log_in, serving
-from tests.worker.conftest import Script, ended, working
+from tests.worker.conftest import Script, ended, working_in_process
 
 REPLY = "<think>Grüße? 🐉</think>\n Grüße, kleiner Drache 🐉👩‍👩‍👧! S, ST and STO are no end.STOP and this is gone"
 SAID = "Grüße, kleiner Drache 🐉👩‍👩‍👧! S, ST and STO are no end."
@@ -254,7 +254,7 @@ async def test_without_redis_the_whole_reply_and_the_last_event_still_come(
 ) -> None:
     config = msgspec.structs.replace(config, redis_url=absent_redis_url)
     script.write({"when": "go", "reply": "A reply."})
-    async with serving(config, follow_timings=Timings(history_s=0.1)) as api, working(config, script):
+    async with serving(config, follow_timings=Timings(history_s=0.1)) as api, working_in_process(config, script):
         job_id = await submit(api, "go")
         got = heard(await read_all(api, f"/api/jobs/{job_id}/events"))
         assert [kind for kind in got.kinds if kind != "progress"] == ["delta", "done"]

@@ -471,7 +471,7 @@ async def test_a_job_that_waits_too_long_ends_as_timeout_and_says_that_it_waited
 # Races
 
 
-@pytest.mark.parametrize("n_jobs", [100, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_jobs", [40, pytest.param(500, marks=pytest.mark.slow)])
 async def test_a_cancel_that_races_with_the_end_is_answered_with_what_the_record_says_for_ever(
     config: Config,
     script: Script,
