@@ -40,7 +40,7 @@ test: dev ## Run all tests
 	$(BIN)/pytest $(IN_PARALLEL)
 
 test-fast: dev ## Run all tests but the slow ones
-	$(BIN)/pytest -m "not slow" $(IN_PARALLEL)
+	$(BIN)/pytest -m "not slow" --hypothesis-profile fast $(IN_PARALLEL)
 
 delays: dev ## Run the tests of what runs concurrently, with random delays in event loops and threads, by SEED=n
 	$(if $(SEED),DELAYS_SEED=$(SEED) )$(BIN)/python -m pytest -p tests.delays --tb native -m "not slow" \

@@ -13,10 +13,11 @@ The map:
                      secret_checks, strength
     contracts/       the shapes of everything that crosses a wire
     web/             what HTTP needs and no route owns: server (uvicorn with bounds), envelope, request, request_log,
-                     problems, paths, openapi, readiness; html, sidebar, visible, charts and curl for pages; follow
-                     (a job's events), transcript (pure) and sse (their format) for streams, lane for a conversation's,
-                     merge for several as one; live for progress; markdown with markdown_rules (text to clean HTML),
-                     markdown_stream (block by block, pure) and reply_blocks (a job's events as a page reads them)
+                     problems, paths, openapi, readiness; html, sidebar, zone, visible, charts and curl for pages;
+                     follow (a job's events), transcript (pure) and sse (their format) for streams, lane for a
+                     conversation's, merge for several as one; live for progress; markdown with markdown_rules (text to
+                     clean HTML), markdown_stream (block by block, pure) and reply_blocks (a job's events as a page
+                     reads them)
     controllers/     thin HTTP and nothing else: API, events, probes; pages/ has a controller for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            the queue: submit, schemas, cancel, branches, bulk (all that match), order (pure), forecast, queue

@@ -15,7 +15,7 @@ import { LiveReplies } from "./live-replies.js"
 import { changeLookAtOnce } from "./look.js"
 import { copyByButton, enrich } from "./prose.js"
 import { stickToEnd } from "./stick-to-end.js"
-import { showLocalTimes } from "./times.js"
+import { nameZone, showLocalTimes } from "./times.js"
 import { useTools } from "./tools.js"
 
 stickToEnd()
@@ -34,6 +34,7 @@ for (const element of document.querySelectorAll("[data-live]")) {
   }
 }
 keepChats()
+nameZone()
 showLocalTimes(document)
 changeLookAtOnce()
 for (const text of document.querySelectorAll(".markdown")) enrich(text)

@@ -128,10 +128,16 @@ const replaceItem = (old, item) => {
   if (focused && !old.contains(focused)) restoreFocus(old, focused)
 }
 
-// What only this page knows, such as a model's thinking, goes over into the place that the new item has for it.
+// A model's thinking, as this page saw it, goes over into the place that the new item has for it: the record has it a
+// little later, or never. Once it has, how long that took is as the record says.
 const keepMarked = (before, after) => {
   for (const kept of before.querySelectorAll("[data-keep]:not([hidden])")) {
-    after.querySelector(`[data-keep="${kept.dataset.keep}"]`)?.replaceWith(kept)
+    const fresh = after.querySelector(`[data-keep="${kept.dataset.keep}"]`)
+    if (!fresh) continue
+    const hasAll = fresh.hidden || fresh.querySelector(".text").textContent === kept.querySelector(".text").textContent
+    if (!hasAll) continue
+    if (!fresh.hidden) kept.querySelector("summary").replaceWith(fresh.querySelector("summary"))
+    fresh.replaceWith(kept)
   }
 }
 

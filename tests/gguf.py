@@ -47,6 +47,14 @@ def header(values: dict[str, Any], *, version: int = 3, n_keys: int | None = Non
     return b"".join(parts)
 
 
+def write_split(folder: Path, n_parts: int = 3) -> list[Path]:
+    """A model in so many files, named as llama.cpp wants them. Their headers are all there is."""
+    paths = [folder / f"split-{part:05}-of-{n_parts:05}.gguf" for part in range(1, n_parts + 1)]
+    for number, path in enumerate(paths):
+        write(path, (LLAMA if number == 0 else {}) | {"split.no": number, "split.count": n_parts})
+    return paths
+
+
 def write(path: Path, values: dict[str, Any] | None = None, *, file_bytes: int = 0) -> Path:
     """A file of at least so many bytes; those behind the header take no room on the disk."""
     with path.open("wb") as file:

@@ -40,7 +40,7 @@ from llamalith_app.settings.models import BUNDLED_SHA256, model_warnings, offere
 from llamalith_app.settings.paths import valkey_socket
 from llamalith_app.settings.secret_checks import SAMPLE_SECRET_KEY, require_secrets
 from llamalith_app.settings.sources import merge
-from tests import gguf, tiny_models
+from tests import gguf
 
 ROOT = Path(__file__).parents[1]
 HASH = "$2b$12$s2SmGdxc0YBntHVJc//zNu2d84kOItQVk1U1O5WZh0U5at1A8vA7G"
@@ -1087,7 +1087,7 @@ def test_config_check_reports_every_model_file_that_a_job_could_not_use(place: P
 
 
 def test_config_check_reports_every_model_file_that_llama_cpp_could_not_load(place: Place) -> None:
-    first, second, third = tiny_models.write_split(place.folder)
+    first, second, third = gguf.write_split(place.folder)
     paths = {"split": first.name, "second": second.name}
     at = f"(relative to {place.folder})"
     is_second = (
@@ -1096,7 +1096,8 @@ def test_config_check_reports_every_model_file_that_llama_cpp_could_not_load(pla
     )
     assert check_problems(place, {"model_paths": paths}) == [is_second]
     third.unlink()
-    vocabulary = tiny_models.write_vocabulary(place.folder / "vocabulary.gguf")
+    vocabulary = place.folder / "vocabulary.gguf"
+    vocabulary.write_bytes(gguf.header(gguf.LLAMA, n_tensors=0))
     assert check_problems(place, {"model_paths": paths | {"vocabulary": vocabulary.name}}) == [
         f'model_paths.split: "{first.name}" {at}: The model file {first} is the first of the 3 files of a model, and'
         f" part 3, {third.name}, cannot be read: No such file or directory.",

@@ -29,7 +29,7 @@ from llamalith_app.store.record import record_id
 from llamalith_app.supervise import valkey
 from tests.settle import eventually
 from tests.web.conftest import PATIENT, make_config, serving
-from tests.worker.conftest import Script, working
+from tests.worker.conftest import Script, working_in_process
 
 SMALL_DISK = "8m"
 
@@ -153,7 +153,7 @@ async def test_a_reply_that_finds_the_disk_full_is_held_until_there_is_room(
     gate = tmp_path / "gate"
     script.write({"when": "held", "after": 1, "gate": str(gate), "reply": "held " * 200})
     with structlog.testing.capture_logs() as lines:
-        async with serving(config) as api, working(config, script) as worker:
+        async with serving(config) as api, working_in_process(config, script) as worker:
             job_id = await submit(api, "held")
 
             async def is_at_the_gate() -> bool:
@@ -224,7 +224,7 @@ async def test_while_redis_is_frozen_everything_is_taken_and_done_and_the_log_sa
 ) -> None:
     config = msgspec.structs.replace(config, redis_url=own_valkey.url)
     with structlog.testing.capture_logs() as lines:
-        async with serving(config, app.TIMINGS) as api, working(config, script):
+        async with serving(config, app.TIMINGS) as api, working_in_process(config, script):
             await done(api, await submit(api))
             own_valkey.process.send_signal(signal.SIGSTOP)
             for _ in range(5):
@@ -242,7 +242,7 @@ async def test_a_redis_without_memory_refuses_hints_and_nothing_else(
     config = msgspec.structs.replace(config, redis_url=own_valkey.url)
     async with own_valkey.client() as client:
         await client.config_set("maxmemory", "1")
-    async with serving(config) as api, working(config, script):
+    async with serving(config) as api, working_in_process(config, script):
         jobs = [await done(api, await submit(api)) for _ in range(3)]
     assert {job["attempt"] for job in jobs} == {1}
 
@@ -261,14 +261,14 @@ async def test_a_redis_that_is_put_back_to_yesterday_starts_nothing_twice(
             await eventually(are_hinted)
             await client.save()
         yesterday = {path: path.read_bytes() for path in own_valkey.folder.rglob("*") if path.is_file()}
-        async with working(config, script):
+        async with working_in_process(config, script):
             for job_id in job_ids:
                 await done(api, job_id)
         own_valkey.kill()
         for path, data in yesterday.items():
             path.write_bytes(data)
         own_valkey.start()
-        async with working(config, script):
+        async with working_in_process(config, script):
             newest = await done(api, await submit(api, "of today"))
             jobs = [await done(api, job_id) for job_id in job_ids]
     assert {job["attempt"] for job in [*jobs, newest]} == {1}
@@ -282,7 +282,7 @@ async def test_a_key_of_another_type_under_our_names_harms_nothing(
         for job_id in range(1, 4):
             await client.set(f"llamalith:events:{record_id(config.database_path)}:{job_id}", "not a stream")
         await client.set("saq:llamalith:smollm2:queued", "not a list")
-    async with serving(config) as api, working(config, script):
+    async with serving(config) as api, working_in_process(config, script):
         jobs = [await done(api, await submit(api)) for _ in range(3)]
         async with asyncio.timeout(20):
             streamed = await api.get(f"/api/jobs/{jobs[0]['id']}/events")

@@ -428,6 +428,14 @@ def test_a_schema_of_which_too_much_may_come_next_is_refused_with_the_part_that_
     *_, verdict = schema.validate(made(1300))
     assert verdict.at == at
     assert "too many choices at one place" in (verdict.reason or "")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [made if name == "at the root" else pytest.param(made, marks=pytest.mark.slow) for name, (made, _) in WIDE.items()],
+    ids=WIDE.keys(),
+)
+def test_a_thousand_choices_at_one_place_are_not_too_many(made: Callable[[int], Any]) -> None:
     *_, verdict = schema.validate(made(1000))
     assert verdict == schema.Verdict(reason=None)
 
@@ -475,6 +483,8 @@ EVIL: dict[str, Any] = {
 }
 
 
+# Each takes about as much of the processor as it may.
+@pytest.mark.slow
 @pytest.mark.parametrize("evil", EVIL.values(), ids=EVIL.keys())
 def test_the_validation_of_an_evil_schema_ends_by_itself(evil: Any) -> None:
     program = subprocess.run(

@@ -23,6 +23,12 @@ from llamalith_app.settings.secret_checks import BCRYPT_HASH, require_secrets
 PASSWORD = "correct horse 🐴"
 
 
+@pytest.fixture
+def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that are not about how hard a hash is to compute: that takes a fifth of a second."""
+    monkeypatch.setattr(hash_password, "BCRYPT_COST", 6)
+
+
 def test_init_writes_an_env_file_that_web_and_worker_accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(init.command)
@@ -38,6 +44,7 @@ def test_init_writes_an_env_file_that_web_and_worker_accept(tmp_path: Path, monk
     assert password.split()[-1] not in (tmp_path / ".env").read_text()
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_a_shell_reads_the_same_secrets_from_the_file(tmp_path: Path) -> None:
     generated = write_env(tmp_path / ".env")
     script = 'set -a; . ./.env; printf "%s\\n%s" "$N8N_API_TOKEN" "$ADMIN_PASSWORD_HASH"'
@@ -47,6 +54,7 @@ def test_a_shell_reads_the_same_secrets_from_the_file(tmp_path: Path) -> None:
     assert bcrypt.checkpw(generated.password.encode(), password_hash.encode())
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_only_the_owner_can_read_the_file_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
@@ -56,6 +64,7 @@ def test_only_the_owner_can_read_the_file_whatever_the_umask(tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_an_existing_file_is_kept_without_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("MINE=1\n")
@@ -68,6 +77,7 @@ def test_an_existing_file_is_kept_without_force(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in tmp_path.iterdir()] == [".env"]
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_of_two_at_once_one_writes_and_the_other_fails(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     together = threading.Barrier(2)
@@ -96,6 +106,7 @@ def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
         write_env(tmp_path / "nowhere" / ".env")
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_init_with_a_data_directory_writes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(init.command, ["--data-dir", "state"])
@@ -109,6 +120,7 @@ def test_init_with_a_data_directory_writes_there(tmp_path: Path, monkeypatch: py
     )
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_init_with_an_env_file_writes_there_whatever_else_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +131,7 @@ def test_init_with_an_env_file_writes_there_whatever_else_is_given(
     assert [path.name for path in tmp_path.rglob("*")] == ["etc", "a.env"]
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_hash_password_reads_one_line_and_prints_only_the_hash() -> None:
     result = CliRunner().invoke(hash_password.command, input=f"{PASSWORD}\r\nanother line\n")
     assert result.stderr == ""
@@ -147,12 +160,14 @@ def test_a_password_that_bcrypt_or_a_form_cannot_take_is_refused(given: bytes, p
     assert result.output == ""
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_a_short_password_is_accepted_with_a_warning() -> None:
     result = CliRunner().invoke(hash_password.command, input="kV7-qz_0a\n")
     assert result.stderr == "warning: the password has 9 characters; 10 or more are usual\n"
     assert BCRYPT_HASH.fullmatch(result.stdout.strip())
 
 
+@pytest.mark.usefixtures("cheap_hashes")
 def test_the_longest_password_is_accepted() -> None:
     password = b"correct horse battery staple, and once again: a horse, now with a rider."
     assert bcrypt.checkpw(password, hash_password.hashed(password).encode())

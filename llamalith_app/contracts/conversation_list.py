@@ -12,6 +12,8 @@ from llamalith_app.contracts.jobs import StatusWord
 from llamalith_app.contracts.text import AN_ID, CONTROL_FREE, MAX_NAME, NOT_BLANK
 
 SourceWord = Literal["page", "api", "legacy", "import"]
+ConversationStatusWord = Literal["processing", "queued", "error"]
+"""A reply is being written, it waits for one, or the last one failed."""
 ArchivedWord = Literal["false", "true", "any"]
 MAX_AT_ONCE = 100
 """Conversations in one list, or in one request that changes several."""

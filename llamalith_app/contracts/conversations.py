@@ -19,6 +19,10 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     """In an assistant's message: the tool calls that it asks for. Absent: none."""
     tool_call_id: str | None = None
     """In a tool's message: the id of the call that it answers. Absent: it is no tool's message."""
+    thinking: str | None = None
+    """What the model thought before this reply; no later prompt reads it. Absent: nothing, or nothing was kept."""
+    thinking_s: float | None = None
+    """Seconds that it thought. Absent: not known."""
 
 
 class ConversationAnswer(msgspec.Struct, kw_only=True):

@@ -3,7 +3,7 @@ these that has one. The first example of a request is what a command shows."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -63,6 +63,11 @@ _REQUEST: dict[str, Any] = {
     "priority": "interactive",
     "parent": 7,
 }
+_TIMES: dict[str, Any] = {
+    "loaded_at": _STARTED + timedelta(seconds=0.4),
+    "prompt_read_at": _STARTED + timedelta(seconds=0.6),
+    "first_token_at": _STARTED + timedelta(seconds=0.6),
+}
 _DONE = jobs.Job(
     id=12,
     turn_id=9,
@@ -93,6 +98,9 @@ _DONE = jobs.Job(
     parameters=parameters.Parameters(temperature=0.2, max_tokens=200),
     unenforced=["#/uniqueItems"],
     result="Green, old, and fond of tea.",
+    thinking="A dragon. It should be friendly.",
+    thinking_s=1.2,
+    **_TIMES,
 )
 _FAILED = msgspec.structs.replace(
     _DONE,
@@ -111,7 +119,7 @@ _FAILED = msgspec.structs.replace(
 _BRIEF = jobs.JobBrief(**{name: getattr(_DONE, name) for name in jobs.JobBrief.__struct_fields__})
 _BRIEF_FAILED = jobs.JobBrief(**{name: getattr(_FAILED, name) for name in jobs.JobBrief.__struct_fields__})
 _ATTEMPT = jobs.Attempt(
-    attempt=1, worker_id=1, started_at=_STARTED, ended_at=_ENDED, outcome="done", kind=None, reason=None
+    attempt=1, worker_id=1, started_at=_STARTED, ended_at=_ENDED, outcome="done", kind=None, reason=None, **_TIMES
 )
 _LOST = jobs.Attempt(
     attempt=1,
@@ -161,7 +169,13 @@ _EXPORTED_TURN = export.ExportedTurn(
 )
 _MESSAGE = conversations.Message(role="user", content="Describe a dragon.")
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
-_REPLY = conversations.Message(role="assistant", content="Green, old, and fond of tea.", tool_calls=[_CALL])
+_REPLY = conversations.Message(
+    role="assistant",
+    content="Green, old, and fond of tea.",
+    tool_calls=[_CALL],
+    thinking="A dragon. It should be friendly.",
+    thinking_s=1.2,
+)
 _MODEL = models.Model(
     name="smollm2",
     file="/models/smollm2.gguf",
@@ -244,7 +258,9 @@ _ALL: tuple[msgspec.Struct, ...] = (
     ),
     _EXPORTED_TURN,
     export.ExportedMessage(role="user", content="Describe a dragon."),
-    export.ExportedMessage(role="assistant", content="", tool_calls=[_CALL], is_reply=True),
+    export.ExportedMessage(
+        role="assistant", content="", tool_calls=[_CALL], is_reply=True, thinking="Is it cold?", thinking_s=0.8
+    ),
     export.ExportedMessage(role="tool", content="4 °C", tool_call_id="call_1"),
     export.Imported(ok=True, conversation_id="3f0c", n_turns=2, n_left_out=0),
     jobs.LegacyAccepted(job_id=12, conversation_id="dragon", created_new=False),

@@ -28,6 +28,10 @@ class ExportedMessage(msgspec.Struct, kw_only=True, omit_defaults=True):
     tool_call_id: FileText | None = None
     is_reply: bool = False
     """Whether the turn's job wrote it; an import does not need it."""
+    thinking: FileText | None = None
+    """What the model thought before an assistant's message; no prompt reads it. An import ignores that of others."""
+    thinking_s: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    """Seconds that it thought; absent: not known."""
 
 
 class ExportedTurn(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from llamalith_app.contracts.conversation_list import MAX_TAG, Title
+from llamalith_app.contracts.conversation_list import MAX_TAG, SourceWord, Title
 from llamalith_app.contracts.jobs import MAX_COMPARED, PriorityWord, StatusWord
 from llamalith_app.contracts.text import CONTROL_FREE, END, MAX_NAME, ConversationId, Name, Text
 from llamalith_app.settings import ranges
@@ -147,7 +147,7 @@ class LookForm(msgspec.Struct, kw_only=True):
 
 
 Day = Annotated[str, Meta(title="a day such as 2026-11-30, or nothing", pattern=rf"^(\d{{4}}-\d\d-\d\d)?{END}")]
-"""In UTC."""
+"""In the viewer's zone."""
 Digits = Annotated[str, Meta(title="a whole number", pattern=rf"^\d{{1,18}}{END}")]
 
 
@@ -164,6 +164,8 @@ class JobsFilter(msgspec.Struct, kw_only=True):
     since: Day = ""
     until: Day = ""
     """Up to the end of this day."""
+    source: SourceWord | Literal[""] = ""
+    """Where its conversation was made."""
 
 
 class BulkForm(JobsFilter, kw_only=True):

@@ -229,6 +229,18 @@ class Job(JobBrief, kw_only=True):
     partial: str | None = None
     """The partial reply of a job that was cancelled (present some tenths of a second later) or ended as an error; null:
     nothing was written, or its worker was lost."""
+    thinking: str | None = None
+    """What the model thought before its reply, or until it was stopped; no later prompt reads it. Null: nothing, or an
+    earlier version did not keep it."""
+    thinking_s: float | None = None
+    """Seconds that it thought; null: not known, because it did so in more than one attempt or was stopped."""
+    loaded_at: datetime | None = None
+    """When the model was ready for the newest attempt. Null: it came not so far, or is not known; while it runs it may
+    be known some seconds later."""
+    prompt_read_at: datetime | None = None
+    """When the newest attempt had read its prompt; null as above."""
+    first_token_at: datetime | None = None
+    """When the first token of the newest attempt came; null as above."""
 
 
 class Attempt(msgspec.Struct, kw_only=True):
@@ -246,6 +258,13 @@ class Attempt(msgspec.Struct, kw_only=True):
     kind: str | None
     """The kind of a failure, as in JobError; `drained` or `restored` where it was released."""
     reason: str | None
+    loaded_at: datetime | None = None
+    """When its model was ready. Null: it came not so far, or is not known; while it runs it may be known some seconds
+    later."""
+    prompt_read_at: datetime | None = None
+    """When it had read its prompt; null as above."""
+    first_token_at: datetime | None = None
+    """When its first token came; null as above."""
 
 
 class AttemptList(msgspec.Struct, kw_only=True):

@@ -20,6 +20,7 @@ from llamalith_app.contracts.conversation_list import (
     ConversationChange,
     ConversationsChange,
     ConversationsChanged,
+    ConversationStatusWord,
     Found,
     SourceWord,
 )
@@ -72,12 +73,19 @@ class ConversationList(Controller):
         ] = "false",
         tag: OfTag = "",
         source: Annotated[SourceWord | None, QueryParameter(description="Only those that were made there.")] = None,
+        status: Annotated[
+            ConversationStatusWord | None,
+            QueryParameter(
+                description="`processing`: a reply is being written; `queued`: one is waited for; `error`: none is, and"
+                " the last one failed."
+            ),
+        ] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=MAX_AT_ONCE)] = 50,
         before: BeforeConversation = None,
     ) -> ConversationBriefs:
         """Those with the newest turns first. A search looks at the first 100,000 characters of each message, and finds
         the conversations of the 2,000 newest messages that match."""
-        which = Filter(q, ARCHIVED[archived], None, tag.strip() or None, source)
+        which = Filter(q, ARCHIVED[archived], None, tag.strip() or None, source, status)
         if q.strip():
             await search.catch_up(request.parts.database)
         found = await request.parts.database.read(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from litestar import Controller, delete, get, patch, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
+from llamalith_app.contracts.conversation_list import SourceWord
 from llamalith_app.contracts.jobs import (
     MAX_ID,
     AttemptList,
@@ -83,6 +84,9 @@ class Jobs(Controller):
         request: AppRequest,
         status: Annotated[str | None, QueryParameter(description="Only jobs in this state.")] = None,
         conversation_id: Annotated[str | None, QueryParameter(description="Only of this conversation.")] = None,
+        source: Annotated[
+            SourceWord | None, QueryParameter(description="Only of conversations that were made there.")
+        ] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=500)] = 100,
         before: Annotated[
             int | None,
@@ -100,6 +104,7 @@ class Jobs(Controller):
             "limit": limit,
             "status": status or None,
             "conversation_id": (conversation_id or "").strip() or None,
+            "source": source,
             "before": before,
         }
         owner_id, database = request.principal.user_id, request.parts.database

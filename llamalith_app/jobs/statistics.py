@@ -6,7 +6,7 @@ Pure functions over rows of `store/jobs/statistics.py`: no SQL and no clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -42,12 +42,14 @@ class Throughput(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """How long the jobs of a class waited for their first start, in seconds."""
+    """How long the jobs of a class waited for their first start and its first token, in seconds."""
 
     priority: int
     n_jobs: int
     p50_s: float
     p95_s: float
+    token_p50_s: float | None
+    """Until the first token. None: of no job it is known when that came."""
 
 
 def throughput(ended: Sequence[EndedJob], *, is_whole: bool, now: datetime) -> Throughput:
@@ -79,14 +81,18 @@ def waits(ended: Sequence[EndedJob]) -> list[Wait]:
     """For each class of which some were started, the most urgent first."""
     found = []
     for priority in Priority:
-        seconds = sorted(
-            max(0.0, (job.first_started_at - job.created_at).total_seconds())
-            for job in ended
-            if job.priority == priority.value and job.first_started_at is not None
-        )
+        mine = [job for job in ended if job.priority == priority.value]
+        seconds = _seconds((job.created_at, job.first_started_at) for job in mine)
+        to_token = _seconds((job.created_at, job.first_token_at) for job in mine)
         if seconds:
-            found.append(Wait(priority.value, len(seconds), percentile(seconds, 50), percentile(seconds, 95)))
+            p50, p95 = (percentile(seconds, percent) for percent in (50, 95))
+            found.append(Wait(priority.value, len(seconds), p50, p95, percentile(to_token, 50) if to_token else None))
     return found
+
+
+def _seconds(spans: Iterable[tuple[datetime, datetime | None]]) -> list[float]:
+    """Of those spans that have an end, ascending and none below 0."""
+    return sorted(max(0.0, (end - start).total_seconds()) for start, end in spans if end is not None)
 
 
 def percentile(ascending: Sequence[float], percent: float) -> float:

@@ -1,7 +1,6 @@
 """What happened to a job, step by step, from what the record holds of it.
 
-Pure: no SQL and no clock. When a model was loaded, when a prompt had been read and when the first token came is not in
-the record: an attempt is one step, from its claim to its end.
+Pure: no SQL and no clock. An attempt is one step, from its claim to its end, in phases as far as they are known.
 """
 
 from __future__ import annotations
@@ -11,6 +10,24 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from llamalith_app.contracts.jobs import Attempt, JobBrief
+
+PhaseKind = Literal["loading", "reading", "starting", "writing"]
+"""`starting`: from the prompt's last token to the reply's first."""
+
+
+class Phase(NamedTuple):
+    """A part of an attempt."""
+
+    kind: PhaseKind
+    started_at: datetime
+    ended_at: datetime
+    is_over: bool
+    """It came to its own end. False: the attempt ended in it."""
+
+    @property
+    def seconds(self) -> float:
+        """As that of a step."""
+        return _seconds(self.started_at, self.ended_at)
 
 
 class Step(NamedTuple):
@@ -23,7 +40,36 @@ class Step(NamedTuple):
 
     def seconds(self, now: datetime) -> float:
         """How long it took, or has taken until now; not less than 0, whatever the clock did."""
-        return max(0.0, ((self.ended_at or now) - self.started_at).total_seconds())
+        return _seconds(self.started_at, self.ended_at or now)
+
+    @property
+    def phases(self) -> list[Phase]:
+        """Of an attempt, in their order, without the one that goes on. An attempt whose model did not become ready has
+        none, and so has one of which nobody knows when it did."""
+        return [] if self.attempt is None else _phases(self.attempt)
+
+
+def _phases(attempt: Attempt) -> list[Phase]:
+    found: list[Phase] = []
+    at = attempt.started_at
+    ends: tuple[tuple[PhaseKind, datetime | None], ...] = (
+        ("loading", attempt.loaded_at),
+        ("reading", attempt.prompt_read_at),
+        ("starting", attempt.first_token_at),
+        ("writing", attempt.ended_at if attempt.outcome == "done" else None),
+    )
+    for kind, until in ends:
+        if until is None:
+            if found and attempt.ended_at is not None:
+                found.append(Phase(kind, at, attempt.ended_at, False))
+            break
+        found.append(Phase(kind, at, until, True))
+        at = until
+    return found
+
+
+def _seconds(start: datetime, end: datetime) -> float:
+    return max(0.0, (end - start).total_seconds())
 
 
 def steps(job: JobBrief, attempts: Sequence[Attempt]) -> list[Step]:

@@ -35,7 +35,11 @@ RULES = {
         LEFT JOIN messages m ON m.turn_id = t.id AND m.is_reply LEFT JOIN jobs j ON j.turn_id = t.id
         WHERE (t.digest IS NULL) <> (m.turn_id IS NULL) OR (m.turn_id IS NOT NULL AND j.id IS NULL)""",
     "only a job that was cancelled or ended in an error has a partial reply": """
-        SELECT id AS job_id, status FROM jobs WHERE partial IS NOT NULL AND status NOT IN ('cancelled', 'error')""",
+        SELECT id AS job_id, status FROM jobs WHERE (partial IS NOT NULL OR partial_thinking IS NOT NULL)
+        AND status NOT IN ('cancelled', 'error')""",
+    "only an assistant's message has thinking, and only thinking takes time": """
+        SELECT turn_id, position, role FROM messages
+        WHERE (thinking IS NOT NULL AND role <> 'assistant') OR (thinking_s IS NOT NULL AND thinking IS NULL)""",
     "an attempt was cancelled only where its job was": """
         SELECT a.job_id, a.attempt, j.status FROM attempts a JOIN jobs j ON j.id = a.job_id
         WHERE a.outcome = 'cancelled' AND (j.status <> 'cancelled' OR a.attempt <> j.attempt)""",

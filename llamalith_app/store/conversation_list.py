@@ -11,14 +11,22 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Select, bindparam, exists, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, exists, func, literal_column, or_, select
 from sqlalchemy.orm import aliased
 
 from llamalith_app.store import search, turns
 from llamalith_app.store.conversations import first_prompt
 from llamalith_app.store.jobs import reads
 from llamalith_app.store.search import Snippet
-from llamalith_app.store.tables import ConversationRow, ConversationTagRow, JobRow, MessageRow, TurnRow
+from llamalith_app.store.tables import (
+    ConversationRow,
+    ConversationTagRow,
+    JobRow,
+    MessageRow,
+    Status,
+    TurnRow,
+    status_is,
+)
 
 RECENT_TURNS = 2000
 """The newest conversations are searched among these turns first, then among all."""
@@ -39,6 +47,8 @@ class Filter(NamedTuple):
     is_pinned: bool | None = None
     tag: str | None = None
     source: str | None = None
+    status: str | None = None
+    """`queued`, `processing` or `error`, as `Listed.status` says it."""
 
 
 class Listed(NamedTuple):
@@ -149,6 +159,7 @@ def listed(
         "of_owner": owner_id,
         "of_tag": which.tag,
         "of_source": which.source,
+        "of_failed": Status.ERROR.value,
         "those": None if hits is None else list(hits),
         "before": before,
         "most": limit,
@@ -156,7 +167,7 @@ def listed(
     }
     ids: Sequence[int] = []
     # Looking at all takes milliseconds for each thousand of conversations. What is rare is not among the newest.
-    is_frequent = hits is None and not which.tag and not which.is_archived and not which.is_pinned
+    is_frequent = hits is None and not any((which.tag, which.is_archived, which.is_pinned, which.status))
     for only_recent in (True, False) if is_frequent else (False,):
         if len(ids) < limit:
             query = _page(
@@ -165,6 +176,7 @@ def listed(
                 which.is_pinned,
                 which.tag is not None,
                 which.source is not None,
+                which.status,
                 hits is not None,
                 before is not None,
             )
@@ -196,6 +208,7 @@ def _page(
     is_pinned: bool | None,
     has_tag: bool,
     has_source: bool,
+    status: str | None,
     is_search: bool,
     has_before: bool,
 ) -> Select[Any]:
@@ -212,6 +225,8 @@ def _page(
         )
     if has_source:
         conditions.append(ConversationRow.source == bindparam("of_source"))
+    if status is not None:
+        conditions.append(_has_status(status))
     if is_search:
         conditions.append(ConversationRow.id.in_(bindparam("those", expanding=True)))
     query: Any
@@ -234,6 +249,21 @@ def _page(
         conditions.append(~exists().where(later.conversation_id == ConversationRow.id, later.id >= bindparam("before")))
     chosen: Select[Any] = query.where(*conditions)
     return chosen.order_by(literal_column("newest_turn").desc()).limit(bindparam("most"))
+
+
+def _has_status(status: str) -> ColumnElement[bool]:
+    """As `Listed.status`: that of the first open job, or else of the newest."""
+    if status == Status.ERROR:
+        other = aliased(JobRow)
+        is_open = other.status.in_([literal_column("'queued'"), literal_column("'processing'")])
+        failed = select(JobRow.conversation_id).where(
+            JobRow.owner_id == bindparam("of_owner"),
+            JobRow.status == bindparam("of_failed"),
+            ~exists().where(other.conversation_id == JobRow.conversation_id, or_(other.id > JobRow.id, is_open)),
+        )
+        return ConversationRow.id.in_(failed)
+    first = select(JobRow.conversation_id).where(status_is(Status(status)), JobRow.is_first_in_lane)
+    return ConversationRow.id.in_(first)
 
 
 def _details(connection: Connection, ids: Sequence[int], snippets: dict[int, Snippet]) -> list[Listed]:

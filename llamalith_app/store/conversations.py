@@ -163,8 +163,10 @@ def thread(
     for row in connection.execute(_BESIDE_PROMPTS, {"of_turns": sorted(shown)}):
         (system if row.role == "system" else context).setdefault(row.turn_id, row.content)
     imported: dict[int, list[Message]] = {}
-    for row in connection.execute(_MESSAGES_OF, {"of_turns": [turn_id for turn_id in shown if turn_id not in found]}):
-        imported.setdefault(row.turn_id, []).append(Message(role=row.role, content=row.content))
+    without_jobs = {"of_turns": [turn_id for turn_id in shown if turn_id not in found]}
+    for turn_id, role, content, thinking, thinking_s in connection.execute(_MESSAGES_OF, without_jobs):
+        message = Message(role=role, content=content, thinking=thinking, thinking_s=thinking_s)
+        imported.setdefault(turn_id, []).append(message)
     # The others have expired.
     visible = [row for row in part if row.id in shown and (row.id in found or row.id in system or row.id in imported)]
     beside = tree.siblings(
@@ -248,7 +250,7 @@ _BESIDE_PROMPTS = (
     .order_by(MessageRow.turn_id, MessageRow.position)
 )
 _MESSAGES_OF = (
-    select(MessageRow.turn_id, MessageRow.role, MessageRow.content)
+    select(MessageRow.turn_id, MessageRow.role, MessageRow.content, MessageRow.thinking, MessageRow.thinking_s)
     .where(MessageRow.turn_id.in_(bindparam("of_turns", expanding=True)), not_(turns.is_system))
     .order_by(MessageRow.turn_id, MessageRow.position)
 )

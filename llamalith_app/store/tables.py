@@ -340,6 +340,8 @@ class JobRow(DefaultBase):
     """The job of this conversation that this one retries; it may have expired since."""
     partial: Mapped[str | None] = mapped_column(Text)
     """The partial reply of a job that was cancelled (set soon after that) or ended as an error."""
+    partial_thinking: Mapped[str | None] = mapped_column(Text)
+    """What its model had thought by then, set as `partial` is."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
     started_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
     """Set by each claim."""
@@ -383,6 +385,11 @@ class MessageRow(DefaultBase):
     is_reply: Mapped[bool] = mapped_column(Boolean)
     """Whether the turn's job wrote it. A client sent all other messages."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
+    thinking: Mapped[str | None] = mapped_column(Text)
+    """What the model thought before this reply. People see it; no job reads it, and it is in no digest. Null: nothing,
+    or it was written before this column existed."""
+    thinking_s: Mapped[float | None] = mapped_column(Float)
+    """How long it thought. Null: not known, because more than one attempt thought."""
 
 
 class KeyRow(DefaultBase):
@@ -421,6 +428,11 @@ class AttemptRow(DefaultBase):
     kind: Mapped[str | None] = mapped_column(String(40))
     """Why it did not finish, as in JobError; null: it did, or it ended before this column existed."""
     reason: Mapped[str | None] = mapped_column(Text)
+    loaded_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    """When its model was ready. This and the two below come from its worker with the write that ends the attempt, or
+    with a heartbeat before that. Null: it did not come so far, or it ran before these columns existed."""
+    prompt_read_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    first_token_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
 
 
 class WorkerRow(DefaultBase):

@@ -60,6 +60,8 @@ def export(connection: Connection, owner_id: int, public_id: str) -> Conversatio
             MessageRow.tool_calls,
             MessageRow.tool_call_id,
             MessageRow.is_reply,
+            MessageRow.thinking,
+            MessageRow.thinking_s,
         )
         .join_from(tree, TurnRow, TurnRow.id == tree.c.id)
         .outerjoin(JobRow, JobRow.turn_id == TurnRow.id)
@@ -86,6 +88,8 @@ def export(connection: Connection, owner_id: int, public_id: str) -> Conversatio
                     tool_calls=None if row.tool_calls is None else msgspec.json.decode(row.tool_calls),
                     tool_call_id=row.tool_call_id,
                     is_reply=row.is_reply,
+                    thinking=row.thinking,
+                    thinking_s=row.thinking_s,
                 )
             )
     head, kept = _without_empty(exported, conversation.head_turn_id)
@@ -149,8 +153,11 @@ def make(connection: Connection, owner_id: int, given: ConversationExport, now: 
                 content=message.content,
                 tool_calls=message.tool_calls,
                 tool_call_id=message.tool_call_id,
+                thinking=thinking,
+                thinking_s=None if thinking is None else message.thinking_s,
             )
             for message in turn.messages
+            for thinking in [message.thinking or None if message.role == "assistant" else None]
         ]
         turn_id = turns.append(connection, conversation_id, parent, messages, now)
         in_force = turn_id if messages[0].role == "system" else parent.system_turn_id

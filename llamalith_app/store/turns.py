@@ -100,6 +100,8 @@ _SYSTEM = select(MessageRow.content).where(MessageRow.turn_id == bindparam("of_t
 is_system = and_(MessageRow.position == 0, MessageRow.role == literal_column("'system'"))
 """Only as the first message of a turn does a system message come into force. Elsewhere it is a message like others."""
 _MESSAGE = (MessageRow.role, MessageRow.content, MessageRow.tool_calls, MessageRow.tool_call_id)
+_SHOWN = (*_MESSAGE, MessageRow.thinking, MessageRow.thinking_s)
+"""What people see of a message. What models read, and what a digest is of, has no thinking."""
 _INPUTS = (
     select(*_MESSAGE)
     .where(MessageRow.turn_id == bindparam("of_turn"), not_(MessageRow.is_reply))
@@ -163,14 +165,14 @@ _by_role = (
 )
 # Joined once more, so that the sort above reads no texts.
 _NEWEST_BY_ROLE = (
-    select(*_MESSAGE)
+    select(*_SHOWN)
     .join_from(
         _by_role, MessageRow, and_(MessageRow.turn_id == _by_role.c.turn_id, MessageRow.position == _by_role.c.position)
     )
     .where(_by_role.c.number == 1)
 )
 _ALL_MESSAGES = (
-    select(*_MESSAGE)
+    select(*_SHOWN)
     .join_from(_path, MessageRow, MessageRow.turn_id == _path.c.id)
     .order_by(_path.c.depth, MessageRow.position)
 )
@@ -259,7 +261,7 @@ def replace_prompt(connection: Connection, turn_id: int, content: str) -> None:
 
 
 def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetime) -> None:
-    """Adds the reply as the turn's last message, and sets the turn's digest.
+    """Adds the reply as the turn's last message, with its thinking, and sets the turn's digest.
 
     The digest continues that of the nearest ancestor with a reply. System messages in force are no part of it: with one
     that changes in each turn, the whole path would have to be read again each time.
@@ -367,6 +369,8 @@ def _as_row(turn_id: int, position: int, message: Message, is_reply: bool, now: 
         "tool_call_id": message.tool_call_id,
         "is_reply": is_reply,
         "created_at": now,
+        "thinking": message.thinking,
+        "thinking_s": message.thinking_s,
     }
 
 
@@ -377,4 +381,6 @@ def _as_message(row: RowMapping) -> Message:
         content=row["content"],
         tool_calls=None if calls is None else msgspec.json.decode(calls, type=list[dict[str, Any]]),
         tool_call_id=row["tool_call_id"],
+        thinking=row.get("thinking"),
+        thinking_s=row.get("thinking_s"),
     )

@@ -54,7 +54,14 @@ class ResumePoint(NamedTuple):
     @property
     def text(self) -> str:
         """The reply, without thinking."""
-        return "".join(chunk.piece[1] for chunk in self.chunks if chunk.kind == "delta")
+        return self._joined("delta")
+
+    @property
+    def thinking(self) -> str:
+        return self._joined("thinking")
+
+    def _joined(self, kind: TextKind) -> str:
+        return "".join(chunk.piece[1] for chunk in self.chunks if chunk.kind == kind)
 
 
 async def resume_point(redis: Any, record: str, job_id: int, attempt: int, timeout_s: float) -> ResumePoint | None:

@@ -49,12 +49,19 @@ def _sections(turns: list[ExportedTurn]) -> Iterator[str]:
     for turn in turns:
         for message in turn.messages:
             if message.role == "system":
-                quoted = "\n".join(f"> {line}".rstrip() for line in message.content.splitlines())
-                yield f"> System prompt:\n>\n{quoted}"
+                yield _quoted("System prompt:", message.content)
             else:
                 said_by = turn.model if message.is_reply else None
                 words = {"user": "You", "assistant": "Assistant", "tool": "Tool"}[message.role]
-                yield f"## {said_by or words}\n\n{message.content}"
+                yield f"## {said_by or words}"
+                if message.thinking:
+                    yield _quoted("Thinking:", message.thinking)
+                yield message.content
+
+
+def _quoted(words: str, text: str) -> str:
+    lines = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+    return f"> {words}\n>\n{lines}"
 
 
 def parsed(body: bytes) -> ConversationExport:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any, NamedTuple
 
 from litestar import Request
@@ -17,6 +17,7 @@ from llamalith_app.store import conversation_list
 from llamalith_app.store.conversation_list import Day, Listed, Sidebar
 from llamalith_app.store.database import Database
 from llamalith_app.web.follow import Followers, OpenStream
+from llamalith_app.web.zone import zone_of
 
 
 class Chats(NamedTuple):
@@ -42,11 +43,11 @@ async def read_chats(request: Request[Any, Any, Any]) -> None:
     database: Database = request.app.state.parts.database
     read_at = datetime.now(UTC)
     found = await database.read(conversation_list.sidebar, request.state.principal.user_id)
-    request.state.chats = _grouped(found, read_at)
+    request.state.chats = _grouped(found, read_at, zone_of(request))
 
 
 async def changes(
-    followers: Followers, owner_id: int, version: str, stream: OpenStream
+    followers: Followers, owner_id: int, version: str, zone: tzinfo, stream: OpenStream
 ) -> AsyncGenerator[Chats | None, None]:
     """The owner's chats whenever they look otherwise than in this version, then than before; until the stream is over.
     None: they did not change for `heartbeat_s`."""
@@ -55,7 +56,7 @@ async def changes(
         while not stream.is_over:
             if (
                 followed.newest is not None
-                and (chats := _grouped(followed.newest, followed.read_at)).version != version
+                and (chats := _grouped(followed.newest, followed.read_at, zone)).version != version
             ):
                 version = chats.version
                 yield chats
@@ -65,6 +66,6 @@ async def changes(
         followers.unfollow_chats(owner_id, stream)
 
 
-def _grouped(found: Sidebar, read_at: datetime) -> Chats:
-    days = conversation_list.by_day(found.recent, datetime.now(UTC))
+def _grouped(found: Sidebar, read_at: datetime, zone: tzinfo) -> Chats:
+    days = conversation_list.by_day(found.recent, datetime.now(UTC), zone)
     return Chats(found.pinned, days, int(read_at.timestamp() * 1000))

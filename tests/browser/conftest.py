@@ -7,19 +7,16 @@ another host fails the test.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+import inspect
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from axe_playwright_python.async_playwright import Axe
+import pytest_asyncio
+from axe_playwright_python.base import AXE_SCRIPT
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, FloatRect, Page, Request, async_playwright
 
 from tests.needs import need
@@ -32,7 +29,18 @@ WIDE, NARROW = 1280, 360
 """Of a window, in px."""
 PLAIN_HOST = "llamalith.test"
 """A name of this machine that a browser does not trust over plain http as it does 127.0.0.1."""
+NOT_WANTED = (
+    # Playwright's own list, of which Chromium takes none where another follows.
+    *("AvoidUnnecessaryBeforeUnloadCheckSync", "DestroyProfileOnBrowserClose", "HttpsUpgrades"),
+    *("HttpsFirstBalancedModeAutoEnable", "LensOverlay", "MediaRouter", "PaintHolding"),
+    *("ThirdPartyStoragePartitioning", "AvoidCorsURLLoaderRestartOnRedirect", "OptimizationHints"),
+    *("NetworkTimeServiceQuerying", "AimEnabled", "PreconnectToSearch"),
+    # What drops down from the address bar: two pages in each window, which cost more than those of the tests.
+    *("WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup"),
+)
+"""Features of Chromium."""
 FLAGS = [
+    f"--disable-features={','.join(NOT_WANTED)}",
     *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"),
     f"--host-resolver-rules=MAP {PLAIN_HOST} 127.0.0.1",
 ]
@@ -76,31 +84,39 @@ class Watched:
         await dialog.dismiss()
 
 
-@pytest.fixture(scope="session")
-def browser_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a Chromium listens that runs as long as the tests. Each test has windows of its own in it."""
-    options = {
-        "executablePath": need("chromium", "chromium"),
-        "args": FLAGS,
-        # As people have it: Back brings a page as it was left.
-        "ignoreDefaultArgs": ["--disable-back-forward-cache"],
-    }
-    file = tmp_path_factory.mktemp("chromium") / "options.json"
-    file.write_text(json.dumps(options))
-    argv = [sys.executable, "-m", "playwright", "launch-server", "--browser", "chromium", "--config", str(file)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        # The server itself is a child, and takes this signal alone for an end.
-        os.killpg(process.pid, signal.SIGINT)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A browser belongs to the event loop that started it, so these tests share one, and their fixtures do."""
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
+        item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        if inspect.isasyncgenfunction(fixturedef.func):
+            # What `loop_scope=` does, for fixtures of other folders too; they keep their own loops for other tests.
+            patch.setattr(fixturedef.func, "_loop_scope", "session", raising=False)
+        return (yield)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def running_chromium() -> AsyncIterator[Browser]:
+    """Runs as long as the tests: its start takes seconds."""
+    async with async_playwright() as playwright:
+        yield await playwright.chromium.launch(
+            executable_path=need("chromium", "chromium"),
+            args=FLAGS,
+            # As people have it: Back brings a page as it was left.
+            ignore_default_args=["--disable-back-forward-cache"],
+        )
 
 
 @pytest.fixture
-async def chromium(browser_server: str) -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.connect(browser_server)
-        yield browser
-        await browser.close()
+async def chromium(running_chromium: Browser) -> AsyncIterator[Browser]:
+    """For a test, which has windows of its own in it."""
+    yield running_chromium
+    for context in running_chromium.contexts:
+        await context.close()
 
 
 @asynccontextmanager
@@ -166,11 +182,13 @@ def is_looked_at_by_axe(width: int, scheme: str) -> bool:
 
 async def violations(page: Page) -> list[str]:
     """What axe-core finds wrong on a page, each with its first place."""
-    found = await Axe().run(page)
-    return [
-        f"{page.url}: {one['id']}: {one['help']}: {one['nodes'][0]['html'][:200]}"
-        for one in found.response["violations"]
-    ]
+    if not await page.evaluate("'axe' in window"):
+        await page.evaluate(f"{{ {AXE_SCRIPT} }}")
+    found: list[str] = await page.evaluate(
+        """() => axe.run({ resultTypes: ["violations"] }).then(({ violations }) => violations.map(
+            ({ id, help, nodes }) => `${location}: ${id}: ${help}: ${nodes[0].html.slice(0, 200)}`))"""
+    )
+    return found
 
 
 async def photograph(page: Page, name: str) -> None:

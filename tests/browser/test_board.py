@@ -19,7 +19,7 @@ from llamalith_app.settings.config import Config
 from llamalith_app.store import workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import submission, transitions
-from llamalith_app.store.tables import Outcome
+from llamalith_app.store.tables import Outcome, Source
 from tests.browser.conftest import Watched, is_looked_at_by_axe, photograph, violations, window
 from tests.store.samples import prompt
 from tests.web.conftest import log_in, make_config, serving
@@ -70,7 +70,9 @@ def fill(connection: Connection) -> None:
     heartbeat(connection, worker)
     for n in range(26):
         at = now - timedelta(minutes=10 * (27 - n))
-        submission.submit(connection, prompt(PROMPTS[n % 10], f"chat {n}", model="smollm2", temperature=0.2), at)
+        source = Source.PAGE if n % 3 else Source.API
+        new = prompt(PROMPTS[n % 10], f"chat {n}", model="smollm2", temperature=0.2, source=source)
+        submission.submit(connection, new, at)
         started = at + timedelta(seconds=(0.4, 3, 45, 300)[n % 4])
         claim = transitions.claim(connection, "smollm2", 1, worker, started)
         if claim is None or n == 25:
@@ -91,6 +93,9 @@ def fill(connection: Connection) -> None:
                 lease,
                 end,
                 reply="**Here** is the reply.\n\n" + PROMPTS[(n + 3) % 10],
+                thinking="They ask for it, so it is to be short.\n\nAnd right." if n % 2 else "",
+                thinking_s=1.6 if n % 2 else None,
+                times=transitions.AttemptTimes(*(started + timedelta(seconds=s) for s in (1.2, 2.9, 3.0))),
                 finish_reason="length" if n % 9 == 0 else "stop",
                 prompt_tokens=40,
                 prompt_tokens_reused=n,
@@ -144,7 +149,7 @@ async def test_every_page_fits_reads_well_and_breaks_no_rule_of_access(board: Bo
             ("job", "/chat/jobs/24", "Job 24"),
             ("job-queued", "/chat/jobs/28", "Job 28"),
             ("job-again", "/chat/jobs/4/again", "Run again with changes"),
-            ("job-beside", "/chat/jobs/24?beside=22", "Job 24"),
+            ("job-beside", "/chat/jobs/22?beside=24", "Job 22"),
             ("status", "/chat/status", "Status"),
             ("queue", "/chat/queue/", "Queues"),
             ("queue-one", "/chat/queue/queues/llamalith:smollm2", "Queue"),
@@ -177,10 +182,26 @@ async def visible_rows(page: Page) -> int:
 
 
 async def test_a_person_finds_jobs_acts_on_them_and_sees_what_became_of_them(board: Board, chromium: Browser) -> None:
-    async with window(chromium, board.origin, viewport={"width": 1280, "height": 800}) as watched:
+    far_away = {"viewport": {"width": 1280, "height": 800}, "timezone_id": "Pacific/Kiritimati"}
+    async with window(chromium, board.origin, **far_away) as watched:
         page = await opened(watched, board)
         await page.goto(f"{board.origin}/chat/jobs")
         assert await visible_rows(page) >= 20
+        await page.get_by_text("Days", exact=True).click()
+        await expect(page.get_by_label("From (UTC)")).to_be_visible()
+        # With the first page the server learns where its reader is.
+        await page.get_by_label("From", exact=True).select_option("From the page")
+        await page.get_by_role("button", name="Filter").click()
+        await expect(page.locator("#of-cancelled")).to_have_text("Cancelled 2")
+        await page.get_by_text("Days", exact=True).click()
+        await expect(page.get_by_label("From (Pacific/Kiritimati)")).to_be_visible()
+        await page.locator("#job-12 a").click()
+        await expect(page.locator("#steps")).to_contain_text("The prompt was read in 1.7 s")
+        await page.goto(f"{board.origin}/chat/conversations")
+        await page.get_by_label("Status").select_option("Failed")
+        await page.get_by_role("button", name="Search").click()
+        await expect(page.locator(".conversation")).to_have_count(5)
+        await page.goto(f"{board.origin}/chat/jobs")
         # Cancelled in place, and the counts follow.
         await expect(page.locator("#of-queued")).to_have_text("Queued 4")
         await page.get_by_role("button", name="Cancel job 30").click()
@@ -196,7 +217,7 @@ async def test_a_person_finds_jobs_acts_on_them_and_sees_what_became_of_them(boa
         await page.get_by_role("searchbox", name="Text or number").fill("21,337 tokens")
         await page.keyboard.press("Enter")
         await expect(page).to_have_url(
-            f"{board.origin}/chat/jobs?status=error&q=21%2C337+tokens&model=&priority=&age=&since=&until="
+            f"{board.origin}/chat/jobs?status=error&q=21%2C337+tokens&model=&priority=&age=&source=&since=&until="
         )
         await expect(page.locator("#rows tr")).to_have_count(3)
         await page.get_by_text("All jobs that match").click()

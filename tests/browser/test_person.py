@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import httpx
 import pytest
-from playwright.async_api import Browser, FilePayload, Page, expect
+import pytest_asyncio
+from playwright.async_api import Browser, FilePayload, Locator, Page, expect
 
 from tests.browser.conftest import NARROW, WIDE, Watched, is_looked_at_by_axe, nginx, photograph, violations, window
 from tests.product.conftest import Product, configure, running
@@ -27,14 +27,25 @@ class Installation(NamedTuple):
     password: str
 
 
-@pytest.fixture
-async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
-    (tmp_path / "nginx").mkdir()
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_installation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installation]:
+    folder = tmp_path_factory.mktemp("installation")
+    (folder / "nginx").mkdir()
+    # One story at a time.
+    configure(folder, n_slots=1)
     # Read by `up` before it makes its own, whose password it prints once on standard output.
-    async with running(tmp_path, LLAMALITH_TRUSTED_PROXIES="127.0.0.1", LLAMALITH_AUTO_TITLES="false") as product:
+    async with running(folder, LLAMALITH_TRUSTED_PROXIES="127.0.0.1", LLAMALITH_AUTO_TITLES="false") as product:
         *_, password_line = [line for line in product.output if "admin password" in line]
-        async with nginx(tmp_path / "nginx", product.port) as origin:
+        async with nginx(folder / "nginx", product.port) as origin:
             yield Installation(product, origin, password_line.split()[-1])
+
+
+@pytest.fixture
+async def installation(shared_installation: Installation) -> AsyncIterator[Installation]:
+    """Shared by all tests, as a start takes seconds: what others have made is there. Nothing of theirs is open."""
+    yield shared_installation
+    answer = await shared_installation.product.api.post("/api/jobs/cancel?status=queued&status=processing")
+    assert answer.status_code == 200, answer.text
 
 
 async def log_in(window: Watched, password: str, path: str = "/chat/") -> Page:
@@ -42,6 +53,21 @@ async def log_in(window: Watched, password: str, path: str = "/chat/") -> Page:
     await page.get_by_label("Password").fill(password)
     await page.get_by_role("button", name="Log in").click()
     return page
+
+
+async def sent_job(page: Page) -> int:
+    """The number of the job that the page has just led to."""
+    address = re.compile(r"/chat/conversations/[^/]+#job-(\d+)$")
+    await expect(page).to_have_url(address)
+    found = address.search(page.url)
+    assert found
+    return int(found[1])
+
+
+async def choose_length(page: Page, tokens: int) -> None:
+    await page.get_by_role("button", name="Settings").click()
+    await page.get_by_label("Longest reply").fill(str(tokens))
+    await page.get_by_role("button", name="Close", exact=True).click()
 
 
 async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: Installation, chromium: Browser) -> None:
@@ -60,11 +86,11 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         await page.get_by_label("Longest reply").fill("60")
         await page.get_by_role("button", name="Close", exact=True).click()
         await page.get_by_role("button", name="Send").click()
-        await expect(page).to_have_url(re.compile(f"{origin}/chat/conversations/[0-9a-f-]+#job-1"))
+        first = await sent_job(page)
         await expect(page).to_have_title("Say hello to the <b>dragon</b>. · Llamalith")
         await expect(message).to_be_focused()
-        await expect(page.locator("#job-1 .facts")).to_be_attached(timeout=60_000)
-        await expect(page.locator("#job-1 .said.model > .text")).not_to_be_empty()
+        await expect(page.locator(f"#job-{first} .facts")).to_be_attached(timeout=60_000)
+        await expect(page.locator(f"#job-{first} .said.model > .text")).not_to_be_empty()
         await expect(page.locator("#announcement")).to_have_text("The reply is there")
         address = page.url.partition("#")[0]
         await page.goto(address)
@@ -72,16 +98,16 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         await expect(page.get_by_label("System prompt")).to_have_value("You are brief and kind.")
         # A line break is Shift + Enter; Enter sends, and nothing is loaded anew.
         # Another version of the first message, and back to what was there.
-        await page.locator("#job-1").hover()
+        await page.locator(f"#job-{first}").hover()
         await page.get_by_role("button", name="Edit the prompt").click()
         await expect(message).to_have_value("Say hello to the <b>dragon</b>.")
         await message.fill("Say hello to the <i>knight</i>.")
         await page.keyboard.press("Enter")
-        await expect(page.locator("#job-2 .facts")).to_be_attached(timeout=60_000)
-        await expect(page.locator("#job-2 .versions")).to_contain_text("2/2")
+        await expect(page.locator(f"#job-{first + 1} .facts")).to_be_attached(timeout=60_000)
+        await expect(page.locator(f"#job-{first + 1} .versions")).to_contain_text("2/2")
         assert await violations(page) == []
         await page.get_by_role("button", name="Version before").click()
-        await expect(page.locator("#job-1 .versions")).to_contain_text("1/2")
+        await expect(page.locator(f"#job-{first} .versions")).to_contain_text("1/2")
         await expect(page.locator(".turns > li")).to_have_count(1)
         await page.wait_for_load_state()
         await page.evaluate("window.there = true")
@@ -89,7 +115,7 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         await page.keyboard.press("Shift+Enter")
         await page.keyboard.type("And again.")
         await page.keyboard.press("Enter")
-        second = page.locator("#job-3")
+        second = page.locator(f"#job-{first + 2}")
         await expect(second.locator(".you .text")).to_have_text("Say it again.\nAnd again.")
         await expect(message).to_have_value("")
         await expect(message).to_be_focused()
@@ -114,7 +140,7 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         await expect(page.locator(".attached li")).to_contain_text("notes.md")
         await photograph(page, "attached")
         await message.press("Enter")
-        sent = page.locator("#job-4 .you .text")
+        sent = page.locator(f"#job-{first + 3} .you .text")
         await expect(sent).to_have_text(f"{typed}\n\nnotes.md\n````md\n# Notes\n```\ncode\n```\n````")
         await expect(page.locator(".attached li")).to_have_count(0)
         await page.keyboard.press("Escape")
@@ -140,26 +166,28 @@ async def test_a_person_logs_in_makes_a_job_replies_and_logs_out(installation: I
         await expect(page.get_by_text("dragon")).to_have_count(0)
 
 
-@pytest.fixture
-def unhurried(tmp_path: Path) -> None:
-    """One story at a time, long and slow enough for a person to change their mind; before the product reads it."""
-    configure(tmp_path, n_slots=1, max_tokens=1900)
+UNHURRIED = 1900
+"""Tokens: long and slow enough for a person to change their mind."""
 
 
-@pytest.mark.usefixtures("unhurried")
 async def test_a_person_cancels_what_runs_and_what_waits(installation: Installation, chromium: Browser) -> None:
     _, origin, password = installation
     async with window(chromium, origin, viewport={"width": 1280, "height": 800}) as browser:
         page = await log_in(browser, password)
-        for number in (1, 2, 3):
+        await choose_length(page, UNHURRIED)
+        turns: list[Locator] = []
+        for number in range(3):
             # A script hears the keys.
             await expect(page.get_by_text("Enter sends", exact=True)).to_be_visible()
             await page.get_by_label("Message").fill(STORY)
             await page.keyboard.press("Enter")
-            # The first one leads to another page, where its turn is.
-            await expect(page.locator(f"#job-{number}")).to_be_visible()
+            if not turns:
+                # The first one leads to another page, where its turn is.
+                first = await sent_job(page)
+            turns.append(page.locator(f"#job-{first + number}"))
+            await expect(turns[-1]).to_be_visible()
             await expect(page.get_by_label("Message")).to_have_value("")
-        running, waiting, last = (page.locator(f"#job-{number}") for number in (1, 2, 3))
+        running, waiting, last = turns
         await expect(running.locator(".state").get_by_text("Writing")).to_be_visible(timeout=60_000)
         await expect(last.locator(".state")).to_contain_text("Waits for the reply before it")
         # Its words change all the time; the button under the pointer stays the same.
@@ -214,7 +242,7 @@ async def test_what_was_typed_is_there_again_after_a_way_back(installation: Inst
         await page.reload()
         await expect(message).to_have_value("typed for ten minutes")
         await page.get_by_role("button", name="Send").click()
-        await expect(page.locator("#job-1")).to_be_visible()
+        await sent_job(page)
         await page.get_by_role("link", name="New chat").click()
         await expect(message).to_have_value("")
 
@@ -227,32 +255,35 @@ async def test_why_something_was_not_done_stays_to_be_read_and_what_was_done_is_
         page = await log_in(browser, password)
         await page.get_by_label("Message").fill("word " * 20_000)
         await page.get_by_role("button", name="Send").click()
-        first, second = page.locator("#job-1"), page.locator("#job-2")
+        number = await sent_job(page)
+        first, second = page.locator(f"#job-{number}"), page.locator(f"#job-{number + 1}")
         await expect(first.get_by_text("Failed", exact=True)).to_be_visible(timeout=60_000)
         # What is too long now is too long the next time.
         await expect(first).to_contain_text("The same would fail again")
-        await expect(first.get_by_role("button", name="Try job 1 again")).to_have_count(0)
+        await expect(first.get_by_role("button", name=f"Try job {number} again")).to_have_count(0)
         assert await page.evaluate("document.documentElement.scrollHeight") < 1600, "a long prompt is folded"
         await photograph(page, "folded")
         await first.get_by_text("Show all").click()
         assert await page.evaluate("document.documentElement.scrollHeight") > 5000
+        # A script hears the keys.
+        await expect(page.get_by_text("Enter sends", exact=True)).to_be_visible()
         await page.get_by_label("Message").fill(STORY)
         await page.keyboard.press("Enter")
         await second.get_by_role("button", name="Stop").click()
         await expect(second.get_by_text("Cancelled", exact=True)).to_be_visible()
         full = {"detail": "The queue is full: 1 job waits."}
         await page.route("**/retry", lambda route: route.fulfill(status=429, json=full))
-        await page.get_by_role("button", name="Try job 2 again").click()
+        await page.get_by_role("button", name=f"Try job {number + 1} again").click()
         trouble = page.locator("#trouble")
         await expect(trouble).to_contain_text("That was not done. The queue is full: 1 job waits.")
         async with page.expect_response("**/conversation/turns**"):
             pass
         await expect(trouble).to_be_visible()
         await page.unroute("**/retry")
-        await page.get_by_role("button", name="Try job 2 again").click()
+        await page.get_by_role("button", name=f"Try job {number + 1} again").click()
         await expect(page.get_by_text("Tried again, as the last message.")).to_be_visible()
         await expect(trouble).to_be_hidden()
-        await expect(page.locator("#job-3")).to_be_visible()
+        await expect(page.locator(f"#job-{number + 2}")).to_be_visible()
 
 
 async def test_names_and_reasons_without_a_break_fit_a_narrow_window(
@@ -279,17 +310,19 @@ async def test_names_and_reasons_without_a_break_fit_a_narrow_window(
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-@pytest.mark.usefixtures("unhurried")
 async def test_all_that_waits_is_cancelled_at_once_without_javascript(
     installation: Installation, chromium: Browser
 ) -> None:
     _, origin, password = installation
     async with window(chromium, origin, java_script_enabled=False) as browser:
         page = await log_in(browser, password)
+        numbers: list[int] = []
         for _ in range(3):
             await page.goto(f"{origin}/chat/")
+            await choose_length(page, UNHURRIED)
             await page.get_by_label("Message").fill(STORY)
             await page.get_by_role("button", name="Send").click()
+            numbers.append(await sent_job(page))
         await page.goto(f"{origin}/chat/jobs?status=queued")
         await page.get_by_text("All jobs that match").click()
         await page.get_by_role("link", name="Cancel those that are open").click()
@@ -298,10 +331,11 @@ async def test_all_that_waits_is_cancelled_at_once_without_javascript(
         await expect(page).to_have_url(f"{origin}/chat/jobs?status=queued&did=cancel&n=2")
         await expect(page.get_by_text("No job is queued just now.")).to_be_visible()
         await page.goto(f"{origin}/chat/jobs?status=processing")
-        await page.get_by_role("button", name="Cancel job 1").click()
-        await expect(page).to_have_url(f"{origin}/chat/jobs?status=processing#job-1")
+        await page.get_by_role("button", name=f"Cancel job {numbers[0]}").click()
+        await expect(page).to_have_url(f"{origin}/chat/jobs?status=processing#job-{numbers[0]}")
         await page.goto(f"{origin}/chat/jobs?status=cancelled")
-        await expect(page.locator(".badge.cancelled")).to_have_count(3)
+        for number in numbers:
+            await expect(page.locator(f"#job-{number} .badge.cancelled")).to_have_count(1)
 
 
 async def photograph_everywhere(browser: Watched, name: str, path: str) -> None:
@@ -336,8 +370,8 @@ async def test_everything_is_done_by_the_keyboard_alone(installation: Installati
         assert await message.evaluate(outline) == "2px solid"
         await page.keyboard.type("Say hi.")
         await page.keyboard.press("Control+Enter")
-        await expect(page).to_have_url(re.compile("#job-1$"))
-        await expect(page.locator("#job-1 .facts")).to_be_attached(timeout=60_000)
+        number = await sent_job(page)
+        await expect(page.locator(f"#job-{number} .facts")).to_be_attached(timeout=60_000)
         await page.keyboard.press("Escape")
         await page.keyboard.press("n")
         await expect(page).to_have_url(f"{origin}/chat/")
@@ -356,10 +390,10 @@ async def test_the_forms_work_without_javascript(installation: Installation, chr
         page = await log_in(browser, password)
         await page.get_by_label("Message").fill("Say hello.")
         await page.get_by_role("button", name="Send").click()
-        await expect(page).to_have_url(re.compile("/chat/conversations/.*#job-1$"))
-        assert (await product.ended(1))["status"] == "done"
+        first = await sent_job(page)
+        assert (await product.ended(first))["status"] == "done"
         await page.get_by_role("link", name="Refresh").click()
-        await expect(page.locator("#job-1 .said.model > .text")).not_to_be_empty()
+        await expect(page.locator(f"#job-{first} .said.model > .text")).not_to_be_empty()
         await page.get_by_role("button", name="Dark").click()
         await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
         await page.get_by_role("button", name="Settings").click()
@@ -367,9 +401,9 @@ async def test_the_forms_work_without_javascript(installation: Installation, chr
         await page.get_by_role("button", name="Close", exact=True).click()
         await page.get_by_label("Message").fill("Again.")
         await page.get_by_role("button", name="Send").click()
-        assert (await product.ended(2))["status"] == "done"
+        assert (await product.ended(first + 1))["status"] == "done"
         await page.get_by_role("link", name="Refresh").click()
-        await expect(page.locator("#job-2 .facts")).to_be_attached()
+        await expect(page.locator(f"#job-{first + 1} .facts")).to_be_attached()
         await page.get_by_role("button", name="Log out").click()
         await expect(page).to_have_url(f"{origin}/chat/login")
 
@@ -383,10 +417,10 @@ async def test_the_monitor_shows_the_running_task_and_its_progress_and_changes_n
         await expect(page).to_have_url(f"{origin}/chat/queue/")
         await expect(page.get_by_role("heading", name="Queues")).to_be_visible()
         # More than any machine has written before the page was looked at.
-        for number in range(200):
-            await product.submit(STORY, conversation_id=f"c{number}")
+        jobs = [await product.submit(STORY, parameters={"max_tokens": UNHURRIED}) for _ in range(8)]
+        await product.in_phase(jobs[0], "decode")
         await page.get_by_role("link", name="llamalith:smollm2").click()
-        await page.get_by_role("link", name="j1.a1").first.click()
+        await page.get_by_role("row").filter(has=page.get_by_text("active", exact=True)).get_by_role("link").click()
         # A task reports its progress to SAQ every 5 s; one task goes on as long as there is work.
         bar = page.locator("progress")
         await expect(bar).not_to_have_js_property("value", 0, timeout=60_000)
@@ -406,8 +440,9 @@ async def test_nginx_hands_on_the_api_under_the_pages_prefix(installation: Insta
         assert (await client.get("/chat")).headers["location"] == "/chat/"
         accepted = await client.post("/chat/api/jobs", json={"content": "Say hi.", "conversation_id": "a/b"})
         assert accepted.status_code == 200
-        assert (await product.ended(1))["status"] == "done"
-        assert (await client.get("/chat/api/jobs/1")).json()["conversation_id"] == "a/b"
+        job_id = accepted.json()["job_id"]
+        assert (await product.ended(job_id))["status"] == "done"
+        assert (await client.get(f"/chat/api/jobs/{job_id}")).json()["conversation_id"] == "a/b"
         too_big = await client.post("/chat/api/jobs", content=b"x" * (16 * 1024 * 1024 + 1))
         assert too_big.status_code == 413
         assert (await client.get("/api/jobs")).status_code == 404, "only /chat/ is served"
@@ -455,7 +490,7 @@ async def test_axe_finds_nothing_wrong_on_any_page_and_each_is_photographed(
         for name, path in (
             ("new-chat", "/chat/"),
             ("jobs", "/chat/jobs"),
-            ("jobs-empty", "/chat/jobs?status=cancelled"),
+            ("jobs-empty", "/chat/jobs?status=cancelled&q=dragons"),
             ("conversations", "/chat/conversations"),
             ("conversation", "/chat/conversations/dragon"),
             ("too-long", "/chat/conversations/too%20long"),

@@ -109,8 +109,13 @@ async def test_a_reply_grows_on_its_page_and_thinking_is_folded(
         gate.touch()
         await expect(page.locator("#job-1 .said.model > .text")).to_have_text(STORY)
         await expect(page.locator("#job-1")).to_have_attribute("data-status", "done")
-        # The record does not keep it; the page does, open as it is.
+        # Open as it is; after a reload folded, out of the record.
         await expect(thinking.locator("summary")).to_have_text(re.compile(r"^Thought"))
+        await expect(thinking.locator("p")).to_have_text(THOUGHT)
+        said = await thinking.locator("summary").text_content()
+        await page.reload()
+        await expect(thinking.locator("summary")).to_have_text(said or "")
+        await expect(thinking.locator("p")).to_be_hidden()
         await expect(thinking.locator("p")).to_have_text(THOUGHT)
 
 
@@ -388,7 +393,7 @@ async def test_seven_windows_that_follow_replies_take_one_connection_and_all_of_
         eighth = await browser.page("/chat/")
         sidebar = eighth.locator("#chats")
         await expect(sidebar.get_by_label("A reply is being written")).to_have_count(4, timeout=PATIENT_MS)
-        await expect(sidebar.get_by_label("A message waits")).to_have_count(3, timeout=PATIENT_MS)
+        await expect(sidebar.get_by_label("Waits for its turn")).to_have_count(3, timeout=PATIENT_MS)
         assert await violations(eighth) == []
         await photograph(eighth, "sidebar-states")
         await eventually(lambda: follow(7))

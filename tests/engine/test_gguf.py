@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from llamalith_app.engine import gguf
 from llamalith_app.engine.gguf import BadGguf
-from tests import tiny_models
-from tests.gguf import LLAMA, header, text, write
+from tests.gguf import LLAMA, header, text, write, write_split
 
 
 def written(path: Path, data: bytes) -> Path:
@@ -76,7 +75,7 @@ def test_a_part_that_is_not_the_first_is_refused_with_the_name_of_the_first(tmp_
 
 
 def test_what_is_wrong_with_the_parts_of_a_split_model_is_reported_by_the_first_one(tmp_path: Path) -> None:
-    first, second, third = tiny_models.write_split(tmp_path)
+    first, second, third = write_split(tmp_path)
     assert gguf.read(first).flaw == ""
     renamed = tmp_path / "renamed.gguf"
     renamed.hardlink_to(first)
@@ -95,7 +94,7 @@ def test_what_is_wrong_with_the_parts_of_a_split_model_is_reported_by_the_first_
 
 
 def test_a_file_without_weights_is_reported(tmp_path: Path) -> None:
-    path = tiny_models.write_vocabulary(tmp_path / "vocabulary.gguf")
+    path = written(tmp_path / "vocabulary.gguf", header(LLAMA, n_tensors=0))
     assert gguf.read(path).flaw == f"The model file {path} has no weights, at most a vocabulary."
 
 

@@ -126,7 +126,7 @@ class AnyOrderOfARecurrentModel(AnyOrder):
     can_share = False
 
 
-ANY_ORDER = settings(max_examples=60, stateful_step_count=40)
+ANY_ORDER = settings(max_examples=settings().max_examples // 2, stateful_step_count=40)
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = ANY_ORDER
 TestAnyOrderOfARecurrentModel = AnyOrderOfARecurrentModel.TestCase

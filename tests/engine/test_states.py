@@ -142,7 +142,7 @@ def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [new]
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.data())
 def test_a_damaged_file_is_never_taken_for_a_state(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -230,7 +230,7 @@ def some_jobs(*priorities: int) -> st.SearchStrategy[list[Queued]]:
     )
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 @given(jobs=some_jobs(NORMAL, BATCH), job_s=st.floats(0.1, 60))
 def test_no_job_starves_behind_a_flood_of_a_more_urgent_class(jobs: list[Queued], job_s: float) -> None:
     # Four times the capacity.
@@ -241,7 +241,7 @@ def test_no_job_starves_behind_a_flood_of_a_more_urgent_class(jobs: list[Queued]
     assert all(run.waits[job] <= within_s for job in jobs)
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 @given(job_s=st.floats(1, 60), load_s=st.floats(0, 60), n_b=st.integers(1, 50))
 def test_of_two_models_that_are_always_late_neither_starves(job_s: float, load_s: float, n_b: int) -> None:
     flood = [Queued(n * job_s / 2, "a", NORMAL, n) for n in range(600)]
@@ -253,7 +253,7 @@ def test_of_two_models_that_are_always_late_neither_starves(job_s: float, load_s
     assert run.n_loads <= 4 + n_b
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 @given(jobs=some_jobs(*Priority))
 def test_below_capacity_every_job_starts_within_the_max_wait_of_its_class(jobs: list[Queued]) -> None:
     run = simulate(jobs, job_s=0.05, load_s=0.2, models=("a", "b", "c"))

@@ -22,11 +22,15 @@ from llamalith_app.web import charts, curl
 NOW = datetime(2026, 11, 30, 12, 7, tzinfo=UTC)
 
 
-def job_that_ended(ago_s: float, status: str = "done", waited_s: float | None = 1.0, priority: int = 1) -> EndedJob:
+def job_that_ended(
+    ago_s: float, status: str = "done", waited_s: float | None = 1.0, priority: int = 1, token_s: float | None = None
+) -> EndedJob:
     ended = NOW - timedelta(seconds=ago_s)
     created = ended - timedelta(seconds=100)
     started = None if waited_s is None else created + timedelta(seconds=waited_s)
-    return EndedJob(priority, status, created, started, ended)
+    return EndedJob(
+        priority, status, created, started, ended, None if token_s is None else created + timedelta(seconds=token_s)
+    )
 
 
 def test_each_ended_job_is_counted_once_in_the_time_that_the_rows_cover() -> None:
@@ -47,6 +51,9 @@ def test_waits_are_of_jobs_that_were_started_and_never_negative() -> None:
     interactive, normal = statistics.waits(rows)
     assert (interactive.priority, interactive.p50_s, interactive.p95_s) == (0, 0.0, 0.0)
     assert (normal.n_jobs, normal.p50_s, normal.p95_s) == (20, 10.0, 19.0)
+    assert interactive.token_p50_s is normal.token_p50_s is None, "nobody knows"
+    (known,) = statistics.waits([*rows[:20], job_that_ended(1, token_s=7), job_that_ended(1, token_s=-1)])
+    assert (known.n_jobs, known.token_p50_s) == (22, 0.0)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1).map(sorted), st.floats(1, 100))
@@ -99,6 +106,24 @@ def test_waits_and_attempts_come_in_turn(
     later = NOW + timedelta(seconds=100)
     assert [(step.kind, None if step.ended_at is None else step.seconds(later)) for step in steps] == expected
     assert all(step.seconds(NOW - timedelta(hours=1)) >= 0 for step in steps), "a clock that was set back"
+
+
+def test_an_attempt_is_told_in_phases_as_far_as_they_are_known() -> None:
+    def phases(end_s: float | None, outcome: Any, *after_s: float) -> list[tuple[str, float, bool]]:
+        names = ("loaded_at", "prompt_read_at", "first_token_at")
+        times = {name: NOW + timedelta(seconds=s) for name, s in zip(names, after_s, strict=False)}
+        one = msgspec.structs.replace(attempt(1, 0, end_s, outcome), **times)
+        (step,) = [step for step in timeline.steps(job(status="processing"), [one]) if step.attempt]
+        return [(phase.kind, phase.seconds, phase.is_over) for phase in step.phases]
+
+    whole = [("loading", 1.0, True), ("reading", 2.0, True), ("starting", 0.0, True)]
+    assert phases(9, "done", 1, 3, 3) == [*whole, ("writing", 6.0, True)]
+    assert phases(9, "cancelled", 1, 3, 3) == [*whole, ("writing", 6.0, False)]
+    assert phases(9, "lost", 1, 3) == [*whole[:2], ("starting", 6.0, False)]
+    assert phases(9, "failed", 1) == [*whole[:1], ("reading", 8.0, False)]
+    assert phases(None, None, 1, 3) == whole[:2], "what goes on is not told: it may be over already"
+    assert phases(9, "done") == phases(9, "failed") == phases(None, None) == []
+    assert phases(9, "done", 1, 0.5, 3)[1] == ("reading", 0.0, True), "a clock that was set back"
 
 
 # Charts

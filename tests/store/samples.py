@@ -49,13 +49,24 @@ def register_worker(connection: Connection, lock_path: str = "") -> int:
     return workers.register(connection, host="here", pid=1, lock_path=lock_path, models=["m"], n_slots=1, now=NOW)
 
 
-def finish(connection: Connection, claim: transitions.Claim, reply: str = "a reply") -> bool:
+def finish(
+    connection: Connection,
+    claim: transitions.Claim,
+    reply: str = "a reply",
+    *,
+    thinking: str = "",
+    thinking_s: float | None = None,
+    times: transitions.AttemptTimes = transitions.UNKNOWN_TIMES,
+) -> bool:
     return transitions.finish(
         connection,
         claim.job_id,
         claim.lease_token,
         NOW,
         reply=reply,
+        thinking=thinking,
+        thinking_s=thinking_s,
+        times=times,
         finish_reason="stop",
         prompt_tokens=1,
         prompt_tokens_reused=0,

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from llamalith_app.store import check, conversation_list, conversations, turns
 from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.jobs import leases, reads, statements, submission, transitions, waiting
+from llamalith_app.store.jobs.transitions import AttemptTimes
 from llamalith_app.store.tables import JobRow, Outcome, Status
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
@@ -322,10 +323,12 @@ def test_only_the_attempt_that_a_cancel_ended_stores_its_partial_reply(engine: E
         fail(connection, first)
         second = transitions.claim(connection, "m", 1, worker, NOW)
         assert second is not None
-        written = transitions.PartialReply("half", 3, 2)
+        written = transitions.PartialReply("half", 3, 2, "a thought")
 
         def keep(claim: transitions.Claim) -> bool:
-            return transitions.store_partial(connection, claim.job_id, claim.lease_token, NOW, written=written)
+            return transitions.store_partial(
+                connection, claim.job_id, claim.lease_token, NOW, written=written, times=AttemptTimes(NOW)
+            )
 
         assert not keep(second), "not yet cancelled"
         transitions.cancel(connection, ADMIN_ID, second.job_id, NOW)
@@ -334,6 +337,48 @@ def test_only_the_attempt_that_a_cancel_ended_stores_its_partial_reply(engine: E
         assert check.violations(connection) == []
     assert job is not None
     assert (job.status, job.partial, job.result) == ("cancelled", "half", None)
+    assert (job.thinking, job.thinking_s, job.loaded_at) == ("a thought", None, NOW)
+
+
+def test_what_is_known_of_an_attempt_stays_whoever_ends_it_and_nobody_but_people_reads_what_was_thought(
+    engine: Engine,
+) -> None:
+    loaded, read, first = (NOW + timedelta(seconds=n) for n in (1, 2, 3))
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        submission.submit(connection, prompt(), NOW)
+        lost = transitions.claim(connection, "m", 1, worker, NOW)
+        assert lost is not None
+        transitions.note_times(connection, {lost.lease_token: AttemptTimes(loaded), "another": AttemptTimes(read)})
+        transitions.note_times(connection, {lost.lease_token: AttemptTimes(loaded, read)})
+        fail(connection, lost, outcome=Outcome.LOST)
+        claim = transitions.claim(connection, "m", 1, worker, NOW)
+        assert claim is not None
+        job = reads.job_by_id(connection, ADMIN_ID, claim.job_id)
+        assert job is not None
+        assert (job.attempt, job.loaded_at) == (2, None), "those of the newest attempt"
+        assert finish(connection, claim, thinking="hm", thinking_s=1.5, times=AttemptTimes(loaded, read, first))
+        job = reads.job_by_id(connection, ADMIN_ID, claim.job_id)
+        assert job is not None
+        assert (job.result, job.thinking, job.thinking_s) == ("a reply", "hm", 1.5)
+        assert (job.loaded_at, job.prompt_read_at, job.first_token_at) == (loaded, read, first)
+        found = reads.attempts(connection, ADMIN_ID, claim.job_id)
+        assert found is not None
+        assert [(one.loaded_at, one.prompt_read_at, one.first_token_at) for one in found] == [
+            (loaded, read, None),
+            (loaded, read, first),
+        ]
+        shown = conversations.messages(connection, ADMIN_ID, "c")
+        assert [(message.content, message.thinking) for message in shown] == [("hello", None), ("a reply", "hm")]
+        submission.submit(connection, prompt("and now?"), NOW)
+        again = transitions.claim(connection, "m", 1, worker, NOW)
+        assert again is not None
+        history = turns.read_turn(connection, again.turn_id, 1000).messages
+        assert [message.thinking for message in history] == [None, None, None]
+        prefix = turns.longest_stored_prefix(connection, ADMIN_ID, history)
+        assert prefix is not None
+        assert prefix.n_messages == 2, "the digest is that of the texts"
+        assert check.violations(connection) == []
 
 
 def test_a_job_that_waited_too_long_for_its_first_start_ends_and_is_never_claimed(engine: Engine) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, insert
 
-from llamalith_app.store import check
-from llamalith_app.store.jobs import details, listing, statistics, submission, transitions
+from llamalith_app.store import check, conversation_list
+from llamalith_app.store.conversation_list import Filter
+from llamalith_app.store.jobs import details, listing, reads, statistics, submission, transitions
 from llamalith_app.store.jobs.listing import JobFilter
-from llamalith_app.store.tables import Outcome, Status, UserRow
+from llamalith_app.store.tables import Outcome, Source, Status, UserRow
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, fail, finish, prompt, register_worker
 
@@ -35,7 +37,7 @@ def test_filters_find_the_owner_s_jobs_and_nobody_else_s(engine: Engine) -> None
     with engine.begin() as connection:
         other = another_owner(connection)
         ids = [
-            sent(connection, "A red fox", minute=0),
+            sent(connection, "A red fox", minute=0, source=Source.PAGE),
             sent(connection, "A RED_FOX 100%", minute=1, model="n"),
             sent(connection, "A red fox", other, minute=2),
             sent(connection, "A blue fox", minute=3, priority="batch"),
@@ -51,6 +53,10 @@ def test_filters_find_the_owner_s_jobs_and_nobody_else_s(engine: Engine) -> None
         assert found(text="red_fox 100%") == [1]
         assert found(model="n", text="red") == [1]
         assert found(priority=2) == [3]
+        assert found(source="page") == [0]
+        assert found(source="page", text="blue") == []
+        assert [job.id for job in reads.newest(connection, ADMIN_ID, limit=9, source="page")] == [ids[0]]
+        assert [job.id for job in reads.newest_briefs(connection, ADMIN_ID, limit=9, source="api")] == []
         assert found(text=str(ids[3])) == [3]
         assert found(text=str(ids[2])) == []
         assert found(since=NOW + timedelta(minutes=1), until=NOW + timedelta(minutes=3)) == [1]
@@ -60,6 +66,39 @@ def test_filters_find_the_owner_s_jobs_and_nobody_else_s(engine: Engine) -> None
         assert listing.newest_id(connection, ADMIN_ID) == ids[3]
         assert listing.excerpts(connection, ADMIN_ID, [ids[2]], 9) == []
         assert details.job_details(connection, ADMIN_ID, ids[2]) is None
+
+
+def test_conversations_are_found_by_the_status_that_lists_show(engine: Engine) -> None:
+    def send(name: str, **fields: Any) -> None:
+        submission.submit(connection, prompt(name, name, **fields), NOW)
+
+    def end(how: Callable[..., Any], **fields: Any) -> None:
+        claim = transitions.claim(connection, "m", 1, worker, NOW)
+        assert claim is not None
+        how(connection, claim, **fields)
+
+    with engine.begin() as connection:
+        worker = register_worker(connection)
+        for name in ("done", "failed", "failed then waits", "failed then done"):
+            send(name)
+            end(finish if name == "done" else fail, **({} if name == "done" else {"pause": None}))
+        send("failed then done")
+        end(finish)
+        send("failed then waits")
+        send("waits")
+        send("waits")
+        send("runs, and what waited behind it failed", priority="interactive")
+        assert transitions.claim(connection, "m", 0, worker, NOW) is not None
+        send("runs, and what waited behind it failed", queue_timeout_s=1)
+        assert len(transitions.expire_queued(connection, NOW + timedelta(seconds=2), 9)) == 1
+        every = conversation_list.listed(connection, ADMIN_ID, Filter(), limit=99)
+        assert len(every) == 6
+        for status, n in (("processing", 1), ("queued", 2), ("error", 1)):
+            found = conversation_list.listed(connection, ADMIN_ID, Filter(status=status), limit=99)
+            assert found == [one for one in every if one.status == status], status
+            assert len(found) == n, status
+        assert conversation_list.listed(connection, ADMIN_ID, Filter("waits", status="error"), limit=99) == []
+        assert conversation_list.listed(connection, ADMIN_ID, Filter(status="queued", tag="x"), limit=99) == []
 
 
 def test_pages_of_a_search_have_each_job_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

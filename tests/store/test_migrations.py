@@ -18,7 +18,7 @@ from llamalith_app.errors import StorageUnavailable
 from llamalith_app.store import check, conversation_list, conversations, turns
 from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.database import write_engine
-from llamalith_app.store.jobs import submission
+from llamalith_app.store.jobs import submission, transitions
 from llamalith_app.store.migrate import commands, migrate
 from llamalith_app.store.users import ADMIN_ID
 from tests.store.samples import NOW, prompt
@@ -170,16 +170,18 @@ def test_every_turn_gets_its_place_in_the_tree(tmp_path: Path, n_conversations: 
     stored = {number: list(old_turns(number, n_turns)) for number in range(1, n_conversations + 1)}
     store_old(path, stored)
     jobs_before = [
-        {"heartbeat" if name == "beat" else name: value for name, value in row.items()}
+        {"heartbeat" if name == "beat" else name: value for name, value in row.items()} | {"partial_thinking": None}
         for row in rows(path, "SELECT * FROM jobs ORDER BY id", without="turn")
     ]
-    attempts_before = rows(path, "SELECT * FROM attempts ORDER BY job_id, attempt")
+    unknown = dict.fromkeys(transitions.AttemptTimes._fields)
+    attempts_before = [row | unknown for row in rows(path, "SELECT * FROM attempts ORDER BY job_id, attempt")]
     assert migrate(path)
     assert rows(path, "SELECT * FROM jobs ORDER BY id", without="turn_id") == jobs_before
     assert rows(path, "SELECT * FROM attempts ORDER BY job_id, attempt") == attempts_before
     messages = rows(
         path,
-        "SELECT t.conversation_id, t.depth, m.role, m.content, m.is_reply, m.created_at FROM messages m"
+        "SELECT t.conversation_id, t.depth, m.role, m.content, m.is_reply, m.created_at, m.thinking, m.thinking_s"
+        " FROM messages m"
         " JOIN turns t ON t.id = m.turn_id ORDER BY t.conversation_id, t.depth, m.position",
     )
     assert messages == [
@@ -190,6 +192,8 @@ def test_every_turn_gets_its_place_in_the_tree(tmp_path: Path, n_conversations: 
             "content": content,
             "is_reply": int(turn.status == "done" and n == len(turn.texts) - 1),
             "created_at": f"2026-11-24 00:00:{turn.number % 60:02}",
+            "thinking": None,
+            "thinking_s": None,
         }
         for conversation, its_turns in stored.items()
         for turn in its_turns

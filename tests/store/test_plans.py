@@ -87,6 +87,10 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "claim": (queued, lambda c, _: claimed(c)),
     "finish": (lambda c: (queued(c), claimed(c))[1], finish),
     "fail": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: fail(c, claim, pause=None)),
+    "times": (
+        lambda c: (queued(c), claimed(c))[1],
+        lambda c, claim: transitions.note_times(c, {claim.lease_token: transitions.AttemptTimes(NOW)}),
+    ),
     "heartbeat": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: leases.heartbeat(c, [claim.lease_token])),
     "cancel": (queued, lambda c, job_id: transitions.cancel(c, ADMIN_ID, job_id, NOW)),
     "cancel what is open in a conversation": (
@@ -123,6 +127,15 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
         lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter(), limit=1),
     ),
     "the sidebar": (queued, lambda c, _: conversation_list.sidebar(c, ADMIN_ID, limit=0)),
+    "newest of a source": (queued, lambda c, _: reads.newest(c, ADMIN_ID, limit=100, source="api")),
+    "conversations that failed": (
+        lambda c: [queued(c) for _ in "ab"],
+        lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter(status="error"), limit=1),
+    ),
+    "conversations that wait": (
+        lambda c: [queued(c) for _ in "ab"],
+        lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter(status="queued"), limit=1),
+    ),
     "conversations that match": (
         lambda c: [submission.submit(c, prompt(conversation_id=i), NOW) for i in "ab"],
         lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter("hel"), limit=2),
@@ -163,7 +176,7 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "a search by all filters": (
         queued,
         lambda c, _: listing.search(
-            c, ADMIN_ID, JobFilter("queued", "m", 1, "text", NOW - timedelta(days=1), LATER), limit=50
+            c, ADMIN_ID, JobFilter("queued", "m", 1, "text", NOW - timedelta(days=1), LATER, "api"), limit=50
         ),
     ),
     "counts": (queued, lambda c, _: listing.count_by_status(c, ADMIN_ID, JobFilter())),
@@ -240,6 +253,8 @@ WHOLE_INDEXES = {
     "remove a deleted conversation": {"SCAN continued"},
     # The newest 2,000 turns.
     "conversations, newest first": {"SCAN turns", "SCAN newest_turns"},
+    # The first job that waits of each conversation.
+    "conversations that wait": {"SCAN jobs USING INDEX heads"},
     # What the index of words finds, in the order that is asked for, up to the limit.
     "conversations that match": {
         "SCAN texts VIRTUAL TABLE INDEX 64:M1<",
@@ -260,6 +275,7 @@ WHOLE_INDEXES = {
 OF_AN_OWNER = {
     # In the order that is asked for, up to the limit.
     "newest": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
+    "newest of a source": {"SEARCH jobs USING INDEX jobs_of_owner (owner_id=?)"},
     # Its last entry.
     "the newest id": {"SEARCH jobs USING COVERING INDEX jobs_of_owner (owner_id=?)"},
 }

@@ -1,5 +1,5 @@
-"""A real web application and a real Valkey. The test publishes what a worker would, or a real worker with the fake
-engine as its child does."""
+"""A real web application and a real Valkey. The test publishes what a worker would, or a real worker with an engine
+that is no process does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llamalith_app.web.follow import Timings
 from tests.settle import eventually
 from tests.store.samples import finish, register_worker
 from tests.web.conftest import make_config, serving
-from tests.worker.conftest import Script, working
+from tests.worker.conftest import Script, working_in_process
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def worked(config: Config, script: Script, timings: Timings) -> AsyncItera
     """With a worker. A reply stops at `STOP`."""
     model = msgspec.structs.replace(config.models[0], settings=ModelSettings(stop=("STOP",), max_tokens=1000))
     config = msgspec.structs.replace(config, models=(model,))
-    async with serving(config, follow_timings=timings) as api, working(config, script):
+    async with serving(config, follow_timings=timings) as api, working_in_process(config, script):
         yield api
 
 

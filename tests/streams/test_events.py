@@ -35,7 +35,7 @@ from tests.store.samples import NOW, fail, prompt
 from tests.streams.conftest import attempt, submit
 from tests.streams.sse import FINAL, Event, Heard, heard, read_all, reading
 from tests.web.conftest import PATIENT, TOKEN, log_in, serving
-from tests.worker.conftest import Script, ended, working
+from tests.worker.conftest import Script, ended, working_in_process
 
 REPLY = "<think>Grüße? 🐉</think>\n Grüße, kleiner Drache 🐉👩‍👩‍👧! S, ST and STO are no end.STOP and this is gone"
 SAID = "Grüße, kleiner Drache 🐉👩‍👩‍👧! S, ST and STO are no end."
@@ -63,7 +63,13 @@ async def test_the_deltas_are_the_stored_reply_and_thinking_is_apart(
     got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
     job = await ended(database, job_id)
     assert got.text == job.result == SAID
-    assert got.thinking == "Grüße? 🐉"
+    assert got.thinking == job.thinking == "Grüße? 🐉"
+    assert job.thinking_s
+    times = [job.started_at, job.loaded_at, job.prompt_read_at, job.first_token_at, job.processed_at]
+    known = [moment for moment in times if moment is not None]
+    assert len(known) == len(times)
+    assert known == sorted(known)
+    assert job.thinking_s < (known[-1] - known[-2]).total_seconds()
     assert len(got.tokens) == job.completion_tokens
     assert got.final == (await worked.get(f"/api/jobs/{job_id}")).json()
     assert got.kinds.count("delta") > 3, "piece by piece"
@@ -248,7 +254,7 @@ async def test_without_redis_the_whole_reply_and_the_last_event_still_come(
 ) -> None:
     config = msgspec.structs.replace(config, redis_url=absent_redis_url)
     script.write({"when": "go", "reply": "A reply."})
-    async with serving(config, follow_timings=Timings(history_s=0.1)) as api, working(config, script):
+    async with serving(config, follow_timings=Timings(history_s=0.1)) as api, working_in_process(config, script):
         job_id = await submit(api, "go")
         got = heard(await read_all(api, f"/api/jobs/{job_id}/events"))
         assert [kind for kind in got.kinds if kind != "progress"] == ["delta", "done"]

@@ -19,13 +19,16 @@ from litestar import Litestar
 
 from llamalith_app import app
 from llamalith_app.app import Timings
+from llamalith_app.grammars import grammar
 from llamalith_app.settings.config import Config, ModelConfig
 from llamalith_app.web import html
 
 TOKEN = "a-token-of-the-tests"
 PASSWORD = "a password of the tests"
-# Servers come and go with each test; the templates that they compile stay, and the routes go from one to the next.
+# Servers come and go with each test; the templates that they compile stay, and what was found of their grammars, and
+# the routes go from one to the next.
 html.template_config = functools.cache(html.template_config)
+grammar.problem = functools.cache(grammar.problem)
 
 
 class Routes:

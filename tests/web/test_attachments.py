@@ -152,6 +152,7 @@ async def test_of_too_many_pages_the_first_are_read(browser: httpx.AsyncClient) 
     assert found["note"] == "Only the first 2,000 of its 2,001 pages are here: at most 2,000 are read."
 
 
+@pytest.mark.slow
 async def test_what_takes_too_long_leaves_the_pages_before_it() -> None:
     first, slow = zlib.compress(pdfs.drawn(["the first"])), hard_page(100_000)
     data = pdfs.pages([first, *[slow] * 30], b"/Filter /FlateDecode")

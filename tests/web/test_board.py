@@ -23,11 +23,11 @@ from llamalith_app.settings.config import Config
 from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store import workers
 from llamalith_app.store.database import Database
-from llamalith_app.store.jobs import listing, transitions
+from llamalith_app.store.jobs import listing, submission, transitions
 from llamalith_app.store.record import record_id
-from llamalith_app.store.tables import JobRow, Outcome
+from llamalith_app.store.tables import JobRow, Outcome, Source
 from llamalith_app.web.curl import MAX_BODY_BYTES
-from tests.store.samples import fail, finish, register_worker
+from tests.store.samples import NOW, fail, finish, prompt, register_worker
 from tests.web.conftest import TOKEN, log_in, serving
 
 API = {"Authorization": f"Bearer {TOKEN}"}
@@ -74,9 +74,10 @@ async def test_filters_combine_and_stand_in_the_address(browser: httpx.AsyncClie
     await send(browser, "A green dragon", model="other", conversation_id="b")
     await send(browser, "A red house", conversation_id="c", priority="batch")
     await send(browser, "100 % RED", conversation_id="d")
+    await database.write(submission.submit, prompt("of the page", "e", source=Source.PAGE), datetime.now(UTC))
     for query, expected in (
-        ("", [4, 3, 2, 1]),
-        ("status=queued", [4, 3, 2]),
+        ("", [5, 4, 3, 2, 1]),
+        ("status=queued", [5, 4, 3, 2]),
         ("q=red", [4, 3, 1]),
         ("q=red&status=queued", [4, 3]),
         ("q=red&status=queued&priority=batch", [3]),
@@ -86,14 +87,30 @@ async def test_filters_combine_and_stand_in_the_address(browser: httpx.AsyncClie
         ("q=3", [3]),
         ("q=100+%25", [4]),
         ("q=_ed", []),
-        ("age=hour", [4, 3, 2, 1]),
+        ("age=hour", [5, 4, 3, 2, 1]),
         ("since=2020-01-01&until=2020-12-31", []),
-        ("since=2020-01-01", [4, 3, 2, 1]),
+        ("since=2020-01-01", [5, 4, 3, 2, 1]),
         ("until=2020-01-01", []),
+        ("source=api", [4, 3, 2, 1]),
+        ("source=page", [5]),
+        ("source=api&q=red&status=queued", [4, 3]),
+        ("source=legacy", []),
     ):
         page = await browser.get(f"/chat/jobs?{query}")
         assert shown_ids(page) == expected, query
         assert shown_ids(await browser.get(f"/chat/jobs/rows?{query}")) == expected, query
+    for source, ids in (("page", [5]), ("legacy", []), ("api", [4, 3, 2, 1])):
+        for texts in ("true", "false"):
+            listed = await browser.get(f"/api/jobs?source={source}&texts={texts}", headers=API)
+            assert [job["id"] for job in listed.json()["jobs"]] == ids, source
+    assert (await browser.get("/api/jobs?source=title", headers=API)).status_code == 400
+    assert (await browser.get("/chat/jobs?source=title")).status_code == 400
+    page = await browser.get("/chat/jobs?source=page")
+    assert "All Queued 1 Running 0 Done 0" in text(page)
+    assert 'href="/chat/jobs/bulk?source=page&amp;action=cancel"' in page.text
+    asked = await browser.get("/chat/jobs/bulk?source=page&action=cancel")
+    assert "1 open job matches" in text(asked)
+    assert hidden_fields(asked)["source"] == "page"
     page = await browser.get("/chat/jobs?q=red&model=smollm2")
     assert 'name="q" value="red"' in page.text
     assert '<option value="smollm2" selected>' in page.text
@@ -331,9 +348,12 @@ async def test_the_class_of_a_job_that_was_started_stays(browser: httpx.AsyncCli
 async def test_a_job_s_page_tells_what_happened_attempt_by_attempt(
     browser: httpx.AsyncClient, database: Database
 ) -> None:
-    await send(browser, "Once", system_prompt="Be brief.", temperature=0.25, stop=["\n"])
+    await send(browser, "Once", conversation_id="c", system_prompt="Be brief.", temperature=0.25, stop=["\n"])
     await ended(database, fail, outcome=Outcome.LOST, kind="worker_lost", reason="Its <worker> was lost.")
-    await ended(database, finish, reply="upon a <time>")
+    claimed = await claim(database)
+    loaded, read, first = (NOW + timedelta(seconds=n) for n in (1, 2, 3))
+    times = transitions.AttemptTimes(loaded, read, first)
+    await database.write(finish, claimed, reply="upon a <time>", thinking="<hm>", thinking_s=2.4, times=times)
     page = await browser.get("/chat/jobs/1")
     said = text(page)
     assert re.search(r"Waited [\d.]+ .* Attempt 1 was lost with its worker .* Attempt 2 wrote the reply", said)
@@ -341,7 +361,17 @@ async def test_a_job_s_page_tells_what_happened_attempt_by_attempt(
     assert "upon a <time>" in said
     assert "Be brief." in said
     assert "temperature 0.25" in said
-    assert "is shown while a job runs, and is not kept" in said, "what is not recorded is said"
+    assert len(re.findall("its prompt read and its first token there is not known", said)) == 1, "of the first attempt"
+    assert re.search(
+        r"The model was ready after .* The prompt was read in 1\.0 s .* The first token came after 1\.0 s"
+        r" .* The reply was written in",
+        said,
+    )
+    assert "Thought for 2 s <hm>" in said
+    chat = await browser.get("/chat/conversations/c")
+    folded = r'<details class="thinking"[^>]*><summary>Thought for 2 s</summary><p[^>]*>&lt;hm&gt;</p>'
+    assert re.search(folded, chat.text)
+    assert "<hm>" not in chat.text
     assert re.search(r"<svg[^>]*role=\"img\"[^>]*>\s*<title id=\"timeline-title\">How its time was spent", page.text)
     assert 'data-open="0"' in page.text
     assert (await browser.get("/chat/jobs/2")).status_code == 404

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from html import unescape
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
+from sqlalchemy import update
 
 from llamalith_app.controllers.pages.conversations import CONVERSATIONS_ON_PAGE
 from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import transitions
+from llamalith_app.store.tables import JobRow
 from tests.store.samples import finish, register_worker
 from tests.web.conftest import log_in, serving
 
@@ -65,6 +68,7 @@ async def test_a_list_says_what_a_person_needs_to_choose_a_conversation(
     assert found["next"] is None
     assert await ids(api, source="legacy") == ["b"]
     assert await ids(api, tag="x") == ["a"]
+    assert (await ids(api, status="queued"), await ids(api, status="error")) == (["b"], [])
     (by_title,) = (await api.get("/api/conversations", params={"q": "queues"})).json()["conversations"]
     assert by_title["found"] is None, "it stands in the title alone"
     read = await api.get("/api/conversations/b")
@@ -182,6 +186,7 @@ async def test_many_are_changed_at_once(api: httpx.AsyncClient) -> None:
         ("GET", "/api/conversations?limit=101", None, "limit: "),
         ("GET", "/api/conversations?archived=maybe", None, "archived: "),
         ("GET", "/api/conversations?source=title", None, "source: "),
+        ("GET", "/api/conversations?status=done", None, "status: "),
         ("GET", f"/api/conversations?q={'x' * 201}", None, "q: "),
         ("DELETE", "/api/conversations/a?really=yes", None, "really: unknown filter"),
     ],
@@ -250,6 +255,12 @@ async def test_a_person_renames_pins_archives_and_deletes_without_scripts(browse
     page = await send({"csrf_token": token, "action": "tag", "tag": "work", "id": ["a", "c"]})
     found = await browser.get("/chat/conversations", params={"tag": "work", "archived": "", "source": "", "q": ""})
     assert rows(found) == ["c", "a"]
+    found = await browser.get("/chat/conversations", params={"tag": "work", "status": "queued"})
+    assert rows(found) == ["a"], "the other's jobs were cancelled with it"
+    assert '<option value="queued" selected>Queued</option>' in found.text
+    assert 'data-live="/chat/conversation/list?tag=work&amp;status=queued"' in found.text
+    for nothing in ("/chat/conversations?status=error", "/chat/conversation/list?status=processing"):
+        assert rows(await browser.get(nothing)) == [], nothing
     page = await send({"csrf_token": token, "action": "delete", "id": ["a", "c"]})
     assert "2 conversations were deleted." in page.text
     assert rows(await browser.get("/chat/conversations?archived=true")) == ["b"]
@@ -286,3 +297,24 @@ async def test_all_of_a_page_can_be_chosen_without_an_origin(config: Config) -> 
         answer = await client.post("/chat/conversation/change", data=fields)
         assert answer.status_code == 303
         assert rows(await client.get("/chat/conversations")) == []
+
+
+async def test_a_day_begins_where_the_viewer_is(browser: httpx.AsyncClient, database: Database) -> None:
+    """Of what happened at UTC's last midnight; west of it that was the day before."""
+    await queue(browser, "a")
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    await database.write(lambda connection: connection.execute(update(JobRow).values(created_at=midnight)))
+    zones: dict[str, tzinfo] = {name: ZoneInfo(name) for name in ("Pacific/Kiritimati", "Pacific/Pago_Pago")}
+    nowhere = ("", "../../etc/passwd", "/etc/passwd", "America", "No/Such_Place", "%00", "x" * 4000)
+    for cookie, zone in [*zones.items(), *((name, UTC) for name in nowhere)]:
+        browser.cookies.set("llamalith_zone", cookie)
+        now, then = datetime.now(zone).date(), midnight.astimezone(zone).date()
+        words = {0: "Today", 1: "Yesterday"}[(now - then).days]
+        page = await browser.get("/chat/conversations")
+        assert page.text.count(f"<h2>{words}</h2>") == 2, "in the list and in the sidebar"
+        assert f"<h2>{words}</h2>" in (await browser.get("/chat/conversation/list")).text
+        jobs = await browser.get(f"/chat/jobs?since={then}&until={then}")
+        assert 'id="job-1"' in jobs.text, cookie
+        assert f"From ({zone})" in jobs.text
+        before = then - timedelta(days=1)
+        assert 'id="job-1"' not in (await browser.get(f"/chat/jobs?since={before}&until={before}")).text, cookie

@@ -585,7 +585,7 @@ def test_inventing_host_names_gives_no_more_guesses_or_rows_than_a_few_names(dat
     now = datetime(2026, 1, 1, tzinfo=UTC)
     with attempting(database_path) as attempt:
         for client in ("192.0.2.1", "2001:db8:1:2::3"):
-            waits = [attempt(client, now, f"name{number}") for number in range(500) for _ in range(2)]
+            waits = [attempt(client, now, f"name{number}") for number in range(100) for _ in range(2)]
             # Two for each of four names, and what all others have together.
             assert sum(not wait for wait in waits) == 2 * logins.MAX_HOSTS_PER_ADDRESS + logins.FREE_FAILURES
             assert not attempt(client, now, "name0"), "the failures of a known name are still its own"
@@ -933,8 +933,8 @@ def test_refused_attempts_do_not_lengthen_the_delay(database_path: Path) -> None
 def test_a_crowd_slows_down_addresses_that_failed_and_no_others(database_path: Path) -> None:
     with attempting(database_path) as attempt:
         now = datetime(2026, 1, 1, tzinfo=UTC)
-        for number in range(500):
-            assert not attempt(f"10.0.{number // 256}.{number % 256}", now)
+        for number in range(250):
+            assert not attempt(f"10.0.0.{number}", now)
         assert attempt("10.0.0.1", now) == logins.MAX_DELAY_OVERALL, "its second guess"
         assert not attempt("192.0.2.1", now), "the owner, from anywhere else"
 
@@ -944,7 +944,7 @@ def test_after_one_typo_a_crowd_delays_the_owner_by_at_most_a_minute(database_pa
         typed_at = datetime(2026, 1, 1, tzinfo=UTC)
         assert not attempt("192.0.2.1", typed_at)
         for second in range(60):
-            for number in range(10):
+            for number in range(4):
                 assert not attempt(f"10.0.{second}.{number}", typed_at + timedelta(seconds=second))
         assert attempt("192.0.2.1", typed_at + timedelta(seconds=59)) == timedelta(seconds=1)
         assert not attempt("192.0.2.1", typed_at + timedelta(seconds=60))
@@ -953,7 +953,7 @@ def test_after_one_typo_a_crowd_delays_the_owner_by_at_most_a_minute(database_pa
 def test_a_site_with_a_million_households_shares_one_limit(database_path: Path) -> None:
     with attempting(database_path) as attempt:
         now = datetime(2026, 1, 1, tzinfo=UTC)
-        waits = [attempt(f"2001:db8:1:{number:x}::1", now) for number in range(1000)]
+        waits = [attempt(f"2001:db8:1:{number:x}::1", now) for number in range(100)]
         assert sum(not wait for wait in waits) == logins.FREE_FAILURES * logins.WIDER_FACTOR
         assert not attempt("2001:db8:2::1", now)
 
@@ -989,11 +989,11 @@ async def test_four_servers_on_one_database_allow_no_more_guesses_than_one(confi
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(serving(config)) for _ in range(4)]
         answers = await asyncio.gather(
-            *(client.post("/chat/login", data={"password": f"guess {n}"}) for client in clients for n in range(25))
+            *(client.post("/chat/login", data={"password": f"guess {n}"}) for client in clients for n in range(5))
         )
     statuses = [answer.status_code for answer in answers]
     assert statuses.count(401) == logins.FREE_FAILURES
-    assert statuses.count(429) == 100 - logins.FREE_FAILURES
+    assert statuses.count(429) == 20 - logins.FREE_FAILURES
 
 
 @pytest.mark.usefixtures("stopped_clock")
@@ -1160,7 +1160,7 @@ def test_a_field_decoded_in_slices_equals_the_field_decoded_whole(quoted: bytes)
 
 
 def test_decoding_a_field_of_escapes_takes_about_its_own_size_of_memory() -> None:
-    quoted = b"%" * 1_000_000
+    quoted = b"%" * 400_000
     tracemalloc.start()
     try:
         assert len(forms._unquote(quoted)) == len(quoted)

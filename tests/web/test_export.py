@@ -33,7 +33,9 @@ def turn(number: int, parent: int | None, *said: str) -> dict[str, Any]:
     return {"id": number, "parent": parent, "messages": messages}
 
 
-async def answered(database: Database, new: submission.NewJob, reply: str, beside: int | None = None) -> int:
+async def answered(
+    database: Database, new: submission.NewJob, reply: str, beside: int | None = None, **more: Any
+) -> int:
     """The id of its turn."""
 
     def store(connection: Connection) -> int:
@@ -45,7 +47,7 @@ async def answered(database: Database, new: submission.NewJob, reply: str, besid
             assert submission.submit_sibling(connection, new, beside, now) is not None
         claimed = transitions.claim(connection, "m", 1, 1, now)
         assert claimed is not None
-        assert finish(connection, claimed, reply)
+        assert finish(connection, claimed, reply, **more)
         return claimed.turn_id
 
     return await database.write(store)
@@ -60,7 +62,7 @@ async def test_what_was_exported_is_the_same_conversation_after_an_import(
     api: httpx.AsyncClient, database: Database, engine: Engine
 ) -> None:
     first = await answered(database, prompt(TEXT, "a", system_prompt="be\nkind", context="so far"), "reply one")
-    other = await answered(database, prompt("another branch", "a"), "reply two")
+    other = await answered(database, prompt("another branch", "a"), "reply two", thinking="hm", thinking_s=2)
     await answered(database, prompt("seen branch", "a"), "reply three", beside=other)
     await api.post("/api/conversations/a/reply", json={"content": "still waits"})
     await api.patch("/api/conversations/a", json={"title": "Ein „Titel“: ½", "tags": ["x"]})
@@ -89,9 +91,13 @@ async def test_what_was_exported_is_the_same_conversation_after_an_import(
     found = await api.get("/api/conversations", params={"q": "another branch"})
     assert {one["conversation_id"] for one in found.json()["conversations"]} == {"a", new_id}
     again = (await api.get(f"/api/conversations/{new_id}/export")).json()
-    assert [[message["content"] for message in one["messages"]] for one in again["turns"]] == [
-        [message["content"] for message in one["messages"]] for one in file["turns"][:3]
-    ]
+    kept = ("content", "thinking", "thinking_s")
+    before, after = (
+        [[{name: message.get(name) for name in kept} for message in one["messages"]] for one in saved["turns"][:3]]
+        for saved in (file, again)
+    )
+    assert before == after
+    assert after[1][-1] == {"content": "reply two", "thinking": "hm", "thinking_s": 2}
     reply = await api.post(f"/api/conversations/{new_id}/reply", json={"content": "goes on"})
 
     def read(connection: Connection) -> list[Message]:
@@ -137,12 +143,13 @@ async def test_an_imported_conversation_looks_and_works_like_any_other(browser: 
 
 
 async def test_an_export_to_read_has_the_branch_that_people_see(api: httpx.AsyncClient, database: Database) -> None:
-    await answered(database, prompt("hello\nthere", "a", system_prompt="be\n\nkind"), "**hi**")
+    await answered(database, prompt("hello\nthere", "a", system_prompt="be\n\nkind"), "**hi**", thinking="hm")
     saved = await api.get("/api/conversations/a/export", params={"format": "md"})
     assert saved.headers["content-type"] == "text/markdown; charset=utf-8"
     assert saved.headers["content-disposition"].startswith('attachment; filename="hello there.md"')
     assert saved.text == (
-        "# hello there\n\n> System prompt:\n>\n> be\n>\n> kind\n\n## You\n\nhello\nthere\n\n## m\n\n**hi**\n"
+        "# hello there\n\n> System prompt:\n>\n> be\n>\n> kind\n\n## You\n\nhello\nthere\n\n"
+        "## m\n\n> Thinking:\n>\n> hm\n\n**hi**\n"
     )
 
 

@@ -83,7 +83,7 @@ def streamed(parts: Iterable[str], clock: Iterable[float]) -> tuple[Page, BlockS
     return page, stream
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings().max_examples)
 @given(TEXTS, st.lists(st.integers(0, 10_000), max_size=60))
 @example("- a\n$$\nx\n- b\n$$", range(20))
 @example("a\n\\[\nb\n- c\n\nd", range(20))

@@ -334,16 +334,16 @@ async def test_a_list_of_conversations_shows_what_each_is_busy_with(
     for _ in range(2):
         await queue(browser, conversation_id="c")
 
-    async def main_text() -> str:
-        return (await browser.get("/chat/conversations")).text.partition("<main")[2]
+    async def rows() -> str:
+        return (await browser.get("/chat/conversations")).text.partition('<ul class="rows"')[2]
 
     page_text = []
     for _ in range(2):
-        page_text.append(await main_text())
+        page_text.append(await rows())
         claimed = await claim(database)
-        page_text.append(await main_text())
+        page_text.append(await rows())
         await finish(database, claimed)
-    page_text.append(await main_text())
+    page_text.append(await rows())
     found = [re.findall(r"\b(?:Queued|Running|Failed|Done)\b", one) for one in page_text]
     assert found == [["Queued"], ["Running"], ["Queued"], ["Running"], []]
 

@@ -271,6 +271,7 @@ async def in_time(config: Config) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@pytest.mark.slow
 async def test_evil_schemas_end_in_time_and_hold_up_nobody(in_time: httpx.AsyncClient) -> None:
     api = in_time
 

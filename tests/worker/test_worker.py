@@ -234,6 +234,7 @@ async def test_a_reply_that_was_only_thinking_stays_empty_also_after_an_engine_d
     async with working_in_process(config, script):
         job = await ended(database, await submit("die"))
     assert (job.status, job.attempt, job.result, job.completion_tokens) == ("done", 2, "", len(thought))
+    assert job.thinking == "let me think aloud about it"
 
 
 async def test_a_job_that_kills_each_engine_ends_as_error_after_three_attempts_and_others_go_on(
@@ -1038,3 +1039,23 @@ async def test_a_drain_ends_while_the_database_takes_no_writes_and_the_next_work
             return job is not None and job.status != "processing"
 
         await eventually(open_again)
+
+
+async def test_the_record_knows_how_far_an_attempt_came_while_it_still_runs(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script.write({"when": "held", "after": 3, "gate": str(gate), "reply": "abcdefgh"})
+    async with working_in_process(config, script, timings=sweeping(heartbeat_s=0.02)):
+        job_id = await submit("held")
+
+        async def is_known() -> bool:
+            job = await database.read(reads.job_by_id, ADMIN_ID, job_id)
+            return job is not None and job.status == "processing" and job.first_token_at is not None
+
+        await eventually(is_known)
+        gate.touch()
+        job = await ended(database, job_id)
+    assert job.loaded_at is not None
+    assert job.prompt_read_at is not None
+    assert job.loaded_at <= job.prompt_read_at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
@@ -12,11 +12,12 @@ from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 from sqlalchemy import Connection
 
-from llamalith_app.contracts.conversation_list import MAX_TAG, SourceWord
+from llamalith_app.contracts.conversation_list import MAX_TAG
 from llamalith_app.contracts.forms import ConversationsForm
 from llamalith_app.contracts.jobs import MAX_ID
 from llamalith_app.contracts.text import CONTROL_FREE, NUL_FREE
 from llamalith_app.controllers.conversation_list import exported, import_conversation, restore
+from llamalith_app.controllers.pages import CONVERSATION_STATUSES, SOURCES
 from llamalith_app.controllers.pages.conversation import QueryId
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import BadInput
@@ -30,12 +31,12 @@ from llamalith_app.web import download
 from llamalith_app.web.download import ExportFormat
 from llamalith_app.web.html import conversation_url, page
 from llamalith_app.web.request import AppRequest
+from llamalith_app.web.zone import zone_of
 
 LIST = "/chat/conversations"
 CONVERSATIONS_ON_PAGE = 40
 """Fewer than a form may have fields, so that all of a page can be chosen."""
 ARCHIVED = {"": False, "true": True, "any": None}
-SOURCES = msgspec.json.schema(SourceWord)["enum"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Query = Annotated[str, QueryParameter(max_length=MAX_QUERY, pattern=NUL_FREE)]
@@ -43,8 +44,19 @@ OfTag = Annotated[str, QueryParameter(max_length=MAX_TAG, pattern=CONTROL_FREE)]
 # Forms send what is not chosen as empty.
 Archived = Annotated[str, QueryParameter(pattern="^(true|any)?$")]
 OfSource = Annotated[str, QueryParameter(pattern=f"^({'|'.join(SOURCES)})?$")]
+OfStatus = Annotated[str, QueryParameter(pattern=f"^({'|'.join(CONVERSATION_STATUSES)})?$")]
 BeforeConversation = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID)]
 DeletedMoment = Annotated[int | None, QueryParameter(ge=0, le=10**17, description="Microseconds since 1970.")]
+
+
+class Filters(NamedTuple):
+    """What the page's form sends; empty: all."""
+
+    q: str
+    archived: str
+    tag: str
+    source: str
+    status: str
 
 
 class _Shown(msgspec.Struct, frozen=True):
@@ -69,10 +81,11 @@ class ConversationsPage(Controller):
         archived: Archived = "",
         tag: OfTag = "",
         source: OfSource = "",
+        status: OfStatus = "",
         before: BeforeConversation = None,
         deleted: DeletedMoment = None,
     ) -> Template:
-        return await _render(request, "conversations", q, archived, tag, source, before, deleted)
+        return await _render(request, "conversations", Filters(q, archived, tag, source, status), before, deleted)
 
     @get("/conversation/list", opt=BACKGROUND_PAGE)
     async def rows(
@@ -82,10 +95,11 @@ class ConversationsPage(Controller):
         archived: Archived = "",
         tag: OfTag = "",
         source: OfSource = "",
+        status: OfStatus = "",
         before: BeforeConversation = None,
     ) -> Template:
         """The list alone, for the script that polls it."""
-        return await _render(request, "_conversations", q, archived, tag, source, before, None)
+        return await _render(request, "_conversations", Filters(q, archived, tag, source, status), before, None)
 
     @get("/conversation/export", opt=PAGE)
     async def export(
@@ -139,16 +153,20 @@ def _wanted(form: ConversationsForm) -> Change:
 async def _render(
     request: AppRequest,
     template: str,
-    q: str,
-    archived: str,
-    tag: str,
-    source: str,
+    filters: Filters,
     before: int | None,
     deleted: int | None,
 ) -> Template:
-    is_filtered = bool(q.strip() or archived or tag.strip() or source)
-    which = Filter(q, ARCHIVED[archived], None if is_filtered else False, tag.strip() or None, source or None)
-    if q.strip():
+    is_filtered = any(value.strip() for value in filters)
+    which = Filter(
+        filters.q,
+        ARCHIVED[filters.archived],
+        None if is_filtered else False,
+        filters.tag.strip() or None,
+        filters.source or None,
+        filters.status or None,
+    )
+    if filters.q.strip():
         await search.catch_up(request.parts.database)
     shown = await request.parts.database.read(
         _read, request.principal.user_id, which, before, None if deleted is None else _moment(deleted)
@@ -158,13 +176,14 @@ async def _render(
         request,
         template,
         pinned=shown.pinned,
-        days=conversation_list.by_day(others, datetime.now(UTC)),
+        days=conversation_list.by_day(others, datetime.now(UTC), zone_of(request)),
         more=others[-1].cursor if len(shown.others) > len(others) else None,
-        filters={"q": q, "archived": archived, "tag": tag, "source": source},
+        filters=filters._asdict(),
         is_filtered=is_filtered,
         before=before,
         tags=shown.tags,
         sources=SOURCES,
+        statuses=CONVERSATION_STATUSES,
         deleted=deleted,
         n_deleted=len(shown.deleted),
     )

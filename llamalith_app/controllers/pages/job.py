@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -164,22 +165,24 @@ def _live(job: Job, details: JobDetails) -> dict[str, Any]:
     steps = timeline.steps(job, details.attempts)
     return {
         "job": job,
-        "steps": [(step, step.seconds(now)) for step in steps],
+        "steps": [(step, step.seconds(now), [(phase, _speed(job, phase)) for phase in step.phases]) for step in steps],
         "strip": _strip(steps, now),
         "priorities": [priority.name.lower() for priority in Priority],
         "excerpt_chars": EXCERPT_CHARS,
     }
 
 
+def _speed(job: Job, phase: timeline.Phase) -> float | None:
+    """Tokens a second. None: not known, as of a job of several attempts, whose counts are those of all together."""
+    if job.status != "done" or job.attempt > 1 or not phase.seconds:
+        return None
+    if phase.kind == "reading":
+        return ((job.prompt_tokens or 0) - (job.prompt_tokens_reused or 0)) / phase.seconds
+    return (job.completion_tokens or 0) / phase.seconds if phase.kind == "writing" else None
+
+
 def _strip(steps: list[timeline.Step], now: datetime) -> Any:
-    pieces = [
-        charts.Piece(
-            "waited" if step.attempt is None else (step.attempt.outcome or "running"),
-            step.seconds(now),
-            f"{'Waited' if step.attempt is None else f'Attempt {step.attempt.attempt}'}: {step.seconds(now):.1f} s",
-        )
-        for step in steps
-    ]
+    pieces = [piece for step in steps for piece in _pieces(step, now)]
     waited_s = sum(step.seconds(now) for step in steps if step.attempt is None)
     ran_s = sum(step.seconds(now) for step in steps if step.attempt is not None)
     return charts.strip(
@@ -188,6 +191,20 @@ def _strip(steps: list[timeline.Step], now: datetime) -> Any:
         f"It waited {waited_s:.1f} s and ran {ran_s:.1f} s; the list says when.",
         pieces,
     )
+
+
+def _pieces(step: timeline.Step, now: datetime) -> Iterator[charts.Piece]:
+    left_s = step.seconds(now)
+    if step.attempt is None:
+        yield charts.Piece("waited", left_s, f"Waited: {left_s:.1f} s")
+        return
+    for phase in step.phases:
+        if phase.is_over and phase.kind in ("loading", "reading"):
+            words = "Loading the model" if phase.kind == "loading" else "Reading the prompt"
+            yield charts.Piece(phase.kind, phase.seconds, f"{words}: {phase.seconds:.1f} s")
+            left_s -= phase.seconds
+    left_s = max(0.0, left_s)
+    yield charts.Piece(step.attempt.outcome or "running", left_s, f"Attempt {step.attempt.attempt}: {left_s:.1f} s")
 
 
 def _form_page(

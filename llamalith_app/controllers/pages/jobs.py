@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -14,7 +14,7 @@ from litestar.response import Redirect, Template
 from llamalith_app.contracts.forms import BulkDone, BulkForm, JobsFilter, PriorityForm
 from llamalith_app.contracts.jobs import MAX_ID, Job
 from llamalith_app.controllers.jobs import JobIdInPath, change_priority
-from llamalith_app.controllers.pages import EXCERPT_CHARS
+from llamalith_app.controllers.pages import EXCERPT_CHARS, SOURCES
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
@@ -25,6 +25,7 @@ from llamalith_app.store.tables import Priority, Status
 from llamalith_app.web.html import page, query
 from llamalith_app.web.problems import explained
 from llamalith_app.web.request import AppRequest
+from llamalith_app.web.zone import zone_of
 
 JOBS_ON_PAGE = 50
 AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30)}
@@ -70,7 +71,7 @@ class JobsPage(Controller):
         form = _fields(request.query_params, BulkForm)
         newest = await request.parts.database.read(listing.newest_id, request.principal.user_id)
         form = msgspec.structs.replace(form, newest=str(newest))
-        action = _action(form)
+        action = _action(form, zone_of(request))
         concerned = await request.parts.bulk.count(request.principal.user_id, action)
         fields = msgspec.structs.asdict(form)
         return page(
@@ -86,7 +87,7 @@ class JobsPage(Controller):
     @post("/bulk", opt=PAGE, status_code=303)
     async def act_on_all(self, request: AppRequest) -> Redirect:
         form = await request.form_as(BulkForm)
-        done = await request.parts.bulk.run(request.principal, request.id, _action(form))
+        done = await request.parts.bulk.run(request.principal, request.id, _action(form, zone_of(request)))
         outcome = {"did": form.action, "n": done.n_jobs, "more": "1" if done.is_more else ""}
         return see_other(f"/chat/jobs?{query(_filter_fields(form) | outcome)}")
 
@@ -99,7 +100,8 @@ class _Table(NamedTuple):
 
 async def _render(request: AppRequest, template: str, before: int | None, **context: Any) -> Template:
     form = _fields(request.query_params, JobsFilter)
-    owner_id, database, wanted = request.principal.user_id, request.parts.database, job_filter(form)
+    owner_id, database = request.principal.user_id, request.parts.database
+    wanted = job_filter(form, zone_of(request))
 
     def read(connection: Any) -> _Table:
         found = listing.search(connection, owner_id, wanted, limit=JOBS_ON_PAGE, before=before)
@@ -122,34 +124,39 @@ async def _render(request: AppRequest, template: str, before: int | None, **cont
         statuses=list(Status),
         priorities=[priority.name.lower() for priority in Priority],
         models=request.parts.models,
+        sources=SOURCES,
+        zone=zone_of(request),
         **context,
     )
 
 
-def job_filter(form: JobsFilter) -> JobFilter:
-    """What the form asks for, now. Raises BadInput."""
-    since = _day("since", form.since)
+def job_filter(form: JobsFilter, zone: tzinfo) -> JobFilter:
+    """What the form asks for, now; `zone` decides where its days begin. Raises BadInput."""
+    since = _day("since", form.since, zone)
     if form.age:
         within = datetime.now(UTC) - AGES[form.age]
         since = within if since is None else max(since, within)
-    until = _day("until", form.until)
     return JobFilter(
         status=form.status or None,
         model=form.model or None,
         priority=Priority[form.priority.upper()].value if form.priority else None,
         text=form.q.strip() or None,
         since=since,
-        until=None if until is None else until + timedelta(days=1),
+        until=_day("until", form.until, zone, further=1),
+        source=form.source or None,
     )
 
 
-def _day(name: str, text: str) -> datetime | None:
+def _day(name: str, text: str, zone: tzinfo, *, further: int = 0) -> datetime | None:
+    """When the day so many days further begins."""
     if not text:
         return None
     try:
-        day = date.fromisoformat(text)
         # Some days from the ends of time, so that a day more is one too.
-        return datetime(max(day.year, 2), day.month, day.day, tzinfo=UTC) if day.year < 9999 else None
+        day = max(date.fromisoformat(text), date(2, 1, 1))
+        if day.year == 9999:
+            return None
+        return datetime.combine(day + timedelta(days=further), time.min, zone).astimezone(UTC)
     except ValueError:
         raise BadInput(f"{name}: there is no such day; expected one such as 2026-11-30") from None
 
@@ -162,11 +169,11 @@ def _fields(given: Mapping[str, Any], form: type[Fields]) -> Fields:
         raise BadInput(explained(str(error), form)) from None
 
 
-def _action(form: BulkForm) -> BulkAction:
+def _action(form: BulkForm, zone: tzinfo) -> BulkAction:
     if form.action == "priority" and not form.to:
         raise BadInput("to: expected one of interactive, normal, batch")
     to = Priority[form.to.upper()].value if form.to else None
-    return BulkAction(form.action, job_filter(form), int(form.newest), to)
+    return BulkAction(form.action, job_filter(form, zone), int(form.newest), to)
 
 
 def _filter_fields(form: JobsFilter) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
 from litestar import Controller, get, post
@@ -28,6 +28,7 @@ from llamalith_app.store.tables import Priority
 from llamalith_app.web import charts
 from llamalith_app.web.html import duration, page
 from llamalith_app.web.request import AppRequest
+from llamalith_app.web.zone import zone_of
 
 MAX_RUNNING = 64
 MAX_WAITING = 20
@@ -106,7 +107,7 @@ async def _render(request: AppRequest, template: str) -> Template:
         unserved=queued,
         workers=[(worker, max(0, round((now - worker.seen_at).total_seconds()))) for worker in found.workers],
         classes=_by_class(found.classes, max_wait, now),
-        throughput=_throughput(found.ended, now),
+        throughput=_throughput(found.ended, now, zone_of(request)),
         waits=_waits(found.ended, max_wait),
         priorities=[priority.name.lower() for priority in Priority],
     )
@@ -160,14 +161,15 @@ class Chart(NamedTuple):
     """What it shows, in a sentence."""
 
 
-def _throughput(ended: Sequence[read.EndedJob], now: datetime) -> Chart:
+def _throughput(ended: Sequence[read.EndedJob], now: datetime, zone: tzinfo) -> Chart:
     found = statistics.throughput(ended, is_whole=len(ended) < MAX_ENDED, now=now)
     step_s = found.bucket.total_seconds()
     counts = f"{found.n_done} done and {found.n_failed} failed"
     words = f"{counts} in the last {duration(step_s * len(found.buckets))}, in steps of {duration(step_s)}."
     bars = [
         charts.Bar(
-            f"{bucket.start:%H:%M} UTC: {bucket.n_done} done, {bucket.n_failed} failed, {bucket.n_cancelled} cancelled",
+            f"{bucket.start.astimezone(zone):%H:%M %Z}: {bucket.n_done} done, {bucket.n_failed} failed,"
+            f" {bucket.n_cancelled} cancelled",
             (("done", bucket.n_done), ("error", bucket.n_failed), ("cancelled", bucket.n_cancelled)),
         )
         for bucket in found.buckets

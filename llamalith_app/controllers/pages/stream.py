@@ -27,6 +27,7 @@ from llamalith_app.web.follow import OpenStream
 from llamalith_app.web.reply_blocks import BlockCursor, ReplyBlocks
 from llamalith_app.web.request import AppRequest
 from llamalith_app.web.transcript import Cursor
+from llamalith_app.web.zone import zone_of
 
 FOLLOWED = re.compile(r"([0-9]{1,18}):(?:([0-9]{1,18})\.([0-9]{1,9})-([0-9]{1,10})\.([0-9]{1,9}))?")
 MAX_FOLLOWED = 16
@@ -105,7 +106,7 @@ async def _chunks(
 
 async def _chats(request: AppRequest, version: str, stream: OpenStream) -> sse.Chunks:
     followers, owner_id = request.parts.followers, request.principal.user_id
-    async with aclosing(sidebar.changes(followers, owner_id, version, stream)) as changes:
+    async with aclosing(sidebar.changes(followers, owner_id, version, zone_of(request), stream)) as changes:
         async for chats in changes:
             if chats is None:
                 yield sse.HEARTBEAT

@@ -157,8 +157,11 @@ class AttemptExecutor:
         progress = _ProgressPublisher(running, stream, mirror, self._timings)
         progress.publish()
         engine = await self._load(running, reservation)
-        turn = None if engine is None else await self._read_turn(running, engine.limits)
-        if engine is None or turn is None:
+        if engine is None:
+            return None
+        running.loaded()
+        turn = await self._read_turn(running, engine.limits)
+        if turn is None:
             return None
         request = self._request(running, turn)
         running.may_think = shape.may_think(self._models[claim.model].settings, request.grammar, engine.limits)
@@ -188,6 +191,8 @@ class AttemptExecutor:
             return None
         return Replied(
             text=str(running.reply),
+            thinking=running.reply.thinking,
+            thinking_s=running.thinking_s,
             finish_reason=finish,
             prompt_tokens=last.prompt_tokens,
             prompt_tokens_reused=last.prompt_reused,

@@ -37,7 +37,8 @@ from llamalith_app.jobs.worker.tasks import TaskSet
 from llamalith_app.settings.config import Config
 from llamalith_app.store import workers
 from llamalith_app.store.database import LOCK_DEADLINE_S, Database
-from llamalith_app.store.jobs import leases
+from llamalith_app.store.jobs import leases, transitions
+from llamalith_app.store.jobs.transitions import UNKNOWN_TIMES, AttemptTimes
 from llamalith_app.store.record import record_id
 from llamalith_app.streams import publisher
 from llamalith_app.streams.publisher import StreamPublisher
@@ -109,6 +110,8 @@ class Worker:
         self._speeds = Speeds()
         self._lock_path = config.data_dir / "run" / f"worker-{os.getpid()}-{os.urandom(4).hex()}.lock"
         self._timers: list[asyncio.Task[None]] = []
+        self._noted_times: dict[str, AttemptTimes] = {}
+        """How far the running attempts came, as the record has it; by lease token."""
         self._later_polls = TaskSet()
         self._stopped = asyncio.Event()
         self._hurried = asyncio.Event()
@@ -260,8 +263,15 @@ class Worker:
                 self._wishes.fulfilled(model, wish)
 
     async def _heartbeat(self) -> None:
-        if mine := list(self.dispatcher.running):
-            await self._database.write_lightly(leases.heartbeat, mine)
+        if not (mine := dict(self.dispatcher.running)):
+            return
+        await self._database.write_lightly(leases.heartbeat, list(mine))
+        times = {lease_token: running.times for lease_token, running in mine.items()}
+        if new := {
+            token: known for token, known in times.items() if known != self._noted_times.get(token, UNKNOWN_TIMES)
+        }:
+            await self._database.write_lightly(transitions.note_times, new)
+        self._noted_times = times
 
     async def _check_leases(self) -> None:
         """Stops attempts whose lease is lost: the job was cancelled, or another worker took the lease away."""

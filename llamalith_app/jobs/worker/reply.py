@@ -28,7 +28,7 @@ class Reply:
     """
 
     def __init__(self, *, thinks: bool = False, is_opened: bool = False) -> None:
-        self._text: list[str] = []
+        self._texts: dict[Literal["delta", "thinking"], list[str]] = {"delta": [], "thinking": []}
         self._state: State = "head" if thinks else "text"
         self._is_opened = is_opened
         self._blanks: list[str] = []
@@ -56,7 +56,12 @@ class Reply:
         return pieces
 
     def __str__(self) -> str:
-        return "".join(self._text)
+        return "".join(self._texts["delta"])
+
+    @property
+    def thinking(self) -> str:
+        """Empty: none so far."""
+        return "".join(self._texts["thinking"])
 
     def _step(self, text: str, pieces: list[Piece]) -> str:
         """Goes to the next state by the beginning of the text, or holds it; returns the rest."""
@@ -109,7 +114,6 @@ class Reply:
         """Adds a piece, with the blanks before it."""
         text = "".join((*self._blanks, text))
         self._blanks.clear()
-        if kind == "delta":
-            self._text.append(text)
         if text:
+            self._texts[kind].append(text)
             pieces.append(Piece(kind, text))

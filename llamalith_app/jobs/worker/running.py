@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from llamalith_app.contracts.jobs import Progress
 from llamalith_app.engine.messages import Advance
 from llamalith_app.jobs.worker.reply import Piece, Reply
 from llamalith_app.jobs.worker.speeds import Measure
-from llamalith_app.store.jobs.transitions import Claim, PartialReply
+from llamalith_app.store.jobs.transitions import UNKNOWN_TIMES, Claim, PartialReply
 from llamalith_app.streams.resume import ResumePoint
 
 T = TypeVar("T")
@@ -54,6 +55,10 @@ class RunningAttempt:
         self._decode_started_at = 0.0
         self._n_first = 0
         """Tokens that came together with the first one."""
+        self._text_started_at: float | None = None
+        """When the reply began behind the thinking, if there was any."""
+        self.times = UNKNOWN_TIMES
+        """How far it came."""
 
     @property
     def progress(self) -> Progress:
@@ -95,6 +100,10 @@ class RunningAttempt:
                 raise
             return None
 
+    def loaded(self) -> None:
+        """Its model is ready."""
+        self.times = self.times._replace(loaded_at=datetime.now(UTC))
+
     def submitted(self, cancel: Callable[[], object]) -> None:
         """The engine has the request now; `cancel` ends its sequence."""
         self._submitted_at = time.monotonic()
@@ -105,16 +114,31 @@ class RunningAttempt:
         if self.last_step is None:
             self.reply = Reply(thinks=self.may_think, is_opened=step.opens_thinking)
         self.last_step = step
+        if self.times.prompt_read_at is None and 0 < step.prompt_tokens <= step.prompt_done:
+            self.times = self.times._replace(prompt_read_at=datetime.now(UTC))
         if step.tokens:
             if not self.completion_tokens:
                 self._decode_started_at, self._n_first = time.monotonic(), len(step.tokens)
+                self.times = self.times._replace(first_token_at=datetime.now(UTC))
             self.completion_tokens += len(step.tokens)
-        return self.reply.feed(step.text)
+        pieces = self.reply.feed(step.text)
+        if self._text_started_at is None and any(piece.kind == "delta" for piece in pieces):
+            self._text_started_at = time.monotonic()
+        return pieces
 
     def restart(self) -> None:
         """The reply restarts from its beginning."""
         self.resume_point = None
         self.reply, self.last_step, self.completion_tokens = Reply(), None, 0
+        self._text_started_at = None
+        self.times = self.times._replace(prompt_read_at=None, first_token_at=None)
+
+    @property
+    def thinking_s(self) -> float | None:
+        """How long the model thought. None: it did not, or in an earlier attempt."""
+        if not self.reply.thinking or self.resume_point is not None:
+            return None
+        return round((self._text_started_at or time.monotonic()) - self._decode_started_at, 3)
 
     def elapsed_s(self) -> float:
         """Since the claim."""
@@ -125,8 +149,9 @@ class RunningAttempt:
         prompt_tokens = None if self.last_step is None else self.last_step.prompt_tokens
         if self.resume_point is not None and not self.completion_tokens:
             # It still reads the prompt, and what was written behind it.
-            return PartialReply(self.resume_point.text, prompt_tokens, len(self.resume_point.tokens))
-        return PartialReply(str(self.reply), prompt_tokens, self.completion_tokens)
+            point = self.resume_point
+            return PartialReply(point.text, prompt_tokens, len(point.tokens), point.thinking)
+        return PartialReply(str(self.reply), prompt_tokens, self.completion_tokens, self.reply.thinking)
 
     def measures(self) -> dict[Measure, float]:
         """What a whole reply says of its model's speed."""

@@ -35,6 +35,10 @@ class Replied(NamedTuple):
     """A whole reply."""
 
     text: str
+    thinking: str
+    """Empty: none."""
+    thinking_s: float | None
+    """Seconds; None: not known."""
     finish_reason: FinishReason
     prompt_tokens: int
     prompt_tokens_reused: int
@@ -93,6 +97,9 @@ class Settler:
         finish = partial(
             transitions.finish,
             reply=replied.text,
+            thinking=replied.thinking,
+            thinking_s=replied.thinking_s,
+            times=running.times,
             finish_reason=replied.finish_reason,
             prompt_tokens=replied.prompt_tokens,
             prompt_tokens_reused=replied.prompt_tokens_reused,
@@ -131,7 +138,13 @@ class Settler:
         """`pause`: until the job is due again; None: it is not tried again."""
         claim = running.claim
         fail = partial(
-            transitions.fail, outcome=outcome, kind=kind, reason=reason, pause=pause, written=running.written()
+            transitions.fail,
+            outcome=outcome,
+            kind=kind,
+            reason=reason,
+            pause=pause,
+            written=running.written(),
+            times=running.times,
         )
         status = await self._write(running, fail)
         if status is None:
@@ -154,7 +167,8 @@ class Settler:
     async def _keep_written(self, running: RunningAttempt) -> None:
         """After the lease was lost: where a cancel took it, what was written stays readable."""
         claim = running.claim
-        is_cancelled = await self._write(running, partial(transitions.store_partial, written=running.written()))
+        keep = partial(transitions.store_partial, written=running.written(), times=running.times)
+        is_cancelled = await self._write(running, keep)
         log.log(
             logging.INFO if is_cancelled else logging.WARNING,
             "attempt cancelled" if is_cancelled else "lease lost",

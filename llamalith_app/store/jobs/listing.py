@@ -1,4 +1,4 @@
-"""Reads jobs by filters that combine: status, model, class, time and text.
+"""Reads jobs by filters that combine: status, model, class, source, time and text.
 
 Only owner, status and id stand in an index. All else is looked for in the newest jobs of a window, so that a read takes
 about as long in a large record as in a small one; who gets fewer jobs than asked for goes on where the window ended.
@@ -11,11 +11,11 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select
+from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, or_, select
 
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.store.jobs import reads
-from llamalith_app.store.tables import JobRow, MessageRow, Status
+from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, Status
 
 WINDOW_JOBS = 10_000
 """Jobs that one search goes through, by the columns of their rows."""
@@ -44,11 +44,13 @@ class JobFilter(NamedTuple):
     since: datetime | None = None
     until: datetime | None = None
     """Accepted before this."""
+    source: str | None = None
+    """Where its conversation was made; a value of Source."""
 
     @property
     def needs_rows(self) -> bool:
         """Whether an index alone cannot tell which jobs match."""
-        return self.model is not None or self.priority is not None or self.text is not None
+        return any(wanted is not None for wanted in (self.model, self.priority, self.text, self.source))
 
 
 class Found(NamedTuple):
@@ -170,6 +172,11 @@ def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
         conditions.append(JobRow.model == wanted.model)
     if wanted.priority is not None:
         conditions.append(JobRow.priority == wanted.priority)
+    if wanted.source is not None:
+        # By the key of each job's conversation: for a list of them SQLite would read all conversations.
+        conditions.append(
+            exists().where(ConversationRow.id == JobRow.conversation_id, ConversationRow.source == wanted.source)
+        )
     if wanted.text is not None:
         conditions.append(_has_text(wanted.text))
     return conditions

@@ -44,6 +44,7 @@ from llamalith_app.store.tables import (
 )
 
 _retry = aliased(JobRow)
+_TIMES = (AttemptRow.loaded_at, AttemptRow.prompt_read_at, AttemptRow.first_token_at)
 is_kept = ConversationRow.deleted_at.is_(None)
 is_shown = and_(
     is_kept, or_(ConversationRow.source.is_(None), ConversationRow.source != literal_column(f"'{Source.TITLE}'"))
@@ -173,6 +174,7 @@ def attempts(connection: Connection, owner_id: int, job_id: int) -> list[Attempt
             AttemptRow.outcome,
             AttemptRow.kind,
             AttemptRow.reason,
+            *_TIMES,
         )
         .where(AttemptRow.job_id == job_id)
         .order_by(AttemptRow.attempt)
@@ -193,14 +195,16 @@ def newest(
     limit: int,
     status: str | None = None,
     conversation_id: str | None = None,
+    source: str | None = None,
     before: int | None = None,
     max_text: int | None = None,
 ) -> list[Job]:
-    """An owner's jobs, newest first. `before`: only jobs with a smaller id. `max_text`: characters of each text.
+    """An owner's jobs, newest first. `before`: only jobs with a smaller id. `source`: of their conversation, a value of
+    Source. `max_text`: characters of each text.
 
     The list ends before `limit` once its texts reach MAX_PAGE_CHARS, but has at least one job where one matches.
     """
-    of = _page_parameters(owner_id, limit, status, conversation_id, before)
+    of = _page_parameters(owner_id, limit, status, conversation_id, source, before)
     return [job for _, job in _jobs_of_a_page(connection, _select_newest(max_text, frozenset(of)), of)]
 
 
@@ -211,16 +215,17 @@ def newest_briefs(
     limit: int,
     status: str | None = None,
     conversation_id: str | None = None,
+    source: str | None = None,
     before: int | None = None,
 ) -> list[JobBrief]:
     """As `newest`, without texts, so it never ends before `limit`."""
-    of = _page_parameters(owner_id, limit, status, conversation_id, before)
+    of = _page_parameters(owner_id, limit, status, conversation_id, source, before)
     rows = connection.execute(_select_newest_briefs(frozenset(of)), of).mappings()
     return [JobBrief(**_brief(dict(row))) for row in rows]
 
 
 def _page_parameters(
-    owner_id: int, limit: int, status: str | None, conversation_id: str | None, before: int | None
+    owner_id: int, limit: int, status: str | None, conversation_id: str | None, source: str | None, before: int | None
 ) -> dict[str, Any]:
     """Without those that are None: they filter nothing."""
     of = {
@@ -228,6 +233,7 @@ def _page_parameters(
         "most": limit,
         "of_status": status,
         "of_public_id": None if conversation_id is None else conversation_id.strip(),
+        "of_source": source,
         "before_job": before,
     }
     return {name: value for name, value in of.items() if value is not None}
@@ -244,13 +250,16 @@ def _newest(query: Select[Any], given: frozenset[str]) -> Select[Any]:
         query = query.where(JobRow.conversation_id == conversation_id_of(owner_id, bindparam("of_public_id")))
     if "of_status" in given:
         query = query.where(JobRow.status == bindparam("of_status"))
+    if "of_source" in given:
+        query = query.where(ConversationRow.source == bindparam("of_source"))
     if "before_job" in given:
         query = query.where(JobRow.id < bindparam("before_job"))
     return query
 
 
 def n_text_chars(job: Job) -> int:
-    return len(job.user_input) + len(job.system_prompt) + len(job.result or "") + len(job.partial or "")
+    texts = (job.user_input, job.system_prompt, job.result, job.partial, job.thinking)
+    return sum(len(text) for text in texts if text is not None)
 
 
 def _jobs_of_a_page(
@@ -336,9 +345,13 @@ def select_jobs(owner_id: int | BindParameter[int] | None, max_text: int | None 
             (JobRow.unenforced if max_text is None else null()).label("unenforced"),
             JobRow.reply_problem,
             text(JobRow.partial).label("partial"),
+            text(func.coalesce(_reply.thinking, JobRow.partial_thinking)).label("thinking"),
+            _reply.thinking_s,
+            *_TIMES,
         )
         .join(ConversationRow, ConversationRow.id == JobRow.conversation_id)
         .outerjoin(_reply, and_(_reply.turn_id == JobRow.turn_id, _reply.is_reply))
+        .outerjoin(AttemptRow, and_(AttemptRow.job_id == JobRow.id, AttemptRow.attempt == JobRow.attempt))
     )
     return query if owner_id is None else query.where(JobRow.owner_id == owner_id, is_kept)
 

@@ -36,6 +36,8 @@ class EndedJob(NamedTuple):
     first_started_at: datetime | None
     """The start of its first attempt; None: it ended in the queue."""
     ended_at: datetime
+    first_token_at: datetime | None = None
+    """Of that attempt; None: there was none, or nobody knows."""
 
 
 def waiting_classes(connection: Connection, owner_id: int, models: Iterable[str]) -> list[WaitingClass]:
@@ -91,7 +93,14 @@ def running_ids(connection: Connection, owner_id: int, limit: int) -> list[int]:
 def ended_lately(connection: Connection, owner_id: int, since: datetime, limit: int) -> list[EndedJob]:
     """The owner's jobs that ended last, at most `limit`, and none from before `since`; newest first."""
     rows = connection.execute(
-        select(JobRow.priority, JobRow.status, JobRow.created_at, AttemptRow.started_at, JobRow.processed_at)
+        select(
+            JobRow.priority,
+            JobRow.status,
+            JobRow.created_at,
+            AttemptRow.started_at,
+            JobRow.processed_at,
+            AttemptRow.first_token_at,
+        )
         .outerjoin(AttemptRow, and_(AttemptRow.job_id == JobRow.id, AttemptRow.attempt == 1))
         # With the bare column SQLite would read and sort all jobs of the owner.
         .where(JobRow.processed_at.is_not(None), JobRow.processed_at >= since, (JobRow.owner_id + 0) == owner_id)

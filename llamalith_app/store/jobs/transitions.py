@@ -11,11 +11,12 @@ Knows no queue and no engine.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple, cast
 
+from advanced_alchemy.types import DateTimeUTC
 from sqlalchemy import (
     Connection,
     Table,
@@ -72,7 +73,19 @@ class PartialReply(NamedTuple):
     """Empty: nothing yet."""
     prompt_tokens: int | None
     completion_tokens: int
+    thinking: str = ""
 
+
+class AttemptTimes(NamedTuple):
+    """When an attempt came how far, by its worker's clock. None: it has not, or nobody knows."""
+
+    loaded_at: datetime | None = None
+    """Its model was ready."""
+    prompt_read_at: datetime | None = None
+    first_token_at: datetime | None = None
+
+
+UNKNOWN_TIMES = AttemptTimes()
 
 # Concurrent claims skip the row that this one is about to claim.
 _NEXT = BEST_DUE.with_for_update(skip_locked=True)
@@ -117,11 +130,23 @@ _PROMOTE = (
     .values(is_first_in_lane=True)
 )
 _INSERT_ATTEMPT = insert(_attempts)
+# Whoever ends an attempt for its worker does not know its times, and keeps those that a heartbeat brought.
+_NEW_TIMES = {
+    name: func.coalesce(bindparam(f"new_{name}", type_=DateTimeUTC), getattr(AttemptRow, name))
+    for name in AttemptTimes._fields
+}
 _CLOSE_ATTEMPT = (
     update(_attempts)
     .where(AttemptRow.lease_token == bindparam("of_lease"))
-    .values(ended_at=bindparam("at"), outcome=bindparam("how"), kind=bindparam("of_kind"), reason=bindparam("why"))
+    .values(
+        ended_at=bindparam("at"),
+        outcome=bindparam("how"),
+        kind=bindparam("of_kind"),
+        reason=bindparam("why"),
+        **_NEW_TIMES,
+    )
 )
+_SET_TIMES = update(_attempts).where(AttemptRow.lease_token == bindparam("of_lease")).values(**_NEW_TIMES)
 _LEASED = (
     select(JobRow.conversation_id, JobRow.max_attempts, JobRow.heartbeat)
     .where(JobRow.id == bindparam("of_job"), JobRow.lease_token == bindparam("of_lease"), status_is(Status.PROCESSING))
@@ -174,6 +199,9 @@ def finish(
     now: datetime,
     *,
     reply: str,
+    thinking: str = "",
+    thinking_s: float | None = None,
+    times: AttemptTimes = UNKNOWN_TIMES,
     finish_reason: str,
     prompt_tokens: int,
     prompt_tokens_reused: int,
@@ -182,7 +210,8 @@ def finish(
     reply_valid: bool | None = None,
     reply_problem: str | None = None,
 ) -> bool:
-    """Stores the reply and ends the job. False: the lease is no longer valid, and nothing was written."""
+    """Stores the reply, with what was thought before it, and ends the job. False: the lease is no longer valid, and
+    nothing was written."""
     _lock_conversations(connection, [job_id])
     columns = {
         "finish_reason": finish_reason,
@@ -197,8 +226,10 @@ def finish(
     job = connection.execute(_finish_statement(tuple(columns)), of).first()
     if job is None:
         return False
-    turns.add_reply(connection, job.turn_id, Message(role="assistant", content=reply), now)
-    _after_end(connection, [_Ending(job_id, job.conversation_id, lease_token, columns)], Outcome.DONE, now)
+    message = Message(role="assistant", content=reply, thinking=thinking or None, thinking_s=thinking_s)
+    turns.add_reply(connection, job.turn_id, message, now)
+    ending = _Ending(job_id, job.conversation_id, lease_token, columns)
+    _after_end(connection, [ending], Outcome.DONE, now, times=times)
     return True
 
 
@@ -225,15 +256,16 @@ def _end(
     outcome: Outcome | None = None,
     kind: str | None = None,
     reason: str | None = None,
+    times: AttemptTimes = UNKNOWN_TIMES,
 ) -> None:
-    """Ends open jobs, and closes them with that outcome, kind and reason."""
+    """Ends open jobs, and closes their attempts with that outcome, kind, reason and these times."""
     if not jobs:
         return
     connection.execute(
         _end_statement(status, tuple(jobs[0].columns)),
         [{"of_job": job.job_id, "at": now, **job.columns} for job in jobs],
     )
-    _after_end(connection, jobs, outcome or _OUTCOMES[status], now, kind=kind, reason=reason)
+    _after_end(connection, jobs, outcome or _OUTCOMES[status], now, kind=kind, reason=reason, times=times)
 
 
 def _after_end(
@@ -244,11 +276,12 @@ def _after_end(
     *,
     kind: str | None = None,
     reason: str | None = None,
+    times: AttemptTimes = UNKNOWN_TIMES,
 ) -> None:
     """What follows whenever jobs have ended: closes their attempts, and promotes the next jobs of their lanes."""
     for job in jobs:
         if job.lease_token is not None:
-            _close_attempt(connection, job.lease_token, outcome, reason, now, kind)
+            _close_attempt(connection, job.lease_token, outcome, reason, now, kind, times)
     _promote_next(connection, sorted({job.conversation_id for job in jobs}))
 
 
@@ -300,6 +333,7 @@ def fail(
     pause: timedelta | None,
     seen_heartbeat: int | None = None,
     written: PartialReply | None = None,
+    times: AttemptTimes = UNKNOWN_TIMES,
 ) -> Status | None:
     """Ends an attempt without a reply. The job is queued again, to start after `pause`; or it ends as `error` where
     `pause` is None or the job has spent its attempts. The outcome `released` spends none.
@@ -313,12 +347,12 @@ def fail(
         return None
     spent = connection.execute(_SPENT, {"of_job": job_id}).scalar_one() + (outcome in (Outcome.FAILED, Outcome.LOST))
     if outcome is Outcome.RELEASED or (pause is not None and spent < job.max_attempts):
-        _close_attempt(connection, lease_token, outcome, reason, now, kind)
+        _close_attempt(connection, lease_token, outcome, reason, now, kind, times)
         connection.execute(_REQUEUE, {"of_job": job_id, "from_then": now + (pause or timedelta())})
         return Status.QUEUED
     columns = {"error_kind": kind, "error": reason, **({} if written is None else _partial_columns(written))}
     ending = _Ending(job_id, job.conversation_id, lease_token, columns)
-    _end(connection, [ending], Status.ERROR, now, outcome=outcome, kind=kind, reason=reason)
+    _end(connection, [ending], Status.ERROR, now, outcome=outcome, kind=kind, reason=reason, times=times)
     return Status.ERROR
 
 
@@ -417,11 +451,22 @@ def change_priority(connection: Connection, owner_id: int, job_ids: Collection[i
     return list(changed.scalars())
 
 
+def note_times(connection: Connection, times: Mapping[str, AttemptTimes]) -> None:
+    """Keeps how far these attempts came, by lease token, so that it is known of one that dies."""
+    connection.execute(_SET_TIMES, [_new_times(of_lease, known) for of_lease, known in times.items()])
+
+
 def store_partial(
-    connection: Connection, job_id: int, lease_token: str, _now: datetime, *, written: PartialReply
+    connection: Connection,
+    job_id: int,
+    lease_token: str,
+    _now: datetime,
+    *,
+    written: PartialReply,
+    times: AttemptTimes = UNKNOWN_TIMES,
 ) -> bool:
-    """Stores the partial reply of an attempt that a cancel ended. False: something else ended it, or a partial reply is
-    stored already."""
+    """Stores the partial reply of an attempt that a cancel ended, and how far it came. False: something else ended it,
+    or a partial reply is stored already."""
     kept = connection.execute(
         update(JobRow)
         .where(
@@ -436,12 +481,15 @@ def store_partial(
         )
         .values(**_partial_columns(written))
     )
+    if kept.rowcount > 0:
+        note_times(connection, {lease_token: times})
     return kept.rowcount > 0
 
 
 def _partial_columns(written: PartialReply) -> dict[str, Any]:
     return {
         "partial": written.text or None,
+        "partial_thinking": written.thinking or None,
         "prompt_tokens": written.prompt_tokens,
         "completion_tokens": written.completion_tokens,
     }
@@ -483,8 +531,11 @@ def _close_attempt(
     reason: str | None,
     now: datetime,
     kind: str | None = None,
+    times: AttemptTimes = UNKNOWN_TIMES,
 ) -> None:
-    connection.execute(
-        _CLOSE_ATTEMPT,
-        {"of_lease": lease_token, "at": now, "how": outcome.value, "of_kind": kind, "why": reason},
-    )
+    ended = {"at": now, "how": outcome.value, "of_kind": kind, "why": reason}
+    connection.execute(_CLOSE_ATTEMPT, ended | _new_times(lease_token, times))
+
+
+def _new_times(lease_token: str, times: AttemptTimes) -> dict[str, Any]:
+    return {"of_lease": lease_token, **{f"new_{name}": moment for name, moment in times._asdict().items()}}
