@@ -75,6 +75,8 @@ class Thread(NamedTuple):
     """Turns before these that still have messages. At most MAX_EARLIER, also where there are more."""
     earlier_until: int
     """The depth after the last of those; 0: there are none."""
+    last_earlier: int | None
+    """The turn id of the last of those. None: there are none."""
     until: int
     """The depth after the last of `turns`."""
     system_prompt: str
@@ -116,10 +118,13 @@ def thread(
     max_text: int,
     first: int | None = None,
     before: int | None = None,
+    last: int | None = None,
     seen: int | None = None,
 ) -> Thread | None:
     """At most `limit` turns: the newest, or from depth `first` on, or the last before depth `before`. `seen`: a turn
-    id; the turns are those of the branch through it, whatever the head is by now.
+    id; the turns are those of the branch through it, whatever the head is by now. `last`: with `before`, the id of the
+    last of these turns, so that the path need not be walked from its end; ignored where the conversation has no such
+    turn of its own.
 
     None: no such conversation. `max_text`: characters of the first prompt.
     """
@@ -131,16 +136,21 @@ def thread(
     conversation = tree.Conversation._make(found_row)
     branch = conversation.head_turn_id if seen is None else tree.branch_through(connection, conversation, seen)
     end = branch or conversation.head_turn_id
-    last = turns.parent(connection, end)
-    until = last.depth + 1 if before is None else min(before, last.depth + 1)
+    newest = turns.parent(connection, end)
+    until = newest.depth + 1 if before is None else min(before, newest.depth + 1)
+    start = end
+    if last is not None and before is not None:
+        of_page = turns.find(connection, last)
+        if of_page is not None and of_page.conversation_id == conversation.id:
+            start, until = last, of_page.depth + 1
     goes_on = first is not None
     if first is None:
         first = max(until - limit, 0)
     else:
         first = min(first, until)
         until = min(until, first + limit)
-    on_path = {"from_turn": end}
-    part = connection.execute(_PART_OF_PATH, on_path | {"from_depth": first, "until": until}).all()
+    of_page_alone = {"from_turn": start, "from_depth": first, "until": until}
+    part = connection.execute(_PART_OF_PATH, of_page_alone).all()
     depths = {row.id: row.depth for row in part}
     found = reads.jobs_by_turn(connection, list(depths), oldest_first=goes_on)
     if sum(map(reads.n_text_chars, found.values())) >= reads.MAX_PAGE_CHARS:
@@ -190,15 +200,16 @@ def thread(
     # Up from the page, not from the head.
     begins = next((row.id for row in part if row.depth >= first), end)
     before_page = {"from_turn": begins, "first": first, "most": MAX_EARLIER}
-    n_earlier, last_earlier = connection.execute(_EARLIER, before_page).one()
+    n_earlier, depth_before, turn_before = connection.execute(_EARLIER, before_page).one()
     beginning: str | None = connection.execute(first_prompt(conversation.id, max_text)).scalar()
     return Thread(
         conversation.id,
         threaded,
         n_earlier,
-        0 if last_earlier is None else last_earlier + 1,
+        0 if depth_before is None else depth_before + 1,
+        turn_before,
         until,
-        turns.system_in_force(connection, last.system_turn_id) or "",
+        turns.system_in_force(connection, newest.system_turn_id) or "",
         beginning,
         end,
         end == conversation.head_turn_id,
@@ -244,13 +255,13 @@ _MESSAGES_OF = (
     .order_by(MessageRow.turn_id, MessageRow.position)
 )
 _earlier = (
-    select(_whole.c.depth)
+    select(_whole.c.id, _whole.c.depth)
     .where(_whole.c.depth < bindparam("first"), sql_exists().where(MessageRow.turn_id == _whole.c.id))
     .limit(bindparam("most"))
     .subquery("earlier")
 )
-# The path is walked no further than the limit asks.
-_EARLIER = select(func.count(), func.max(_earlier.c.depth))
+# The path is walked no further than the limit asks. On a path, a turn that is deeper has the greater id.
+_EARLIER = select(func.count(), func.max(_earlier.c.depth), func.max(_earlier.c.id))
 
 
 def first_prompt(conversation_id: Any, max_text: int) -> Select[str]:

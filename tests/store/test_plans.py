@@ -381,17 +381,34 @@ def test_a_page_of_a_conversation_costs_the_same_however_long_that_is(
     sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conversations, "MAX_EARLIER", 20)
-    counts: list[int] = []
+    newest_pages: list[int] = []
+    early_pages: list[int] = []
     with sqlite_engine.begin() as connection:
         for n_turns in (100, 500):
-            for _ in range(n_turns):
-                submission.submit(connection, prompt("x", f"of {n_turns}"), NOW)
-            with steps_counted(connection, counts):
+            ids = [
+                submission.submit(connection, prompt("x", f"of {n_turns}"), NOW).turn_id or 0 for _ in range(n_turns)
+            ]
+            with steps_counted(connection, newest_pages):
                 thread = conversations.thread(connection, ADMIN_ID, f"of {n_turns}", limit=10, max_text=9)
             assert thread is not None
-            assert (thread.n_earlier, thread.earlier_until) == (20, n_turns - 10)
+            earlier = (thread.n_earlier, thread.earlier_until, thread.last_earlier)
+            assert earlier == (20, n_turns - 10, ids[n_turns - 11])
             assert not thread.counts_all_earlier
-    assert counts[1] < 1.5 * counts[0]
+            with steps_counted(connection, early_pages):
+                thread = conversations.thread(
+                    connection, ADMIN_ID, f"of {n_turns}", limit=10, max_text=9, before=20, last=ids[19]
+                )
+            assert thread is not None
+            assert [turn.turn_id for turn in thread.turns] == ids[10:20]
+            assert (thread.n_earlier, thread.last_earlier, thread.until) == (10, ids[9], 20)
+            assert thread.last_turn_id == ids[-1]
+        foreign = conversations.thread(
+            connection, ADMIN_ID, f"of {n_turns}", limit=10, max_text=9, before=20, last=ids[0] - 1
+        )
+        assert foreign is not None
+        assert [turn.turn_id for turn in foreign.turns] == ids[10:20], "a turn of another conversation says nothing"
+    assert newest_pages[1] < 1.5 * newest_pages[0]
+    assert early_pages[1] < 1.5 * early_pages[0]
 
 
 @pytest.mark.parametrize("name", ["claim", "due"])

@@ -193,6 +193,17 @@ def test_a_copy_is_searched_as_the_original_was(sqlite_engine: Engine, tmp_path:
         assert check.violations(copied) == []
 
 
+def test_without_an_index_of_words_only_the_newest_turns_are_searched(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MAX_SCANNED", 2)
+    for public_id in "abc":
+        ask(connection, public_id, "the same words")
+    assert found(connection, "words") == (["c", "b", "a"] if connection.dialect.name == "sqlite" else ["c", "b"])
+    assert found(connection, "other") == []
+    assert not search.is_behind(connection)
+
+
 def test_scripts_without_blanks_are_found_within_a_sentence(connection: Connection) -> None:
     ask(connection, "a", "東京は日本の首都です")
     ask(connection, "b", "ราคา 100%")

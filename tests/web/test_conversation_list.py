@@ -208,6 +208,7 @@ async def test_a_query_of_signs_alone_is_looked_for_as_it_stands(api: httpx.Asyn
     assert await ids(api, q="☃") == ["a"]
     assert await ids(api, q="日本") == ["b"]
     assert await ids(api, q='"') == []
+    assert await ids(api, q="sure") == ["a"], "a search indexes what is new, and waits for no worker"
     for hostile in ("NEAR(a b)", "a OR b", "text:a", "^a", "a*", "'; DROP TABLE texts", "(", "-sure", "%", "_"):
         assert set(await ids(api, q=hostile)) <= {"a"}
 

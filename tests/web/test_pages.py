@@ -563,6 +563,7 @@ async def test_errors_are_pages_for_people_and_problems_for_programs(browser: ht
         ("/chat/jobs?before=x", 400),
         ("/chat/jobs?before=0", 400),
         ("/chat/conversations?before=0", 400),
+        ("/chat/conversations/c?before=30&last=x", 400),
         ("/chat/conversations/c?before=-1", 400),
         ("/chat/conversation/turns?id=unknown", 404),
     ):

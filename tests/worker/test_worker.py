@@ -35,7 +35,7 @@ from llamalith_app.jobs.worker.settle import AttemptResult, Settler
 from llamalith_app.jobs.worker.sweep import SweepBatches, Sweeper, hold_lock
 from llamalith_app.settings.config import Config
 from llamalith_app.settings.declaration import ModelSettings
-from llamalith_app.store import conversation_list, conversations, retention, turns, workers
+from llamalith_app.store import conversation_list, conversations, retention, search, turns, workers
 from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import leases, reads, submission, transitions
@@ -740,6 +740,15 @@ async def test_a_worker_that_was_frozen_itself_takes_no_lease_for_the_time_it_wa
         assert [await status_after(s) for s in (2, 2, 600)] == ["processing"] * 3
         await database.write(leases.heartbeat, [claim.lease_token])
         assert [await status_after(2) for _ in range(6)] == ["processing"] * 5 + ["queued"]
+
+
+async def test_a_sweep_indexes_the_words_of_new_messages(submit: Submit, database: Database, tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "mine"):
+        mine = await database.write(register_worker, str(tmp_path / "mine"))
+        await submit("new words")
+        assert await database.read(search.is_behind)
+        await Sweeper(database, mine, set, lambda _: None, lambda: "[]").sweep()
+        assert not await database.read(search.is_behind)
 
 
 async def test_a_conversation_that_cannot_be_read_now_costs_its_job_no_attempt(

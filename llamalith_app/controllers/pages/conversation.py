@@ -22,6 +22,7 @@ from llamalith_app.web.request import AppRequest
 TURNS_ON_PAGE = 30
 
 BeforeTurn = Annotated[int | None, QueryParameter(ge=0, le=MAX_ID)]
+LastTurn = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID, description="The last turn of that page.")]
 KnownTurns = Annotated[int, QueryParameter(ge=0, le=MAX_ID, description="The page has the turns before this one.")]
 FromTurn = Annotated[int | None, QueryParameter(name="from", ge=0, le=MAX_ID)]
 SeenTurn = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID, description="The last turn that the page shows.")]
@@ -33,15 +34,17 @@ class ConversationPage(Controller):
     include_in_schema = False
 
     @get("/conversations/{conversation_id:str}", opt=PAGE)
-    async def conversation(self, request: AppRequest, conversation_id: PathId, before: BeforeTurn = None) -> Template:
-        return await _render(request, conversation_id, before)
+    async def conversation(
+        self, request: AppRequest, conversation_id: PathId, before: BeforeTurn = None, last: LastTurn = None
+    ) -> Template:
+        return await _render(request, conversation_id, before, last)
 
     @get("/conversation", opt=PAGE)
     async def conversation_by_query(
-        self, request: AppRequest, public_id: QueryId, before: BeforeTurn = None
+        self, request: AppRequest, public_id: QueryId, before: BeforeTurn = None, last: LastTurn = None
     ) -> Template:
         """For ids that cannot stand in a path."""
-        return await _render(request, public_id, before)
+        return await _render(request, public_id, before, last)
 
     @get("/conversation/turns", opt=BACKGROUND_PAGE)
     async def turns(
@@ -57,8 +60,8 @@ class ConversationPage(Controller):
         return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True, known=known, first=first)
 
 
-async def _render(request: AppRequest, public_id: str, before: int | None) -> Template:
-    thread = await _thread(request, public_id, before=before)
+async def _render(request: AppRequest, public_id: str, before: int | None, last: int | None) -> Template:
+    thread = await _thread(request, public_id, before=before, last=last)
     listed = await request.parts.database.read(conversation_list.conversation, request.principal.user_id, public_id)
     if listed is None:
         raise NotFound("There is no such conversation.")
@@ -91,6 +94,7 @@ async def _thread(
     *,
     first: int | None = None,
     before: int | None = None,
+    last: int | None = None,
     seen: int | None = None,
 ) -> conversations.Thread:
     """With the live progress of its jobs. Raises NotFound."""
@@ -102,6 +106,7 @@ async def _thread(
         max_text=EXCERPT_CHARS,
         first=first,
         before=before,
+        last=last,
         seen=seen,
     )
     if thread is None:
