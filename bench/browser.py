@@ -93,7 +93,7 @@ REPLIES: dict[str, Callable[[int], str]] = {
 WATCH = """() => {
   const seen = window.seen = { shift: 0, frames: [], long: [], lastAt: 0 }
   new PerformanceObserver((list) => {
-    for (const one of list.getEntries()) if (!one.hadRecentInput) seen.shift += one.value
+    for (const one of list.getEntries()) if (!one.hadRecentInput) { seen.shift += one.value; (seen.src ??= []).push(one.value.toFixed(5) + ' ' + one.sources.map((s) => (s.node?.outerHTML ?? s.node?.parentElement?.outerHTML ?? String(s.node)).slice(0, 90) + JSON.stringify([s.previousRect, s.currentRect])).join(' | ')) }
   }).observe({ type: "layout-shift" })
   new PerformanceObserver((list) => { for (const one of list.getEntries()) seen.long.push(one.duration) })
     .observe({ type: "longtask" })
@@ -219,11 +219,16 @@ async def opening(bench: Bench, n_rounds: int) -> list[Row]:
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in conversations}
     async with bench.window() as context:
         page = await context.new_page()
+        thread = await context.new_cdp_session(page)
+        await thread.send("Performance.enable", {"timeDomain": "threadTicks"})
         for number in range(n_rounds + WARM_UP):
             for name, found in seen.items():
                 await page.goto("about:blank")
                 await page.goto(bench.url(name), wait_until="load")
                 opened = await page.evaluate(OPENED)
+                if os.environ.get("DIAG"):
+                    m = {one["name"]: one["value"] for one in (await thread.send("Performance.getMetrics"))["metrics"]}
+                    print(name, {k: round(1000 * m[k], 1) for k in ("TaskDuration", "ScriptDuration", "LayoutDuration", "RecalcStyleDuration", "ThreadTime", "ProcessTime") if k in m}, m["LayoutCount"], m["Nodes"], {k: round(v, 1) for k, v in opened.items()}, flush=True)
                 if number >= WARM_UP:
                     found.append(opened)
     rows = []
@@ -271,6 +276,9 @@ class Watch:
         took = time.perf_counter() - started
         seen = await self.page.evaluate("window.seen")
         after = await self._metrics()
+        if os.environ.get("DIAG"):
+            print("\n".join((await self.page.evaluate("(window.seen.src ?? []).splice(0)"))[:6]))
+            print({k: round(1000 * (after[k] - before[k]) / took, 1) for k in ("TaskDuration", "ScriptDuration", "LayoutDuration", "RecalcStyleDuration")}, {k: round((after[k] - before[k]) / took, 1) for k in ("LayoutCount", "RecalcStyleCount")}, after["Nodes"], flush=True)
         frames = seen["frames"] or [1000 * took]
         return Shown(
             1000 * len(frames) / sum(frames),
@@ -318,6 +326,7 @@ async def _write(stream: AttemptStream, text: str, seconds: float) -> str:
 async def streaming(bench: Bench, seconds: float) -> list[Row]:
     rows = []
     for number, (kind, make) in enumerate(REPLIES.items()):
+        if os.environ.get("KIND", kind) != kind: continue
         text = make(N_TOKENS * CHARS_A_TOKEN)
         n_last = round(2 * seconds * TOKENS_A_SECOND * CHARS_A_TOKEN)
         conversation = f"stream-{number}"
@@ -354,6 +363,7 @@ async def streaming(bench: Bench, seconds: float) -> list[Row]:
 async def scrolling(bench: Bench, seconds: float) -> list[Row]:
     rows = []
     for number, (kind, make) in enumerate(REPLIES.items()):
+        if os.environ.get("KIND", kind) != kind: continue
         conversation = f"scroll-{number}"
         claimed = bench.record.begin_one(conversation, f"Write much. {WORDS}")
         bench.record.end(claimed, make(N_TOKENS * CHARS_A_TOKEN))

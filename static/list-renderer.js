@@ -12,7 +12,6 @@ export class ListRenderer {
   constructor(list) {
     this.list = list
     this.rendered = new Map([...list.children].map((item) => [item.id, item.outerHTML]))
-    showLocalTimes(list)
   }
 
   // `fresh`: the list as the server renders it now; a list with data-part holds only items that may have changed.
@@ -89,16 +88,33 @@ const replaceItem = (old, item) => {
   const after = [...item.children]
   after.forEach((child, index) => {
     if (!before[index]) old.append(child)
+    else if (before[index].matches(".markdown") && child.matches(".markdown")) replaceBlocks(before[index], child)
     else if (!before[index].isEqualNode(child)) {
       keepMarked(before[index], child)
       before[index].replaceWith(child)
     }
   })
   for (const child of before.slice(after.length)) child.remove()
-  for (const { name } of [...old.attributes]) if (!item.hasAttribute(name)) old.removeAttribute(name)
-  for (const { name, value } of item.attributes) old.setAttribute(name, value)
+  replaceAttributes(old, item)
   old.querySelectorAll("details").forEach((details, index) => { details.open = wereOpen[index] ?? details.open })
   if (focused && !old.contains(focused)) restoreFocus(old, focused)
+}
+
+// A reply that has ended is what the page has shown, block by block. Blocks that are the same stay: with them what is
+// selected, and the browser has nothing to do.
+const replaceBlocks = (old, fresh) => {
+  const before = [...old.childNodes]
+  const after = [...fresh.childNodes]
+  let n = 0
+  while (n < before.length && n < after.length && before[n].isEqualNode(after[n])) n += 1
+  for (const node of before.slice(n)) node.remove()
+  old.append(...after.slice(n))
+  replaceAttributes(old, fresh)
+}
+
+const replaceAttributes = (old, fresh) => {
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name)
+  for (const { name, value } of fresh.attributes) old.setAttribute(name, value)
 }
 
 // What only this page knows, such as a model's thinking, goes over into the place that the new item has for it.

@@ -15,10 +15,7 @@ const showButton = () => {
   const isAway = !sticks && toEnd() > AWAY_PX
   if (isAway && button.hidden) heightWhenLeft = page.scrollHeight
   button.hidden = !isAway
-  const words = button.querySelector("[data-new]")
-  const isNew = isAway && page.scrollHeight > heightWhenLeft
-  words.textContent = isNew ? words.dataset.new : words.dataset.plain
-  button.toggleAttribute("data-is-new", isNew)
+  button.toggleAttribute("data-is-new", isAway && page.scrollHeight > heightWhenLeft)
 }
 
 export const scrollIfSticking = () => {
