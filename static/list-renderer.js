@@ -80,28 +80,36 @@ const replaceParts = (old, item) => {
   for (const name of ["said", "status"]) if (name in item.dataset) old.dataset[name] = item.dataset[name]
 }
 
-// Children that are the same stay, and with them what is selected in them.
 const replaceItem = (old, item) => {
   const focused = old.contains(document.activeElement) ? document.activeElement : null
   const wereOpen = [...old.querySelectorAll("details")].map((details) => details.open)
-  const before = [...old.children]
-  const after = [...item.children]
-  after.forEach((child, index) => {
-    if (!before[index]) old.append(child)
-    else if (before[index].matches(".markdown") && child.matches(".markdown")) replaceBlocks(before[index], child)
-    else if (!before[index].isEqualNode(child)) {
-      keepMarked(before[index], child)
-      before[index].replaceWith(child)
-    }
-  })
-  for (const child of before.slice(after.length)) child.remove()
-  replaceAttributes(old, item)
+  replaceContent(old, item)
+  old.dataset.grown = ""
   old.querySelectorAll("details").forEach((details, index) => { details.open = wereOpen[index] ?? details.open })
   if (focused && !old.contains(focused)) restoreFocus(old, focused)
 }
 
-// A reply that has ended is what the page has shown, block by block. Blocks that are the same stay: with them what is
-// selected, and the browser has nothing to do.
+// Children that are the same stay, and with them what is selected in them. So do the blocks of a reply that has ended: the
+// page has shown them already.
+const replaceContent = (old, fresh) => {
+  const before = [...old.children]
+  const after = [...fresh.children]
+  after.forEach((child, index) => {
+    if (!before[index]) old.append(child)
+    else if (!before[index].isEqualNode(child)) replaceChild(before[index], child)
+  })
+  for (const child of before.slice(after.length)) child.remove()
+  replaceAttributes(old, fresh)
+}
+
+const replaceChild = (before, after) => {
+  const areBoth = (selector) => before.matches(selector) && after.matches(selector)
+  if (areBoth(".said")) replaceContent(before, after)
+  else if (areBoth(".markdown")) replaceBlocks(before, after)
+  // What only this page knows: a model's thinking.
+  else if (!areBoth("[data-keep]") || before.hidden) before.replaceWith(after)
+}
+
 const replaceBlocks = (old, fresh) => {
   const before = [...old.childNodes]
   const after = [...fresh.childNodes]
@@ -115,13 +123,6 @@ const replaceBlocks = (old, fresh) => {
 const replaceAttributes = (old, fresh) => {
   for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name)
   for (const { name, value } of fresh.attributes) old.setAttribute(name, value)
-}
-
-// What only this page knows, such as a model's thinking, goes over into the place that the new item has for it.
-const keepMarked = (before, after) => {
-  for (const kept of before.querySelectorAll("[data-keep]:not([hidden])")) {
-    after.querySelector(`[data-keep="${kept.dataset.keep}"]`)?.replaceWith(kept)
-  }
 }
 
 // Where the focused element is gone, to the same link, or else to something beside it.

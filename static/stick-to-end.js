@@ -4,7 +4,8 @@
 const page = document.documentElement
 const toEnd = () => page.scrollHeight - page.clientHeight - page.scrollTop
 let sticks = toEnd() < 40
-let heightWhenLeft = 0
+// Text has come since the reader left the end.
+let hasNew = false
 // How far a reader has to be from the end for the button to show.
 const AWAY_PX = 160
 
@@ -13,14 +14,19 @@ const button = document.querySelector(".to-end")
 const showButton = () => {
   if (!button) return
   const isAway = !sticks && toEnd() > AWAY_PX
-  if (isAway && button.hidden) heightWhenLeft = page.scrollHeight
+  hasNew &&= isAway
   button.hidden = !isAway
-  button.toggleAttribute("data-is-new", isAway && page.scrollHeight > heightWhenLeft)
+  button.toggleAttribute("data-is-new", hasNew)
 }
 
 export const scrollIfSticking = () => {
   if (sticks) page.scrollTop = page.scrollHeight
   showButton()
+}
+
+export const showNewText = () => {
+  hasNew = true
+  scrollIfSticking()
 }
 
 export const goToEnd = () => {
