@@ -53,8 +53,8 @@ class ConversationPage(Controller):
         seen: SeenTurn = None,
         before: BeforeTurn = None,
     ) -> Template:
-        """Turns of the branch that the page shows: those from `first` on, for the script that polls them; or those before
-        `before`, for the script that shows more of them."""
+        """Turns of the branch that the page shows: those from `first` on, for the script that polls them; or those
+        before `before`, for the script that shows more of them."""
         thread = await _thread(request, public_id, first=first, before=before, seen=seen)
         return page(
             request,
