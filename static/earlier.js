@@ -43,15 +43,35 @@ const bring = async (pager, list) => {
   return items
 }
 
+// Where a reader is, if a page that is loaded anew does not have it: the turn at the top, and how far above the window it
+// begins. `oldest`: the first turn that a page has by itself.
+const rememberPlace = (list, oldest) => {
+  const turn = [...list.children].find((item) => item.getBoundingClientRect().bottom > 0)
+  const isBrought = turn && turn.compareDocumentPosition(oldest) & Node.DOCUMENT_POSITION_FOLLOWING
+  const place = isBrought ? { turn: Number(turn.dataset.turn), top: turn.getBoundingClientRect().top } : null
+  if (place || history.state?.place) history.replaceState({ ...history.state, place }, "")
+}
+
+const goBackTo = async (place, list, start) => {
+  const first = () => Number(list.firstElementChild.dataset.turn)
+  while (first() > place.turn) if (!(await start())?.length) return
+  const turn = [...list.children].find((item) => Number(item.dataset.turn) >= place.turn)
+  turn.scrollIntoView({ block: "start" })
+  page.scrollTop += turn.getBoundingClientRect().top - place.top
+}
+
 export const bringEarlier = () => {
   const pager = document.querySelector(".earlier")
   const list = document.querySelector(".turns")
   if (!pager?.firstElementChild || !list || !mayBring(list)) return
+  const oldest = list.firstElementChild
   let bringing = null
   const start = () => {
-    bringing ??= bring(pager, list).finally(() => { bringing = null })
+    if (pager.firstElementChild) bringing ??= bring(pager, list).finally(() => { bringing = null })
     return bringing
   }
+  if (history.state?.place) goBackTo(history.state.place, list, start)
+  if (oldest) addEventListener("scrollend", () => rememberPlace(list, oldest))
 
   const observer = new IntersectionObserver(async (entries) => {
     if (!entries.at(-1).isIntersecting || bringing) return
