@@ -93,7 +93,7 @@ async def test_what_was_said_before_comes_as_its_reader_scrolls_up_and_moves_not
         )
         await scroll_to_the_beginning(page)
         await expect(items).to_have_count(2 * TURNS_ON_PAGE)
-        await page.wait_for_function("window.tops.length === 2")
+        await page.wait_for_function("() => window.tops.length === 2")
         before, after = await page.evaluate("window.tops")
         assert abs(before - after) < 1
         await expect(page.locator(".to-end:not([data-is-new])")).to_be_visible()
@@ -124,7 +124,7 @@ async def test_what_was_said_before_comes_as_its_reader_scrolls_up_and_moves_not
         # A page that is loaded anew goes back to where its reader was; one whose address names a turn goes there.
         near = page.locator("#job-3")
         await near.scroll_into_view_if_needed()
-        await page.wait_for_function("history.state?.place?.turn <= 2")
+        await page.wait_for_function("() => history.state?.place?.turn <= 2")
         await page.reload()
         await expect(items).to_have_count(N_TURNS)
         await expect(near).to_be_in_viewport()
