@@ -125,7 +125,7 @@ def tokens(seed: object, n_tokens: int) -> list[int]:
 
 def prompts(kind: str, n_prompts: int) -> list[tuple[list[int], list[int]]]:
     """A head of whole chunks and what follows it. Fewer and shorter ones for a model that takes long to compute."""
-    n_chunks, n_prompts = (2, max(3, n_prompts // 3)) if kind == "smollm2" else (10, n_prompts)
+    n_chunks, n_prompts = (2, max(3, n_prompts // 8)) if kind == "smollm2" else (10, n_prompts)
     return [(tokens(("head", n), n_chunks * N_CHUNK), tokens(("tail", n), 10 + n % 30)) for n in range(n_prompts)]
 
 

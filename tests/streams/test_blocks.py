@@ -114,7 +114,7 @@ async def test_the_blocks_are_the_reply_s_html_and_thinking_is_apart(
 async def test_a_page_that_is_cut_off_after_every_event_misses_nothing_and_gets_no_finished_block_twice(
     browser: httpx.AsyncClient, script: Script, database: Database
 ) -> None:
-    script.write({"when": "go", "reply": f"<think>{THOUGHT}</think>{REPLY}", "step_s": 0.01})
+    script.write({"when": "go", "reply": f"<think>{THOUGHT}</think>{REPLY}", "step_s": 0.02})
     job_id = await submit(browser, "go")
     page = Reader()
     n_connections = 0
