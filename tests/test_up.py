@@ -88,7 +88,7 @@ async def supervised(
 ) -> AsyncIterator[Supervised]:
     process = await asyncio.create_subprocess_exec(
         *(*prefix, sys.executable),
-        *(str(SUPERVISED), "supervise", str(run_dir), str(grace_s), *pairs),
+        *(str(SUPERVISED), str(run_dir), str(grace_s), *pairs),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
