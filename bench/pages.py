@@ -124,12 +124,13 @@ def build(path: Path, n_conversations: int, n_turns: int, words: list[str]) -> N
 
 
 @asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
-    """`llamalith web` on this database: a client that is logged in, and the process's id. There is no Redis."""
+async def serving(path: Path, redis_url: str | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+    """`llamalith web` on this database: a client that is logged in, and the process's id. `redis_url` None: there is no
+    Redis."""
     password = secrets.token_urlsafe(16)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | {
         "DATABASE_URL": f"sqlite:///{path}",
-        "REDIS_URL": f"unix://{path.parent}/nobody.sock",
+        "REDIS_URL": redis_url or f"unix://{path.parent}/nobody.sock",
         "SECRET_KEY": secrets.token_urlsafe(48),
         "N8N_API_TOKEN": secrets.token_urlsafe(32),
         "ADMIN_PASSWORD_HASH": bcrypt.hashpw(password.encode(), bcrypt.gensalt(6)).decode(),

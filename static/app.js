@@ -6,6 +6,7 @@ import { keepChats } from "./chats.js"
 import { compose, focusWithoutKeyboard, sendByKeyboard } from "./composer.js"
 import { offerCopies } from "./copy.js"
 import { forgetAcceptedDraft, forgetDraftsAtLogout, keepDraft } from "./draft.js"
+import { bringEarlier } from "./earlier.js"
 import { editPrompts } from "./edit.js"
 import { watchEnds } from "./ended.js"
 import { sendForms } from "./forms.js"
@@ -35,7 +36,9 @@ for (const element of document.querySelectorAll("[data-live]")) {
 }
 keepChats()
 nameZone()
-showLocalTimes(document)
+// The first time that a browser writes takes longer than all else here. Until then the server's stand there.
+requestAnimationFrame(() => setTimeout(() => showLocalTimes(document)))
+bringEarlier()
 changeLookAtOnce()
 for (const text of document.querySelectorAll(".markdown")) enrich(text)
 copyByButton()

@@ -5,6 +5,9 @@ import { enrich } from "./prose.js"
 
 const INNERMOST = "ul, ol, li, p, blockquote, figure, pre, pre > code"
 
+// So much of a paragraph a browser shapes anew for each piece that comes; of a whole long one it would take too long.
+const MAX_TAIL = 2000
+
 export class Blocks {
   // Of `element` only the children are used. The next one may be another: see `moveTo`.
   constructor(element) {
@@ -51,7 +54,9 @@ export class Blocks {
   more({ text }) {
     let end = this.nodes.at(-1).at(-1)
     while (end.lastElementChild?.matches(INNERMOST)) end = end.lastElementChild
-    if (!end.matches("code") && !end.lastElementChild?.matches(".tail")) {
+    const last = end.lastElementChild?.matches(".tail") ? end.lastElementChild : null
+    const isFull = last?.textContent.length > MAX_TAIL && /\s$/.test(last.textContent)
+    if (!end.matches("code") && (!last || isFull)) {
       end.append(Object.assign(document.createElement("span"), { className: "tail" }))
     }
     const place = end.matches("code") ? end : end.lastElementChild

@@ -40,7 +40,9 @@ export const sendForms = (lists) => {
 }
 
 const lockWhileSending = (form, sent) => {
-  const lock = (isLocked) => form.querySelectorAll("button").forEach((button) => { button.disabled = isLocked })
+  // Those that were locked before stay so.
+  const buttons = [...form.elements].filter((one) => one.matches("button:enabled"))
+  const lock = (isLocked) => buttons.forEach((button) => { button.disabled = isLocked })
   // After the browser has collected the fields; unlocked again in case the person stopped the sending.
   setTimeout(() => lock(true))
   setTimeout(() => {

@@ -10,14 +10,19 @@ const isTyping = (element) => element.matches("input, textarea, select, [content
 
 const messages = () => [...document.querySelectorAll(".turns .said")]
 
+const follows = (one, turn) => turn && turn.compareDocumentPosition(one) & Node.DOCUMENT_POSITION_FOLLOWING
+
 // To the message before or after the one that has the focus, or that is at the top of the window.
 const move = (step) => {
   const all = messages()
   if (!all.length) return
   const top = document.querySelector(".bar").getBoundingClientRect().bottom
+  const isInSight = (element) => element.getBoundingClientRect().bottom > top + 8
   let at = all.findIndex((one) => one.contains(document.activeElement))
   if (at === -1) {
-    at = all.findIndex((one) => one.getBoundingClientRect().bottom > top + 8)
+    // First its turn: where messages far away are, the browser would have to find out.
+    const turn = [...document.querySelectorAll(".turns > li")].find(isInSight)
+    at = all.findIndex((one) => (turn?.contains(one) ? isInSight(one) : follows(one, turn)))
     if (at === -1) at = all.length
     else if (step > 0) at -= 1
   }

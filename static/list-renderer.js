@@ -12,7 +12,6 @@ export class ListRenderer {
   constructor(list) {
     this.list = list
     this.rendered = new Map([...list.children].map((item) => [item.id, item.outerHTML]))
-    showLocalTimes(list)
   }
 
   // `fresh`: the list as the server renders it now; a list with data-part holds only items that may have changed.
@@ -108,37 +107,58 @@ const replaceParts = (old, item) => {
   for (const name of ["said", "status"]) if (name in item.dataset) old.dataset[name] = item.dataset[name]
 }
 
-// Children that are the same stay, and with them what is selected in them.
 const replaceItem = (old, item) => {
   const focused = old.contains(document.activeElement) ? document.activeElement : null
   const wereOpen = [...old.querySelectorAll("details")].map((details) => details.open)
-  const before = [...old.children]
-  const after = [...item.children]
-  after.forEach((child, index) => {
-    if (!before[index]) old.append(child)
-    else if (!before[index].isEqualNode(child)) {
-      keepMarked(before[index], child)
-      before[index].replaceWith(child)
-    }
-  })
-  for (const child of before.slice(after.length)) child.remove()
-  for (const { name } of [...old.attributes]) if (!item.hasAttribute(name)) old.removeAttribute(name)
-  for (const { name, value } of item.attributes) old.setAttribute(name, value)
+  replaceContent(old, item)
+  old.dataset.grown = ""
   old.querySelectorAll("details").forEach((details, index) => { details.open = wereOpen[index] ?? details.open })
   if (focused && !old.contains(focused)) restoreFocus(old, focused)
 }
 
-// A model's thinking, as this page saw it, goes over into the place that the new item has for it: the record has it a
-// little later, or never. Once it has, how long that took is as the record says.
-const keepMarked = (before, after) => {
-  for (const kept of before.querySelectorAll("[data-keep]:not([hidden])")) {
-    const fresh = after.querySelector(`[data-keep="${kept.dataset.keep}"]`)
-    if (!fresh) continue
-    const hasAll = fresh.hidden || fresh.querySelector(".text").textContent === kept.querySelector(".text").textContent
-    if (!hasAll) continue
-    if (!fresh.hidden) kept.querySelector("summary").replaceWith(fresh.querySelector("summary"))
-    fresh.replaceWith(kept)
-  }
+// Children that are the same stay, and with them what is selected in them. So do the blocks of a reply that has ended: the
+// page has shown them already.
+const replaceContent = (old, fresh) => {
+  const before = [...old.children]
+  const after = [...fresh.children]
+  after.forEach((child, index) => {
+    if (!before[index]) old.append(child)
+    else if (!before[index].isEqualNode(child)) replaceChild(before[index], child)
+  })
+  for (const child of before.slice(after.length)) child.remove()
+  replaceAttributes(old, fresh)
+}
+
+const replaceChild = (before, after) => {
+  const areBoth = (selector) => before.matches(selector) && after.matches(selector)
+  if (areBoth(".said")) replaceContent(before, after)
+  else if (areBoth(".markdown")) replaceBlocks(before, after)
+  else if (areBoth("[data-keep]") && !before.hidden) replaceThinking(before, after)
+  else before.replaceWith(after)
+}
+
+// A model's thinking stays as this page saw it: the record has it a little later, or never. Once it has, how long that
+// took is as the record says.
+const replaceThinking = (before, after) => {
+  if (after.hidden) return
+  const isSame = after.querySelector(".text").textContent === before.querySelector(".text").textContent
+  if (isSame) before.querySelector("summary").replaceWith(after.querySelector("summary"))
+  else before.replaceWith(after)
+}
+
+const replaceBlocks = (old, fresh) => {
+  const before = [...old.childNodes]
+  const after = [...fresh.childNodes]
+  let n = 0
+  while (n < before.length && n < after.length && before[n].isEqualNode(after[n])) n += 1
+  for (const node of before.slice(n)) node.remove()
+  old.append(...after.slice(n))
+  replaceAttributes(old, fresh)
+}
+
+const replaceAttributes = (old, fresh) => {
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name)
+  for (const { name, value } of fresh.attributes) old.setAttribute(name, value)
 }
 
 // Where the focused element is gone, to the same link, or else to something beside it.

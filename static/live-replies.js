@@ -3,7 +3,7 @@
 // little later.
 
 import { Blocks } from "./blocks.js"
-import { scrollIfSticking } from "./stick-to-end.js"
+import { showNewText } from "./stick-to-end.js"
 import { follow, followAnew, unfollow } from "./stream.js"
 import { _ } from "./words.js"
 
@@ -44,12 +44,13 @@ export class LiveReplies {
 
   // Once a frame: many changes may come at once, and between a reader's scrolling and its event the page must not grow.
   show() {
-    for (const [kind, data] of this.changes.splice(0)) {
+    const changes = this.changes.splice(0)
+    for (const [kind, data] of changes) {
       if (!this.replies.has(data.job)) this.replies.set(data.job, new Reply(data.job))
       this.replies.get(data.job)[kind](data)
     }
     for (const reply of this.replies.values()) reply.show()
-    scrollIfSticking()
+    if (changes.length) showNewText()
   }
 }
 

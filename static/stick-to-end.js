@@ -14,7 +14,8 @@ const endTop = () => {
 }
 const toEnd = () => endTop() - page.scrollTop
 let sticks = toEnd() < 40
-let heightWhenLeft = 0
+// Text has come since the reader left the end.
+let hasNew = false
 // How far a reader has to be from the end for the button to show.
 const AWAY_PX = 160
 
@@ -23,17 +24,19 @@ const button = document.querySelector(".to-end")
 const showButton = () => {
   if (!button) return
   const isAway = !sticks && toEnd() > AWAY_PX
-  if (isAway && button.hidden) heightWhenLeft = page.scrollHeight
+  hasNew &&= isAway
   button.hidden = !isAway
-  const words = button.querySelector("[data-new]")
-  const isNew = isAway && page.scrollHeight > heightWhenLeft
-  words.textContent = isNew ? words.dataset.new : words.dataset.plain
-  button.toggleAttribute("data-is-new", isNew)
+  button.toggleAttribute("data-is-new", hasNew)
 }
 
 export const scrollIfSticking = () => {
   if (sticks && toEnd() > 0) page.scrollTop = endTop()
   showButton()
+}
+
+export const showNewText = () => {
+  hasNew = true
+  scrollIfSticking()
 }
 
 export const goToEnd = () => {

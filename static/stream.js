@@ -9,6 +9,7 @@ const SAY_MS = 3000
 // Who answers none of three is dead, most likely.
 const SILENCE_MS = 10_000
 
+let hasJoined = false
 let port = null
 let heardAt = 0
 // When the list of chats that the page shows was read.
@@ -58,7 +59,7 @@ const listen = ({ data: message }) => {
 }
 
 const say = () => {
-  if (document.hidden) return
+  if (document.hidden || !hasJoined) return
   if (port && performance.now() - heardAt > SILENCE_MS) disconnect()
   if (!port) {
     port = connect()
@@ -88,6 +89,7 @@ export const joinStream = ({ version, at }, listener) => {
   wanted.version = version
   chatsAt = Number(at)
   onChats = listener
+  hasJoined = true
   setInterval(say, SAY_MS)
   document.addEventListener("visibilitychange", () => (document.hidden ? leave() : begin()))
   addEventListener("pagehide", leave)

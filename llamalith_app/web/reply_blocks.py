@@ -28,6 +28,7 @@ class BlockCursor(NamedTuple):
     """What a reader has."""
 
     event: Cursor
+    """Of n 0: some blocks of that attempt, and no event as a whole."""
     n_blocks: int
 
 
@@ -69,6 +70,8 @@ class ReplyBlocks:
         if event.kind == "progress":
             self._progress = event.data
             return
+        if self._resumes_at is not None and self._resumes_at.event == (event.attempt, 0):
+            self._resumes_at = None
         if event.kind == "restart":
             self._blocks, self._thinking, self._n_thinking = BlockStream(), [], 0
             self._restarts = True
@@ -131,6 +134,7 @@ class ReplyBlocks:
     def _frame(self, kind: str, data: bytes, n_blocks: int, *, is_last: bool = True) -> bytes:
         """Behind the last frame the reader has all events; behind each other one, only more blocks."""
         attempt, n = self._newest if is_last else self._had.event
+        attempt = attempt if n else self._newest.attempt
         event_id = b"%d.%d-%d.%d" % (self._job_id, attempt, n, n_blocks)
         return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id, kind.encode(), data)
 

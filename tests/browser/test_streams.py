@@ -193,6 +193,7 @@ async def test_blocks_of_a_reply_appear_one_by_one_stay_and_survive_a_reload(
         stored = page.locator("#job-1 .markdown")
         await expect(stored.locator("> p").last).to_have_text("The end.")
         await expect(stored.locator(".katex")).to_have_count(2)
+        assert await page.evaluate("window.blocks.every((one) => one.isConnected)"), "nor does its end touch them"
         streamed = await stored.evaluate("(one) => one.innerHTML")
         await page.reload()
         await expect(stored.locator(".katex")).to_have_count(2)

@@ -165,7 +165,7 @@ def test_a_deleted_conversation_is_gone_for_every_reader_and_its_open_jobs_are_c
     assert conversations.messages(connection, ADMIN_ID, "a") == []
     assert not conversations.latest(connection, ADMIN_ID, "a").exists
     assert conversations.lane(connection, ADMIN_ID, "a") is None
-    assert conversations.lanes(connection, ADMIN_ID, [(1, None), (2, None), (1, 1)]) == [
+    assert conversations.lanes(connection, ADMIN_ID, [(1, None), (2, None), (10**18 - 1, 1)]) == [
         None,
         conversations.Lane(2, [other], other),
         None,

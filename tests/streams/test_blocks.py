@@ -269,7 +269,7 @@ def ids(frames: bytes) -> list[str]:
 def test_an_id_says_which_events_and_how_many_finished_blocks_its_reader_has() -> None:
     reply = ReplyBlocks(7, None)
     reply.add(delta(1, "one\n\ntwo\n\nthr"))
-    assert ids(reply.frames(0)) == ["7.0-0.1", "7.0-0.2", "7.1-1.2"]
+    assert ids(reply.frames(0)) == ["7.1-0.1", "7.1-0.2", "7.1-1.2"]
     reply.add(delta(2, "ee\n\nfour"))
     assert ids(reply.frames(0.05)) == []
     assert reply.is_behind
@@ -279,7 +279,7 @@ def test_an_id_says_which_events_and_how_many_finished_blocks_its_reader_has() -
 
 
 def test_a_page_whose_event_is_gone_begins_again() -> None:
-    for cursor in (Cursor(1, 9), Cursor(3, 1)):
+    for cursor in (Cursor(1, 9), Cursor(3, 1), Cursor(1, 0)):
         reply = ReplyBlocks(7, BlockCursor(cursor, 2))
         reply.add(delta(1, "one\n\ntwo\n\nthree", attempt=2))
         frames = reply.frames(0).decode()
@@ -288,10 +288,12 @@ def test_a_page_whose_event_is_gone_begins_again() -> None:
 
 def test_a_page_that_was_cut_off_between_two_blocks_gets_the_second_one_only() -> None:
     events = [delta(1, "one\n\ntwo\n\n"), delta(2, "three\n\n")]
-    reply = ReplyBlocks(7, BlockCursor(Cursor(1, 1), 1))
-    for event in events:
-        reply.add(event)
-    frames = reply.frames(0).decode()
-    assert "restart" not in frames
-    assert '"block":0' not in frames
-    assert frames.index('"block":1') < frames.index('"block":2')
+    # In the midst of what came second, and of what came first.
+    for cursor in (Cursor(1, 1), Cursor(1, 0)):
+        reply = ReplyBlocks(7, BlockCursor(cursor, 1))
+        for event in events:
+            reply.add(event)
+        frames = reply.frames(0).decode()
+        assert "restart" not in frames
+        assert '"block":0' not in frames
+        assert frames.index('"block":1') < frames.index('"block":2')

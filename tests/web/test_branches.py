@@ -232,7 +232,7 @@ async def test_the_buttons_of_a_conversation_lead_back_to_it(browser: httpx.Asyn
     at = "/chat/conversations/c"
     assert await post(browser, "/chat/jobs/2/regenerate", once="o") == f"{at}#job-3"
     assert await post(browser, "/chat/jobs/2/regenerate", once="o") == f"{at}#job-3", "a double click"
-    assert await post(browser, "/chat/jobs/2/regenerate", model="other") == f"{at}#job-4"
+    assert await post(browser, "/chat/jobs/2/regenerate", once="o", model="other") == f"{at}#job-4", "another button"
     assert await post(browser, "/chat/conversation/head", turn_id=2) == f"{at}#job-2"
     assert (await said(browser))[-1] == "reply to second"
     assert await post(browser, "/chat/jobs", content="edited", beside=1) == f"{at}#job-5"

@@ -253,6 +253,13 @@ async def test_of_a_long_conversation_the_newest_turns_show_and_the_rest_is_a_li
     before = await browser.get(unescape(earlier))
     assert [f"prompt {number};" in before.text for number in range(4)] == [True, True, True, False]
     assert "<textarea" not in before.text
+    (brought,) = re.findall(r'data-earlier="([^"]*)"', page.text)
+    part = await browser.get(unescape(brought))
+    assert [f"prompt {number};" in part.text for number in range(4)] == [True, True, True, False]
+    assert "Earlier messages" not in part.text
+    part = await browser.get("/chat/conversation/turns", params={"id": "a/b", "before": n_turns - 1})
+    assert len(re.findall(r"<li id=", part.text)) == TURNS_ON_PAGE
+    assert 'href="/chat/conversation?id=a%2Fb&amp;before=2"' in part.text
     part = await browser.get("/chat/conversation/turns", params={"id": "a/b", "from": n_turns - 2})
     assert len(re.findall(r"<li id=", part.text)) == 2
 

@@ -5,6 +5,8 @@ Each leads back to the conversation, at the turn that it was about.
 
 from __future__ import annotations
 
+import hashlib
+
 from litestar import Controller, post
 from litestar.response import Redirect, Template
 
@@ -55,14 +57,15 @@ class BranchForms(Controller):
     async def regenerate(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
         form = await request.form_as(RegenerateForm)
         user_id = request.principal.user_id
-        digest = f"{job_id} {form.model} {form.conversation_id}"
+        # All turns of a page have the same `once`.
+        digest = hashlib.sha256(f"{job_id} {form.model} {form.conversation_id}".encode()).hexdigest()
         accepted = await request.parts.submissions.regenerate(
             request.principal,
             request.id,
             job_id,
             Regenerate(model=form.model),
             conversation_id=form.conversation_id,
-            key=Key(user_id, f"form:{form.once}", digest) if form.once else None,
+            key=Key(user_id, f"form:{form.once}:{digest}", digest) if form.once else None,
         )
         return see_other(f"{conversation_url(accepted.conversation_id)}#job-{accepted.job_id}")
 

@@ -54,10 +54,21 @@ class ConversationPage(Controller):
         first: FromTurn = None,
         known: KnownTurns = 0,
         seen: SeenTurn = None,
+        before: BeforeTurn = None,
+        last: LastTurn = None,
     ) -> Template:
-        """The turns from `first` on, of the branch that the page shows, for the script that polls them."""
-        thread = await _thread(request, public_id, first=first, seen=seen)
-        return page(request, "_turns", thread=thread, public_id=public_id, is_newest=True, known=known, first=first)
+        """Turns of the branch that the page shows: those from `first` on, for the script that polls them; or those
+        before `before`, for the script that shows more of them."""
+        thread = await _thread(request, public_id, first=first, before=before, last=last, seen=seen)
+        return page(
+            request,
+            "_turns" if before is None else "_before",
+            thread=thread,
+            public_id=public_id,
+            is_newest=before is None,
+            known=known,
+            first=first,
+        )
 
 
 async def _render(request: AppRequest, public_id: str, before: int | None, last: int | None) -> Template:

@@ -78,7 +78,7 @@ def _followed(given: str) -> Followed:
     if position[0] is None:
         return Followed(int(conversation_id), None, None)
     job_id, attempt, n, n_blocks = map(int, position)
-    return Followed(int(conversation_id), job_id, BlockCursor(Cursor(attempt, n), n_blocks) if n else None)
+    return Followed(int(conversation_id), job_id, BlockCursor(Cursor(attempt, n), n_blocks) if n or n_blocks else None)
 
 
 async def _chunks(
