@@ -160,7 +160,8 @@ def conversations(connection: Connection, owner_id: int, query: str) -> dict[int
     # For longer words FTS5 reads all places where any of them stands, a tenth of a second for some 100,000 messages. A
     # word that is that frequent fills the list by itself.
     if n_hits < MAX_HITS:
-        found, _ = _indexed(connection, owner_id, wanted, with_longer=True)
+        longer, _ = _indexed(connection, owner_id, wanted, with_longer=True)
+        found = found | longer
     return found
 
 
@@ -169,11 +170,15 @@ def _indexed(
 ) -> tuple[dict[int, Hit | None], int]:
     """What the index finds, and in how many messages."""
     of = {"match": _fts_expression(wanted, with_longer), "of_owner": owner_id, "most": MAX_HITS}
-    found: dict[int, Hit | None] = dict.fromkeys(connection.execute(_MATCHING_TITLES, of).scalars())
+    found: dict[int, Hit | None] = {}
     n_hits = 0
     for conversation_id, place, n_messages in connection.execute(_MATCHING_MESSAGES, of):
         found[conversation_id] = Hit(place >> _SHIFT, place & _POSITIONS)
         n_hits += n_messages
+    # That would read all those places again.
+    if not with_longer or n_hits < MAX_HITS:
+        for conversation_id in connection.execute(_MATCHING_TITLES, of).scalars():
+            found.setdefault(conversation_id, None)
     return found, n_hits
 
 

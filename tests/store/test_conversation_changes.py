@@ -11,7 +11,16 @@ from sqlalchemy import Connection, Engine, text
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.errors import BadInput, ConversationExists, NotFound
-from llamalith_app.store import check, conversation_changes, conversation_list, conversations, retention, tree, turns
+from llamalith_app.store import (
+    check,
+    conversation_changes,
+    conversation_list,
+    conversations,
+    retention,
+    search,
+    tree,
+    turns,
+)
 from llamalith_app.store.conversation_changes import MAX_TAGS, Change
 from llamalith_app.store.conversation_list import Filter, first_words
 from llamalith_app.store.jobs import listing, reads, submission, transitions
@@ -266,4 +275,5 @@ def test_nobody_changes_the_conversations_of_others(connection: Connection) -> N
     assert conversation_changes.restore(connection, ADMIN_ID, ["a"], LONG_AGO) == ["a"]
     assert conversation_list.sidebar(connection, 7).recent == []
     assert conversations.lanes(connection, 7, [(1, None)]) == [None]
+    assert not search.index_messages(connection)
     assert conversation_list.listed(connection, 7, Filter("hello"), limit=9) == []

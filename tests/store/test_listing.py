@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, insert
 
-from llamalith_app.store import check, conversation_list
+from llamalith_app.store import check, conversation_list, search
 from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.jobs import details, listing, reads, statistics, submission, transitions
 from llamalith_app.store.jobs.listing import JobFilter
@@ -97,6 +97,7 @@ def test_conversations_are_found_by_the_status_that_lists_show(engine: Engine) -
             found = conversation_list.listed(connection, ADMIN_ID, Filter(status=status), limit=99)
             assert found == [one for one in every if one.status == status], status
             assert len(found) == n, status
+        assert not search.index_messages(connection)
         assert conversation_list.listed(connection, ADMIN_ID, Filter("waits", status="error"), limit=99) == []
         assert conversation_list.listed(connection, ADMIN_ID, Filter(status="queued", tag="x"), limit=99) == []
 

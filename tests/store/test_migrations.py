@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.errors import StorageUnavailable
-from llamalith_app.store import check, conversation_list, conversations, turns
+from llamalith_app.store import check, conversation_list, conversations, search, turns
 from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.jobs import submission, transitions
@@ -251,10 +251,12 @@ def test_what_an_earlier_version_stored_is_found_and_keeps_its_ids(tmp_path: Pat
         def found(query: str) -> set[str]:
             return {one.public_id for one in conversation_list.listed(current, ADMIN_ID, Filter(query), limit=99)}
 
+        assert not search.is_behind(current)
         assert found("old") == {"c3"}
         assert found("prompt") == {f"c{number}" for number in range(1, 8)}
         submission.submit(current, prompt("a new one", "c1"), NOW)
         submission.submit(current, prompt("a new one", "another"), NOW)
+        assert not search.index_messages(current)
         assert found("new") == {"c1", "another"}
         assert current.execute(text("SELECT max(id) FROM conversations")).scalar_one() == 101
 

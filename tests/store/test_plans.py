@@ -137,7 +137,7 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
         lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter(status="queued"), limit=1),
     ),
     "conversations that match": (
-        lambda c: [submission.submit(c, prompt(conversation_id=i), NOW) for i in "ab"],
+        lambda c: ([submission.submit(c, prompt(conversation_id=i), NOW) for i in "ab"], search.index_messages(c)),
         lambda c, _: conversation_list.listed(c, ADMIN_ID, Filter("hel"), limit=2),
     ),
     "new messages come into the index of words": (

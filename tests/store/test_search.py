@@ -61,6 +61,20 @@ def test_a_word_finds_longer_ones_and_a_phrase_only_itself(connection: Connectio
     assert found(connection, '"houses lightest"') == []
 
 
+def test_titles_are_searched_for_longer_words_unless_these_stand_in_very_many_messages(
+    sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sqlite_engine.begin() as connection:
+        for public_id in "abc":
+            ask(connection, public_id, f"lightest {public_id}")
+        for public_id, title in (("a", "A lighthouse"), ("b", "A light")):
+            conversation_changes.change(connection, ADMIN_ID, [public_id], Change(title=title), NOW)
+        assert found(connection, "light") == ["c", "b", "a"]
+        monkeypatch.setattr(search, "MAX_HITS", 1)
+        assert found(connection, "light") == ["c", "b"], "the word itself is found in titles all the same"
+        assert found(connection, "lighthouse") == ["a"]
+
+
 def test_case_and_diacritics_do_not_count(sqlite_engine: Engine) -> None:
     with sqlite_engine.begin() as connection:
         ask(connection, "a", "ÉCOLE supérieure, Straße, naïve")

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from llamalith_app.store import check, conversation_changes, conversation_list, conversations, titles, turns
+from llamalith_app.store import check, conversation_changes, conversation_list, conversations, search, titles, turns
 from llamalith_app.store.conversation_changes import Change
 from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.jobs import listing, reads, submission, transitions, waiting
@@ -88,6 +88,7 @@ def test_it_is_in_no_list_and_in_nobodys_way(connection: Connection) -> None:
     assert len(listing.search(connection, ADMIN_ID, listing.JobFilter(), limit=9).ids) == 1
     assert listing.count_by_status(connection, ADMIN_ID, listing.JobFilter())[Status.QUEUED].n == 0
     assert [one.public_id for one in conversation_list.listed(connection, ADMIN_ID, Filter(), limit=9)] == ["a"]
+    assert not search.index_messages(connection)
     assert conversation_list.listed(connection, ADMIN_ID, Filter("title"), limit=9) == []
     submission.submit(connection, prompt("and then?", "a", priority="interactive"), NOW)
     due = waiting.due_jobs(connection, ["m"], NOW)
