@@ -157,11 +157,8 @@ async def test_conversations_of_any_id_share_a_stream_and_each_window_of_one_has
     browser: httpx.AsyncClient, script: Script, database: Database, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    # Where one of them stands still, the whole engine does.
-    script.write(
-        {"when": "go", "reply": REPLY, "after": 40, "gate": str(gate)},
-        {"when": "", "reply": "*Hello*" + " and more" * 20},
-    )
+    half = {"after": 40, "gate": str(gate)}
+    script.write({"when": "go", "reply": REPLY, **half}, {"when": "", "reply": "*Hello*" + " and more" * 20, **half})
     await submit(browser, "go", "a/b")
     await submit(browser, "short", "..")
     first = Reader()
