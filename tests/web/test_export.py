@@ -115,7 +115,7 @@ async def test_an_imported_conversation_looks_and_works_like_any_other(browser: 
     """Its turns have no jobs: what its page does with jobs' replies it does with theirs."""
     file = exported(
         turn(1, None, "first", "**loud**\n\n<b>raw</b>"),
-        turn(2, 1, "context", "earlier", "second", "left"),
+        turn(2, 1, "context", "said sooner", "second", "left"),
         turn(3, 1, "second", "right"),
     )
     page = await browser.get("/chat/conversations")
@@ -128,7 +128,7 @@ async def test_an_imported_conversation_looks_and_works_like_any_other(browser: 
     assert 'data-source="**loud**\n\n&lt;b&gt;raw&lt;/b&gt;"' in text, "what Copy copies"
     assert text.count('class="bubble"') == 2
     assert "2/2" in text, "its branches can be paged through"
-    actions = {"/chat/conversation/fork", "/chat/conversation/turns/delete"}
+    actions = {f"/chat/conversation/{what}" for what in ("head", "fork", "turns/delete")}
     assert set(re.findall(r'formaction="([^"]+)"', text)) - {"/chat/attachments"} == actions
     before = re.findall(r'name="turn_id" value="(\d+)" aria-label="Version before"', text)
     form = {"csrf_token": token, "conversation_id": made.headers["location"].rpartition("/")[2], "turn_id": before[0]}
@@ -139,7 +139,7 @@ async def test_an_imported_conversation_looks_and_works_like_any_other(browser: 
     assert forked.status_code == 303
     deleted = await browser.post("/chat/conversation/turns/delete", data=form)
     assert deleted.status_code == 303
-    assert "earlier" not in (await browser.get(deleted.headers["location"])).text
+    assert "sooner" not in (await browser.get(deleted.headers["location"])).text
 
 
 async def test_an_export_to_read_has_the_branch_that_people_see(api: httpx.AsyncClient, database: Database) -> None:
