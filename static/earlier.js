@@ -49,7 +49,10 @@ const rememberPlace = (list, oldest) => {
   const turn = [...list.children].find((item) => item.getBoundingClientRect().bottom > 0)
   const isBrought = turn && turn.compareDocumentPosition(oldest) & Node.DOCUMENT_POSITION_FOLLOWING
   const place = isBrought ? { turn: Number(turn.dataset.turn), top: turn.getBoundingClientRect().top } : null
-  if (place || history.state?.place) history.replaceState({ ...history.state, place }, "")
+  if (!place && !history.state?.place) return
+  history.replaceState({ ...history.state, place }, "")
+  // Else the browser would scroll as well, to where that was without these turns.
+  history.scrollRestoration = place ? "manual" : "auto"
 }
 
 const goBackTo = async (place, list, start) => {
@@ -57,6 +60,8 @@ const goBackTo = async (place, list, start) => {
   while (first() > place.turn) if (!(await start())?.length) return
   const turn = [...list.children].find((item) => Number(item.dataset.turn) >= place.turn)
   turn.scrollIntoView({ block: "start" })
+  // Until it is seen, its height is only estimated.
+  for (let n = 0; n < 2; n += 1) await new Promise(requestAnimationFrame)
   page.scrollTop += turn.getBoundingClientRect().top - place.top
 }
 

@@ -125,6 +125,15 @@ async def test_what_was_said_before_comes_as_its_reader_scrolls_up_and_moves_not
         near = page.locator("#job-3")
         await near.scroll_into_view_if_needed()
         await page.wait_for_function("() => history.state?.place?.turn <= 2")
+        await page.mouse.move(180, 300)
+        await page.mouse.wheel(0, -20)
+        await page.wait_for_function(
+            """() => {
+              const { turn, top } = history.state.place
+              const at = document.querySelector(`[data-turn="${turn}"]`).getBoundingClientRect().top
+              return Math.abs(at - top) < 1
+            }"""
+        )
         await page.reload()
         await expect(items).to_have_count(N_TURNS)
         await expect(near).to_be_in_viewport()
