@@ -21,6 +21,7 @@ from llamalith_app.store.jobs import reads
 from llamalith_app.web import lane as lane_stream
 from llamalith_app.web import reply_blocks, sse
 from llamalith_app.web.follow import ENDED, OpenStream
+from llamalith_app.web.markdown import before_reply
 from llamalith_app.web.reply_blocks import BlockCursor, ReplyBlocks
 from llamalith_app.web.request import AppRequest, Parts
 from llamalith_app.web.transcript import FINAL, Cursor
@@ -87,6 +88,7 @@ async def _chunks(
         return
     await parts.live.add([job])
     events = parts.followers.events(job, owner_id, None, stream)
-    async with aclosing(events), aclosing(reply_blocks.chunks(events, ReplyBlocks(job_id, cursor))) as chunks:
+    reply = ReplyBlocks(job_id, cursor, before_reply(job.parameters))
+    async with aclosing(events), aclosing(reply_blocks.chunks(events, reply)) as chunks:
         async for chunk in chunks:
             yield chunk
