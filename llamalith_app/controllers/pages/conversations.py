@@ -12,12 +12,12 @@ from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 from sqlalchemy import Connection
 
-from llamalith_app.contracts.conversation_list import MAX_TAG, SourceWord
-from llamalith_app.contracts.forms import ConversationsForm
+from llamalith_app.contracts.conversation_list import SourceWord
+from llamalith_app.contracts.forms import ConversationsFilter, ConversationsForm
 from llamalith_app.contracts.jobs import MAX_ID
-from llamalith_app.contracts.text import CONTROL_FREE, NUL_FREE
 from llamalith_app.controllers.conversation_list import exported, import_conversation, restore
 from llamalith_app.controllers.pages.conversation import QueryId
+from llamalith_app.controllers.pages.query import query_fields
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import BadInput
 from llamalith_app.guards.forms import listed_values
@@ -25,7 +25,6 @@ from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.store import conversation_changes, conversation_list
 from llamalith_app.store.conversation_changes import Change
 from llamalith_app.store.conversation_list import Filter, Listed
-from llamalith_app.store.search import MAX_QUERY
 from llamalith_app.web import download
 from llamalith_app.web.download import ExportFormat
 from llamalith_app.web.html import conversation_url, page
@@ -38,11 +37,6 @@ ARCHIVED = {"": False, "true": True, "any": None}
 SOURCES = msgspec.json.schema(SourceWord)["enum"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-Query = Annotated[str, QueryParameter(max_length=MAX_QUERY, pattern=NUL_FREE)]
-OfTag = Annotated[str, QueryParameter(max_length=MAX_TAG, pattern=CONTROL_FREE)]
-# Forms send what is not chosen as empty.
-Archived = Annotated[str, QueryParameter(pattern="^(true|any)?$")]
-OfSource = Annotated[str, QueryParameter(pattern=f"^({'|'.join(SOURCES)})?$")]
 BeforeConversation = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID)]
 DeletedMoment = Annotated[int | None, QueryParameter(ge=0, le=10**17, description="Microseconds since 1970.")]
 
@@ -63,29 +57,14 @@ class ConversationsPage(Controller):
 
     @get("/conversations", opt=PAGE)
     async def conversations(
-        self,
-        request: AppRequest,
-        q: Query = "",
-        archived: Archived = "",
-        tag: OfTag = "",
-        source: OfSource = "",
-        before: BeforeConversation = None,
-        deleted: DeletedMoment = None,
+        self, request: AppRequest, before: BeforeConversation = None, deleted: DeletedMoment = None
     ) -> Template:
-        return await _render(request, "conversations", q, archived, tag, source, before, deleted)
+        return await _render(request, "conversations", before, deleted)
 
     @get("/conversation/list", opt=BACKGROUND_PAGE)
-    async def rows(
-        self,
-        request: AppRequest,
-        q: Query = "",
-        archived: Archived = "",
-        tag: OfTag = "",
-        source: OfSource = "",
-        before: BeforeConversation = None,
-    ) -> Template:
+    async def rows(self, request: AppRequest, before: BeforeConversation = None) -> Template:
         """The list alone, for the script that polls it."""
-        return await _render(request, "_conversations", q, archived, tag, source, before, None)
+        return await _render(request, "_conversations", before)
 
     @get("/conversation/export", opt=PAGE)
     async def export(
@@ -136,18 +115,16 @@ def _wanted(form: ConversationsForm) -> Change:
             return Change(remove_tags=[tag])
 
 
-async def _render(
-    request: AppRequest,
-    template: str,
-    q: str,
-    archived: str,
-    tag: str,
-    source: str,
-    before: int | None,
-    deleted: int | None,
-) -> Template:
-    is_filtered = bool(q.strip() or archived or tag.strip() or source)
-    which = Filter(q, ARCHIVED[archived], None if is_filtered else False, tag.strip() or None, source or None)
+async def _render(request: AppRequest, template: str, before: int | None, deleted: int | None = None) -> Template:
+    form = query_fields(request, ConversationsFilter)
+    is_filtered = bool(form.q.strip() or form.archived or form.tag.strip() or form.source)
+    which = Filter(
+        form.q,
+        ARCHIVED[form.archived],
+        None if is_filtered else False,
+        form.tag.strip() or None,
+        form.source or None,
+    )
     shown = await request.parts.database.read(
         _read, request.principal.user_id, which, before, None if deleted is None else _moment(deleted)
     )
@@ -158,7 +135,7 @@ async def _render(
         pinned=shown.pinned,
         days=conversation_list.by_day(others, datetime.now(UTC)),
         more=others[-1].cursor if len(shown.others) > len(others) else None,
-        filters={"q": q, "archived": archived, "tag": tag, "source": source},
+        filters=msgspec.structs.asdict(form),
         is_filtered=is_filtered,
         before=before,
         tags=shown.tags,

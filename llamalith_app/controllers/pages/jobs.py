@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from litestar import Controller, get, post
@@ -15,6 +14,7 @@ from llamalith_app.contracts.forms import BulkDone, BulkForm, JobsFilter, Priori
 from llamalith_app.contracts.jobs import MAX_ID, Job
 from llamalith_app.controllers.jobs import JobIdInPath, change_priority
 from llamalith_app.controllers.pages import EXCERPT_CHARS
+from llamalith_app.controllers.pages.query import query_fields
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
@@ -23,14 +23,12 @@ from llamalith_app.store.jobs import listing
 from llamalith_app.store.jobs.listing import Count, JobFilter
 from llamalith_app.store.tables import Priority, Status
 from llamalith_app.web.html import page, query
-from llamalith_app.web.problems import explained
 from llamalith_app.web.request import AppRequest
 
 JOBS_ON_PAGE = 50
 AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30)}
 
 BeforeJob = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID)]
-Fields = TypeVar("Fields", bound=msgspec.Struct)
 
 
 class JobsPage(Controller):
@@ -39,7 +37,7 @@ class JobsPage(Controller):
 
     @get(opt=PAGE)
     async def jobs(self, request: AppRequest, before: BeforeJob = None) -> Template:
-        return await _render(request, "jobs", before, done=_fields(request.query_params, BulkDone))
+        return await _render(request, "jobs", before, done=query_fields(request, BulkDone))
 
     @get("/rows", opt=BACKGROUND_PAGE)
     async def rows(self, request: AppRequest, before: BeforeJob = None) -> Template:
@@ -67,7 +65,7 @@ class JobsPage(Controller):
     @get("/bulk", opt=PAGE)
     async def ask_about_all(self, request: AppRequest) -> Template:
         """How many jobs an action on all that match concerns, before it is done."""
-        form = _fields(request.query_params, BulkForm)
+        form = query_fields(request, BulkForm)
         newest = await request.parts.database.read(listing.newest_id, request.principal.user_id)
         form = msgspec.structs.replace(form, newest=str(newest))
         action = _action(form)
@@ -98,7 +96,7 @@ class _Table(NamedTuple):
 
 
 async def _render(request: AppRequest, template: str, before: int | None, **context: Any) -> Template:
-    form = _fields(request.query_params, JobsFilter)
+    form = query_fields(request, JobsFilter)
     owner_id, database, wanted = request.principal.user_id, request.parts.database, job_filter(form)
 
     def read(connection: Any) -> _Table:
@@ -152,14 +150,6 @@ def _day(name: str, text: str) -> datetime | None:
         return datetime(max(day.year, 2), day.month, day.day, tzinfo=UTC) if day.year < 9999 else None
     except ValueError:
         raise BadInput(f"{name}: there is no such day; expected one such as 2026-11-30") from None
-
-
-def _fields(given: Mapping[str, Any], form: type[Fields]) -> Fields:
-    """The fields of this form in a URL's query; others are ignored. Raises BadInput."""
-    try:
-        return msgspec.convert({name: value for name, value in given.items() if value}, form)
-    except msgspec.ValidationError as error:
-        raise BadInput(explained(str(error), form)) from None
 
 
 def _action(form: BulkForm) -> BulkAction:
