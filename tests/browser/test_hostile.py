@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 import structlog
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, FilePayload, Page, expect
 from redis.asyncio import Redis
 
 from llamalith_app.contracts.jobs import Progress
@@ -301,6 +301,75 @@ async def test_keys_that_are_held_down_send_a_form_once(client: httpx.AsyncClien
         await page.keyboard.up("Control")
         await expect(page.locator("#job-1")).to_contain_text("once")
     assert len((await client.get("/api/jobs")).json()["jobs"]) == 1
+
+
+async def test_a_double_click_a_way_back_and_a_second_tab_make_no_second_job_and_lose_no_draft(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/")
+        message = page.get_by_label("Message", exact=True)
+        await message.fill("sent by a double click")
+        await page.get_by_role("button", name="Send", exact=True).dblclick()
+        await expect(page.locator("#job-1 .you .text")).to_have_text("sent by a double click")
+        await message.fill("half a thought")
+        conversation = page.url.partition("#")[0]
+        await page.go_back()
+        await expect(page.get_by_role("heading", name="What shall we write?")).to_be_visible()
+        await expect(message).to_have_value("")
+        await page.go_forward()
+        await expect(message).to_have_value("half a thought")
+
+        other = await browser.context.new_page()
+        await other.goto(conversation)
+        # What is typed in one tab is no draft of another.
+        await expect(other.get_by_label("Message", exact=True)).to_have_value("")
+        await other.get_by_label("Message", exact=True).fill("from the second tab")
+        await other.get_by_role("button", name="Send", exact=True).dblclick()
+        await expect(other.locator("#job-2 .you .text")).to_have_text("from the second tab")
+        await page.bring_to_front()
+        await expect(page.locator("#job-2 .you .text")).to_have_text("from the second tab", timeout=10_000)
+        await expect(message).to_have_value("half a thought")
+        await page.get_by_role("button", name="Send", exact=True).click()
+        await expect(page.locator("#job-3 .you .text")).to_have_text("half a thought")
+    listed = (await client.get("/api/jobs")).json()["jobs"]
+    assert [job["user_input"] for job in listed] == ["half a thought", "from the second tab", "sent by a double click"]
+    assert len({job["conversation_id"] for job in listed}) == 1
+
+
+async def test_a_file_that_cannot_be_used_leaves_the_page_with_the_reason_and_stores_nothing(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    huge = b"x" * 20_000_000
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/")
+        message = page.get_by_label("Message", exact=True)
+        await message.fill("what was typed")
+        log, scan = (FilePayload(name=name, mimeType="", buffer=huge) for name in ("log.txt", "scan.pdf"))
+        await page.locator("[data-files]").set_input_files([log, scan])
+        trouble = page.get_by_role("alert")
+        await expect(trouble).to_contain_text("log.txt was not attached: it has 20.0 MB, at most 400 kB can be.")
+        await expect(trouble).to_contain_text("scan.pdf was not attached: it has 20.0 MB, at most 16.0 MB can be.")
+        await expect(page.locator(".attached li")).to_have_count(0)
+        await expect(message).to_have_value("what was typed")
+
+        await page.goto(f"{browser.base}/chat/conversations")
+        for content, reason in (
+            (b'{"format": "llama', "Nothing was imported. The file is no JSON"),
+            (b"[" * 100_000, "Nothing was imported. The file is wrong: expected an object, got a list"),
+            (b'{"format": "llamalith-conversation-1", "turns": [], "x": 1}', "Nothing was imported. turns: expected"),
+            (b"GIF89a\x00\xff", "Nothing was imported. The file is no JSON"),
+            (huge, "The file has 20.0 MB, at most 16.0 MB can be imported."),
+        ):
+            picker = page.get_by_label("Import a conversation (JSON)")
+            await picker.set_input_files({"name": "a.json", "mimeType": "application/json", "buffer": content})
+            if content != huge:
+                await page.get_by_role("button", name="Import", exact=True).click()
+            await expect(page.get_by_role("alert").filter(visible=True)).to_contain_text(reason)
+            await expect(page.get_by_role("heading", name="Chats", exact=True)).to_be_visible()
+            await expect(picker).to_have_value("")
+        assert await violations(page) == []
+    assert (await client.get("/api/conversations")).json()["conversations"] == []
 
 
 async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(

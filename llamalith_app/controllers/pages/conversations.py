@@ -19,7 +19,7 @@ from llamalith_app.controllers.conversation_list import exported, import_convers
 from llamalith_app.controllers.pages.conversation import QueryId
 from llamalith_app.controllers.pages.query import query_fields
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
-from llamalith_app.errors import BadInput
+from llamalith_app.errors import BadInput, FileTooLarge
 from llamalith_app.guards.forms import listed_values
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.store import conversation_changes, conversation_list
@@ -73,10 +73,15 @@ class ConversationsPage(Controller):
         return download.answer(await exported(request, public_id), wanted)
 
     @post("/conversation/import", opt=PAGE, status_code=303)
-    async def make(self, request: AppRequest) -> Redirect:
-        """Leads to the new conversation."""
-        given = download.parsed(await request.file("file"))
-        made = await import_conversation(request.parts, request.principal.user_id, given)
+    async def make(self, request: AppRequest) -> Redirect | Template:
+        """Leads to the new conversation. A file that cannot be used leads back to the list, with the reason."""
+        try:
+            given = download.parsed(await request.file("file"))
+            made = await import_conversation(request.parts, request.principal.user_id, given)
+        except (BadInput, FileTooLarge) as error:
+            return await _render(
+                request, "conversations", why=f"Nothing was imported. {error}", status_code=error.status
+            )
         return see_other(conversation_url(made.conversation_id))
 
     @post("/conversation/change", opt=PAGE, status_code=303)
@@ -115,7 +120,16 @@ def _wanted(form: ConversationsForm) -> Change:
             return Change(remove_tags=[tag])
 
 
-async def _render(request: AppRequest, template: str, before: int | None, deleted: int | None = None) -> Template:
+async def _render(
+    request: AppRequest,
+    template: str,
+    before: int | None = None,
+    deleted: int | None = None,
+    *,
+    why: str = "",
+    status_code: int = 200,
+) -> Template:
+    """`why`: what went wrong."""
     form = query_fields(request, ConversationsFilter)
     is_filtered = bool(form.q.strip() or form.archived or form.tag.strip() or form.source)
     which = Filter(
@@ -132,6 +146,8 @@ async def _render(request: AppRequest, template: str, before: int | None, delete
     return page(
         request,
         template,
+        status_code=status_code,
+        why=why,
         pinned=shown.pinned,
         days=conversation_list.by_day(others, datetime.now(UTC)),
         more=others[-1].cursor if len(shown.others) > len(others) else None,
