@@ -365,7 +365,7 @@ async def test_a_file_that_cannot_be_used_leaves_the_page_with_the_reason_and_st
             await picker.set_input_files({"name": "a.json", "mimeType": "application/json", "buffer": content})
             if content != huge:
                 await page.get_by_role("button", name="Import", exact=True).click()
-            await expect(page.get_by_role("alert").filter(visible=True)).to_contain_text(reason)
+            await expect(page.get_by_role("alert").filter(visible=True).last).to_contain_text(reason)
             await expect(page.get_by_role("heading", name="Chats", exact=True)).to_be_visible()
             await expect(picker).to_have_value("")
         assert await violations(page) == []
