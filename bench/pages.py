@@ -29,8 +29,8 @@ import bcrypt
 import httpx
 from sqlalchemy import Connection, Engine
 
+from bench import stored
 from bench.product import LLAMALITH, OURS
-from bench.stored import writing
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.jobs import JobRequest
 from llamalith_app.store import conversation_list, search, workers
@@ -73,50 +73,19 @@ def texts(n: int, n_chars: int, words: list[str]) -> list[str]:
 
 
 def build(path: Path, n_conversations: int, n_turns: int, words: list[str]) -> None:
-    prompts, replies = texts(500, PROMPT_CHARS, words), texts(500, REPLY_CHARS, words)
-    at = "2026-11-24 12:00:00.000000"
-    n = n_conversations * n_turns
-    migrate(path)
-    with writing(path, n) as connection:
-        of = {"conversations": n_conversations, "turns": n_turns, "at": at}
+    """Half by the page, a third with titles, a tenth archived, a fifth tagged, some pinned."""
+    pairs = list(zip(texts(500, PROMPT_CHARS, words), texts(500, REPLY_CHARS, words), strict=True))
+    stored.build(path, n_conversations * n_turns, n_conversations, pairs)
+    with stored.writing(path, 0) as connection:
         connection.execute(
-            "INSERT INTO conversations (owner_id, public_id, title, title_by, source, created_at, head_turn_id,"
-            " pinned_at, archived_at) SELECT 1, 'c' || i, CASE i % 3 WHEN 0 THEN 'A title ' || i END,"
-            " CASE i % 3 WHEN 0 THEN 'person' END, CASE i % 2 WHEN 0 THEN 'page' ELSE 'api' END, :at,"
-            " (:turns - 1) * :conversations + i + 1, CASE WHEN i % 1000 = 0 THEN :at END,"
-            " CASE WHEN i % 10 = 9 THEN :at END FROM n WHERE i < :conversations",
-            of,
+            "UPDATE conversations SET title = CASE id % 3 WHEN 1 THEN 'A title ' || id END,"
+            " title_by = CASE id % 3 WHEN 1 THEN 'person' END, source = CASE id % 2 WHEN 0 THEN 'api' ELSE 'page' END,"
+            " pinned_at = CASE WHEN id % 1000 = 1 THEN created_at END,"
+            " archived_at = CASE WHEN id % 10 = 0 THEN created_at END"
         )
         connection.execute(
             "INSERT INTO conversation_tags (conversation_id, tag) SELECT id, CASE WHEN id % 50 = 0 THEN 'work'"
             " ELSE 'tag ' || id % 30 END FROM conversations WHERE id % 5 = 0"
-        )
-        connection.execute(
-            "INSERT INTO turns (id, conversation_id, parent_id, depth, digest, created_at)"
-            " SELECT i + 1, 1 + i % :conversations, CASE WHEN i >= :conversations THEN i + 1 - :conversations END,"
-            " i / :conversations, lower(hex(randomblob(32))), :at FROM n ORDER BY i",
-            of,
-        )
-        connection.execute(
-            "INSERT INTO workers (host, pid, lock_path, models, n_slots, heartbeat, started_at, seen_at, ended_at)"
-            " VALUES ('bench', 1, '', '[]', 1, 0, :at, :at, :at)",
-            of,
-        )
-        connection.execute(
-            "INSERT INTO jobs (conversation_id, owner_id, turn_id, model, system_prompt, priority, request_id,"
-            " max_attempts, status, attempt, not_before, heartbeat, worker_id, finish_reason, omitted_messages,"
-            " is_head, created_at, started_at, processed_at)"
-            " SELECT 1 + i % :conversations, 1, i + 1, 'one', '', 1, 'r', 3,"
-            " 'done', 1, :at, 0, 1, 'stop', 0, 1, :at, :at, :at FROM n ORDER BY i",
-            of,
-        )
-        connection.executemany(
-            "INSERT INTO messages (turn_id, position, role, content, is_reply, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                (turn, position, role, f"{texts_of[turn % 500]} rare{turn}", position, at)
-                for turn in range(1, n + 1)
-                for position, role, texts_of in ((0, "user", prompts), (1, "assistant", replies))
-            ),
         )
     engine = write_engine(path)
     index_all(engine.execution_options(durable=False))

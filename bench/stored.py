@@ -7,7 +7,7 @@ against the invariants.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -51,10 +51,11 @@ def writing(path: Path, n_numbers: int) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
-def build(path: Path, n_jobs: int, n_conversations: int) -> None:
+def build(path: Path, n_jobs: int, n_conversations: int, texts: Sequence[tuple[str, str]] = ()) -> None:
     """Writes ended jobs with prompt, reply and one attempt; the turns of a conversation lie far apart.
 
-    As many of them as make the same number of turns in each conversation.
+    As many of them as make the same number of turns in each conversation. `texts`: prompts and replies, which the turns
+    have by turns, each with a word of its own; empty: all have SOME_WORDS.
     """
     migrate(path)
     n_turns = n_jobs // n_conversations
@@ -88,8 +89,18 @@ def build(path: Path, n_jobs: int, n_conversations: int) -> None:
             "INSERT INTO attempts (job_id, attempt, worker_id, lease_token, started_at, ended_at, outcome)"
             " SELECT id, 1, 1, lower(hex(randomblob(16))), started_at, processed_at, 'done' FROM jobs"
         )
-        _insert_messages(connection, 0, "user", PROMPT_CHARS, of_open_jobs=False)
-        _insert_messages(connection, 1, "assistant", REPLY_CHARS, of_open_jobs=False)
+        if not texts:
+            _insert_messages(connection, 0, "user", PROMPT_CHARS, of_open_jobs=False)
+            _insert_messages(connection, 1, "assistant", REPLY_CHARS, of_open_jobs=False)
+            return
+        connection.executemany(
+            "INSERT INTO messages (turn_id, position, role, content, is_reply, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (turn, position, role, f"{texts[turn % len(texts)][position]} rare{turn}", position, _AT)
+                for turn in range(1, n_turns * n_conversations + 1)
+                for position, role in enumerate(("user", "assistant"))
+            ),
+        )
 
 
 def _insert_messages(

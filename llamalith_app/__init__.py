@@ -17,7 +17,7 @@ The map:
                      follow (a job's events), transcript (pure) and sse (their format) for streams, lane for a
                      conversation's, merge for several as one; live for progress; markdown with markdown_rules (text to
                      clean HTML), markdown_stream (block by block, pure) and reply_blocks (a job's events as a page
-                     reads them)
+                     reads them); download, a conversation as a file
     controllers/     thin HTTP and nothing else: API, events, probes; pages/ has a controller for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
     jobs/            the queue: submit, schemas, cancel, branches, bulk (all that match), order (pure), forecast, queue
@@ -27,7 +27,9 @@ The map:
                      attempt, running and settle (one attempt: run, its state, what came of it), shape and reply (what
                      the engine is asked, what is thinking), sweep, task_mirror, memory, speeds, tasks
     engine/          the process that holds a model: child (its threads), loop (plan -> evaluate -> apply), scheduler,
-                     runner with loader and sampler, template; states of slots on disk; gguf reads a file's header
+                     sequence, prefill_budget, runner with loader and sampler behind runner_protocol; chat (a
+                     conversation as prompt tokens), template with template_program and forms, constraint (a grammar);
+                     frames; states of slots on disk; gguf reads a file's header
     engine/client/   the worker's side of an engine: protocol (all that the worker knows of one), local (the child
                      process), factory and plan (which engine a model gets, and what it needs)
     streams/         a job's events over Redis, kept for a while: wire (names and shapes), publisher, resume (where a
@@ -38,12 +40,14 @@ The map:
     attachments/     the text of files that people attach to a message: reader, and pdf (a program of its own)
     store/           the record: tables, the writer thread (database), turns and their digests, their tree (branches),
                      conversations as a whole (conversations reads one; conversation_list, conversation_changes, search,
-                     transfer: export and import), invariants (check), migrations; its id (record), idempotency keys
-                     (keys), workers, sessions, rate limits of logins, backup, retention
+                     transfer: export and import; titles), invariants (check), migrations/; its id (record), users,
+                     idempotency keys (keys), workers, sessions, rate limits of logins, backup, retention
     store/jobs/      a job in the record: submission makes it, transitions change it, leases and waiting say who runs it
-                     and what may start, reads is what clients see, listing and statistics what pages show of many
+                     and what may start, reads is what clients see, details all of one, listing and statistics what
+                     pages show of many; statements that several of them use
     supervise/       up: the whole product on one machine; valkey: the embedded one; pidfile: a pid that proves itself
-                     by a lock; parent: a child ends with its parent; signals: which ones ask a process to end;
+                     by a lock; parent: a child ends with its parent; signals: which ones ask a process to end; tasks:
+                     how those of an event loop are ended;
                      program runs programs of ours on malicious input, limits is how they limit themselves
 
 Beside the package: templates/ and static/, the pages as HTML, stylesheets, and JavaScript modules that app.js starts,

@@ -24,7 +24,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from llamalith_app import __version__
 from llamalith_app.attachments.reader import AttachmentReader
 from llamalith_app.controllers.branches import BranchesOfConversation, BranchesOfJob
-from llamalith_app.controllers.conversation_list import ConversationList
+from llamalith_app.controllers.conversation_list import ConversationList, NamedImport
 from llamalith_app.controllers.conversations import Conversations
 from llamalith_app.controllers.events import Events
 from llamalith_app.controllers.health import Probes
@@ -183,7 +183,17 @@ def create_app(
 def routes(cors_origins: Sequence[str]) -> Litestar:
     """All routes. `create_app` puts into the application's state what they work with: `parts`, `guard` and `opened`, a
     context in which the parts are open."""
-    api = [Jobs, ConversationList, Conversations, BranchesOfConversation, BranchesOfJob, Events, Models, Legacy]
+    api = [
+        Jobs,
+        ConversationList,
+        NamedImport,
+        Conversations,
+        BranchesOfConversation,
+        BranchesOfJob,
+        Events,
+        Models,
+        Legacy,
+    ]
     pages = [
         *(NewChatPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
         *(AttachmentsPage, StatusPage, StreamPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),

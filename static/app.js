@@ -10,6 +10,7 @@ import { bringEarlier } from "./earlier.js"
 import { editPrompts } from "./edit.js"
 import { watchEnds } from "./ended.js"
 import { sendForms } from "./forms.js"
+import { checkImports } from "./imports.js"
 import { useKeys } from "./keys.js"
 import { LiveList } from "./live-list.js"
 import { LiveReplies } from "./live-replies.js"
@@ -47,6 +48,7 @@ sendByKeyboard()
 useTools()
 useKeys()
 offerCopies()
+checkImports()
 
 const hasJustSent = forgetAcceptedDraft()
 const promptForm = document.querySelector("form.prompt")

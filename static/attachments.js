@@ -208,4 +208,4 @@ const chipOfReading = (form, { name: text, controller }) => {
 // That of a PDF says nothing of its text.
 const languageOf = (name) => name.match(/\.(?!pdf$)([a-z0-9]{1,8})$/i)?.[1].toLowerCase() ?? ""
 
-const inWords = (bytes) => (bytes < 1000 ? `${bytes} B` : bytes < 1e6 ? `${Math.round(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(1)} MB`)
+export const inWords = (bytes) => (bytes < 1000 ? `${bytes} B` : bytes < 1e6 ? `${Math.round(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(1)} MB`)

@@ -99,7 +99,7 @@ async def test_at_once_counts_the_tokens_that_were_written() -> None:
 )
 def test_what_is_written_in_bulk_is_what_the_record_allows(tmp_path: Path, shape: stored.Shape) -> None:
     path = tmp_path / "record.db"
-    stored.build(path, 100, 20)
+    stored.build(path, 100, 20, [("of its own", "a reply")] if shape.is_blocked else [])
     stored.let_wait(path, shape)
     engine = write_engine(path)
     with engine.connect() as connection:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import llamalith_app
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +27,20 @@ def test_every_import_contract_holds() -> None:
     program = Path(sys.executable).with_name("lint-imports")
     run = subprocess.run([program, "--no-cache"], check=False, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
+
+
+OF_ONE_KIND = ("commands", "contracts", "controllers", "guards", "versions")
+"""Packages of many modules that are alike: the map says what they are, and names no module."""
+
+
+def test_the_map_names_every_package_and_every_module() -> None:
+    shown = (llamalith_app.__doc__ or "").partition("Beside the package")[0]
+    package = ROOT / "llamalith_app"
+    paths = [path.relative_to(package) for path in package.rglob("*.py")]
+    packages = {f"{path.parent.name}/" for path in paths if path.name == "__init__.py"} - {"/"}
+    names = {path.stem for path in paths if not set(path.parts) & {*OF_ONE_KIND, "env.py"} and path.stem[0] != "_"}
+    assert {name for name in packages if name not in shown} == set()
+    assert {name for name in names if not re.search(rf"\b{name}\b", shown)} == set()
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from llamalith_app.contracts.conversation_list import MAX_TAG, SourceWord, Title
+from llamalith_app.contracts.conversation_list import MAX_TAG, ConversationStatusWord, SourceWord, Title
 from llamalith_app.contracts.jobs import MAX_COMPARED, PriorityWord, StatusWord
-from llamalith_app.contracts.text import CONTROL_FREE, END, MAX_NAME, ConversationId, Name, Text
+from llamalith_app.contracts.text import CONTROL_FREE, END, MAX_NAME, NUL_FREE, ConversationId, Name, Text
 from llamalith_app.settings import ranges
 
 MAX_ONCE = 64
@@ -129,6 +129,17 @@ class ConversationsForm(msgspec.Struct, kw_only=True):
     """Of `tag` and `untag`."""
     deleted: Annotated[str, Meta(pattern="^[0-9]{1,17}$")] = "0"
     """Of `undo`: when they were deleted, in microseconds since 1970."""
+
+
+class ConversationsFilter(msgspec.Struct, kw_only=True):
+    """Which conversations their list shows, as its URL says it. What is empty does not restrict."""
+
+    q: Annotated[str, Meta(title="at most 200 characters without NUL", max_length=200, pattern=NUL_FREE)] = ""
+    archived: Literal["", "true", "any"] = ""
+    """Empty: those that are not archived."""
+    tag: Annotated[str, Meta(max_length=MAX_TAG, pattern=CONTROL_FREE)] = ""
+    source: SourceWord | Literal[""] = ""
+    status: ConversationStatusWord | Literal[""] = ""
 
 
 class LoginForm(msgspec.Struct, kw_only=True):

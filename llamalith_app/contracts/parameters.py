@@ -87,6 +87,10 @@ class Parameters(msgspec.Struct, kw_only=True, omit_defaults=True):
     response_format: ResponseFormat | None = None
     """Enforced while decoding; not together with `grammar_name`."""
 
+    @property
+    def wants_json(self) -> bool:
+        return isinstance(self.response_format, JsonObject | JsonSchema)
+
 
 NAMES = Parameters.__struct_fields__
 

@@ -39,6 +39,7 @@ from llamalith_app.web.download import ExportFormat
 from llamalith_app.web.request import AppRequest, IdempotencyKey, Parts
 
 IS_TAKEN = "Another conversation began under this id meanwhile."
+IMPORT = "import"
 NO_CHANGE = "Nothing is to change: send at least one of "
 ARCHIVED = {"false": False, "true": True, "any": None}
 
@@ -109,29 +110,13 @@ class ConversationList(Controller):
     async def change(
         self, request: AppRequest, conversation_id: PathId, data: JSONBody[ConversationChange]
     ) -> ConversationBrief:
-        wanted = Change(
-            title=UNSET if isinstance(data.title, UnsetType) else (data.title or "").strip(),
-            is_pinned=_or_none(data.pinned),
-            is_archived=_or_none(data.archived),
-            tags=None if isinstance(data.tags, UnsetType) else _trimmed(data.tags),
-        )
-        if wanted == Change():
-            raise BadInput(NO_CHANGE + "title, pinned, archived and tags")
-        now = datetime.now(UTC)
-        await request.parts.database.write(
-            conversation_changes.change, request.principal.user_id, [conversation_id], wanted, now
-        )
-        return await _read(request, conversation_id)
+        return await _change(request, conversation_id, data)
 
     @delete("/{conversation_id:str}", status_code=200, summary="Delete a conversation")
     async def delete(self, request: AppRequest, conversation_id: PathId) -> ConversationsChanged:
         """Cancels its open jobs. It is gone at once for everybody, and its rows are removed after `restore_days`; until
         then it can be restored. A new prompt under its id begins another conversation."""
-        await request.takes_only()
-        deletion = await request.parts.cancellations.delete_conversations(request.principal.user_id, [conversation_id])
-        if not deletion.public_ids:
-            raise NotFound("Conversation not found")
-        return ConversationsChanged(ok=True, changed=deletion.public_ids, cancelled=len(deletion.cancelled))
+        return await _delete(request, conversation_id)
 
     @get(
         "/{conversation_id:str}/export",
@@ -156,7 +141,7 @@ class ConversationList(Controller):
         return download.answer(await exported(request, conversation_id), wanted)
 
     @post(
-        "/import",
+        f"/{IMPORT}",
         status_code=200,
         summary="Make a conversation of an exported file",
         opt={"makes_no_job": True, "conflict": "The Idempotency-Key stands for another request."},
@@ -183,6 +168,25 @@ class ConversationList(Controller):
         if not await restore(request.parts, request.principal.user_id, [conversation_id]):
             raise NotFound("Conversation not found")
         return await _read(request, conversation_id)
+
+
+class NamedImport(Controller):
+    """The conversation whose id is `import`, which would be hidden behind the route that imports one."""
+
+    path = f"/conversations/{IMPORT}"
+    include_in_schema = False
+
+    @get()
+    async def one(self, request: AppRequest) -> ConversationBrief:
+        return await _read(request, IMPORT)
+
+    @patch(status_code=200)
+    async def change(self, request: AppRequest, data: JSONBody[ConversationChange]) -> ConversationBrief:
+        return await _change(request, IMPORT, data)
+
+    @delete(status_code=200)
+    async def delete(self, request: AppRequest) -> ConversationsChanged:
+        return await _delete(request, IMPORT)
 
 
 async def change_several(parts: Parts, owner_id: int, data: ConversationsChange) -> ConversationsChanged:
@@ -236,6 +240,28 @@ async def import_conversation(
         return keys.answer_once(connection, key, now, Imported, lambda: make(connection, now))
 
     return await parts.database.write(make_once, datetime.now(UTC))
+
+
+async def _change(request: AppRequest, public_id: str, data: ConversationChange) -> ConversationBrief:
+    wanted = Change(
+        title=UNSET if isinstance(data.title, UnsetType) else (data.title or "").strip(),
+        is_pinned=_or_none(data.pinned),
+        is_archived=_or_none(data.archived),
+        tags=None if isinstance(data.tags, UnsetType) else _trimmed(data.tags),
+    )
+    if wanted == Change():
+        raise BadInput(NO_CHANGE + "title, pinned, archived and tags")
+    now = datetime.now(UTC)
+    await request.parts.database.write(conversation_changes.change, request.principal.user_id, [public_id], wanted, now)
+    return await _read(request, public_id)
+
+
+async def _delete(request: AppRequest, public_id: str) -> ConversationsChanged:
+    await request.takes_only()
+    deletion = await request.parts.cancellations.delete_conversations(request.principal.user_id, [public_id])
+    if not deletion.public_ids:
+        raise NotFound("Conversation not found")
+    return ConversationsChanged(ok=True, changed=deletion.public_ids, cancelled=len(deletion.cancelled))
 
 
 async def _read(request: AppRequest, conversation_id: str) -> ConversationBrief:

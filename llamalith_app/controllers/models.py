@@ -21,6 +21,8 @@ ModelInPath = Annotated[
     PathParameter(min_length=1, max_length=MAX_NAME, description="A model's name, percent-encoded (a slash is %2F)."),
 ]
 
+NO_WORKER = "No worker is there that could do it."
+
 
 class Models(Controller):
     path = "/models"
@@ -30,13 +32,18 @@ class Models(Controller):
     async def all(self, request: AppRequest) -> ModelList:
         return ModelList(models=await engines(request.parts))
 
-    @post("/{name:str}/load", status_code=202, summary="Load a model")
+    @post("/{name:str}/load", status_code=202, summary="Load a model", opt={"conflict": NO_WORKER})
     async def load(self, request: AppRequest, name: ModelInPath) -> ModelAsked:
         """Asks the workers to load it before a job needs it. Other models that are idle give way, as for a job."""
         await request.takes_only()
         return await ask(request, name, "load")
 
-    @post("/{name:str}/unload", status_code=202, summary="Unload a model")
+    @post(
+        "/{name:str}/unload",
+        status_code=202,
+        summary="Unload a model",
+        opt={"conflict": f"It runs jobs, or is pinned. Or: {NO_WORKER}"},
+    )
     async def unload(self, request: AppRequest, name: ModelInPath) -> ModelAsked:
         """Asks the workers to free its memory. Not while it runs a job, and not a pinned one; the next job for it loads
         it again."""
@@ -50,7 +57,7 @@ async def ask(request: AppRequest, name: str, word: WishWord) -> ModelAsked:
     if model is None:
         raise NotFound("There is no such model.")
     if not model.slots:
-        raise NotNow("No worker is there that could do it.")
+        raise NotNow(NO_WORKER)
     if word == "unload" and model.pinned:
         raise NotNow("The model is pinned: once loaded, it stays (model_settings).")
     if word == "unload" and model.slots_used:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from saq.queue.redis import RedisQueue
 from saq.types import ListenCallback, WorkerInfo
 
 from llamalith_app.errors import ConfigError
+from llamalith_app.supervise.tasks import cancel_until_ended
 
 MIN_REDIS_VERSION = (6, 2)
 TIMEOUT_S = 0.2
@@ -60,8 +60,6 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """How often a task's progress is written to SAQ; well below HEARTBEAT_S."""
     stop_s: float = 2.0
     """How long a stop waits for SAQ's tasks, twice: first for their end, then for their cancellation."""
-    cancel_again_s: float = 0.05
-    """The pause before a task that is still there is cancelled again."""
 
 
 TIMINGS = Timings()
@@ -262,17 +260,8 @@ class Wakers:
             return
         _, late = await asyncio.wait(ending, timeout=self._timings.stop_s)
         self._redis.set_retry(Retry(NoBackoff(), 0))
-        await self._cancel_until_ended(late)
+        await cancel_until_ended(late, within_s=self._timings.stop_s)
         await self._redis.aclose()
-
-    async def _cancel_until_ended(self, late: set[asyncio.Task[Any]]) -> None:
-        """For `stop_s` at most. One cancel is not enough: redis-py sends by `asyncio.wait_for`, which before Python
-        3.12 loses a cancel that comes when the command is sent. Such a task would connect again after the close."""
-        deadline = time.monotonic() + self._timings.stop_s
-        while late and time.monotonic() < deadline:
-            for task in late:
-                task.cancel()
-            _, late = await asyncio.wait(late, timeout=self._timings.cancel_again_s)
 
     def _worker(self, model: str, n_slots: int) -> Worker[Any]:
         async def wake(ctx: dict[str, Any], job_id: int) -> None:  # noqa: ARG001 - shown in SAQ's monitor

@@ -15,11 +15,13 @@ from redis.asyncio import Redis
 
 from llamalith_app.streams import wire
 from llamalith_app.streams.wire import UNAVAILABLE, Entry
+from llamalith_app.supervise.tasks import cancel_until_ended
 
 PAGE = 1000
 """Entries of one XRANGE."""
 SILENCE_S = 15.0
 """After so long without a message the connection is pinged; after as long again it counts as lost."""
+CLOSE_S = 5.0
 MAX_BACKOFF_S = 2.0
 """The longest pause between two attempts to connect; the first pause is a tenth of it."""
 
@@ -68,9 +70,9 @@ class StreamSubscriber:
         self._job_ids.discard(job_id)
 
     async def close(self) -> None:
+        """Within CLOSE_S seconds."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_until_ended([self._task], within_s=CLOSE_S)
 
     async def _stay_subscribed(self) -> None:
         pause = 0.0

@@ -71,6 +71,6 @@ def parsed(body: bytes) -> ConversationExport:
     except RecursionError:
         raise BadInput("The file is nested too deeply.") from None
     except msgspec.ValidationError as error:
-        raise BadInput(explained(str(error), ConversationExport)) from None
+        raise BadInput(explained(str(error), ConversationExport).replace("The body", "The file", 1)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise BadInput("The file is no JSON: expected one that was exported here.") from None

@@ -33,7 +33,7 @@ from llamalith_app.guards.principal import BACKGROUND, OPEN
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.web import problems
 from llamalith_app.web.live import may_grow
-from llamalith_app.web.markdown import markdown
+from llamalith_app.web.markdown import before_reply, markdown
 from llamalith_app.web.visible import Kind, visible, visible_html
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "first_words": _first_words,
         "elapsed": lambda moment: _in_seconds(datetime.now(UTC) - moment),
         "defaults": lambda model: texts_of(_default_parameters(model)),
-        "markdown": markdown,
+        "reply": lambda text, job: markdown(before_reply(job.parameters) + text),
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
         "plain_excerpt": lambda text: visible(text, Kind.EXCERPT),
         "merge": lambda fields, more: {**fields, **more},

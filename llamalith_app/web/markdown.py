@@ -24,6 +24,7 @@ from pygments.formatters.html import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.token import STANDARD_TYPES
 
+from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.web.markdown_rules import add_rules
 
 MAX_CHARS = 200_000
@@ -93,6 +94,7 @@ CLEANER = nh3.Cleaner(
     url_relative="deny",
     link_rel="noopener noreferrer nofollow",
 )
+JSON_BEGINS = "```json\n"
 NO_SPACES = re.compile(r"\S+")
 SIGNS = re.compile(r"[^\w\s]+")
 COLOURS: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
@@ -106,6 +108,11 @@ def markdown(text: str) -> Markup:
 def plain(text: str) -> str:
     """The text as it is, as HTML."""
     return f'<pre class="plain" dir="auto">{escapeHtml(text)}</pre>'
+
+
+def before_reply(parameters: Parameters | None) -> str:
+    """What stands before a reply's Markdown: JSON is shown as code."""
+    return JSON_BEGINS if parameters is not None and parameters.wants_json else ""
 
 
 def parse(text: str) -> list[Token]:

@@ -33,9 +33,9 @@ class BlockCursor(NamedTuple):
 
 
 class ReplyBlocks:
-    """One reader's stream of one job. `cursor` None: it has nothing."""
+    """One reader's stream of one job. `cursor` None: it has nothing. `before`: Markdown that begins the reply."""
 
-    def __init__(self, job_id: int, cursor: BlockCursor | None) -> None:
+    def __init__(self, job_id: int, cursor: BlockCursor | None, before: str = "") -> None:
         self._job_id = job_id
         self._resumes_at = cursor
         """Where the reader is, as long as that event has not come by."""
@@ -44,6 +44,8 @@ class ReplyBlocks:
         self._restarts = False
         """What it has is to be discarded."""
         self._newest = self._had.event
+        self._before = before
+        self._has_text = False
         self._blocks = BlockStream()
         self._thinking: list[str] = []
         """What the reader has not got of it."""
@@ -74,8 +76,12 @@ class ReplyBlocks:
             self._resumes_at = None
         if event.kind == "restart":
             self._blocks, self._thinking, self._n_thinking = BlockStream(), [], 0
+            self._has_text = False
             self._restarts = True
         elif event.kind == "delta":
+            if not self._has_text:
+                self._blocks.add(self._before)
+            self._has_text = True
             self._blocks.add(msgspec.json.decode(event.data, type=Delta).text)
         elif event.kind == "thinking":
             self._thinking.append(msgspec.json.decode(event.data, type=Thinking).text)

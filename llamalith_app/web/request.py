@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from llamalith_app.attachments.reader import AttachmentReader
 from llamalith_app.contracts.principal import Principal
 from llamalith_app.contracts.text import A_KEY, MAX_KEY
-from llamalith_app.errors import BadInput, UnsupportedMediaType
+from llamalith_app.errors import BadInput, FileTooLarge, UnsupportedMediaType
 from llamalith_app.guards.forms import form_fields
 from llamalith_app.guards.hosts import Hosts
 from llamalith_app.guards.passwords import Passwords
@@ -176,13 +176,15 @@ class AppRequest(Request[Any, Any, Any]):
             return True
 
     async def file(self, name: str) -> bytes:
-        """The file in this field of a form (`multipart/form-data`). Raises BadInput, UnsupportedMediaType."""
+        """The file in this field of a form (`multipart/form-data`). Raises BadInput, FileTooLarge,
+        UnsupportedMediaType."""
         if not self.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             raise UnsupportedMediaType("Content-Type: expected multipart/form-data")
         try:
             given = (await self.form()).get(name)
         except RequestEntityTooLarge:
-            raise
+            most = MAX_BODY_BYTES // 1_000_000
+            raise FileTooLarge(f"The file is too large: at most {most} MB can be sent.") from None
         # An unknown charset, or a part without a name.
         except (ClientException, LookupError, UnicodeError, ValueError):
             raise BadInput("The body is no form with a file.") from None

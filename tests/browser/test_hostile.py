@@ -1,4 +1,4 @@
-"""What others put before a person's browser: texts that would like to run, and pages on other ports."""
+"""What others put before a person's browser: pages on other ports, and a server or a session that is gone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 import structlog
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, FilePayload, Page, expect
 from redis.asyncio import Redis
 
 from llamalith_app.contracts.jobs import Progress
@@ -23,17 +22,11 @@ from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import transitions
 from llamalith_app.store.record import record_id
-from llamalith_app.web.markdown import render
-from llamalith_app.web.visible import Kind, visible
 from tests.browser.conftest import PLAIN_HOST, Watched, violations, window
-from tests.browser.payloads import markdown_payloads, payloads
 from tests.live import publish
 from tests.settle import eventually
-from tests.store.samples import NOW, finish, register_worker
+from tests.store.samples import register_worker
 from tests.web.conftest import PASSWORD, log_in, make_config, serving
-from tests.worker.conftest import Script, working
-
-PAYLOADS = payloads()
 
 
 @pytest.fixture
@@ -64,183 +57,6 @@ async def at_home(client: httpx.AsyncClient, chromium: Browser, **options: Any) 
     async with window(chromium, origin(client), **options) as browser:
         await browser.context.add_cookies([cookie])  # type: ignore[list-item]
         yield browser
-
-
-def test_there_are_two_hundred_different_payloads() -> None:
-    assert len(set(PAYLOADS)) >= 200
-
-
-@pytest.mark.slow
-async def test_no_payload_runs_whether_message_id_prompt_reply_or_error(
-    config: Config, client: httpx.AsyncClient, chromium: Browser, tmp_path: Path
-) -> None:
-    """Each stands as message, title, system prompt and conversation id, and as the reply or as the reason of a
-    failure; first as rows that change under the reader's eyes, then on its conversation's page."""
-    ids = [
-        f"{number:03} {payload}"[:200].replace("\n", " ").replace("\t", " ") for number, payload in enumerate(PAYLOADS)
-    ]
-    script = Script(tmp_path / "script.json")
-    script.write(
-        *(
-            {"when": f"{number:03} ", "refuse" if number % 4 == 3 else "reply": payload}
-            for number, payload in enumerate(PAYLOADS)
-        )
-    )
-    async with at_home(client, chromium) as browser:
-        page = await browser.page("/chat/jobs")
-        for number, payload in enumerate(PAYLOADS):
-            fields = {"content": f"{number:03} {payload}", "system_prompt": payload, "conversation_id": ids[number]}
-            assert (await client.post("/api/jobs", json=fields)).status_code == 200
-        async with working(config, script):
-
-            async def over() -> bool:
-                listed = (await client.get("/api/jobs?limit=500")).json()["jobs"]
-                return all(job["status"] in ("done", "error") for job in listed)
-
-            await eventually(over, within_s=120)
-        jobs = {job["id"]: job for job in (await client.get("/api/jobs?limit=500")).json()["jobs"]}
-        assert [jobs[number + 1]["result"] for number in range(len(PAYLOADS))] == PAYLOADS
-        await expect(page.locator(f"#job-{len(PAYLOADS)} .badge")).to_have_text("Done", timeout=20_000)
-        await untouched(page)
-        for path in ("/chat/jobs", "/chat/jobs?before=151", "/chat/jobs?before=101", "/chat/jobs?before=51"):
-            await page.goto(origin(client) + path)
-            await untouched(page)
-        for path in ("/chat/conversations", "/chat/conversations?page=2", "/chat/conversations?page=4"):
-            await page.goto(origin(client) + path)
-            await untouched(page)
-        for number, payload in enumerate(PAYLOADS):
-            await page.goto(f"{origin(client)}/chat/conversation?id={quote(ids[number], safe='')}")
-            messages = page.locator(".said")
-            assert await messages.first.locator(".text").text_content() == f"{number:03} {payload}"
-            if number % 4 == 3:
-                failed = f"This reply failed: {visible(payload, Kind.EXCERPT)}"
-                assert await messages.last.locator("p").first.text_content() == failed
-            else:
-                assert await messages.last.locator(".markdown").evaluate(TEXT) == text_in(render(payload))
-            await untouched(page)
-    assert len(browser.requests) > len(PAYLOADS)
-
-
-TEXT = """(element) => {
-    const copy = element.cloneNode(true)
-    for (const button of copy.querySelectorAll("button")) button.remove()
-    return copy.textContent
-}"""
-
-
-def text_in(html: str) -> str:
-    parts: list[str] = []
-    parser = HTMLParser()
-    parser.handle_data = parts.append  # type: ignore[method-assign, assignment]
-    parser.feed(html)
-    parser.close()
-    return "".join(parts)
-
-
-async def untouched(page: object) -> None:
-    """Nothing ran, and nothing of what stands on the page was made by a payload."""
-    found = await page.evaluate(  # type: ignore[attr-defined]
-        """() => ({
-            ran: window.__ran ?? null,
-            scripts: document.querySelectorAll('script').length,
-            foreign: document.querySelectorAll(
-                'iframe, object, embed, base, style, video, audio, math:not(.katex math), template, dialog, marquee, '
-                + 'img:not([src^="/chat/static/"])'
-            ).length,
-            handlers: [...document.querySelectorAll('*')].filter(
-                (one) => [...one.attributes].some((a) => a.name.startsWith('on')
-                    || (a.name !== 'value' && a.value.trim().toLowerCase().startsWith('javascript:')))
-            ).length,
-        })"""
-    )
-    assert found == {"ran": None, "scripts": 1, "foreign": 0, "handlers": 0}
-
-
-REPLY_PAYLOADS = markdown_payloads()
-HOSTILE_REPLIES = ["\n\n".join(REPLY_PAYLOADS[begin : begin + 12]) for begin in range(0, len(REPLY_PAYLOADS), 12)]
-
-
-async def typeset(page: Page) -> None:
-    """Every formula is typeset, or KaTeX has refused it."""
-    await page.wait_for_function(
-        """() => {
-            const formulas = [...document.querySelectorAll(".math")]
-            return formulas.length && formulas.every((one) => one.matches(".failed") || one.querySelector(".katex"))
-        }"""
-    )
-
-
-@pytest.mark.slow
-async def test_no_markdown_and_no_formula_of_a_reply_runs_or_loads_anything_from_elsewhere(
-    client: httpx.AsyncClient, chromium: Browser, database: Database
-) -> None:
-    assert len(set(REPLY_PAYLOADS)) >= 200
-    assert len(HOSTILE_REPLIES) <= 30, "they stand on one page"
-    worker = await database.write(register_worker)
-    for reply in HOSTILE_REPLIES:
-        await client.post("/api/jobs", json={"content": "x", "conversation_id": "c"})
-        claim = await database.write(transitions.claim, "smollm2", 1, worker, NOW)
-        assert claim is not None
-        assert await database.write(finish, claim, reply)
-    async with at_home(client, chromium) as browser:
-        page = await browser.page("/chat/conversations/c")
-        await typeset(page)
-        await untouched(page)
-        links = await page.locator(".markdown a").evaluate_all("(links) => links.map((one) => [one.href, one.rel])")
-        assert len(links) > 20
-        assert all(href.startswith(("http:", "https:", "mailto:")) and "noopener" in rel for href, rel in links)
-        assert await page.locator(".markdown :is(img, svg image, [src])").count() == 0
-        assert await page.locator(".katex").count() > 20
-        assert await page.locator(".katex a").count() == 0
-        # A style that the policy forbids in an attribute is there all the same.
-        assert await page.locator(".katex svg").first.evaluate("(one) => one.getBoundingClientRect().width") > 0
-        fonts = await page.evaluate(
-            "document.fonts.ready.then((all) => [...all].some((one) => one.status === 'loaded'))"
-        )
-        assert fonts, "KaTeX's own"
-        await page.evaluate("document.querySelectorAll('.markdown a, .markdown pre').forEach((one) => one.focus())")
-        await page.mouse.move(400, 300)
-        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        await untouched(page)
-
-
-@pytest.mark.slow
-async def test_no_markdown_and_no_formula_of_a_reply_that_is_being_written_runs_or_loads_anything_from_elsewhere(
-    config: Config, client: httpx.AsyncClient, chromium: Browser, tmp_path: Path
-) -> None:
-    texts = [text for text in REPLY_PAYLOADS[:71] if "```" not in text]
-    reply = "\n\n".join(texts) + "\n\nThe end."
-    script, gate = Script(tmp_path / "script.json"), tmp_path / "gate"
-    script.write({"when": "", "reply": reply, "after": len(reply.encode()) - 2, "gate": str(gate)})
-    async with at_home(client, chromium) as browser, working(config, script):
-        fields = {"content": "x", "conversation_id": "c", "max_tokens": len(reply.encode()) + 100}
-        assert (await client.post("/api/jobs", json=fields)).status_code == 200
-        page = await browser.page("/chat/conversations/c")
-        written = page.locator('#job-1 [data-told="delta"]')
-        await expect(written).to_contain_text("The en", timeout=60_000)
-        await typeset(page)
-        await untouched(page)
-        assert await page.locator(".katex").count() > 5
-        gate.touch()
-        await expect(page.locator("#job-1")).to_have_attribute("data-status", "done", timeout=20_000)
-        await typeset(page)
-        await untouched(page)
-
-
-@pytest.mark.slow
-async def test_a_payload_in_a_form_that_comes_back_is_text(client: httpx.AsyncClient, chromium: Browser) -> None:
-    async with at_home(client, chromium) as browser:
-        page = await browser.page("/chat/")
-        for payload in PAYLOADS[::10]:
-            await page.goto(origin(client) + "/chat/")
-            await page.get_by_role("button", name="Settings").click()
-            await page.get_by_label("System prompt").fill(payload)
-            await page.keyboard.press("Escape")
-            await page.get_by_label("Message").fill("  ")
-            await page.evaluate("document.querySelector('form.prompt').submit()")
-            await expect(page.get_by_role("heading", name="Not sent yet")).to_be_visible()
-            assert await page.get_by_label("System prompt").input_value() == payload
-            await untouched(page)
 
 
 ATTACK = """<!doctype html><title>A nice page</title>
@@ -485,6 +301,75 @@ async def test_keys_that_are_held_down_send_a_form_once(client: httpx.AsyncClien
         await page.keyboard.up("Control")
         await expect(page.locator("#job-1")).to_contain_text("once")
     assert len((await client.get("/api/jobs")).json()["jobs"]) == 1
+
+
+async def test_a_double_click_a_way_back_and_a_second_tab_make_no_second_job_and_lose_no_draft(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/")
+        message = page.get_by_label("Message", exact=True)
+        await message.fill("sent by a double click")
+        await page.get_by_role("button", name="Send", exact=True).dblclick()
+        await expect(page.locator("#job-1 .you .text")).to_have_text("sent by a double click")
+        await message.fill("half a thought")
+        conversation = page.url.partition("#")[0]
+        await page.go_back()
+        await expect(page.get_by_role("heading", name="What shall we write?")).to_be_visible()
+        await expect(message).to_have_value("")
+        await page.go_forward()
+        await expect(message).to_have_value("half a thought")
+
+        other = await browser.context.new_page()
+        await other.goto(conversation)
+        # What is typed in one tab is no draft of another.
+        await expect(other.get_by_label("Message", exact=True)).to_have_value("")
+        await other.get_by_label("Message", exact=True).fill("from the second tab")
+        await other.get_by_role("button", name="Send", exact=True).dblclick()
+        await expect(other.locator("#job-2 .you .text")).to_have_text("from the second tab")
+        await page.bring_to_front()
+        await expect(page.locator("#job-2 .you .text")).to_have_text("from the second tab", timeout=10_000)
+        await expect(message).to_have_value("half a thought")
+        await page.get_by_role("button", name="Send", exact=True).click()
+        await expect(page.locator("#job-3 .you .text")).to_have_text("half a thought")
+    listed = (await client.get("/api/jobs")).json()["jobs"]
+    assert [job["user_input"] for job in listed] == ["half a thought", "from the second tab", "sent by a double click"]
+    assert len({job["conversation_id"] for job in listed}) == 1
+
+
+async def test_a_file_that_cannot_be_used_leaves_the_page_with_the_reason_and_stores_nothing(
+    client: httpx.AsyncClient, chromium: Browser
+) -> None:
+    huge = b"x" * 20_000_000
+    async with at_home(client, chromium) as browser:
+        page = await browser.page("/chat/")
+        message = page.get_by_label("Message", exact=True)
+        await message.fill("what was typed")
+        log, scan = (FilePayload(name=name, mimeType="", buffer=huge) for name in ("log.txt", "scan.pdf"))
+        await page.locator("[data-files]").set_input_files([log, scan])
+        trouble = page.get_by_role("alert")
+        await expect(trouble).to_contain_text("log.txt was not attached: it has 20.0 MB, at most 400 kB can be.")
+        await expect(trouble).to_contain_text("scan.pdf was not attached: it has 20.0 MB, at most 16.0 MB can be.")
+        await expect(page.locator(".attached li")).to_have_count(0)
+        await expect(message).to_have_value("what was typed")
+
+        await page.goto(f"{browser.base}/chat/conversations")
+        for content, reason in (
+            (b'{"format": "llama', "Nothing was imported. The file is no JSON"),
+            (b"[" * 100_000, "Nothing was imported. The file is wrong: expected an object, got a list"),
+            (b'{"format": "llamalith-conversation-1", "turns": [], "x": 1}', "Nothing was imported. turns: expected"),
+            (b"GIF89a\x00\xff", "Nothing was imported. The file is no JSON"),
+            (huge, "The file has 20.0 MB, at most 16.0 MB can be imported."),
+        ):
+            picker = page.get_by_label("Import a conversation (JSON)")
+            await picker.set_input_files({"name": "a.json", "mimeType": "application/json", "buffer": content})
+            if content != huge:
+                await page.get_by_role("button", name="Import", exact=True).click()
+            await expect(page.get_by_role("alert").filter(visible=True).last).to_contain_text(reason)
+            await expect(page.get_by_role("heading", name="Chats", exact=True)).to_be_visible()
+            await expect(picker).to_have_value("")
+        assert await violations(page) == []
+    assert (await client.get("/api/conversations")).json()["conversations"] == []
 
 
 async def test_while_a_job_runs_selection_and_focus_in_its_turn_stay(

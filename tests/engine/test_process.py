@@ -17,7 +17,7 @@ import pytest
 from llamalith_app.engine import frames
 from llamalith_app.engine.client.local import REAL_ENGINE, LocalEngine, LocalTimings
 from llamalith_app.engine.client.protocol import EngineDied, EngineRefused
-from llamalith_app.engine.messages import Cancel, Loading
+from llamalith_app.engine.messages import Advance, Cancel, Loading, Step
 from tests.engine.conftest import LAZY_DOG, Script, load, run, started, submit
 from tests.settle import eventually
 
@@ -79,6 +79,22 @@ async def test_an_engine_that_hangs_at_its_load_is_killed(script: Script, tmp_pa
     async with asyncio.timeout(WITHIN_S):
         with pytest.raises(EngineDied, match="sent nothing for"):
             await LocalEngine.start(load(), argv, timings=timings)
+
+
+async def test_a_step_that_was_sent_before_a_cancel_does_not_answer_it(script: Script) -> None:
+    timings = LocalTimings(silent_after_cancel_s=0.1)
+    engine = await LocalEngine.start(load(), script({"step_s": 0.01, "reply": "x" * 9999}), timings=timings)
+    submitted = submit("long", max_tokens=9999)
+    running = asyncio.create_task(run(engine, submitted))
+    await asyncio.sleep(0)
+    os.kill(engine.pid, signal.SIGSTOP)
+    engine.cancel(submitted.sequence_id)
+    engine._handle(Step([Advance(sequence_id=submitted.sequence_id, prompt_tokens=1, prompt_done=1, prompt_reused=0)]))
+    engine.watch(timings.silent_after_cancel_s)
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises(EngineDied, match="sent nothing for"):
+            await running
+    await engine.stop()
 
 
 async def test_a_death_ends_every_run_at_once(script: Script) -> None:

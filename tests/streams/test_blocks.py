@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from llamalith_app.contracts.events import Delta, Thinking
 from llamalith_app.store.database import Database
 from llamalith_app.web import markdown
+from llamalith_app.web.markdown import JSON_BEGINS
 from llamalith_app.web.markdown_stream import Block, More
 from llamalith_app.web.reply_blocks import BlockCursor, ReplyBlocks
 from llamalith_app.web.transcript import FINAL, Cursor, JobEvent
@@ -273,6 +274,22 @@ def test_an_id_says_which_events_and_how_many_finished_blocks_its_reader_has() -
     assert ids(reply.frames(0.2)) == ["7.1-1.3", "7.1-2.3"]
     reply.add(JobEvent(1, FINAL, "done", b"{}"))
     assert ids(reply.frames(0.21)) == ["7.1-2.4", f"7.1-{FINAL}.4"]
+
+
+def test_a_reply_that_is_json_is_code_from_its_first_event_and_after_a_restart() -> None:
+    reply = ReplyBlocks(7, None, JSON_BEGINS)
+    for attempt in (1, 2):
+        if attempt == 2:
+            reply.add(JobEvent(2, 0, "restart", b"{}"))
+        reply.add(delta(1, '{"a": "*b*",\n', attempt))
+        begin = reply.frames(attempt).decode()
+        assert begin.count('<figure class=\\"code\\"><figcaption>json</figcaption>') == 1
+        reply.add(delta(2, ' "c": "```"}', attempt))
+        assert "event: more" in reply.frames(attempt + 0.5).decode()
+    reply.add(JobEvent(2, FINAL, "done", b"{}"))
+    end = reply.frames(9).decode()
+    assert end.count("<figure") == end.count('"finished":true') == 1
+    assert "<em>" not in begin + end
 
 
 def test_a_page_whose_event_is_gone_begins_again() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -381,6 +382,31 @@ async def test_a_subscription_comes_back_with_redis_and_says_which_histories_to_
     subscriber.follow(9)
     assert ready[-1] == 9, "at once, for everything is received"
     await subscriber.close()
+
+
+async def test_a_close_ends_a_subscription_that_loses_a_cancel(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `asyncio.wait_for` loses one before Python 3.12, when SUBSCRIBE was just sent."""
+    subscribes, received_nothing = asyncio.Event(), asyncio.Event().wait
+
+    class Losing:
+        async def subscribe(self, _channel: str) -> None:
+            subscribes.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await received_nothing()
+
+        async def get_message(self, timeout: float) -> None:  # noqa: ASYNC109 - as redis-py has it
+            await received_nothing()
+
+        async def aclose(self) -> None:
+            return
+
+    monkeypatch.setattr(redis, "pubsub", Losing)
+    subscriber = StreamSubscriber(redis, RECORD, lambda job_id, entry: None, lambda _: None)
+    subscriber.follow(JOB)
+    await subscribes.wait()
+    async with asyncio.timeout(20):
+        await subscriber.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def _has(ready: list[int], job_id: int, times: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import shutil
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -50,6 +51,9 @@ class Routes:
         taken, self._taken = self._taken, None
         return taken
 
+    def new(self) -> Litestar:
+        return self._make(())
+
     def free(self, one: Litestar | None) -> None:
         if one is not None:
             self._free.append(one)
@@ -95,6 +99,30 @@ def timings() -> Timings:
     return PATIENT
 
 
+UNDOCUMENTED = {405, 421, 500}
+"""Of any route: a method that it does not have, a Host that is not ours, and what nobody foresaw."""
+
+
+@functools.cache
+def documented_answers() -> list[tuple[str, re.Pattern[str], set[int]]]:
+    """The method, the path and the statuses of each operation in the OpenAPI document."""
+    paths = ROUTES.new().openapi_schema.to_schema()["paths"]
+    return [
+        (method.upper(), re.compile(re.sub(r"\{[^}]*}", "[^/]+", path)), set(map(int, operation["responses"])))
+        for path, methods in sorted(paths.items(), key=lambda item: item[0].count("{"))
+        for method, operation in methods.items()
+    ]
+
+
+async def is_documented(answer: httpx.Response) -> None:
+    """Whatever a test asks of the API, the OpenAPI document knows the answer."""
+    path = answer.request.url.raw_path.decode().partition("?")[0].removeprefix("/chat")
+    for method, pattern, statuses in documented_answers():
+        if answer.request.method == method and pattern.fullmatch(path):
+            assert answer.status_code in statuses | UNDOCUMENTED, f"{method} {path}: {answer.status_code}"
+            return
+
+
 @asynccontextmanager
 async def serving(config: Config, timings: Timings = PATIENT, **others: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client whose base is the running application, with the token. `others`: further timings of `create_server`."""
@@ -111,6 +139,7 @@ async def serving(config: Config, timings: Timings = PATIENT, **others: Any) -> 
             trust_env=False,
             # There is no TLS, and certificates take longer to read than most tests take.
             verify=False,
+            event_hooks={"response": [is_documented]},
         ) as client:
             yield client
     finally:

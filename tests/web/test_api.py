@@ -313,7 +313,7 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         assert ("413" in refusals) is ("requestBody" in operation), path
         makes = path.endswith(("/retry", "/reply", "/submit", "/regenerate")) or (path, method) == ("/api/jobs", "post")
         assert ("429" in refusals) is makes, path
-        is_exclusive = path.endswith(("/fork", "/turns/{turn_id}", "/restore", "/import"))
+        is_exclusive = path.endswith(("/fork", "/turns/{turn_id}", "/restore", "/import", "/load", "/unload"))
         is_exclusive |= (path, method) in (("/api/jobs/{job_id}", "patch"), ("/api/conversations", "patch"))
         assert ("409" in refusals) is (makes or is_exclusive), path
         for status in refusals:

@@ -18,7 +18,7 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import transitions
 from llamalith_app.store.tables import JobRow
 from tests.store.samples import finish, register_worker
-from tests.web.conftest import log_in, serving
+from tests.web.conftest import ROUTES, log_in, serving
 
 MODEL = {"model": "smollm2"}
 
@@ -268,6 +268,21 @@ async def test_a_person_renames_pins_archives_and_deletes_without_scripts(browse
     for refused in ({"action": "tag"}, {"action": "explode"}, {"action": "rename", "title": "x\ny"}):
         answer = await browser.post("/chat/conversation/change", data={"csrf_token": token, **refused})
         assert answer.status_code == 400, refused
+
+
+async def test_a_word_of_a_route_is_an_id_like_others(api: httpx.AsyncClient) -> None:
+    base = "/api/conversations/"
+    paths = [route.path for route in ROUTES.new().routes]
+    hidden = {path.removeprefix(base) for path in paths if re.fullmatch(f"{base}[^{{]+", path)}
+    assert hidden == {"import"}
+    assert [path for path in paths if re.match("/chat/conversations/[^{]", path)] == []
+    for word in hidden:
+        await queue(api, word)
+        assert (await api.patch(base + word, json={"title": "a name"})).json()["title"] == "a name"
+        assert (await api.get(base + word)).json()["title"] == "a name"
+        assert (await api.delete(base + word)).json()["changed"] == [word]
+        assert (await api.get(base + word)).status_code == 404
+        assert (await api.post(f"{base}{word}/restore")).json()["conversation_id"] == word
 
 
 async def test_the_page_shows_where_the_words_stand(browser: httpx.AsyncClient) -> None:

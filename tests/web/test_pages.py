@@ -18,19 +18,21 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import OperationalError
 
 from llamalith_app.contracts.jobs import Progress
+from llamalith_app.contracts.parameters import JsonObject
 from llamalith_app.controllers.pages.conversation import TURNS_ON_PAGE
 from llamalith_app.controllers.pages.jobs import JOBS_ON_PAGE
 from llamalith_app.settings.config import Config
 from llamalith_app.store import retention, sessions
 from llamalith_app.store.database import Database
-from llamalith_app.store.jobs import reads, transitions
+from llamalith_app.store.jobs import reads, submission, transitions
 from llamalith_app.store.record import record_id
 from llamalith_app.store.tables import Outcome
 from llamalith_app.store.users import ADMIN_ID
 from llamalith_app.web.html import ASSETS, TEMPLATES
 from tests.live import publish
 from tests.settle import eventually
-from tests.store.samples import register_worker
+from tests.store import samples
+from tests.store.samples import NOW, prompt, register_worker
 from tests.web.conftest import PASSWORD, PATIENT, log_in, serving
 
 
@@ -300,6 +302,18 @@ async def test_a_part_asks_for_the_turns_that_may_still_change(browser: httpx.As
     assert "<li" not in later.text
     await browser.post("/api/jobs", json={"content": "from n8n", "conversation_id": "c"})
     assert "from n8n" in (await browser.get("/chat/conversation/turns?id=c&from=2")).text
+
+
+async def test_a_reply_that_is_held_to_json_is_shown_as_code(browser: httpx.AsyncClient, database: Database) -> None:
+    worker = await database.write(register_worker)
+    for wanted in (JsonObject(), None):
+        await database.write(submission.submit, prompt(conversation_id="c", response_format=wanted), NOW)
+        claimed = await database.write(transitions.claim, "m", 1, worker, NOW)
+        assert claimed is not None
+        await database.write(samples.finish, claimed, '{"a": "*b*"}')
+    replies = (await browser.get("/chat/conversations/c")).text.split('<div class="text markdown">')[1:]
+    assert ["<figcaption>json</figcaption>" in reply for reply in replies] == [True, False]
+    assert ["<em>b</em>" in reply for reply in replies] == [False, True]
 
 
 async def test_of_a_turn_that_the_page_has_only_what_changes_comes_again(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
@@ -12,21 +12,19 @@ from litestar.params import QueryParameter
 from litestar.response import Redirect, Template
 from sqlalchemy import Connection
 
-from llamalith_app.contracts.conversation_list import MAX_TAG
-from llamalith_app.contracts.forms import ConversationsForm
+from llamalith_app.contracts.forms import ConversationsFilter, ConversationsForm
 from llamalith_app.contracts.jobs import MAX_ID
-from llamalith_app.contracts.text import CONTROL_FREE, NUL_FREE
 from llamalith_app.controllers.conversation_list import exported, import_conversation, restore
 from llamalith_app.controllers.pages import CONVERSATION_STATUSES, SOURCES
 from llamalith_app.controllers.pages.conversation import QueryId
+from llamalith_app.controllers.pages.query import query_fields
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
-from llamalith_app.errors import BadInput
+from llamalith_app.errors import BadInput, FileTooLarge
 from llamalith_app.guards.forms import listed_values
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
 from llamalith_app.store import conversation_changes, conversation_list, search
 from llamalith_app.store.conversation_changes import Change
 from llamalith_app.store.conversation_list import Filter, Listed
-from llamalith_app.store.search import MAX_QUERY
 from llamalith_app.web import download
 from llamalith_app.web.download import ExportFormat
 from llamalith_app.web.html import conversation_url, page
@@ -39,24 +37,8 @@ CONVERSATIONS_ON_PAGE = 40
 ARCHIVED = {"": False, "true": True, "any": None}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-Query = Annotated[str, QueryParameter(max_length=MAX_QUERY, pattern=NUL_FREE)]
-OfTag = Annotated[str, QueryParameter(max_length=MAX_TAG, pattern=CONTROL_FREE)]
-# Forms send what is not chosen as empty.
-Archived = Annotated[str, QueryParameter(pattern="^(true|any)?$")]
-OfSource = Annotated[str, QueryParameter(pattern=f"^({'|'.join(SOURCES)})?$")]
-OfStatus = Annotated[str, QueryParameter(pattern=f"^({'|'.join(CONVERSATION_STATUSES)})?$")]
 BeforeConversation = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID)]
 DeletedMoment = Annotated[int | None, QueryParameter(ge=0, le=10**17, description="Microseconds since 1970.")]
-
-
-class Filters(NamedTuple):
-    """What the page's form sends; empty: all."""
-
-    q: str
-    archived: str
-    tag: str
-    source: str
-    status: str
 
 
 class _Shown(msgspec.Struct, frozen=True):
@@ -75,31 +57,14 @@ class ConversationsPage(Controller):
 
     @get("/conversations", opt=PAGE)
     async def conversations(
-        self,
-        request: AppRequest,
-        q: Query = "",
-        archived: Archived = "",
-        tag: OfTag = "",
-        source: OfSource = "",
-        status: OfStatus = "",
-        before: BeforeConversation = None,
-        deleted: DeletedMoment = None,
+        self, request: AppRequest, before: BeforeConversation = None, deleted: DeletedMoment = None
     ) -> Template:
-        return await _render(request, "conversations", Filters(q, archived, tag, source, status), before, deleted)
+        return await _render(request, "conversations", before, deleted)
 
     @get("/conversation/list", opt=BACKGROUND_PAGE)
-    async def rows(
-        self,
-        request: AppRequest,
-        q: Query = "",
-        archived: Archived = "",
-        tag: OfTag = "",
-        source: OfSource = "",
-        status: OfStatus = "",
-        before: BeforeConversation = None,
-    ) -> Template:
+    async def rows(self, request: AppRequest, before: BeforeConversation = None) -> Template:
         """The list alone, for the script that polls it."""
-        return await _render(request, "_conversations", Filters(q, archived, tag, source, status), before, None)
+        return await _render(request, "_conversations", before)
 
     @get("/conversation/export", opt=PAGE)
     async def export(
@@ -108,10 +73,15 @@ class ConversationsPage(Controller):
         return download.answer(await exported(request, public_id), wanted)
 
     @post("/conversation/import", opt=PAGE, status_code=303)
-    async def make(self, request: AppRequest) -> Redirect:
-        """Leads to the new conversation."""
-        given = download.parsed(await request.file("file"))
-        made = await import_conversation(request.parts, request.principal.user_id, given)
+    async def make(self, request: AppRequest) -> Redirect | Template:
+        """Leads to the new conversation. A file that cannot be used leads back to the list, with the reason."""
+        try:
+            given = download.parsed(await request.file("file"))
+            made = await import_conversation(request.parts, request.principal.user_id, given)
+        except (BadInput, FileTooLarge) as error:
+            return await _render(
+                request, "conversations", why=f"Nothing was imported. {error}", status_code=error.status
+            )
         return see_other(conversation_url(made.conversation_id))
 
     @post("/conversation/change", opt=PAGE, status_code=303)
@@ -153,20 +123,24 @@ def _wanted(form: ConversationsForm) -> Change:
 async def _render(
     request: AppRequest,
     template: str,
-    filters: Filters,
-    before: int | None,
-    deleted: int | None,
+    before: int | None = None,
+    deleted: int | None = None,
+    *,
+    why: str = "",
+    status_code: int = 200,
 ) -> Template:
-    is_filtered = any(value.strip() for value in filters)
+    """`why`: what went wrong."""
+    form = query_fields(request, ConversationsFilter)
+    is_filtered = any(value.strip() for value in msgspec.structs.astuple(form))
     which = Filter(
-        filters.q,
-        ARCHIVED[filters.archived],
+        form.q,
+        ARCHIVED[form.archived],
         None if is_filtered else False,
-        filters.tag.strip() or None,
-        filters.source or None,
-        filters.status or None,
+        form.tag.strip() or None,
+        form.source or None,
+        form.status or None,
     )
-    if filters.q.strip():
+    if form.q.strip():
         await search.catch_up(request.parts.database)
     shown = await request.parts.database.read(
         _read, request.principal.user_id, which, before, None if deleted is None else _moment(deleted)
@@ -175,10 +149,12 @@ async def _render(
     return page(
         request,
         template,
+        status_code=status_code,
+        why=why,
         pinned=shown.pinned,
         days=conversation_list.by_day(others, datetime.now(UTC), zone_of(request)),
         more=others[-1].cursor if len(shown.others) > len(others) else None,
-        filters=filters._asdict(),
+        filters=msgspec.structs.asdict(form),
         is_filtered=is_filtered,
         before=before,
         tags=shown.tags,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from litestar import Controller, get, post
@@ -15,6 +14,7 @@ from llamalith_app.contracts.forms import BulkDone, BulkForm, JobsFilter, Priori
 from llamalith_app.contracts.jobs import MAX_ID, Job
 from llamalith_app.controllers.jobs import JobIdInPath, change_priority
 from llamalith_app.controllers.pages import EXCERPT_CHARS, SOURCES
+from llamalith_app.controllers.pages.query import query_fields
 from llamalith_app.controllers.pages.redirects import referring_page, see_other
 from llamalith_app.errors import BadInput, NotFound
 from llamalith_app.guards.principal import BACKGROUND_PAGE, PAGE
@@ -23,7 +23,6 @@ from llamalith_app.store.jobs import listing
 from llamalith_app.store.jobs.listing import Count, JobFilter
 from llamalith_app.store.tables import Priority, Status
 from llamalith_app.web.html import page, query
-from llamalith_app.web.problems import explained
 from llamalith_app.web.request import AppRequest
 from llamalith_app.web.zone import zone_of
 
@@ -31,7 +30,6 @@ JOBS_ON_PAGE = 50
 AGES = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30)}
 
 BeforeJob = Annotated[int | None, QueryParameter(ge=1, le=MAX_ID)]
-Fields = TypeVar("Fields", bound=msgspec.Struct)
 
 
 class JobsPage(Controller):
@@ -40,7 +38,7 @@ class JobsPage(Controller):
 
     @get(opt=PAGE)
     async def jobs(self, request: AppRequest, before: BeforeJob = None) -> Template:
-        return await _render(request, "jobs", before, done=_fields(request.query_params, BulkDone))
+        return await _render(request, "jobs", before, done=query_fields(request, BulkDone))
 
     @get("/rows", opt=BACKGROUND_PAGE)
     async def rows(self, request: AppRequest, before: BeforeJob = None) -> Template:
@@ -68,7 +66,7 @@ class JobsPage(Controller):
     @get("/bulk", opt=PAGE)
     async def ask_about_all(self, request: AppRequest) -> Template:
         """How many jobs an action on all that match concerns, before it is done."""
-        form = _fields(request.query_params, BulkForm)
+        form = query_fields(request, BulkForm)
         newest = await request.parts.database.read(listing.newest_id, request.principal.user_id)
         form = msgspec.structs.replace(form, newest=str(newest))
         action = _action(form, zone_of(request))
@@ -99,7 +97,7 @@ class _Table(NamedTuple):
 
 
 async def _render(request: AppRequest, template: str, before: int | None, **context: Any) -> Template:
-    form = _fields(request.query_params, JobsFilter)
+    form = query_fields(request, JobsFilter)
     owner_id, database = request.principal.user_id, request.parts.database
     wanted = job_filter(form, zone_of(request))
 
@@ -159,14 +157,6 @@ def _day(name: str, text: str, zone: tzinfo, *, further: int = 0) -> datetime | 
         return datetime.combine(day + timedelta(days=further), time.min, zone).astimezone(UTC)
     except ValueError:
         raise BadInput(f"{name}: there is no such day; expected one such as 2026-11-30") from None
-
-
-def _fields(given: Mapping[str, Any], form: type[Fields]) -> Fields:
-    """The fields of this form in a URL's query; others are ignored. Raises BadInput."""
-    try:
-        return msgspec.convert({name: value for name, value in given.items() if value}, form)
-    except msgspec.ValidationError as error:
-        raise BadInput(explained(str(error), form)) from None
 
 
 def _action(form: BulkForm, zone: tzinfo) -> BulkAction:

@@ -24,6 +24,7 @@ from llamalith_app.store import conversations
 from llamalith_app.web import html, merge, reply_blocks, sidebar, sse
 from llamalith_app.web import lane as lane_stream
 from llamalith_app.web.follow import OpenStream
+from llamalith_app.web.markdown import before_reply
 from llamalith_app.web.reply_blocks import BlockCursor, ReplyBlocks
 from llamalith_app.web.request import AppRequest
 from llamalith_app.web.transcript import Cursor
@@ -120,7 +121,7 @@ def _replies(request: AppRequest, followed: Followed, lane: conversations.Lane) 
     _, from_job, cursor = followed
 
     async def of_job(job: Job, stream: OpenStream) -> sse.Chunks:
-        reply = ReplyBlocks(job.id, cursor if job.id == from_job else None)
+        reply = ReplyBlocks(job.id, cursor if job.id == from_job else None, before_reply(job.parameters))
         events = parts.followers.events(job, owner_id, None, stream)
         async with aclosing(events), aclosing(reply_blocks.chunks(events, reply)) as chunks:
             async for chunk in chunks:

@@ -105,8 +105,8 @@ class LocalEngine:
         self._is_stopping = False
         self._silent_s = 0.0
         """How long the child has had work and sent nothing, as far as this process ran to see it."""
-        self._is_cancelling = False
-        """A cancel was sent, and nothing has come since."""
+        self._cancelled: set[int] = set()
+        """Sequences whose cancel the child has not answered. Steps that it had sent before are no answer."""
         self._has_hung = False
         self._receiving = asyncio.create_task(self._receive(reader))
         self._keeping_lines = asyncio.create_task(self._keep_lines())
@@ -177,20 +177,22 @@ class LocalEngine:
                 yield step
         finally:
             del self._runs[request.sequence_id]
+            self._cancelled.discard(request.sequence_id)
             if not has_ended:
                 self.cancel(request.sequence_id)
 
     def cancel(self, sequence_id: int) -> None:
         if not self.died.is_set():
-            self._is_cancelling |= sequence_id in self._runs
+            if sequence_id in self._runs:
+                self._cancelled.add(sequence_id)
             self._send(Cancel(sequence_id))
 
     def watch(self, elapsed_s: float) -> None:
         if not self._runs:
-            self._silent_s, self._is_cancelling = 0.0, False
+            self._silent_s = 0.0
             return
         timings = self._timings
-        self._count_silence(elapsed_s, timings.silent_after_cancel_s if self._is_cancelling else timings.silent_s)
+        self._count_silence(elapsed_s, timings.silent_after_cancel_s if self._cancelled else timings.silent_s)
 
     async def stop(self) -> None:
         """A child that has loaded its model saves its states first. One that still has runs, which were cancelled
@@ -256,7 +258,7 @@ class LocalEngine:
             steps.put_nowait(EngineDied(reason))
 
     def _handle(self, message: FromEngine) -> None:
-        self._silent_s, self._is_cancelling = 0.0, False
+        self._silent_s = 0.0
         match message:
             case Loaded():
                 if message.gpu is not None:
@@ -269,10 +271,13 @@ class LocalEngine:
                 if self._on_progress is not None:
                     self._on_progress(progress)
             case Refused():
+                self._cancelled.discard(message.sequence_id)
                 if steps := self._runs.get(message.sequence_id):
                     steps.put_nowait(EngineRefused(message.kind, message.reason))
             case _:
                 for advance in message.sequences:
+                    if advance.finish is not None:
+                        self._cancelled.discard(advance.sequence_id)
                     if steps := self._runs.get(advance.sequence_id):
                         steps.put_nowait(advance)
 
