@@ -96,6 +96,7 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
         "first_words": _first_words,
         "elapsed": lambda moment: _in_seconds(datetime.now(UTC) - moment),
         "defaults": lambda model: texts_of(_default_parameters(model)),
+        "markdown": markdown,
         "reply": lambda text, job: markdown(before_reply(job.parameters) + text),
         "excerpt": lambda text: visible_html(text, Kind.EXCERPT),
         "plain_excerpt": lambda text: visible(text, Kind.EXCERPT),
