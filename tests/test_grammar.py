@@ -457,7 +457,14 @@ WIDE_BY_MEMBERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("late", WIDE_BY_MEMBERS.values(), ids=WIDE_BY_MEMBERS.keys())
+@pytest.mark.parametrize(
+    "late",
+    [
+        late if name == "fewer larger schemas" else pytest.param(late, marks=pytest.mark.slow)
+        for name, late in WIDE_BY_MEMBERS.items()
+    ],
+    ids=WIDE_BY_MEMBERS.keys(),
+)
 def test_what_the_members_of_a_part_open_together_counts(late: Any) -> None:
     *_, verdict = schema.validate(late)
     assert verdict.at == "#/properties/b"

@@ -168,9 +168,6 @@ def test_each_piece_is_returned_as_soon_as_it_is_certain() -> None:
 @pytest.mark.parametrize("size", [1, 10**9], ids=["by the character", "whole"])
 def test_a_hostile_text_takes_no_longer_than_it_is(piece: str, head: str, size: int) -> None:
     def cost(n: int) -> float:
-        return min(cost_once(n) for _ in range(3))
-
-    def cost_once(n: int) -> float:
         text = head + piece * (n // len(piece))
         started = time.process_time()
         pieces(Reply(thinks=True), *(text[at : at + size] for at in range(0, len(text), size)))
@@ -179,4 +176,5 @@ def test_a_hostile_text_takes_no_longer_than_it_is(piece: str, head: str, size: 
     cost(1000)
     # Quadratic work would make it 100 or 400 times as much, linear work 10 or 20 times.
     n, times, most = (4_000, 10, 40) if size == 1 else (5_000, 20, 100)
-    assert cost(times * n) < most * max(cost(n), 0.005)
+    # On a busy machine one of them may take long.
+    assert any(cost(times * n) < most * max(cost(n), 0.005) for _ in range(3))

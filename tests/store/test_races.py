@@ -25,7 +25,7 @@ from tests.store.samples import NOW, fail, finish, prompt, register_worker
 
 Act = Callable[[Connection], Any]
 CLAIMERS = 4
-n_rounds = pytest.mark.parametrize("n_rounds", [40, pytest.param(200, marks=pytest.mark.slow)])
+n_rounds = pytest.mark.parametrize("n_rounds", [20, pytest.param(200, marks=pytest.mark.slow)])
 
 
 @pytest.fixture

@@ -328,6 +328,7 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
     assert (limit["schema"]["minimum"], limit["schema"]["maximum"]) == (1, 500)
 
 
+@pytest.mark.slow
 def test_importing_the_web_application_imports_neither_engine_nor_worker() -> None:
     code = (
         "import sys, llamalith_app.app;"

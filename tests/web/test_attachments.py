@@ -105,7 +105,7 @@ async def test_a_pdf_that_needs_a_password_says_so(browser: httpx.AsyncClient) -
         (pdfs.looping_tree, BROKEN),
         (pdfs.only_loop, BROKEN),
         (pdfs.endless_form, NO_TEXT),
-        (pdfs.deep_bomb, NO_PAGE),
+        pytest.param(pdfs.deep_bomb, NO_PAGE, marks=pytest.mark.slow),
         (lambda: b"", EMPTY),
     ],
     ids=[
@@ -121,6 +121,7 @@ async def test_a_pdf_without_text_or_sense_is_refused_with_the_reason(
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.slow
 async def test_a_bomb_costs_its_own_page_alone(browser: httpx.AsyncClient) -> None:
     found = await attached(browser, "bomb.pdf", pdfs.zip_bomb(150_000_000))
     assert found["text"] == "before the bomb\n\nafter the bomb"
@@ -128,6 +129,7 @@ async def test_a_bomb_costs_its_own_page_alone(browser: httpx.AsyncClient) -> No
     assert found["note"] == "1 of its 3 pages cannot be read."
 
 
+@pytest.mark.slow
 async def test_a_pdf_of_500_pages_is_read_to_its_end(browser: httpx.AsyncClient) -> None:
     found = await attached(browser, "long.pdf", pdfs.text_pdf(*(f"this is page {n}" for n in range(500))))
     assert found["text"].split("\n\n")[499] == "this is page 499"
@@ -147,6 +149,7 @@ async def test_the_text_is_never_more_than_a_message_holds(browser: httpx.AsyncC
     assert (await attached(browser, "book.txt", b"a" * MAX_CHARS))["truncated"] is False
 
 
+@pytest.mark.slow
 async def test_of_too_many_pages_the_first_are_read(browser: httpx.AsyncClient) -> None:
     found = await attached(browser, "many.pdf", pdfs.text_pdf(*["x"] * (MAX_PAGES + 1)))
     assert found["note"] == "Only the first 2,000 of its 2,001 pages are here: at most 2,000 are read."
@@ -163,6 +166,7 @@ async def test_what_takes_too_long_leaves_the_pages_before_it() -> None:
         await AttachmentReader(cpu_s=1).read("slow.pdf", pdfs.pages([hard_page(200_000)], b"/Filter /FlateDecode"))
 
 
+@pytest.mark.slow
 async def test_a_file_of_16_mb_is_read_and_one_of_20_is_refused_politely(browser: httpx.AsyncClient) -> None:
     assert MAX_FILE_MB * 1_000_000 < MAX_BODY_BYTES
     data = pdfs.text_pdf("not so large a text")

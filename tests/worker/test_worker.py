@@ -582,7 +582,7 @@ async def test_redis_may_be_wiped_at_any_moment(
     hints = Hints(config.redis_url, ("m",), timeout_s=20)
     async with Redis.from_url(config.redis_url) as redis, working(config, script):
         ids = []
-        for number in range(10):
+        for number in range(5):
             ids.append(await submit(f"long {number}"))
             hints.send("m", ids[-1])
             await redis.flushall()
