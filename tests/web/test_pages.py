@@ -259,7 +259,7 @@ async def test_of_a_long_conversation_the_newest_turns_show_and_the_rest_is_a_li
     assert "Earlier messages" not in part.text
     part = await browser.get("/chat/conversation/turns", params={"id": "a/b", "before": n_turns - 1})
     assert len(re.findall(r"<li id=", part.text)) == TURNS_ON_PAGE
-    assert 'href="/chat/conversation?id=a%2Fb&amp;before=2"' in part.text
+    assert 'href="/chat/conversation?id=a%2Fb&amp;before=2&amp;last=2"' in part.text
     part = await browser.get("/chat/conversation/turns", params={"id": "a/b", "from": n_turns - 2})
     assert len(re.findall(r"<li id=", part.text)) == 2
 
