@@ -145,6 +145,5 @@ async def test_what_was_said_before_comes_as_its_reader_scrolls_up_and_moves_not
         link = page.get_by_role("link", name="Earlier messages")
         await link.focus()
         await page.keyboard.press("Enter")
-        await expect(page).to_have_url(
-            f"{browser.base}/chat/conversations/c?before={TURNS_ON_PAGE + 5}&last={TURNS_ON_PAGE + 5}"
-        )
+        address = f"{browser.base}/chat/conversations/c?before={TURNS_ON_PAGE + 5}&last={TURNS_ON_PAGE + 5}"
+        await expect(page).to_have_url(address)
