@@ -5,9 +5,12 @@ const page = document.documentElement
 
 // Where a page is at its end. Answers side by side begin one after another, each at the top of its column: there it is no
 // further down than their prompt.
+const comparedAtEnd = () => (
+  document.querySelector(".turns > .side:last-child") && [...document.querySelectorAll(".compared")].at(-1)
+)
 const endTop = () => {
   const bottom = page.scrollHeight - page.clientHeight
-  const prompt = document.querySelector(".turns > .side:last-child") && [...document.querySelectorAll(".compared")].at(-1)
+  const prompt = comparedAtEnd()
   if (!prompt) return bottom
   const margin = parseFloat(getComputedStyle(prompt).scrollMarginTop)
   return Math.min(bottom, page.scrollTop + prompt.getBoundingClientRect().top - margin)
@@ -30,7 +33,8 @@ const showButton = () => {
 }
 
 export const scrollIfSticking = () => {
-  if (sticks && toEnd() > 0) page.scrollTop = endTop()
+  // Beyond the bottom: where that is to a part of a pixel, only the browser knows.
+  if (sticks) page.scrollTop = comparedAtEnd() ? Math.max(page.scrollTop, endTop()) : page.scrollHeight
   showButton()
 }
 
