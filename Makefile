@@ -39,8 +39,9 @@ dev: setup $(STAMPS)/dev ## Set up, and install what tests and checks need
 test: dev ## Run all tests
 	$(BIN)/pytest $(IN_PARALLEL)
 
+# Whatever opens a browser is slow; merely to look at those tests loads what drives one.
 test-fast: dev ## Run all tests but the slow ones
-	$(BIN)/pytest -m "not slow" --hypothesis-profile fast $(IN_PARALLEL)
+	$(BIN)/pytest -m "not slow" --hypothesis-profile fast --ignore tests/browser $(IN_PARALLEL)
 
 delays: dev ## Run the tests of what runs concurrently, with random delays in event loops and threads, by SEED=n
 	$(if $(SEED),DELAYS_SEED=$(SEED) )$(BIN)/python -m pytest -p tests.delays --tb native -m "not slow" \

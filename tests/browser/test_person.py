@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, FilePayload, Locator, Page, expect
 
-from tests.browser.conftest import NARROW, WIDE, Watched, is_looked_at_by_axe, nginx, photograph, violations, window
+from tests.browser.conftest import NARROW, WIDE, Watched, is_looked_at_by_axe, photograph, violations, window
+from tests.nginx import nginx
 from tests.product.conftest import Product, configure, running
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,9 @@ from playwright.async_api import Browser, Page, expect
 
 from llamalith_app.settings.config import Config
 from llamalith_app.web import sse
-from tests.browser.conftest import nginx, photograph, violations
+from tests.browser.conftest import photograph, violations
 from tests.browser.test_hostile import at_home
+from tests.nginx import nginx
 from tests.settle import eventually
 from tests.streams.sse import reading
 from tests.web.conftest import PASSWORD, TOKEN, make_config, serving

@@ -23,8 +23,8 @@ from llamalith_app.contracts.jobs import JobBrief, JobCreate, LegacySubmit, Repl
 from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import reads
-from tests.browser.conftest import nginx
 from tests.needs import need_file
+from tests.nginx import nginx
 from tests.streams.sse import reading
 from tests.web.conftest import log_in, module_api, module_config, serving
 
