@@ -18,7 +18,7 @@ from llamalith_app.contracts.jobs import Job, JobCreate, Progress
 from llamalith_app.contracts.parameters import Parameters
 from llamalith_app.settings import ranges
 from llamalith_app.settings.declaration import VARIABLES, ConfigFile, ModelSettings
-from tests.product.conftest import WITH_SHARED, Product, clean_environ, running
+from tests.product.conftest import WITH_SHARED, Product, clean_environ, configure, running
 from tests.settle import eventually
 
 ROOT = Path(llamalith_app.__file__).parent.parent
@@ -64,6 +64,7 @@ async def typed(recipe: str, first: str, product: Product, folder: Path) -> str:
 @pytest.mark.parametrize("page", RECIPES)
 async def test_the_recipes_of_a_page_work_in_their_order(page: str, tmp_path: Path) -> None:
     recipes, expected = RECIPES[page], EXPECTED[page]
+    configure(tmp_path, max_tokens=60)
     async with running(tmp_path) as product:
         # `make up` keeps the secrets in ./.env; here they lie beside the data.
         (tmp_path / ".env").symlink_to(product.data_dir / ".env")
