@@ -274,6 +274,7 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/api/jobs/cancel",
         "/api/jobs/{job_id}/attempts",
         "/api/jobs/{job_id}/retry",
+        "/api/jobs/compare",
         "/api/jobs/retry",
         "/api/jobs/{job_id}/events",
         "/api/conversations",
@@ -311,7 +312,10 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         takes_unknown = path.endswith(("/reply", "/messages", "/latest")) or path.startswith("/api/status/")
         assert ("404" in refusals) is ("{" in path and not takes_unknown), path
         assert ("413" in refusals) is ("requestBody" in operation), path
-        makes = path.endswith(("/retry", "/reply", "/submit", "/regenerate")) or (path, method) == ("/api/jobs", "post")
+        makes = path.endswith(("/retry", "/reply", "/submit", "/regenerate", "/compare")) or (path, method) == (
+            "/api/jobs",
+            "post",
+        )
         assert ("429" in refusals) is makes, path
         is_exclusive = path.endswith(("/fork", "/turns/{turn_id}", "/restore", "/import", "/load", "/unload"))
         is_exclusive |= (path, method) in (("/api/jobs/{job_id}", "patch"), ("/api/conversations", "patch"))

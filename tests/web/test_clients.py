@@ -359,8 +359,9 @@ async def test_a_list_without_texts_is_small_and_has_every_other_field(api: http
         assert [one["id"] for one in brief] == [one["id"] for one in whole] != []
         for one, other in zip(brief, whole, strict=True):
             assert set(one) == set(JobBrief.__struct_fields__)
-            texts = {"user_input", "system_prompt", "result", "partial", "reply_problem"}
-            assert set(other) - set(one) == {*texts, "parameters", "unenforced"}
+            texts = {"user_input", "system_prompt", "result", "partial", "reply_problem", "thinking", "thinking_s"}
+            times = {"loaded_at", "prompt_read_at", "first_token_at"}
+            assert set(other) - set(one) == {*texts, *times, "parameters", "unenforced"}
             one["progress"] = other["progress"] = None
             assert one == {name: other[name] for name in one}
     (failed,) = (await api.get("/api/jobs?status=error&texts=false")).json()["jobs"]
