@@ -84,6 +84,7 @@ def move(path: Path, to: Path) -> None:
             Path(f"{path}{end}").rename(f"{to}{end}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instead", ["nothing", "another database"])
 async def test_a_database_that_is_taken_away_gets_nothing_written_and_goes_on_once_it_is_back(
     api: httpx.AsyncClient, config: Config, tmp_path: Path, migrated: Path, instead: str
@@ -219,6 +220,7 @@ def events_of(lines: list[MutableMapping[str, Any]]) -> list[str]:
     return [str(line) for line in lines if line["log_level"] == "warning" and "redis" in str(line).lower()]
 
 
+@pytest.mark.slow
 async def test_while_redis_is_frozen_everything_is_taken_and_done_and_the_log_says_it_once(
     config: Config, script: Script, own_valkey: OwnValkey
 ) -> None:

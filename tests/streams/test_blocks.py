@@ -112,6 +112,7 @@ async def test_the_blocks_are_the_reply_s_html_and_thinking_is_apart(
     assert len(events) > 8, "piece by piece"
 
 
+@pytest.mark.slow
 async def test_a_page_that_is_cut_off_after_every_event_misses_nothing_and_gets_no_finished_block_twice(
     browser: httpx.AsyncClient, script: Script, database: Database
 ) -> None:

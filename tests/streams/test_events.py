@@ -76,6 +76,7 @@ async def test_the_deltas_are_the_stored_reply_and_thinking_is_apart(
     assert "\ufffd" not in got.text
 
 
+@pytest.mark.slow
 async def test_a_reader_that_is_cut_off_after_every_event_misses_and_repeats_nothing(
     worked: httpx.AsyncClient, script: Script, database: Database
 ) -> None:
@@ -194,6 +195,7 @@ async def test_a_cancelled_job_says_so_with_what_had_been_written(worked: httpx.
     assert got.final["partial"] == got.text
 
 
+@pytest.mark.slow
 async def test_every_event_is_what_the_openapi_document_says_of_it(
     worked: httpx.AsyncClient, script: Script, database: Database
 ) -> None:

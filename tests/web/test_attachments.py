@@ -136,6 +136,7 @@ async def test_a_pdf_of_500_pages_is_read_to_its_end(browser: httpx.AsyncClient)
     assert (found["pages"], found["truncated"]) == (500, False)
 
 
+@pytest.mark.slow
 async def test_the_text_is_never_more_than_a_message_holds(browser: httpx.AsyncClient) -> None:
     page = "\n".join(["word " * 100] * 40)
     found = await attached(browser, "book.pdf", pdfs.text_pdf(*[page] * 60))
@@ -318,6 +319,7 @@ async def test_nothing_of_a_file_is_stored(browser: httpx.AsyncClient, config: C
     assert stored == []
 
 
+@pytest.mark.slow
 async def test_a_pdf_holds_up_nobody_else(browser: httpx.AsyncClient) -> None:
     hard = pdfs.pages([hard_page(20_000)], b"/Filter /FlateDecode")
     reading = asyncio.create_task(send(browser, "a.pdf", hard))

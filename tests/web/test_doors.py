@@ -599,6 +599,7 @@ async def test_failures_under_a_rebound_name_slow_down_only_that_name(client: ht
         assert await attempt(host, PASSWORD) == 303
 
 
+@pytest.mark.slow
 def test_inventing_host_names_gives_no_more_guesses_or_rows_than_a_few_names(database_path: Path) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     with attempting(database_path) as attempt:
@@ -764,6 +765,7 @@ async def test_other_requests_are_answered_while_passwords_are_checked(
         assert await asyncio.gather(*guesses) == [401] * 8
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stopped_clock")
 async def test_a_flood_of_logins_from_one_address_does_not_block_another(config: Config) -> None:
     settings = msgspec.structs.replace(
@@ -1001,6 +1003,7 @@ def attempting(path: Path) -> Iterator[Callable[..., timedelta]]:
     engine.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stopped_clock")
 async def test_four_servers_on_one_database_allow_no_more_guesses_than_one(config: Config) -> None:
     """Each with a writer, a throttle and threads of its own, as four web processes have."""
@@ -1178,6 +1181,7 @@ def test_a_field_decoded_in_slices_equals_the_field_decoded_whole(quoted: bytes)
         assert forms._unquote(quoted) == unquote_to_bytes(quoted.replace(b"+", b" ")).decode("utf-8", "replace")
 
 
+@pytest.mark.slow
 def test_decoding_a_field_of_escapes_takes_about_its_own_size_of_memory() -> None:
     quoted = b"%" * 1_000_000
     tracemalloc.start()

@@ -241,6 +241,7 @@ async def test_a_reply_is_held_to_one_thing(api: httpx.AsyncClient) -> None:
     assert "grammar_name" in answer.json()["detail"]
 
 
+@pytest.mark.slow
 async def test_an_exponential_schema_is_refused_by_the_processor_time_that_it_takes(
     api: httpx.AsyncClient, config: Config
 ) -> None:

@@ -404,6 +404,7 @@ async def test_nothing_is_read_while_nothing_runs(
 # Out of time
 
 
+@pytest.mark.slow
 async def test_a_job_that_runs_too_long_ends_as_timeout_keeps_what_was_written_and_is_not_tried_again(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:

@@ -237,6 +237,7 @@ async def test_a_reply_that_was_only_thinking_stays_empty_also_after_an_engine_d
     assert job.thinking == "let me think aloud about it"
 
 
+@pytest.mark.slow
 async def test_a_job_that_kills_each_engine_ends_as_error_after_three_attempts_and_others_go_on(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
@@ -461,6 +462,7 @@ async def test_the_log_says_why_a_model_could_not_be_loaded_and_nothing_that_a_t
     assert "Secret" not in str(lines)
 
 
+@pytest.mark.slow
 async def test_an_engine_that_dies_in_loading_names_the_model_and_the_file(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
@@ -814,6 +816,7 @@ async def test_nothing_expires_where_nothing_says_so(
     assert await database.read(retention.has_expired_jobs, datetime(2000, 1, 1, tzinfo=UTC))
 
 
+@pytest.mark.slow
 async def test_a_worker_with_a_heartbeat_keeps_its_lease_however_long_its_job_takes(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
