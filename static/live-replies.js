@@ -47,7 +47,8 @@ export class LiveReplies {
     const changes = this.changes.splice(0)
     for (const [kind, data] of changes) {
       if (!this.replies.has(data.job)) this.replies.set(data.job, new Reply(data.job))
-      this.replies.get(data.job)[kind](data)
+      const reply = this.replies.get(data.job)
+      if (!reply.isStored) reply[kind](data)
     }
     for (const reply of this.replies.values()) reply.show()
     if (changes.length) showNewText()
@@ -62,6 +63,12 @@ class Reply {
     this.thought = ""
     this.nThought = 0
     this.thinksSince = 0
+  }
+
+  // The list has brought the whole reply, in the same element: what still comes of the stream is in it already.
+  get isStored() {
+    const { element } = this.blocks
+    return element.isConnected && !element.matches("[data-told]")
   }
 
   restart() {

@@ -183,6 +183,8 @@ async def test_blocks_of_a_reply_appear_one_by_one_stay_and_survive_a_reload(
         await page.set_viewport_size({"width": 360, "height": 800})
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         await photograph(page, "markdown-360-dark")
+        # What a button says for a moment is no block that stays.
+        await expect(page.get_by_role("button", name="Copied")).to_have_count(0)
         # A new stream goes on where the old one was: what the page has stays, and the rest follows.
         await hide(page, hidden=True)
         async with page.expect_request("**/chat/stream?*follow=1%3A1.1-*"):
