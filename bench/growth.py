@@ -3,10 +3,10 @@
     .venv/bin/python -m bench.growth [--stored 1000000] [--conversations 100000] [--queued 10000] [--rounds 300]
 
 Builds a database with so many ended jobs and one with 1,000, starts `llamalith web` on each, and measures both in
-turns, A B A B …: submit, list, latest and one job over HTTP; claim, finish and queue depth by the store's functions in
-this process, as a worker calls them. For these the share of CPU time is shown; the rest is the disk and other programs.
-Then so many jobs wait in the large database, in several shapes, and none in the small one. Last, the memory that Redis
-needs for so many hints. Prints one Markdown table; takes about three minutes.
+turns, A B A B …: submit, list, latest and one job over HTTP; claim, reading its turn, finish and queue depth by the
+store's functions in this process, as a worker calls them. For these the share of CPU time is shown; the rest is the
+disk and other programs. Then so many jobs wait in the large database, in several shapes, and none in the small one.
+Last, the memory that Redis needs for so many hints. Prints one Markdown table; takes about three minutes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bench.product import LLAMALITH, OURS
 from bench.stored import MODELS, Shape
 from bench.table import Row, percentile, render, short
 from llamalith_app.jobs.queue import Hint, enqueue, saq_queue
-from llamalith_app.store import workers
+from llamalith_app.store import turns, workers
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.jobs import transitions, waiting
 from llamalith_app.store.tables import Priority
@@ -46,6 +46,7 @@ from llamalith_app.supervise import valkey
 FEW_STORED, FEW_CONVERSATIONS = 1000, 100
 WARM_UP = 20
 START_S = 30
+MAX_CHARS = 100_000
 HINTS_MB = 20
 CLAIM_MS, READ_MS, RATIO = 5, 50, 1.5
 CLASSES = [priority.name.lower() for priority in Priority]
@@ -82,6 +83,9 @@ class Side:
         )
         if claim is None:
             raise SystemExit("nothing could be claimed")
+        turn = self._called(
+            times, "read turn", lambda connection: turns.read_turn(connection, claim.turn_id, MAX_CHARS)
+        )
         self._called(
             times,
             "finish",
@@ -90,6 +94,7 @@ class Side:
                 claim.job_id,
                 claim.lease_token,
                 now,
+                reply_to=turn.reply_to,
                 reply="Fine.",
                 finish_reason="stop",
                 prompt_tokens=4,

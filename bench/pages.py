@@ -33,7 +33,7 @@ from bench import stored
 from bench.product import LLAMALITH, OURS
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.jobs import JobRequest
-from llamalith_app.store import conversation_list, search, workers
+from llamalith_app.store import conversation_list, search, turns, workers
 from llamalith_app.store.database import write_engine
 from llamalith_app.store.jobs import submission, transitions
 from llamalith_app.store.migrate import migrate
@@ -185,6 +185,7 @@ def finish(connection: Connection, claimed: transitions.Claim, reply: str) -> No
         claimed.job_id,
         claimed.lease_token,
         datetime.now(UTC),
+        reply_to=turns.read_turn(connection, claimed.turn_id, 0).reply_to,
         reply=reply,
         finish_reason="stop",
         prompt_tokens=1,

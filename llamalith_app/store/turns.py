@@ -44,12 +44,23 @@ from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, Stat
 _turns, _messages, _conversations = (cast(Table, row.__table__) for row in (TurnRow, MessageRow, ConversationRow))
 
 
+class ReplyTo(NamedTuple):
+    """What a reply answers, as far as storing the reply needs it. It holds while the turn's job has its lease."""
+
+    turn_id: int
+    position: int
+    """That the reply will have in its turn."""
+    digest: str
+    """Of everything that the job reads, but for the system message in force."""
+
+
 class Turn(NamedTuple):
     """What one job reads: the messages of its own path, without turns that got no reply."""
 
     messages: list[Message]
     n_omitted: int
     """Number of the oldest messages that are left out here already, because the text after them fills any context."""
+    reply_to: ReplyTo
 
 
 class Parent(NamedTuple):
@@ -177,15 +188,18 @@ _ALL_MESSAGES = (
     .order_by(_path.c.depth, MessageRow.position)
 )
 _above = aliased(TurnRow)
-_INPUTS_WITH_PARENT = (
-    select(*_MESSAGE, _above.digest, _above.parent_id.label("grandparent_id"))
-    .join(TurnRow, TurnRow.id == MessageRow.turn_id)
+_POSITION = (
+    select(
+        TurnRow.parent_id,
+        TurnRow.depth,
+        TurnRow.system_turn_id,
+        _above.digest.label("digest_above"),
+        _above.parent_id.label("grandparent_id"),
+    )
     .outerjoin(_above, _above.id == TurnRow.parent_id)
-    .where(MessageRow.turn_id == bindparam("of_turn"), not_(MessageRow.is_reply))
-    .order_by(MessageRow.position)
+    .where(TurnRow.id == bindparam("of_turn"))
 )
 _DIGEST = select(TurnRow.digest, TurnRow.parent_id).where(TurnRow.id == bindparam("of_turn"))
-_POSITION = select(TurnRow.parent_id, TurnRow.depth, TurnRow.system_turn_id).where(TurnRow.id == bindparam("of_turn"))
 _SET_DIGEST = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(digest=bindparam("new_digest"))
 _system_message = aliased(MessageRow)
 _BY_DIGEST = (
@@ -260,20 +274,11 @@ def replace_prompt(connection: Connection, turn_id: int, content: str) -> None:
     connection.execute(_REPLACE_PROMPT, {"of_turn": turn_id, "new_content": content})
 
 
-def add_reply(connection: Connection, turn_id: int, reply: Message, now: datetime) -> None:
-    """Adds the reply as the turn's last message, with its thinking, and sets the turn's digest.
-
-    The digest continues that of the nearest ancestor with a reply. System messages in force are no part of it: with one
-    that changes in each turn, the whole path would have to be read again each time.
-    """
-    rows = connection.execute(_INPUTS_WITH_PARENT, {"of_turn": turn_id}).mappings().all()
-    digest, above = rows[0]["digest"], rows[0]["grandparent_id"]
-    while digest is None and above is not None:
-        digest, above = connection.execute(_DIGEST, {"of_turn": above}).one()
-    sent = [_as_message(row) for row in rows]
-    connection.execute(_INSERT_MESSAGES, [_as_row(turn_id, len(sent), reply, True, now)])
-    new = [*(sent[1:] if sent[0].role == "system" else sent), reply]
-    connection.execute(_SET_DIGEST, {"of_turn": turn_id, "new_digest": digests.extend(digest, new)})
+def add_reply(connection: Connection, to: ReplyTo, reply: Message, now: datetime) -> None:
+    """Adds the reply as the turn's last message, with its thinking, and sets the turn's digest."""
+    connection.execute(_INSERT_MESSAGES, [_as_row(to.turn_id, to.position, reply, True, now)])
+    digest = digests.extend(to.digest, [reply])
+    connection.execute(_SET_DIGEST, {"of_turn": to.turn_id, "new_digest": digest})
 
 
 def inputs(connection: Connection, turn_id: int) -> list[Message]:
@@ -295,10 +300,9 @@ def read_turn(connection: Connection, turn_id: int, max_chars: int) -> Turn:
 
     Of the earlier turns, only the newest messages with at most `max_chars` characters together.
     """
-    own = inputs(connection, turn_id)
+    sent = inputs(connection, turn_id)
+    own = sent[1:] if sent and sent[0].role == "system" else sent
     at = connection.execute(_POSITION, {"of_turn": turn_id}).one()
-    if own and own[0].role == "system":
-        del own[0]
     # Lengths first: the texts of a long path may not fit into memory, and most of them not into the context.
     from_depth, from_position, n_omitted, n_chars = at.depth, 0, 0, 0
     for depth, position, length in connection.execute(_READ_SIZES, {"from_turn": at.parent_id}):
@@ -308,7 +312,13 @@ def read_turn(connection: Connection, turn_id: int, max_chars: int) -> Turn:
         else:
             from_depth, from_position = depth, position
     kept = _read_messages(connection, at.parent_id, from_depth, from_position)
-    return Turn([*_system_messages(connection, at.system_turn_id), *kept, *own], n_omitted)
+    # System messages in force are no part of a digest: with one that changes in each turn, the whole path would have to
+    # be read again each time.
+    digest, above = at.digest_above, at.grandparent_id
+    while digest is None and above is not None:
+        digest, above = connection.execute(_DIGEST, {"of_turn": above}).one()
+    reply_to = ReplyTo(turn_id, len(sent), digests.extend(digest, own))
+    return Turn([*_system_messages(connection, at.system_turn_id), *kept, *own], n_omitted, reply_to)
 
 
 def path_messages(connection: Connection, head_turn_id: int) -> list[Message]:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from llamalith_app.contracts.models import EngineStatus
 from llamalith_app.settings.config import Config
-from llamalith_app.store import workers
+from llamalith_app.store import turns, workers
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import submission, transitions
 from llamalith_app.store.tables import Outcome, Source
@@ -92,6 +92,7 @@ def fill(connection: Connection) -> None:
                 job_id,
                 lease,
                 end,
+                reply_to=turns.read_turn(connection, claim.turn_id, 0).reply_to,
                 reply="**Here** is the reply.\n\n" + PROMPTS[(n + 3) % 10],
                 thinking="They ask for it, so it is to be short.\n\nAnd right." if n % 2 else "",
                 thinking_s=1.6 if n % 2 else None,

@@ -26,7 +26,7 @@ from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.submit import Submissions
 from llamalith_app.jobs.worker.sweep import Sweeper
 from llamalith_app.settings.declaration import Settings
-from llamalith_app.store import workers
+from llamalith_app.store import turns, workers
 from llamalith_app.store.database import Database, write_engine
 from llamalith_app.store.jobs import leases, submission, transitions
 from llamalith_app.store.keys import Key
@@ -38,6 +38,8 @@ from tests.store.samples import prompt
 MODELS = ("m",)
 HELD, NEW = 2, 5
 """The job that is being processed, and the one that a submit makes."""
+HELD_TURN = HELD
+"""Each job here has a turn of its own, in the same order."""
 
 Step = Callable[[Database, Hints], Awaitable[Any]]
 
@@ -97,11 +99,13 @@ async def heartbeat(database: Database, hints: Hints) -> Any:
 
 async def finish(database: Database, hints: Hints) -> Any:
     (lease,) = await database.read(leases.active_leases)
+    turn = await database.read(turns.read_turn, HELD_TURN, 0)
     return await database.write(
         transitions.finish,
         lease.job_id,
         lease.lease_token,
         datetime.now(UTC),
+        reply_to=turn.reply_to,
         reply="a reply",
         finish_reason="stop",
         prompt_tokens=1,

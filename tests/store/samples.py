@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.jobs import JobRequest
-from llamalith_app.store import workers
+from llamalith_app.store import turns, workers
 from llamalith_app.store.jobs import submission, transitions
 from llamalith_app.store.tables import Outcome, Source, Status
 from llamalith_app.store.users import ADMIN_ID
@@ -54,6 +54,7 @@ def finish(
     claim: transitions.Claim,
     reply: str = "a reply",
     *,
+    reply_to: turns.ReplyTo | None = None,
     thinking: str = "",
     thinking_s: float | None = None,
     times: transitions.AttemptTimes = transitions.UNKNOWN_TIMES,
@@ -63,6 +64,7 @@ def finish(
         claim.job_id,
         claim.lease_token,
         NOW,
+        reply_to=reply_to or turns.read_turn(connection, claim.turn_id, 0).reply_to,
         reply=reply,
         thinking=thinking,
         thinking_s=thinking_s,

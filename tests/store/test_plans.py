@@ -85,7 +85,10 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     "submit": (queued, lambda c, _: submission.submit(c, prompt(system_prompt="s", context="x"), NOW)),
     "submit to a new conversation": (queued, lambda c, _: submission.submit(c, prompt(conversation_id=None), NOW)),
     "claim": (queued, lambda c, _: claimed(c)),
-    "finish": (lambda c: (queued(c), claimed(c))[1], finish),
+    "finish": (
+        lambda c: (queued(c), claimed(c), turns.read_turn(c, 1, 0).reply_to)[1:],
+        lambda c, before: finish(c, before[0], reply_to=before[1]),
+    ),
     "fail": (lambda c: (queued(c), claimed(c))[1], lambda c, claim: fail(c, claim, pause=None)),
     "times": (
         lambda c: (queued(c), claimed(c))[1],

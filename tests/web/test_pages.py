@@ -22,7 +22,7 @@ from llamalith_app.contracts.parameters import JsonObject
 from llamalith_app.controllers.pages.conversation import TURNS_ON_PAGE
 from llamalith_app.controllers.pages.jobs import JOBS_ON_PAGE
 from llamalith_app.settings.config import Config
-from llamalith_app.store import retention, sessions
+from llamalith_app.store import retention, sessions, turns
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import reads, submission, transitions
 from llamalith_app.store.record import record_id
@@ -48,11 +48,13 @@ async def claim(database: Database) -> transitions.Claim:
 
 
 async def finish(database: Database, claimed: transitions.Claim, finish_reason: str = "stop") -> None:
+    turn = await database.read(turns.read_turn, claimed.turn_id, 0)
     done = await database.write(
         transitions.finish,
         claimed.job_id,
         claimed.lease_token,
         datetime.now(UTC),
+        reply_to=turn.reply_to,
         reply="Hello.",
         finish_reason=finish_reason,
         prompt_tokens=9,

@@ -190,6 +190,7 @@ class AttemptExecutor:
         if last is None or finish is None or stop_reason is StopReason.LEASE_LOST:
             return None
         return Replied(
+            to=turn.reply_to,
             text=str(running.reply),
             thinking=running.reply.thinking,
             thinking_s=running.thinking_s,

@@ -20,6 +20,7 @@ from llamalith_app.jobs import order
 from llamalith_app.jobs.schemas import Fit
 from llamalith_app.jobs.worker.running import RunningAttempt, StopReason
 from llamalith_app.jobs.worker.speeds import Speeds
+from llamalith_app.store import turns
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import transitions
 from llamalith_app.store.tables import Outcome, Status
@@ -34,6 +35,7 @@ log = structlog.get_logger(__name__)
 class Replied(NamedTuple):
     """A whole reply."""
 
+    to: turns.ReplyTo
     text: str
     thinking: str
     """Empty: none."""
@@ -96,6 +98,7 @@ class Settler:
         claim = running.claim
         finish = partial(
             transitions.finish,
+            reply_to=replied.to,
             reply=replied.text,
             thinking=replied.thinking,
             thinking_s=replied.thinking_s,

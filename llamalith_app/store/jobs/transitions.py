@@ -198,6 +198,7 @@ def finish(
     lease_token: str,
     now: datetime,
     *,
+    reply_to: turns.ReplyTo,
     reply: str,
     thinking: str = "",
     thinking_s: float | None = None,
@@ -210,8 +211,8 @@ def finish(
     reply_valid: bool | None = None,
     reply_problem: str | None = None,
 ) -> bool:
-    """Stores the reply, with what was thought before it, and ends the job. False: the lease is no longer valid, and
-    nothing was written."""
+    """Stores the reply, with what was thought before it, and ends the job. `reply_to`: of this attempt's
+    `turns.read_turn`. False: the lease is no longer valid, and nothing was written."""
     _lock_conversations(connection, [job_id])
     columns = {
         "finish_reason": finish_reason,
@@ -227,7 +228,7 @@ def finish(
     if job is None:
         return False
     message = Message(role="assistant", content=reply, thinking=thinking or None, thinking_s=thinking_s)
-    turns.add_reply(connection, job.turn_id, message, now)
+    turns.add_reply(connection, reply_to, message, now)
     ending = _Ending(job_id, job.conversation_id, lease_token, columns)
     _after_end(connection, [ending], Outcome.DONE, now, times=times)
     return True
@@ -304,7 +305,7 @@ def _finish_statement(columns: tuple[str, ...]) -> Any:
     return (
         _end_statement(Status.DONE, columns)
         .where(JobRow.lease_token == bindparam("of_lease"))
-        .returning(JobRow.conversation_id, JobRow.turn_id)
+        .returning(JobRow.conversation_id)
     )
 
 
