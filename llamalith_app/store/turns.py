@@ -303,22 +303,14 @@ def read_turn(connection: Connection, turn_id: int, max_chars: int) -> Turn:
     sent = inputs(connection, turn_id)
     own = sent[1:] if sent and sent[0].role == "system" else sent
     at = connection.execute(_POSITION, {"of_turn": turn_id}).one()
-    # Lengths first: the texts of a long path may not fit into memory, and most of them not into the context.
-    from_depth, from_position, n_omitted, n_chars = at.depth, 0, 0, 0
-    for depth, position, length in connection.execute(_READ_SIZES, {"from_turn": at.parent_id}):
-        n_chars += length
-        if n_chars > max_chars:
-            n_omitted += 1
-        else:
-            from_depth, from_position = depth, position
-    kept = _read_messages(connection, at.parent_id, from_depth, from_position)
+    earlier, n_omitted = ([], 0) if at.parent_id is None else _read_earlier(connection, at.parent_id, max_chars)
     # System messages in force are no part of a digest: with one that changes in each turn, the whole path would have to
     # be read again each time.
     digest, above = at.digest_above, at.grandparent_id
     while digest is None and above is not None:
         digest, above = connection.execute(_DIGEST, {"of_turn": above}).one()
     reply_to = ReplyTo(turn_id, len(sent), digests.extend(digest, own))
-    return Turn([*_system_messages(connection, at.system_turn_id), *kept, *own], n_omitted, reply_to)
+    return Turn([*_system_messages(connection, at.system_turn_id), *earlier, *own], n_omitted, reply_to)
 
 
 def path_messages(connection: Connection, head_turn_id: int) -> list[Message]:
@@ -363,10 +355,21 @@ def _system_messages(connection: Connection, system_turn_id: int | None) -> Iter
     return [] if content is None else [Message(role="system", content=content)]
 
 
-def _read_messages(connection: Connection, turn_id: int | None, from_depth: int, from_position: int) -> list[Message]:
-    """The messages that a job after `turn_id` reads, from that depth and position on."""
-    of = {"from_turn": turn_id, "from_depth": from_depth, "from_position": from_position}
-    return [_as_message(row) for row in connection.execute(_READ_MESSAGES, of).mappings()]
+def _read_earlier(connection: Connection, turn_id: int, max_chars: int) -> tuple[list[Message], int]:
+    """Of the messages that a job after `turn_id` reads, the newest with at most so many characters together, and the
+    number of the others."""
+    # Lengths first: the texts of a long path may not fit into memory, and most of them not into the context.
+    first, n_omitted, n_chars = None, 0, 0
+    for depth, position, length in connection.execute(_READ_SIZES, {"from_turn": turn_id}):
+        n_chars += length
+        if n_chars > max_chars:
+            n_omitted += 1
+        else:
+            first = (depth, position)
+    if first is None:
+        return [], n_omitted
+    of = {"from_turn": turn_id, "from_depth": first[0], "from_position": first[1]}
+    return [_as_message(row) for row in connection.execute(_READ_MESSAGES, of).mappings()], n_omitted
 
 
 def _as_row(turn_id: int, position: int, message: Message, is_reply: bool, now: datetime) -> dict[str, Any]:

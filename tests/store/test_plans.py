@@ -157,7 +157,10 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
     ),
     "one": (queued, lambda c, job_id: reads.job_by_id(c, ADMIN_ID, job_id)),
     "latest": (queued, lambda c, _: conversations.latest(c, ADMIN_ID, "c")),
-    "a turn's messages": (queued, lambda c, _: turns.read_turn(c, 1, 1000)),
+    "a turn's messages": (
+        lambda c: (queued(c), finish(c, claimed(c)), queued(c)),
+        lambda c, _: turns.read_turn(c, 2, 1000),
+    ),
     "a conversation's messages": (queued, lambda c, _: conversations.messages(c, ADMIN_ID, "c")),
     "a thread": (queued, lambda c, _: conversations.thread(c, ADMIN_ID, "c", limit=9, max_text=200)),
     "a thread of many turns": (

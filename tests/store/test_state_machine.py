@@ -79,6 +79,8 @@ class Record(RuleBasedStateMachine):
         self.deleted: set[int] = set()
         """The turns that were deleted alone."""
         self.claims: list[transitions.Claim] = []
+        self.read: dict[str, turns.ReplyTo] = {}
+        """What each attempt has read, by its lease."""
         self.replies: dict[int, str] = {}
         self.retries: dict[int, int] = {}
         self.to_keep: set[str] = set()
@@ -390,6 +392,7 @@ class Record(RuleBasedStateMachine):
         self.set(claim.job_id, Status.PROCESSING)
         self.jobs[claim.job_id] = self.jobs[claim.job_id]._replace(may_be_given_up=False)
         self.claims.append(claim)
+        self.read[claim.lease_token] = self.run(None, turns.read_turn, claim.turn_id, 10_000).reply_to
 
     @rule(data=st.data(), crash_at=crash)
     def finish(self, data: st.DataObject, crash_at: int | None) -> None:
@@ -398,7 +401,7 @@ class Record(RuleBasedStateMachine):
             return
         reply = f"reply to {claim.job_id} by {claim.attempt}"
         holds = self.holds(claim)
-        if self.run(crash_at, finish, claim, reply):
+        if self.run(crash_at, finish, claim, reply, reply_to=self.read[claim.lease_token]):
             assert holds, "a stale lease wrote a reply"
             self.set(claim.job_id, Status.DONE)
             self.replies[claim.job_id] = reply
