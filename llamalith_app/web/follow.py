@@ -141,7 +141,7 @@ class Followers:
         self._polling: asyncio.Task[None] | None = None
         self._poll_now = asyncio.Event()
         self._ended_now: set[int] = set()
-        """The jobs whose end a message has announced."""
+        """The jobs that the record may say have ended by now."""
         self._streams: set[OpenStream] = set()
         """All that are open."""
         self._publishing: set[asyncio.Task[None]] = set()
@@ -263,8 +263,7 @@ class Followers:
         if followed is None:
             return
         if entry.kind == "ended":
-            self._ended_now.add(job_id)
-            self._poll_now.set()
+            self._read_end(job_id)
         elif entry.kind == "progress":
             if entry.attempt >= followed.transcript.last.attempt:
                 progress = msgspec.json.decode(entry.data, type=ProgressEvent)
@@ -276,6 +275,11 @@ class Followers:
             self._catch_up(job_id)
         else:
             followed.wake()
+
+    def _read_end(self, job_id: int) -> None:
+        """Has the record read for this job at once, and not only at the next poll."""
+        self._ended_now.add(job_id)
+        self._poll_now.set()
 
     def _catch_up(self, job_id: int) -> None:
         if (followed := self._jobs.get(job_id)) is not None:
@@ -297,6 +301,8 @@ class Followers:
                 return
             followed.loaded.set()
             followed.wake()
+        # An end that was announced before this process listened for this job was not heard.
+        self._read_end(followed.id)
 
     def _start_polling(self) -> None:
         if self._polling is None or self._polling.done():

@@ -29,6 +29,7 @@ from llamalith_app.store.jobs import submission, transitions
 from llamalith_app.store.record import record_id
 from llamalith_app.store.users import ADMIN_ID
 from llamalith_app.streams import wire
+from llamalith_app.streams.subscriber import StreamSubscriber
 from llamalith_app.web.follow import Followed, Timings
 from tests.settle import eventually
 from tests.store.samples import NOW, fail, prompt
@@ -58,7 +59,7 @@ async def some(source: AsyncIterator[Event], kind: str, n: int = 1) -> list[Even
 async def test_the_deltas_are_the_stored_reply_and_thinking_is_apart(
     worked: httpx.AsyncClient, script: Script, database: Database
 ) -> None:
-    script.write({"when": "go", "reply": REPLY, "step_s": 0.03})
+    script.write({"when": "go", "reply": REPLY, "step_s": 0.01})
     job_id = await submit(worked, "go")
     got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
     job = await ended(database, job_id)
@@ -296,6 +297,7 @@ async def test_an_entry_reaches_live_and_late_readers_byte_for_byte(
         assert b"event: restart" not in body
 
 
+@pytest.mark.parametrize("timings", [Timings(history_s=20, poll_s=0.2)])
 async def test_an_entry_that_an_attempt_publishes_too_late_shifts_no_later_one(
     api: httpx.AsyncClient, database: Database, redis: Redis
 ) -> None:
@@ -351,6 +353,30 @@ async def test_a_stream_that_was_wiped_goes_on(api: httpx.AsyncClient, database:
     assert "restart" not in heard(await late).kinds
 
 
+@pytest.mark.parametrize("timings", [Timings(history_s=0.1, poll_s=60)])
+async def test_an_end_that_was_announced_before_the_subscription_stood_is_told_at_once(
+    api: httpx.AsyncClient, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscribe, is_ended = StreamSubscriber._receive, asyncio.Event()
+
+    async def late(subscriber: StreamSubscriber) -> None:
+        await is_ended.wait()
+        await subscribe(subscriber)
+
+    monkeypatch.setattr(StreamSubscriber, "_receive", late)
+    path = f"/api/jobs/{await submit(api, 'x')}/events"
+    async with reading(api, path) as reader, asyncio.timeout(30):
+        source = reader.events()
+        await some(source, "progress")
+        making = await attempt(database, redis)
+        await making.write("one ")
+        await making.finish()
+        is_ended.set()
+        got = heard([event async for event in source])
+    assert (got.text, got.kinds) == ("one ", ["delta", "done"])
+
+
+@pytest.mark.parametrize("timings", [Timings(history_s=20, poll_s=0.2)])
 async def test_deltas_that_were_lost_come_out_of_the_record(
     api: httpx.AsyncClient, database: Database, redis: Redis
 ) -> None:
@@ -384,6 +410,7 @@ async def test_an_expired_stream_is_the_stored_reply_as_one_event(
     assert [event.kind for event in await read_all(api, path, after=resumed[0].id)] == ["delta", "done"]
 
 
+@pytest.mark.parametrize("timings", [Timings(history_s=20, partial_s=0.5)])
 @pytest.mark.parametrize("kind", ["error", "cancelled"])
 async def test_a_job_that_ends_otherwise_says_so_once(
     api: httpx.AsyncClient, database: Database, redis: Redis, kind: str
