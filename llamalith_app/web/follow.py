@@ -44,6 +44,8 @@ class Timings(msgspec.Struct, frozen=True):
     """How often it is read for the lists of chats that are followed."""
     history_s: float = 0.5
     """How long the first reader of a job waits for what Redis holds of it."""
+    last_entries_s: float = 0.5
+    """How long what an attempt wrote last may be on its way when the record has the end of its job."""
     partial_s: float = 5.0
     """How long the final event of a job that was cancelled waits for its worker to store what it had written."""
     heartbeat_s: float = 15.0
@@ -99,7 +101,6 @@ class FollowedJob(Followed):
         self.is_behind = False
         """Redis has entries that are not in the transcript."""
         self.catching_up: asyncio.Task[None] | None = None
-        self.seems_ended = False
         self.ended_at: float | None = None
         """When its end was first seen, on this process's own clock."""
 
@@ -141,7 +142,9 @@ class Followers:
         self._polling: asyncio.Task[None] | None = None
         self._poll_now = asyncio.Event()
         self._ended_now: set[int] = set()
-        """The jobs that the record may say have ended by now."""
+        """The jobs whose end a message has announced."""
+        self._just_followed: set[int] = set()
+        """The jobs whose end may have been announced before this process listened for it."""
         self._streams: set[OpenStream] = set()
         """All that are open."""
         self._publishing: set[asyncio.Task[None]] = set()
@@ -263,7 +266,7 @@ class Followers:
         if followed is None:
             return
         if entry.kind == "ended":
-            self._read_end(job_id)
+            self._finish_soon(job_id)
         elif entry.kind == "progress":
             if entry.attempt >= followed.transcript.last.attempt:
                 progress = msgspec.json.decode(entry.data, type=ProgressEvent)
@@ -276,8 +279,8 @@ class Followers:
         else:
             followed.wake()
 
-    def _read_end(self, job_id: int) -> None:
-        """Has the record read for this job at once, and not only at the next poll."""
+    def _finish_soon(self, job_id: int) -> None:
+        """Reads the end of this job out of the record, and not only at the next poll."""
         self._ended_now.add(job_id)
         self._poll_now.set()
 
@@ -301,8 +304,8 @@ class Followers:
                 return
             followed.loaded.set()
             followed.wake()
-        # An end that was announced before this process listened for this job was not heard.
-        self._read_end(followed.id)
+        self._just_followed.add(followed.id)
+        self._poll_now.set()
 
     def _start_polling(self) -> None:
         if self._polling is None or self._polling.done():
@@ -317,13 +320,15 @@ class Followers:
                     await self._poll_now.wait()
             self._poll_now.clear()
             ended, self._ended_now = self._ended_now, set()
+            followed_now, self._just_followed = self._just_followed, set()
             try:
                 for job_id in ended:
                     if (followed := self._jobs.get(job_id)) is not None:
                         await self._finish_if_ended(followed)
+                await self._poll_jobs(followed_now)
                 if time.monotonic() >= next_poll:
                     next_poll = time.monotonic() + self.timings.poll_s
-                    await self._poll_jobs()
+                    await self._poll_jobs(self._jobs)
                     await self._poll_lanes()
                 if time.monotonic() >= next_chats:
                     next_chats = time.monotonic() + self.timings.chats_s
@@ -333,8 +338,8 @@ class Followers:
             except Exception:
                 log.exception("the poll of followed jobs failed unexpectedly")
 
-    async def _poll_jobs(self) -> None:
-        wanted = [job_id for job_id, followed in self._jobs.items() if not followed.transcript.ended]
+    async def _poll_jobs(self, job_ids: Collection[int]) -> None:
+        wanted = [job_id for job_id in job_ids if job_id in self._jobs and not self._jobs[job_id].transcript.ended]
         found = await self._database.read(reads.jobs_by_id, wanted, 1) if wanted else []
         await self._live.add(found)
         for job_id in set(wanted) - {job.id for job in found}:
@@ -348,11 +353,10 @@ class Followers:
                 continue
             if job.status not in ENDED:
                 self._set_progress(followed, job)
-            elif followed.seems_ended or not self._subscriber.connected:
-                await self._finish_if_ended(followed)
+            elif self._subscriber.connected:
+                asyncio.get_running_loop().call_later(self.timings.last_entries_s, self._finish_soon, job.id)
             else:
-                # Its last entries are on their way, most likely.
-                followed.seems_ended = True
+                await self._finish_if_ended(followed)
 
     async def _finish_if_ended(self, followed: FollowedJob) -> None:
         # Who follows a job learns that it was cancelled, though with its conversation it is gone for everybody else.
@@ -361,7 +365,6 @@ class Followers:
             return
         followed.ended_at = followed.ended_at or time.monotonic()
         if may_grow(job) and time.monotonic() - followed.ended_at < self.timings.partial_s:
-            followed.seems_ended = True
             return
         followed.transcript.finish(job)
         followed.wake()

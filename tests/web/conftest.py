@@ -16,6 +16,7 @@ import bcrypt
 import httpx
 import pytest
 import pytest_asyncio
+import uvicorn.server
 from litestar import Litestar
 
 from llamalith_app import app
@@ -30,6 +31,21 @@ PASSWORD = "a password of the tests"
 # the routes go from one to the next.
 html.template_config = functools.cache(html.template_config)
 grammar.problem = functools.cache(grammar.problem)
+
+
+class Impatient:
+    """`asyncio` for a server that looks every tenth of a second whether it is to stop and whether its connections are
+    gone. Tests stop hundreds."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds / 20)
+
+
+uvicorn.server.asyncio = Impatient()  # type: ignore[assignment, attr-defined]
 
 
 class Routes:
