@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import redis.utils
 from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
@@ -45,9 +47,13 @@ DefaultDialect.__eq__ = lambda one, other: type(one) is type(other)  # type: ign
 DefaultDialect.__hash__ = lambda one: hash(type(one))  # type: ignore[assignment, method-assign]
 
 
+# Each connection to Redis says its library's version, and reads that from the disk.
+redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """What opens a browser is slow without saying so."""
-    if "chromium" in getattr(item, "fixturenames", ()):
+    """What opens a browser or starts PostgreSQL is slow without saying so."""
+    if {"chromium", "cluster"} & set(getattr(item, "fixturenames", ())):
         item.add_marker(pytest.mark.slow)
 
 

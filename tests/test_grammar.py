@@ -421,6 +421,7 @@ WIDE: dict[str, tuple[Callable[[int], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("made", "at"), WIDE.values(), ids=WIDE.keys())
 def test_a_schema_of_which_too_much_may_come_next_is_refused_with_the_part_that_is_why(
     made: Callable[[int], Any], at: str

@@ -163,6 +163,7 @@ def test_each_piece_is_returned_as_soon_as_it_is_certain() -> None:
     assert str(reply) == "Hi <think>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", ["<think>", "</think>", "<think></think>", "<", "<think", " ", "\0", "a ", " <"])
 @pytest.mark.parametrize("head", ["", "<think>", "<think>a</think>"])
 @pytest.mark.parametrize("size", [1, 10**9], ids=["by the character", "whole"])

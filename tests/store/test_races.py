@@ -25,7 +25,7 @@ from tests.store.samples import NOW, fail, finish, prompt, register_worker
 
 Act = Callable[[Connection], Any]
 CLAIMERS = 4
-n_rounds = pytest.mark.parametrize("n_rounds", [20, pytest.param(200, marks=pytest.mark.slow)])
+N_ROUNDS = 200
 
 
 @pytest.fixture
@@ -60,11 +60,10 @@ def at_once(record: Engine) -> Iterator[Callable[[Sequence[Act]], list[Any]]]:
         yield run
 
 
-@n_rounds
 def test_of_claimers_that_race_for_one_job_exactly_one_gets_it(
-    record: Engine, worker: int, at_once: Callable[[Sequence[Act]], list[Any]], n_rounds: int
+    record: Engine, worker: int, at_once: Callable[[Sequence[Act]], list[Any]]
 ) -> None:
-    for _ in range(n_rounds):
+    for _ in range(N_ROUNDS):
         with record.begin() as connection:
             job_id = submission.submit(connection, prompt(), NOW).job_id
         claims = at_once([lambda connection: transitions.claim(connection, "m", 1, worker, NOW)] * CLAIMERS)
@@ -77,10 +76,9 @@ def test_of_claimers_that_race_for_one_job_exactly_one_gets_it(
         assert check.violations(connection) == []
 
 
-@n_rounds
 @pytest.mark.parametrize("pair", ["finish finish", "finish lose", "lose lose", "finish cancel"])
 def test_of_two_that_end_an_attempt_at_once_exactly_one_does(
-    record: Engine, worker: int, at_once: Callable[[Sequence[Act]], list[Any]], pair: str, n_rounds: int
+    record: Engine, worker: int, at_once: Callable[[Sequence[Act]], list[Any]], pair: str
 ) -> None:
     ends: dict[str, Callable[..., bool]] = {
         "finish": finish,
@@ -94,7 +92,7 @@ def test_of_two_that_end_an_attempt_at_once_exactly_one_does(
     }
     left = {"finish": "done", "lose": "error", "cancel": "cancelled"}
     words = pair.split()
-    for _ in range(n_rounds):
+    for _ in range(N_ROUNDS):
         with record.begin() as connection:
             submission.submit(connection, prompt(), NOW)
             claim = transitions.claim(connection, "m", 1, worker, NOW)

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from llamalith_app.contracts.events import Delta, Thinking
 from llamalith_app.store.database import Database
 from llamalith_app.web import markdown
+from llamalith_app.web.follow import Timings
 from llamalith_app.web.markdown import JSON_BEGINS
 from llamalith_app.web.markdown_stream import Block, More
 from llamalith_app.web.reply_blocks import BlockCursor, ReplyBlocks
@@ -214,6 +215,7 @@ async def test_a_session_that_ends_in_mid_stream_ends_it_and_the_next_session_go
     assert page.n_restarts == 0
 
 
+@pytest.mark.parametrize("timings", [Timings(history_s=20, chats_s=0.1)])
 async def test_a_stream_tells_how_the_chats_stand_whenever_that_is_not_what_the_page_shows(
     browser: httpx.AsyncClient, script: Script, tmp_path: Path
 ) -> None:

@@ -27,12 +27,12 @@ def only_one_fits(config: Config) -> Config:
     return msgspec.structs.replace(config, memory_budget_mb=900)
 
 
-@pytest.mark.parametrize("n_jobs", [30, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
 async def test_jobs_alternating_between_two_models_that_do_not_fit_together_need_few_loads(
-    config: Config, script: Script, submit: Submit, database: Database, n_jobs: int
+    config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
     script.write({"when": "x", "reply": "y"})
-    ids = [await submit("x", f"c{n}", model="mn"[n % 2]) for n in range(n_jobs)]
+    ids = [await submit("x", f"c{n}", model="mn"[n % 2]) for n in range(100)]
     with structlog.testing.capture_logs() as lines:
         async with working(slots(only_one_fits(config), 2), script):
             done = [await ended(database, job_id) for job_id in ids]

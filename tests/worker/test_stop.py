@@ -71,6 +71,7 @@ async def read(database: Database, job_id: int) -> Job:
     return job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["cancel", "timeout_s", "nothing"])
 async def test_an_engine_that_hangs_is_killed_and_its_slot_serves_the_next(
     config: Config, script: Script, submit: Submit, database: Database, asked: str
@@ -441,9 +442,9 @@ async def test_a_worker_that_was_frozen_does_not_find_the_time_of_its_jobs_over(
     gate = tmp_path / "gate"
     script.write({"when": "wait", "gate": str(gate), "reply": "x"})
     async with working(config, script, timings=WorkerTimings(attempt=AttemptTimings(tick_s=0.05))) as worker:
-        job_id = await submit("wait", timeout_s=3)
+        job_id = await submit("wait", timeout_s=1.5)
         await at_phase(worker, "loading")
-        time.sleep(3.5)  # noqa: ASYNC251 - the loop stands still, as that of a stopped process does
+        time.sleep(1.8)  # noqa: ASYNC251 - the loop stands still, as that of a stopped process does
         gate.touch()
         job = await ended(database, job_id)
     assert (job.status, job.result) == ("done", "x")
@@ -472,15 +473,15 @@ async def test_a_job_that_waits_too_long_ends_as_timeout_and_says_that_it_waited
 # Races
 
 
-@pytest.mark.parametrize("n_jobs", [40, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.slow
 async def test_a_cancel_that_races_with_the_end_is_answered_with_what_the_record_says_for_ever(
     config: Config,
     script: Script,
     submit: Submit,
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
-    n_jobs: int,
 ) -> None:
+    n_jobs = 500
     script.write({"when": "race", "reply": "abc"})
     answers: dict[int, Status | None] = {}
     cancels: list[asyncio.Task[None]] = []
