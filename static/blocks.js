@@ -8,6 +8,8 @@ const INNERMOST = "ul, ol, li, p, blockquote, figure, pre, pre > code"
 // So much of a paragraph a browser shapes anew for each piece that comes; of a whole long one it would take too long.
 const MAX_TAIL = 2000
 
+const isOneLine = (node) => node.nodeName === "P" && !node.querySelector("br")
+
 export class Blocks {
   // Of `element` only the children are used. The next one may be another: see `moveTo`.
   constructor(element) {
@@ -40,7 +42,7 @@ export class Blocks {
     const nodes = [...template.content.childNodes]
     this.placeOf(within).append(...nodes)
     this.nodes.push(nodes)
-    if (!finished) return
+    if (!finished) return nodes.filter(isOneLine).forEach((node) => node.classList.add("growing"))
     this.nFinished = block + 1
     for (const node of nodes) enrich(node)
   }
