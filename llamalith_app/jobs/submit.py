@@ -108,18 +108,8 @@ class Submissions:
             before := await self._database.read(keys.stored_answer, key, datetime.now(UTC), JobAccepted)
         ):
             return before
-        completed = self._completed(request)
-        new = submission.NewJob(
-            owner_id=principal.user_id,
-            request_id=request_id,
-            request=completed,
-            inputs=_inputs(completed),
-            conversation_id=(conversation_id or "").strip() or None,
-            unenforced=await self._unenforced(request),
-            keeps_system_prompt=keeps_system_prompt,
-            source=source,
-            seen=seen,
-        )
+        new = await self._new_job(principal, request_id, request, conversation_id)
+        new = new._replace(keeps_system_prompt=keeps_system_prompt, source=source, seen=seen)
         return await self._make(new, beside, key, fork_of)
 
     async def compare(
@@ -146,19 +136,10 @@ class Submissions:
         ):
             return before
         names = self._different_models(models)
-        completed = self._completed(msgspec.structs.replace(request, model=names[0]))
-        first = submission.NewJob(
-            owner_id=principal.user_id,
-            request_id=request_id,
-            request=completed,
-            inputs=_inputs(completed),
-            conversation_id=(conversation_id or "").strip() or None,
-            unenforced=await self._unenforced(request),
-            keeps_system_prompt=keeps_system_prompt,
-            source=source,
-            seen=seen,
-        )
-        several = [first._replace(request=msgspec.structs.replace(completed, model=name)) for name in names]
+        request = msgspec.structs.replace(request, model=names[0])
+        first = await self._new_job(principal, request_id, request, conversation_id)
+        first = first._replace(keeps_system_prompt=keeps_system_prompt, source=source, seen=seen)
+        several = [first._replace(request=msgspec.structs.replace(first.request, model=name)) for name in names]
 
         def make(connection: Connection, now: datetime) -> CompareAccepted:
             made = submission.submit_compared(connection, several, beside, now)
@@ -172,6 +153,20 @@ class Submissions:
             if one.job_id is not None:
                 self._hints.send(one.model, one.job_id)
         return accepted
+
+    async def _new_job(
+        self, principal: Principal, request_id: str, request: JobRequest, conversation_id: str | None
+    ) -> submission.NewJob:
+        """With all that the request leaves to the settings. Raises BadInput or ValidatorBusy."""
+        completed = self._completed(request)
+        return submission.NewJob(
+            owner_id=principal.user_id,
+            request_id=request_id,
+            request=completed,
+            inputs=_inputs(completed),
+            conversation_id=(conversation_id or "").strip() or None,
+            unenforced=await self._unenforced(request),
+        )
 
     async def _make(
         self, new: submission.NewJob, beside: int | None, key: Key | None, fork_of: ForkPoint | None = None
