@@ -88,6 +88,7 @@ class FakeRunner:
         self.n_ctx = n_ctx
         self.n_slots = n_slots
         self.extra_stop: Sequence[str] = ()
+        self.controls: Sequence[str] = ()
         self._rules = rules
         self._rule: dict[int, dict[str, Any]] = {}
         self._left: dict[int, list[int]] = {}
@@ -98,7 +99,8 @@ class FakeRunner:
     def render(self, messages: Sequence[ChatMessage]) -> str:
         return rendered(messages, self._rule_for(messages[-1].content))
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, mark: str = "") -> list[int]:
+        assert not mark, "nothing is a control token here"
         return list(text.encode())
 
     def piece(self, token: int) -> bytes:

@@ -28,7 +28,7 @@ Kind = Literal["llama", "sliding", "recurrent", "hybrid"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 N_VOCAB = 4096
-UNKNOWN, CONTROL = 2, 3
+NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
 """Of the types of tokens in a GGUF."""
 N_CTX_TRAINED = 8192
 WINDOW = 64
@@ -64,12 +64,14 @@ def write(
     adds_bos: bool = False,
     adds_eos: bool = False,
     control: Sequence[str] = (),
+    is_sentencepiece: bool = False,
     seed: int = 1,
 ) -> Path:
     """The same bytes for the same arguments; template None: SmolLM2's own. `pre` is how llama.cpp splits a text before
     it makes tokens; `unknown`, the last token, of the type that stands for what there is no token for. `adds_bos`,
     `adds_eos`: the vocabulary asks for a token in front of a text, or behind it. `control`: the last tokens are these,
-    of the type that writes nothing."""
+    of the type that writes nothing. `is_sentencepiece`: a tokenizer of Gemma's kind that knows characters and bytes,
+    with turns of its own; then nothing of the others counts."""
     n_layers = n_layers or N_LAYERS[kind]
     writer = GGUFWriter(path, ARCHITECTURE[kind])
     writer.add_block_count(n_layers)
@@ -78,7 +80,10 @@ def write(
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(N_VOCAB)
     _Weights(writer, np.random.default_rng(seed)).write(kind, n_layers)
-    _write_tokenizer(writer, template, pre, unknown, adds_bos=adds_bos, adds_eos=adds_eos, control=control)
+    if is_sentencepiece:
+        _write_sentencepiece(writer)
+    else:
+        _write_tokenizer(writer, template, pre, unknown, adds_bos=adds_bos, adds_eos=adds_eos, control=control)
     _close(writer)
     return path
 
@@ -305,6 +310,30 @@ def _write_tokenizer(
     writer.add_add_eos_token(adds_eos)
     writer.add_add_space_prefix(False)
     writer.add_chat_template(tokenizer.template if template is None else template)
+
+
+SENTENCEPIECE_CONTROLS = ("<s>", "</s>", "<start_of_turn>", "<end_of_turn>")
+SENTENCEPIECE_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message.role }}\n"
+    "{{ message.content | trim }}<end_of_turn>\n{% endfor %}<start_of_turn>model\n"
+)
+
+
+def _write_sentencepiece(writer: GGUFWriter) -> None:
+    plain = ["▁", "\n", *map(chr, range(0x21, 0x7F))]
+    tokens = ["<unk>", *SENTENCEPIECE_CONTROLS, *(f"<0x{byte:02X}>" for byte in range(256)), *plain]
+    types = [UNKNOWN, *[CONTROL] * len(SENTENCEPIECE_CONTROLS), *[BYTE] * 256, *[NORMAL] * len(plain)]
+    n_rest = N_VOCAB - len(tokens)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*tokens, *(f"<unused{n}>" for n in range(n_rest))])
+    writer.add_token_types([*types, *[UNUSED] * n_rest])
+    writer.add_token_scores([0.0] * N_VOCAB)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(True)
+    writer.add_chat_template(SENTENCEPIECE_TEMPLATE)
 
 
 def _with_last(tokenizer: _Tokenizer, tokens: Sequence[str], kind: int) -> _Tokenizer:

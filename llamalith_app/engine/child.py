@@ -19,8 +19,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from llamalith_app.engine import frames
-from llamalith_app.engine.chat import fit
+from llamalith_app.engine import frames, typed
+from llamalith_app.engine.chat import CLOSE, OPEN, fit
 from llamalith_app.engine.loop import TIMINGS, EngineLoop, Inbox, Prepared, Preparing, Timings
 from llamalith_app.engine.messages import (
     Cancel,
@@ -150,13 +150,15 @@ def _prepare_submitted(
 
 
 def _prepare(runner: Runner, submit: Submit, runner_lock: threading.Lock) -> Prepared | Refused:
+    messages, mark = typed.mark(submit.messages, runner.controls, (OPEN, CLOSE))
+
     def tokenize(text: str) -> list[int]:
         with runner_lock:
-            return runner.tokenize(text)
+            return runner.tokenize(text, mark)
 
     sampling = submit.sampling
     try:
-        prompt = fit(submit.messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens)
+        prompt = fit(messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens)
         with runner_lock:
             can_resume = runner.begin(submit.sequence_id, sampling, submit.grammar, prompt.tokens, submit.written)
     except Refusal as refusal:

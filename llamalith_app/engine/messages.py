@@ -58,6 +58,8 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """0: one for each core that this process may use."""
     n_gpu_layers: int = 0
     """Layers that the GPU computes; -1: all."""
+    parse_special_in_content: bool = False
+    """The text of a control token is that token also where somebody typed it."""
     state_dir: str = ""
     """Folder for the states of slots that are needed for another sequence, or that the engine holds when it ends.
     Empty: no state is saved."""

@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import llama_cpp
@@ -20,7 +21,7 @@ import numpy as np
 from llama_cpp import llama_chat_format
 from llguidance import LLTokenizer
 
-from llamalith_app.engine import forms
+from llamalith_app.engine import forms, typed
 from llamalith_app.engine.chat import CLOSE, OPEN
 from llamalith_app.engine.constraint import Constraint, GrammarFailed, Vocabulary
 from llamalith_app.engine.loader import file_digest, gpu_offload, load_model, redirect_logs, validate_model_file
@@ -98,6 +99,9 @@ class LlamaRunner:
         self._first_token = bos if adds_bos else None
         """The token in front of each prompt; None: there is none."""
         self.can_think = False
+        self._template_source = ""
+        self.controls: Sequence[str] = ()
+        self._parses_typed = load.parse_special_in_content
         self._formatter, self.extra_stop = self._choose_chat_format(load.chat_format)
         self._vocabulary = self._read_vocabulary()
         self.can_think |= bool(self._tags)
@@ -135,9 +139,14 @@ class LlamaRunner:
     def render(self, messages: Sequence[ChatMessage]) -> str:
         return self._formatter(messages)
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, mark: str = "") -> list[int]:
         parts = split_long_runs(text, self._specials) if self._splits_by_regex else [text]
         tokens = [token for part in parts for token in self._tokenize(part)]
+        if mark:
+            tokens, n_removed = typed.remove(tokens, mark, partial(self._piece, special=False))
+            if n_removed != text.count(mark):
+                # Some vocabulary joins a part of the mark with its neighbours. Cut there, text may get other tokens.
+                tokens = [token for part in text.split(mark) for token in self._tokenize(part)]
         # llama.cpp's own way would also add the end token if the vocabulary asks for it, as embeddings need it. And a
         # template that writes the first token itself must not get it twice.
         if self._first_token is not None and tokens[:1] != [self._first_token]:
@@ -183,21 +192,28 @@ class LlamaRunner:
         return True
 
     def _read_vocabulary(self) -> Vocabulary:
-        """The vocabulary for grammars. Also collects the special texts and the tags around thinking. Takes a few
-        microseconds and about 200 bytes of memory for each token."""
+        """The vocabulary for grammars. Also collects the special texts, the controls and the tags around thinking.
+        Takes a few microseconds and about 200 bytes of memory for each token."""
         pieces, ends = [], []
+        controls: list[str] = []
         for token in range(self._n_vocab):
             piece = self._piece(token, special=True)
             if piece in THINKING_TAGS:
                 self._tags[token] = piece
             attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
             if attributes & ATOMIC:
-                self._specials.append(piece.decode(errors="replace"))
+                text = piece.decode(errors="replace")
+                self._specials.append(text)
+                # Makers of files declare some tokens that their template writes as a user's own.
+                if attributes & UNWRITTEN or (text.strip() and text in self._template_source):
+                    controls.append(text)
             if attributes & UNWRITTEN:
                 piece = SPECIAL + piece
             if self.is_end(token):
                 ends.append(token)
             pieces.append(piece)
+        if not self._parses_typed:
+            self.controls = typed.controls_of(controls)
         tokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
             tokens=pieces,
             vocab_ptr=self._vocab,
@@ -328,7 +344,8 @@ class LlamaRunner:
         source = llama_cpp.llama_model_chat_template(self._model, None) if name == "auto" else None
         if source:
             self.can_think = any(tag in source for tag in THINKING_TAGS)
-            self._template = Template(source.decode(errors="replace"), bos=bos, eos=eos)
+            self._template_source = source.decode(errors="replace")
+            self._template = Template(self._template_source, bos=bos, eos=eos)
             return self._template.render, ()
         formatter = named_format(DEFAULT_FORMAT if name == "auto" else name)
         if formatter is None:

@@ -79,6 +79,8 @@ class Runner(SlotModel, Protocol):
 
     extra_stop: Sequence[str]
     """Stop strings that belong to the chat format."""
+    controls: Sequence[str]
+    """The texts of control tokens that are nothing but text where people type them, as `typed.mark` takes them."""
     can_think: bool
     """Whether the chat template or the vocabulary has a `<think>` or a `</think>`."""
     gpu: GpuOffload | None
@@ -89,7 +91,8 @@ class Runner(SlotModel, Protocol):
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt as the chat template writes it. Raises whatever the template raises."""
 
-    def tokenize(self, text: str) -> list[int]: ...
+    def tokenize(self, text: str, mark: str = "") -> list[int]:
+        """The tokens of a prompt, without its marks: see `typed.py`."""
 
     def begin(
         self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]

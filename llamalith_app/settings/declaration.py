@@ -68,6 +68,13 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             " chat template or vocabulary knows the tag."
         ),
     ] = "auto"
+    parse_special_in_content: Annotated[
+        bool,
+        Meta(
+            description="Whether the text of a control token, such as <|im_end|>, is that token also where somebody"
+            " typed it. Then whoever sends a prompt can forge messages."
+        ),
+    ] = False
     max_tokens: ranges.MaxTokens = 1024
     temperature: ranges.Temperature = 0.7
     top_p: ranges.ShareAboveZero = 0.95
