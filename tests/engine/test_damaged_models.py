@@ -74,12 +74,12 @@ def damaged(whole: bytes, seed: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("first", range(0, 60, 10))
+@pytest.mark.parametrize("first", range(0, 42, 7))
 async def test_changed_bytes_in_the_header_end_in_a_typed_error_or_an_answer(
     first: int, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     path = tmp_path / "damaged.gguf"
-    for seed in range(first, first + 10):
+    for seed in range(first, first + 7):
         whole = tiny_model(tiny_models.KINDS[seed % len(tiny_models.KINDS)]).read_bytes()
         path.write_bytes(damaged(whole, seed))
         assert path.read_bytes() != whole

@@ -117,13 +117,26 @@ async def test_a_prompt_that_does_not_fit_is_reported_in_tokens(product: Product
 
 @WITH_SHARED
 async def test_turns_that_do_not_fit_are_left_out_and_counted(product: Product) -> None:
-    for number in range(3):
-        await product.ended(
-            await product.submit(f"{number}:{FOX * 22}", conversation_id="full", parameters={"max_tokens": 10})
-        )
-    job = await product.ended(await product.submit("Say hello.", conversation_id="full"))
+    # Imported, so that the model reads only what is not left out. 874 tokens fit; the second turn alone has more.
+    prompts = [FOX * 40, FOX * 65, "Say goodbye."]
+    turns = [
+        {
+            "id": number,
+            "parent": number - 1 if number else None,
+            "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": "Well."}],
+        }
+        for number, prompt in enumerate(prompts)
+    ]
+    made = await product.api.post(
+        "/api/conversations/import", json={"format": "llamalith-conversation-1", "turns": turns}
+    )
+    full = made.json()["conversation_id"]
+    job = await product.ended(await product.submit("Say hello.", conversation_id=full))
     assert job["status"] == "done"
-    assert job["omitted_messages"] >= 2
+    assert job["omitted_messages"] == 4
+    # The third turn is still there.
+    alone = await product.ended(await product.submit("Say hello."))
+    assert alone["prompt_tokens"] < job["prompt_tokens"] < 874
 
 
 @WITH_SHARED

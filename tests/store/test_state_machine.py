@@ -587,7 +587,7 @@ class Record(RuleBasedStateMachine):
     [
         pytest.param("sqlite", 10, 30, id="sqlite-quick"),
         pytest.param("postgresql", 5, 30, id="postgresql-quick", marks=pytest.mark.slow),
-        pytest.param("sqlite", 100, 60, id="sqlite-long", marks=pytest.mark.slow),
+        pytest.param("sqlite", 60, 60, id="sqlite-long", marks=pytest.mark.slow),
         pytest.param("postgresql", 30, 50, id="postgresql-long", marks=pytest.mark.slow),
     ],
     indirect=["new_record"],

@@ -112,7 +112,12 @@ def texts(n_chars: int) -> dict[str, str]:
         "one list": repeated("- An item of a list, with *some* words\n"),
         "one item": "- The only item\n" + repeated("  - An item within it\n"),
         "one table": "| a | b |\n|---|---|\n" + repeated("| a cell | another **cell** |\n"),
-        "a wide table": "|" + "a long column|" * 100 + "\n|" + "-|" * 100 + "\n" + repeated("| a cell | another |\n"),
+        "a wide table": "|"
+        + "a column of a long name|" * 40
+        + "\n|"
+        + "-|" * 40
+        + "\n"
+        + repeated("| a cell | another |\n"),
         "one code block": "```python\n" + repeated("def f(x): return x + 1\n") + "```\n",
         "an open code block": "```\n" + repeated("def f(x): return x + 1\n"),
         "one quote": repeated("> A line of a long quote\n"),

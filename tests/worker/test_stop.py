@@ -481,7 +481,7 @@ async def test_a_cancel_that_races_with_the_end_is_answered_with_what_the_record
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    n_jobs = 500
+    n_jobs = 300
     script.write({"when": "race", "reply": "abc"})
     answers: dict[int, Status | None] = {}
     cancels: list[asyncio.Task[None]] = []
