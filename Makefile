@@ -9,9 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 STAMPS := $(VENV)/stamps
-# Three times as many as the cores of a small machine: while some tests wait, others compute. Neighbours share what a module
-# starts, and a process that has no test left takes some of another's.
-IN_PARALLEL := --numprocesses 6 --dist worksteal
+# More than the cores of a small machine: while some tests wait, others compute, and slow ones wait more. Neighbours share
+# what a module starts, and a process that has no test left takes some of another's.
+IN_PARALLEL = --numprocesses $(if $(filter test,$@),8,6) --dist worksteal
 # Loops, threads and processes of ours that meet others. In a browser and in nginx nothing can be delayed.
 CONCURRENT := $(addprefix tests/,engine jobs store streams web worker product test_faults.py test_up.py test_valkey.py)
 INSTALL := $(BIN)/python scripts/pip_install.py
