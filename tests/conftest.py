@@ -34,9 +34,11 @@ gc.disable()
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A property holds on a busy machine, too: how long an example takes decides nothing.
-hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "patient", deadline=None, max_examples=60, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("patient")
-# For `make test-fast`, a fifth of the examples.
+# For `make test-fast`, a third of the examples.
 hypothesis.settings.register_profile("fast", hypothesis.settings(max_examples=20))
 
 # Most tests have a database, and so an engine, of their own. All engines share what statements were compiled to: to
