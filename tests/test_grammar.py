@@ -362,6 +362,7 @@ ONE_FAULT = {name: bad for name, (bad, _, reason) in FLAWS.items() if reason != 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_fault", ONE_FAULT.values(), ids=ONE_FAULT.keys())
 def test_in_whatever_order_its_keys_stand_the_same_part_of_a_schema_is_blamed(at_fault: Any) -> None:
     def blamed(order: Any) -> Any:
@@ -431,6 +432,7 @@ def test_a_schema_of_which_too_much_may_come_next_is_refused_with_the_part_that_
     assert "too many choices at one place" in (verdict.reason or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "made",
     [made if name == "at the root" else pytest.param(made, marks=pytest.mark.slow) for name, (made, _) in WIDE.items()],

@@ -173,6 +173,7 @@ def test_the_longest_password_is_accepted() -> None:
     assert bcrypt.checkpw(password, hash_password.hashed(password).encode())
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_password_is_asked_for_twice_and_not_shown() -> None:
     terminal, its_end = pty.openpty()
     program = [sys.executable, "-m", "llamalith_app.cli", "hash-password"]

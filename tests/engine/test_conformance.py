@@ -93,6 +93,7 @@ async def test_a_prefix_that_another_sequence_reads_just_now_is_read_once(start:
     assert all(one.prompt_tokens - one.prompt_reused < first.prompt_tokens / 4 for one in others)
 
 
+@pytest.mark.slow
 async def test_a_state_comes_back_from_disk_after_the_engine_was_ended(start: Start, tmp_path: Path) -> None:
     kept = {"state_dir": str(tmp_path / "states"), "state_max_bytes": 1 << 30, "n_ctx": 8192}
     prompt = DROWSY_DOG * 80
@@ -106,6 +107,7 @@ async def test_a_state_comes_back_from_disk_after_the_engine_was_ended(start: St
     assert second.advances[-1].prompt_reused > 0.9 * first.advances[-1].prompt_tokens
 
 
+@pytest.mark.slow
 async def test_a_state_is_kept_when_another_conversation_takes_the_slot(start: Start, tmp_path: Path) -> None:
     states = tmp_path / "states"
     kept = {"state_dir": str(states), "state_max_bytes": 1 << 30, "n_ctx": 8192, "n_chunk": 64}

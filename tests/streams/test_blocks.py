@@ -99,6 +99,7 @@ async def browser(worked: httpx.AsyncClient) -> httpx.AsyncClient:
     return worked
 
 
+@pytest.mark.slow
 async def test_the_blocks_are_the_reply_s_html_and_thinking_is_apart(
     browser: httpx.AsyncClient, script: Script, database: Database
 ) -> None:

@@ -94,6 +94,7 @@ async def test_a_pdf_that_needs_a_password_says_so(browser: httpx.AsyncClient) -
     assert (await attached(browser, "a.pdf", pdfs.encrypted(data, "")))["text"] == "of nobody's business"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "detail"),
     [

@@ -68,6 +68,7 @@ def hidden_fields(answer: httpx.Response) -> dict[str, str]:
 # The table
 
 
+@pytest.mark.slow
 async def test_filters_combine_and_stand_in_the_address(browser: httpx.AsyncClient, database: Database) -> None:
     await send(browser, "A red dragon", conversation_id="a")
     await ended(database, finish)

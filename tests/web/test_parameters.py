@@ -188,6 +188,7 @@ FORMS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "expected"), FORMS.values(), ids=FORMS.keys())
 async def test_a_form_that_no_reply_can_have_is_refused_with_the_part_that_is_why(
     api: httpx.AsyncClient, config: Config, sent: Any, expected: str

@@ -179,6 +179,7 @@ async def test_hsts_is_sent_over_https_only_and_if_configured(client: httpx.Asyn
         assert "strict-transport-security" not in (await other.get("/healthz", headers=HTTPS)).headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["", "000000000000/", "{version}x/", "{version}%20/"])
 async def test_a_static_file_under_another_version_s_url_is_not_cached(client: httpx.AsyncClient, version: str) -> None:
     for name, content in ASSETS.items():

@@ -577,6 +577,7 @@ async def test_a_task_of_saq_shows_the_job_that_others_run_already(
     await hints.close()
 
 
+@pytest.mark.slow
 async def test_redis_may_be_wiped_at_any_moment(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
@@ -706,6 +707,7 @@ async def test_the_jobs_of_a_worker_that_is_gone_from_this_machine_run_again_at_
     assert (await attempts(database, job_id))[0][:2] == (1, "lost")
 
 
+@pytest.mark.slow
 async def test_the_jobs_of_a_worker_whose_heartbeat_does_not_move_run_again(
     config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
@@ -894,6 +896,7 @@ async def test_a_drain_ends_also_while_redis_is_away_in_the_middle_of_a_hinted_j
     assert (job.status, job.attempt) == ("done", 1)
 
 
+@pytest.mark.slow
 async def test_a_drain_gives_back_a_job_whose_engine_is_still_loading(
     config: Config, script: Script, submit: Submit, database: Database
 ) -> None:
