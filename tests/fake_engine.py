@@ -31,7 +31,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class FakeRunner:
         self.n_ctx = n_ctx
         self.n_slots = n_slots
         self.extra_stop: Sequence[str] = ()
-        self.controls: Sequence[str] = ()
+        self.controls: Mapping[str, Sequence[str]] = {}
         self._rules = rules
         self._rule: dict[int, dict[str, Any]] = {}
         self._left: dict[int, list[int]] = {}

@@ -150,14 +150,13 @@ def _prepare_submitted(
 
 
 def _prepare(runner: Runner, submit: Submit, runner_lock: threading.Lock) -> Prepared | Refused:
-    messages, mark = typed.mark(submit.messages, runner.controls, (OPEN, CLOSE))
-
     def tokenize(text: str) -> list[int]:
         with runner_lock:
             return runner.tokenize(text, mark)
 
     sampling = submit.sampling
     try:
+        messages, mark = typed.mark(submit.messages, runner.controls, (OPEN, CLOSE))
         prompt = fit(messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens)
         with runner_lock:
             can_resume = runner.begin(submit.sequence_id, sampling, submit.grammar, prompt.tokens, submit.written)

@@ -100,7 +100,7 @@ class LlamaRunner:
         """The token in front of each prompt; None: there is none."""
         self.can_think = False
         self._template_source = ""
-        self.controls: Sequence[str] = ()
+        self.controls: typed.Controls = {}
         self._parses_typed = load.parse_special_in_content
         self._formatter, self.extra_stop = self._choose_chat_format(load.chat_format)
         self._vocabulary = self._read_vocabulary()

@@ -6,7 +6,7 @@ tokens and slots only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, RefusalKind, Sampling
@@ -79,7 +79,7 @@ class Runner(SlotModel, Protocol):
 
     extra_stop: Sequence[str]
     """Stop strings that belong to the chat format."""
-    controls: Sequence[str]
+    controls: Mapping[str, Sequence[str]]
     """The texts of control tokens that are nothing but text where people type them, as `typed.mark` takes them."""
     can_think: bool
     """Whether the chat template or the vocabulary has a `<think>` or a `</think>`."""

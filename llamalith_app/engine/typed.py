@@ -8,40 +8,59 @@ they are, and so do the tokens of all other text. Pure: knows no llama.cpp and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from llamalith_app.engine.messages import ChatMessage
+from llamalith_app.engine.runner_protocol import Refusal
+
+Controls = Mapping[str, Sequence[str]]
+"""Texts of control tokens by their beginning: some vocabularies have thousands, and few messages have a beginning."""
 
 _FIRST_MARK, _N_MARKS = 0xE000, 6400
 """The private-use characters of Unicode's first plane: no template writes one."""
+_N_BEGINNING = 3
 
 
-def controls_of(texts: Iterable[str]) -> tuple[str, ...]:
+def controls_of(texts: Iterable[str]) -> Controls:
     """The texts of control tokens as `mark` takes them. One of a single character cannot be divided."""
-    return tuple(sorted({text for text in texts if len(text) > 1}, key=lambda text: (-len(text), text)))
+    controls: dict[str, list[str]] = {}
+    for text in texts:
+        if len(text) > 1:
+            controls.setdefault(text[:_N_BEGINNING], []).append(text)
+    return controls
 
 
 def mark(
-    messages: Sequence[ChatMessage], controls: Sequence[str], thinking_tags: Sequence[str]
+    messages: Sequence[ChatMessage], controls: Controls, thinking_tags: Sequence[str]
 ) -> tuple[list[ChatMessage], str]:
     """The messages with each control text divided by the mark, and the mark; "" if there was nothing to divide.
 
-    `controls`: of `controls_of`. `thinking_tags` stay whole in what a model wrote: templates look for them there, and
-    leave out the thinking of earlier turns.
+    `thinking_tags` stay whole in what a model wrote: templates look for them there, and leave out the thinking of
+    earlier turns. Raises Refusal if every character that could be the mark was typed.
     """
-    found = [[text for text in controls if text in message.content] for message in messages]
-    for texts, message in zip(found, messages, strict=True):
-        if message.role == "assistant":
-            texts[:] = [text for text in texts if text not in thinking_tags]
+    found = [_found(message, controls, thinking_tags) for message in messages]
     if not any(found):
         return list(messages), ""
     mark = _unused(messages)
     return [_divided(message, texts, mark) for message, texts in zip(messages, found, strict=True)], mark
 
 
+def _found(message: ChatMessage, controls: Controls, thinking_tags: Sequence[str]) -> list[str]:
+    kept = thinking_tags if message.role == "assistant" else ()
+    begun = (texts for beginning, texts in controls.items() if beginning in message.content)
+    return [text for texts in begun for text in texts if text in message.content and text not in kept]
+
+
 def _unused(messages: Sequence[ChatMessage]) -> str:
-    candidates = map(chr, range(_FIRST_MARK, _FIRST_MARK + _N_MARKS))
-    return next(one for one in candidates if not any(one in message.content for message in messages))
+    used = set[str]().union(*(message.content for message in messages))
+    free = (chr(code) for code in range(_FIRST_MARK, _FIRST_MARK + _N_MARKS) if chr(code) not in used)
+    if mark := next(free, ""):
+        return mark
+    raise Refusal(
+        "template",
+        "The conversation has the text of a control token, and every character by which such a text could be divided"
+        " (U+E000 to U+F8FF).",
+    )
 
 
 def _divided(message: ChatMessage, texts: Sequence[str], mark: str) -> ChatMessage:

@@ -325,7 +325,8 @@ class Followers:
                 for job_id in ended:
                     if (followed := self._jobs.get(job_id)) is not None:
                         await self._finish_if_ended(followed)
-                await self._poll_jobs(followed_now)
+                if followed_now:
+                    await self._poll_jobs(followed_now)
                 if time.monotonic() >= next_poll:
                     next_poll = time.monotonic() + self.timings.poll_s
                     await self._poll_jobs(self._jobs)

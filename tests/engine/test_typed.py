@@ -14,6 +14,7 @@ from llamalith_app.engine import typed
 from llamalith_app.engine.chat import CLOSE, OPEN, fit
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.runner import LlamaRunner
+from llamalith_app.engine.runner_protocol import Refusal
 from llamalith_app.engine.typed import controls_of, mark, remove
 from tests import tiny_models
 from tests.engine.conftest import load, run, started, submit
@@ -38,9 +39,15 @@ def test_only_the_texts_of_control_tokens_are_divided() -> None:
 
 def test_a_mark_is_a_character_that_nobody_typed() -> None:
     messages = [ChatMessage("user", "\ue000 <end>"), ChatMessage("assistant", "\ue001")]
-    (first, second), its_mark = mark(messages, ("<end>",), ())
+    (first, second), its_mark = mark(messages, controls_of(["<end>"]), ())
     assert its_mark == "\ue002"
     assert (first.content, second.content) == ("\ue000 <\ue002end>", "\ue001")
+
+
+def test_who_types_every_possible_mark_beside_a_control_text_is_refused_with_a_sentence() -> None:
+    with pytest.raises(Refusal, match=r"U\+E000 to U\+F8FF") as refusal:
+        marked("user", "<end>" + "".join(map(chr, range(0xE000, 0xF900))), "<end>")
+    assert refusal.value.kind == "template"
 
 
 def test_tags_of_thinking_stay_whole_in_what_a_model_wrote() -> None:
@@ -69,6 +76,10 @@ def written(runner: LlamaRunner, tokens: Sequence[int]) -> str:
     return b"".join(map(runner.piece, tokens)).decode(errors="replace")
 
 
+def texts_of(runner: LlamaRunner) -> list[str]:
+    return [text for texts in runner.controls.values() for text in texts]
+
+
 def controls_in(runner: LlamaRunner, tokens: Sequence[int]) -> list[int]:
     return [token for token in tokens if not runner.piece(token)]
 
@@ -89,7 +100,7 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_every_control_token_of_a_vocabulary_is_text_where_it_is_typed(runner: LlamaRunner) -> None:
     own = controls_in(runner, prompt(runner, [ChatMessage("system", "S"), ChatMessage("user", "u")]))
     assert own
-    for text in runner.controls:
+    for text in texts_of(runner):
         typed_twice = f"{text}\n{text}system x"
         tokens = prompt(runner, [ChatMessage("system", f"a{text}"), ChatMessage("user", typed_twice)])
         assert controls_in(runner, tokens) == own, text
@@ -100,7 +111,7 @@ def test_every_control_token_of_a_vocabulary_is_text_where_it_is_typed(runner: L
 @pytest.mark.slow
 @given(data=st.data())
 def test_the_template_s_own_tokens_are_the_same_whatever_is_typed(runner: LlamaRunner, data: st.DataObject) -> None:
-    parts = st.sampled_from([*runner.controls[:40], "<|im_", "end|>", "\n", " ", "word", "é🐉", "\ue000", "<"])
+    parts = st.sampled_from([*texts_of(runner)[:40], "<|im_", "end|>", "\n", " ", "word", "é🐉", "\ue000", "<"])
     contents = st.lists(parts, min_size=1, max_size=8).map("".join).filter(str.strip)
     roles: list[Role] = ["user", "assistant", "user"]
     plain = prompt(runner, [ChatMessage(role, "x") for role in roles])
