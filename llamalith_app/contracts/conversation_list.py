@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from llamalith_app.contracts.jobs import StatusWord
 from llamalith_app.contracts.text import AN_ID, CONTROL_FREE, MAX_NAME, NOT_BLANK
 
-SourceWord = Literal["page", "api", "legacy", "import"]
+SourceWord = Literal["page", "api", "legacy", "import", "v1"]
 ConversationStatusWord = Literal["processing", "queued", "error"]
 """A reply is being written, it waits for one, or the last one failed."""
 ArchivedWord = Literal["false", "true", "any"]

@@ -16,6 +16,7 @@ from llamalith_app.contracts import (
     health,
     jobs,
     models,
+    openai,
     parameters,
     problems,
 )
@@ -49,6 +50,8 @@ _WANTED = parameters.Parameters(
     seed=42,
     stop=("\n\n",),
     response_format=parameters.JsonSchema(json_schema=parameters.NamedSchema(name="dragon", schema=_SCHEMA)),
+    truncation="auto",
+    raw=False,
 )
 _REQUEST: dict[str, Any] = {
     **{name: getattr(_WANTED, name) for name in parameters.NAMES},
@@ -196,6 +199,65 @@ _MODEL = models.Model(
 )
 _LOADING = msgspec.structs.replace(_MODEL, state="loading", progress=0.4, reason="There is no such file.")
 
+_SAMPLED: dict[str, Any] = {
+    "model": "smollm2",
+    "stream": False,
+    "stream_options": openai.StreamOptions(include_usage=True),
+    "max_tokens": 200,
+    "temperature": 0.7,
+    "top_p": 0.95,
+    "top_k": 40,
+    "min_p": 0.05,
+    "typical_p": 1.0,
+    "repeat_penalty": 1.1,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "seed": 42,
+    "stop": ("\n\n",),
+    "n": 1,
+    "service_tier": "priority",
+    "store": True,
+    "truncation": "auto",
+    "logit_bias": {},
+    "logprobs": False,
+}
+_USAGE = openai.Usage(
+    prompt_tokens=38,
+    completion_tokens=45,
+    total_tokens=83,
+    prompt_tokens_details=openai.PromptTokensDetails(cached_tokens=20),
+    completion_tokens_details=openai.CompletionTokensDetails(reasoning_tokens=12),
+)
+_OPENAI_TIMINGS = openai.OpenAITimings(
+    cache_n=20,
+    prompt_n=18,
+    prompt_ms=58.1,
+    prompt_per_second=309.8,
+    predicted_n=45,
+    predicted_ms=1092.0,
+    predicted_per_second=41.2,
+)
+_MADE: dict[str, Any] = {"created": 1_796_030_102, "model": "smollm2", "system_fingerprint": "llamalith-0.1.0"}
+_ASKED = openai.ChatMessage(role="user", content="Describe a dragon.")
+_REPLIED = openai.ReplyMessage(
+    content="Green, old, and fond of tea.", reasoning_content="A dragon. It should be friendly."
+)
+_CHAT_CHOICE = openai.ChatChoice(index=0, message=_REPLIED, finish_reason="stop")
+_PIECE = openai.ChatDelta(role="assistant", content="Green, ", reasoning_content="A dragon.")
+_CHUNK_CHOICE = openai.ChatChunkChoice(index=0, delta=_PIECE, finish_reason="stop")
+_TEXT_CHOICE = openai.TextChoice(index=0, text="Green, old, and fond of tea.", finish_reason="stop")
+_OPENAI_ERROR = openai.OpenAIError(
+    message="n: one reply is drawn for each call, so only 1 is possible; send the call again for another",
+    type="invalid_request_error",
+    param="n",
+    code="bad_input",
+)
+_OPENAI_MODEL = openai.OpenAIModel(
+    id="smollm2",
+    created=0,
+    owned_by="llamalith",
+    status=openai.OpenAIModelStatus(value="loaded", failed=False),
+)
 _ACCEPTED = jobs.JobAccepted(
     ok=True, queued=True, job_id=12, conversation_id="dragon", created_new=False, model="smollm2", turn_id=9
 )
@@ -298,6 +360,64 @@ _ALL: tuple[msgspec.Struct, ...] = (
     _LOADING,
     models.ModelAsked(ok=True, model="smollm2"),
     models.ModelList(models=[_MODEL]),
+    openai.ChatCompletionCreate(messages=[_ASKED], model="smollm2"),
+    openai.ChatCompletionCreate(
+        **_SAMPLED,
+        messages=[_ASKED],
+        max_completion_tokens=200,
+        response_format=parameters.AnyText(),
+        top_logprobs=0,
+        tools=[],
+        functions=[],
+        modalities=["text"],
+        audio={},
+    ),
+    openai.CompletionCreate(prompt="Once upon a time", model="smollm2"),
+    openai.CompletionCreate(**_SAMPLED, prompt="Once upon a time", best_of=1, echo=False, suffix=""),
+    openai.StreamOptions(include_usage=True),
+    _ASKED,
+    openai.ChatMessage(role="assistant", content=[openai.ContentPart(type="text", text="Green.")], tool_calls=[]),
+    openai.ContentPart(type="text", text="Describe a dragon.", refusal="No."),
+    openai.ChatCompletion(
+        id="chatcmpl-12",
+        object="chat.completion",
+        **_MADE,
+        choices=[_CHAT_CHOICE],
+        usage=_USAGE,
+        timings=_OPENAI_TIMINGS,
+    ),
+    _CHAT_CHOICE,
+    _REPLIED,
+    openai.ChatCompletionChunk(
+        id="chatcmpl-12",
+        object="chat.completion.chunk",
+        **_MADE,
+        choices=[_CHUNK_CHOICE],
+        usage=_USAGE,
+        timings=_OPENAI_TIMINGS,
+    ),
+    _CHUNK_CHOICE,
+    _PIECE,
+    openai.Completion(
+        id="cmpl-12",
+        object="text_completion",
+        **_MADE,
+        choices=[_TEXT_CHOICE],
+        usage=_USAGE,
+        timings=_OPENAI_TIMINGS,
+    ),
+    _TEXT_CHOICE,
+    _USAGE,
+    _USAGE.prompt_tokens_details,
+    _USAGE.completion_tokens_details,
+    _OPENAI_TIMINGS,
+    _OPENAI_ERROR,
+    openai.OpenAIErrorBody(error=_OPENAI_ERROR),
+    _OPENAI_MODEL,
+    _OPENAI_MODEL.status,
+    openai.OpenAIModelList(data=[_OPENAI_MODEL]),
+    openai.OpenAIModelAsk(model="smollm2"),
+    openai.OpenAIModelAsked(success=True),
     _WANTED,
     parameters.AnyText(),
     parameters.JsonObject(schema=_SCHEMA),

@@ -6,7 +6,7 @@ The names are those of OpenAI and llama.cpp. The limits are those of `config.jso
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -86,6 +86,13 @@ class Parameters(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Text, or a list of at most 16; an empty list: the model's own stop strings do not count either."""
     response_format: ResponseFormat | None = None
     """Enforced while decoding; not together with `grammar_name`."""
+    truncation: Literal["auto", "disabled"] | None = None
+    """Where the conversation is longer than the context: `auto` leaves out its oldest turns, which is the default;
+    `disabled` ends the job as an error of kind `context_overflow`."""
+
+    raw: bool | None = None
+    """True: the model reads the prompt alone and as it is, without a chat template; control tokens in it count, and
+    nothing of the reply is kept apart as thinking."""
 
     @property
     def wants_json(self) -> bool:
@@ -138,6 +145,8 @@ def texts_of(parameters: Parameters | None) -> dict[str, str]:
     given = {} if parameters is None else msgspec.structs.asdict(parameters)
     stops = given.pop("stop", None)
     given.pop("response_format", None)
+    given.pop("truncation", None)
+    given.pop("raw", None)
     texts = {
         name: format(value, "g") if isinstance(value, float) else str(value)
         for name, value in given.items()

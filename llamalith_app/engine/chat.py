@@ -31,20 +31,29 @@ class RenderedPrompt(NamedTuple):
 
 
 def fit(
-    messages: Sequence[ChatMessage], render: Render, tokenize: Tokenize, n_ctx: int, max_tokens: int
+    messages: Sequence[ChatMessage],
+    render: Render,
+    tokenize: Tokenize,
+    n_ctx: int,
+    max_tokens: int,
+    *,
+    may_omit: bool = True,
 ) -> RenderedPrompt:
     """Returns the prompt of the system message and of as many of the newest turns as leave room for the reply.
 
     The room is `max_tokens`, but at most a quarter of the context. Raises Refusal of the kind `context_overflow` if the
-    newest prompt alone does not fit, and of the kind `template` if the chat template refuses every variant of the
-    messages.
+    newest prompt alone does not fit, or the whole without `may_omit`, and of the kind `template` if the chat template
+    refuses every variant of the messages.
     """
     reserve = max(1, min(max_tokens, n_ctx // 4))
     n_fit = n_ctx - reserve
     system = [message for message in messages[:1] if message.role == "system"]
     rest = messages[len(system) :]
     starts = _starts(rest)
-    starts = starts[_first_possible(rest, starts, n_fit * MAX_CHARS_A_TOKEN) :]
+    first = _first_possible(rest, starts, n_fit * MAX_CHARS_A_TOKEN)
+    if first and not may_omit:
+        raise _too_long("many more", n_fit, n_ctx, reserve)
+    starts = starts[first:]
 
     opens_thinking = False
 
@@ -60,6 +69,8 @@ def fit(
     tokens = tokens_from(starts[0])
     if len(tokens) <= n_fit:
         return RenderedPrompt(tokens, starts[0], opens_thinking)
+    if not may_omit:
+        raise _too_long(str(len(tokens)), n_fit, n_ctx, reserve)
     shortest = tokens_from(starts[-1]) if len(starts) > 1 else tokens
     if len(shortest) > n_fit:
         with_system = " together with its system message" if system else ""
@@ -79,6 +90,25 @@ def fit(
             low = middle + 1
     # The end of the prompt does not depend on what is left out at its beginning.
     return RenderedPrompt(best, starts[high], opens_thinking)
+
+
+def fit_raw(prompt: str, tokenize: Tokenize, n_ctx: int, max_tokens: int) -> RenderedPrompt:
+    """Returns a prompt that is no conversation and needs no template. Raises Refusal of the kind `context_overflow`."""
+    reserve = max(1, min(max_tokens, n_ctx // 4))
+    tokens = tokenize(prompt)
+    if len(tokens) > n_ctx - reserve:
+        raise _too_long(str(len(tokens)), n_ctx - reserve, n_ctx, reserve)
+    if not tokens:
+        raise Refusal("template", "The prompt has no token.")
+    return RenderedPrompt(tokens, 0)
+
+
+def _too_long(n_tokens: str, n_fit: int, n_ctx: int, reserve: int) -> Refusal:
+    return Refusal(
+        "context_overflow",
+        f"The prompt has {n_tokens} tokens; {n_fit} fit (context of {n_ctx} tokens, {reserve} kept for the reply),"
+        " and none of it may be left out (truncation).",
+    )
 
 
 def _opens_thinking(prompt: str, newest: str) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import msgspec
 
 from llamalith_app.engine import frames, typed
-from llamalith_app.engine.chat import CLOSE, OPEN, fit
+from llamalith_app.engine.chat import CLOSE, OPEN, RenderedPrompt, fit, fit_raw
 from llamalith_app.engine.loop import TIMINGS, EngineLoop, Inbox, Prepared, Preparing, Timings
 from llamalith_app.engine.messages import (
     Cancel,
@@ -150,14 +150,22 @@ def _prepare_submitted(
 
 
 def _prepare(runner: Runner, submit: Submit, runner_lock: threading.Lock) -> Prepared | Refused:
+    sampling, mark = submit.sampling, ""
+
     def tokenize(text: str) -> list[int]:
         with runner_lock:
             return runner.tokenize(text, mark)
 
-    sampling = submit.sampling
-    try:
+    def raw() -> RenderedPrompt:
+        return fit_raw(submit.messages[-1].content, tokenize, runner.n_ctx, sampling.max_tokens)
+
+    def templated() -> RenderedPrompt:
+        nonlocal mark
         messages, mark = typed.mark(submit.messages, runner.controls, (OPEN, CLOSE))
-        prompt = fit(messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens)
+        return fit(messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens, may_omit=submit.may_omit)
+
+    try:
+        prompt = raw() if submit.is_raw else templated()
         with runner_lock:
             can_resume = runner.begin(submit.sequence_id, sampling, submit.grammar, prompt.tokens, submit.written)
     except Refusal as refusal:

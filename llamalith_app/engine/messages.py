@@ -74,6 +74,10 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     """The whole conversation: the system message if any, earlier turns, and the prompt as the last message."""
     sampling: Sampling
     stop: list[str]
+    is_raw: bool = False
+    """The last message is the prompt as it is: no template, no other message, and its control tokens count."""
+    may_omit: bool = True
+    """Earlier turns that do not fit the context are left out. False: the sequence is refused then."""
     grammar: str = ""
     """In llguidance's own notation, as `grammars/grammar.py` makes it. Empty: none."""
     written: list[int] = []

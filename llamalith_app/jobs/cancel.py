@@ -1,5 +1,5 @@
-"""Cancels jobs: one, those of a conversation, those that match a filter, or those of conversations that it deletes.
-Called by the controllers of API and pages.
+"""Cancels jobs: one, those of a conversation, those that match a filter, those of conversations that it deletes, or
+those whose clients left. Called by the controllers of API and pages, and by `calls.py`.
 
 After the commit it publishes their ends and sends hints for the jobs that can run now. A running job's worker finds
 out by reading the database: its lease is gone. Knows no HTTP and no engine.
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from llamalith_app.errors import StorageUnavailable
 from llamalith_app.jobs.queue import Hints
-from llamalith_app.store import conversation_changes
+from llamalith_app.store import calls, conversation_changes
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import transitions, waiting
 from llamalith_app.store.tables import Status
@@ -94,6 +94,15 @@ class Cancellations:
         )
         await self._after_commit(deletion.cancelled)
         return deletion
+
+    async def cancel_left(self, until: datetime) -> int:
+        """Cancels the jobs of OpenAI clients that the last client left by then, and returns how many.
+
+        Raises StorageUnavailable; nothing was stored then.
+        """
+        cancelled = await self._database.write(calls.cancel_left, until, datetime.now(UTC))
+        await self._after_commit(cancelled)
+        return len(cancelled)
 
     async def _after_commit(self, cancelled: list[int]) -> None:
         """Publishes the end of these jobs, and wakes workers for the jobs that waited behind them."""

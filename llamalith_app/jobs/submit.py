@@ -1,14 +1,15 @@
 """Accepts jobs: validates a request, stores it, and sends the hint after the commit.
 
-Every way to submit a job (API, reply, legacy submit, pages) uses `Submissions`. Knows no HTTP and no engine.
+Every way to submit a job (API, reply, legacy submit, pages, OpenAI clients) uses `Submissions`. Knows no HTTP and
+no engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import NamedTuple, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, TypeVar, cast
 
 import msgspec
 from sqlalchemy import Connection
@@ -31,7 +32,8 @@ from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.queue import Hints
 from llamalith_app.jobs.schemas import SchemaValidator
 from llamalith_app.settings.declaration import Settings
-from llamalith_app.store import keys
+from llamalith_app.store import calls, keys, turns
+from llamalith_app.store.calls import Call
 from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import reads, submission, waiting
 from llamalith_app.store.keys import Key
@@ -48,6 +50,16 @@ class ForkPoint(NamedTuple):
     """The public id."""
     turn_id: int
     """The last turn that it shares."""
+
+
+class JoinWindow(NamedTuple):
+    """Which jobs of the same call are joined, in seconds before now."""
+
+    since_left_s: float
+    """Those that their last client left then or later."""
+    since_sent_s: float | None = None
+    """Where the client says that it sends the call again: also those that were sent then or later and seem to be waited
+    for. None: it does not say so."""
 
 
 class _QueueLimitReached(Exception):
@@ -112,6 +124,61 @@ class Submissions:
         new = new._replace(keeps_system_prompt=keeps_system_prompt, source=source, seen=seen)
         return await self._make(new, beside, key, fork_of)
 
+    async def call(
+        self,
+        principal: Principal,
+        request_id: str,
+        request: JobRequest,
+        history: Sequence[Message],
+        call: Call,
+        *,
+        joins: JoinWindow,
+        key: Key | None = None,
+    ) -> int:
+        """Queues the reply to a whole history, as an OpenAI client sends it, and returns the job's id. `history`: at
+        least one message that is not a system message. A job that this call left within the window is joined instead.
+
+        Where the history begins as a stored path does, the turn continues that path. A call that is not to be stored
+        begins a conversation of its own. Of the request, neither content nor system prompt nor context is read.
+
+        Raises what `submit` raises.
+        """
+        if key is not None and (before := await self._database.read(keys.stored_answer, key, datetime.now(UTC), int)):
+            return before
+        has_system = history[0].role == "system"
+        completed = self._completed(request)
+        new = submission.NewJob(
+            owner_id=principal.user_id,
+            request_id=request_id,
+            request=msgspec.structs.replace(completed, system_prompt=history[0].content if has_system else ""),
+            inputs=history[has_system:],
+            conversation_id=None,
+            unenforced=await self._unenforced(request),
+            source=Source.V1,
+        )
+        after = None
+        # Behind the path there must be a message, and one that is no system message: that would replace the one before.
+        if call.is_stored and history[-1].role != "system":
+            after = await self._database.read(turns.longest_stored_prefix, principal.user_id, history[:-1])
+        is_new = True
+
+        def make(connection: Connection, now: datetime) -> int:
+            nonlocal is_new
+            if call.digest is not None:
+                since = now - timedelta(seconds=joins.since_left_s)
+                since_sent = None if joins.since_sent_s is None else now - timedelta(seconds=joins.since_sent_s)
+                if (left := calls.join(connection, call.digest, since, since_repeat=since_sent)) is not None:
+                    is_new = False
+                    return left
+            job_id = cast(int, submission.submit_history(connection, new, after, now).job_id)
+            calls.add(connection, job_id, call, now)
+            return job_id
+
+        job_id = await self._write_if_room(principal.user_id, key, int, make)
+        if is_new:
+            self._hints.send(cast(str, completed.model), job_id)
+        return job_id
+
     async def compare(
         self,
         principal: Principal,
@@ -158,7 +225,7 @@ class Submissions:
         self, principal: Principal, request_id: str, request: JobRequest, conversation_id: str | None
     ) -> submission.NewJob:
         """With all that the request leaves to the settings. Raises BadInput or ValidatorBusy."""
-        completed = self._completed(request)
+        completed = self._completed(_trimmed(request))
         return submission.NewJob(
             owner_id=principal.user_id,
             request_id=request_id,
@@ -233,18 +300,10 @@ class Submissions:
         return await self._make(new, job.turn_id, key)
 
     def _completed(self, request: JobRequest) -> JobRequest:
-        """The request with trimmed texts, and with the configured values where it has none. Raises BadInput."""
-        content, system_prompt = (request.content or "").strip(), (request.system_prompt or "").strip()
-        context, limits = request.assistant_context or "", self._limits
-        if not content and not system_prompt:
-            raise BadInput("content or system_prompt is required")
-        if not content and context.strip():
-            raise BadInput("assistant_context: stands before a prompt, so content is required too")
+        """The request with the configured values where it has none. Raises BadInput."""
+        limits = self._limits
         return msgspec.structs.replace(
             request,
-            content=content,
-            system_prompt=system_prompt,
-            assistant_context=context if context.strip() else "",
             model=self._model((request.model or "").strip()),
             grammar_name=self._grammar((request.grammar_name or "").strip()),
             priority=request.priority or "normal",
@@ -435,6 +494,22 @@ class Submissions:
             raise BadInput("response_format: expected the schema in json_schema.schema, or in schema, and not in both")
         schema = wanted_schema(wanted)
         return () if schema is None else await self._schemas.validate(schema)
+
+
+def _trimmed(request: JobRequest) -> JobRequest:
+    """The request with trimmed texts. Raises BadInput where there is nothing to store."""
+    content, system_prompt = (request.content or "").strip(), (request.system_prompt or "").strip()
+    context = request.assistant_context or ""
+    if not content and not system_prompt:
+        raise BadInput("content or system_prompt is required")
+    if not content and context.strip():
+        raise BadInput("assistant_context: stands before a prompt, so content is required too")
+    return msgspec.structs.replace(
+        request,
+        content=content,
+        system_prompt=system_prompt,
+        assistant_context=context if context.strip() else "",
+    )
 
 
 def _inputs(request: JobRequest) -> list[Message]:

@@ -169,6 +169,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    v1_keep_days: (
+        Annotated[
+            float,
+            Meta(gt=0, le=36_500, description="The same for jobs of OpenAI clients; unset: as for all others."),
+            Env("LLAMALITH_V1_KEEP_DAYS"),
+        ]
+        | None
+    ) = None
+    v1_client_gone: Annotated[
+        Literal["cancel", "continue"],
+        Meta(
+            description="What becomes of a job whose OpenAI client left before its answer: cancelled after"
+            " v1_grace_s, or run to its end."
+        ),
+        Env("LLAMALITH_V1_CLIENT_GONE"),
+    ] = "cancel"
+    v1_grace_s: Annotated[
+        ranges.LongSeconds,
+        Meta(description="Seconds within which the same request finds the job that its client left."),
+        Env("LLAMALITH_V1_GRACE_S"),
+    ] = 15.0
     restore_days: Annotated[
         float,
         Meta(ge=0, le=36_500, description="Days that a deleted conversation can be restored; then it is removed."),

@@ -1,7 +1,7 @@
 """Retention: deletes ended jobs beyond an age with the messages of their turns, and conversations with nothing younger.
 Also deletes single turns, where a person wants that, and removes what people have deleted and can no longer restore.
 
-The only module that deletes jobs, attempts, messages, turns and conversations. Runs inside a transaction of
+The only module that deletes jobs, attempts, calls, messages, turns and conversations. Runs inside a transaction of
 `store/database.py`. `until`: what ended or was sent by then has expired.
 """
 
@@ -30,6 +30,7 @@ from llamalith_app.errors import JobOpen, NotFound, TurnInUse
 from llamalith_app.store import tree, turns
 from llamalith_app.store.tables import (
     AttemptRow,
+    CallRow,
     ConversationRow,
     ConversationTagRow,
     JobRow,
@@ -39,8 +40,8 @@ from llamalith_app.store.tables import (
 )
 from llamalith_app.store.turns import is_system
 
-_jobs, _turns, _messages, _attempts, _conversations = (
-    cast(Table, row.__table__) for row in (JobRow, TurnRow, MessageRow, AttemptRow, ConversationRow)
+_jobs, _turns, _messages, _attempts, _calls, _conversations = (
+    cast(Table, row.__table__) for row in (JobRow, TurnRow, MessageRow, AttemptRow, CallRow, ConversationRow)
 )
 _EXPIRED_JOBS = (
     select(JobRow.id, JobRow.conversation_id, JobRow.turn_id)
@@ -48,7 +49,19 @@ _EXPIRED_JOBS = (
     .order_by(JobRow.processed_at)
     .limit(bindparam("most"))
 )
+_EXPIRED_CALLS = (
+    select(JobRow.id, JobRow.conversation_id, JobRow.turn_id)
+    .join(CallRow, CallRow.job_id == JobRow.id)
+    .where(
+        CallRow.is_stored == bindparam("stored"),
+        CallRow.created_at <= bindparam("until"),
+        JobRow.processed_at <= bindparam("until"),
+    )
+    .order_by(CallRow.created_at)
+    .limit(bindparam("most"))
+)
 _DELETE_ATTEMPTS = delete(_attempts).where(AttemptRow.job_id == bindparam("of_job"))
+_DELETE_CALL = delete(_calls).where(CallRow.job_id == bindparam("of_job"))
 _DELETE_JOB = delete(_jobs).where(JobRow.id == bindparam("of_job"))
 _DELETE_MESSAGES_OF_JOB = delete(_messages).where(MessageRow.turn_id == bindparam("of_turn"), not_(is_system))
 _CLEAR_DIGEST = update(_turns).where(TurnRow.id == bindparam("of_turn")).values(digest=None)
@@ -153,7 +166,21 @@ def delete_expired_jobs(connection: Connection, until: datetime, limit: int) -> 
     without messages is deleted unless it is a conversation's head; its children then continue its parent. A
     conversation is deleted with the last of its jobs, unless its system message is younger than `until`.
     """
-    expired = connection.execute(_EXPIRED_JOBS, {"until": until, "most": limit}).all()
+    return _delete_expired(connection, until, connection.execute(_EXPIRED_JOBS, {"until": until, "most": limit}).all())
+
+
+def has_expired_calls(connection: Connection, until: datetime, *, stored: bool) -> bool:
+    return connection.execute(_EXPIRED_CALLS, {"stored": stored, "until": until, "most": 1}).first() is not None
+
+
+def delete_expired_calls(connection: Connection, until: datetime, limit: int, *, stored: bool) -> int:
+    """As `delete_expired_jobs`, for jobs of OpenAI clients alone: those that were to be stored, or those that were
+    not."""
+    of = {"stored": stored, "until": until, "most": limit}
+    return _delete_expired(connection, until, connection.execute(_EXPIRED_CALLS, of).all())
+
+
+def _delete_expired(connection: Connection, until: datetime, expired: Sequence[Any]) -> int:
     if not expired:
         return 0
     _delete_jobs(connection, expired)
@@ -175,8 +202,12 @@ def _delete_jobs(connection: Connection, jobs: Sequence[Any]) -> None:
     of_turns = [{"of_turn": job.turn_id} for job in jobs]
     connection.execute(_DELETE_MESSAGES_OF_JOB, of_turns)
     connection.execute(_CLEAR_DIGEST, of_turns)
-    connection.execute(_DELETE_ATTEMPTS, of_jobs)
-    connection.execute(_DELETE_JOB, of_jobs)
+    _delete_rows_of_jobs(connection, of_jobs)
+
+
+def _delete_rows_of_jobs(connection: Connection, of_jobs: Sequence[dict[str, int]]) -> None:
+    for statement in (_DELETE_ATTEMPTS, _DELETE_CALL, _DELETE_JOB):
+        connection.execute(statement, of_jobs)
 
 
 def delete_turn(connection: Connection, owner_id: int, public_id: str, turn_id: int) -> int:
@@ -346,8 +377,7 @@ def _remove_turns(connection: Connection, conversation_id: int, turn_ids: Sequen
     connection.execute(_CLEAR_HEAD, {"those": [conversation_id]})
     of_jobs = [{"of_job": job_id} for job_id in connection.execute(_JOBS_OF_TURNS, {"those": list(turn_ids)}).scalars()]
     if of_jobs:
-        connection.execute(_DELETE_ATTEMPTS, of_jobs)
-        connection.execute(_DELETE_JOB, of_jobs)
+        _delete_rows_of_jobs(connection, of_jobs)
     connection.execute(_DELETE_MESSAGES, {"those": list(turn_ids)})
     connection.execute(_DELETE_TURNS, {"those": list(turn_ids)})
     last = _last_turn(connection, conversation_id)

@@ -67,6 +67,8 @@ class Source(StrEnum):
     API = "api"
     LEGACY = "legacy"
     IMPORT = "import"
+    V1 = "v1"
+    """An OpenAI client."""
     TITLE = "title"
     """The product itself, to ask for another conversation's title: no list shows it."""
 
@@ -353,6 +355,40 @@ def status_is(*statuses: Status) -> ColumnElement[bool]:
     """The condition with literals, not parameters: SQLite uses a partial index for nothing else."""
     words: list[ColumnElement[str]] = [literal_column(f"'{status.value}'") for status in statuses]
     return JobRow.status == words[0] if len(words) == 1 else JobRow.status.in_(words)
+
+
+class CallRow(DefaultBase):
+    """A job that an OpenAI client asked for: whether the client still waits for it, and how long it is kept.
+    `store/calls.py` is the only writer; retention deletes it with its job."""
+
+    __tablename__ = "calls"
+    __table_args__ = (
+        Index(
+            "calls_by_digest",
+            "digest",
+            sqlite_where=text("digest IS NOT NULL"),
+            postgresql_where=text("digest IS NOT NULL"),
+        ),
+        Index(
+            "calls_left",
+            "left_at",
+            sqlite_where=text("left_at IS NOT NULL"),
+            postgresql_where=text("left_at IS NOT NULL"),
+        ),
+        Index("calls_by_age", "is_stored", "created_at"),
+    )
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    digest: Mapped[str | None] = mapped_column(String(64))
+    """Of the caller and the request: by it a client that comes again finds the job that it left. Null: the job goes on
+    whoever leaves, and is not joined."""
+    n_open: Mapped[int] = mapped_column(Integer)
+    """Requests that wait for the job; starts at 1."""
+    left_at: Mapped[datetime | None] = mapped_column(DateTimeUTC)
+    """When the last of them left without an answer; null: none did, or another came."""
+    is_stored: Mapped[bool] = mapped_column(Boolean)
+    """False: the client wants nothing kept, so that the job goes soon after its end."""
+    created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 
 class MessageRow(DefaultBase):

@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     and_,
     bindparam,
+    exists,
     func,
     insert,
     literal_column,
@@ -39,7 +40,7 @@ from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.store import digests
-from llamalith_app.store.tables import ConversationRow, JobRow, MessageRow, Status, TurnRow, status_is
+from llamalith_app.store.tables import CallRow, ConversationRow, JobRow, MessageRow, Status, TurnRow, status_is
 
 _turns, _messages, _conversations = (cast(Table, row.__table__) for row in (TurnRow, MessageRow, ConversationRow))
 
@@ -214,6 +215,8 @@ _BY_DIGEST = (
         ConversationRow.owner_id == bindparam("of_owner"),
         ConversationRow.deleted_at.is_(None),
         func.coalesce(_system_message.content, "") == bindparam("of_system"),
+        # Its texts go soon.
+        ~exists().where(JobRow.turn_id == TurnRow.id, CallRow.job_id == JobRow.id, ~CallRow.is_stored),
     )
     .order_by(TurnRow.id.desc())
     .limit(10)

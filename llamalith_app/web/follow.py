@@ -62,6 +62,8 @@ class OpenStream:
         self.news = asyncio.Event()
         self.is_over = False
         """Its client is gone, or this process ends."""
+        self.client_left = False
+        """The client is gone. No answer reaches it."""
 
     def end(self) -> None:
         self.is_over = True

@@ -26,7 +26,6 @@ from markupsafe import Markup
 
 from llamalith_app.contracts.jobs import SAME_AGAIN_KINDS, Job, JobBrief
 from llamalith_app.contracts.parameters import NAMES, Parameters, texts_of
-from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import LlamalithError, NotFound
 from llamalith_app.guards.cookies import cookie_value
 from llamalith_app.guards.principal import BACKGROUND, OPEN
@@ -34,6 +33,7 @@ from llamalith_app.settings.config import ModelConfig
 from llamalith_app.web import problems
 from llamalith_app.web.live import may_grow
 from llamalith_app.web.markdown import before_reply, markdown
+from llamalith_app.web.paths import is_openai
 from llamalith_app.web.visible import Kind, visible, visible_html
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +175,7 @@ def wants_html(request: Request[Any, Any, Any]) -> bool:
     return (
         path.startswith("/chat")
         and not path.startswith("/chat/api")
+        and not is_openai(path)
         and "text/html" in request.headers.get("accept", "")
     )
 
@@ -194,13 +195,11 @@ def answer_unexpected_error(request: Request[Any, Any, Any], error: Exception) -
     return _as_page_if_wanted(request, problems.from_unexpected_error(request, error))
 
 
-def _as_page_if_wanted(request: Request[Any, Any, Any], answer: Response[Problem]) -> Response[Any]:
+def _as_page_if_wanted(request: Request[Any, Any, Any], answer: Response[Any]) -> Response[Any]:
     """The problem as a page if the client asked for a page, else as it is."""
-    problem = answer.content
-    # `web/request_log.py` logs it.
-    request.scope["problem"] = problem.type.rpartition("/")[2]  # type: ignore[typeddict-unknown-key]
     if not wants_html(request):
         return answer
+    problem = answer.content
     shown = page(
         request, "error", status_code=problem.status, problem=problem, phrase=HTTPStatus(problem.status).phrase
     )

@@ -27,6 +27,7 @@ from llamalith_app.contracts import (
     health,
     jobs,
     models,
+    openai,
     parameters,
     problems,
 )
@@ -38,7 +39,7 @@ EVENTS = "x-events"
 """Beside a stream's schema: the shape of each event's data, by the event's name."""
 MAX_ID = 2**63 - 1
 
-_MODULES = (conversation_list, conversations, events, export, health, jobs, models, parameters, problems)
+_MODULES = (conversation_list, conversations, events, export, health, jobs, models, openai, parameters, problems)
 _SHAPES = {
     name: shape
     for module in _MODULES

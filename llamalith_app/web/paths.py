@@ -1,7 +1,8 @@
 """Keeps encoded slashes (`%2F`) in a path from separating path segments.
 
 Servers decode the whole path before routing, so `a%2Fb` would look like two segments. `MarkedSlashes` replaces such a
-slash by a character that no decoded text can contain; `restore_slashes` puts it back after routing.
+slash by a character that no decoded text can contain; `restore_slashes` puts it back after routing. Also knows which
+paths are those of OpenAI clients.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 MARK = "\udc2f"
 """A lone surrogate, which UTF-8 cannot encode."""
+
+
+OPENAI = "/v1/"
 
 
 class MarkedSlashes:
@@ -40,6 +44,11 @@ def restore_slashes(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send)
 
     return with_slashes
+
+
+def is_openai(path: str) -> bool:
+    """Whether OpenAI clients call this path: they read errors in a shape of their own."""
+    return path.removeprefix("/chat").startswith(OPENAI)
 
 
 def unmarked(path: str) -> str:

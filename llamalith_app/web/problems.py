@@ -18,16 +18,21 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.plugins import ReceiveRoutePlugin
 from litestar.routes import BaseRoute, HTTPRoute
 
+from llamalith_app.contracts.openai import OpenAIErrorBody
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.errors import BadInput, LlamalithError
 from llamalith_app.settings import ranges
+from llamalith_app.web import openai_errors
 from llamalith_app.web.envelope import MAX_HEADER_BYTES
-from llamalith_app.web.paths import unmarked
+from llamalith_app.web.paths import is_openai, unmarked
 
 log = structlog.get_logger(__name__)
 
 TAKES_UNKNOWN = {"takes_unknown": True}
 """Options of a route that answers 200 for a conversation that is not there."""
+
+NAMES_MODEL = {"names_model": True}
+"""Options of a route whose body names a model that may not be there."""
 
 KINDS = {
     "str": "a string",
@@ -47,7 +52,7 @@ KIB, MIB = 2**10, 2**20
 PROBLEM_JSON = "application/problem+json"
 
 
-def from_own_error(request: Request[Any, Any, Any], error: LlamalithError) -> Response[Problem]:
+def from_own_error(request: Request[Any, Any, Any], error: LlamalithError) -> Response[Any]:
     headers = {}
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
@@ -58,7 +63,7 @@ def from_own_error(request: Request[Any, Any, Any], error: LlamalithError) -> Re
     return _answer(request, error.status, error.type, error.title, str(error), headers)
 
 
-def from_litestar_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+def from_litestar_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     status = HTTPStatus(error.status_code)
     if isinstance(error, ValidationException):
         return _answer(request, 400, BadInput.type, BadInput.title, _invalid(request, error), {})
@@ -89,7 +94,7 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes // MIB} MiB" if n_bytes >= MIB else f"{n_bytes // KIB} KiB"
 
 
-def from_unexpected_error(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+def from_unexpected_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     log.error("request failed", exc_info=error)
     return _answer(
         request,
@@ -122,6 +127,8 @@ def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, Response
         refusals[403] = "Another site sent it, with the cookie of a session; or that session's CSRF token is missing."
     if route.path_parameters and not handler.opt.get("takes_unknown"):
         refusals[404] = "There is no such job, conversation or turn of this caller."
+    if handler.opt.get("names_model"):
+        refusals[404] = "There is no such model."
     if "data" in takes:
         refusals |= {
             413: f"The body is larger than {_size(handler.resolve_request_max_body_size() or 0)}.",
@@ -138,11 +145,12 @@ def _refusals(handler: HTTPRouteHandler, route: HTTPRoute) -> dict[int, Response
         refusals[409] = conflict
     refusals[431] = f"The headers are larger than {_size(MAX_HEADER_BYTES)} together."
     refusals[503] = "The record cannot be used now and nothing was stored; Retry-After says when to come again."
+    of_openai = is_openai(route.path)
     return {
         status: ResponseSpec(
-            Problem,
+            OpenAIErrorBody if of_openai else Problem,
             description=description,
-            media_type=MediaType.JSON if status == HTTPStatus.UNAUTHORIZED else PROBLEM_JSON,
+            media_type=MediaType.JSON if of_openai or status == HTTPStatus.UNAUTHORIZED else PROBLEM_JSON,
             generate_examples=False,
         )
         for status, description in sorted(refusals.items())
@@ -156,7 +164,11 @@ def _answer(
     title: str,
     detail: str,
     headers: dict[str, str],
-) -> Response[Problem]:
+) -> Response[Any]:
+    # `web/request_log.py` logs it.
+    request.scope["problem"] = word  # type: ignore[typeddict-unknown-key]
+    if is_openai(request.scope["path"]):
+        return Response(openai_errors.body(status, word, detail), status_code=status, headers=headers)
     return Response(
         Problem(
             type=f"about:llamalith/{word}",

@@ -31,6 +31,7 @@ from llamalith_app.guards.passwords import Passwords
 from llamalith_app.guards.sessions import Sessions
 from llamalith_app.jobs.branches import Branches
 from llamalith_app.jobs.bulk import BulkActions
+from llamalith_app.jobs.calls import Calls
 from llamalith_app.jobs.cancel import Cancellations
 from llamalith_app.jobs.forecast import Forecasts
 from llamalith_app.jobs.monitor import Monitor
@@ -76,6 +77,7 @@ class Parts(NamedTuple):
     branches: Branches
     cancellations: Cancellations
     bulk: BulkActions
+    calls: Calls
     attachments: AttachmentReader
     live: Live
     followers: Followers

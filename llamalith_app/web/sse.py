@@ -7,8 +7,8 @@ beside this module, not in it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from litestar import Response
@@ -44,41 +44,68 @@ def id_alone(last_id: bytes) -> bytes:
 
 
 class EventStream(Response[Any]):
-    """Sends what `source` yields, chunk by chunk. The OpenStream ends `source`: when the client is gone,
-    when this process ends, and when the session that the stream was opened with is over."""
+    """Sends what `source` yields, chunk by chunk; the OpenStream ends `source`. `greeting`: comes first. `farewell`:
+    comes last where the stream ended before its source did. `on_left`: is called then."""
 
-    def __init__(self, request: AppRequest, source: Callable[[OpenStream], Chunks]) -> None:
+    def __init__(
+        self,
+        request: AppRequest,
+        source: Callable[[OpenStream], Chunks],
+        *,
+        greeting: bytes = RETRY,
+        farewell: bytes = COME_AGAIN,
+        on_left: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(content=None, media_type="text/event-stream")
         self._request = request
-        self._followers = request.parts.followers
         self._source = source
+        self._greeting = greeting
+        self._farewell = farewell
+        self._on_left = on_left
 
     def to_asgi_response(self, *_: Any, **__: Any) -> Any:
         return self._run
 
     async def _run(self, _: Scope, receive: Receive, send: Send) -> None:
-        stream = self._followers.open()
-        watching = [asyncio.create_task(_end_with_client(receive, stream))]
-        if self._request.principal.door == "session":
-            watching.append(asyncio.create_task(_end_with_session(self._request, stream)))
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+        is_whole = False
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": RETRY, "more_body": True})
-            async with aclosing(self._source(stream)) as chunks:
-                async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            last = COME_AGAIN if stream.is_over else b""
-            await send({"type": "http.response.body", "body": last, "more_body": False})
+            async with open_stream(self._request, receive) as stream:
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                if self._greeting:
+                    await send({"type": "http.response.body", "body": self._greeting, "more_body": True})
+                async with aclosing(self._source(stream)) as chunks:
+                    async for chunk in chunks:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                is_whole = not stream.is_over
+                last = b"" if is_whole else self._farewell
+                await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
-            for task in watching:
-                task.cancel()
-            self._followers.forget(stream)
+            if not is_whole:
+                self._on_left()
+
+
+@asynccontextmanager
+async def open_stream(request: AppRequest, receive: Receive) -> AsyncIterator[OpenStream]:
+    """An open request that waits for events. It is over when the client is gone, when this process ends, and when the
+    session that it was sent with is over."""
+    followers = request.parts.followers
+    stream = followers.open()
+    watching = [asyncio.create_task(_end_with_client(receive, stream))]
+    if request.principal.door == "session":
+        watching.append(asyncio.create_task(_end_with_session(request, stream)))
+    try:
+        yield stream
+    finally:
+        for task in watching:
+            task.cancel()
+        followers.forget(stream)
 
 
 async def _end_with_client(receive: Receive, stream: OpenStream) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    stream.client_left = True
     stream.end()
 
 

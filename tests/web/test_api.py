@@ -297,6 +297,12 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/api/models/{name}/unload",
         "/api/submit",
         "/api/status/{conversation_id}",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/v1/models/load",
+        "/v1/models/unload",
         "/healthz",
         "/readyz",
     }
@@ -310,9 +316,13 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
             continue
         assert {"401", "503"} <= refusals
         takes_unknown = path.endswith(("/reply", "/messages", "/latest")) or path.startswith("/api/status/")
-        assert ("404" in refusals) is ("{" in path and not takes_unknown), path
+        names_model = path.startswith("/v1/") and method == "post"
+        assert ("404" in refusals) is (("{" in path and not takes_unknown) or names_model), path
         assert ("413" in refusals) is ("requestBody" in operation), path
-        makes = path.endswith(("/retry", "/reply", "/submit", "/regenerate", "/compare")) or (path, method) == (
+        makes = path.endswith(("/retry", "/reply", "/submit", "/regenerate", "/compare", "/completions")) or (
+            path,
+            method,
+        ) == (
             "/api/jobs",
             "post",
         )
@@ -321,9 +331,10 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         is_exclusive |= (path, method) in (("/api/jobs/{job_id}", "patch"), ("/api/conversations", "patch"))
         assert ("409" in refusals) is (makes or is_exclusive), path
         for status in refusals:
-            media_type = "application/json" if status == "401" else "application/problem+json"
+            is_openai = path.startswith("/v1/")
+            media_type = "application/json" if is_openai or status == "401" else "application/problem+json"
             shown = operation["responses"][status]["content"][media_type]["schema"]
-            assert shown == {"$ref": "#/components/schemas/Problem"}
+            assert shown == {"$ref": f"#/components/schemas/{'OpenAIErrorBody' if is_openai else 'Problem'}"}
     content = document["components"]["schemas"]["JobCreate"]["properties"]["content"]["anyOf"][0]
     assert content["maxLength"] == 1_000_000
     limit = next(

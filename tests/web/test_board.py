@@ -636,7 +636,9 @@ async def test_every_field_of_the_reference_has_an_example_that_its_schema_allow
     n_checked = 0
     for name, schema in document["components"]["schemas"].items():
         for field, described in schema["properties"].items():
-            if "const" in described or (described.get("enum") and len(described["enum"]) == 1):
+            if described.get("type") == "null" or (described.get("enum") and len(described["enum"]) == 1):
+                continue
+            if "const" in described:
                 continue
             assert described.get("examples"), f"{name}.{field}"
             jsonschema.Draft202012Validator(described | registry).validate(described["examples"][0])
@@ -649,7 +651,7 @@ async def test_the_reference_is_grouped_by_what_people_do_and_each_operation_has
 ) -> None:
     page = await browser.get("/chat/docs")
     assert re.findall(r'<h2 id="group-(\w+)"', page.text) == [
-        *("send", "follow", "conversations", "manage", "models", "health")
+        *("send", "follow", "conversations", "manage", "models", "openai", "health")
     ]
     links = re.findall(r'<li><a href="#([\w-]+)"><span class="method', page.text)
     assert len(links) == len(set(links)) == page.text.count('class="card operation"') - page.text.count('id="shape-')

@@ -403,7 +403,7 @@ async def test_the_openapi_document_states_the_exact_types(api: httpx.AsyncClien
     assert "security" not in document
     for path, methods in paths.items():
         for operation in methods.values():
-            assert ("security" in operation) is path.startswith("/api/")
+            assert ("security" in operation) is path.startswith(("/api/", "/v1/"))
     assert "503" in paths["/readyz"]["get"]["responses"]
     of_job = paths["/api/jobs/{job_id}/events"]["get"]
     assert "content" not in of_job["responses"]["204"]

@@ -50,6 +50,8 @@ ALL = {
     "seed": 0,
     "stop": ["a", "b"],
     "response_format": form(SMALL, strict=True),
+    "truncation": "disabled",
+    "raw": True,
 }
 
 

@@ -71,10 +71,12 @@ GROUPS = {
     "Conversations": "Read what was said, and change it.",
     "Manage": "Find jobs, cancel them, try them again, change their class.",
     "Models": "See which models there are, and load them.",
+    "OpenAI": "What OpenAI clients call. Each call is a job as every other; an error has OpenAI's shape.",
     "Health": "For probes. These two need no token.",
 }
 _PLACES = (
     ("Health", re.compile(r"/(?:healthz|readyz)")),
+    ("OpenAI", re.compile(r".* /v1/.*")),
     ("Models", re.compile(r".* /api/models.*")),
     ("Send", re.compile(r"POST (?:/api/jobs|/api/submit|.*/reply|.*/regenerate)")),
     ("Follow", re.compile(r"GET (?:.*/events|/api/jobs/\{job_id\}(?:/attempts)?|.*/latest|/api/status/.*)")),

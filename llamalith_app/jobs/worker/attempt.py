@@ -55,6 +55,7 @@ class AttemptTimings(msgspec.Struct, frozen=True, kw_only=True):
 
 INTERRUPTED = Failed("interrupted", "The attempt was interrupted.")
 UNEXPECTED = Failed("internal", "Something went wrong in the worker; its log says more.")
+TOO_LONG = "The conversation is longer than the context of {n_ctx} tokens, and none of it may be left out (truncation)."
 NOT_VALIDATED = Fit(None, "could not be validated: its worker was ending")
 
 
@@ -163,8 +164,12 @@ class AttemptExecutor:
         turn = await self._read_turn(running, engine.limits)
         if turn is None:
             return None
+        if turn.n_omitted and not shape.may_omit(claim.parameters):
+            raise EngineRefused("context_overflow", TOO_LONG.format(n_ctx=engine.limits.n_ctx))
         request = self._request(running, turn)
-        running.may_think = shape.may_think(self._models[claim.model].settings, request.grammar, engine.limits)
+        running.may_think = shape.may_think(
+            self._models[claim.model].settings, request.grammar, engine.limits, is_raw=request.is_raw
+        )
         if not await self._run_sequence(running, engine, request, stream, progress):
             running.restart()
             request = msgspec.structs.replace(request, sequence_id=next(self._sequence_ids), written=[])
@@ -241,6 +246,8 @@ class AttemptExecutor:
             messages=msgspec.convert(turn.messages, list[ChatMessage], from_attributes=True),
             sampling=shape.sampling(settings, claim.parameters),
             stop=shape.stops(settings, claim.parameters),
+            is_raw=shape.is_raw(claim.parameters),
+            may_omit=shape.may_omit(claim.parameters),
             grammar=shape.grammar(claim, self._grammars),
             written=[] if running.resume_point is None else running.resume_point.tokens,
         )

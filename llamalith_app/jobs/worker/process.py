@@ -164,7 +164,7 @@ class Worker:
         )
 
     def _make_sweeper(self) -> Sweeper:
-        days = self._config.retention_days
+        days, v1_days = self._config.retention_days, self._config.v1_keep_days
         return Sweeper(
             self._database,
             self.id,
@@ -172,6 +172,7 @@ class Worker:
             self._poll_later,
             self._engine_statuses,
             None if days is None else timedelta(days=days),
+            v1_retention=None if v1_days is None else timedelta(days=v1_days),
             restorable=timedelta(days=self._config.restore_days),
             auto_titles=self._config.auto_titles,
             timings=self._timings.sweep,

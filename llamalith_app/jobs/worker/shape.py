@@ -27,9 +27,20 @@ def stops(settings: ModelSettings, parameters: Parameters | None) -> list[str]:
     return [stop] if isinstance(stop, str) else list(stop)
 
 
-def may_think(settings: ModelSettings, grammar: str, limits: EngineLimits) -> bool:
-    """Whether the reply may begin with thinking. A grammar holds the reply from its first letter on."""
-    if grammar:
+def may_omit(parameters: Parameters | None) -> bool:
+    """Whether earlier turns that do not fit the context are left out."""
+    return parameters is None or parameters.truncation != "disabled"
+
+
+def is_raw(parameters: Parameters | None) -> bool:
+    """Whether the model reads the prompt as it is."""
+    return parameters is not None and bool(parameters.raw)
+
+
+def may_think(settings: ModelSettings, grammar: str, limits: EngineLimits, *, is_raw: bool = False) -> bool:
+    """Whether the reply may begin with thinking. A grammar holds the reply from its first letter on; a raw prompt may
+    end anywhere."""
+    if grammar or is_raw:
         return False
     return limits.can_think if settings.thinking == "auto" else settings.thinking == "on"
 

@@ -27,6 +27,9 @@ from llamalith_app.store.tables import Outcome
 from llamalith_app.supervise.pidfile import is_held
 
 LOST = "The worker that ran this job is gone."
+UNSTORED_KEPT = timedelta(minutes=1)
+"""How long an ended job is kept that its OpenAI client did not want stored: a client that lost the connection may come
+again for the answer."""
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +78,8 @@ def _delete_lock(lock_path: str) -> None:
 
 class Sweeper:
     """`held_here`: the lease tokens of the attempts that this worker is running, which it does not sweep.
-    `retention`: how long ended jobs are kept; None: for ever. `restorable`: how long deleted conversations are.
+    `retention`: how long ended jobs are kept; None: for ever. `v1_retention`: the same for those of OpenAI clients.
+    `restorable`: how long deleted conversations are.
     `auto_titles`: whether conversations of the page get titles.
     `wake_later` is called with how long from now a job will
     be due again; `engine_statuses` returns, as JSON, what the worker's row says of its engines.
@@ -90,6 +94,7 @@ class Sweeper:
         engine_statuses: Callable[[], str],
         retention: timedelta | None = None,
         *,
+        v1_retention: timedelta | None = None,
         restorable: timedelta = timedelta(days=1),
         auto_titles: bool = False,
         timings: SweepTimings = TIMINGS,
@@ -102,6 +107,7 @@ class Sweeper:
         self._wake_later = wake_later
         self._engine_statuses = engine_statuses
         self._retention = retention
+        self._v1_retention = v1_retention
         self._restorable = restorable
         self._auto_titles = auto_titles
         self._timings = timings
@@ -125,6 +131,9 @@ class Sweeper:
         if await self._database.read(keys.has_expired_keys, datetime.now(UTC)):
             await self._database.write_lightly(keys.delete_expired, datetime.now(UTC), self._batches.old_keys)
         await self._delete_expired()
+        await self._delete_expired_calls(UNSTORED_KEPT, stored=False)
+        if self._v1_retention is not None:
+            await self._delete_expired_calls(self._v1_retention, stored=True)
         await self._remove_deleted()
         if self._auto_titles:
             await self._make_titles()
@@ -184,6 +193,14 @@ class Sweeper:
             n_gone = await self._database.write_lightly(retention.delete_expired_conversations, until, found.expired)
             log.info("empty conversations expired", n_conversations=n_gone)
         self._last_searched = found.last
+
+    async def _delete_expired_calls(self, kept: timedelta, *, stored: bool) -> None:
+        until = datetime.now(UTC) - kept
+        if await self._database.read(retention.has_expired_calls, until, stored=stored):
+            n_expired = await self._database.write_lightly(
+                retention.delete_expired_calls, until, self._batches.expired_jobs, stored=stored
+            )
+            log.info("jobs of OpenAI clients expired", n_jobs=n_expired)
 
     async def _remove_deleted(self) -> None:
         until = datetime.now(UTC) - self._restorable

@@ -113,6 +113,23 @@ _OWN_TURN = (
 )
 
 
+_CONTINUED = (
+    select(
+        ConversationRow.id,
+        ConversationRow.public_id,
+        exists().where(open_job.conversation_id == ConversationRow.id, is_open).label("is_busy"),
+    )
+    .join(TurnRow, TurnRow.conversation_id == ConversationRow.id)
+    .where(
+        ConversationRow.id == bindparam("of_conversation"),
+        ConversationRow.deleted_at.is_(None),
+        TurnRow.id == bindparam("of_turn"),
+        TurnRow.digest.is_not(None),
+    )
+    .with_for_update(of=ConversationRow)
+)
+
+
 def submit(connection: Connection, new: NewJob, now: datetime) -> Accepted:
     """Adds a turn after the parent that is asked for, or after the head of its conversation, and queues its job. The
     turn becomes the head. Makes the conversation if it does not exist or is deleted. Raises BadInput: it has no such
@@ -178,6 +195,31 @@ def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datet
         new = new._replace(request=request, keeps_system_prompt=False)
     parent = turns.parent(connection, beside.parent_id)
     return _add(connection, new, public_id, conversation_id, parent, now)
+
+
+def submit_history(connection: Connection, new: NewJob, after: turns.StoredPrefix | None, now: datetime) -> Accepted:
+    """Queues the reply to a whole history: the system prompt of the request, then `new.inputs`. `after`: a stored path
+    that equals its beginning; the new turn continues that, and only what is new is stored. None: it begins a
+    conversation.
+
+    Where a job of that conversation has not ended, it begins a conversation, too, which shares the path: calls beside
+    each other run beside each other.
+    """
+    found = None if after is None else _continued(connection, after)
+    if after is None or found is None:
+        return submit(connection, new, now)
+    n_known = after.n_messages - bool(new.request.system_prompt)
+    new = new._replace(inputs=new.inputs[n_known:])
+    public_id, conversation_id = found.public_id, found.id
+    if found.is_busy:
+        public_id = str(uuid.uuid4())
+        conversation_id = _new_conversation(connection, new.owner_id, public_id, new.source, now)
+    return _add(connection, new, public_id, conversation_id, turns.parent(connection, after.turn_id), now)
+
+
+def _continued(connection: Connection, after: turns.StoredPrefix) -> Any:
+    """The conversation of that path. None: the path is gone since it was found."""
+    return connection.execute(_CONTINUED, {"of_conversation": after.conversation_id, "of_turn": after.turn_id}).first()
 
 
 def submit_compared(

@@ -1,0 +1,1 @@
+"""The routes of OpenAI clients, under /v1 and /chat/v1."""
