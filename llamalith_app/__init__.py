@@ -19,11 +19,12 @@ The map:
                      clean HTML), markdown_stream (block by block, pure) and reply_blocks (a job's events as a page
                      reads them); download, a conversation as a file; openai/ and openai_errors: what OpenAI clients
                      ask (asked) and get (told, answers)
-    controllers/     thin HTTP and nothing else: API, events, probes; v1/ for OpenAI clients; pages/ has a controller for
-                     each page
+    controllers/     thin HTTP and nothing else: API, events, probes; v1/ for OpenAI clients; pages/ has a controller
+                     for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
-    jobs/            the queue: submit, schemas, cancel, calls (whose clients wait), branches, bulk (all that match), order (pure), forecast, queue
-                     (sole speaker of SAQ), monitor, wishes (load or unload a model); timeline and statistics (pure)
+    jobs/            the queue: submit, schemas, cancel, calls (whose clients wait), branches, bulk (all that match),
+                     order (pure), forecast, queue (sole speaker of SAQ), monitor, wishes (load or unload a model);
+                     timeline and statistics (pure)
     jobs/worker/     the worker's side: run (from its start to the signal that ends it), process (its composition root),
                      dispatch (who gets a place), pool and placement (which models are loaded: done and decided),
                      attempt, running and settle (one attempt: run, its state, what came of it), shape and reply (what

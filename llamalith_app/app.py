@@ -49,6 +49,7 @@ from llamalith_app.controllers.pages.status import StatusPage
 from llamalith_app.controllers.pages.stream import StreamPage
 from llamalith_app.controllers.v1.chat import ChatCompletions
 from llamalith_app.controllers.v1.models import OpenAIModels
+from llamalith_app.controllers.v1.responses import Responses
 from llamalith_app.errors import LlamalithError, LoginNeeded, SessionUnreadable, StaleForm
 from llamalith_app.grammars import grammar
 from llamalith_app.guards import sessions
@@ -200,7 +201,7 @@ def routes(cors_origins: Sequence[str]) -> Litestar:
         Models,
         Legacy,
     ]
-    v1 = [ChatCompletions, OpenAIModels]
+    v1 = [ChatCompletions, Responses, OpenAIModels]
     pages = [
         *(NewChatPage, JobsPage, JobPage, DraftPage, ConversationsPage, ConversationPage, BranchForms),
         *(AttachmentsPage, StatusPage, StreamPage, LoginPage, LogoutPage, LookPage, OfflinePage, DocsPage, MonitorPage),

@@ -41,6 +41,14 @@ class UnknownModel(LlamalithError):
     title = "Unknown model"
 
 
+class NoPreviousResponse(LlamalithError):
+    """An OpenAI client goes on from a response that is not there, or that ended without a reply."""
+
+    status = 400
+    type = "previous-response-not-found"
+    title = "No previous response"
+
+
 class Ending(LlamalithError):
     """This process ends before it knows the answer. The job is stored: the same request finds it again."""
 

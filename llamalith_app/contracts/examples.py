@@ -19,6 +19,7 @@ from llamalith_app.contracts import (
     openai,
     parameters,
     problems,
+    responses,
 )
 
 _SENT = datetime(2026, 11, 30, 9, 15, 2, tzinfo=UTC)
@@ -258,6 +259,42 @@ _OPENAI_MODEL = openai.OpenAIModel(
     owned_by="llamalith",
     status=openai.OpenAIModelStatus(value="loaded", failed=False),
 )
+_OUTPUT = responses.OutputText(text="Green, old, and fond of tea.")
+_MESSAGE_ITEM = responses.OutputMessage(id="msg_12", status="completed", content=[_OUTPUT])
+_REASONING_ITEM = responses.OutputReasoning(
+    id="rs_12", status="completed", content=[responses.ReasoningText(text="A dragon. It should be friendly.")]
+)
+_RESPONSE_USAGE = responses.ResponseUsage(
+    input_tokens=38,
+    input_tokens_details=responses.InputTokensDetails(cached_tokens=20),
+    output_tokens=45,
+    output_tokens_details=responses.OutputTokensDetails(reasoning_tokens=12),
+    total_tokens=83,
+)
+_RESPONSE = responses.Response(
+    id="resp_12",
+    created_at=1_796_030_102,
+    completed_at=1_796_030_109,
+    status="completed",
+    background=False,
+    error=_OPENAI_ERROR,
+    incomplete_details=responses.IncompleteDetails(reason="max_output_tokens"),
+    instructions="You are brief.",
+    max_output_tokens=200,
+    metadata={"order": "4711"},
+    model="smollm2",
+    output=[_REASONING_ITEM, _MESSAGE_ITEM],
+    previous_response_id="resp_11",
+    store=True,
+    temperature=0.7,
+    text=responses.TextFormatTold(format={"type": "text"}),
+    top_p=0.95,
+    truncation="disabled",
+    usage=_RESPONSE_USAGE,
+)
+_INPUT_MESSAGE = responses.InputMessage(
+    id="msg_12_0", role="user", content=[responses.InputText(type="input_text", text="Describe a dragon.")]
+)
 _ACCEPTED = jobs.JobAccepted(
     ok=True, queued=True, job_id=12, conversation_id="dragon", created_new=False, model="smollm2", turn_id=9
 )
@@ -374,6 +411,43 @@ _ALL: tuple[msgspec.Struct, ...] = (
     ),
     openai.CompletionCreate(prompt="Once upon a time", model="smollm2"),
     openai.CompletionCreate(**_SAMPLED, prompt="Once upon a time", best_of=1, echo=False, suffix=""),
+    responses.ResponseCreate(input="Describe a dragon.", model="smollm2"),
+    responses.ResponseCreate(
+        input=[responses.InputItem(role="user", content="Describe a dragon.")],
+        model="smollm2",
+        instructions="You are brief.",
+        previous_response_id="resp_11",
+        stream=False,
+        background=True,
+        store=True,
+        max_output_tokens=200,
+        temperature=0.7,
+        top_p=0.95,
+        text=responses.TextFormat(format=parameters.AnyText()),
+        truncation="auto",
+        service_tier="flex",
+        metadata={"order": "4711"},
+        tools=[],
+        conversation="",
+        prompt={},
+        top_logprobs=0,
+    ),
+    responses.TextFormat(format=parameters.AnyText()),
+    responses.InputItem(type="message", role="user", content="Describe a dragon.", id="msg_11"),
+    _RESPONSE,
+    _RESPONSE.text,
+    responses.IncompleteDetails(reason="max_output_tokens"),
+    _RESPONSE_USAGE,
+    _RESPONSE_USAGE.input_tokens_details,
+    _RESPONSE_USAGE.output_tokens_details,
+    _MESSAGE_ITEM,
+    _OUTPUT,
+    _REASONING_ITEM,
+    _REASONING_ITEM.content[0],
+    responses.ResponseDeleted(id="resp_12", deleted=True),
+    responses.InputItemList(data=[_INPUT_MESSAGE], first_id="msg_12_0", last_id="msg_12_0", has_more=False),
+    _INPUT_MESSAGE,
+    _INPUT_MESSAGE.content[0],
     openai.StreamOptions(include_usage=True),
     _ASKED,
     openai.ChatMessage(role="assistant", content=[openai.ContentPart(type="text", text="Green.")], tool_calls=[]),
@@ -456,6 +530,10 @@ IN_ADDRESSES: dict[str, Any] = {
     "tag": "stories",
     "source": "page",
     "format": "md",
+    "response_id": "resp_12",
+    "stream": True,
+    "starting_after": 42,
+    "order": "asc",
     "Idempotency-Key": "order-4711",
     "Last-Event-ID": "12:1-34",
 }

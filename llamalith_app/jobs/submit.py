@@ -133,15 +133,17 @@ class Submissions:
         call: Call,
         *,
         joins: JoinWindow,
+        behind: int | None = None,
         key: Key | None = None,
     ) -> int:
         """Queues the reply to a whole history, as an OpenAI client sends it, and returns the job's id. `history`: at
         least one message that is not a system message. A job that this call left within the window is joined instead.
 
         Where the history begins as a stored path does, the turn continues that path. A call that is not to be stored
-        begins a conversation of its own. Of the request, neither content nor system prompt nor context is read.
+        begins a conversation of its own. `behind`: a turn that the history continues; then that is all. Of the request,
+        neither content nor system prompt nor context is read.
 
-        Raises what `submit` raises.
+        Raises what `submit` raises; NotFound: no turn `behind`.
         """
         if key is not None and (before := await self._database.read(keys.stored_answer, key, datetime.now(UTC), int)):
             return before
@@ -158,7 +160,7 @@ class Submissions:
         )
         after = None
         # Behind the path there must be a message, and one that is no system message: that would replace the one before.
-        if call.is_stored and history[-1].role != "system":
+        if behind is None and call.is_stored and history[-1].role != "system":
             after = await self._database.read(turns.longest_stored_prefix, principal.user_id, history[:-1])
         is_new = True
 
@@ -170,7 +172,13 @@ class Submissions:
                 if (left := calls.join(connection, call.digest, since, since_repeat=since_sent)) is not None:
                     is_new = False
                     return left
-            job_id = cast(int, submission.submit_history(connection, new, after, now).job_id)
+            if behind is None:
+                accepted = submission.submit_history(connection, new, after, now)
+            elif (found := submission.submit_behind(connection, new, behind, now)) is None:
+                raise NotFound(NO_TURN)
+            else:
+                accepted = found
+            job_id = cast(int, accepted.job_id)
             calls.add(connection, job_id, call, now)
             return job_id
 

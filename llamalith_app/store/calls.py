@@ -19,6 +19,7 @@ from llamalith_app.store.tables import CallRow, JobRow, Status, status_is
 _calls = cast(Table, CallRow.__table__)
 
 _INSERT = insert(_calls)
+_FIND = select(CallRow.digest, CallRow.is_stored, CallRow.is_background).where(CallRow.job_id == bindparam("of_job"))
 _LEFT_WITH_THE_SAME = (
     select(CallRow.job_id)
     .join(JobRow, JobRow.id == CallRow.job_id)
@@ -62,6 +63,14 @@ class Call(NamedTuple):
     """Of the caller and the whole request. None: the job goes on when the client leaves, and nobody joins it."""
     is_stored: bool = True
     """False: it is deleted soon after its end."""
+    is_background: bool = False
+    """The client asked for the job alone, not for its answer."""
+
+
+def find(connection: Connection, job_id: int) -> Call | None:
+    """What is stored of the call that made this job. None: none did."""
+    found = connection.execute(_FIND, {"of_job": job_id}).first()
+    return None if found is None else Call._make(found)
 
 
 def add(connection: Connection, job_id: int, call: Call, now: datetime) -> None:

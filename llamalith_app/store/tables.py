@@ -388,6 +388,8 @@ class CallRow(DefaultBase):
     """When the last of them left without an answer; null: none did, or another came."""
     is_stored: Mapped[bool] = mapped_column(Boolean)
     """False: the client wants nothing kept, so that the job goes soon after its end."""
+    is_background: Mapped[bool] = mapped_column(Boolean)
+    """The client asked for the job alone, not for its answer."""
     created_at: Mapped[datetime] = mapped_column(DateTimeUTC)
 
 

@@ -221,6 +221,9 @@ _BY_DIGEST = (
     .order_by(TurnRow.id.desc())
     .limit(10)
 )
+_JOB_BEFORE = (
+    select(JobRow.id).join(TurnRow, TurnRow.parent_id == JobRow.turn_id).where(TurnRow.id == bindparam("of_turn"))
+)
 _OPEN_ON_PATH = (
     select(JobRow.status)
     .join_from(_path, JobRow, JobRow.turn_id == _path.c.id)
@@ -332,6 +335,12 @@ def newest_messages(connection: Connection, head_turn_id: int, depth: int) -> di
         if len(found) == 2 or n_turns > depth:
             break
     return found
+
+
+def job_before(connection: Connection, turn_id: int) -> int | None:
+    """The job of the turn that this one continues. None: there is none."""
+    job_id: int | None = connection.execute(_JOB_BEFORE, {"of_turn": turn_id}).scalar()
+    return job_id
 
 
 def open_job_on_path(connection: Connection, turn_id: int) -> Status | None:

@@ -30,6 +30,7 @@ from llamalith_app.contracts import (
     openai,
     parameters,
     problems,
+    responses,
 )
 from llamalith_app.contracts.text import END
 
@@ -39,7 +40,19 @@ EVENTS = "x-events"
 """Beside a stream's schema: the shape of each event's data, by the event's name."""
 MAX_ID = 2**63 - 1
 
-_MODULES = (conversation_list, conversations, events, export, health, jobs, models, openai, parameters, problems)
+_MODULES = (
+    conversation_list,
+    conversations,
+    events,
+    export,
+    health,
+    jobs,
+    models,
+    openai,
+    parameters,
+    problems,
+    responses,
+)
 _SHAPES = {
     name: shape
     for module in _MODULES

@@ -45,7 +45,7 @@ def id_alone(last_id: bytes) -> bytes:
 
 class EventStream(Response[Any]):
     """Sends what `source` yields, chunk by chunk; the OpenStream ends `source`. `greeting`: comes first. `farewell`:
-    comes last where the stream ended before its source did. `on_left`: is called then."""
+    makes what comes last where the stream ended before its source did. `on_left`: is called then."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class EventStream(Response[Any]):
         source: Callable[[OpenStream], Chunks],
         *,
         greeting: bytes = RETRY,
-        farewell: bytes = COME_AGAIN,
+        farewell: Callable[[], bytes] = lambda: COME_AGAIN,
         on_left: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(content=None, media_type="text/event-stream")
@@ -78,7 +78,7 @@ class EventStream(Response[Any]):
                     async for chunk in chunks:
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 is_whole = not stream.is_over
-                last = b"" if is_whole else self._farewell
+                last = b"" if is_whole else self._farewell()
                 await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
             if not is_whole:

@@ -299,6 +299,10 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/api/status/{conversation_id}",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/responses",
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/cancel",
+        "/v1/responses/{response_id}/input_items",
         "/v1/models",
         "/v1/models/{name}",
         "/v1/models/load",
@@ -319,7 +323,9 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         names_model = path.startswith("/v1/") and method == "post"
         assert ("404" in refusals) is (("{" in path and not takes_unknown) or names_model), path
         assert ("413" in refusals) is ("requestBody" in operation), path
-        makes = path.endswith(("/retry", "/reply", "/submit", "/regenerate", "/compare", "/completions")) or (
+        makes = path.endswith(
+            ("/retry", "/reply", "/submit", "/regenerate", "/compare", "/completions", "/responses")
+        ) or (
             path,
             method,
         ) == (

@@ -24,10 +24,16 @@ REPEATED_WITHIN_S = 3600.0
 
 
 async def submit(
-    request: AppRequest, asked: Asked, *, is_stored: bool, goes_on: bool = False, idempotency_key: str | None = None
+    request: AppRequest,
+    asked: Asked,
+    *,
+    is_stored: bool,
+    is_background: bool = False,
+    behind: int | None = None,
+    idempotency_key: str | None = None,
 ) -> Job:
-    """The job of this call, with its progress. `goes_on`: whether the client waits or not. Raises what
-    `Submissions.submit` raises, and UnknownModel."""
+    """The job of this call, with its progress. `behind`: the turn that it continues. Raises what `Submissions.call`
+    raises, and UnknownModel."""
     parts = request.parts
     if asked.request.model and asked.request.model not in parts.models:
         raise UnknownModel(f"model: {asked.request.model!r} is not offered here; these are: {', '.join(parts.models)}")
@@ -37,8 +43,9 @@ async def submit(
         request.id,
         asked.request,
         asked.history,
-        Call(None if goes_on or key is not None else await _digest(request), is_stored),
+        Call(None if is_background or key is not None else await _digest(request), is_stored, is_background),
         joins=JoinWindow(parts.calls.grace_s, REPEATED_WITHIN_S if _is_repeat(request) else None),
+        behind=behind,
         key=key,
     )
     job = await parts.database.read(reads.job_by_id, request.principal.user_id, job_id, or_deleted=True)

@@ -217,6 +217,18 @@ def submit_history(connection: Connection, new: NewJob, after: turns.StoredPrefi
     return _add(connection, new, public_id, conversation_id, turns.parent(connection, after.turn_id), now)
 
 
+def submit_behind(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | None:
+    """Queues the reply to `new.inputs` behind this turn, whatever came of its job so far. The system prompt of the
+    request is the only one in force; empty: none is. Returns None: no such turn of this owner."""
+    found = connection.execute(_OWN_TURN, {"of_owner": new.owner_id, "of_turn": turn_id}).first()
+    if found is None or found.deleted_at is not None:
+        return None
+    parent = turns.parent(connection, turn_id)
+    if (turns.system_in_force(connection, parent.system_turn_id) or "") != new.request.system_prompt:
+        parent = parent._replace(system_turn_id=None)
+    return _add(connection, new, found.public_id, found.conversation_id, parent, now)
+
+
 def _continued(connection: Connection, after: turns.StoredPrefix) -> Any:
     """The conversation of that path. None: the path is gone since it was found."""
     return connection.execute(_CONTINUED, {"of_conversation": after.conversation_id, "of_turn": after.turn_id}).first()

@@ -90,7 +90,7 @@ def stream_answer(request: AppRequest, job: Job, telling: Telling, left: Left) -
         lambda stream: _chunks(request, job, telling, stream, left),
         # A client of OpenAI's would take a line that is no comment and no data for an event.
         greeting=b"",
-        farewell=telling.failure(errors.body(Ending.status, Ending.type, ENDING)),
+        farewell=lambda: telling.failure(errors.body(Ending.status, Ending.type, ENDING)),
         on_left=lambda: left(job.id),
     )
 

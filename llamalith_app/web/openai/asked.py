@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.jobs import JobRequest, PriorityWord
 from llamalith_app.contracts.openai import (
@@ -40,8 +42,8 @@ class Asked(NamedTuple):
 def chat(body: ChatCompletionCreate) -> Asked:
     """Raises BadInput."""
     _refuse_common(body)
-    _refuse(body, ("tools", "functions"), NO_TOOLS)
-    _refuse(body, ("audio",), TEXT_ALONE)
+    refuse(body, ("tools", "functions"), NO_TOOLS)
+    refuse(body, ("audio",), TEXT_ALONE)
     if body.top_logprobs:
         raise BadInput(f"top_logprobs: {NO_LOGPROBS}")
     if isinstance(body.modalities, list) and any(kind != "text" for kind in body.modalities):
@@ -116,11 +118,12 @@ def _request(body: Sampled, max_tokens: int | None, **more: Any) -> JobRequest:
 def _refuse_common(body: Sampled) -> None:
     if (body.n or 1) > 1:
         raise BadInput("n: one reply is drawn for each call, so only 1 is possible; send the call again for another")
-    _refuse(body, ("logit_bias",), "the probabilities of single tokens cannot be changed here")
-    _refuse(body, ("logprobs",), NO_LOGPROBS)
+    refuse(body, ("logit_bias",), "the probabilities of single tokens cannot be changed here")
+    refuse(body, ("logprobs",), NO_LOGPROBS)
 
 
-def _refuse(body: Sampled, names: Sequence[str], why: str) -> None:
+def refuse(body: msgspec.Struct, names: Sequence[str], why: str) -> None:
+    """Raises BadInput for the first of these fields that asks for something."""
     for name in names:
         if getattr(body, name):
             raise BadInput(f"{name}: {why}; leave it out")

@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("n_open", sa.Integer(), nullable=False),
         sa.Column("left_at", DateTimeUTC(), nullable=True),
         sa.Column("is_stored", sa.Boolean(), nullable=False),
+        sa.Column("is_background", sa.Boolean(), nullable=False),
         sa.Column("created_at", DateTimeUTC(), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"]),
         sa.PrimaryKeyConstraint("job_id"),
