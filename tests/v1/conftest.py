@@ -26,10 +26,11 @@ def script(tmp_path: Path) -> Script:
 
 
 @pytest.fixture
-def config(tmp_path: Path, database_path: Path, redis_url: str) -> Config:
+def config(tmp_path: Path, database_path: Path, redis_url: str, request: pytest.FixtureRequest) -> Config:
+    """A test that wants another grace is parametrized with its seconds."""
     config = make_config(tmp_path, database_path, redis_url)
     model = msgspec.structs.replace(config.models[0], settings=ModelSettings(max_tokens=1000))
-    return msgspec.structs.replace(config, models=(model,), n_slots=4)
+    return msgspec.structs.replace(config, models=(model,), n_slots=4, v1_grace_s=getattr(request, "param", 60.0))
 
 
 @pytest.fixture
@@ -47,12 +48,17 @@ def openai() -> Any:
     return importlib.import_module("openai")
 
 
-@pytest.fixture
-async def client(openai: Any, api: httpx.AsyncClient) -> AsyncIterator[Any]:
-    # Without what this machine's environment says of proxies.
-    async with openai.AsyncOpenAI(
+def openai_client(openai: Any, api: httpx.AsyncClient, timeout: float = 20, **more: Any) -> Any:
+    return openai.AsyncOpenAI(
         base_url=f"{api.base_url}/v1",
         api_key=TOKEN,
-        http_client=openai.DefaultAsyncHttpxClient(trust_env=False, verify=False),
-    ) as client:
+        # Without what this machine's environment says of proxies.
+        http_client=openai.DefaultAsyncHttpxClient(trust_env=False, verify=False, timeout=timeout),
+        **more,
+    )
+
+
+@pytest.fixture
+async def client(openai: Any, api: httpx.AsyncClient) -> AsyncIterator[Any]:
+    async with openai_client(openai, api) as client:
         yield client
