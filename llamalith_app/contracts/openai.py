@@ -17,19 +17,35 @@ from llamalith_app.settings import ranges
 
 MAX_MESSAGES = 10_000
 AnySeed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="Only its lowest 32 bits count.")]
-Refused = Annotated[Any, Meta(description="Refused, where it asks for something.")]
+Refused = Annotated[
+    Any,
+    Meta(
+        description="Refused, where it asks for something.",
+        extra_json_schema={"enum": [None, False, 0, "", [], {}]},
+    ),
+]
 """A field that is read only to be refused."""
+OnlyOne = Annotated[int, Meta(ge=1, le=128, description="1; more are refused.", extra_json_schema={"enum": [1]})]
+
+
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
-    type: Annotated[str, Meta(max_length=100, description="`text`; others are refused.")]
+    type: Annotated[
+        str,
+        Meta(max_length=100, description="`text`; others are refused.", extra_json_schema={"enum": list(TEXT_PARTS)}),
+    ]
     text: Text | None = None
     refusal: Text | None = None
     """Counts as text."""
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
-    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
+    role: Annotated[
+        Literal["developer", "system", "user", "assistant", "tool", "function"],
+        Meta(extra_json_schema={"enum": ["developer", "system", "user", "assistant"]}),
+    ]
     """`developer` is `system`. Tools come with a later version."""
     content: Text | Annotated[list[ContentPart], Meta(max_length=1000)] | None = None
     """The texts of several parts are joined."""
@@ -60,7 +76,7 @@ class Sampled(msgspec.Struct, kw_only=True):
     frequency_penalty: ranges.Penalty | None = None
     seed: AnySeed | None = None
     stop: str | ranges.StopList | None = None
-    n: Annotated[int, Meta(ge=1, le=128, description="1; more are refused.")] | None = None
+    n: OnlyOne | None = None
     service_tier: (
         Annotated[str, Meta(max_length=40, description="`priority` or `flex`: interactive, batch.")] | None
     ) = None
@@ -81,14 +97,17 @@ class ChatCompletionCreate(Sampled, kw_only=True):
     top_logprobs: Refused = None
     tools: Refused = None
     functions: Refused = None
-    modalities: Refused = None
+    modalities: list[Literal["text"]] | None = None
     audio: Refused = None
 
 
+Prompt = Annotated[Text, Meta(min_length=1)]
+
+
 class CompletionCreate(Sampled, kw_only=True):
-    prompt: Text | Annotated[list[Text], Meta(min_length=1, max_length=1)]
+    prompt: Prompt | Annotated[list[Prompt], Meta(min_length=1, max_length=1)]
     """It is sent to the model as the message of a user."""
-    best_of: Annotated[int, Meta(ge=1, le=128, description="1; more are refused.")] | None = None
+    best_of: OnlyOne | None = None
     echo: bool | None = None
     """The prompt stands before the text."""
     suffix: Refused = None

@@ -18,7 +18,10 @@ ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "fa
 
 
 class InputItem(msgspec.Struct, kw_only=True):
-    type: Annotated[str, Meta(max_length=100)] | None = None
+    type: (
+        Annotated[str, Meta(max_length=100, extra_json_schema={"enum": ["message", "item_reference", "reasoning"]})]
+        | None
+    ) = None
     """`message` (also where it is absent), `item_reference`, or `reasoning`, which is skipped. Others are refused."""
     role: Literal["developer", "system", "user", "assistant"] | None = None
     content: Text | Annotated[list[ContentPart], Meta(max_length=1000)] | None = None

@@ -17,6 +17,8 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from llamalith_app.contracts.problems import Problem
 from llamalith_app.guards.hosts import Hosts
+from llamalith_app.web import openai_errors
+from llamalith_app.web.paths import is_openai
 
 MAX_HEADER_BYTES = 32 * 1024
 """All headers together. `web/server.py` reads at most twice as much."""
@@ -89,7 +91,7 @@ class Envelope:
             client = scope["client"]
             address = client[0] if client else ""
             log.warning("request refused", status=refused.status, address=address, reason=refused.detail)
-            await _answer(refused, send_with_headers)
+            await _answer(scope["path"], refused, send_with_headers)
             return
         if without_body:
             scope["method"] = "GET"
@@ -138,8 +140,13 @@ def _refusal(scope: HTTPScope, hosts: Hosts) -> Problem | None:
     return None
 
 
-async def _answer(refused: Problem, send: Send) -> None:
-    body = msgspec.json.encode(refused)
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+async def _answer(path: str, refused: Problem, send: Send) -> None:
+    shown: msgspec.Struct = refused
+    media_type = b"application/problem+json"
+    if is_openai(path):
+        word = refused.type.rpartition("/")[2]
+        shown, media_type = openai_errors.body(refused.status, word, refused.detail), b"application/json"
+    body = msgspec.json.encode(shown)
+    headers = [(b"content-type", media_type), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -8,7 +8,7 @@ import pytest
 from jinja2 import Environment
 
 from llamalith_app.engine import forms
-from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN, fit
+from llamalith_app.engine.chat import MAX_CHARS_A_TOKEN, fit, fit_raw
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.runner_protocol import Refusal
 
@@ -62,6 +62,23 @@ def test_what_fits_is_sent_as_it_is() -> None:
 )
 def test_whole_turns_are_left_out_oldest_first(n_room: int, expected: tuple[str, int]) -> None:
     assert kept(HISTORY, n_ctx=n_room + 1) == expected
+
+
+@pytest.mark.parametrize("n_more", [1, 500, MAX_CHARS_A_TOKEN * 1000])
+def test_a_conversation_that_is_not_to_be_shortened_is_refused_where_it_does_not_fit(n_more: int) -> None:
+    n_ctx = len(plain(HISTORY)) + 1
+    assert fit(HISTORY, plain, tokenize, n_ctx, 1, may_omit=False).omitted_messages == 0
+    longer = [HISTORY[0], user("x" * n_more), *HISTORY[1:]]
+    with pytest.raises(Refusal, match=f"{n_ctx - 1} fit .* none of it may be left out") as caught:
+        fit(longer, plain, tokenize, n_ctx, 1, may_omit=False)
+    assert caught.value.kind == "context_overflow"
+    assert fit(longer, plain, tokenize, n_ctx, 1).omitted_messages > 0
+
+
+def test_a_raw_prompt_is_sent_as_it_is_or_refused() -> None:
+    assert fit_raw("Once", tokenize, 5, 1) == (list(b"Once"), 0, False)
+    with pytest.raises(Refusal, match="5 tokens; 4 fit"):
+        fit_raw("Once.", tokenize, 5, 1)
 
 
 def test_room_for_the_reply_is_a_quarter_of_the_context_at_most() -> None:

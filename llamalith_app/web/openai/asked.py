@@ -13,6 +13,7 @@ import msgspec
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.contracts.jobs import JobRequest, PriorityWord
 from llamalith_app.contracts.openai import (
+    TEXT_PARTS,
     ChatCompletionCreate,
     ChatMessage,
     CompletionCreate,
@@ -46,8 +47,6 @@ def chat(body: ChatCompletionCreate) -> Asked:
     refuse(body, ("audio",), TEXT_ALONE)
     if body.top_logprobs:
         raise BadInput(f"top_logprobs: {NO_LOGPROBS}")
-    if isinstance(body.modalities, list) and any(kind != "text" for kind in body.modalities):
-        raise BadInput(f"modalities: {TEXT_ALONE}")
     request = _request(body, body.max_completion_tokens or body.max_tokens, response_format=body.response_format)
     return Asked(request, history(body.messages))
 
@@ -60,8 +59,6 @@ def completion(body: CompletionCreate) -> Asked:
     if (body.best_of or 1) > 1:
         raise BadInput("best_of: one completion is drawn for each call, so only 1 is possible")
     prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-    if not prompt:
-        raise BadInput("prompt: expected at least one character")
     request = _request(body, body.max_tokens, raw=True)
     return Asked(request, [Message(role="user", content=prompt)])
 
@@ -97,7 +94,6 @@ def joined(place: str, parts: Sequence[ContentPart]) -> str:
     return "".join(texts)
 
 
-TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 NO_LOGPROBS = "the probabilities of tokens are not told here"
 
 
