@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, event
 
 from llamalith_app.contracts.conversations import Message
 from llamalith_app.store import (
+    calls,
     conversation_changes,
     conversation_list,
     conversations,
@@ -25,6 +26,7 @@ from llamalith_app.store import (
     tree,
     turns,
 )
+from llamalith_app.store.calls import Call
 from llamalith_app.store.conversation_list import Filter
 from llamalith_app.store.jobs import details, leases, listing, reads, statistics, submission, transitions, waiting
 from llamalith_app.store.jobs.listing import JobFilter
@@ -57,6 +59,12 @@ def claimed(connection: Connection) -> transitions.Claim:
 def queued(connection: Connection) -> int:
     job_id = submission.submit(connection, prompt(), NOW).job_id
     assert job_id is not None
+    return job_id
+
+
+def called(connection: Connection) -> int:
+    job_id = queued(connection)
+    calls.add(connection, job_id, Call("d"), NOW)
     return job_id
 
 
@@ -171,6 +179,32 @@ OPERATIONS: dict[str, tuple[Prepare, Run]] = {
         lambda c: (queued(c), finish(c, claimed(c))),
         lambda c, _: turns.longest_stored_prefix(
             c, ADMIN_ID, [Message(role="user", content="hello"), Message(role="assistant", content="a reply")]
+        ),
+    ),
+    "continue a history": (
+        lambda c: (queued(c), finish(c, claimed(c))),
+        lambda c, _: submission.submit_history(
+            c,
+            prompt(conversation_id=None, inputs=[Message(role="user", content=text) for text in "abc"]),
+            turns.StoredPrefix(1, 1, 2),
+            NOW,
+        ),
+    ),
+    "continue a response": (
+        queued,
+        lambda c, _: (submission.submit_behind(c, prompt(), 1, NOW), turns.job_before(c, 2)),
+    ),
+    "join a call": (called, lambda c, _: calls.join(c, "d", NOW, since_repeat=NOW - timedelta(days=1))),
+    "leave a call": (called, lambda c, job_id: calls.leave(c, job_id, NOW)),
+    "calls that were left": (
+        lambda c: calls.leave(c, called(c), NOW),
+        lambda c, _: (calls.first_left(c), calls.cancel_left(c, LATER, LATER)),
+    ),
+    "calls that expire": (
+        lambda c: transitions.cancel(c, ADMIN_ID, called(c), NOW),
+        lambda c, _: (
+            retention.has_expired_calls(c, LATER, stored=True),
+            retention.delete_expired_calls(c, LATER, 100, stored=True),
         ),
     ),
     "a sibling": (queued, lambda c, _: submission.submit_sibling(c, prompt(), 1, NOW)),
