@@ -22,7 +22,7 @@ FINAL = HTTPStatus.BAD_REQUEST
 
 def body(status: int, word: str, message: str, *, code: str | None = None) -> OpenAIErrorBody:
     """`word`: that of the problem's type."""
-    place = PLACE.match(message) if status == HTTPStatus.BAD_REQUEST else None
+    place = PLACE.match(message) if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND) else None
     return OpenAIErrorBody(
         error=OpenAIError(
             message=message,

@@ -64,7 +64,8 @@ async def test_a_history_that_is_sent_back_goes_on_in_its_conversation(
 async def test_an_error_is_one_that_the_package_knows(openai: Any, client: Any) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         await client.chat.completions.create(model="gpt-4o", messages=[USER])
-    assert (caught.value.code, caught.value.type) == ("model_not_found", "invalid_request_error")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    assert caught.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError) as refused:
         await client.chat.completions.create(model="smollm2", messages=[USER], n=2)
     assert refused.value.param == "n"
