@@ -103,6 +103,7 @@ class Submissions:
         source: Source = Source.API,
         beside: int | None = None,
         seen: int | None = None,
+        preceding: Sequence[Message] = (),
         fork_of: ForkPoint | None = None,
         key: Key | None = None,
     ) -> JobAccepted:
@@ -110,7 +111,8 @@ class Submissions:
         blank or None: a new conversation. `keeps_system_prompt`: a system message in force is not replaced. `beside`: a
         turn that the conversation shows, whose sibling the prompt becomes. `seen`: a turn that the client was shown;
         the prompt continues the branch through it. `source`: the door, which is stored with a conversation that it
-        makes. `fork_of`: the prompt begins a conversation that parts there.
+        makes. `preceding`: messages that stand before the prompt. `fork_of`: the prompt begins a conversation that
+        parts there.
 
         Raises BadInput, NotFound (no turn `beside` or `fork_of`), JobOpen (on the path to `fork_of`), ValidatorBusy,
         KeyReused, QueueFull or StorageUnavailable, with nothing stored.
@@ -121,7 +123,9 @@ class Submissions:
         ):
             return before
         new = await self._new_job(principal, request_id, request, conversation_id)
-        new = new._replace(keeps_system_prompt=keeps_system_prompt, source=source, seen=seen)
+        new = new._replace(
+            keeps_system_prompt=keeps_system_prompt, source=source, seen=seen, inputs=[*preceding, *new.inputs]
+        )
         return await self._make(new, beside, key, fork_of)
 
     async def call(

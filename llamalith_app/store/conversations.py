@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, bindparam, func, literal_column, not_, select
+from sqlalchemy import Connection, Select, bindparam, case, func, literal_column, not_, or_, select
 from sqlalchemy import exists as sql_exists
+from sqlalchemy.orm import aliased
 
 from llamalith_app.contracts.conversations import Latest, Message, MessageList
 from llamalith_app.contracts.jobs import Job
@@ -34,7 +35,9 @@ class ThreadTurn(NamedTuple):
     turn: int
     """Its depth on its path, 0 for the first; pages of turns are addressed by it."""
     system: str | None
-    context: str | None
+    before: Sequence[Message]
+    """What its client sent before the prompt, without a system prompt that begins the turn; each cut to
+    MAX_BEFORE_CHARS. An imported turn has none."""
     job: Job | None
     """None: the turn holds only a system message, or was imported, or the job has expired."""
     imported: Sequence[Message]
@@ -96,6 +99,7 @@ class Thread(NamedTuple):
 
 
 MAX_EARLIER = 1000
+MAX_BEFORE_CHARS = 4000
 """Earlier turns that a page counts. Counting all of a very long path would cost more than the page."""
 
 
@@ -159,9 +163,12 @@ def thread(
         first, until = (first, max(of_jobs) + 1) if goes_on else (min(of_jobs), until)
     shown = {turn_id for turn_id, depth in depths.items() if first <= depth < until}
     system: dict[int, str] = {}
-    context: dict[int, str] = {}
-    for row in connection.execute(_BESIDE_PROMPTS, {"of_turns": sorted(shown)}):
-        (system if row.role == "system" else context).setdefault(row.turn_id, row.content)
+    sent: dict[int, list[Message]] = {}
+    for row in connection.execute(_BESIDE_PROMPTS, {"of_turns": sorted(shown), "max_text": MAX_BEFORE_CHARS}):
+        if row.role == "system" and row.position == 0:
+            system[row.turn_id] = row.content
+        else:
+            sent.setdefault(row.turn_id, []).append(Message(role=row.role, content=row.content))
     imported: dict[int, list[Message]] = {}
     without_jobs = {"of_turns": [turn_id for turn_id in shown if turn_id not in found]}
     for turn_id, role, content, thinking, thinking_s in connection.execute(_MESSAGES_OF, without_jobs):
@@ -186,7 +193,7 @@ def thread(
         ThreadTurn(
             row.depth,
             system.get(row.id),
-            None if row.id in imported else context.get(row.id),
+            () if row.id in imported else sent.get(row.id, ()),
             found.get(row.id),
             imported.get(row.id, ()),
             row.id,
@@ -240,12 +247,26 @@ _PART_OF_PATH = (
     .where(_recent.c.depth >= bindparam("from_depth"), _recent.c.depth < bindparam("until"))
     .order_by(_recent.c.depth)
 )
+_user_message = aliased(MessageRow)
 _BESIDE_PROMPTS = (
-    select(MessageRow.turn_id, MessageRow.role, MessageRow.content)
+    select(
+        MessageRow.turn_id,
+        MessageRow.position,
+        MessageRow.role,
+        case(
+            (turns.is_system, MessageRow.content), else_=func.substr(MessageRow.content, 1, bindparam("max_text"))
+        ).label("content"),
+    )
     .where(
         MessageRow.turn_id.in_(bindparam("of_turns", expanding=True)),
-        MessageRow.role.in_([literal_column("'system'"), literal_column("'assistant'")]),
         not_(MessageRow.is_reply),
+        or_(
+            MessageRow.role != literal_column("'user'"),
+            MessageRow.position
+            < select(func.max(_user_message.position))
+            .where(_user_message.turn_id == MessageRow.turn_id, _user_message.role == literal_column("'user'"))
+            .scalar_subquery(),
+        ),
     )
     .order_by(MessageRow.turn_id, MessageRow.position)
 )

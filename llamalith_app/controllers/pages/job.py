@@ -69,7 +69,8 @@ class JobPage(Controller):
             ),
             raw=msgspec.json.format(raw, indent=2).decode() if len(raw) <= MAX_SHOWN else None,
             n_raw=len(raw),
-            context=details.context,
+            before=details.before,
+            has_request=details.is_of_one_prompt,
             has_history=details.parent_turn is not None,
             max_shown=MAX_SHOWN,
             parameters=_parameters_sent(job),
@@ -87,7 +88,10 @@ class JobPage(Controller):
     @get("/request.json", opt=PAGE)
     async def request_json(self, request: AppRequest, job_id: JobIdInPath) -> Response[bytes]:
         """The body of the request that would make it again."""
-        body = curl.visible_json(request_body(await _details(request, job_id)))
+        details = await _details(request, job_id)
+        if not details.is_of_one_prompt:
+            raise NotFound("This job was sent with a whole history, which no request of this API has.")
+        body = curl.visible_json(request_body(details))
         return Response(
             body.encode(),
             media_type="application/json",
@@ -111,6 +115,7 @@ class JobPage(Controller):
                 request.principal,
                 request.id,
                 _changed(details, form),
+                preceding=() if details.context else details.before,
                 fork_of=None if parent is None else ForkPoint(details.job.conversation_id, parent),
                 key=Key(request.principal.user_id, f"again:{form.once}:{digest}", digest) if form.once else None,
             )
@@ -156,7 +161,7 @@ def _job_state(connection: Any, owner_id: int, job_id: int) -> JobDetails | None
     if attempts is None:
         return None
     (job,) = reads.jobs_by_id(connection, [job_id], MAX_SHOWN + 1)
-    return JobDetails(job, "", None, attempts)
+    return JobDetails(job, [], None, attempts)
 
 
 def _live(job: Job, details: JobDetails) -> dict[str, Any]:

@@ -171,7 +171,8 @@ def _parent(connection: Connection, new: NewJob, found: Any) -> turns.Parent:
 
 def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datetime) -> Accepted | None:
     """Queues a job with the same parent as that turn: an edited prompt, or another reply to the same one. The new turn
-    becomes the head of the conversation. Without a system prompt of its own, that of the turn beside stays in force.
+    becomes the head of the conversation. Without a system prompt of its own, that of the turn beside stays in force; a
+    history that was sent with that turn stays before another prompt.
 
     `new.conversation_id`: the conversation that shows the turn, where it is a fork that continues it. None: its own.
     Returns None: no such turn of this owner, or that conversation does not show it.
@@ -193,8 +194,19 @@ def submit_sibling(connection: Connection, new: NewJob, turn_id: int, now: datet
         in_force = turns.system_in_force(connection, beside.system_turn_id)
         request = msgspec.structs.replace(new.request, system_prompt=in_force or "")
         new = new._replace(request=request, keeps_system_prompt=False)
+    if (before := _history_before_prompt(connection, turn_id)) and len(new.inputs) <= 2:
+        new = new._replace(inputs=[*before, *new.inputs[-1:]])
     parent = turns.parent(connection, beside.parent_id)
     return _add(connection, new, public_id, conversation_id, parent, now)
+
+
+def _history_before_prompt(connection: Connection, turn_id: int) -> list[Message]:
+    """What stands before the prompt of a turn that was sent with a history. Empty: it was sent with a context message
+    at most."""
+    inputs = prompt_of(connection, turn_id)
+    prompt = max((at for at, message in enumerate(inputs) if message.role == "user"), default=0)
+    before = [*inputs[:prompt], *inputs[prompt + 1 :]]
+    return [] if [message.role for message in before] == ["assistant"] else before
 
 
 def submit_history(connection: Connection, new: NewJob, after: turns.StoredPrefix | None, now: datetime) -> Accepted:
