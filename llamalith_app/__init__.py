@@ -29,7 +29,8 @@ The map:
     engine/          the process that holds a model: child (its threads), loop (plan -> evaluate -> apply), scheduler,
                      sequence, prefill_budget, runner with loader and sampler behind runner_protocol; chat (a
                      conversation as prompt tokens), typed (what people type is text), template with template_program
-                     and forms, constraint (a grammar); frames; states of slots on disk; gguf reads a file's header
+                     and forms, reasoning (markers around thinking), constraint (a grammar); frames; states of slots on
+                     disk; gguf reads a file's header
     engine/client/   the worker's side of an engine: protocol (all that the worker knows of one), local (the child
                      process), factory and plan (which engine a model gets, and what it needs)
     streams/         a job's events over Redis, kept for a while: wire (names and shapes), publisher, resume (where a

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import msgspec
 
 from llamalith_app.engine import frames, typed
-from llamalith_app.engine.chat import CLOSE, OPEN, fit
+from llamalith_app.engine.chat import fit
 from llamalith_app.engine.loop import TIMINGS, EngineLoop, Inbox, Prepared, Preparing, Timings
 from llamalith_app.engine.messages import (
     Cancel,
@@ -34,6 +34,7 @@ from llamalith_app.engine.messages import (
     Submit,
     ToEngine,
 )
+from llamalith_app.engine.reasoning import FAMILIES
 from llamalith_app.engine.runner_protocol import CannotLoad, OpenRunner, Refusal, Runner
 from llamalith_app.engine.sequence import Sequence
 from llamalith_app.engine.text import ReplyText
@@ -73,7 +74,8 @@ def serve(fd: int, open_runner: OpenRunner, timings: Timings = TIMINGS) -> None:
             n_ctx=runner.n_ctx,
             n_slots=runner.n_slots,
             load_s=time.monotonic() - started,
-            can_think=runner.can_think,
+            family=runner.family,
+            marker_tokens=list(runner.marker_tokens),
             gpu=runner.gpu,
         )
     )
@@ -154,10 +156,11 @@ def _prepare(runner: Runner, submit: Submit, runner_lock: threading.Lock) -> Pre
         with runner_lock:
             return runner.tokenize(text, mark)
 
-    sampling = submit.sampling
+    sampling, family = submit.sampling, FAMILIES.get(runner.family)
+    kept, opening = (family.kept_in_history, family.opening) if family else ((), "")
     try:
-        messages, mark = typed.mark(submit.messages, runner.controls, (OPEN, CLOSE))
-        prompt = fit(messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens)
+        messages, mark = typed.mark(submit.messages, runner.controls, kept)
+        prompt = fit(messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens, opening)
         with runner_lock:
             can_resume = runner.begin(submit.sequence_id, sampling, submit.grammar, prompt.tokens, submit.written)
     except Refusal as refusal:

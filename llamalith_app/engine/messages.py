@@ -58,6 +58,8 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """0: one for each core that this process may use."""
     n_gpu_layers: int = 0
     """Layers that the GPU computes; -1: all."""
+    reasoning: str = ""
+    """The family of reasoning models that the model is of. Any other word: the engine finds it."""
     parse_special_in_content: bool = False
     """The text of a control token is that token also where somebody typed it."""
     state_dir: str = ""
@@ -112,8 +114,10 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     """Tokens that a sequence can hold: the configured number, or the model's own limit if that is lower."""
     n_slots: int
     load_s: float
-    can_think: bool = False
-    """Whether a `<think>` at the beginning of a reply marks the model's thinking."""
+    family: str = ""
+    """Which family of reasoning models the model is of; empty: it cannot think."""
+    marker_tokens: list[str] = []
+    """The markers around its thinking that are tokens of its vocabulary."""
     gpu: GpuOffload | None = None
     """None: no layers were requested and no GPU holds any."""
 
@@ -146,10 +150,13 @@ class Advance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens: list[int] = []
     text: str = ""
     """Whole characters only. Text that could still become a stop string is held back."""
+    markers: list[int] = []
+    """Where in the whole text of the reply, in characters, the text of tokens begins that are markers around thinking.
+    Told with that text or before."""
     omitted_messages: int = 0
     """Earlier messages that were left out because they did not fit the context."""
     opens_thinking: bool = False
-    """The prompt ends inside an open `<think>`, so the reply begins with the model's thinking."""
+    """The prompt ends inside of thinking, so the reply begins with it."""
     finish: FinishReason | None = None
 
 

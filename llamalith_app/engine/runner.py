@@ -21,8 +21,7 @@ import numpy as np
 from llama_cpp import llama_chat_format
 from llguidance import LLTokenizer
 
-from llamalith_app.engine import forms, typed
-from llamalith_app.engine.chat import CLOSE, OPEN
+from llamalith_app.engine import forms, reasoning, typed
 from llamalith_app.engine.constraint import Constraint, GrammarFailed, Vocabulary
 from llamalith_app.engine.loader import file_digest, gpu_offload, load_model, redirect_logs, validate_model_file
 from llamalith_app.engine.messages import ChatMessage, LoadModel, Sampling
@@ -45,7 +44,6 @@ MAX_RUN_CHARS = 4096
 """Longest run of characters without white space, or of white space alone, that llama.cpp gets in one piece. For many
 BPE models it splits text by a `std::regex`, which recurses once for each character of a match. At about 24,000
 characters (measured, with a stack of 8 MiB) the process dies."""
-THINKING_TAGS = (OPEN.encode(), CLOSE.encode())
 F16, BF16 = 1, 30
 """Values of ggml_type."""
 
@@ -62,9 +60,9 @@ class LlamaRunner:
         self._samplers: dict[int, Sampler | GreedySampler] = {}
         self._specials: list[str] = []
         """The texts of all ATOMIC tokens."""
-        self._tags: dict[int, bytes] = {}
-        """Tokens around thinking -> their texts. In some vocabularies they are control tokens, for which llama.cpp
-        writes no text."""
+        self._markers: dict[int, bytes] = {}
+        """The ATOMIC tokens around thinking -> their texts. In some vocabularies they are control tokens, for which
+        llama.cpp writes no text."""
         validate_model_file(load)
         redirect_logs()
         llama_cpp.llama_backend_init()
@@ -98,13 +96,17 @@ class LlamaRunner:
         adds_bos = bos >= 0 and llama_cpp.llama_vocab_get_add_bos(self._vocab)
         self._first_token = bos if adds_bos else None
         """The token in front of each prompt; None: there is none."""
-        self.can_think = False
+        self.family = load.reasoning if load.reasoning in reasoning.FAMILIES else ""
         self._template_source = ""
         self.controls: typed.Controls = {}
         self._parses_typed = load.parse_special_in_content
         self._formatter, self.extra_stop = self._choose_chat_format(load.chat_format)
         self._vocabulary = self._read_vocabulary()
-        self.can_think |= bool(self._tags)
+        self.family = self.family or reasoning.find(self._template_source, self._specials)
+        family = reasoning.FAMILIES.get(self.family)
+        wanted = family.markers if family else ()
+        self._markers = {token: piece for token, piece in self._markers.items() if piece.decode() in wanted}
+        self.marker_tokens = frozenset(piece.decode() for piece in self._markers.values())
 
     def _open_context(self, load: LoadModel, n_ctx: int, n_batch: int) -> Any:
         params = llama_cpp.llama_context_default_params()
@@ -163,7 +165,10 @@ class LlamaRunner:
         return tokens[:n_tokens]
 
     def piece(self, token: int) -> bytes:
-        return self._tags.get(token) or self._piece(token, special=False)
+        return self._markers.get(token) or self._piece(token, special=False)
+
+    def is_marker(self, token: int) -> bool:
+        return token in self._markers
 
     def is_end(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
@@ -192,18 +197,18 @@ class LlamaRunner:
         return True
 
     def _read_vocabulary(self) -> Vocabulary:
-        """The vocabulary for grammars. Also collects the special texts, the controls and the tags around thinking.
+        """The vocabulary for grammars. Also collects the special texts, the controls and the markers around thinking.
         Takes a few microseconds and about 200 bytes of memory for each token."""
         pieces, ends = [], []
         controls: list[str] = []
         for token in range(self._n_vocab):
             piece = self._piece(token, special=True)
-            if piece in THINKING_TAGS:
-                self._tags[token] = piece
             attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
             if attributes & ATOMIC:
                 text = piece.decode(errors="replace")
                 self._specials.append(text)
+                if text in reasoning.MARKERS:
+                    self._markers[token] = piece
                 # Makers of files declare some tokens that their template writes as a user's own.
                 if attributes & UNWRITTEN or (text.strip() and text in self._template_source):
                     controls.append(text)
@@ -343,7 +348,6 @@ class LlamaRunner:
         )
         source = llama_cpp.llama_model_chat_template(self._model, None) if name == "auto" else None
         if source:
-            self.can_think = any(tag in source for tag in THINKING_TAGS)
             self._template_source = source.decode(errors="replace")
             self._template = Template(self._template_source, bos=bos, eos=eos)
             return self._template.render, ()

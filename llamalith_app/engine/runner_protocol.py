@@ -67,7 +67,11 @@ class SlotModel(Protocol):
         """`least_cut` of a slot into which a state of `n_tokens` was restored."""
 
     def piece(self, token: int) -> bytes:
-        """The bytes that the token adds to the text: perhaps part of a character, empty for control tokens."""
+        """The bytes that the token adds to the text: perhaps part of a character, empty for control tokens, except for
+        markers around thinking."""
+
+    def is_marker(self, token: int) -> bool:
+        """Whether the token is one of the markers around the model's thinking."""
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a reply."""
@@ -81,8 +85,10 @@ class Runner(SlotModel, Protocol):
     """Stop strings that belong to the chat format."""
     controls: Mapping[str, Sequence[str]]
     """The texts of control tokens that are nothing but text where people type them, as `typed.mark` takes them."""
-    can_think: bool
-    """Whether the chat template or the vocabulary has a `<think>` or a `</think>`."""
+    family: str
+    """Which family of reasoning models the model is of, by its name in `reasoning.FAMILIES`. Empty: it cannot think."""
+    marker_tokens: frozenset[str]
+    """The markers of this family that are tokens of the vocabulary."""
     gpu: GpuOffload | None
     """Which part of the model a GPU holds. None: no layers were requested and no GPU holds any."""
     fingerprint: str

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 import pytest
 
 from llamalith_app.contracts.parameters import AnyText, JsonObject, JsonSchema, NamedSchema, Parameters, ResponseFormat
 from llamalith_app.engine.client.protocol import EngineLimits
 from llamalith_app.engine.messages import Sampling
+from llamalith_app.engine.reasoning import FAMILIES
 from llamalith_app.grammars import grammar
 from llamalith_app.jobs.worker import shape
 from llamalith_app.settings.declaration import ModelSettings
@@ -73,18 +72,22 @@ def test_a_reply_is_not_held_to_what_cannot_be_enforced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "can_think", "grammar", "thinks"),
+    ("settings", "found", "grammar", "thinks_as"),
     [
-        ("auto", True, "", True),
-        ("auto", False, "", False),
-        ("on", False, "", True),
-        ("off", True, "", False),
-        ("auto", True, "a grammar", False),
-        ("on", True, "a grammar", False),
+        ({}, "seed", "", "seed"),
+        ({}, "", "", None),
+        ({"thinking": "on"}, "", "", "think"),
+        ({"thinking": "on"}, "seed", "", "seed"),
+        ({"thinking": "off"}, "seed", "", None),
+        ({"reasoning": "none"}, "seed", "", None),
+        ({"reasoning": "none", "thinking": "on"}, "", "", None),
+        ({}, "seed", "a grammar", None),
+        ({"thinking": "on"}, "seed", "a grammar", None),
     ],
 )
 def test_a_reply_may_begin_with_thinking_where_the_model_or_its_setting_says_so_and_no_grammar_holds_it(
-    setting: Literal["auto", "on", "off"], can_think: bool, grammar: str, thinks: bool
+    settings: dict[str, str], found: str, grammar: str, thinks_as: str | None
 ) -> None:
-    limits = EngineLimits(n_ctx=1, n_slots=1, can_think=can_think)
-    assert shape.may_think(ModelSettings(thinking=setting), grammar, limits) is thinks
+    limits = EngineLimits(n_ctx=1, n_slots=1, family=found)
+    wanted = FAMILIES[thinks_as] if thinks_as else None
+    assert shape.family(msgspec.convert(settings, ModelSettings), grammar, limits) is wanted

@@ -285,7 +285,9 @@ async def test_a_models_setting_says_whether_thinking_is_looked_for(
     result: str,
 ) -> None:
     models = [msgspec.structs.replace(model, settings=ModelSettings(thinking=setting)) for model in config.models]
-    script.write({"model": "m", "can_think": setting != "on"}, {"when": "go", "reply": "<think>hm</think>Hi"})
+    script.write(
+        {"model": "m", "family": "" if setting == "on" else "think"}, {"when": "go", "reply": "<think>hm</think>Hi"}
+    )
     async with working_in_process(msgspec.structs.replace(config, models=tuple(models)), script):
         assert (await ended(database, await submit("go"))).result == result
 

@@ -164,7 +164,8 @@ class AttemptExecutor:
         if turn is None:
             return None
         request = self._request(running, turn)
-        running.may_think = shape.may_think(self._models[claim.model].settings, request.grammar, engine.limits)
+        running.family = shape.family(self._models[claim.model].settings, request.grammar, engine.limits)
+        running.marker_tokens = engine.limits.marker_tokens
         if not await self._run_sequence(running, engine, request, stream, progress):
             running.restart()
             request = msgspec.structs.replace(request, sequence_id=next(self._sequence_ids), written=[])

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from llamalith_app.contracts.parameters import JsonObject, Parameters, wanted_schema
 from llamalith_app.engine.client.protocol import EngineLimits, EngineRefused
 from llamalith_app.engine.messages import Sampling
+from llamalith_app.engine.reasoning import FAMILIES, Family
 from llamalith_app.grammars import grammar as grammars_of
 from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store.jobs.transitions import Claim
 
 ANY_OBJECT = {"type": "object"}
+DEFAULT_FAMILY = "think"
+"""Of a model that thinks by its settings, where nothing says how."""
 
 
 def sampling(settings: ModelSettings, parameters: Parameters | None) -> Sampling:
@@ -27,11 +30,13 @@ def stops(settings: ModelSettings, parameters: Parameters | None) -> list[str]:
     return [stop] if isinstance(stop, str) else list(stop)
 
 
-def may_think(settings: ModelSettings, grammar: str, limits: EngineLimits) -> bool:
-    """Whether the reply may begin with thinking. A grammar holds the reply from its first letter on."""
-    if grammar:
-        return False
-    return limits.can_think if settings.thinking == "auto" else settings.thinking == "on"
+def family(settings: ModelSettings, grammar: str, limits: EngineLimits) -> Family | None:
+    """Between which markers the reply may begin with thinking; None: it is all reply. A grammar holds the reply from
+    its first letter on."""
+    if grammar or settings.thinking == "off" or settings.reasoning == "none":
+        return None
+    default = DEFAULT_FAMILY if settings.thinking == "on" else ""
+    return FAMILIES.get(limits.family or default)
 
 
 def grammar(claim: Claim, named: Mapping[str, str]) -> str:
