@@ -40,7 +40,7 @@ from typing import Any
 from llamalith_app.engine.child import serve
 from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, Sampling
 from llamalith_app.engine.reasoning import FAMILIES, MARKERS
-from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Work
+from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Thoughts, Work
 
 END = 256
 """The token that ends a reply."""
@@ -67,7 +67,7 @@ def rule_for(rules: Rules, newest: str) -> dict[str, Any]:
 
 def rendered(messages: Sequence[ChatMessage], rule: dict[str, Any], family: str) -> str:
     prompt = "".join(f"<{message.role}>{message.content}</{message.role}>" for message in messages)
-    return prompt + FAMILIES[family].opening if rule.get("opens_thinking", False) else prompt
+    return prompt + FAMILIES[family or "think"].opening if rule.get("opens_thinking", False) else prompt
 
 
 def reply_tokens(prompt: str, rule: dict[str, Any]) -> list[int]:
@@ -138,7 +138,13 @@ class FakeRunner:
         return token == END
 
     def begin(
-        self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
+        self,
+        sequence_id: int,
+        sampling: Sampling,
+        grammar: str,
+        thoughts: Thoughts | None,
+        prompt: Sequence[int],
+        written: Sequence[int],
     ) -> bool:
         text = bytes(prompt).decode(errors="replace")
         newest = text.rpartition("<user>")[2]

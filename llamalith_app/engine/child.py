@@ -35,7 +35,7 @@ from llamalith_app.engine.messages import (
     ToEngine,
 )
 from llamalith_app.engine.reasoning import FAMILIES
-from llamalith_app.engine.runner_protocol import CannotLoad, OpenRunner, Refusal, Runner
+from llamalith_app.engine.runner_protocol import CannotLoad, OpenRunner, Refusal, Runner, Thoughts
 from llamalith_app.engine.sequence import Sequence
 from llamalith_app.engine.text import ReplyText
 
@@ -161,8 +161,11 @@ def _prepare(runner: Runner, submit: Submit, runner_lock: threading.Lock) -> Pre
     try:
         messages, mark = typed.mark(submit.messages, runner.controls, kept)
         prompt = fit(messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens, opening)
+        thoughts = Thoughts(prompt.opens_thinking, submit.thinking_budget) if family and submit.thinks else None
         with runner_lock:
-            can_resume = runner.begin(submit.sequence_id, sampling, submit.grammar, prompt.tokens, submit.written)
+            can_resume = runner.begin(
+                submit.sequence_id, sampling, submit.grammar, thoughts, prompt.tokens, submit.written
+            )
     except Refusal as refusal:
         return Refused(sequence_id=submit.sequence_id, kind=refusal.kind, reason=refusal.reason)
     except Exception:  # noqa: BLE001 - any failure here concerns this sequence only

@@ -78,6 +78,10 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     stop: list[str]
     grammar: str = ""
     """In llguidance's own notation, as `grammars/grammar.py` makes it. Empty: none."""
+    thinks: bool = False
+    """The reply may begin with thinking, if the model's family is known. The grammar does not hold that."""
+    thinking_budget: int | None = None
+    """Tokens that the thinking may take; then it is ended. None: any number."""
     written: list[int] = []
     """Tokens of the reply that an earlier attempt drew. The sequence resumes behind them, and its first `Advance` with
     a token contains them too. If it cannot resume, it writes the whole reply again."""

@@ -1,6 +1,6 @@
 """The families of reasoning models: between which markers each writes its thinking, and how a model's family is found.
 
-Owns the markers and nothing else: `jobs/worker/reply.py` takes a reply apart by them. Pure: knows no llama.cpp. The
+Owns the markers and nothing else: `reply.py` takes a reply apart by them. Pure: knows no llama.cpp. The
 names are those of the setting `reasoning`.
 """
 
@@ -28,6 +28,8 @@ class Family(NamedTuple):
     """Begins the header of another message."""
     thinks_in: str = ""
     """What the header of thinking says behind `opens`. A message with any other header is part of the reply."""
+    final: str = ""
+    """Begins the reply behind `closes`, where the model would go on thinking otherwise."""
     signs: tuple[str, ...] = ()
     """A chat template with all of these is one of this family's, and so is a vocabulary. Empty: one of `opens` and
     `closes` is enough."""
@@ -44,6 +46,11 @@ class Family(NamedTuple):
         return f"{self.opens}{self.thinks_in}{self.header_closes}".rstrip()
 
     @property
+    def closing(self) -> str:
+        """What ends the thinking by force."""
+        return self.closes + self.final
+
+    @property
     def kept_in_history(self) -> tuple[str, ...]:
         """What templates look for in earlier replies, to leave their thinking out."""
         return () if self.header_closes else (self.opens, self.closes)
@@ -57,6 +64,7 @@ FAMILIES: Mapping[str, Family] = {
         header_closes="<|message|>",
         next_opens="<|start|>",
         thinks_in="analysis",
+        final="<|start|>assistant<|channel|>final<|message|>",
         signs=("<|channel|>", "<|message|>"),
     ),
     "gemma4": Family("<|channel>", "<channel|>", header_closes="\n", thinks_in="thought"),

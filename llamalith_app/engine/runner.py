@@ -25,10 +25,11 @@ from llamalith_app.engine import forms, reasoning, typed
 from llamalith_app.engine.constraint import Constraint, GrammarFailed, Vocabulary
 from llamalith_app.engine.loader import file_digest, gpu_offload, load_model, redirect_logs, validate_model_file
 from llamalith_app.engine.messages import ChatMessage, LoadModel, Sampling
-from llamalith_app.engine.runner_protocol import CannotLoad, Sampled, SampleFailed, Work
-from llamalith_app.engine.sampler import GreedySampler, Sampler, make_sampler
+from llamalith_app.engine.runner_protocol import CannotLoad, Sampled, SampleFailed, Thoughts, Work
+from llamalith_app.engine.sampler import GreedySampler, Sampler, follow, make_sampler
 from llamalith_app.engine.sequence import anonymous_memory
 from llamalith_app.engine.template import Template, TemplateFailed
+from llamalith_app.engine.thinking import Thinking
 
 MAX_FILLERS = 3
 """Idle slots in a row that are worth evaluating one token for each."""
@@ -174,24 +175,45 @@ class LlamaRunner:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def begin(
-        self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
+        self,
+        sequence_id: int,
+        sampling: Sampling,
+        grammar: str,
+        thoughts: Thoughts | None,
+        prompt: Sequence[int],
+        written: Sequence[int],
     ) -> bool:
         constraint = Constraint(self._vocabulary, grammar) if grammar else None
-        if written and not self._accepts(constraint, written):
-            self.begin(sequence_id, sampling, grammar, prompt, ())
+        thinking = None if thoughts is None else self._thinking(thoughts, constraint)
+        if written and not self._accepts(constraint, thinking, written):
+            self.begin(sequence_id, sampling, grammar, thoughts, prompt, ())
             return False
-        self._samplers[sequence_id] = make_sampler(sampling, constraint, self._n_vocab, prompt, written)
+        self._samplers[sequence_id] = make_sampler(sampling, constraint, thinking, self._n_vocab, prompt, written)
         return True
 
-    def _accepts(self, constraint: Constraint | None, written: Sequence[int]) -> bool:
-        """Whether the sequence can resume behind these tokens. The constraint has consumed them then. Another model may
-        have written them: llama.cpp aborts at a token that this model does not have."""
+    def _thinking(self, thoughts: Thoughts, constraint: Constraint | None) -> Thinking | None:
+        """None: nothing depends on where the thinking ends."""
+        if thoughts.budget is None and constraint is None:
+            return None
+        return Thinking(
+            reasoning.FAMILIES[self.family],
+            self,
+            self._tokenize,
+            marker_tokens=self.marker_tokens,
+            is_opened=thoughts.is_opened,
+            budget=thoughts.budget,
+        )
+
+    def _accepts(self, constraint: Constraint | None, thinking: Thinking | None, written: Sequence[int]) -> bool:
+        """Whether the sequence can resume behind these tokens. Constraint and thinking have consumed them then. Another
+        model may have written them: llama.cpp aborts at a token that this model does not have."""
         if not all(0 <= token < self._n_vocab for token in written):
             return False
         try:
-            if constraint is not None:
-                for token in written:
-                    constraint.accept(token)
+            for token in written:
+                if thinking is not None and thinking.forced not in (None, token):
+                    return False
+                follow(token, constraint, thinking)
         except GrammarFailed:
             return False
         return True

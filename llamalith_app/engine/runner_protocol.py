@@ -50,6 +50,15 @@ class SampleFailed(NamedTuple):
     """A sentence for people."""
 
 
+class Thoughts(NamedTuple):
+    """The thinking with which a reply may begin."""
+
+    is_opened: bool
+    """The prompt ends inside of it."""
+    budget: int | None
+    """Tokens that it may take before it is ended; None: any number."""
+
+
 class SlotModel(Protocol):
     """The properties of a loaded model and its slots that the scheduler needs."""
 
@@ -101,10 +110,17 @@ class Runner(SlotModel, Protocol):
         """The tokens of a prompt, without its marks: see `typed.py`."""
 
     def begin(
-        self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
+        self,
+        sequence_id: int,
+        sampling: Sampling,
+        grammar: str,
+        thoughts: Thoughts | None,
+        prompt: Sequence[int],
+        written: Sequence[int],
     ) -> bool:
-        """Makes the sequence's sampler, in the state after it drew `written`. False: the grammar does not allow those
-        tokens, and the sampler is in its first state. Raises Refusal for a grammar that cannot be used."""
+        """Makes the sequence's sampler, in the state after it drew `written`. `thoughts`: the grammar holds the reply
+        from behind the thinking on; None: from its first token on. False: the grammar or the thoughts do not allow
+        those tokens, and the sampler is in its first state. Raises Refusal for a grammar that cannot be used."""
 
     def end(self, sequence_id: int) -> None:
         """Frees the sequence's sampler, if there is one. The slot keeps its tokens."""

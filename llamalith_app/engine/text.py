@@ -38,6 +38,11 @@ class ReplyText:
         self._held = text[len(text) - kept :]
         return self._shown(text[: len(text) - kept])
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no part of a character waits for its rest."""
+        return not self._decoder.getstate()[0]
+
     def take_markers(self) -> list[int]:
         """Where in the whole reply, in characters, the markers since the last call begin. Their text may still be held
         back."""

@@ -76,6 +76,18 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             " vocabulary knows; none: its thinking stays in its reply."
         ),
     ] = "auto"
+    thinking_budget: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=1_048_576,
+                description="Tokens that the thinking may take before it is ended. Unset: any number, or half of"
+                " max_tokens where a grammar waits for its end.",
+            ),
+        ]
+        | None
+    ) = None
     parse_special_in_content: Annotated[
         bool,
         Meta(

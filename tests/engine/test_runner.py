@@ -190,7 +190,7 @@ def test_of_what_a_grammar_allows_the_chain_draws_as_if_there_were_nothing_else(
     monkeypatch.setattr("llamalith_app.engine.runner.Constraint", lambda *_: FourTokens(n_vocab))
     drawn = set()
     for seed in range(100):
-        runner.begin(1, sampling(temperature=1.0, typical_p=0.5, seed=seed), "four", [1], ())
+        runner.begin(1, sampling(temperature=1.0, typical_p=0.5, seed=seed), "four", None, [1], ())
         drawn.add(runner._samplers[1].sample(None, 0))
         runner.end(1)
     runner.close()
@@ -434,7 +434,7 @@ def test_a_slot_that_only_fills_a_gap_keeps_what_it_holds(monkeypatch: pytest.Mo
     texts = ["One fox runs.", "Two dogs sleep in the sun.", "Three birds sing.", "Four fish swim."]
     tokens = [runner.tokenize(text) for text in texts]
     for number in range(4):
-        runner.begin(number, sampling(temperature=0.0, repeat_penalty=1.0), "", tokens[number], ())
+        runner.begin(number, sampling(temperature=0.0, repeat_penalty=1.0), "", None, tokens[number], ())
 
     at = [0] * 4
 
@@ -481,8 +481,8 @@ def test_a_full_slot_fills_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = opened(monkeypatch, None, n_slots=3, n_ctx=32, n_threads=1)
     full = [runner.tokenize("a")[0]] * 32
     runner.evaluate([Work(1, 1, full, 0, wanted=False)])
-    runner.begin(0, sampling(), "", full[:1], ())
-    runner.begin(2, sampling(), "", full[:1], ())
+    runner.begin(0, sampling(), "", None, full[:1], ())
+    runner.begin(2, sampling(), "", None, full[:1], ())
     results = runner.evaluate([Work(2, 2, full[:1], 0, wanted=True), Work(0, 0, full[:1], 0, wanted=True)])
     assert {one.sequence_id for one in results} == {0, 2}
     assert runner.keep(1, 32) == 32

@@ -81,13 +81,24 @@ def test_a_reply_is_not_held_to_what_cannot_be_enforced() -> None:
         ({"thinking": "off"}, "seed", "", None),
         ({"reasoning": "none"}, "seed", "", None),
         ({"reasoning": "none", "thinking": "on"}, "", "", None),
-        ({}, "seed", "a grammar", None),
-        ({"thinking": "on"}, "seed", "a grammar", None),
+        ({}, "seed", "a grammar", "seed"),
+        ({"thinking": "on"}, "", "a grammar", None),
+        ({"thinking": "off"}, "seed", "a grammar", None),
     ],
 )
-def test_a_reply_may_begin_with_thinking_where_the_model_or_its_setting_says_so_and_no_grammar_holds_it(
+def test_a_reply_may_begin_with_thinking_where_the_model_or_its_setting_says_so(
     settings: dict[str, str], found: str, grammar: str, thinks_as: str | None
 ) -> None:
     limits = EngineLimits(n_ctx=1, n_slots=1, family=found)
     wanted = FAMILIES[thinks_as] if thinks_as else None
     assert shape.family(msgspec.convert(settings, ModelSettings), grammar, limits) is wanted
+
+
+@pytest.mark.parametrize(
+    ("setting", "grammar", "budget"),
+    [(None, "", None), (None, "a grammar", 50), (0, "", 0), (7, "", 7), (70, "a grammar", 70)],
+)
+def test_thinking_takes_what_its_setting_allows_and_leaves_half_to_a_grammar(
+    setting: int | None, grammar: str, budget: int | None
+) -> None:
+    assert shape.thinking_budget(ModelSettings(thinking_budget=setting), grammar, 100) == budget

@@ -153,7 +153,6 @@ class AttemptExecutor:
         self, running: RunningAttempt, reservation: Reservation, stream: AttemptStream, mirror: TaskMirror
     ) -> Replied | None:
         """The whole reply; None: the attempt ended before there was one."""
-        claim = running.claim
         progress = _ProgressPublisher(running, stream, mirror, self._timings)
         progress.publish()
         engine = await self._load(running, reservation)
@@ -163,9 +162,7 @@ class AttemptExecutor:
         turn = await self._read_turn(running, engine.limits)
         if turn is None:
             return None
-        request = self._request(running, turn)
-        running.family = shape.family(self._models[claim.model].settings, request.grammar, engine.limits)
-        running.marker_tokens = engine.limits.marker_tokens
+        request = self._request(running, turn, engine.limits)
         if not await self._run_sequence(running, engine, request, stream, progress):
             running.restart()
             request = msgspec.structs.replace(request, sequence_id=next(self._sequence_ids), written=[])
@@ -234,15 +231,19 @@ class AttemptExecutor:
                 await asyncio.sleep(self._timings.retry_read_s)
         return None
 
-    def _request(self, running: RunningAttempt, turn: turns.Turn) -> Submit:
+    def _request(self, running: RunningAttempt, turn: turns.Turn, limits: EngineLimits) -> Submit:
         claim = running.claim
         settings = self._models[claim.model].settings
+        sampling, grammar = shape.sampling(settings, claim.parameters), shape.grammar(claim, self._grammars)
+        running.family, running.marker_tokens = shape.family(settings, grammar, limits), limits.marker_tokens
         return Submit(
             sequence_id=next(self._sequence_ids),
             messages=msgspec.convert(turn.messages, list[ChatMessage], from_attributes=True),
-            sampling=shape.sampling(settings, claim.parameters),
+            sampling=sampling,
             stop=shape.stops(settings, claim.parameters),
-            grammar=shape.grammar(claim, self._grammars),
+            grammar=grammar,
+            thinks=running.family is not None,
+            thinking_budget=shape.thinking_budget(settings, grammar, sampling.max_tokens),
             written=[] if running.resume_point is None else running.resume_point.tokens,
         )
 

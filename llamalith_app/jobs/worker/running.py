@@ -15,7 +15,7 @@ from typing import TypeVar
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.engine.messages import Advance
 from llamalith_app.engine.reasoning import Family
-from llamalith_app.jobs.worker.reply import Piece, Reply
+from llamalith_app.engine.reply import Piece, Reply
 from llamalith_app.jobs.worker.speeds import Measure
 from llamalith_app.store.jobs.transitions import UNKNOWN_TIMES, Claim, PartialReply
 from llamalith_app.streams.resume import ResumePoint

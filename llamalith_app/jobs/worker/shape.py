@@ -31,12 +31,20 @@ def stops(settings: ModelSettings, parameters: Parameters | None) -> list[str]:
 
 
 def family(settings: ModelSettings, grammar: str, limits: EngineLimits) -> Family | None:
-    """Between which markers the reply may begin with thinking; None: it is all reply. A grammar holds the reply from
-    its first letter on."""
-    if grammar or settings.thinking == "off" or settings.reasoning == "none":
+    """Between which markers the reply may begin with thinking; None: it is all reply. A grammar holds what an engine
+    that knows no family writes, from its first letter on."""
+    if settings.thinking == "off" or settings.reasoning == "none":
         return None
-    default = DEFAULT_FAMILY if settings.thinking == "on" else ""
+    default = DEFAULT_FAMILY if settings.thinking == "on" and not grammar else ""
     return FAMILIES.get(limits.family or default)
+
+
+def thinking_budget(settings: ModelSettings, grammar: str, max_tokens: int) -> int | None:
+    """How many tokens the thinking may take; None: any number. Where a grammar waits for its end, it leaves half of the
+    tokens for the reply."""
+    if settings.thinking_budget is None and grammar:
+        return max_tokens // 2
+    return settings.thinking_budget
 
 
 def grammar(claim: Claim, named: Mapping[str, str]) -> str:

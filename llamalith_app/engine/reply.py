@@ -89,6 +89,30 @@ class Reply:
         return "".join(self._texts["delta"])
 
     @property
+    def phase(self) -> Literal["thinking", "header", "between", "reply"]:
+        """What comes next. `between`: a marker, or the reply."""
+        if self._state in ("opened", "thinking") or (self._state == "head" and self._is_opened):
+            return "thinking"
+        if self._state == "header":
+            return "header"
+        return "between" if self._state in ("head", "closed") else "reply"
+
+    @property
+    def markers(self) -> set[str]:
+        """All that `next_markers` may ever contain."""
+        return {marker for steps in self._next.values() for marker, _ in steps}
+
+    @property
+    def next_markers(self) -> list[str]:
+        """The markers that may come next, where only blanks were before."""
+        return [marker for marker, _ in self._next.get(self._state, ())]
+
+    @property
+    def held(self) -> str:
+        """What was fed last and may become a marker."""
+        return self._held
+
+    @property
     def thinking(self) -> str:
         """Empty: none so far."""
         return "".join(self._texts["thinking"])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamalith_app.engine.reasoning import FAMILIES, Family, find
-from llamalith_app.jobs.worker.reply import MAX_HEADER, Piece, Reply
+from llamalith_app.engine.reply import MAX_HEADER, Piece, Reply
 from llamalith_app.settings.formats import Reasoning
 
 THINK = FAMILIES["think"]
