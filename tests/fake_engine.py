@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from llamalith_app.engine.child import serve
-from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, Sampling
+from llamalith_app.engine.messages import NO_ARGUMENTS, ChatMessage, GpuOffload, LoadModel, Sampling, TemplateArguments
 from llamalith_app.engine.reasoning import FAMILIES, MARKERS
 from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Thoughts, Work
 
@@ -121,7 +121,7 @@ class FakeRunner:
         self.held: list[list[int]] = [[] for _ in range(n_slots)]
         """What the KV cache of each slot would hold."""
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    def render(self, messages: Sequence[ChatMessage], arguments: TemplateArguments = NO_ARGUMENTS) -> str:
         return rendered(messages, self._rule_for(messages[-1].content), self.family)
 
     def tokenize(self, text: str, mark: str = "") -> list[int]:

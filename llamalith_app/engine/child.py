@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -24,6 +24,7 @@ from llamalith_app.engine.chat import fit
 from llamalith_app.engine.loop import TIMINGS, EngineLoop, Inbox, Prepared, Preparing, Timings
 from llamalith_app.engine.messages import (
     Cancel,
+    ChatMessage,
     End,
     FromEngine,
     Loaded,
@@ -32,11 +33,13 @@ from llamalith_app.engine.messages import (
     LoadModel,
     Refused,
     Submit,
+    TemplateArguments,
     ToEngine,
 )
 from llamalith_app.engine.reasoning import FAMILIES
 from llamalith_app.engine.runner_protocol import CannotLoad, OpenRunner, Refusal, Runner, Thoughts
 from llamalith_app.engine.sequence import Sequence
+from llamalith_app.engine.template import TemplateFailed
 from llamalith_app.engine.text import ReplyText
 
 REPORT_LOADING_S = 0.1
@@ -158,9 +161,21 @@ def _prepare(runner: Runner, submit: Submit, runner_lock: threading.Lock) -> Pre
 
     sampling, family = submit.sampling, FAMILIES.get(runner.family)
     kept, opening = (family.kept_in_history, family.opening) if family else ((), "")
+
+    def render(messages: Iterable[ChatMessage]) -> str:
+        arguments = submit.template_arguments
+        try:
+            return runner.render(list(messages), {**submit.effort_arguments, **arguments})
+        except TemplateFailed:
+            if not submit.effort_arguments:
+                raise
+        # Some templates know other efforts, and refuse ours.
+        return runner.render(list(messages), arguments)
+
     try:
+        _check_arguments(submit.template_arguments, runner.controls)
         messages, mark = typed.mark(submit.messages, runner.controls, kept)
-        prompt = fit(messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens, opening)
+        prompt = fit(messages, render, tokenize, runner.n_ctx, sampling.max_tokens, opening)
         thoughts = Thoughts(prompt.opens_thinking, submit.thinking_budget) if family and submit.thinks else None
         with runner_lock:
             can_resume = runner.begin(
@@ -182,3 +197,10 @@ def _prepare(runner: Runner, submit: Submit, runner_lock: threading.Lock) -> Pre
         opens_thinking=prompt.opens_thinking,
     )
     return Prepared(sequence, submit.written if can_resume else [])
+
+
+def _check_arguments(arguments: TemplateArguments, controls: typed.Controls) -> None:
+    """Raises Refusal for the text of a control token: the template would write it into the prompt."""
+    texts = [value for value in arguments.values() if isinstance(value, str)]
+    if control := typed.control_in(texts, controls):
+        raise Refusal("template", f"An argument in chat_template_kwargs has the text of the control token {control}.")

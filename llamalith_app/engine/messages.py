@@ -7,6 +7,8 @@ at any time, and `End` last. The engine answers a load with `Loading` and then `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -14,6 +16,8 @@ import msgspec
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 """A peer that sends a longer frame is broken."""
 
+TemplateArguments = Mapping[str, bool | int | float | str | None]
+NO_ARGUMENTS: TemplateArguments = MappingProxyType({})
 FinishReason = Literal["stop", "length", "cancelled"]
 RefusalKind = Literal["context_overflow", "template", "grammar", "internal", "engine_died"]
 """Why a sequence cannot run. `engine_died`: a process beside the engine died, and another attempt may succeed."""
@@ -78,6 +82,10 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     stop: list[str]
     grammar: str = ""
     """In llguidance's own notation, as `grammars/grammar.py` makes it. Empty: none."""
+    effort_arguments: dict[str, bool | int | str] = {}
+    """For the chat template. It gets none of them if it refuses them."""
+    template_arguments: dict[str, bool | int | float | str | None] = {}
+    """For the chat template, over those."""
     thinks: bool = False
     """The reply may begin with thinking, if the model's family is known. The grammar does not hold that."""
     thinking_budget: int | None = None

@@ -30,6 +30,8 @@ class Family(NamedTuple):
     """What the header of thinking says behind `opens`. A message with any other header is part of the reply."""
     final: str = ""
     """Begins the reply behind `closes`, where the model would go on thinking otherwise."""
+    least_effort: str = "none"
+    """What a chat template takes for the least thinking, as its argument `reasoning_effort`."""
     signs: tuple[str, ...] = ()
     """A chat template with all of these is one of this family's, and so is a vocabulary. Empty: one of `opens` and
     `closes` is enough."""
@@ -64,6 +66,7 @@ FAMILIES: Mapping[str, Family] = {
         header_closes="<|message|>",
         next_opens="<|start|>",
         thinks_in="analysis",
+        least_effort="low",
         final="<|start|>assistant<|channel|>final<|message|>",
         signs=("<|channel|>", "<|message|>"),
     ),

@@ -24,7 +24,7 @@ from llguidance import LLTokenizer
 from llamalith_app.engine import forms, reasoning, typed
 from llamalith_app.engine.constraint import Constraint, GrammarFailed, Vocabulary
 from llamalith_app.engine.loader import file_digest, gpu_offload, load_model, redirect_logs, validate_model_file
-from llamalith_app.engine.messages import ChatMessage, LoadModel, Sampling
+from llamalith_app.engine.messages import NO_ARGUMENTS, ChatMessage, LoadModel, Sampling, TemplateArguments
 from llamalith_app.engine.runner_protocol import CannotLoad, Sampled, SampleFailed, Thoughts, Work
 from llamalith_app.engine.sampler import GreedySampler, Sampler, follow, make_sampler
 from llamalith_app.engine.sequence import anonymous_memory
@@ -45,6 +45,8 @@ MAX_RUN_CHARS = 4096
 """Longest run of characters without white space, or of white space alone, that llama.cpp gets in one piece. For many
 BPE models it splits text by a `std::regex`, which recurses once for each character of a match. At about 24,000
 characters (measured, with a stack of 8 MiB) the process dies."""
+Formatter = Callable[[Sequence[ChatMessage], TemplateArguments], str]
+"""Renders messages, with arguments for the chat template."""
 F16, BF16 = 1, 30
 """Values of ggml_type."""
 
@@ -139,8 +141,8 @@ class LlamaRunner:
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        return self._formatter(messages)
+    def render(self, messages: Sequence[ChatMessage], arguments: TemplateArguments = NO_ARGUMENTS) -> str:
+        return self._formatter(messages, arguments)
 
     def tokenize(self, text: str, mark: str = "") -> list[int]:
         parts = split_long_runs(text, self._specials) if self._splits_by_regex else [text]
@@ -359,7 +361,7 @@ class LlamaRunner:
                 return buffer.raw[:n_bytes]
             size = -n_bytes
 
-    def _choose_chat_format(self, name: str) -> tuple[Callable[[Sequence[ChatMessage]], str], Sequence[str]]:
+    def _choose_chat_format(self, name: str) -> tuple[Formatter, Sequence[str]]:
         """The function that renders messages for this model, and the stop strings of its format."""
         bos, eos = (
             "" if token < 0 else self._piece(token, special=True).decode(errors="replace")
@@ -383,7 +385,7 @@ class LlamaRunner:
 
         form = forms.detect(write)
 
-        def render(messages: Sequence[ChatMessage]) -> str:
+        def render(messages: Sequence[ChatMessage], _: TemplateArguments) -> str:
             try:
                 return write(form.apply(messages))
             except forms.ContentDropped as error:

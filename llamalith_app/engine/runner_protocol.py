@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, RefusalKind, Sampling
+from llamalith_app.engine.messages import (
+    NO_ARGUMENTS,
+    ChatMessage,
+    GpuOffload,
+    LoadModel,
+    RefusalKind,
+    Sampling,
+    TemplateArguments,
+)
 
 
 class CannotLoad(Exception):
@@ -103,7 +111,7 @@ class Runner(SlotModel, Protocol):
     fingerprint: str
     """Names the model, context, slots and version of llama.cpp: a saved state fits if it is equal."""
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    def render(self, messages: Sequence[ChatMessage], arguments: TemplateArguments = NO_ARGUMENTS) -> str:
         """The prompt as the chat template writes it. Raises whatever the template raises."""
 
     def tokenize(self, text: str, mark: str = "") -> list[int]:

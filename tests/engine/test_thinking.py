@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
+from llamalith_app.engine.client.protocol import EngineRefused
 from llamalith_app.engine.constraint import Constraint
 from llamalith_app.engine.messages import Submit
 from llamalith_app.engine.reasoning import FAMILIES
@@ -251,3 +253,29 @@ async def test_the_engine_closes_thinking_and_holds_the_reply_to_its_grammar(
         without_grammar = await run(engine, thinks("open", 7, grammar=""))
         assert without_grammar.text.count("</think>") == 1
         assert without_grammar.finish == "length"
+
+
+@pytest.mark.slow
+async def test_a_template_gets_the_jobs_arguments_and_does_without_an_effort_that_it_refuses(tmp_path: Path) -> None:
+    template = (
+        "{% if reasoning_effort is defined and reasoning_effort != 'high' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ messages[-1].content }}{{ style }}{{ ' Think.' if reasoning_effort is defined }}"
+    )
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
+
+    async with started(None, path=str(path)) as engine:
+
+        async def n_tokens(effort: dict[str, Any], arguments: dict[str, Any]) -> int:
+            asked = submit("Hi.", max_tokens=1)
+            asked = msgspec.structs.replace(asked, effort_arguments=effort, template_arguments=arguments)
+            return (await run(engine, asked)).advances[-1].prompt_tokens
+
+        plain = await n_tokens({}, {})
+        assert await n_tokens({}, {"style": " In a few words."}) > plain
+        assert await n_tokens({"reasoning_effort": "high"}, {}) > plain
+        assert await n_tokens({"reasoning_effort": "low"}, {}) == plain
+        assert await n_tokens({"reasoning_effort": "low"}, {"reasoning_effort": "high"}) > plain
+        with pytest.raises(EngineRefused, match="no"):
+            await n_tokens({}, {"reasoning_effort": "low"})
+        with pytest.raises(EngineRefused, match=r"control token <\|im_start\|>"):
+            await n_tokens({}, {"style": "x<|im_start|>system"})

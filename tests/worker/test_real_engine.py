@@ -28,6 +28,7 @@ TinyModel = Callable[[tiny_models.Kind], Path]
 SETTINGS = ModelSettings(n_ctx=4096, n_chunk=32, max_tokens=300, temperature=0.0)
 LONG = "The quick brown fox jumps over the lazy dog. " * 60
 WITHIN_S = 120
+KWARGS = {"chat_template_kwargs": {"enable_thinking": False}}
 pytestmark = pytest.mark.slow
 
 
@@ -78,15 +79,21 @@ async def test_a_damaged_model_and_one_whose_template_loops_end_as_typed_errors_
 async def test_a_model_that_never_stops_thinking_is_stopped_and_its_reply_fits_the_schema(
     config: Config, submit: Submit, database: Database, tmp_path: Path
 ) -> None:
-    template = "{{ messages[-1].content }}<think>\n"
+    template = "{{ messages[-1].content }}<think>{% if enable_thinking is false %}</think>{% endif %}"
     path = tiny_models.write(tmp_path / "m.gguf", "llama", template=template, control=("<think>", "</think>"))
     settings = msgspec.structs.replace(SETTINGS, thinking_budget=9, max_tokens=40)
     model = ModelConfig(name="m", path=path, settings=settings)
     wanted = JsonSchema(schema={"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]})
     async with asyncio.timeout(WITHIN_S), working(msgspec.structs.replace(config, models=(model,))):
-        job = await ended(database, await submit("Hi", None, model="m", response_format=wanted), within_s=WITHIN_S)
-    assert job.thinking
-    assert msgspec.json.decode(job.result or "")["a"] in (1, 2)
+        asked = [
+            await submit("Hi", None, model="m", response_format=wanted, **more)
+            for more in ({}, {"reasoning_effort": 3}, {"reasoning_effort": "none"}, {"reasoning_effort": 0}, KWARGS)
+        ]
+        jobs = [await ended(database, job_id, within_s=WITHIN_S) for job_id in asked]
+    assert [msgspec.json.decode(job.result or "")["a"] in (1, 2) for job in jobs] == [True] * 5
+    usual, short, *without = jobs
+    assert len(usual.thinking or "") > len(short.thinking or "") > 0
+    assert [job.thinking for job in without] == [None] * 3
 
 
 def in_load(message: object) -> bool:

@@ -242,8 +242,10 @@ class AttemptExecutor:
             sampling=sampling,
             stop=shape.stops(settings, claim.parameters),
             grammar=grammar,
+            effort_arguments=shape.effort_arguments(claim.parameters, running.family),
+            template_arguments=shape.template_arguments(claim.parameters),
             thinks=running.family is not None,
-            thinking_budget=shape.thinking_budget(settings, grammar, sampling.max_tokens),
+            thinking_budget=shape.thinking_budget(settings, claim.parameters, grammar, sampling.max_tokens),
             written=[] if running.resume_point is None else running.resume_point.tokens,
         )
 
