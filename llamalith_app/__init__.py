@@ -27,12 +27,13 @@ The map:
                      timeline and statistics (pure)
     jobs/worker/     the worker's side: run (from its start to the signal that ends it), process (its composition root),
                      dispatch (who gets a place), pool and placement (which models are loaded: done and decided),
-                     attempt, running and settle (one attempt: run, its state, what came of it), shape and reply (what
-                     the engine is asked, what is thinking), sweep, task_mirror, memory, speeds, tasks
+                     attempt, running and settle (one attempt: run, its state, what came of it), shape (what the engine
+                     is asked), sweep, task_mirror, memory, speeds, tasks
     engine/          the process that holds a model: child (its threads), loop (plan -> evaluate -> apply), scheduler,
                      sequence, prefill_budget, runner with loader and sampler behind runner_protocol; chat (a
                      conversation as prompt tokens), typed (what people type is text), template with template_program
-                     and forms, constraint (a grammar); frames; states of slots on disk; gguf reads a file's header
+                     and forms, reasoning (markers around thinking), reply (taken apart by them), thinking (token by
+                     token), constraint (a grammar); frames; states of slots on disk; gguf reads a file's header
     engine/client/   the worker's side of an engine: protocol (all that the worker knows of one), local (the child
                      process), factory and plan (which engine a model gets, and what it needs)
     streams/         a job's events over Redis, kept for a while: wire (names and shapes), publisher, resume (where a

@@ -15,8 +15,10 @@ whose `when` stands in the newest prompt decides, else the reply is the SHA-256 
     {"when": "late",  "after": 3, "signal": 9}             # that, or a gate, once it drew 3 tokens itself
     {"when": "slow",  "step_s": 0.05}                      # each step that it takes part in takes so long
     {"when": "new",   "goes_on": false}                    # cannot go on behind what was written before
-    {"when": "hm",    "opens_thinking": true}              # the prompt ends inside an open <think>
-    {"model": "m",    "can_think": false}                  # by the model's name; else it can
+    {"when": "hm",    "opens_thinking": true}              # the prompt ends inside of thinking
+    {"when": "tokens", "reply": ["<think>", "hm"]}         # markers by themselves are tokens, as `marker_tokens` says
+    {"model": "m",    "family": ""}                        # by the model's name; else it thinks as `think` does
+    {"model": "m",    "marker_tokens": true}               # the family's markers are tokens
     {"model": "m",    "gpu": [25, 31]}                     # of its 31 layers a GPU holds 25
     {"model": "m",    "cannot_load": "It is broken."}      # at load
     {"model": "m",    "load_signal": 6}
@@ -36,11 +38,15 @@ from pathlib import Path
 from typing import Any
 
 from llamalith_app.engine.child import serve
-from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, Sampling
-from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Work
+from llamalith_app.engine.messages import NO_ARGUMENTS, ChatMessage, GpuOffload, LoadModel, Sampling, TemplateArguments
+from llamalith_app.engine.reasoning import FAMILIES, MARKERS
+from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Thoughts, Work
 
 END = 256
 """The token that ends a reply."""
+MARKER_OF = dict(enumerate(sorted(MARKERS), END + 1))
+"""Tokens that are markers around thinking -> their texts."""
+TOKEN_OF = {marker: token for token, marker in MARKER_OF.items()}
 GATE_LOOK_S = 0.005
 Rules = list[dict[str, Any]]
 
@@ -59,14 +65,31 @@ def rule_for(rules: Rules, newest: str) -> dict[str, Any]:
     return next((rule for rule in rules if "when" in rule and rule["when"] in newest), {})
 
 
-def rendered(messages: Sequence[ChatMessage], rule: dict[str, Any]) -> str:
+def rendered(messages: Sequence[ChatMessage], rule: dict[str, Any], family: str) -> str:
     prompt = "".join(f"<{message.role}>{message.content}</{message.role}>" for message in messages)
-    return f"{prompt}<think>" if rule.get("opens_thinking", False) else prompt
+    return prompt + FAMILIES[family or "think"].opening if rule.get("opens_thinking", False) else prompt
 
 
 def reply_tokens(prompt: str, rule: dict[str, Any]) -> list[int]:
     """With the END."""
-    return [*rule.get("reply", hashlib.sha256(prompt.encode()).hexdigest()).encode(), END]
+    reply = rule.get("reply", hashlib.sha256(prompt.encode()).hexdigest())
+    if isinstance(reply, str):
+        return [*reply.encode(), END]
+    parts = [[TOKEN_OF[part]] if part in TOKEN_OF else list(part.encode()) for part in reply]
+    return [*(token for part in parts for token in part), END]
+
+
+def piece(token: int) -> bytes:
+    return MARKER_OF[token].encode() if token in MARKER_OF else bytes([token])
+
+
+def thinking_of(rules: Rules, model: str) -> tuple[str, frozenset[str]]:
+    """The family of a model, and its markers that are tokens."""
+    family, has_tokens = "think", False
+    for rule in rules:
+        if rule.get("model") == model:
+            family, has_tokens = rule.get("family", family), rule.get("marker_tokens", has_tokens)
+    return family, FAMILIES[family].markers if has_tokens else frozenset()
 
 
 class FakeRunner:
@@ -79,12 +102,14 @@ class FakeRunner:
         n_ctx: int = 2048,
         n_slots: int = 1,
         can_share: bool = True,
-        can_think: bool = True,
+        family: str = "think",
+        marker_tokens: frozenset[str] = frozenset(),
         gpu: GpuOffload | None = None,
     ) -> None:
         self.gpu = gpu
         self.can_share = can_share
-        self.can_think = can_think
+        self.family = family
+        self.marker_tokens = marker_tokens
         self.n_ctx = n_ctx
         self.n_slots = n_slots
         self.extra_stop: Sequence[str] = ()
@@ -96,21 +121,30 @@ class FakeRunner:
         self.held: list[list[int]] = [[] for _ in range(n_slots)]
         """What the KV cache of each slot would hold."""
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        return rendered(messages, self._rule_for(messages[-1].content))
+    def render(self, messages: Sequence[ChatMessage], arguments: TemplateArguments = NO_ARGUMENTS) -> str:
+        return rendered(messages, self._rule_for(messages[-1].content), self.family)
 
     def tokenize(self, text: str, mark: str = "") -> list[int]:
         assert not mark, "nothing is a control token here"
         return list(text.encode())
 
     def piece(self, token: int) -> bytes:
-        return bytes([token])
+        return piece(token)
+
+    def is_marker(self, token: int) -> bool:
+        return token in MARKER_OF
 
     def is_end(self, token: int) -> bool:
         return token == END
 
     def begin(
-        self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
+        self,
+        sequence_id: int,
+        sampling: Sampling,
+        grammar: str,
+        thoughts: Thoughts | None,
+        prompt: Sequence[int],
+        written: Sequence[int],
     ) -> bool:
         text = bytes(prompt).decode(errors="replace")
         newest = text.rpartition("<user>")[2]
@@ -195,10 +229,9 @@ def main() -> None:
         return read_rules(options.script)
 
     def open_runner(load: LoadModel, on_progress: Callable[[float], None]) -> FakeRunner:
-        can_think, gpu = True, None
+        gpu = None
         for rule in rules():
             if rule.get("model") == load.model:
-                can_think = rule.get("can_think", can_think)
                 if "gpu" in rule:
                     n_layers, n_layers_total = rule["gpu"]
                     gpu = GpuOffload(requested=load.n_gpu_layers, n_layers=n_layers, n_layers_total=n_layers_total)
@@ -209,7 +242,10 @@ def main() -> None:
                 if "cannot_load" in rule:
                     raise CannotLoad(rule["cannot_load"])
         on_progress(1.0)
-        return FakeRunner(rules, n_ctx=load.n_ctx, n_slots=load.n_slots, can_think=can_think, gpu=gpu)
+        family, marker_tokens = thinking_of(rules(), load.model)
+        return FakeRunner(
+            rules, n_ctx=load.n_ctx, n_slots=load.n_slots, family=family, marker_tokens=marker_tokens, gpu=gpu
+        )
 
     serve(options.fd, open_runner)
 

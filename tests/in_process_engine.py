@@ -17,7 +17,17 @@ from llamalith_app.engine.client.protocol import EngineDied, EngineLimits, Engin
 from llamalith_app.engine.messages import Advance, FinishReason, Submit
 from llamalith_app.engine.text import ReplyText
 from llamalith_app.settings.config import ModelConfig
-from tests.fake_engine import END, GATE_LOOK_S, read_rules, rendered, reply_tokens, rule_for
+from tests.fake_engine import (
+    END,
+    GATE_LOOK_S,
+    MARKER_OF,
+    piece,
+    read_rules,
+    rendered,
+    reply_tokens,
+    rule_for,
+    thinking_of,
+)
 
 N_CHUNK = 32
 """Prompt tokens that a step reads."""
@@ -73,11 +83,11 @@ class InProcessEngine:
             self.died.set()
 
     async def _steps(self, request: Submit, run: _Run, rule: dict[str, Any]) -> AsyncGenerator[Advance, None]:
-        prompt = rendered(request.messages, rule)
+        prompt = rendered(request.messages, rule, self.limits.family)
         n_prompt, after, step_s = len(prompt.encode()), rule.get("after", 0), rule.get("step_s", 0)
         written = request.written if rule.get("goes_on", True) else []
         text = ReplyText(request.stop)
-        written_text = "".join(text.feed(bytes([token])) for token in written)
+        written_text = "".join(text.feed(piece(token), is_marker=token in MARKER_OF) for token in written)
 
         def advance(
             n_read: int, finish: FinishReason | None = None, tokens: Sequence[int] = (), new: str = ""
@@ -89,6 +99,7 @@ class InProcessEngine:
                 prompt_reused=0,
                 tokens=list(tokens),
                 text=new,
+                markers=text.take_markers(),
                 opens_thinking=rule.get("opens_thinking", False),
                 finish=finish,
             )
@@ -105,7 +116,7 @@ class InProcessEngine:
             if n_drawn >= after:
                 self._obey_signal(rule)
             tokens = [] if token == END else [token]
-            new = text.end() if token == END else text.feed(bytes(tokens))
+            new = text.end() if token == END else text.feed(piece(token), is_marker=token in MARKER_OF)
             n_all = len(written) + n_drawn + len(tokens)
             finish: FinishReason | None = "stop" if token == END or text.stopped else None
             if finish is None and (n_all >= request.sampling.max_tokens or n_prompt + n_all >= self.limits.n_ctx):
@@ -148,10 +159,8 @@ class InProcessEngines:
         return self._local.plan(model, budget_bytes)
 
     async def start(self, model: ModelConfig, plan: LoadPlan, on_progress: Callable[[float], None]) -> InProcessEngine:
-        can_think = True
         for rule in read_rules(self._script):
             if rule.get("model") == model.name:
-                can_think = rule.get("can_think", can_think)
                 while "load_gate" in rule and not Path(rule["load_gate"]).exists():
                     await asyncio.sleep(GATE_LOOK_S)
                 if "load_signal" in rule:
@@ -160,7 +169,8 @@ class InProcessEngines:
                 if "cannot_load" in rule:
                     raise EngineLoadFailed(rule["cannot_load"])
         on_progress(1.0)
-        return InProcessEngine(self._script, EngineLimits(model.settings.n_ctx, plan.n_slots, can_think))
+        thinking = thinking_of(read_rules(self._script), model.name)
+        return InProcessEngine(self._script, EngineLimits(model.settings.n_ctx, plan.n_slots, *thinking))
 
 
 def _ended_by(number: int) -> str:

@@ -556,6 +556,12 @@ def test_a_message_about_an_unknown_key_names_the_similar_one(place: Place) -> N
         ("thinking", "maybe", 'expected one of auto, on, off, got "maybe"'),
         ("thinking", True, "expected one of auto, on, off, got true"),
         ("thinking", {"": None}, "expected one of auto, on, off, got an object"),
+        (
+            "reasoning",
+            "thought",
+            "expected one of auto, none, think, thinking, magistral, seed, granite, exaone, apriel, minimax-m3,"
+            ' command-r7b, cohere, gemma4, harmony, got "thought"',
+        ),
         ("n_chunk", 0, "expected a whole number ≥ 1 and ≤ 4096, got 0"),
         ("n_chunk", 4097, "expected a whole number ≥ 1 and ≤ 4096, got 4097"),
         ("n_threads", 513, "expected a whole number ≥ 0 and ≤ 512, got 513"),

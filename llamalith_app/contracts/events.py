@@ -32,7 +32,7 @@ class Delta(msgspec.Struct, kw_only=True):
 
 
 class Thinking(msgspec.Struct, kw_only=True):
-    """`thinking`: more of what the model wrote between `<think>` and `</think>`, no part of its reply."""
+    """`thinking`: more of what the model wrote before its reply, between markers such as `<think>` and `</think>`."""
 
     job_id: int
     text: str

@@ -53,6 +53,8 @@ _WANTED = parameters.Parameters(
     response_format=parameters.JsonSchema(json_schema=parameters.NamedSchema(name="dragon", schema=_SCHEMA)),
     truncation="auto",
     raw=False,
+    reasoning_effort="low",
+    chat_template_kwargs={"enable_thinking": True},
 )
 _REQUEST: dict[str, Any] = {
     **{name: getattr(_WANTED, name) for name in parameters.NAMES},

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from llamalith_app.contracts.text import CONTROL_FREE
 from llamalith_app.settings import ranges
+from llamalith_app.settings.formats import END
 
 Schema = Annotated[
     dict[str, Any],
@@ -29,6 +30,36 @@ SchemaName = Annotated[
     ),
 ]
 SchemaDescription = Annotated[str, Meta(max_length=4096, description="Decides nothing.")]
+
+
+EffortWord = Literal["none", "low", "medium", "high"]
+EffortTokens = Annotated[int, Meta(ge=0, le=1_048_576, title="a whole number of tokens ≥ 0 and ≤ 1048576")]
+MAX_TEMPLATE_ARGUMENTS = 16
+MAX_ARGUMENT_CHARACTERS = 1000
+OF_THE_TEMPLATE = "messages|tools|functions|tool_choice|function_call|bos_token|eos_token|add_generation_prompt"
+TemplateArgument = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?!(?:{OF_THE_TEMPLATE}|raise_exception|strftime_now){END})[A-Za-z][A-Za-z0-9_]{{0,63}}{END}",
+    ),
+]
+ArgumentText = Annotated[
+    str,
+    Meta(max_length=MAX_ARGUMENT_CHARACTERS),
+]
+ArgumentInteger = Annotated[int, Meta(ge=-(2**53), le=2**53)]
+ArgumentNumber = Annotated[float, Meta(ge=-1e300, le=1e300)]
+TemplateArguments = Annotated[
+    dict[TemplateArgument, bool | ArgumentInteger | ArgumentNumber | ArgumentText | None],
+    Meta(
+        title=(
+            f"an object of at most {MAX_TEMPLATE_ARGUMENTS} numbers, booleans and texts of at most"
+            f" {MAX_ARGUMENT_CHARACTERS} characters, under names of letters, digits and _ that the template does not"
+            " get anyway, as it gets messages"
+        ),
+        max_length=MAX_TEMPLATE_ARGUMENTS,
+    ),
+]
 
 
 class AnyText(msgspec.Struct, kw_only=True, tag_field="type", tag="text", forbid_unknown_fields=True):
@@ -93,6 +124,12 @@ class Parameters(msgspec.Struct, kw_only=True, omit_defaults=True):
     raw: bool | None = None
     """True: the model reads the prompt alone and as it is, without a chat template; control tokens in it count, and
     nothing of the reply is kept apart as thinking."""
+    reasoning_effort: EffortWord | EffortTokens | None = None
+    """How much a reasoning model may think: `none`, `low` (at most 512 tokens), `medium` (2,048), `high` (as the
+    model's settings say), or a number of tokens. The chat template is told, and the thinking is closed after so
+    many."""
+    chat_template_kwargs: TemplateArguments | None = None
+    """Handed to the model's chat template as they are, over what `reasoning_effort` makes of them."""
 
     @property
     def wants_json(self) -> bool:
@@ -147,6 +184,7 @@ def texts_of(parameters: Parameters | None) -> dict[str, str]:
     given.pop("response_format", None)
     given.pop("truncation", None)
     given.pop("raw", None)
+    given.pop("chat_template_kwargs", None)
     texts = {
         name: format(value, "g") if isinstance(value, float) else str(value)
         for name, value in given.items()

@@ -19,15 +19,13 @@ Tokenize = Callable[[str], list[int]]
 MAX_CHARS_A_TOKEN = 16
 """High estimate of the characters in a token. Older turns that would not fit even by this estimate are left out without
 being tokenized."""
-OPEN, CLOSE = "<think>", "</think>"
-"""The tags around a model's thinking, at the beginning of its reply."""
 
 
 class RenderedPrompt(NamedTuple):
     tokens: list[int]
     omitted_messages: int
     opens_thinking: bool = False
-    """The prompt ends with OPEN, which the template wrote: the reply begins with thinking."""
+    """The prompt ends inside of thinking, which the template opened: the reply begins there."""
 
 
 def fit(
@@ -36,14 +34,15 @@ def fit(
     tokenize: Tokenize,
     n_ctx: int,
     max_tokens: int,
+    thinking_opening: str = "",
     *,
     may_omit: bool = True,
 ) -> RenderedPrompt:
     """Returns the prompt of the system message and of as many of the newest turns as leave room for the reply.
 
-    The room is `max_tokens`, but at most a quarter of the context. Raises Refusal of the kind `context_overflow` if the
-    newest prompt alone does not fit, or the whole without `may_omit`, and of the kind `template` if the chat template
-    refuses every variant of the messages.
+    The room is `max_tokens`, but at most a quarter of the context. `thinking_opening`: what opens the model's thinking;
+    empty: it cannot think. Raises Refusal of the kind `context_overflow` if the newest prompt alone does not fit, or
+    the whole without `may_omit`, and of the kind `template` if the chat template refuses every variant of the messages.
     """
     reserve = max(1, min(max_tokens, n_ctx // 4))
     n_fit = n_ctx - reserve
@@ -63,7 +62,7 @@ def fit(
         tokens = tokenize(text) if text else []
         if not tokens:
             raise Refusal("template", "The model's chat template makes nothing of this conversation.")
-        opens_thinking = _opens_thinking(text, messages[-1].content)
+        opens_thinking = _ends_with(text, thinking_opening, messages[-1].content)
         return tokens
 
     tokens = tokens_from(starts[0])
@@ -111,11 +110,11 @@ def _too_long(n_tokens: str, n_fit: int, n_ctx: int, reserve: int) -> Refusal:
     )
 
 
-def _opens_thinking(prompt: str, newest: str) -> bool:
-    """Whether the template wrote OPEN at the end of the prompt. An OPEN at the end of the newest message does not
+def _ends_with(prompt: str, opening: str, newest: str) -> bool:
+    """Whether the template wrote this opening at the end of the prompt. One at the end of the newest message does not
     count."""
     prompt, newest = prompt.rstrip(), newest.rstrip()
-    return prompt.endswith(OPEN) and not (newest.endswith(OPEN) and prompt.endswith(newest))
+    return bool(opening) and prompt.endswith(opening) and not (newest.endswith(opening) and prompt.endswith(newest))
 
 
 def _starts(rest: Sequence[ChatMessage]) -> list[int]:

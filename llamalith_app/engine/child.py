@@ -15,15 +15,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from llamalith_app.engine import frames, typed
-from llamalith_app.engine.chat import CLOSE, OPEN, RenderedPrompt, fit, fit_raw
+from llamalith_app.engine.chat import RenderedPrompt, fit, fit_raw
 from llamalith_app.engine.loop import TIMINGS, EngineLoop, Inbox, Prepared, Preparing, Timings
 from llamalith_app.engine.messages import (
     Cancel,
+    ChatMessage,
     End,
     FromEngine,
     Loaded,
@@ -32,10 +33,13 @@ from llamalith_app.engine.messages import (
     LoadModel,
     Refused,
     Submit,
+    TemplateArguments,
     ToEngine,
 )
-from llamalith_app.engine.runner_protocol import CannotLoad, OpenRunner, Refusal, Runner
+from llamalith_app.engine.reasoning import FAMILIES
+from llamalith_app.engine.runner_protocol import CannotLoad, OpenRunner, Refusal, Runner, Thoughts
 from llamalith_app.engine.sequence import Sequence
+from llamalith_app.engine.template import TemplateFailed
 from llamalith_app.engine.text import ReplyText
 
 REPORT_LOADING_S = 0.1
@@ -73,7 +77,8 @@ def serve(fd: int, open_runner: OpenRunner, timings: Timings = TIMINGS) -> None:
             n_ctx=runner.n_ctx,
             n_slots=runner.n_slots,
             load_s=time.monotonic() - started,
-            can_think=runner.can_think,
+            family=runner.family,
+            marker_tokens=list(runner.marker_tokens),
             gpu=runner.gpu,
         )
     )
@@ -156,18 +161,35 @@ def _prepare(runner: Runner, submit: Submit, runner_lock: threading.Lock) -> Pre
         with runner_lock:
             return runner.tokenize(text, mark)
 
+    family = None if submit.is_raw else FAMILIES.get(runner.family)
+    kept, opening = (family.kept_in_history, family.opening) if family else ((), "")
+
+    def render(messages: Iterable[ChatMessage]) -> str:
+        arguments = submit.template_arguments
+        try:
+            return runner.render(list(messages), {**submit.effort_arguments, **arguments})
+        except TemplateFailed:
+            if not submit.effort_arguments:
+                raise
+        # Some templates know other efforts, and refuse ours.
+        return runner.render(list(messages), arguments)
+
     def raw() -> RenderedPrompt:
         return fit_raw(submit.messages[-1].content, tokenize, runner.n_ctx, sampling.max_tokens)
 
     def templated() -> RenderedPrompt:
         nonlocal mark
-        messages, mark = typed.mark(submit.messages, runner.controls, (OPEN, CLOSE))
-        return fit(messages, runner.render, tokenize, runner.n_ctx, sampling.max_tokens, may_omit=submit.may_omit)
+        _check_arguments(submit.template_arguments, runner.controls)
+        messages, mark = typed.mark(submit.messages, runner.controls, kept)
+        return fit(messages, render, tokenize, runner.n_ctx, sampling.max_tokens, opening, may_omit=submit.may_omit)
 
     try:
         prompt = raw() if submit.is_raw else templated()
+        thoughts = Thoughts(prompt.opens_thinking, submit.thinking_budget) if family and submit.thinks else None
         with runner_lock:
-            can_resume = runner.begin(submit.sequence_id, sampling, submit.grammar, prompt.tokens, submit.written)
+            can_resume = runner.begin(
+                submit.sequence_id, sampling, submit.grammar, thoughts, prompt.tokens, submit.written
+            )
     except Refusal as refusal:
         return Refused(sequence_id=submit.sequence_id, kind=refusal.kind, reason=refusal.reason)
     except Exception:  # noqa: BLE001 - any failure here concerns this sequence only
@@ -184,3 +206,10 @@ def _prepare(runner: Runner, submit: Submit, runner_lock: threading.Lock) -> Pre
         opens_thinking=prompt.opens_thinking,
     )
     return Prepared(sequence, submit.written if can_resume else [])
+
+
+def _check_arguments(arguments: TemplateArguments, controls: typed.Controls) -> None:
+    """Raises Refusal for the text of a control token: the template would write it into the prompt."""
+    texts = [value for value in arguments.values() if isinstance(value, str)]
+    if control := typed.control_in(texts, controls):
+        raise Refusal("template", f"An argument in chat_template_kwargs has the text of the control token {control}.")

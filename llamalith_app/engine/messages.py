@@ -7,6 +7,8 @@ at any time, and `End` last. The engine answers a load with `Loading` and then `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -14,6 +16,8 @@ import msgspec
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 """A peer that sends a longer frame is broken."""
 
+TemplateArguments = Mapping[str, bool | int | float | str | None]
+NO_ARGUMENTS: TemplateArguments = MappingProxyType({})
 FinishReason = Literal["stop", "length", "cancelled"]
 RefusalKind = Literal["context_overflow", "template", "grammar", "internal", "engine_died"]
 """Why a sequence cannot run. `engine_died`: a process beside the engine died, and another attempt may succeed."""
@@ -58,6 +62,8 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """0: one for each core that this process may use."""
     n_gpu_layers: int = 0
     """Layers that the GPU computes; -1: all."""
+    reasoning: str = ""
+    """The family of reasoning models that the model is of. Any other word: the engine finds it."""
     parse_special_in_content: bool = False
     """The text of a control token is that token also where somebody typed it."""
     state_dir: str = ""
@@ -80,6 +86,14 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     """Earlier turns that do not fit the context are left out. False: the sequence is refused then."""
     grammar: str = ""
     """In llguidance's own notation, as `grammars/grammar.py` makes it. Empty: none."""
+    effort_arguments: dict[str, bool | int | str] = {}
+    """For the chat template. It gets none of them if it refuses them."""
+    template_arguments: dict[str, bool | int | float | str | None] = {}
+    """For the chat template, over those."""
+    thinks: bool = False
+    """The reply may begin with thinking, if the model's family is known. The grammar does not hold that."""
+    thinking_budget: int | None = None
+    """Tokens that the thinking may take; then it is ended. None: any number."""
     written: list[int] = []
     """Tokens of the reply that an earlier attempt drew. The sequence resumes behind them, and its first `Advance` with
     a token contains them too. If it cannot resume, it writes the whole reply again."""
@@ -116,8 +130,10 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     """Tokens that a sequence can hold: the configured number, or the model's own limit if that is lower."""
     n_slots: int
     load_s: float
-    can_think: bool = False
-    """Whether a `<think>` at the beginning of a reply marks the model's thinking."""
+    family: str = ""
+    """Which family of reasoning models the model is of; empty: it cannot think."""
+    marker_tokens: list[str] = []
+    """The markers around its thinking that are tokens of its vocabulary."""
     gpu: GpuOffload | None = None
     """None: no layers were requested and no GPU holds any."""
 
@@ -150,10 +166,13 @@ class Advance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens: list[int] = []
     text: str = ""
     """Whole characters only. Text that could still become a stop string is held back."""
+    markers: list[int] = []
+    """Where in the whole text of the reply, in characters, the text of tokens begins that are markers around thinking.
+    Told with that text or before."""
     omitted_messages: int = 0
     """Earlier messages that were left out because they did not fit the context."""
     opens_thinking: bool = False
-    """The prompt ends inside an open `<think>`, so the reply begins with the model's thinking."""
+    """The prompt ends inside of thinking, so the reply begins with it."""
     finish: FinishReason | None = None
 
 

@@ -21,15 +21,15 @@ import numpy as np
 from llama_cpp import llama_chat_format
 from llguidance import LLTokenizer
 
-from llamalith_app.engine import forms, typed
-from llamalith_app.engine.chat import CLOSE, OPEN
+from llamalith_app.engine import forms, reasoning, typed
 from llamalith_app.engine.constraint import Constraint, GrammarFailed, Vocabulary
 from llamalith_app.engine.loader import file_digest, gpu_offload, load_model, redirect_logs, validate_model_file
-from llamalith_app.engine.messages import ChatMessage, LoadModel, Sampling
-from llamalith_app.engine.runner_protocol import CannotLoad, Sampled, SampleFailed, Work
-from llamalith_app.engine.sampler import GreedySampler, Sampler, make_sampler
+from llamalith_app.engine.messages import NO_ARGUMENTS, ChatMessage, LoadModel, Sampling, TemplateArguments
+from llamalith_app.engine.runner_protocol import CannotLoad, Sampled, SampleFailed, Thoughts, Work
+from llamalith_app.engine.sampler import GreedySampler, Sampler, follow, make_sampler
 from llamalith_app.engine.sequence import anonymous_memory
 from llamalith_app.engine.template import Template, TemplateFailed
+from llamalith_app.engine.thinking import Thinking
 
 MAX_FILLERS = 3
 """Idle slots in a row that are worth evaluating one token for each."""
@@ -45,7 +45,8 @@ MAX_RUN_CHARS = 4096
 """Longest run of characters without white space, or of white space alone, that llama.cpp gets in one piece. For many
 BPE models it splits text by a `std::regex`, which recurses once for each character of a match. At about 24,000
 characters (measured, with a stack of 8 MiB) the process dies."""
-THINKING_TAGS = (OPEN.encode(), CLOSE.encode())
+Formatter = Callable[[Sequence[ChatMessage], TemplateArguments], str]
+"""Renders messages, with arguments for the chat template."""
 F16, BF16 = 1, 30
 """Values of ggml_type."""
 
@@ -62,9 +63,9 @@ class LlamaRunner:
         self._samplers: dict[int, Sampler | GreedySampler] = {}
         self._specials: list[str] = []
         """The texts of all ATOMIC tokens."""
-        self._tags: dict[int, bytes] = {}
-        """Tokens around thinking -> their texts. In some vocabularies they are control tokens, for which llama.cpp
-        writes no text."""
+        self._markers: dict[int, bytes] = {}
+        """The ATOMIC tokens around thinking -> their texts. In some vocabularies they are control tokens, for which
+        llama.cpp writes no text."""
         validate_model_file(load)
         redirect_logs()
         llama_cpp.llama_backend_init()
@@ -98,13 +99,17 @@ class LlamaRunner:
         adds_bos = bos >= 0 and llama_cpp.llama_vocab_get_add_bos(self._vocab)
         self._first_token = bos if adds_bos else None
         """The token in front of each prompt; None: there is none."""
-        self.can_think = False
+        self.family = load.reasoning if load.reasoning in reasoning.FAMILIES else ""
         self._template_source = ""
         self.controls: typed.Controls = {}
         self._parses_typed = load.parse_special_in_content
         self._formatter, self.extra_stop = self._choose_chat_format(load.chat_format)
         self._vocabulary = self._read_vocabulary()
-        self.can_think |= bool(self._tags)
+        self.family = self.family or reasoning.find(self._template_source, self._specials)
+        family = reasoning.FAMILIES.get(self.family)
+        wanted = family.markers if family else ()
+        self._markers = {token: piece for token, piece in self._markers.items() if piece.decode() in wanted}
+        self.marker_tokens = frozenset(piece.decode() for piece in self._markers.values())
 
     def _open_context(self, load: LoadModel, n_ctx: int, n_batch: int) -> Any:
         params = llama_cpp.llama_context_default_params()
@@ -136,8 +141,8 @@ class LlamaRunner:
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        return self._formatter(messages)
+    def render(self, messages: Sequence[ChatMessage], arguments: TemplateArguments = NO_ARGUMENTS) -> str:
+        return self._formatter(messages, arguments)
 
     def tokenize(self, text: str, mark: str = "") -> list[int]:
         parts = split_long_runs(text, self._specials) if self._splits_by_regex else [text]
@@ -163,47 +168,71 @@ class LlamaRunner:
         return tokens[:n_tokens]
 
     def piece(self, token: int) -> bytes:
-        return self._tags.get(token) or self._piece(token, special=False)
+        return self._markers.get(token) or self._piece(token, special=False)
+
+    def is_marker(self, token: int) -> bool:
+        return token in self._markers
 
     def is_end(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def begin(
-        self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
+        self,
+        sequence_id: int,
+        sampling: Sampling,
+        grammar: str,
+        thoughts: Thoughts | None,
+        prompt: Sequence[int],
+        written: Sequence[int],
     ) -> bool:
         constraint = Constraint(self._vocabulary, grammar) if grammar else None
-        if written and not self._accepts(constraint, written):
-            self.begin(sequence_id, sampling, grammar, prompt, ())
+        thinking = None if thoughts is None else self._thinking(thoughts, constraint)
+        if written and not self._accepts(constraint, thinking, written):
+            self.begin(sequence_id, sampling, grammar, thoughts, prompt, ())
             return False
-        self._samplers[sequence_id] = make_sampler(sampling, constraint, self._n_vocab, prompt, written)
+        self._samplers[sequence_id] = make_sampler(sampling, constraint, thinking, self._n_vocab, prompt, written)
         return True
 
-    def _accepts(self, constraint: Constraint | None, written: Sequence[int]) -> bool:
-        """Whether the sequence can resume behind these tokens. The constraint has consumed them then. Another model may
-        have written them: llama.cpp aborts at a token that this model does not have."""
+    def _thinking(self, thoughts: Thoughts, constraint: Constraint | None) -> Thinking | None:
+        """None: nothing depends on where the thinking ends."""
+        if thoughts.budget is None and constraint is None:
+            return None
+        return Thinking(
+            reasoning.FAMILIES[self.family],
+            self,
+            self._tokenize,
+            marker_tokens=self.marker_tokens,
+            is_opened=thoughts.is_opened,
+            budget=thoughts.budget,
+        )
+
+    def _accepts(self, constraint: Constraint | None, thinking: Thinking | None, written: Sequence[int]) -> bool:
+        """Whether the sequence can resume behind these tokens. Constraint and thinking have consumed them then. Another
+        model may have written them: llama.cpp aborts at a token that this model does not have."""
         if not all(0 <= token < self._n_vocab for token in written):
             return False
         try:
-            if constraint is not None:
-                for token in written:
-                    constraint.accept(token)
+            for token in written:
+                if thinking is not None and thinking.forced not in (None, token):
+                    return False
+                follow(token, constraint, thinking)
         except GrammarFailed:
             return False
         return True
 
     def _read_vocabulary(self) -> Vocabulary:
-        """The vocabulary for grammars. Also collects the special texts, the controls and the tags around thinking.
+        """The vocabulary for grammars. Also collects the special texts, the controls and the markers around thinking.
         Takes a few microseconds and about 200 bytes of memory for each token."""
         pieces, ends = [], []
         controls: list[str] = []
         for token in range(self._n_vocab):
             piece = self._piece(token, special=True)
-            if piece in THINKING_TAGS:
-                self._tags[token] = piece
             attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
             if attributes & ATOMIC:
                 text = piece.decode(errors="replace")
                 self._specials.append(text)
+                if text in reasoning.MARKERS:
+                    self._markers[token] = piece
                 # Makers of files declare some tokens that their template writes as a user's own.
                 if attributes & UNWRITTEN or (text.strip() and text in self._template_source):
                     controls.append(text)
@@ -332,7 +361,7 @@ class LlamaRunner:
                 return buffer.raw[:n_bytes]
             size = -n_bytes
 
-    def _choose_chat_format(self, name: str) -> tuple[Callable[[Sequence[ChatMessage]], str], Sequence[str]]:
+    def _choose_chat_format(self, name: str) -> tuple[Formatter, Sequence[str]]:
         """The function that renders messages for this model, and the stop strings of its format."""
         bos, eos = (
             "" if token < 0 else self._piece(token, special=True).decode(errors="replace")
@@ -343,7 +372,6 @@ class LlamaRunner:
         )
         source = llama_cpp.llama_model_chat_template(self._model, None) if name == "auto" else None
         if source:
-            self.can_think = any(tag in source for tag in THINKING_TAGS)
             self._template_source = source.decode(errors="replace")
             self._template = Template(self._template_source, bos=bos, eos=eos)
             return self._template.render, ()
@@ -357,7 +385,7 @@ class LlamaRunner:
 
         form = forms.detect(write)
 
-        def render(messages: Sequence[ChatMessage]) -> str:
+        def render(messages: Sequence[ChatMessage], _: TemplateArguments) -> str:
             try:
                 return write(form.apply(messages))
             except forms.ContentDropped as error:

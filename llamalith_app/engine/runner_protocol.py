@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from llamalith_app.engine.messages import ChatMessage, GpuOffload, LoadModel, RefusalKind, Sampling
+from llamalith_app.engine.messages import (
+    NO_ARGUMENTS,
+    ChatMessage,
+    GpuOffload,
+    LoadModel,
+    RefusalKind,
+    Sampling,
+    TemplateArguments,
+)
 
 
 class CannotLoad(Exception):
@@ -50,6 +58,15 @@ class SampleFailed(NamedTuple):
     """A sentence for people."""
 
 
+class Thoughts(NamedTuple):
+    """The thinking with which a reply may begin."""
+
+    is_opened: bool
+    """The prompt ends inside of it."""
+    budget: int | None
+    """Tokens that it may take before it is ended; None: any number."""
+
+
 class SlotModel(Protocol):
     """The properties of a loaded model and its slots that the scheduler needs."""
 
@@ -67,7 +84,11 @@ class SlotModel(Protocol):
         """`least_cut` of a slot into which a state of `n_tokens` was restored."""
 
     def piece(self, token: int) -> bytes:
-        """The bytes that the token adds to the text: perhaps part of a character, empty for control tokens."""
+        """The bytes that the token adds to the text: perhaps part of a character, empty for control tokens, except for
+        markers around thinking."""
+
+    def is_marker(self, token: int) -> bool:
+        """Whether the token is one of the markers around the model's thinking."""
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a reply."""
@@ -81,24 +102,33 @@ class Runner(SlotModel, Protocol):
     """Stop strings that belong to the chat format."""
     controls: Mapping[str, Sequence[str]]
     """The texts of control tokens that are nothing but text where people type them, as `typed.mark` takes them."""
-    can_think: bool
-    """Whether the chat template or the vocabulary has a `<think>` or a `</think>`."""
+    family: str
+    """Which family of reasoning models the model is of, by its name in `reasoning.FAMILIES`. Empty: it cannot think."""
+    marker_tokens: frozenset[str]
+    """The markers of this family that are tokens of the vocabulary."""
     gpu: GpuOffload | None
     """Which part of the model a GPU holds. None: no layers were requested and no GPU holds any."""
     fingerprint: str
     """Names the model, context, slots and version of llama.cpp: a saved state fits if it is equal."""
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    def render(self, messages: Sequence[ChatMessage], arguments: TemplateArguments = NO_ARGUMENTS) -> str:
         """The prompt as the chat template writes it. Raises whatever the template raises."""
 
     def tokenize(self, text: str, mark: str = "") -> list[int]:
         """The tokens of a prompt, without its marks: see `typed.py`."""
 
     def begin(
-        self, sequence_id: int, sampling: Sampling, grammar: str, prompt: Sequence[int], written: Sequence[int]
+        self,
+        sequence_id: int,
+        sampling: Sampling,
+        grammar: str,
+        thoughts: Thoughts | None,
+        prompt: Sequence[int],
+        written: Sequence[int],
     ) -> bool:
-        """Makes the sequence's sampler, in the state after it drew `written`. False: the grammar does not allow those
-        tokens, and the sampler is in its first state. Raises Refusal for a grammar that cannot be used."""
+        """Makes the sequence's sampler, in the state after it drew `written`. `thoughts`: the grammar holds the reply
+        from behind the thinking on; None: from its first token on. False: the grammar or the thoughts do not allow
+        those tokens, and the sampler is in its first state. Raises Refusal for a grammar that cannot be used."""
 
     def end(self, sequence_id: int) -> None:
         """Frees the sequence's sampler, if there is one. The slot keeps its tokens."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from llamalith_app.engine.constraint import Constraint
 from llamalith_app.engine.messages import Sampling
+from llamalith_app.engine.thinking import Thinking
 
 PENALTY_LAST_N = 64
 """Tokens that the penalties look back; llama.cpp's own default."""
@@ -30,11 +31,16 @@ CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)])
 
 
 def make_sampler(
-    sampling: Sampling, constraint: Constraint | None, n_vocab: int, prompt: Sequence[int], written: Sequence[int]
+    sampling: Sampling,
+    constraint: Constraint | None,
+    thinking: Thinking | None,
+    n_vocab: int,
+    prompt: Sequence[int],
+    written: Sequence[int],
 ) -> Sampler | GreedySampler:
-    """A sampler in the state after it drew `written` behind the prompt. The constraint, if any, has accepted these
-    tokens already. Must be freed by its `free`."""
-    if constraint is None and _is_greedy(sampling):
+    """A sampler in the state after it drew `written` behind the prompt. The constraint and the thinking, if any, have
+    accepted these tokens already. Must be freed by its `free`."""
+    if constraint is None and thinking is None and _is_greedy(sampling):
         return GreedySampler(n_vocab)
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
 
@@ -61,7 +67,17 @@ def make_sampler(
         add(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
         add(llama_cpp.llama_sampler_init_temp(sampling.temperature))
         dist = SeededDist(chain, secrets.randbits(32) if sampling.seed is None else sampling.seed, len(written))
-    return Sampler(chain, dist, constraint, n_vocab)
+    return Sampler(chain, dist, constraint, thinking, n_vocab)
+
+
+def follow(token: int, constraint: Constraint | None, thinking: Thinking | None) -> None:
+    """Notes a drawn token: in the thinking, or else in the grammar. Raises GrammarFailed."""
+    if thinking is not None and (constraint is None or thinking.is_outside(token, constraint)):
+        thinking.accept(token)
+    elif constraint is not None:
+        constraint.accept(token)
+        if thinking is not None:
+            thinking.end()
 
 
 def _is_greedy(sampling: Sampling) -> bool:
@@ -109,12 +125,21 @@ class SeededDist:
 
 
 class Sampler:
-    """A chain, with a grammar's constraint or without. Owns the chain, and `dist` within it."""
+    """A chain, with a grammar's constraint or without, and with thinking that the grammar does not hold or without.
+    Owns the chain, and `dist` within it."""
 
-    def __init__(self, chain: Any, dist: SeededDist | None, constraint: Constraint | None, n_vocab: int) -> None:
+    def __init__(
+        self,
+        chain: Any,
+        dist: SeededDist | None,
+        constraint: Constraint | None,
+        thinking: Thinking | None,
+        n_vocab: int,
+    ) -> None:
         self._chain = chain
         self._dist = dist
         self._constraint = constraint
+        self._thinking = thinking
         self._n_vocab = n_vocab
         self._candidates = np.zeros(n_vocab if constraint else 0, dtype=CANDIDATE)
         self._candidates["id"] = np.arange(len(self._candidates))
@@ -130,19 +155,32 @@ class Sampler:
         return token
 
     def _draw(self, context: Any, at: int) -> int | None:
+        thinking = self._thinking
+        if thinking is not None and (forced := thinking.forced) is not None:
+            thinking.accept(forced)
+            llama_cpp.llama_sampler_accept(self._chain, forced)
+            return forced
         if self._constraint is None:
-            return int(llama_cpp.llama_sampler_sample(self._chain, context, at))
+            token = int(llama_cpp.llama_sampler_sample(self._chain, context, at))
+            if thinking is not None:
+                thinking.accept(token)
+            return token
         row = llama_cpp.llama_get_logits_ith(context, at)
         logits = np.ctypeslib.as_array(row, shape=(self._n_vocab,))
         # The chain's first choice is usually allowed, and checking one token costs a hundredth of checking all.
-        token = self._choose(logits, self._candidates)
-        if token is None or not self._constraint.allows(token):
-            allowed = self._constraint.allowed()
-            token = self._choose(logits[allowed], self._candidates[allowed])
-        if token is not None:
-            self._constraint.accept(token)
-            llama_cpp.llama_sampler_accept(self._chain, token)
-        return token
+        chosen = self._choose(logits, self._candidates)
+        if thinking is not None and thinking.is_free:
+            chosen = None if chosen is None else thinking.instead_of(chosen)
+        else:
+            openings = list(thinking.openings) if thinking is not None else []
+            if chosen is None or not (chosen in openings or self._constraint.allows(chosen)):
+                allowed = self._constraint.allowed()
+                allowed[openings] = True
+                chosen = self._choose(logits[allowed], self._candidates[allowed])
+        if chosen is not None:
+            follow(chosen, self._constraint, thinking)
+            llama_cpp.llama_sampler_accept(self._chain, chosen)
+        return chosen
 
     def _choose(self, logits: Any, candidates: Any) -> int | None:
         """The token that the chain draws from these candidates; None: none has a probability. Forbidden tokens must be

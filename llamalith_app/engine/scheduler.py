@@ -243,7 +243,7 @@ class Scheduler:
             sequence.finish = "stop"
             return sequence.text.end()
         sequence.generated.append(token)
-        text = sequence.text.feed(self._model.piece(token))
+        text = sequence.text.feed(self._model.piece(token), is_marker=self._model.is_marker(token))
         sequence.finish = self._finish_reason(sequence)
         return text + sequence.text.end() if sequence.finish == "length" else text
 
@@ -274,6 +274,7 @@ def _advance(sequence: Sequence, text: str, tokens: list[int]) -> Advance:
         prompt_reused=min(sequence.n_reused, sequence.n_prompt),
         tokens=tokens,
         text=text,
+        markers=sequence.text.take_markers(),
         omitted_messages=sequence.omitted_messages,
         opens_thinking=sequence.opens_thinking,
         finish=sequence.finish,

@@ -49,7 +49,7 @@ class Sequence:
     text: ReplyText
     omitted_messages: int = 0
     opens_thinking: bool = False
-    """The prompt ends inside an open `<think>`."""
+    """The prompt ends inside of thinking."""
     written: Items[int] = ()
     """Tokens of the reply that an earlier attempt wrote. They are the end of `prompt`."""
     written_text: str = ""

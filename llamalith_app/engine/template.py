@@ -24,7 +24,7 @@ from threading import Lock
 import msgspec
 
 from llamalith_app.engine import frames
-from llamalith_app.engine.messages import ChatMessage
+from llamalith_app.engine.messages import NO_ARGUMENTS, ChatMessage, TemplateArguments
 from llamalith_app.engine.runner_protocol import Refusal
 from llamalith_app.engine.template_program import (
     RENDER_CPU_S,
@@ -74,13 +74,13 @@ class Template:
         self._idle: queue.LifoQueue[TemplateProcess] = queue.LifoQueue()
         self._idle.put(TemplateProcess(self._source, timings))
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """Returns the prompt.
+    def render(self, messages: Sequence[ChatMessage], arguments: TemplateArguments = NO_ARGUMENTS) -> str:
+        """Returns the prompt. The template gets the arguments beside the messages.
 
         Raises TemplateFailed if the template refuses the conversation. Raises Refusal of the kind `template` if the
         template takes too much processor time, and of the kind `engine_died` if N_TRIES processes were lost.
         """
-        conversation = frames.encode(Conversation(list(messages)))
+        conversation = frames.encode(Conversation(list(messages), dict(arguments)))
         process = self._take_idle()
         lost_by = ""
         try:

@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import traceback
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -53,6 +54,7 @@ class TemplateSource(msgspec.Struct, frozen=True):
 
 class Conversation(msgspec.Struct, frozen=True):
     messages: list[ChatMessage]
+    arguments: dict[str, bool | int | float | str | None] = {}
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -115,10 +117,10 @@ def _lift_limits() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def _answer(render: forms.Render, form: forms.Form, conversation: Conversation, max_chars: int) -> bytes:
+def _answer(render: Callable[..., str], form: forms.Form, conversation: Conversation, max_chars: int) -> bytes:
     """The frame of a `Rendered` or `Failed`."""
     try:
-        prompt = render(form.apply(conversation.messages))
+        prompt = render(form.apply(conversation.messages), **conversation.arguments)
         if len(prompt) > max_chars:
             return frames.encode(Failed(f"it makes a prompt of {len(prompt)} characters; {max_chars} are allowed"))
         return frames.encode(Rendered(prompt))
@@ -126,9 +128,10 @@ def _answer(render: forms.Render, form: forms.Form, conversation: Conversation, 
         return frames.encode(Failed(_reason(error)))
 
 
-def compile_template(template: TemplateSource) -> forms.Render:
-    """Returns a function that renders messages, with the globals that Transformers and llama-cpp-python give to a
-    template. It raises whatever the template raises. For a template that cannot be compiled, it raises the reason."""
+def compile_template(template: TemplateSource) -> Callable[..., str]:
+    """Returns a function that renders messages, with arguments by name, and with the globals that Transformers and
+    llama-cpp-python give to a template. It raises whatever the template raises. For a template that cannot be
+    compiled, it raises the reason."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
@@ -151,19 +154,19 @@ def compile_template(template: TemplateSource) -> forms.Render:
         # Only the text is kept: the error itself would hold all frames that it passed through.
         reason = f"it cannot be compiled: {_reason(error)}"
 
-        def refuse(_: list[forms.Message]) -> NoReturn:
+        def refuse(_: list[forms.Message], **__: object) -> NoReturn:
             raise RaisedByTemplate(reason)
 
         return refuse
 
-    def render(messages: list[forms.Message]) -> str:
+    def render(messages: list[forms.Message], **arguments: object) -> str:
         try:
-            return compiled.render(messages=messages)
+            return compiled.render(messages=messages, **arguments)
         except (RaisedByTemplate, SecurityError, MemoryError):
             raise
         except Exception as error:
             with contextlib.suppress(Exception):
-                return compiled.render(messages=messages, **NO_TOOLS)
+                return compiled.render(messages=messages, **arguments, **NO_TOOLS)
             raise error from None
 
     return render

@@ -30,6 +30,12 @@ def controls_of(texts: Iterable[str]) -> Controls:
     return controls
 
 
+def control_in(texts: Iterable[str], controls: Controls) -> str:
+    """The text of a control token that stands in one of them; empty: there is none."""
+    found = (one for text in texts for one in _found(ChatMessage("user", text), controls, ()))
+    return next(found, "")
+
+
 def mark(
     messages: Sequence[ChatMessage], controls: Controls, thinking_tags: Sequence[str]
 ) -> tuple[list[ChatMessage], str]:

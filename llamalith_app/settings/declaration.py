@@ -24,6 +24,7 @@ from llamalith_app.settings.formats import (
     Network,
     Origin,
     PathText,
+    Reasoning,
     RedisUrl,
     Sha256,
 )
@@ -64,10 +65,29 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     thinking: Annotated[
         Literal["auto", "on", "off"],
         Meta(
-            description="Whether a <think> at the beginning of a reply is kept apart from it; auto: where the model's"
-            " chat template or vocabulary knows the tag."
+            description="Whether thinking at the beginning of a reply is kept apart from it; auto: where the model's"
+            " family is known."
         ),
     ] = "auto"
+    reasoning: Annotated[
+        Reasoning,
+        Meta(
+            description="Which markers stand around the model's thinking; auto: those that its chat template or"
+            " vocabulary knows; none: its thinking stays in its reply."
+        ),
+    ] = "auto"
+    thinking_budget: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=1_048_576,
+                description="Tokens that the thinking may take before it is ended. Unset: any number, or half of"
+                " max_tokens where a grammar waits for its end.",
+            ),
+        ]
+        | None
+    ) = None
     parse_special_in_content: Annotated[
         bool,
         Meta(

@@ -48,6 +48,24 @@ TEMPLATE_FORMATS = ("auto", "chat_template")
 CHAT_FORMATS: tuple[str, ...] = get_args(ChatFormat)[len(TEMPLATE_FORMATS) :]
 """llama-cpp-python's formats that only write a prompt; those that call functions are of no use here."""
 
+Reasoning = Literal[
+    "auto",
+    "none",
+    "think",
+    "thinking",
+    "magistral",
+    "seed",
+    "granite",
+    "exaone",
+    "apriel",
+    "minimax-m3",
+    "command-r7b",
+    "cohere",
+    "gemma4",
+    "harmony",
+]
+"""The families of reasoning models, behind two words of their own."""
+
 ModelName = Annotated[
     str,
     Meta(

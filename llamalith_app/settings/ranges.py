@@ -102,9 +102,10 @@ def describes_itself(wanted: Any) -> bool:
 
 def type_at(root: Any, place: str) -> Any:
     """The type of the field at a place such as `response_format.name`, from a struct's type on; None: no field is known
-    there. An item of a list is described by its list: `stop[0]` is `stop`."""
+    there. An item of a list is described by its list: `stop[0]` is `stop`; and so is a value of an object with free
+    names, which msgspec calls `[...]`."""
     wanted, of_item = root, ""
-    for step in place.split("."):
+    for step in place.replace("[...]", "[]").split("."):
         alternatives = [without_limits(member) for member in members(wanted)]
         if of_item:
             alternatives = [without_limits(get_args(bare)[0]) for bare in alternatives if get_origin(bare) in LISTS]

@@ -32,7 +32,7 @@ QUESTION = "Write a title for this conversation: at most six words, in the langu
 MAX_TOKENS = 48
 MAX_WAIT_S = 3600.0
 """A job for a title that has not started by then is given up."""
-# Held to a schema, a model does not think before it answers, and says nothing around the title.
+# Held to a schema, a model says nothing around the title.
 REPLY = JsonSchema(
     schema={
         "type": "object",
@@ -123,6 +123,7 @@ def ask(connection: Connection, conversation_id: int, now: datetime) -> int | No
         priority="batch",
         max_tokens=MAX_TOKENS,
         temperature=0.0,
+        reasoning_effort="none",
         response_format=REPLY,
         max_attempts=1,
         queue_timeout_s=MAX_WAIT_S,

@@ -197,8 +197,10 @@ def test_the_prompt_says_whether_it_ends_inside_of_thinking(behind: str, newest:
     def render(messages: Sequence[ChatMessage]) -> str:
         return plain(messages)[:-1] + behind
 
-    assert fit([user("1"), assistant("<think>"), user(newest)], render, tokenize, 1000, 1).opens_thinking is opens
-    assert fit([user("1" * 100), user(newest)], render, tokenize, 80, 1).opens_thinking is opens
+    turns, short = [user("1"), assistant("<think>"), user(newest)], [user("1" * 100), user(newest)]
+    assert fit(turns, render, tokenize, 1000, 1, "<think>").opens_thinking is opens
+    assert fit(short, render, tokenize, 80, 1, "<think>").opens_thinking is opens
+    assert not fit(turns, render, tokenize, 1000, 1).opens_thinking, "it cannot think"
 
 
 def jinja(source: str) -> Callable[[list[forms.Message]], str]:

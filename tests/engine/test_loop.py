@@ -60,7 +60,7 @@ class RunningLoop:
         sequence_id = next(self._ids)
         tokens = self.runner.tokenize(prompt)
         self.preparing[sequence_id] = False
-        self.runner.begin(sequence_id, sampling(), "", tokens, ())
+        self.runner.begin(sequence_id, sampling(), "", None, tokens, ())
         self._inbox.put(Prepared(Sequence(sequence_id, tokens, 1, ReplyText([])), []))
         return sequence_id
 

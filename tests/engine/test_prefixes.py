@@ -51,7 +51,7 @@ class Engine:
 
     def submit(self, prompt: Sequence[int], max_tokens: int = 12, state: SlotState | None = None) -> int:
         self._ids += 1
-        self.runner.begin(self._ids, sampling(), "", prompt, ())
+        self.runner.begin(self._ids, sampling(), "", None, prompt, ())
         self.replies[self._ids] = []
         self.scheduler.submit(EngineSequence(self._ids, prompt, max_tokens, ReplyText([]), state=state))
         return self._ids

@@ -69,7 +69,7 @@ async def test_a_load_reports_its_progress_and_what_the_model_can_hold(kind: Kin
     seen: list[float] = []
     engine = await start(kind, seen.append)
     assert seen[-1] == 1.0
-    assert engine.limits == EngineLimits(n_ctx=2048, n_slots=2, can_think=True)
+    assert engine.limits == EngineLimits(n_ctx=2048, n_slots=2, family="think")
     assert engine.load_s >= 0
     assert not engine.died.is_set()
     await engine.stop()

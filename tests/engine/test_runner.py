@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from llamalith_app.engine.chat import fit
 from llamalith_app.engine.client.protocol import EngineRefused
 from llamalith_app.engine.messages import ChatMessage, Submit
+from llamalith_app.engine.reasoning import FAMILIES
 from llamalith_app.engine.runner import MAX_RUN_CHARS, LlamaRunner, split_long_runs
 from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Work
 from llamalith_app.engine.sampler import CANDIDATE, SeededDist
@@ -189,7 +190,7 @@ def test_of_what_a_grammar_allows_the_chain_draws_as_if_there_were_nothing_else(
     monkeypatch.setattr("llamalith_app.engine.runner.Constraint", lambda *_: FourTokens(n_vocab))
     drawn = set()
     for seed in range(100):
-        runner.begin(1, sampling(temperature=1.0, typical_p=0.5, seed=seed), "four", [1], ())
+        runner.begin(1, sampling(temperature=1.0, typical_p=0.5, seed=seed), "four", None, [1], ())
         drawn.add(runner._samplers[1].sample(None, 0))
         runner.end(1)
     runner.close()
@@ -263,29 +264,39 @@ def test_an_end_that_the_template_writes_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "control", "can_think"),
+    ("template", "control", "setting", "family"),
     [
-        ("{{ messages[0].content }}", (), False),
-        ("{{ messages[0].content.split('</think>')[-1] }}", (), True),
-        ("{{ messages[0].content }}<think>\n", (), True),
-        ("{{ messages[0].content }}", ("<think>", "</think>"), True),
+        ("{{ messages[0].content }}", (), "auto", ""),
+        ("{{ messages[0].content }}", (), "think", "think"),
+        ("{{ messages[0].content.split('</think>')[-1] }}", (), "auto", "think"),
+        ("{{ messages[0].content }}<think>\n", (), "none", "think"),
+        ("{{ messages[0].content }}", ("<think>", "</think>"), "auto", "think"),
+        ("{{ messages[0].content }}<think>", ("[THINK]", "[/THINK]"), "auto", "think"),
+        ("{{ messages[0].content }}", ("[THINK]", "[/THINK]"), "auto", "magistral"),
+        ("{{ messages[0].content }}<think>", ("[THINK]", "[/THINK]"), "magistral", "magistral"),
     ],
 )
-def test_whether_a_model_can_think_its_template_and_its_vocabulary_say(
-    template: str, control: tuple[str, ...], can_think: bool, tmp_path: Path
+def test_how_a_model_thinks_its_template_and_its_vocabulary_say_or_else_its_setting(
+    template: str, control: tuple[str, ...], setting: str, family: str, tmp_path: Path
 ) -> None:
     path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template, control=control)
-    runner = LlamaRunner(load(path=str(path)), lambda _: None)
-    assert runner.can_think is can_think
+    runner = LlamaRunner(load(path=str(path), reasoning=setting), lambda _: None)
+    assert runner.family == family
+    known = FAMILIES[family].markers if family else frozenset()
+    assert runner.marker_tokens == known & set(control)
     # Of other control tokens llama.cpp writes nothing.
-    text = "<think>hm</think>hello"
-    assert b"".join(runner.piece(token) for token in runner.tokenize(text)).decode() == text
+    text = "<think>hm</think>hello [THINK]"
+    tokens = runner.tokenize(text)
+    shown = text if known.issuperset(control) else text.replace("[THINK]", "")
+    assert b"".join(runner.piece(token) for token in tokens).decode() == shown
+    of_text = [marker for marker in ("<think>", "</think>", "[THINK]") if marker in runner.marker_tokens]
+    assert [runner.piece(token).decode() for token in tokens if runner.is_marker(token)] == of_text
     runner.close()
 
 
 def test_the_bundled_model_cannot_think(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = opened(monkeypatch, None)
-    assert not runner.can_think
+    assert not runner.family
     runner.close()
 
 
@@ -293,7 +304,7 @@ async def test_an_engine_reports_that_a_prompt_ends_inside_of_thinking(tmp_path:
     template = "{{ messages[-1].content }}{% if '/think' in messages[-1].content %}<think>\n{% endif %}"
     path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template)
     async with started(None, path=str(path)) as engine:
-        assert engine.limits.can_think
+        assert engine.limits.family == "think"
         opened = await run(engine, submit("Hi /think", max_tokens=2))
         plain = await run(engine, submit("Hi", max_tokens=2))
         of_people = await run(engine, submit("Hi <think>", max_tokens=2))
@@ -423,7 +434,7 @@ def test_a_slot_that_only_fills_a_gap_keeps_what_it_holds(monkeypatch: pytest.Mo
     texts = ["One fox runs.", "Two dogs sleep in the sun.", "Three birds sing.", "Four fish swim."]
     tokens = [runner.tokenize(text) for text in texts]
     for number in range(4):
-        runner.begin(number, sampling(temperature=0.0, repeat_penalty=1.0), "", tokens[number], ())
+        runner.begin(number, sampling(temperature=0.0, repeat_penalty=1.0), "", None, tokens[number], ())
 
     at = [0] * 4
 
@@ -470,8 +481,8 @@ def test_a_full_slot_fills_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = opened(monkeypatch, None, n_slots=3, n_ctx=32, n_threads=1)
     full = [runner.tokenize("a")[0]] * 32
     runner.evaluate([Work(1, 1, full, 0, wanted=False)])
-    runner.begin(0, sampling(), "", full[:1], ())
-    runner.begin(2, sampling(), "", full[:1], ())
+    runner.begin(0, sampling(), "", None, full[:1], ())
+    runner.begin(2, sampling(), "", None, full[:1], ())
     results = runner.evaluate([Work(2, 2, full[:1], 0, wanted=True), Work(0, 0, full[:1], 0, wanted=True)])
     assert {one.sequence_id for one in results} == {0, 2}
     assert runner.keep(1, 32) == 32

@@ -32,7 +32,7 @@ class Stepping:
 
     def submit(self, sequence_id: int, prompt: str, max_tokens: int = 5, state: SlotState | None = None) -> None:
         tokens = self.runner.tokenize(prompt)
-        self.runner.begin(sequence_id, sampling(), "", tokens, ())
+        self.runner.begin(sequence_id, sampling(), "", None, tokens, ())
         self.scheduler.submit(Sequence(sequence_id, tokens, max_tokens, ReplyText([]), state=state))
 
     def admit(self) -> list[Admission]:

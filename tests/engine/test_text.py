@@ -73,3 +73,25 @@ def test_a_long_stop_string_that_nearly_comes_all_the_time_is_no_burden(stop: st
     for _ in range(20_000):
         text.feed(b"ab")
     assert time.process_time() - began < 10
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["</t>", "</", "t>", "é", "é".encode()[:1], "a", "a</", "🐉"]), max_size=12),
+    st.sampled_from([[], ["a</x"], ["t>a"], ["/t>é"]]),
+)
+def test_where_a_token_that_is_a_marker_begins_is_told_with_its_text_or_before(
+    pieces: list[str | bytes], stop: list[str]
+) -> None:
+    text, shown, told = ReplyText(stop), "", list[int]()
+    for piece in pieces:
+        data = piece.encode() if isinstance(piece, str) else piece
+        shown += text.feed(data, is_marker=piece == "</t>")
+        told += text.take_markers()
+    shown += text.end()
+    n_markers = pieces.count("</t>")
+    assert told == sorted(set(told))
+    whole = [offset for offset in told if offset + len("</t>") <= len(shown)]
+    assert all(shown.startswith("</t>", offset) for offset in whole)
+    assert len(told) == n_markers or text.stopped
+    assert len(whole) == n_markers or text.stopped

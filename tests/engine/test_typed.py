@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamalith_app.engine import typed
-from llamalith_app.engine.chat import CLOSE, OPEN, fit
+from llamalith_app.engine.chat import fit
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.runner import LlamaRunner
 from llamalith_app.engine.runner_protocol import Refusal
@@ -68,7 +68,7 @@ def test_marks_go_and_every_other_byte_stays_however_it_is_cut(parts: list[str])
 
 def prompt(runner: LlamaRunner, messages: Sequence[ChatMessage]) -> list[int]:
     """As the engine prepares it."""
-    safe, its_mark = mark(messages, runner.controls, (OPEN, CLOSE))
+    safe, its_mark = mark(messages, runner.controls, ("<think>", "</think>"))
     return fit(safe, runner.render, lambda text: runner.tokenize(text, its_mark), runner.n_ctx, 10).tokens
 
 

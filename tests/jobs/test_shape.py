@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 import pytest
 
-from llamalith_app.contracts.parameters import AnyText, JsonObject, JsonSchema, NamedSchema, Parameters, ResponseFormat
+from llamalith_app.contracts.parameters import (
+    AnyText,
+    EffortWord,
+    JsonObject,
+    JsonSchema,
+    NamedSchema,
+    Parameters,
+    ResponseFormat,
+)
 from llamalith_app.engine.client.protocol import EngineLimits
 from llamalith_app.engine.messages import Sampling
+from llamalith_app.engine.reasoning import FAMILIES
 from llamalith_app.grammars import grammar
 from llamalith_app.jobs.worker import shape
 from llamalith_app.settings.declaration import ModelSettings
@@ -73,18 +80,66 @@ def test_a_reply_is_not_held_to_what_cannot_be_enforced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "can_think", "grammar", "thinks"),
+    ("settings", "found", "grammar", "thinks_as"),
     [
-        ("auto", True, "", True),
-        ("auto", False, "", False),
-        ("on", False, "", True),
-        ("off", True, "", False),
-        ("auto", True, "a grammar", False),
-        ("on", True, "a grammar", False),
+        ({}, "seed", "", "seed"),
+        ({}, "", "", None),
+        ({"thinking": "on"}, "", "", "think"),
+        ({"thinking": "on"}, "seed", "", "seed"),
+        ({"thinking": "off"}, "seed", "", None),
+        ({"reasoning": "none"}, "seed", "", None),
+        ({"reasoning": "none", "thinking": "on"}, "", "", None),
+        ({}, "seed", "a grammar", "seed"),
+        ({"thinking": "on"}, "", "a grammar", None),
+        ({"thinking": "off"}, "seed", "a grammar", None),
     ],
 )
-def test_a_reply_may_begin_with_thinking_where_the_model_or_its_setting_says_so_and_no_grammar_holds_it(
-    setting: Literal["auto", "on", "off"], can_think: bool, grammar: str, thinks: bool
+def test_a_reply_may_begin_with_thinking_where_the_model_or_its_setting_says_so(
+    settings: dict[str, str], found: str, grammar: str, thinks_as: str | None
 ) -> None:
-    limits = EngineLimits(n_ctx=1, n_slots=1, can_think=can_think)
-    assert shape.may_think(ModelSettings(thinking=setting), grammar, limits) is thinks
+    limits = EngineLimits(n_ctx=1, n_slots=1, family=found)
+    wanted = FAMILIES[thinks_as] if thinks_as else None
+    assert shape.family(msgspec.convert(settings, ModelSettings), grammar, limits) is wanted
+
+
+@pytest.mark.parametrize(
+    ("setting", "grammar", "budget"),
+    [(None, "", None), (None, "a grammar", 50), (0, "", 0), (7, "", 7), (70, "a grammar", 70)],
+)
+def test_thinking_takes_what_its_setting_allows_and_leaves_half_to_a_grammar(
+    setting: int | None, grammar: str, budget: int | None
+) -> None:
+    assert shape.thinking_budget(ModelSettings(thinking_budget=setting), None, grammar, 100) == budget
+
+
+@pytest.mark.parametrize(
+    ("effort", "grammar", "budget"),
+    [
+        ("none", "", 0),
+        ("low", "", 512),
+        ("medium", "", 2048),
+        ("high", "", 7),
+        (0, "", 0),
+        (900, "a grammar", 900),
+        ("none", "a grammar", 0),
+        ("medium", "a grammar", 500),
+        (None, "a grammar", 7),
+    ],
+)
+def test_a_jobs_effort_stands_over_its_models_budget(
+    effort: EffortWord | int | None, grammar: str, budget: int | None
+) -> None:
+    settings = ModelSettings(thinking_budget=7)
+    assert shape.thinking_budget(settings, Parameters(reasoning_effort=effort), grammar, 1000) == budget
+
+
+def test_a_template_is_told_the_effort_in_the_words_that_it_may_know() -> None:
+    def told(effort: EffortWord | int | None, family: str = "think") -> dict[str, bool | int | str]:
+        return shape.effort_arguments(Parameters(reasoning_effort=effort), FAMILIES[family])
+
+    assert told(None) == shape.effort_arguments(None, None) == {}
+    assert told("none") == {"enable_thinking": False, "thinking": False, "reasoning_effort": "none"}
+    assert told("none", "harmony")["reasoning_effort"] == "low", "it knows no less"
+    assert told("high") == {"enable_thinking": True, "thinking": True, "reasoning_effort": "high"}
+    assert told(5) == {"enable_thinking": True, "thinking": True, "thinking_budget": 5}
+    assert told(0) == {**told("none"), "thinking_budget": 0}

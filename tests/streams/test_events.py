@@ -244,7 +244,7 @@ async def test_where_the_prompt_opened_the_thinking_the_reply_begins_inside(
 async def test_the_reply_of_a_model_that_cannot_think_is_what_it_wrote(
     worked: httpx.AsyncClient, script: Script, database: Database, reply: str
 ) -> None:
-    script.write({"model": "smollm2", "can_think": False}, {"when": "go", "reply": reply})
+    script.write({"model": "smollm2", "family": ""}, {"when": "go", "reply": reply})
     job_id = await submit(worked, "go")
     got = heard(await read_all(worked, f"/api/jobs/{job_id}/events"))
     assert (got.text, got.thinking) == (reply, "")

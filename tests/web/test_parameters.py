@@ -52,6 +52,8 @@ ALL = {
     "response_format": form(SMALL, strict=True),
     "truncation": "disabled",
     "raw": True,
+    "reasoning_effort": "low",
+    "chat_template_kwargs": {"enable_thinking": False, "style": "brief", "n": 3, "share": 0.5, "nothing": None},
 }
 
 
@@ -73,6 +75,8 @@ TAKEN: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
     ({"stop": "END"}, {"stop": "END"}),
     ({"stop": []}, {"stop": []}),
     ({"temperature": 1}, {"temperature": 1.0}),
+    *(({"reasoning_effort": effort}, {"reasoning_effort": effort}) for effort in ("none", "high", 0, 1_048_576)),
+    ({"chat_template_kwargs": {}}, {"chat_template_kwargs": {}}),
     ({"seed": 2**32 - 1}, {"seed": 2**32 - 1}),
     ({"response_format": {"type": "text"}}, {"response_format": {"type": "text"}}),
     ({"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_object"}}),
@@ -118,6 +122,30 @@ WRONG = [
         ("stop", value, "text of 1 to 64 characters, or a list of at most 16 such texts")
         for value in ('""', '[""]', json.dumps("x" * 10_000), json.dumps(["x" * 65]), json.dumps(["x"] * 17), "5", "{}")
     ),
+    *(
+        ("reasoning_effort", value, "one of none, low, medium, high, or a whole number of tokens ≥ 0 and ≤ 1048576")
+        for value in ('"most"', '""', "-1", "1048577", "1.5", "true", "[]")
+    ),
+    *(
+        (
+            "chat_template_kwargs",
+            value,
+            "an object of at most 16 numbers, booleans and texts of at most 1000 characters, under names of letters,"
+            " digits and _ that the template does not get anyway, as it gets messages",
+        )
+        for value in (
+            "5",
+            '"x"',
+            '{"a b": 1}',
+            '{"messages": 1}',
+            '{"bos_token": ""}',
+            '{"a": {}}',
+            '{"a": []}',
+            '{"a": 1000000000000000000000000000000}',
+            json.dumps({"a": "x" * 1001}),
+            json.dumps({f"a{n}": 1 for n in range(17)}),
+        )
+    ),
     *(("temperature", value, "not valid JSON") for value in ("NaN", "Infinity", "-Infinity")),
     *(("temperature", value, "a number ≥ 0 and ≤ 5") for value in ('"NaN"', '"nan"', '"Infinity"', '"inf"')),
     *(("top_p", value, "a number > 0 and ≤ 1") for value in ('"NaN"', '"-inf"')),
@@ -135,7 +163,7 @@ async def test_what_is_out_of_range_is_refused_with_the_range(
     assert answer.status_code == 400, answer.text
     assert expected in answer.json()["detail"]
     if expected != "not valid JSON" and expected:
-        assert re.fullmatch(rf"{name}(\[\d\])?: expected {re.escape(expected)}", answer.json()["detail"])
+        assert re.fullmatch(rf"{name}(\[(\d|\.\.\.)\])?: expected {re.escape(expected)}", answer.json()["detail"])
     assert n_jobs(config) == before
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from llamalith_app.contracts.parameters import JsonSchema
 from llamalith_app.engine.client.local import LocalEngine
 from llamalith_app.engine.messages import Loading, Step
 from llamalith_app.jobs.worker.process import Worker
@@ -27,6 +28,7 @@ TinyModel = Callable[[tiny_models.Kind], Path]
 SETTINGS = ModelSettings(n_ctx=4096, n_chunk=32, max_tokens=300, temperature=0.0)
 LONG = "The quick brown fox jumps over the lazy dog. " * 60
 WITHIN_S = 120
+KWARGS = {"chat_template_kwargs": {"enable_thinking": False}}
 pytestmark = pytest.mark.slow
 
 
@@ -72,6 +74,26 @@ async def test_a_damaged_model_and_one_whose_template_loops_end_as_typed_errors_
         reason = job.error.reason if job.error else ""
         assert ("damaged.gguf" in reason) == (model == "damaged")
         assert ("computes for more than" in reason) == (model == "looping")
+
+
+async def test_a_model_that_never_stops_thinking_is_stopped_and_its_reply_fits_the_schema(
+    config: Config, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    template = "{{ messages[-1].content }}<think>{% if enable_thinking is false %}</think>{% endif %}"
+    path = tiny_models.write(tmp_path / "m.gguf", "llama", template=template, control=("<think>", "</think>"))
+    settings = msgspec.structs.replace(SETTINGS, thinking_budget=9, max_tokens=40)
+    model = ModelConfig(name="m", path=path, settings=settings)
+    wanted = JsonSchema(schema={"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]})
+    async with asyncio.timeout(WITHIN_S), working(msgspec.structs.replace(config, models=(model,))):
+        asked = [
+            await submit("Hi", None, model="m", response_format=wanted, **more)
+            for more in ({}, {"reasoning_effort": 3}, {"reasoning_effort": "none"}, {"reasoning_effort": 0}, KWARGS)
+        ]
+        jobs = [await ended(database, job_id, within_s=WITHIN_S) for job_id in asked]
+    assert [msgspec.json.decode(job.result or "")["a"] in (1, 2) for job in jobs] == [True] * 5
+    usual, short, *without = jobs
+    assert len(usual.thinking or "") > len(short.thinking or "") > 0
+    assert [job.thinking for job in without] == [None] * 3
 
 
 def in_load(message: object) -> bool:

@@ -24,9 +24,9 @@ from sqlalchemy import Connection
 from llamalith_app.contracts.jobs import Job
 from llamalith_app.engine.client.local import LocalTimings
 from llamalith_app.engine.messages import Advance
+from llamalith_app.engine.reply import Piece
 from llamalith_app.jobs.worker.attempt import AttemptTimings
 from llamalith_app.jobs.worker.process import Worker, WorkerTimings, local_engines
-from llamalith_app.jobs.worker.reply import Piece
 from llamalith_app.jobs.worker.running import RunningAttempt, StopReason
 from llamalith_app.settings.config import Config
 from llamalith_app.store import check

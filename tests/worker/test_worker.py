@@ -265,14 +265,37 @@ async def test_a_job_whose_prompt_was_lost_with_a_process_beside_the_engine_is_t
 
 
 @pytest.mark.parametrize("written", ["<think>abc", "<think>abc</think>", "abc</think>", " <think> </think> "])
-async def test_what_a_grammar_holds_is_the_reply_whole(
+async def test_what_a_grammar_holds_is_the_reply_whole_where_a_model_does_not_think(
     config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path, written: str
 ) -> None:
     (tmp_path / "g.gbnf").write_text('root ::= "x"*')
-    script.write({"when": "held", "reply": written}, {"when": "opened", "reply": written, "opens_thinking": True})
+    off = msgspec.structs.replace(config.models[1], settings=ModelSettings(thinking="off"))
+    config = msgspec.structs.replace(config, models=(config.models[0], off))
+    script.write(
+        {"model": "m", "family": ""},
+        {"when": "held", "reply": written},
+        {"when": "opened", "reply": written, "opens_thinking": True},
+    )
+    async with working_in_process(config, script):
+        jobs_ended = [
+            await ended(database, await submit(one, grammar_name="g", model=model))
+            for model in ("m", "n")
+            for one in ("held", "opened")
+        ]
+    assert [job.result for job in jobs_ended] == [written] * 4
+
+
+async def test_a_grammar_holds_the_reply_behind_the_thinking(
+    config: Config, script: Script, submit: Submit, database: Database, tmp_path: Path
+) -> None:
+    (tmp_path / "g.gbnf").write_text('root ::= "x"*')
+    script.write(
+        {"when": "held", "reply": "<think>hm</think>xx"},
+        {"when": "opened", "reply": "hm</think>xx", "opens_thinking": True},
+    )
     async with working_in_process(config, script):
         jobs_ended = [await ended(database, await submit(one, grammar_name="g")) for one in ("held", "opened")]
-    assert [job.result for job in jobs_ended] == [written, written]
+    assert [(job.thinking, job.result) for job in jobs_ended] == [("hm", "xx"), ("hm", "xx")]
 
 
 @pytest.mark.parametrize(("setting", "result"), [("off", "<think>hm</think>Hi"), ("on", "Hi"), ("auto", "Hi")])
@@ -285,7 +308,9 @@ async def test_a_models_setting_says_whether_thinking_is_looked_for(
     result: str,
 ) -> None:
     models = [msgspec.structs.replace(model, settings=ModelSettings(thinking=setting)) for model in config.models]
-    script.write({"model": "m", "can_think": setting != "on"}, {"when": "go", "reply": "<think>hm</think>Hi"})
+    script.write(
+        {"model": "m", "family": "" if setting == "on" else "think"}, {"when": "go", "reply": "<think>hm</think>Hi"}
+    )
     async with working_in_process(msgspec.structs.replace(config, models=tuple(models)), script):
         assert (await ended(database, await submit("go"))).result == result
 

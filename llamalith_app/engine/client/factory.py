@@ -53,6 +53,7 @@ class LocalEngines:
             n_chunk=model.settings.n_chunk,
             n_threads=model.settings.n_threads,
             n_gpu_layers=model.settings.n_gpu_layers,
+            reasoning=model.settings.reasoning,
             parse_special_in_content=model.settings.parse_special_in_content,
             state_dir=self._state_dir,
             state_max_bytes=self._state_max_bytes,

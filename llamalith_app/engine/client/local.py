@@ -153,7 +153,7 @@ class LocalEngine:
         except BaseException:
             await engine.stop()
             raise
-        engine.limits = EngineLimits(loaded.n_ctx, loaded.n_slots, loaded.can_think)
+        engine.limits = EngineLimits(loaded.n_ctx, loaded.n_slots, loaded.family, frozenset(loaded.marker_tokens))
         engine.load_s = loaded.load_s
         return engine
 

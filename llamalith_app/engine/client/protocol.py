@@ -38,8 +38,10 @@ class EngineLimits(NamedTuple):
     """Tokens of a sequence, prompt and reply together."""
     n_slots: int
     """Sequences that can run side by side."""
-    can_think: bool
-    """A reply may begin with a `<think>` that is one."""
+    family: str = ""
+    """Which family of reasoning models it is of, by its name in `reasoning.FAMILIES`; empty: it cannot think."""
+    marker_tokens: frozenset[str] = frozenset()
+    """The markers around its thinking that are tokens of its vocabulary."""
 
 
 class LoadPlan(NamedTuple):

@@ -154,7 +154,6 @@ class AttemptExecutor:
         self, running: RunningAttempt, reservation: Reservation, stream: AttemptStream, mirror: TaskMirror
     ) -> Replied | None:
         """The whole reply; None: the attempt ended before there was one."""
-        claim = running.claim
         progress = _ProgressPublisher(running, stream, mirror, self._timings)
         progress.publish()
         engine = await self._load(running, reservation)
@@ -164,12 +163,9 @@ class AttemptExecutor:
         turn = await self._read_turn(running, engine.limits)
         if turn is None:
             return None
-        if turn.n_omitted and not shape.may_omit(claim.parameters):
+        if turn.n_omitted and not shape.may_omit(running.claim.parameters):
             raise EngineRefused("context_overflow", TOO_LONG.format(n_ctx=engine.limits.n_ctx))
-        request = self._request(running, turn)
-        running.may_think = shape.may_think(
-            self._models[claim.model].settings, request.grammar, engine.limits, is_raw=request.is_raw
-        )
+        request = self._request(running, turn, engine.limits)
         if not await self._run_sequence(running, engine, request, stream, progress):
             running.restart()
             request = msgspec.structs.replace(request, sequence_id=next(self._sequence_ids), written=[])
@@ -238,17 +234,25 @@ class AttemptExecutor:
                 await asyncio.sleep(self._timings.retry_read_s)
         return None
 
-    def _request(self, running: RunningAttempt, turn: turns.Turn) -> Submit:
+    def _request(self, running: RunningAttempt, turn: turns.Turn, limits: EngineLimits) -> Submit:
         claim = running.claim
         settings = self._models[claim.model].settings
+        sampling, grammar = shape.sampling(settings, claim.parameters), shape.grammar(claim, self._grammars)
+        is_raw = shape.is_raw(claim.parameters)
+        running.family = shape.family(settings, grammar, limits, is_raw=is_raw)
+        running.marker_tokens = limits.marker_tokens
         return Submit(
             sequence_id=next(self._sequence_ids),
             messages=msgspec.convert(turn.messages, list[ChatMessage], from_attributes=True),
-            sampling=shape.sampling(settings, claim.parameters),
+            sampling=sampling,
             stop=shape.stops(settings, claim.parameters),
-            is_raw=shape.is_raw(claim.parameters),
+            is_raw=is_raw,
             may_omit=shape.may_omit(claim.parameters),
-            grammar=shape.grammar(claim, self._grammars),
+            grammar=grammar,
+            effort_arguments=shape.effort_arguments(claim.parameters, running.family),
+            template_arguments=shape.template_arguments(claim.parameters),
+            thinks=running.family is not None,
+            thinking_budget=shape.thinking_budget(settings, claim.parameters, grammar, sampling.max_tokens),
             written=[] if running.resume_point is None else running.resume_point.tokens,
         )
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import TypeVar
 
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.engine.messages import Advance
-from llamalith_app.jobs.worker.reply import Piece, Reply
+from llamalith_app.engine.reasoning import Family
+from llamalith_app.engine.reply import Piece, Reply
 from llamalith_app.jobs.worker.speeds import Measure
 from llamalith_app.store.jobs.transitions import UNKNOWN_TIMES, Claim, PartialReply
 from llamalith_app.streams.resume import ResumePoint
@@ -38,8 +39,10 @@ class RunningAttempt:
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
-        self.may_think = False
-        """The reply may begin with thinking."""
+        self.family: Family | None = None
+        """Of the thinking with which the reply may begin."""
+        self.marker_tokens: Collection[str] = ()
+        """The family's markers that are tokens of the model's vocabulary."""
         self.reply = Reply()
         """What the attempt wrote so far."""
         self.resume_point: ResumePoint | None = None
@@ -112,7 +115,7 @@ class RunningAttempt:
     def take(self, step: Advance) -> list[Piece]:
         """Adds what a step of the engine did; returns the text that is certain by now."""
         if self.last_step is None:
-            self.reply = Reply(thinks=self.may_think, is_opened=step.opens_thinking)
+            self.reply = Reply(self.family, tokens=self.marker_tokens, is_opened=step.opens_thinking)
         self.last_step = step
         if self.times.prompt_read_at is None and 0 < step.prompt_tokens <= step.prompt_done:
             self.times = self.times._replace(prompt_read_at=datetime.now(UTC))
@@ -121,7 +124,7 @@ class RunningAttempt:
                 self._decode_started_at, self._n_first = time.monotonic(), len(step.tokens)
                 self.times = self.times._replace(first_token_at=datetime.now(UTC))
             self.completion_tokens += len(step.tokens)
-        pieces = self.reply.feed(step.text)
+        pieces = self.reply.feed(step.text, step.markers)
         if self._text_started_at is None and any(piece.kind == "delta" for piece in pieces):
             self._text_started_at = time.monotonic()
         return pieces

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from llamalith_app.contracts.parameters import JsonObject, Parameters, wanted_schema
 from llamalith_app.engine.client.protocol import EngineLimits, EngineRefused
 from llamalith_app.engine.messages import Sampling
+from llamalith_app.engine.reasoning import FAMILIES, Family
 from llamalith_app.grammars import grammar as grammars_of
 from llamalith_app.settings.declaration import ModelSettings
 from llamalith_app.store.jobs.transitions import Claim
 
 ANY_OBJECT = {"type": "object"}
+EFFORT_TOKENS: Mapping[str | None, int] = {"none": 0, "low": 512, "medium": 2048}
+DEFAULT_FAMILY = "think"
+"""Of a model that thinks by its settings, where nothing says how."""
 
 
 def sampling(settings: ModelSettings, parameters: Parameters | None) -> Sampling:
@@ -37,12 +41,49 @@ def is_raw(parameters: Parameters | None) -> bool:
     return parameters is not None and bool(parameters.raw)
 
 
-def may_think(settings: ModelSettings, grammar: str, limits: EngineLimits, *, is_raw: bool = False) -> bool:
-    """Whether the reply may begin with thinking. A grammar holds the reply from its first letter on; a raw prompt may
-    end anywhere."""
-    if grammar or is_raw:
-        return False
-    return limits.can_think if settings.thinking == "auto" else settings.thinking == "on"
+def family(settings: ModelSettings, grammar: str, limits: EngineLimits, *, is_raw: bool = False) -> Family | None:
+    """Between which markers the reply may begin with thinking; None: it is all reply. A grammar holds what an engine
+    that knows no family writes, from its first letter on; a raw prompt may end anywhere."""
+    if is_raw or settings.thinking == "off" or settings.reasoning == "none":
+        return None
+    default = DEFAULT_FAMILY if settings.thinking == "on" and not grammar else ""
+    return FAMILIES.get(limits.family or default)
+
+
+def thinking_budget(
+    settings: ModelSettings, parameters: Parameters | None, grammar: str, max_tokens: int
+) -> int | None:
+    """How many tokens the thinking may take; None: any number. Where a grammar waits for its end and nobody names a
+    number, it leaves half of the tokens for the reply."""
+    effort = None if parameters is None else parameters.reasoning_effort
+    if isinstance(effort, int):
+        return effort
+    half = max_tokens // 2 if grammar else None
+    if effort in EFFORT_TOKENS:
+        tokens = EFFORT_TOKENS[effort]
+        return tokens if half is None else min(tokens, half)
+    return half if settings.thinking_budget is None else settings.thinking_budget
+
+
+def effort_arguments(parameters: Parameters | None, family: Family | None) -> dict[str, bool | int | str]:
+    """What chat templates take for the job's effort; each knows some of these names."""
+    effort = None if parameters is None else parameters.reasoning_effort
+    if effort is None:
+        return {}
+    thinks = effort not in ("none", 0)
+    arguments: dict[str, bool | int | str] = {"enable_thinking": thinks, "thinking": thinks}
+    if isinstance(effort, int):
+        arguments["thinking_budget"] = effort
+    if not thinks:
+        arguments["reasoning_effort"] = family.least_effort if family else "none"
+    elif isinstance(effort, str):
+        arguments["reasoning_effort"] = effort
+    return arguments
+
+
+def template_arguments(parameters: Parameters | None) -> dict[str, bool | int | float | str | None]:
+    """What the job hands to the chat template itself."""
+    return {} if parameters is None else parameters.chat_template_kwargs or {}
 
 
 def grammar(claim: Claim, named: Mapping[str, str]) -> str:
