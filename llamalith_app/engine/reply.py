@@ -20,8 +20,8 @@ State = Literal["head", "header", "opened", "thinking", "closed", "text", "tail"
 inside; closed: only blanks since it ended, or since another header; text: in the reply; tail: only blanks since the
 marker at the reply's end."""
 
-MAX_HEADER = 200
-"""Longest header of a message, in characters. What is longer is text."""
+MAX_HEADER = 400
+"""Longest header of a message, in characters. What is longer is text. Some ten are usual."""
 BETWEEN = "\n\n"
 """Stands between two messages of one kind, where a model writes several."""
 NONE = Family("", "")
@@ -106,6 +106,11 @@ class Reply:
     def next_markers(self) -> list[str]:
         """The markers that may come next, where only blanks were before."""
         return [marker for marker, _ in self._next.get(self._state, ())]
+
+    @property
+    def n_header(self) -> int:
+        """Characters of the header that is being written."""
+        return len(self._header)
 
     @property
     def held(self) -> str:

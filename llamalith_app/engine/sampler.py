@@ -16,7 +16,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from llamalith_app.engine.constraint import Constraint
+from llamalith_app.engine.constraint import Constraint, GrammarFailed
 from llamalith_app.engine.messages import Sampling
 from llamalith_app.engine.thinking import Thinking
 
@@ -74,6 +74,8 @@ def follow(token: int, constraint: Constraint | None, thinking: Thinking | None)
     """Notes a drawn token: in the thinking, or else in the grammar. Raises GrammarFailed."""
     if thinking is not None and (constraint is None or thinking.is_outside(token, constraint)):
         thinking.accept(token)
+        if constraint is not None and thinking.has_escaped:
+            raise GrammarFailed("The model began its reply in front of what the grammar holds.")
     elif constraint is not None:
         constraint.accept(token)
         if thinking is not None:

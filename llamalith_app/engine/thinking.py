@@ -15,6 +15,9 @@ from llamalith_app.engine.reply import Reply
 from llamalith_app.engine.runner_protocol import SlotModel
 from llamalith_app.engine.text import ReplyText
 
+ENOUGH_HEADER = 100
+"""Characters after which the header of a message is closed by force. A token may be long: far from `MAX_HEADER`."""
+
 
 class Thinking:
     """`tokenize`: the tokens of a text with markers in it. `is_opened`: the prompt ends inside of the thinking.
@@ -39,6 +42,7 @@ class Thinking:
         """The grammar has drawn: what follows is the reply, whatever it looks like."""
         self._closing = tokenize(family.closing)
         self._beginnings = {marker: tokenize(marker) for marker in self._reply.markers}
+        self._closing_header = tokenize(family.header_closes)
         self._closes = family.closes
         is_text = family.closes not in marker_tokens
         self._rests = [tokenize(family.closes[n:]) for n in range(len(family.closes))] if is_text else []
@@ -48,11 +52,18 @@ class Thinking:
     @property
     def forced(self) -> int | None:
         """The token that comes next; None: it is drawn."""
-        is_spent = self._n_left is not None and self._n_left <= 0 and self._reply.phase == "thinking"
         # Half of a character would be lost.
-        if is_spent and not self._forced and not self._is_over and self._text.is_whole:
-            self._forced.extend(self._closing)
+        if not self._forced and not self._is_over and self._text.is_whole:
+            if self._reply.phase == "thinking" and self._n_left is not None and self._n_left <= 0:
+                self._forced.extend(self._closing)
+            elif self._reply.phase == "header" and self._reply.n_header >= ENOUGH_HEADER:
+                self._forced.extend(self._closing_header)
         return self._forced[0] if self._forced else None
+
+    @property
+    def has_escaped(self) -> bool:
+        """Whether a reply has begun that no grammar holds."""
+        return not self._is_over and self._reply.phase == "reply"
 
     @property
     def is_free(self) -> bool:

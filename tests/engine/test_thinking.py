@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from llamalith_app.engine.client.protocol import EngineRefused
-from llamalith_app.engine.constraint import Constraint
+from llamalith_app.engine.constraint import Constraint, GrammarFailed
 from llamalith_app.engine.messages import Submit
 from llamalith_app.engine.reasoning import FAMILIES
 from llamalith_app.engine.reply import Reply
@@ -186,6 +186,27 @@ def test_a_token_that_would_close_the_thinking_and_begin_the_reply_is_not_drawn(
             shown += model.piece(forced)
         assert shown == closed
         assert not thinking.is_free
+
+
+def test_a_header_without_an_end_gets_one() -> None:
+    writer = Writer("harmony")
+    writer.write(TOKEN_OF["<|channel|>"], *b"analysis ", *b"x" * 150, *b"hm")
+    writer.say()
+    thinking, reply = writer.parted()
+    assert thinking.endswith("xxhm")
+    assert reply == SAID
+
+
+def test_a_reply_that_begins_in_front_of_its_grammar_is_a_failure_and_no_wrong_reply() -> None:
+    class Joined(FakeRunner):
+        def piece(self, token: int) -> bytes:
+            return b"\nno" if token == 300 else super().piece(token)
+
+    writer = Writer("gemma4")
+    writer.thinking._model = Joined(list)
+    writer.write(TOKEN_OF["<|channel>"], *b"other")
+    with pytest.raises(GrammarFailed):
+        writer.follow(300)
 
 
 def test_a_later_attempt_is_where_the_first_one_was() -> None:
