@@ -194,6 +194,8 @@ class JobBrief(msgspec.Struct, kw_only=True):
     prompt_tokens_reused: int | None = None
     """The tokens of the prompt that the engine still had from an earlier one and did not compute again."""
     completion_tokens: int | None
+    thinking_tokens: int | None = None
+    """Of these, the tokens that the model thought before its reply; null: not known."""
     omitted_messages: int
     """Earlier messages left out because they did not fit the model's context."""
     timeout_s: float | None = None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from llamalith_app.contracts.parameters import ResponseFormat
+from llamalith_app.contracts.parameters import EffortTokens, ResponseFormat, TemplateArguments
 from llamalith_app.contracts.text import Name, Text
 from llamalith_app.settings import ranges
 
@@ -50,6 +50,10 @@ class ChatMessage(msgspec.Struct, kw_only=True):
     content: Text | Annotated[list[ContentPart], Meta(max_length=1000)] | None = None
     """The texts of several parts are joined."""
     tool_calls: Refused = None
+
+
+AnyEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | EffortTokens
+"""How much a reasoning model may think. `minimal` is `low`; `xhigh` and `max` are `high`."""
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -94,6 +98,9 @@ class ChatCompletionCreate(Sampled, kw_only=True):
     max_completion_tokens: ranges.MaxTokens | None = None
     """Goes before `max_tokens`."""
     response_format: ResponseFormat | None = None
+    reasoning_effort: AnyEffort | None = None
+    chat_template_kwargs: TemplateArguments | None = None
+    """Handed to the model's chat template as they are."""
     top_logprobs: Refused = None
     tools: Refused = None
     functions: Refused = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from llamalith_app.contracts.openai import MAX_MESSAGES, ContentPart, OpenAIError, Refused
+from llamalith_app.contracts.openai import MAX_MESSAGES, AnyEffort, ContentPart, OpenAIError, Refused
 from llamalith_app.contracts.parameters import ResponseFormat
 from llamalith_app.contracts.text import Name, Text
 from llamalith_app.settings import ranges
@@ -33,6 +33,11 @@ class TextFormat(msgspec.Struct, kw_only=True):
     format: ResponseFormat | None = None
 
 
+class ReasoningAsked(msgspec.Struct, kw_only=True):
+    effort: AnyEffort | None = None
+    """How much a reasoning model may think."""
+
+
 class ResponseCreate(msgspec.Struct, kw_only=True):
     model: Name | None = None
     """One of `GET /v1/models`; absent or empty: the first of them."""
@@ -50,6 +55,7 @@ class ResponseCreate(msgspec.Struct, kw_only=True):
     temperature: ranges.Temperature | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     text: TextFormat | None = None
+    reasoning: ReasoningAsked | None = None
     truncation: Literal["auto", "disabled"] | None = None
     """`auto`: where the input is longer than the context, the oldest is left out; else that is an error."""
     service_tier: (

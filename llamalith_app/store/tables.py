@@ -336,6 +336,8 @@ class JobRow(DefaultBase):
     completion_tokens: Mapped[int | None] = mapped_column(Integer)
     prompt_tokens_reused: Mapped[int | None] = mapped_column(Integer)
     """Tokens of the prompt that the engine still had and did not compute again; set by finish, as the counts above."""
+    thinking_tokens: Mapped[int | None] = mapped_column(Integer)
+    """Of the completion tokens, those before the reply. Null: not known."""
     omitted_messages: Mapped[int] = mapped_column(Integer)
     """Earlier messages that did not fit the context; starts at 0, set by finish."""
     retry_of: Mapped[int | None] = mapped_column(BigIntIdentity)

@@ -66,7 +66,7 @@ async def test_the_tokens_are_told_where_they_are_asked_for(api: httpx.AsyncClie
     assert usage["choices"] == []
     for told in (usage["usage"], whole["usage"]):
         assert told["prompt_tokens_details"]["cached_tokens"] == 0
-        assert told["completion_tokens_details"]["reasoning_tokens"] >= 0
+        assert told["completion_tokens_details"]["reasoning_tokens"] == len("<think>A dragon.</think>")
         assert told["total_tokens"] == told["prompt_tokens"] + told["completion_tokens"]
     assert whole["choices"][0]["message"] == {
         "role": "assistant",
@@ -166,6 +166,8 @@ async def test_everything_that_clients_send_by_default_is_taken(api: httpx.Async
     assert answer.json()["choices"][0]["message"]["content"] == REPLY
     (job,) = (await api.get("/api/jobs")).json()["jobs"]
     assert (job["user_input"], job["system_prompt"]) == ("A dragon?", "Be brief.")
+    assert job["parameters"]["reasoning_effort"] == "none"
+    assert job["parameters"]["chat_template_kwargs"] == {"enable_thinking": False}
     assert (job["parameters"]["max_tokens"], job["parameters"]["seed"]) == (100, 2**32 - 1)
     given = {"input": messages, "background": False, "include": None, "reasoning": {"effort": None}, "text": {}}
     answer = await api.post(RESPONSES, json=common | given | {"truncation": "auto", "max_output_tokens": None})
@@ -178,6 +180,16 @@ async def test_everything_that_clients_send_by_default_is_taken(api: httpx.Async
     assert answer.json()["error"] is None
     # Without a model, and under the path that nginx serves.
     assert (await api.post(f"/chat{CHAT}", json={"messages": messages})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "effort"), [("minimal", "low"), ("xhigh", "high"), ("max", "high"), ("medium", "medium"), (700, 700)]
+)
+async def test_every_effort_has_its_place(api: httpx.AsyncClient, given: Any, effort: Any) -> None:
+    await api.post(CHAT, json=ASKED[CHAT] | {"reasoning_effort": given})
+    await api.post(RESPONSES, json=ASKED[RESPONSES] | {"reasoning": {"effort": given, "summary": "auto"}})
+    for job in (await api.get("/api/jobs")).json()["jobs"]:
+        assert job["parameters"]["reasoning_effort"] == effort
 
 
 @pytest.mark.parametrize(("tier", "priority"), [("flex", "batch"), ("priority", "interactive"), ("auto", "normal")])

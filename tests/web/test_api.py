@@ -70,7 +70,8 @@ async def test_a_prompt_of_a_million_characters_is_accepted(api: httpx.AsyncClie
 
 async def test_lists_are_paged_by_the_last_id_seen(api: httpx.AsyncClient) -> None:
     for number in range(5):
-        await api.post("/api/jobs", json={"content": str(number), "conversation_id": f"c{number}"})
+        answer = await api.post("/api/jobs", json={"content": str(number), "conversation_id": f"c{number}"})
+        assert answer.status_code == 200, answer.text
     seen: list[int] = []
     before: dict[str, int] = {}
     while page := (await api.get("/api/jobs", params={"limit": 2, **before})).json()["jobs"]:

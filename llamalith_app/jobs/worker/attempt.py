@@ -195,6 +195,7 @@ class AttemptExecutor:
             text=str(running.reply),
             thinking=running.reply.thinking,
             thinking_s=running.thinking_s,
+            thinking_tokens=running.thinking_tokens,
             finish_reason=finish,
             prompt_tokens=last.prompt_tokens,
             prompt_tokens_reused=last.prompt_reused,

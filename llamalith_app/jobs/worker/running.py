@@ -60,6 +60,8 @@ class RunningAttempt:
         """Tokens that came together with the first one."""
         self._text_started_at: float | None = None
         """When the reply began behind the thinking, if there was any."""
+        self._n_before_text = 0
+        """Tokens before the step with which the reply began."""
         self.times = UNKNOWN_TIMES
         """How far it came."""
 
@@ -119,6 +121,7 @@ class RunningAttempt:
         self.last_step = step
         if self.times.prompt_read_at is None and 0 < step.prompt_tokens <= step.prompt_done:
             self.times = self.times._replace(prompt_read_at=datetime.now(UTC))
+        n_before = self.completion_tokens
         if step.tokens:
             if not self.completion_tokens:
                 self._decode_started_at, self._n_first = time.monotonic(), len(step.tokens)
@@ -126,7 +129,7 @@ class RunningAttempt:
             self.completion_tokens += len(step.tokens)
         pieces = self.reply.feed(step.text, step.markers)
         if self._text_started_at is None and any(piece.kind == "delta" for piece in pieces):
-            self._text_started_at = time.monotonic()
+            self._text_started_at, self._n_before_text = time.monotonic(), n_before
         return pieces
 
     def restart(self) -> None:
@@ -142,6 +145,16 @@ class RunningAttempt:
         if not self.reply.thinking or self.resume_point is not None:
             return None
         return round((self._text_started_at or time.monotonic()) - self._decode_started_at, 3)
+
+    @property
+    def thinking_tokens(self) -> int | None:
+        """How many tokens the model thought, its markers included. None: not known, since an earlier attempt thought,
+        too."""
+        if not self.reply.thinking:
+            return 0
+        if self.resume_point is not None:
+            return None
+        return self.completion_tokens if self._text_started_at is None else self._n_before_text
 
     def elapsed_s(self) -> float:
         """Since the claim."""

@@ -41,6 +41,8 @@ class Replied(NamedTuple):
     """Empty: none."""
     thinking_s: float | None
     """Seconds; None: not known."""
+    thinking_tokens: int | None
+    """As `thinking_s`."""
     finish_reason: FinishReason
     prompt_tokens: int
     prompt_tokens_reused: int
@@ -102,6 +104,7 @@ class Settler:
             reply=replied.text,
             thinking=replied.thinking,
             thinking_s=replied.thinking_s,
+            thinking_tokens=replied.thinking_tokens,
             times=running.times,
             finish_reason=replied.finish_reason,
             prompt_tokens=replied.prompt_tokens,

@@ -315,6 +315,7 @@ _BRIEF = (
     JobRow.prompt_tokens,
     JobRow.prompt_tokens_reused,
     JobRow.completion_tokens,
+    JobRow.thinking_tokens,
     JobRow.omitted_messages,
     JobRow.timeout_s,
     JobRow.not_after,

@@ -20,6 +20,7 @@ from llamalith_app.contracts.openai import (
     ContentPart,
     Sampled,
 )
+from llamalith_app.contracts.parameters import EffortWord
 from llamalith_app.errors import BadInput
 
 PRIORITIES: Mapping[str, PriorityWord] = {"flex": "batch", "priority": "interactive"}
@@ -29,6 +30,8 @@ COPIED = (
     *("temperature", "top_k", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
     "model",
 )
+EFFORTS: Mapping[Any, EffortWord] = {"minimal": "low", "xhigh": "high", "max": "high"}
+"""Those that have another name here."""
 LEAST_SHARE = 1e-6
 NO_TOOLS = "tools come with a later version of this server"
 TEXT_ALONE = "this server reads text alone"
@@ -47,8 +50,19 @@ def chat(body: ChatCompletionCreate) -> Asked:
     refuse(body, ("audio",), TEXT_ALONE)
     if body.top_logprobs:
         raise BadInput(f"top_logprobs: {NO_LOGPROBS}")
-    request = _request(body, body.max_completion_tokens or body.max_tokens, response_format=body.response_format)
+    request = _request(
+        body,
+        body.max_completion_tokens or body.max_tokens,
+        response_format=body.response_format,
+        reasoning_effort=effort(body.reasoning_effort),
+        chat_template_kwargs=body.chat_template_kwargs,
+    )
     return Asked(request, history(body.messages))
+
+
+def effort(given: Any) -> Any:
+    """A client's effort as a job's."""
+    return EFFORTS.get(given, given)
 
 
 def completion(body: CompletionCreate) -> Asked:

@@ -33,7 +33,7 @@ from llamalith_app.contracts.responses import (
 )
 from llamalith_app.errors import BadInput
 from llamalith_app.web import openai_errors as errors
-from llamalith_app.web.openai.asked import LEAST_SHARE, NO_LOGPROBS, NO_TOOLS, PRIORITIES, ROLES, joined, refuse
+from llamalith_app.web.openai.asked import LEAST_SHARE, NO_LOGPROBS, NO_TOOLS, PRIORITIES, ROLES, effort, joined, refuse
 from llamalith_app.web.openai.told import Kind, event
 
 RESPONSE = re.compile(r"resp_([1-9][0-9]{0,17})")
@@ -75,6 +75,7 @@ def asked(body: ResponseCreate) -> AskedResponse:
         top_p=None if body.top_p is None else max(body.top_p, LEAST_SHARE),
         response_format=None if body.text is None else body.text.format,
         priority=PRIORITIES.get(body.service_tier or "", "normal"),
+        reasoning_effort=None if body.reasoning is None else effort(body.reasoning.effort),
         truncation=body.truncation or "disabled",
     )
     previous = None if body.previous_response_id is None else job_id(body.previous_response_id)
@@ -162,7 +163,7 @@ def _usage(job: Job) -> ResponseUsage:
         input_tokens=n_input,
         input_tokens_details=InputTokensDetails(cached_tokens=job.prompt_tokens_reused or 0),
         output_tokens=n_output,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=job.thinking_tokens or 0),
         total_tokens=n_input + n_output,
     )
 

@@ -229,7 +229,7 @@ def usage(job: Job) -> Usage:
         completion_tokens=n_completion,
         total_tokens=n_prompt + n_completion,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=job.prompt_tokens_reused or 0),
-        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=0),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=job.thinking_tokens or 0),
     )
 
 

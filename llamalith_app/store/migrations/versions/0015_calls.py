@@ -1,4 +1,4 @@
-"""Jobs of OpenAI clients: whether the client still waits, and how long they are kept."""
+"""Jobs of OpenAI clients: whether the client still waits, and how long they are kept. How many tokens a job thought."""
 
 from __future__ import annotations
 
@@ -28,4 +28,5 @@ def upgrade() -> None:
     for name, column in (("calls_by_digest", "digest"), ("calls_left", "left_at")):
         where = sa.text(f"{column} IS NOT NULL")
         op.create_index(name, "calls", [column], sqlite_where=where, postgresql_where=where)
+    op.add_column("jobs", sa.Column("thinking_tokens", sa.Integer(), nullable=True))
     op.create_index("calls_by_age", "calls", ["is_stored", "created_at"])
