@@ -92,6 +92,13 @@ def thinking_of(rules: Rules, model: str) -> tuple[str, frozenset[str]]:
     return family, FAMILIES[family].markers if has_tokens else frozenset()
 
 
+def without_thinking(tokens: list[int]) -> list[int]:
+    """What is left of a reply whose thinking is closed now."""
+    pieces = [b"" if token == END else piece(token) for token in tokens]
+    closes = (at for at in range(len(tokens)) if b"".join(pieces[at : at + 8]).startswith(b"</think>"))
+    return tokens[next(closes, 0) :]
+
+
 class FakeRunner:
     fingerprint = "fake"
 
@@ -159,6 +166,9 @@ class FakeRunner:
         self._left[sequence_id] = left[len(written) :] if goes_on else left
         self._drawn[sequence_id] = 0
         return bool(goes_on)
+
+    def answer_now(self, sequence_id: int, written: Sequence[int]) -> None:
+        self._left[sequence_id] = without_thinking(self._left[sequence_id])
 
     def end(self, sequence_id: int) -> None:
         self._rule.pop(sequence_id, None)

@@ -7,6 +7,7 @@ frames and its scheduler is in it; `tests/engine/test_protocol.py` holds both to
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.fake_engine import (
     reply_tokens,
     rule_for,
     thinking_of,
+    without_thinking,
 )
 
 N_CHUNK = 32
@@ -36,6 +38,7 @@ N_CHUNK = 32
 class _Run:
     def __init__(self) -> None:
         self.is_cancelled = False
+        self.answers_now = False
 
 
 class InProcessEngine:
@@ -70,6 +73,10 @@ class InProcessEngine:
     def cancel(self, sequence_id: int) -> None:
         if (run := self._runs.get(sequence_id)) is not None:
             run.is_cancelled = True
+
+    def answer_now(self, sequence_id: int) -> None:
+        if (run := self._runs.get(sequence_id)) is not None:
+            run.answers_now = True
 
     def watch(self, elapsed_s: float) -> None:
         """It cannot hang."""
@@ -109,12 +116,16 @@ class InProcessEngine:
                 yield advance(n_read - N_CHUNK, "cancelled")
                 return
             yield advance(n_read)
-        for n_drawn, token in enumerate(reply_tokens(prompt, rule)[len(written) :]):
+        left = reply_tokens(prompt, rule)[len(written) :]
+        for n_drawn in itertools.count():
             if not await self._passes(run, step_s, rule.get("gate") if n_drawn >= after else None):
                 yield advance(n_prompt, "cancelled")
                 return
             if n_drawn >= after:
                 self._obey_signal(rule)
+            if run.answers_now:
+                left = without_thinking(left)
+            token, *left = left
             tokens = [] if token == END else [token]
             new = text.end() if token == END else text.feed(piece(token), is_marker=token in MARKER_OF)
             n_all = len(written) + n_drawn + len(tokens)
@@ -130,7 +141,7 @@ class InProcessEngine:
     async def _passes(self, run: _Run, step_s: float = 0, gate: str | None = None) -> bool:
         """A step's time, and a gate. False: the run was cancelled. Raises EngineDied."""
         await asyncio.sleep(step_s)
-        while gate is not None and not Path(gate).exists() and not run.is_cancelled and not self._death:
+        while gate is not None and not Path(gate).exists() and not (run.is_cancelled or run.answers_now or self._death):
             await asyncio.sleep(GATE_LOOK_S)
         self._check_alive()
         return not run.is_cancelled

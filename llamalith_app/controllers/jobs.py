@@ -26,7 +26,7 @@ from llamalith_app.contracts.jobs import (
     RetryableWord,
 )
 from llamalith_app.contracts.text import MAX_NAME, id_text
-from llamalith_app.errors import BadInput, NotFound, NotQueued
+from llamalith_app.errors import BadInput, NotFound, NotNow, NotQueued
 from llamalith_app.store.jobs import reads, transitions
 from llamalith_app.store.tables import Priority, Status
 from llamalith_app.web.request import AppRequest, IdempotencyKey
@@ -192,6 +192,19 @@ class Jobs(Controller):
         for a cancelled job; the text written until then appears in `partial` soon after."""
         return await _cancel(request, job_id)
 
+    @post(
+        "/{job_id:str}/answer-now",
+        status_code=200,
+        summary="Let a job answer now",
+        opt={"conflict": "It has ended."},
+    )
+    async def answer_now(self, request: AppRequest, job_id: JobIdInPath) -> Job:
+        """Closes the thinking of a reasoning model within about a second, so that its reply begins. A job that waits
+        will not think; one that does not think, or not any more, goes on as it does."""
+        await request.takes_only()
+        await answer_now(request, job_id)
+        return await read_job(request, job_id)
+
     @delete("/{job_id:str}", status_code=200, summary="Cancel a job, by another verb")
     async def delete(self, request: AppRequest, job_id: JobIdInPath) -> Job:
         """The same as `POST …/cancel`: the job stays stored."""
@@ -217,6 +230,14 @@ class Jobs(Controller):
             model=model,
         )
         return Cancelled(ok=True, cancelled=n_cancelled)
+
+
+async def answer_now(request: AppRequest, job_id: int) -> None:
+    """Raises NotFound, and NotNow where the job has ended."""
+    if await request.parts.database.write(transitions.answer_now, request.principal.user_id, job_id):
+        return
+    job = await read_job(request, job_id)
+    raise NotNow(f"Job {job_id} is {job.status}: it thinks no more.")
 
 
 async def change_priority(request: AppRequest, job_id: int, priority: PriorityWord) -> None:

@@ -23,6 +23,7 @@ from llamalith_app.engine import frames, typed
 from llamalith_app.engine.chat import RenderedPrompt, fit, fit_raw
 from llamalith_app.engine.loop import TIMINGS, EngineLoop, Inbox, Prepared, Preparing, Timings
 from llamalith_app.engine.messages import (
+    AnswerNow,
     Cancel,
     ChatMessage,
     End,
@@ -100,13 +101,13 @@ def serve(fd: int, open_runner: OpenRunner, timings: Timings = TIMINGS) -> None:
 def _receive(
     connection: socket.socket, received: queue.SimpleQueue[ToEngine], inbox: Inbox, preparing: Preparing
 ) -> None:
-    """Reads messages until the worker is gone, then ends the process. `Cancel` and `End` go directly into the inbox, so
-    that they overtake the sequences that still wait to be prepared."""
+    """Reads messages until the worker is gone, then ends the process. `Cancel`, `AnswerNow` and `End` go directly into
+    the inbox, so that they overtake the sequences that still wait to be prepared."""
     decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
     is_first = True
     try:
         while (message := frames.read(connection, decoder)) is not None:
-            if not is_first and isinstance(message, (Cancel, End)):
+            if not is_first and isinstance(message, (Cancel, AnswerNow, End)):
                 inbox.put(message)
             else:
                 if isinstance(message, Submit):

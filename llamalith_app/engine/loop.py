@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from llamalith_app.engine.messages import Advance, Cancel, End, FromEngine, LoadModel, Refused, Step
+from llamalith_app.engine.messages import Advance, AnswerNow, Cancel, End, FromEngine, LoadModel, Refused, Step
 from llamalith_app.engine.prefill_budget import PrefillBudget
 from llamalith_app.engine.runner_protocol import Runner
 from llamalith_app.engine.scheduler import Admission, Scheduler
@@ -61,7 +61,7 @@ class StateRead(NamedTuple):
     state: SlotState | None
 
 
-Inbox = queue.SimpleQueue[Prepared | Refused | Cancel | StateRead | End]
+Inbox = queue.SimpleQueue[Prepared | Refused | Cancel | AnswerNow | StateRead | End]
 """Messages of the other threads to the main thread."""
 
 Preparing = dict[int, bool]
@@ -173,6 +173,9 @@ class EngineLoop:
                         self._send(message)
                 case Cancel():
                     self._cancel(message.sequence_id)
+                case AnswerNow():
+                    if (written := self._scheduler.written(message.sequence_id)) is not None:
+                        self._runner.answer_now(message.sequence_id, written)
                 case StateRead():
                     self._finish_reading(message)
                 case End():

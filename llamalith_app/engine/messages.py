@@ -1,8 +1,8 @@
 """The messages between worker and engine. `frames.py` puts each into one msgpack frame.
 
-Owns the wire contract and the limit of a frame's length. The worker sends `LoadModel` first, then `Submit` and `Cancel`
-at any time, and `End` last. The engine answers a load with `Loading` and then `Loaded` or `LoadFailed`, and sends one
-`Step` for each step, for all sequences that took part.
+Owns the wire contract and the limit of a frame's length. The worker sends `LoadModel` first, then `Submit`,
+`Cancel` and `AnswerNow` at any time, and `End` last. The engine answers a load with `Loading` and then `Loaded` or
+`LoadFailed`, and sends one `Step` for each step, for all sequences that took part.
 """
 
 from __future__ import annotations
@@ -105,6 +105,13 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     sequence_id: int
 
 
+class AnswerNow(msgspec.Struct, frozen=True, tag="answer_now"):
+    """Closes the thinking of a running sequence, so that its reply begins. Nothing for one that does not think, or not
+    any more."""
+
+    sequence_id: int
+
+
 class End(msgspec.Struct, frozen=True, tag="end"):
     """The engine saves the states of its slots and ends."""
 
@@ -180,5 +187,5 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     sequences: list[Advance]
 
 
-ToEngine = LoadModel | Submit | Cancel | End
+ToEngine = LoadModel | Submit | Cancel | AnswerNow | End
 FromEngine = Loading | Loaded | LoadFailed | Refused | Step

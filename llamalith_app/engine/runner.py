@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -51,6 +51,16 @@ F16, BF16 = 1, 30
 """Values of ggml_type."""
 
 
+class _Begun(NamedTuple):
+    """How a sequence draws its tokens."""
+
+    sampling: Sampling
+    thoughts: Thoughts | None
+    thinking: Thinking | None
+    """None: nothing follows it."""
+    prompt: Sequence[int]
+
+
 class LlamaRunner:
     """Loads the model that `load` names, and reports the progress, from 0 to 1. Raises CannotLoad. A damaged file may
     make llama.cpp abort the process instead."""
@@ -61,6 +71,7 @@ class LlamaRunner:
         self.n_slots = load.n_slots
         self._model_name = load.model
         self._samplers: dict[int, Sampler | GreedySampler] = {}
+        self._begun: dict[int, _Begun] = {}
         self._specials: list[str] = []
         """The texts of all ATOMIC tokens."""
         self._markers: dict[int, bytes] = {}
@@ -191,12 +202,31 @@ class LlamaRunner:
             self.begin(sequence_id, sampling, grammar, thoughts, prompt, ())
             return False
         self._samplers[sequence_id] = make_sampler(sampling, constraint, thinking, self._n_vocab, prompt, written)
+        self._begun[sequence_id] = _Begun(sampling, thoughts, thinking, prompt)
         return True
+
+    def answer_now(self, sequence_id: int, written: Sequence[int]) -> None:
+        begun = self._begun.get(sequence_id)
+        if begun is None or begun.thoughts is None:
+            return
+        thinking = begun.thinking
+        if thinking is None:
+            # Nothing followed it so far.
+            thinking = self._followed(begun.thoughts)
+            for token in written:
+                thinking.accept(token)
+            self._samplers[sequence_id].free()
+            self._samplers[sequence_id] = make_sampler(
+                begun.sampling, None, thinking, self._n_vocab, begun.prompt, written
+            )
+            self._begun[sequence_id] = begun._replace(thinking=thinking)
+        thinking.close()
 
     def _thinking(self, thoughts: Thoughts, constraint: Constraint | None) -> Thinking | None:
         """None: nothing depends on where the thinking ends."""
-        if thoughts.budget is None and constraint is None:
-            return None
+        return None if thoughts.budget is None and constraint is None else self._followed(thoughts)
+
+    def _followed(self, thoughts: Thoughts) -> Thinking:
         return Thinking(
             reasoning.FAMILIES[self.family],
             self,
@@ -254,6 +284,7 @@ class LlamaRunner:
         return Vocabulary(tokenizer, frozenset(ends), self._n_vocab)
 
     def end(self, sequence_id: int) -> None:
+        self._begun.pop(sequence_id, None)
         sampler = self._samplers.pop(sequence_id, None)
         if sampler is not None:
             sampler.free()

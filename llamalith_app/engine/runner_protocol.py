@@ -130,6 +130,9 @@ class Runner(SlotModel, Protocol):
         from behind the thinking on; None: from its first token on. False: the grammar or the thoughts do not allow
         those tokens, and the sampler is in its first state. Raises Refusal for a grammar that cannot be used."""
 
+    def answer_now(self, sequence_id: int, written: Sequence[int]) -> None:
+        """Closes the sequence's thinking with its next tokens, if it thinks. `written`: all that it drew so far."""
+
     def end(self, sequence_id: int) -> None:
         """Frees the sequence's sampler, if there is one. The slot keeps its tokens."""
 

@@ -177,6 +177,12 @@ class Scheduler:
         if n_taken != len(self._running):
             raise AssertionError(f"{n_taken} slots are taken by {len(self._running)} sequences")
 
+    def written(self, sequence_id: int) -> list[int] | None:
+        """The tokens of its reply so far. None: there is no such sequence, or it has ended."""
+        waiting = (sequence for sequence in self._waiting if sequence.id == sequence_id)
+        sequence = self._running.get(sequence_id) or next(waiting, None)
+        return None if sequence is None else [*sequence.written, *sequence.generated]
+
     def cancel(self, sequence_id: int) -> Advance | None:
         """Ends the sequence, waiting or running, frees its slot, and returns the final Advance. None: there is no such
         sequence, or it had ended before."""

@@ -60,6 +60,10 @@ class Thinking:
                 self._forced.extend(self._closing_header)
         return self._forced[0] if self._forced else None
 
+    def close(self) -> None:
+        """The thinking has taken enough: it is closed at once, or as soon as it begins."""
+        self._n_left = 0
+
     @property
     def has_escaped(self) -> bool:
         """Whether a reply has begun that no grammar holds."""

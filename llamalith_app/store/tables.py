@@ -328,6 +328,8 @@ class JobRow(DefaultBase):
     """Reset by claim, raised by the holder of the lease. The sweep ends a lease whose heartbeat stands still."""
     worker_id: Mapped[int | None] = mapped_column(ForeignKey("workers.id"))
     """The worker of the last claim; null before the first."""
+    answers_now: Mapped[bool | None] = mapped_column(Boolean)
+    """True: a person has asked that its thinking ends and its reply begins. Null: nobody did."""
     error_kind: Mapped[str | None] = mapped_column(String(40))
     """Set with the status `error`, as `error` is; its values are those of JobError."""
     error: Mapped[str | None] = mapped_column(Text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
@@ -153,6 +154,17 @@ def test_thinking_that_took_its_tokens_is_closed(name: str, has_tokens: bool, bu
     assert writer.parted() == ("x" * budget, SAID)
 
 
+@every_family
+@as_tokens_or_text
+def test_thinking_is_closed_when_somebody_asks(name: str, has_tokens: bool) -> None:
+    writer = Writer(name, has_tokens=has_tokens, is_opened=True)
+    writer.write(*b"xx")
+    writer.thinking.close()
+    writer.write(*b"yy")
+    writer.say()
+    assert writer.parted() == ("xx", SAID)
+
+
 def test_a_budget_does_not_cut_a_character() -> None:
     writer = Writer("think", budget=2, is_opened=True)
     for byte in "a🐉b".encode():
@@ -274,6 +286,31 @@ async def test_the_engine_closes_thinking_and_holds_the_reply_to_its_grammar(
         without_grammar = await run(engine, thinks("open", 7, grammar=""))
         assert without_grammar.text.count("</think>") == 1
         assert without_grammar.finish == "length"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grammar", ["", 'root ::= "{" [0-9]{3} "}"'], ids=["free", "grammar"])
+async def test_the_engine_closes_thinking_when_it_is_asked_to(grammar: str, tmp_path: Path) -> None:
+    template = "{{ messages[-1].content }}{% if 'open' in messages[-1].content %}<think>\n{% endif %}"
+    path = tiny_models.write(tmp_path / "model.gguf", "llama", template=template, control=("<think>", "</think>"))
+    async with started(None, path=str(path)) as engine:
+        for temperature in (0.0, 1.2):
+            request = thinks("open", None, grammar=grammar, temperature=temperature, seed=1)
+            # Of one that it does not know, and of one that does not think.
+            engine.answer_now(request.sequence_id + 10_000)
+            text, n_tokens, n_asked = "", 0, 0
+            async with aclosing(engine.run(request)) as steps:
+                async for step in steps:
+                    text, n_tokens = text + step.text, n_tokens + len(step.tokens)
+                    if n_tokens >= 5 and not n_asked:
+                        engine.answer_now(request.sequence_id)
+                        n_asked = n_tokens
+            inside, closing, behind = text.partition("</think>")
+            assert closing
+            assert 0 < len(inside) < 200
+            assert not grammar or re.fullmatch(r"\{\d{3}\}", behind)
+        plain = await run(engine, thinks("Hi", None, grammar=""))
+        assert plain.text
 
 
 @pytest.mark.slow

@@ -170,7 +170,8 @@ def test_every_turn_gets_its_place_in_the_tree(tmp_path: Path, n_conversations: 
     stored = {number: list(old_turns(number, n_turns)) for number in range(1, n_conversations + 1)}
     store_old(path, stored)
     jobs_before = [
-        {"heartbeat" if name == "beat" else name: value for name, value in row.items()} | {"partial_thinking": None, "thinking_tokens": None}
+        {"heartbeat" if name == "beat" else name: value for name, value in row.items()}
+        | {"partial_thinking": None, "thinking_tokens": None, "answers_now": None}
         for row in rows(path, "SELECT * FROM jobs ORDER BY id", without="turn")
     ]
     unknown = dict.fromkeys(transitions.AttemptTimes._fields)

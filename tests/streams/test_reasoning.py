@@ -13,8 +13,9 @@ from llamalith_app.engine.reasoning import FAMILIES
 from llamalith_app.settings.config import Config
 from llamalith_app.store.database import Database
 from llamalith_app.web.follow import Timings
+from tests.settle import eventually
 from tests.streams.sse import heard, read_all
-from tests.web.conftest import serving
+from tests.web.conftest import log_in, serving
 from tests.worker.conftest import Script, ended, working_in_process
 
 # As the models write them: what is a marker stands by itself.
@@ -124,3 +125,64 @@ async def test_of_a_model_that_does_not_think_every_marker_is_part_of_the_reply(
     async with serving(config, follow_timings=timings) as api, working_in_process(config, script):
         job = await ended(database, await submit(api, "m", "go"))
     assert (job.result, job.thinking) == (written, None)
+
+
+LONG = {"when": "hm", "reply": f"<think>{'Hm. ' * 100}</think>{REPLY}", "after": 20}
+
+
+async def test_a_job_answers_now_where_it_thinks(worked: httpx.AsyncClient, script: Script, tmp_path: Path) -> None:
+    script.write(LONG | {"gate": str(tmp_path / "gate")})
+    job_id = await submit(worked, "smollm2", "hm")
+    async with worked.stream("GET", f"/api/jobs/{job_id}/events") as stream:
+        async for line in stream.aiter_lines():
+            if line == "event: thinking":
+                break
+    answer = await worked.post(f"/api/jobs/{job_id}/answer-now")
+    assert (answer.status_code, answer.json()["status"]) == (200, "processing")
+    job = await eventually_ended(worked, job_id)
+    assert (job["result"], job["finish_reason"]) == (REPLY, "stop")
+    assert 0 < len(job["thinking"]) < 100
+    ended_already = await worked.post(f"/api/jobs/{job_id}/answer-now")
+    assert (ended_already.status_code, ended_already.json()["detail"]) == (
+        409,
+        f"Job {job_id} is done: it thinks no more.",
+    )
+    assert (await worked.post("/api/jobs/99/answer-now")).status_code == 404
+
+
+async def test_a_job_that_waits_will_not_think(
+    config: Config, database: Database, script: Script, tmp_path: Path
+) -> None:
+    script.write(LONG | {"gate": str(tmp_path / "gate")})
+    async with serving(config) as api:
+        job_id = await submit(api, "smollm2", "hm")
+        await api.post(f"/api/jobs/{job_id}/answer-now")
+        async with working_in_process(config, script):
+            job = await eventually_ended(api, job_id)
+    assert job["result"] == REPLY
+
+
+async def test_the_page_has_the_button_and_leads_back_to_the_chat(
+    config: Config, script: Script, tmp_path: Path
+) -> None:
+    script.write(LONG | {"gate": str(tmp_path / "gate")})
+    async with serving(config) as browser, working_in_process(config, script):
+        job_id = await submit(browser, "smollm2", "hm")
+        await log_in(browser)
+        conversation = (await browser.get(f"/chat/api/jobs/{job_id}")).json()["conversation_id"]
+        page = await browser.get(f"/chat/conversations/{conversation}")
+        assert f'formaction="/chat/jobs/{job_id}/answer-now"' in page.text
+        answer = await browser.post(f"/chat/jobs/{job_id}/answer-now", data={"conversation_id": conversation})
+        assert answer.headers["location"] == f"/chat/conversations/{conversation}#job-{job_id}"
+        assert (await eventually_ended(browser, job_id, "/chat/api"))["result"] == REPLY
+        assert (await browser.post(f"/chat/jobs/{job_id}/answer-now", data={})).status_code == 303
+
+
+async def eventually_ended(api: httpx.AsyncClient, job_id: int, prefix: str = "/api") -> dict[str, Any]:
+    async def look() -> dict[str, Any] | None:
+        job: dict[str, Any] = (await api.get(f"{prefix}/jobs/{job_id}")).json()
+        return job if job["status"] in ("done", "error", "cancelled") else None
+
+    job = await eventually(look)
+    assert job is not None
+    return job

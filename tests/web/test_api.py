@@ -275,6 +275,7 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
         "/api/jobs/cancel",
         "/api/jobs/{job_id}/attempts",
         "/api/jobs/{job_id}/retry",
+        "/api/jobs/{job_id}/answer-now",
         "/api/jobs/compare",
         "/api/jobs/retry",
         "/api/jobs/{job_id}/events",
@@ -334,7 +335,9 @@ async def test_the_openapi_document_describes_every_route_and_shape(api: httpx.A
             "post",
         )
         assert ("429" in refusals) is makes, path
-        is_exclusive = path.endswith(("/fork", "/turns/{turn_id}", "/restore", "/import", "/load", "/unload"))
+        is_exclusive = path.endswith(
+            ("/fork", "/turns/{turn_id}", "/restore", "/import", "/load", "/unload", "/answer-now")
+        )
         is_exclusive |= (path, method) in (("/api/jobs/{job_id}", "patch"), ("/api/conversations", "patch"))
         assert ("409" in refusals) is (makes or is_exclusive), path
         for status in refusals:

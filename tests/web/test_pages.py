@@ -641,7 +641,7 @@ async def test_the_reference_shows_every_operation_and_the_document_lies_beside_
     page = text(await browser.get("/chat/docs"))
     document = (await browser.get("/chat/docs/openapi.json")).json()
     assert document["servers"] == [{"url": "/chat"}]
-    assert len(document["paths"]) == 41
+    assert len(document["paths"]) == 42
     for path, methods in document["paths"].items():
         assert path in page
         for operation in methods.values():

@@ -5,6 +5,7 @@ Each leads back to the conversation, at the turn that it was about.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
 from litestar import Controller, post
@@ -12,11 +13,11 @@ from litestar.response import Redirect, Template
 
 from llamalith_app.contracts.forms import JobForm, PromptForm, RegenerateForm, TurnForm
 from llamalith_app.contracts.jobs import Job, Regenerate
-from llamalith_app.controllers.jobs import JobIdInPath, read_job
+from llamalith_app.controllers.jobs import JobIdInPath, answer_now, read_job
 from llamalith_app.controllers.pages.conversation import TURNS_ON_PAGE
 from llamalith_app.controllers.pages.draft import draft_page
 from llamalith_app.controllers.pages.redirects import see_other
-from llamalith_app.errors import JobStarted, NotFound
+from llamalith_app.errors import JobStarted, NotFound, NotNow
 from llamalith_app.guards.principal import PAGE
 from llamalith_app.store import tree
 from llamalith_app.store.keys import Key
@@ -88,6 +89,13 @@ class BranchForms(Controller):
             )
             return draft_page(request, draft, error.status, why)
         return see_other(_at_job(job))
+
+    @post("/jobs/{job_id:str}/answer-now", opt=PAGE, status_code=303)
+    async def answer_now(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:
+        """Where the job has ended meanwhile, there is nothing to do."""
+        with contextlib.suppress(NotNow):
+            await answer_now(request, job_id)
+        return see_other(_at_job(await read_job(request, job_id)))
 
     @post("/jobs/{job_id:str}/remove", opt=PAGE, status_code=303)
     async def remove(self, request: AppRequest, job_id: JobIdInPath) -> Redirect:

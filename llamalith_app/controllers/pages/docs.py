@@ -79,6 +79,7 @@ _PLACES = (
     ("OpenAI", re.compile(r".* /v1/.*")),
     ("Models", re.compile(r".* /api/models.*")),
     ("Send", re.compile(r"POST (?:/api/jobs|/api/submit|.*/reply|.*/regenerate)")),
+    ("Manage", re.compile(r".*/answer-now")),
     ("Follow", re.compile(r"GET (?:.*/events|/api/jobs/\{job_id\}(?:/attempts)?|.*/latest|/api/status/.*)")),
     ("Conversations", re.compile(r".* /api/conversations.*")),
     ("Manage", re.compile(r".*")),

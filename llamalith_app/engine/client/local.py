@@ -21,6 +21,7 @@ from llamalith_app.engine import frames
 from llamalith_app.engine.client.protocol import EngineDied, EngineLimits, EngineLoadFailed, EngineRefused
 from llamalith_app.engine.messages import (
     Advance,
+    AnswerNow,
     Cancel,
     End,
     FromEngine,
@@ -186,6 +187,10 @@ class LocalEngine:
             if sequence_id in self._runs:
                 self._cancelled.add(sequence_id)
             self._send(Cancel(sequence_id))
+
+    def answer_now(self, sequence_id: int) -> None:
+        if not self.died.is_set():
+            self._send(AnswerNow(sequence_id))
 
     def watch(self, elapsed_s: float) -> None:
         if not self._runs:

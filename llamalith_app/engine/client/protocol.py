@@ -87,6 +87,11 @@ class Engine(Protocol):
         """Ends a sequence within one step, with the finish `cancelled`; does nothing for one that has ended."""
         ...
 
+    def answer_now(self, sequence_id: int) -> None:
+        """Closes the sequence's thinking, so that its reply begins; does nothing for one that does not think, or that
+        the engine does not know yet."""
+        ...
+
     def watch(self, elapsed_s: float) -> None:
         """To be called every `elapsed_s` seconds: ends an engine that has hung, so that its runs raise EngineDied."""
         ...

@@ -242,6 +242,7 @@ class AttemptExecutor:
         is_raw = shape.is_raw(claim.parameters)
         running.family = shape.family(settings, grammar, limits, is_raw=is_raw)
         running.marker_tokens = limits.marker_tokens
+        budget = shape.thinking_budget(settings, claim.parameters, grammar, sampling.max_tokens)
         return Submit(
             sequence_id=next(self._sequence_ids),
             messages=msgspec.convert(turn.messages, list[ChatMessage], from_attributes=True),
@@ -253,7 +254,7 @@ class AttemptExecutor:
             effort_arguments=shape.effort_arguments(claim.parameters, running.family),
             template_arguments=shape.template_arguments(claim.parameters),
             thinks=running.family is not None,
-            thinking_budget=shape.thinking_budget(settings, claim.parameters, grammar, sampling.max_tokens),
+            thinking_budget=0 if running.answers_now else budget,
             written=[] if running.resume_point is None else running.resume_point.tokens,
         )
 
@@ -266,7 +267,7 @@ class AttemptExecutor:
         progress: _ProgressPublisher,
     ) -> bool:
         """To the reply's end, or the attempt's. False: the reply cannot go on behind what was written before."""
-        running.submitted(partial(engine.cancel, request.sequence_id))
+        running.submitted(partial(engine.cancel, request.sequence_id), partial(engine.answer_now, request.sequence_id))
         if running.stop_reason is None:
             async with aclosing(engine.run(request)) as steps:
                 async for step in steps:

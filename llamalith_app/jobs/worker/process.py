@@ -275,15 +275,20 @@ class Worker:
         self._noted_times = times
 
     async def _check_leases(self) -> None:
-        """Stops attempts whose lease is lost: the job was cancelled, or another worker took the lease away."""
+        """Stops attempts whose lease is lost: the job was cancelled, or another worker took the lease away. Closes the
+        thinking of those that are to answer now."""
         mine = self.dispatcher.running
         to_check = [lease_token for lease_token, running in mine.items() if running.stop_reason is None]
         if not to_check:
             return
-        held = {lease.lease_token for lease in await self._database.read(leases.active_leases, self.id)}
+        held = {lease.lease_token: lease for lease in await self._database.read(leases.active_leases, self.id)}
         for lease_token in to_check:
-            if lease_token not in held and lease_token in mine:
-                mine[lease_token].stop(StopReason.LEASE_LOST)
+            if (running := mine.get(lease_token)) is None:
+                continue
+            if lease_token not in held:
+                running.stop(StopReason.LEASE_LOST)
+            elif held[lease_token].answers_now:
+                running.answer_now()
 
     async def _repeat(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
         """Until the drain's end, whatever the database answers meanwhile."""

@@ -53,6 +53,10 @@ class RunningAttempt:
         """Set once, by `stop`."""
         self._interrupt: Callable[[], object] | None = None
         """Ends what the attempt waits for: the model, the engine's next step, or the validation of its reply."""
+        self.answers_now = False
+        """A person waits for the reply: the thinking is to be closed."""
+        self._close_thinking: Callable[[], object] | None = None
+        """Asks the engine to do so."""
         self._started_at = time.monotonic()
         self._submitted_at = 0.0
         self._decode_started_at = 0.0
@@ -109,10 +113,17 @@ class RunningAttempt:
         """Its model is ready."""
         self.times = self.times._replace(loaded_at=datetime.now(UTC))
 
-    def submitted(self, cancel: Callable[[], object]) -> None:
-        """The engine has the request now; `cancel` ends its sequence."""
+    def submitted(self, cancel: Callable[[], object], close_thinking: Callable[[], object]) -> None:
+        """The engine has the request now; `cancel` ends its sequence, `close_thinking` its thinking."""
         self._submitted_at = time.monotonic()
         self._interrupt = cancel
+        self._close_thinking = close_thinking
+
+    def answer_now(self) -> None:
+        """Closes the thinking. May be called again: what came too early for the engine was nothing."""
+        self.answers_now = True
+        if self._close_thinking is not None and self._text_started_at is None:
+            self._close_thinking()
 
     def take(self, step: Advance) -> list[Piece]:
         """Adds what a step of the engine did; returns the text that is certain by now."""

@@ -29,11 +29,13 @@ class ActiveLease(NamedTuple):
     lease_token: str
     heartbeat: int
     worker_id: int
+    answers_now: bool | None
+    """Its thinking is to be closed."""
 
 
-_ACTIVE = select(JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.heartbeat, JobRow.worker_id).where(
-    status_is(Status.PROCESSING)
-)
+_ACTIVE = select(
+    JobRow.id, JobRow.attempt, JobRow.lease_token, JobRow.heartbeat, JobRow.worker_id, JobRow.answers_now
+).where(status_is(Status.PROCESSING))
 _ACTIVE_OF_WORKER = _ACTIVE.where(JobRow.worker_id == bindparam("by_worker"))
 
 

@@ -438,6 +438,16 @@ def cancel_jobs(connection: Connection, owner_id: int, job_ids: Collection[int],
     return [job.job_id for job in ending]
 
 
+def answer_now(connection: Connection, owner_id: int, job_id: int) -> bool:
+    """Notes that the thinking of this job is to end. False: the owner has no such job that is open."""
+    changed = connection.execute(
+        update(_jobs)
+        .where(JobRow.id == job_id, JobRow.owner_id == owner_id, status_is(Status.QUEUED, Status.PROCESSING))
+        .values(answers_now=True)
+    )
+    return changed.rowcount > 0
+
+
 def change_priority(connection: Connection, owner_id: int, job_ids: Collection[int], priority: int) -> list[int]:
     """Moves the queued ones of these jobs, if they are the owner's, to this class. Returns the ids that changed."""
     changed = connection.execute(

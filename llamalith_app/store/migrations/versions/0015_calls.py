@@ -1,4 +1,5 @@
-"""Jobs of OpenAI clients: whether the client still waits, and how long they are kept. How many tokens a job thought."""
+"""Jobs of OpenAI clients: whether the client still waits, and how long they are kept. How many tokens a job thought,
+and whether it is to answer now."""
 
 from __future__ import annotations
 
@@ -29,4 +30,5 @@ def upgrade() -> None:
         where = sa.text(f"{column} IS NOT NULL")
         op.create_index(name, "calls", [column], sqlite_where=where, postgresql_where=where)
     op.add_column("jobs", sa.Column("thinking_tokens", sa.Integer(), nullable=True))
+    op.add_column("jobs", sa.Column("answers_now", sa.Boolean(), nullable=True))
     op.create_index("calls_by_age", "calls", ["is_stored", "created_at"])
