@@ -38,7 +38,15 @@ from pathlib import Path
 from typing import Any
 
 from llamalith_app.engine.child import serve
-from llamalith_app.engine.messages import NO_ARGUMENTS, ChatMessage, GpuOffload, LoadModel, Sampling, TemplateArguments
+from llamalith_app.engine.messages import (
+    NO_ARGUMENTS,
+    ChatMessage,
+    GpuOffload,
+    LoadModel,
+    PromptFormat,
+    Sampling,
+    TemplateArguments,
+)
 from llamalith_app.engine.reasoning import FAMILIES, MARKERS
 from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Thoughts, Work
 
@@ -120,6 +128,7 @@ class FakeRunner:
         self.n_ctx = n_ctx
         self.n_slots = n_slots
         self.extra_stop: Sequence[str] = ()
+        self.format = PromptFormat(source="file", system="own")
         self.controls: Mapping[str, Sequence[str]] = {}
         self._rules = rules
         self._rule: dict[int, dict[str, Any]] = {}

@@ -15,7 +15,7 @@ from typing import Any
 
 from llamalith_app.engine.client.factory import LocalEngines
 from llamalith_app.engine.client.protocol import EngineDied, EngineLimits, EngineLoadFailed, EngineRefused, LoadPlan
-from llamalith_app.engine.messages import Advance, FinishReason, Submit
+from llamalith_app.engine.messages import Advance, FinishReason, PromptFormat, Submit
 from llamalith_app.engine.text import ReplyText
 from llamalith_app.settings.config import ModelConfig
 from tests.fake_engine import (
@@ -181,7 +181,10 @@ class InProcessEngines:
                     raise EngineLoadFailed(rule["cannot_load"])
         on_progress(1.0)
         thinking = thinking_of(read_rules(self._script), model.name)
-        return InProcessEngine(self._script, EngineLimits(model.settings.n_ctx, plan.n_slots, *thinking))
+        return InProcessEngine(
+            self._script,
+            EngineLimits(model.settings.n_ctx, plan.n_slots, *thinking, PromptFormat(source="file", system="own")),
+        )
 
 
 def _ended_by(number: int) -> str:

@@ -67,11 +67,11 @@ def write(
     is_sentencepiece: bool = False,
     seed: int = 1,
 ) -> Path:
-    """The same bytes for the same arguments; template None: SmolLM2's own. `pre` is how llama.cpp splits a text before
-    it makes tokens; `unknown`, the last token, of the type that stands for what there is no token for. `adds_bos`,
-    `adds_eos`: the vocabulary asks for a token in front of a text, or behind it. `control`: the last tokens are these,
-    of the type that writes nothing. `is_sentencepiece`: a tokenizer of Gemma's kind that knows characters and bytes,
-    with turns of its own; then nothing of the others counts."""
+    """The same bytes for the same arguments; template None: SmolLM2's own; empty: none. `pre` is how llama.cpp splits a
+    text before it makes tokens; `unknown`, the last token, of the type that stands for what there is no token for.
+    `adds_bos`, `adds_eos`: the vocabulary asks for a token in front of a text, or behind it. `control`: the last tokens
+    are these, of the type that writes nothing. `is_sentencepiece`: a tokenizer of Gemma's kind that knows characters
+    and bytes, with turns of its own; then nothing of the others counts."""
     n_layers = n_layers or N_LAYERS[kind]
     writer = GGUFWriter(path, ARCHITECTURE[kind])
     writer.add_block_count(n_layers)
@@ -309,7 +309,8 @@ def _write_tokenizer(
     writer.add_add_bos_token(adds_bos)
     writer.add_add_eos_token(adds_eos)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(tokenizer.template if template is None else template)
+    if template != "":
+        writer.add_chat_template(tokenizer.template if template is None else template)
 
 
 SENTENCEPIECE_CONTROLS = ("<s>", "</s>", "<start_of_turn>", "<end_of_turn>")

@@ -200,6 +200,8 @@ _MODEL = models.Model(
     prompt_tokens_reused=8_100,
     queued=2,
     memory_bytes=640_000_000,
+    prompt_format=models.PromptFormat(source="vocabulary", name="gemma", system="first"),
+    reasoning="think",
 )
 _LOADING = msgspec.structs.replace(_MODEL, state="loading", progress=0.4, reason="There is no such file.")
 
@@ -398,6 +400,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
     health.Readiness(ready=True, database="ok", redis="ok", worker="ok"),
     _MODEL,
     _LOADING,
+    models.PromptFormat(source="vocabulary", name="gemma", system="first"),
     models.ModelAsked(ok=True, model="smollm2"),
     models.ModelList(models=[_MODEL]),
     openai.ChatCompletionCreate(messages=[_ASKED], model="smollm2"),

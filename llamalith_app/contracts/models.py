@@ -9,6 +9,19 @@ import msgspec
 ModelState = Literal["absent", "loading", "loaded", "failed"]
 
 
+class PromptFormat(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How a model's prompts are written, and why so."""
+
+    source: Literal["file", "setting", "vocabulary", "architecture", "guess"]
+    """`file`: by the chat template of its file; `setting`: as model_formats says. Otherwise the file brings none:
+    `vocabulary`: it has the tokens of this format; `architecture`: its family has it; `guess`: nothing is known."""
+    name: str = ""
+    """Of the format, as llama.cpp or llama-cpp-python calls it; empty or absent: it is the file's own."""
+    system: Literal["own", "first", "last", "none"] | None = None
+    """Where a system prompt goes: into a message of its own, in front of the first or the last message of a user, or
+    nowhere, so that such a job is refused. Null or absent: not known."""
+
+
 class EngineStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One model in one worker, reported with each heartbeat. Speeds are null until something was measured."""
 
@@ -31,6 +44,10 @@ class EngineStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Tokens of a reply, lately."""
     prompt_tokens_computed: int = 0
     prompt_tokens_reused: int = 0
+    prompt_format: PromptFormat | None = None
+    """Once it is loaded."""
+    reasoning: str = ""
+    """Its family of reasoning models, once it is loaded; empty: none."""
 
 
 class Model(msgspec.Struct, kw_only=True):
@@ -64,6 +81,11 @@ class Model(msgspec.Struct, kw_only=True):
     """Memory that it takes in one worker once it is loaded, estimated; null: unknown."""
     pinned: bool = False
     """Once it is loaded, it is never unloaded."""
+    prompt_format: PromptFormat | None = None
+    """How its prompts are written; null: not loaded."""
+    reasoning: str | None = None
+    """Its family of reasoning models, whose thinking is kept apart from the reply; null: it has none, or is not
+    loaded."""
 
 
 class ModelAsked(msgspec.Struct, kw_only=True):

@@ -105,4 +105,6 @@ def _model(chosen: ModelConfig, size_bytes: int | None, status: EngineStatus | N
         queued=queued,
         memory_bytes=status.memory_bytes or None,
         pinned=chosen.settings.pinned,
+        prompt_format=status.prompt_format,
+        reasoning=status.reasoning or None,
     )

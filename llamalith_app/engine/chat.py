@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from llamalith_app.engine import forms
 from llamalith_app.engine.messages import ChatMessage
 from llamalith_app.engine.runner_protocol import Refusal
 
@@ -24,6 +25,7 @@ being tokenized."""
 class RenderedPrompt(NamedTuple):
     tokens: list[int]
     omitted_messages: int
+    """Earlier messages that are not in the prompt: they did not fit, or the template does not show them."""
     opens_thinking: bool = False
     """The prompt ends inside of thinking, which the template opened: the reply begins there."""
 
@@ -54,11 +56,17 @@ def fit(
         raise _too_long("many more", n_fit, n_ctx, reserve)
     starts = starts[first:]
 
-    opens_thinking = False
+    opens_thinking, n_unshown = False, 0
 
     def tokens_from(start: int) -> list[int]:
-        nonlocal opens_thinking
-        text = _render_any([*system, *rest[start:]], render)
+        nonlocal opens_thinking, n_unshown
+        text, n_unshown = _render_any([*system, *rest[start:]], render)
+        if n_unshown and not may_omit:
+            raise Refusal(
+                "template",
+                f"The model's chat template leaves out earlier messages ({n_unshown} here), and none of them may be"
+                " (truncation).",
+            )
         tokens = tokenize(text) if text else []
         if not tokens:
             raise Refusal("template", "The model's chat template makes nothing of this conversation.")
@@ -67,7 +75,7 @@ def fit(
 
     tokens = tokens_from(starts[0])
     if len(tokens) <= n_fit:
-        return RenderedPrompt(tokens, starts[0], opens_thinking)
+        return RenderedPrompt(tokens, starts[0] + n_unshown, opens_thinking)
     if not may_omit:
         raise _too_long(str(len(tokens)), n_fit, n_ctx, reserve)
     shortest = tokens_from(starts[-1]) if len(starts) > 1 else tokens
@@ -88,7 +96,7 @@ def fit(
         else:
             low = middle + 1
     # The end of the prompt does not depend on what is left out at its beginning.
-    return RenderedPrompt(best, starts[high], opens_thinking)
+    return RenderedPrompt(best, starts[high] + n_unshown, opens_thinking)
 
 
 def fit_raw(prompt: str, tokenize: Tokenize, n_ctx: int, max_tokens: int) -> RenderedPrompt:
@@ -142,15 +150,29 @@ def _first_possible(rest: Sequence[ChatMessage], starts: Sequence[int], max_char
     return 0
 
 
-def _render_any(messages: Sequence[ChatMessage], render: Render) -> str:
-    reason = ""
+def _render_any(messages: Sequence[ChatMessage], render: Render) -> tuple[str, int]:
+    """The first variant whose texts are all in the prompt; else the first one that leaves out nothing but earlier
+    messages. Returns how many it leaves out, too. Raises Refusal."""
+    reason, incomplete = "", None
     for variant in _variants(messages):
         try:
-            return render(variant)
+            prompt = render(variant)
         except Refusal:
             raise
         except Exception as error:  # noqa: BLE001 - a template may raise anything
             reason = reason or str(error).strip() or type(error).__name__
+            continue
+        missing = forms.missing(prompt, variant)
+        if not missing:
+            return prompt, 0
+        # In a variant, the first message may have it.
+        is_system = messages[0].role == "system" and missing[0] is variant[0]
+        if variant[-1] in missing or is_system:
+            reason = reason or f"it leaves out {'the system message' if is_system else 'what the user says'}"
+        elif incomplete is None:
+            incomplete = prompt, len(missing)
+    if incomplete is not None:
+        return incomplete
     raise Refusal("template", f"The model's chat template refuses this conversation: {reason[:500]}")
 
 

@@ -80,6 +80,7 @@ def serve(fd: int, open_runner: OpenRunner, timings: Timings = TIMINGS) -> None:
             load_s=time.monotonic() - started,
             family=runner.family,
             marker_tokens=list(runner.marker_tokens),
+            format=runner.format,
             gpu=runner.gpu,
         )
     )

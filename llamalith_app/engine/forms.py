@@ -27,6 +27,7 @@ SYSTEM, QUESTION, REPLY, NEXT = (
     ChatMessage("assistant", "qx7repvk"),
     ChatMessage("user", "qx7endvk"),
 )
+TRIAL = (SYSTEM, QUESTION, REPLY, NEXT)
 BETWEEN = "\n\n"
 
 
@@ -75,6 +76,27 @@ def detect(render: Render) -> Form:
         system=_system_position(render, parts),
         shows_prompt=True in shown or False not in shown,
     )
+
+
+def missing(prompt: str, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The messages of users and of the system whose text is not in the prompt. Templates may trim it, write it as JSON,
+    or change its case; what an assistant said they may shorten."""
+    found, folded = [], ""
+    for message in messages:
+        text = message.content.strip()
+        if message.role == "assistant" or text in prompt:
+            continue
+        folded = folded or prompt.casefold()
+        # Its first, last and longest word: more would find nothing else, and a text may be long.
+        ends = (text[:MAX_LOOKED_AT], text[-MAX_LOOKED_AT:])
+        words = [word for end in ends for word in _WORD.findall(end.casefold())]
+        if words and not all(word in folded for word in (words[0], words[-1], max(words, key=len))):
+            found.append(message)
+    return found
+
+
+MAX_LOOKED_AT = 2000
+_WORD = re.compile(r"[^\W_]+")
 
 
 def _system_position(render: Render, parts: Collection[str]) -> SystemPosition | None:

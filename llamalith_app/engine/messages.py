@@ -132,6 +132,22 @@ class Loading(msgspec.Struct, frozen=True, tag="loading"):
     """0 to 1."""
 
 
+FormatSource = Literal["file", "setting", "vocabulary", "architecture", "guess"]
+
+
+class PromptFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model's prompts are written, and why so."""
+
+    source: FormatSource
+    """`file`: by the chat template of its file; `setting`: as its settings say. Otherwise the file brings none:
+    `vocabulary`: it has the tokens of this format; `architecture`: its family has it; `guess`: nothing is known."""
+    name: str = ""
+    """Of the format, as llama.cpp or llama-cpp-python calls it; empty: it is the file's own."""
+    system: Literal["own", "first", "last", "none"] | None = None
+    """Where a system prompt goes: into a message of its own, in front of the first or the last message of a user, or
+    nowhere, so that such a job is refused. None: not known."""
+
+
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     n_ctx: int
     """Tokens that a sequence can hold: the configured number, or the model's own limit if that is lower."""
@@ -141,6 +157,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     """Which family of reasoning models the model is of; empty: it cannot think."""
     marker_tokens: list[str] = []
     """The markers around its thinking that are tokens of its vocabulary."""
+    format: PromptFormat | None = None
     gpu: GpuOffload | None = None
     """None: no layers were requested and no GPU holds any."""
 

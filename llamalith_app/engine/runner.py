@@ -7,6 +7,7 @@ thread uses it; the threads that prepare sequences call `render`, `tokenize` and
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import inspect
 import itertools
@@ -17,14 +18,22 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import llama_cpp
+import msgspec
 import numpy as np
 from llama_cpp import llama_chat_format
 from llguidance import LLTokenizer
 
-from llamalith_app.engine import forms, reasoning, typed
+from llamalith_app.engine import fallback, forms, reasoning, typed
 from llamalith_app.engine.constraint import Constraint, GrammarFailed, Vocabulary
 from llamalith_app.engine.loader import file_digest, gpu_offload, load_model, redirect_logs, validate_model_file
-from llamalith_app.engine.messages import NO_ARGUMENTS, ChatMessage, LoadModel, Sampling, TemplateArguments
+from llamalith_app.engine.messages import (
+    NO_ARGUMENTS,
+    ChatMessage,
+    LoadModel,
+    PromptFormat,
+    Sampling,
+    TemplateArguments,
+)
 from llamalith_app.engine.runner_protocol import CannotLoad, Sampled, SampleFailed, Thoughts, Work
 from llamalith_app.engine.sampler import GreedySampler, Sampler, follow, make_sampler
 from llamalith_app.engine.sequence import anonymous_memory
@@ -33,8 +42,6 @@ from llamalith_app.engine.thinking import Thinking
 
 MAX_FILLERS = 3
 """Idle slots in a row that are worth evaluating one token for each."""
-DEFAULT_FORMAT = "chatml"
-"""Chat format for a GGUF without a chat template."""
 SPECIAL = b"\xff"
 """Marks a control token for llguidance: the name of the token follows, and no grammar allows it."""
 UNWRITTEN = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -114,8 +121,11 @@ class LlamaRunner:
         self._template_source = ""
         self.controls: typed.Controls = {}
         self._parses_typed = load.parse_special_in_content
+        self.format = PromptFormat(source="file")
         self._formatter, self.extra_stop = self._choose_chat_format(load.chat_format)
         self._vocabulary = self._read_vocabulary()
+        if self._template is not None:
+            self.format = msgspec.structs.replace(self.format, system=self._template.system_position())
         self.family = self.family or reasoning.find(self._template_source, self._specials)
         family = reasoning.FAMILIES.get(self.family)
         wanted = family.markers if family else ()
@@ -406,15 +416,19 @@ class LlamaRunner:
             self._template_source = source.decode(errors="replace")
             self._template = Template(self._template_source, bos=bos, eos=eos)
             return self._template.render, ()
-        formatter = named_format(DEFAULT_FORMAT if name == "auto" else name)
-        if formatter is None:
-            raise CannotLoad(f"Model {self._model_name} has the chat format {name!r}, which there is not.")
-
-        def write(messages: list[forms.Message]) -> str:
-            prompt: str = formatter(messages=messages).prompt
-            return prompt
-
+        self.format = PromptFormat(source="setting", name=name)
+        if name == "auto":
+            self.format = fallback.choose(lambda text: len(self._tokenize(text)) == 1, self._architecture())
+        if name == "auto" and self.format.source != "guess":
+            write, stop = partial(_builtin_prompt, self.format.name), None
+        else:
+            formatter = named_format(self.format.name)
+            if formatter is None:
+                raise CannotLoad(f"Model {self._model_name} has the chat format {name!r}, which there is not.")
+            write = partial(_named_prompt, formatter)
+            stop = formatter(messages=[{"role": "user", "content": ""}]).stop
         form = forms.detect(write)
+        self.format = msgspec.structs.replace(self.format, system=form.system or "none")
 
         def render(messages: Sequence[ChatMessage], _: TemplateArguments) -> str:
             try:
@@ -422,8 +436,15 @@ class LlamaRunner:
             except forms.ContentDropped as error:
                 raise TemplateFailed(str(error)) from None
 
-        stop = formatter(messages=[{"role": "user", "content": ""}]).stop
+        with contextlib.suppress(TemplateFailed):
+            # Shows which tokens the format writes.
+            self._template_source = render([*forms.TRIAL], NO_ARGUMENTS)
         return render, [stop] if isinstance(stop, str) else stop or ()
+
+    def _architecture(self) -> str:
+        buffer = ctypes.create_string_buffer(100)
+        n_bytes = llama_cpp.llama_model_meta_val_str(self._model, b"general.architecture", buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if n_bytes > 0 else ""
 
 
 def split_long_runs(text: str, specials: Sequence[str]) -> list[str]:
@@ -454,6 +475,28 @@ def cache_type(n_gpu_layers: int) -> int:
     """
     knows_bf16 = b"AVX512_BF16 = 1" in llama_cpp.llama_print_system_info()
     return BF16 if knows_bf16 and not n_gpu_layers else F16
+
+
+def _named_prompt(formatter: Callable[..., Any], messages: list[forms.Message]) -> str:
+    prompt: str = formatter(messages=messages).prompt
+    return prompt
+
+
+def _builtin_prompt(name: str, messages: list[forms.Message]) -> str:
+    """As llama.cpp's own format of this name writes these messages, whose contents are texts."""
+    chat = (llama_cpp.llama_chat_message * len(messages))()
+    texts = [(message["role"].encode(), str(message["content"]).encode()) for message in messages]
+    for at, (role, content) in enumerate(texts):
+        chat[at].role, chat[at].content = role, content
+    size = 1024 + 2 * sum(len(role) + len(content) for role, content in texts)
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n_bytes = llama_cpp.llama_chat_apply_template(name.encode(), chat, len(messages), True, buffer, size)
+        if n_bytes < 0:
+            raise RuntimeError(f"llama.cpp has no chat format {name}")
+        if n_bytes <= size:
+            return buffer.raw[:n_bytes].decode(errors="replace")
+        size = n_bytes
 
 
 def named_format(name: str) -> Callable[..., Any] | None:

@@ -14,6 +14,7 @@ from llamalith_app.engine.messages import (
     ChatMessage,
     GpuOffload,
     LoadModel,
+    PromptFormat,
     RefusalKind,
     Sampling,
     TemplateArguments,
@@ -106,6 +107,8 @@ class Runner(SlotModel, Protocol):
     """Which family of reasoning models the model is of, by its name in `reasoning.FAMILIES`. Empty: it cannot think."""
     marker_tokens: frozenset[str]
     """The markers of this family that are tokens of the vocabulary."""
+    format: PromptFormat
+    """How it writes prompts."""
     gpu: GpuOffload | None
     """Which part of the model a GPU holds. None: no layers were requested and no GPU holds any."""
     fingerprint: str

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Literal
 
 import msgspec
 
@@ -106,6 +107,19 @@ class Template:
             "engine_died", f"The process that renders the model's chat template {lost_by}; {N_TRIES} were tried."
         )
 
+    def system_position(self) -> Literal["own", "first", "last", "none"] | None:
+        """Where this template shows a system prompt, as PromptFormat has it. Waits until its process is ready. None: it
+        was lost, and what it would say is asked of nobody else."""
+        process = self._take_idle()
+        if process is None:
+            return None
+        try:
+            return process.wait_until_ready().system
+        except (ProcessLost, Refusal):
+            return None
+        finally:
+            self._give_back(process)
+
     def close(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
@@ -170,17 +184,29 @@ class TemplateProcess:
         """Whether the process has ended or was closed. A closed one may still exist inside the kernel."""
         return self._is_closed or self._process.poll() is not None
 
+    def wait_until_ready(self) -> Ready:
+        """To be called before the first `ask`. Raises what that raises."""
+        answer = self._exchange(b"")
+        if not isinstance(answer, Ready):
+            raise ProcessLost("answered what it was not asked")
+        self._is_ready = True
+        return answer
+
     def ask(self, conversation: bytes) -> Rendered | Failed:
         """Sends the frame of a Conversation and waits for the answer. Raises ProcessLost, and Refusal if the template
         took too much processor time."""
+        answer = self._exchange(conversation)
+        while isinstance(answer, Ready):
+            self._is_ready = True
+            answer = self._exchange(b"")
+        return answer
+
+    def _exchange(self, sent: bytes) -> Answer:
         self._n_silent_looks = 0
         try:
-            self._send(self._unsent + conversation)
+            self._send(self._unsent + sent)
             self._unsent = b""
             answer = frames.read(self, self._answers)
-            while isinstance(answer, Ready):
-                self._is_ready = True
-                answer = frames.read(self, self._answers)
         except (ConnectionError, frames.BrokenFrame):
             answer = None
         except ProcessLost:

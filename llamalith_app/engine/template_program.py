@@ -17,7 +17,7 @@ import socket
 import traceback
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jinja2
 import jinja2.ext
@@ -60,6 +60,9 @@ class Conversation(msgspec.Struct, frozen=True):
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The template is compiled, or cannot be. In the second case each conversation is answered with `Failed`."""
 
+    system: Literal["own", "first", "last", "none"]
+    """As PromptFormat has it."""
+
 
 class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
     prompt: str
@@ -93,7 +96,7 @@ def serve(fd: int) -> None:
 
     form = forms.detect(render_trial)
     _lift_limits()
-    connection.sendall(frames.encode(Ready()))
+    connection.sendall(frames.encode(Ready(form.system or "none")))
     conversations = msgspec.msgpack.Decoder(Conversation)
     while (conversation := frames.read(connection, conversations)) is not None:
         n_chars = sum(len(message.content) for message in conversation.messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -136,6 +137,43 @@ def test_a_prompt_without_history_is_tokenized_once() -> None:
     with pytest.raises(Refusal):
         fit([user("x" * 10_000)], plain, count, 100, 10)
     assert len(counted) == 1
+
+
+def newest_alone(messages: Sequence[ChatMessage]) -> str:
+    return f"{messages[-1].content};"
+
+
+def test_messages_that_a_template_does_not_show_count_as_left_out() -> None:
+    asked = [user("one"), assistant("r"), user("two"), assistant("r"), user("three")]
+    prompt = fit(asked, newest_alone, tokenize, 1000, 1)
+    assert (bytes(prompt.tokens), prompt.omitted_messages) == (b"three;", 2)
+    with pytest.raises(Refusal, match="leaves out earlier messages") as caught:
+        fit(asked, newest_alone, tokenize, 1000, 1, may_omit=False)
+    assert caught.value.kind == "template"
+
+
+@pytest.mark.parametrize(
+    ("shown", "why"),
+    [
+        (lambda messages: messages[0].content, "leaves out what the user says"),
+        (lambda messages: messages[-1].content.replace("Rhyme.", ""), "leaves out the system message"),
+    ],
+)
+def test_without_the_newest_prompt_or_the_system_message_there_is_no_prompt(
+    shown: Callable[[Sequence[ChatMessage]], str], why: str
+) -> None:
+    with pytest.raises(Refusal, match=why):
+        fit([system("Rhyme."), user("one"), assistant("r"), user("two")], shown, tokenize, 1000, 1)
+
+
+@pytest.mark.parametrize(
+    "write", [str.upper, json.dumps, lambda text: " ".join(text.split()), lambda text: text.strip()]
+)
+def test_a_text_may_be_written_otherwise(write: Callable[[str], str]) -> None:
+    text = ' He said: "Grüße,\n\nfrom 12 dragons" \t'
+    assert forms.missing(write(text), [user(text)]) == []
+    assert forms.missing("something else", [user(text)]) == [user(text)]
+    assert forms.missing("", [user(" … "), assistant("gone")]) == []
 
 
 def alternating(messages: Sequence[ChatMessage]) -> str:

@@ -23,6 +23,7 @@ from llamalith_app.engine.client.protocol import (
     EngineLoadFailed,
     EngineRefused,
 )
+from llamalith_app.engine.messages import PromptFormat
 from llamalith_app.settings.config import ModelConfig
 from llamalith_app.settings.declaration import ModelSettings
 from tests import fake_engine
@@ -69,7 +70,9 @@ async def test_a_load_reports_its_progress_and_what_the_model_can_hold(kind: Kin
     seen: list[float] = []
     engine = await start(kind, seen.append)
     assert seen[-1] == 1.0
-    assert engine.limits == EngineLimits(n_ctx=2048, n_slots=2, family="think")
+    assert engine.limits == EngineLimits(
+        n_ctx=2048, n_slots=2, family="think", format=PromptFormat(source="file", system="own")
+    )
     assert engine.load_s >= 0
     assert not engine.died.is_set()
     await engine.stop()

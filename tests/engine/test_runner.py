@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from llamalith_app.engine.chat import fit
 from llamalith_app.engine.client.protocol import EngineRefused
-from llamalith_app.engine.messages import ChatMessage, Submit
+from llamalith_app.engine.messages import ChatMessage, PromptFormat, Submit
 from llamalith_app.engine.reasoning import FAMILIES
 from llamalith_app.engine.runner import MAX_RUN_CHARS, LlamaRunner, split_long_runs
 from llamalith_app.engine.runner_protocol import CannotLoad, Refusal, Sampled, Work
@@ -365,10 +365,18 @@ def test_a_template_that_fails_or_reaches_out_is_refused(
     runner.close()
 
 
-def test_a_model_without_a_template_gets_a_named_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_template_gets_the_format_of_its_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = opened(monkeypatch, None)
+    assert runner.format == PromptFormat(source="vocabulary", name="chatml", system="own")
     assert runner.render(HELLO).startswith("<|im_start|>system\nS<|im_end|>")
-    assert list(runner.extra_stop) == ["<|im_end|>"]
+    runner.close()
+
+
+def test_where_nothing_is_known_the_format_is_a_guess_with_a_stop_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    guess = PromptFormat(source="guess", name="chatml")
+    monkeypatch.setattr("llamalith_app.engine.fallback.choose", lambda *_: guess)
+    runner = opened(monkeypatch, None)
+    assert (runner.format.source, list(runner.extra_stop)) == ("guess", ["<|im_end|>"])
     runner.close()
 
 

@@ -60,6 +60,8 @@ async def test_models_are_listed_with_their_state_in_the_workers(
         "prompt_tokens_per_s": 300.0,
         "prompt_tokens_computed": 0,
         "prompt_tokens_reused": 0,
+        "prompt_format": None,
+        "reasoning": None,
         "queued": 0,
         "memory_bytes": None,
         "pinned": False,

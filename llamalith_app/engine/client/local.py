@@ -154,7 +154,9 @@ class LocalEngine:
         except BaseException:
             await engine.stop()
             raise
-        engine.limits = EngineLimits(loaded.n_ctx, loaded.n_slots, loaded.family, frozenset(loaded.marker_tokens))
+        engine.limits = EngineLimits(
+            loaded.n_ctx, loaded.n_slots, loaded.family, frozenset(loaded.marker_tokens), loaded.format
+        )
         engine.load_s = loaded.load_s
         return engine
 

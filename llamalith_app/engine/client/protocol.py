@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple, Protocol
 
-from llamalith_app.engine.messages import Advance, RefusalKind, Submit
+from llamalith_app.engine.messages import Advance, PromptFormat, RefusalKind, Submit
 from llamalith_app.errors import LlamalithError
 from llamalith_app.settings.config import ModelConfig
 
@@ -42,6 +42,8 @@ class EngineLimits(NamedTuple):
     """Which family of reasoning models it is of, by its name in `reasoning.FAMILIES`; empty: it cannot think."""
     marker_tokens: frozenset[str] = frozenset()
     """The markers around its thinking that are tokens of its vocabulary."""
+    format: PromptFormat | None = None
+    """How its prompts are written; None: not known."""
 
 
 class LoadPlan(NamedTuple):

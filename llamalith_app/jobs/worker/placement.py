@@ -12,8 +12,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+import msgspec
+
+from llamalith_app.contracts import models
 from llamalith_app.contracts.models import EngineStatus, ModelState
 from llamalith_app.engine.client.protocol import Engine, EngineLoadFailed, LoadPlan
+from llamalith_app.engine.messages import PromptFormat
 from llamalith_app.jobs.order import ModelCapacity
 from llamalith_app.jobs.worker.memory import MIB
 from llamalith_app.jobs.worker.speeds import Speeds
@@ -196,6 +200,7 @@ class Placement:
         state: ModelState = "absent" if failure is None else "failed"
         if pooled is not None:
             state = "loading" if pooled.live is None else "loaded"
+        limits = None if pooled is None or pooled.live is None else pooled.live.limits
         return EngineStatus(
             model=model,
             state=state,
@@ -207,6 +212,8 @@ class Placement:
             memory_bytes=(pooled.plan if pooled is not None else self.plans[model]).need_bytes,
             prompt_tokens_computed=speeds.prompt_tokens(model).computed,
             prompt_tokens_reused=speeds.prompt_tokens(model).reused,
+            prompt_format=None if limits is None or limits.format is None else _told(limits.format),
+            reasoning="" if limits is None else limits.family,
             **speeds.averages(model),
         )
 
@@ -220,6 +227,10 @@ class Placement:
     def _is_kept(self, model: str) -> bool:
         """Pinned and loaded. A pinned model that is only being loaded is not kept: its load may fail."""
         return self._models[model].settings.pinned and self.pooled[model].live is not None
+
+
+def _told(found: PromptFormat) -> models.PromptFormat:
+    return msgspec.convert(found, models.PromptFormat, from_attributes=True)
 
 
 def _mib(n_bytes: int) -> str:

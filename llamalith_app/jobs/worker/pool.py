@@ -236,8 +236,20 @@ class Pool:
                 raise
             self.failures.pop(model, None)
             pooled.new_until = 2 * time.monotonic() - started_at
-            log.info("model loaded", model=model, pid=pooled.engine.pid, load_s=pooled.engine.load_s)
+            self._log_load(model, pooled.engine)
             return pooled.engine
+
+    def _log_load(self, model: str, engine: Engine) -> None:
+        found = engine.limits.format
+        told = {} if found is None else {"prompt_format": f"{found.source} {found.name}".strip()}
+        log.info("model loaded", model=model, pid=engine.pid, load_s=engine.load_s, **told)
+        if found is not None and found.source == "guess":
+            log.warning(
+                "the file has no chat template, and how the model's prompts are written is a guess; model_formats says"
+                " it, or a file that has a template",
+                model=model,
+                guess=found.name,
+            )
 
     async def _start(self, model: str, pooled: PooledModel) -> Engine:
         await self._make_room(model, pooled)
