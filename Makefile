@@ -56,8 +56,9 @@ check: dev ## Check format, lint, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: dev $(BENCH)/stamps/bench ## Measure beside llama.cpp's own server: a table and docs/bench.png (QUICK=1: one pair)
-	$(BIN)/python -m bench.run --peer $(BENCH)/bin/python $(if $(QUICK),--pairs 1)
+bench: dev $(BENCH)/stamps/bench $(BENCH)/stamps/llama-server ## Measure beside llama.cpp's own server: tables and docs/bench.png (QUICK=1: one pair)
+	$(BIN)/python -m bench.run $(if $(QUICK),--pairs 1)
+	$(BIN)/python -m bench.openai $(if $(QUICK),--pairs 1)
 
 format: dev ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix .
@@ -117,3 +118,9 @@ $(BENCH)/stamps/bench: requirements/bench.lock $(STAMPS)/venv
 	@$(BIN)/python -m venv --clear $(BENCH)
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
 	@mkdir -p $(@D) && touch $@
+
+# Of the engine's own sources, and with its flags.
+$(BENCH)/stamps/llama-server: requirements/runtime.lock bench/llama_server.py $(STAMPS)/build $(BENCH)/stamps/bench
+	@echo "building llama.cpp's own server, in minutes; what is said meanwhile stands in $(BENCH)/llama-server.log"
+	@$(BIN)/python -m bench.llama_server $(BENCH)/llama-server > $(BENCH)/llama-server.log 2>&1 || { tail -n 40 $(BENCH)/llama-server.log; exit 1; }
+	@touch $@

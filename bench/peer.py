@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,12 +14,17 @@ import httpx
 
 from bench.client import Answer, Message, events, http
 
-SCRIPT = Path(__file__).with_name("peer_server.py")
+START_S = 120
 
 
 class Peer:
     def __init__(self, api: httpx.AsyncClient) -> None:
         self._api = api
+
+    @property
+    def base_url(self) -> str:
+        """For OpenAI clients."""
+        return f"{str(self._api.base_url).rstrip('/')}/v1"
 
     async def ask(self, messages: Sequence[Message], max_tokens: int) -> Answer:
         body = {
@@ -50,27 +56,39 @@ class Peer:
 
 @asynccontextmanager
 async def running(
-    python: Path, model: Path, log: Path, *, n_slots: int, n_ctx: int, n_threads: int
+    server: Path, model: Path, log: Path, *, n_slots: int, n_ctx: int, n_threads: int
 ) -> AsyncIterator[Peer]:
-    """Starts the peer. `python`: the interpreter of the environment that has xllamacpp."""
+    """Starts the peer. `server`: llama.cpp's program, see `llama_server.py`."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    sizes = ("--parallel", n_slots, "--ctx-size", n_ctx * n_slots, "--threads", n_threads, "--threads-batch", n_threads)
     with log.open("wb") as lines:
         process = await asyncio.create_subprocess_exec(
-            *(str(python), str(SCRIPT), str(model), str(n_slots), str(n_ctx), str(n_threads)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
+            *(str(server), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)),
+            *map(str, sizes),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=lines,
             stderr=lines,
             # As the product gives its engine: how long idle threads spin, which costs the most where cores are shared.
             env=os.environ | {"GOMP_SPINCOUNT": "300"},
         )
-    if process.stdin is None or process.stdout is None:
-        raise AssertionError("both are pipes")
-    url = (await asyncio.wait_for(process.stdout.readline(), 120)).decode().strip()
-    if not url:
-        raise SystemExit(f"the peer did not start:\n{log.read_text()[-2000:]}")
     try:
-        async with http(url) as api:
+        async with http(f"http://127.0.0.1:{port}") as api:
+            await _wait_until_healthy(api, process, log)
             yield Peer(api)
     finally:
-        process.stdin.close()
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.wait()
+
+
+async def _wait_until_healthy(api: httpx.AsyncClient, process: asyncio.subprocess.Process, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.returncode is None:
+        try:
+            if (await api.get("/health")).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        await asyncio.sleep(0.1)
+    raise SystemExit(f"the peer did not start:\n{log.read_text()[-2000:]}")

@@ -69,6 +69,11 @@ class Product:
             self._up.send_signal(signal.SIGTERM)
             await asyncio.wait_for(self._up.wait(), END_S)
 
+    @property
+    def openai(self) -> tuple[str, str]:
+        """Base URL and key for OpenAI clients."""
+        return f"{str(self.api.base_url).rstrip('/')}/v1", self.api.headers["Authorization"].removeprefix("Bearer ")
+
     async def submit(self, content: str, **fields: Any) -> int:
         """Submits a job and returns its id. Without `conversation_id` it gets a new conversation."""
         conversation = fields.pop("conversation_id", None) or f"bench-{next(_conversations)}"

@@ -1,6 +1,6 @@
 """`make bench`: the table of P1 to P6 and P9 to P11 from one run, beside llama.cpp's own server, and a picture.
 
-    .venv/bin/python -m bench.run [--pairs 5] [--only P1,P4] [--peer .venv-bench/bin/python] [--picture docs/bench.png]
+    .venv/bin/python -m bench.run [--pairs 5] [--only P1,P4] [--picture docs/bench.png]
 
 Two servers that are compared take turns, A B A B …, on the same prompts. Both have their model loaded all the time; one
 of them works. Each figure is printed when it is known, and all as one Markdown table at the end.
@@ -23,6 +23,8 @@ from typing import Any
 from bench import eta, footprint, models, peer, product, prompts, starts, stream, throughput, turns
 from bench.table import Row, render
 
+BENCH = Path(".venv-bench")
+"""What `make bench` made: the peer, and a Python that has matplotlib."""
 N_SLOTS = throughput.N_SLOTS
 N_CTX = 4096
 STATES_MB = 2048
@@ -68,18 +70,18 @@ class Run:
             print(" | ".join(filter(None, row[:-1])))
         print(f"  ({name} took {time.perf_counter() - started:.0f} s)", flush=True)
 
-    async def all(self, folder: Path, peer_python: Path) -> None:
+    async def all(self, folder: Path, server: Path) -> None:
         n_threads = len(os.sched_getaffinity(0))
         model = bundled_model()
         if self.wants(*OF_ONE_PRODUCT):
-            await self._of_one_product(folder, peer_python, model, n_threads)
+            await self._of_one_product(folder, server, model, n_threads)
         if self.wants("P9"):
             n_jobs = 100 if self.n_pairs > 1 else 40
             await self.take("P9", lambda: models.two_that_do_not_fit(folder / "models", model, n_jobs))
         if self.wants("P10"):
             await self.take("P10", lambda: stream.token_to_client(folder / "stream", config(n_threads), self.n_pairs))
 
-    async def _of_one_product(self, folder: Path, peer_python: Path, model: Path, n_threads: int) -> None:
+    async def _of_one_product(self, folder: Path, server: Path, model: Path, n_threads: int) -> None:
         sizes = {"n_ctx": N_CTX, "n_threads": n_threads}
         async with product.running(folder / "product", config(n_threads)) as ours:
             if self.wants("P11"):
@@ -89,7 +91,7 @@ class Run:
                 await self.take("P6", lambda: starts.start_after_accept(ours, 20 * self.n_pairs))
             if self.wants("P1", "P2", "P3", "P4", "P5", "curves"):
                 async with (
-                    peer.running(peer_python, model, folder / "peer.log", n_slots=N_SLOTS, **sizes) as theirs,
+                    peer.running(server, model, folder / "peer.log", n_slots=N_SLOTS, **sizes) as theirs,
                     throughput.bare(model, **sizes) as bare,
                 ):
                     await theirs.ask(prompts.short("warm", 1)[0], 8)
@@ -138,9 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--only", default="", help=f"some of {', '.join(ALL)}, comma separated")
-    parser.add_argument(
-        "--peer", type=Path, default=Path(".venv-bench/bin/python"), help="the Python that has the peer"
-    )
+    parser.add_argument("--peer", type=Path, default=BENCH / "llama-server/bin/llama-server", help="the peer's program")
     parser.add_argument("--picture", type=Path, default=Path("docs/bench.png"))
     options = parser.parse_args()
     wanted = [name for name in options.only.split(",") if name]
@@ -151,7 +151,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="llamalith-bench-") as folder:
         asyncio.run(run.all(Path(folder), options.peer))
     if run.wants("curves") and run.wants("P1"):
-        draw(run.curves, options.peer, options.picture)
+        draw(run.curves, BENCH / "bin/python", options.picture)
     took = time.perf_counter() - started
     print(f"\n{options.pairs} pairs, {took:.0f} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end\n")
     print(render(sorted(run.rows, key=lambda row: (len(row.number) if row.number[:1] == "P" else 9, row.number))))

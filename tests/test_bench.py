@@ -15,8 +15,8 @@ from llamalith_app.store import check
 from llamalith_app.store.database import write_engine
 
 BENCH = Path(__file__).parents[1] / "bench"
-OF_ANOTHER_PLACE = ("bare_loop", "peer_server", "picture")
-"""Programs of their own, two of them where xllamacpp and matplotlib are; llama_cpp is for engines' processes alone."""
+OF_ANOTHER_PLACE = ("bare_loop", "picture")
+"""Programs of their own: one where matplotlib is, one for llama_cpp, which is for engines' processes alone."""
 
 
 @pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
