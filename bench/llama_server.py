@@ -9,6 +9,7 @@ the server added: `scripts/llama.cmake` says what is left out there. Run by the 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements/runtime.lock"
 BIN = Path(sys.executable).parent
-CXX = shutil.which("c++") or "c++"
+CXX, NICE = (shutil.which(name) or name for name in ("c++", "nice"))
 FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DLLAMA_OPENSSL=OFF",
@@ -47,7 +48,6 @@ def knows_amx() -> bool:
 
 
 def build(folder: Path) -> None:
-    path = f"{BIN}:/usr/local/bin:/usr/bin:/bin"
     flags = [*FLAGS, f"-DCMAKE_C_FLAGS={NO_AMX}", f"-DCMAKE_CXX_FLAGS={NO_AMX}"] if knows_amx() else list(FLAGS)
     with tempfile.TemporaryDirectory(prefix="llama-server-") as temporary:
         sources = Path(temporary)
@@ -58,9 +58,12 @@ def build(folder: Path) -> None:
         with tarfile.open(next(sources.glob("*.tar.gz"))) as package:
             package.extractall(sources, filter="data")
         llama = next(sources.glob("*/vendor/llama.cpp"))
+        # CMake refuses a folder that it began for sources elsewhere.
+        shutil.rmtree(folder, ignore_errors=True)
         configure = ("cmake", "-S", str(llama), "-B", str(folder), "-G", "Ninja", *flags)
         for command in (configure, ("cmake", "--build", str(folder), "--target", "llama-server")):
-            subprocess.run(command, check=True, env={"PATH": path, "HOME": str(Path.home())})
+            # Whatever names a compiler and its options counts, as in the engine's own build.
+            subprocess.run([NICE, *command], check=True, env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"})
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from pathlib import Path
 import httpx
 
 from bench.client import Answer, Message, events, http
+from llamalith_app.settings.declaration import ModelSettings
 
 START_S = 120
+N_CHUNK = ModelSettings().n_chunk
 
 
 class Peer:
@@ -58,14 +60,17 @@ class Peer:
 async def running(
     server: Path, model: Path, log: Path, *, n_slots: int, n_ctx: int, n_threads: int
 ) -> AsyncIterator[Peer]:
-    """Starts the peer. `server`: llama.cpp's program, see `llama_server.py`."""
+    """Starts the peer. `server`: llama.cpp's program, see `llama_server.py`. Its batches are as large as the product's,
+    and what it computed before stays in its slots alone, as with the product."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
+    n_batch = N_CHUNK + n_slots
+    batches = ("--batch-size", n_batch, "--ubatch-size", n_batch, "--cache-ram", 0)
     sizes = ("--parallel", n_slots, "--ctx-size", n_ctx * n_slots, "--threads", n_threads, "--threads-batch", n_threads)
     with log.open("wb") as lines:
         process = await asyncio.create_subprocess_exec(
             *(str(server), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)),
-            *map(str, sizes),
+            *map(str, (*sizes, *batches)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=lines,
             stderr=lines,

@@ -79,23 +79,25 @@ def detect(render: Render) -> Form:
 
 
 def missing(prompt: str, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """The messages of users and of the system whose text is not in the prompt. Templates may trim it, write it as JSON,
-    or change its case; what an assistant said they may shorten."""
+    """The messages of users and of the system whose text is not in the prompt: not even half of its words are.
+    Templates may trim it, write it as JSON, change its case, or take a word out; what an assistant said they may
+    shorten."""
     found, folded = [], ""
     for message in messages:
         text = message.content.strip()
         if message.role == "assistant" or text in prompt:
             continue
         folded = folded or prompt.casefold()
-        # Its first, last and longest word: more would find nothing else, and a text may be long.
+        # A text may be long, and a template may take a word out of it that is meant for the template.
         ends = (text[:MAX_LOOKED_AT], text[-MAX_LOOKED_AT:])
-        words = [word for end in ends for word in _WORD.findall(end.casefold())]
-        if words and not all(word in folded for word in (words[0], words[-1], max(words, key=len))):
+        words = {word for end in ends for word in _WORD.findall(end.casefold())}
+        if 2 * sum(word in folded for word in words) < len(words):
             found.append(message)
     return found
 
 
-MAX_LOOKED_AT = 2000
+MAX_LOOKED_AT = 500
+"""Characters at each end of a text."""
 _WORD = re.compile(r"[^\W_]+")
 
 

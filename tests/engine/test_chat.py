@@ -173,6 +173,7 @@ def test_a_text_may_be_written_otherwise(write: Callable[[str], str]) -> None:
     text = ' He said: "Grüße,\n\nfrom 12 dragons" \t'
     assert forms.missing(write(text), [user(text)]) == []
     assert forms.missing("something else", [user(text)]) == [user(text)]
+    assert forms.missing("What is 2+2?", [user("What is 2+2? /no_think")]) == []
     assert forms.missing("", [user(" … "), assistant("gone")]) == []
 
 
