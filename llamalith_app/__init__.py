@@ -18,7 +18,7 @@ The map:
                      conversation's, merge for several as one; live for progress; markdown with markdown_rules (text to
                      clean HTML), markdown_stream (block by block, pure) and reply_blocks (a job's events as a page
                      reads them); download, a conversation as a file; openai/ and openai_errors: what OpenAI clients
-                     ask (asked) and get (told, answers)
+                     ask (asked) and get (told, answers; responses has both)
     controllers/     thin HTTP and nothing else: API, events, probes; v1/ for OpenAI clients; pages/ has a controller
                      for each page
     guards/          who may come in: token or session, where a browser comes from, under which Host, passwords
@@ -32,8 +32,9 @@ The map:
     engine/          the process that holds a model: child (its threads), loop (plan -> evaluate -> apply), scheduler,
                      sequence, prefill_budget, runner with loader and sampler behind runner_protocol; chat (a
                      conversation as prompt tokens), typed (what people type is text), template with template_program
-                     and forms, reasoning (markers around thinking), reply (taken apart by them), thinking (token by
-                     token), constraint (a grammar); frames; states of slots on disk; gguf reads a file's header
+                     and forms, fallback (formats of files without one), reasoning (markers around thinking), reply
+                     (taken apart by them), thinking (token by token), constraint (a grammar); frames; states of slots
+                     on disk; gguf reads a file's header
     engine/client/   the worker's side of an engine: protocol (all that the worker knows of one), local (the child
                      process), factory and plan (which engine a model gets, and what it needs)
     streams/         a job's events over Redis, kept for a while: wire (names and shapes), publisher, resume (where a

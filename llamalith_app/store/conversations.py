@@ -36,8 +36,8 @@ class ThreadTurn(NamedTuple):
     """Its depth on its path, 0 for the first; pages of turns are addressed by it."""
     system: str | None
     before: Sequence[Message]
-    """What its client sent before the prompt, without a system prompt that begins the turn; each cut to
-    MAX_BEFORE_CHARS. An imported turn has none."""
+    """What its client sent before the prompt, without a system prompt that begins the turn; from the third message on
+    each is cut to MAX_BEFORE_CHARS. An imported turn has none."""
     job: Job | None
     """None: the turn holds only a system message, or was imported, or the job has expired."""
     imported: Sequence[Message]
@@ -253,8 +253,10 @@ _BESIDE_PROMPTS = (
         MessageRow.turn_id,
         MessageRow.position,
         MessageRow.role,
+        # A context message stands there, whole.
         case(
-            (turns.is_system, MessageRow.content), else_=func.substr(MessageRow.content, 1, bindparam("max_text"))
+            (MessageRow.position <= 1, MessageRow.content),
+            else_=func.substr(MessageRow.content, 1, bindparam("max_text")),
         ).label("content"),
     )
     .where(

@@ -123,4 +123,4 @@ async def test_the_document_describes_what_the_application_does(
 
     # A call waits for its reply.
     async with working_in_process(config, Script(config.data_dir / "script.json")):
-        assert await asyncio.to_thread(ask_all) == (45 if mode is schemathesis.GenerationMode.POSITIVE else 42)
+        assert await asyncio.to_thread(ask_all) == (46 if mode is schemathesis.GenerationMode.POSITIVE else 43)

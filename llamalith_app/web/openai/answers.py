@@ -102,7 +102,7 @@ async def _chunks(request: AppRequest, job: Job, telling: Telling, stream: OpenS
     events = request.parts.followers.events(job, request.principal.user_id, None, stream)
     async with aclosing(events) as batches:
         async for batch in batches:
-            chunk, comments = b"", b""
+            chunk, comments, is_other = b"", b"", False
             for event in batch:
                 if event.kind == "progress":
                     comments += comment(msgspec.json.decode(event.data, type=ProgressEvent))
@@ -113,10 +113,12 @@ async def _chunks(request: AppRequest, job: Job, telling: Telling, stream: OpenS
                     chunk += _piece(telling, said, "delta", msgspec.json.decode(event.data, type=Delta).text)
                 elif event.kind == "thinking":
                     chunk += _piece(telling, said, "thinking", msgspec.json.decode(event.data, type=Thinking).text)
+                elif event.kind == "done" and any(text.is_behind for text in said.values()):
+                    is_other = True
                 else:
                     ended = msgspec.json.decode(event.data, type=Job)
                     chunk += telling.end(ended) if ended.status == "done" else telling.failure(errors.of_job(ended))
-            if any(text.differs for text in said.values()):
+            if is_other or any(text.differs for text in said.values()):
                 left(job.id)
                 yield telling.failure(errors.body(errors.FINAL, "restarted", RESTARTED))
                 return

@@ -77,6 +77,11 @@ class Said:
         self._text += new
         return new
 
+    @property
+    def is_behind(self) -> bool:
+        """The attempt after a restart has not written yet what the client has."""
+        return self._n_again < len(self._text)
+
     def restart(self) -> None:
         """What comes now is the text from its beginning."""
         self._n_again = 0
