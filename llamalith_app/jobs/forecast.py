@@ -19,8 +19,9 @@ from llamalith_app.store.database import Database
 from llamalith_app.store.jobs import waiting
 
 FRESH_S = 0.5
-UNKNOWN_S = 60
-"""The Retry-After of a full queue while no job has been measured yet."""
+MOST_S = 60
+"""The longest Retry-After of a full queue, and the one while no job has been measured yet. Some clients never come again
+after a longer one."""
 
 
 class Board(NamedTuple):
@@ -59,7 +60,7 @@ class Forecasts:
         return self.newest
 
     async def retry_after_s(self) -> int:
-        """Seconds until a queued job starts and makes room for another one; at least 1. Raises StorageUnavailable."""
+        """Seconds until a queued job starts and makes room for another one; 1 to MOST_S. Raises StorageUnavailable."""
         board = await self.board()
         starts = [queue.start_s(1) for model, queue in board.model_queues.items() if board.queued.get(model)]
-        return max(1, round(min((start for start in starts if start is not None), default=UNKNOWN_S)))
+        return max(1, round(min((start for start in starts if start is not None and start < MOST_S), default=MOST_S)))

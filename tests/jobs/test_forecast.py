@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from llamalith_app.contracts.jobs import Progress
 from llamalith_app.contracts.models import EngineStatus
+from llamalith_app.jobs.forecast import Board, Forecasts
 from llamalith_app.jobs.order import ModelQueue, max_wait_by_priority, merge_statuses, model_queues, remaining_s
 from llamalith_app.jobs.worker.speeds import Speeds
 from llamalith_app.settings.declaration import MaxWait
+from llamalith_app.store.database import Database
 from llamalith_app.store.jobs.waiting import DueJobs, QueueDepth
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -40,6 +43,17 @@ def test_jobs_start_as_slots_become_free() -> None:
 
 def test_a_job_that_takes_longer_than_the_average_is_not_expected_to_end_at_once() -> None:
     assert forecast(engine(n_slots=1), running=[("a", ago(50))])["a"].start_s(1) == 1
+
+
+@pytest.mark.parametrize(("job_s", "expected"), [(10.0, 6), (0.1, 1), (4000.0, 60), (None, 60)])
+async def test_who_is_refused_is_told_to_come_again_within_a_minute(
+    database: Database, job_s: float | None, expected: int
+) -> None:
+    forecasts = Forecasts(database, ("a",), MAX_WAIT)
+    queues = forecast(engine(n_slots=1, job_s=job_s), running=[("a", ago(4))], queued={"a": 1})
+    forecasts.newest = Board({}, {"a": 1}, queues)
+    forecasts._fresh_until = math.inf
+    assert await forecasts.retry_after_s() == expected
 
 
 def test_before_a_job_was_measured_there_is_no_forecast() -> None:
