@@ -20,8 +20,8 @@ from llamalith_app.store.jobs import waiting
 
 FRESH_S = 0.5
 MOST_S = 60
-"""The longest Retry-After of a full queue, and the one while no job has been measured yet. Some clients never come again
-after a longer one."""
+"""The longest Retry-After of a full queue, and the one while no job has been measured yet. Some clients do not come
+again after a longer one."""
 
 
 class Board(NamedTuple):
