@@ -19,7 +19,9 @@ from llamalith_app.store.database import Database
 log = structlog.get_logger(__name__)
 
 AGAIN_S = 1.0
-"""After a record that could not be used, and at least between two looks at it."""
+"""After a record that could not be used."""
+LOOK_S = 60.0
+"""Between two looks without news: a process that had the clients may be gone."""
 
 
 class Calls:
@@ -64,7 +66,8 @@ class Calls:
     async def _watch(self) -> None:
         grace = timedelta(seconds=self.grace_s)
         while True:
-            wait_s: float | None = None
+            wait_s = LOOK_S
+            self._news.clear()
             try:
                 first = await self._database.read(calls.first_left)
                 now = datetime.now(UTC)
@@ -74,10 +77,12 @@ class Calls:
                         log.info("jobs cancelled, their clients left", n_jobs=n_cancelled)
                     continue
                 if first is not None:
-                    wait_s = (first + grace - now).total_seconds()
+                    wait_s = min(LOOK_S, (first + grace - now).total_seconds())
             except StorageUnavailable:
                 wait_s = AGAIN_S
-            self._news.clear()
+            except Exception:
+                log.exception("the watch over clients that left failed unexpectedly")
+                wait_s = AGAIN_S
             try:
                 async with asyncio.timeout(wait_s):
                     await self._news.wait()

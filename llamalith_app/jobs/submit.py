@@ -166,10 +166,11 @@ class Submissions:
         # Behind the path there must be a message, and one that is no system message: that would replace the one before.
         if behind is None and call.is_stored and history[-1].role != "system":
             after = await self._database.read(turns.longest_stored_prefix, principal.user_id, history[:-1])
-        is_new = True
+        is_new = False
 
         def make(connection: Connection, now: datetime) -> int:
             nonlocal is_new
+            is_new = True
             if call.digest is not None:
                 since = now - timedelta(seconds=joins.since_left_s)
                 since_sent = None if joins.since_sent_s is None else now - timedelta(seconds=joins.since_sent_s)
