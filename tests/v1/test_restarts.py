@@ -55,20 +55,30 @@ async def test_the_same_text_is_told_once(api: httpx.AsyncClient, script: Script
     assert job["attempt"] == 2
 
 
-async def test_another_text_ends_the_stream_and_the_same_call_gets_it_whole(
-    api: httpx.AsyncClient, script: Script, tmp_path: Path
-) -> None:
-    died, gate = tmp_path / "died", tmp_path / "gate"
-    dies = {"after": 6, "signal": signal.SIGKILL.value, "once": str(died), "gate": str(gate), "goes_on": False}
+async def read_while_begun_anew(api: httpx.AsyncClient, script: Script, folder: Path, reply: str) -> str:
+    """The stream of a call whose first attempt wrote the beginning of REPLY and died, and whose second writes this."""
+    gate = folder / "gate"
+    dies = {
+        "after": 6,
+        "signal": signal.SIGKILL.value,
+        "once": str(folder / "died"),
+        "gate": str(gate),
+        "goes_on": False,
+    }
     script.write({"when": "dragon", "reply": REPLY, **dies})
     async with api.stream("POST", "/v1/chat/completions", json=CALL) as stream:
         lines, seen = stream.aiter_lines(), ""
         while "Green" not in texts(seen)[0]:
             seen += await anext(lines) + "\n"
-        script.write({"when": "dragon", "reply": "Blue, and shy.", "goes_on": False})
+        script.write({"when": "dragon", "reply": reply, "goes_on": False})
         gate.touch()
-        seen += "\n".join([line async for line in lines])
-    text, (error,) = texts(seen)
+        return seen + "\n".join([line async for line in lines])
+
+
+async def test_another_text_ends_the_stream_and_the_same_call_gets_it_whole(
+    api: httpx.AsyncClient, script: Script, tmp_path: Path
+) -> None:
+    text, (error,) = texts(await read_while_begun_anew(api, script, tmp_path, "Blue, and shy."))
     assert (REPLY.startswith(text), error["code"]) == (True, "restarted")
     again = await api.post("/v1/chat/completions", json=CALL)
     assert texts(again.text) == ("Blue, and shy.", [])
@@ -77,17 +87,8 @@ async def test_another_text_ends_the_stream_and_the_same_call_gets_it_whole(
 
 
 async def test_a_shorter_text_ends_the_stream_too(api: httpx.AsyncClient, script: Script, tmp_path: Path) -> None:
-    died, gate = tmp_path / "died", tmp_path / "gate"
-    dies = {"after": 6, "signal": signal.SIGKILL.value, "once": str(died), "gate": str(gate), "goes_on": False}
-    script.write({"when": "dragon", "reply": REPLY, **dies})
-    async with api.stream("POST", "/v1/chat/completions", json=CALL) as stream:
-        lines, seen = stream.aiter_lines(), ""
-        while "Green" not in texts(seen)[0]:
-            seen += await anext(lines) + "\n"
-        script.write({"when": "dragon", "reply": "Gr", "goes_on": False})
-        gate.touch()
-        seen += "\n".join([line async for line in lines])
-    assert [error["code"] for error in texts(seen)[1]] == ["restarted"]
+    _, errors = texts(await read_while_begun_anew(api, script, tmp_path, "Gr"))
+    assert [error["code"] for error in errors] == ["restarted"]
 
 
 async def test_a_whole_answer_is_of_the_last_attempt(api: httpx.AsyncClient, script: Script, tmp_path: Path) -> None:
