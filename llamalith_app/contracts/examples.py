@@ -200,7 +200,7 @@ _MODEL = models.Model(
     prompt_tokens_reused=8_100,
     queued=2,
     memory_bytes=640_000_000,
-    prompt_format=models.PromptFormat(source="vocabulary", name="gemma", system="first"),
+    prompt_format=models.PromptFormat(source="vocabulary", name="gemma", system="own"),
     reasoning="think",
 )
 _LOADING = msgspec.structs.replace(_MODEL, state="loading", progress=0.4, reason="There is no such file.")
@@ -400,7 +400,7 @@ _ALL: tuple[msgspec.Struct, ...] = (
     health.Readiness(ready=True, database="ok", redis="ok", worker="ok"),
     _MODEL,
     _LOADING,
-    models.PromptFormat(source="vocabulary", name="gemma", system="first"),
+    models.PromptFormat(source="vocabulary", name="gemma", system="own"),
     models.ModelAsked(ok=True, model="smollm2"),
     models.ModelList(models=[_MODEL]),
     openai.ChatCompletionCreate(messages=[_ASKED], model="smollm2"),

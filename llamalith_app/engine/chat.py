@@ -79,6 +79,7 @@ def fit(
     if not may_omit:
         raise _too_long(str(len(tokens)), n_fit, n_ctx, reserve)
     shortest = tokens_from(starts[-1]) if len(starts) > 1 else tokens
+    best_unshown = n_unshown
     if len(shortest) > n_fit:
         with_system = " together with its system message" if system else ""
         raise Refusal(
@@ -92,11 +93,11 @@ def fit(
         middle = (low + high) // 2
         tokens = tokens_from(starts[middle])
         if len(tokens) <= n_fit:
-            high, best = middle, tokens
+            high, best, best_unshown = middle, tokens, n_unshown
         else:
             low = middle + 1
     # The end of the prompt does not depend on what is left out at its beginning.
-    return RenderedPrompt(best, starts[high] + n_unshown, opens_thinking)
+    return RenderedPrompt(best, starts[high] + best_unshown, opens_thinking)
 
 
 def fit_raw(prompt: str, tokenize: Tokenize, n_ctx: int, max_tokens: int) -> RenderedPrompt:

@@ -152,6 +152,21 @@ def test_messages_that_a_template_does_not_show_count_as_left_out() -> None:
     assert caught.value.kind == "template"
 
 
+@pytest.mark.parametrize("n_ctx", range(40, 260, 3))
+def test_of_a_shortened_conversation_each_message_that_is_not_in_the_prompt_counts(n_ctx: int) -> None:
+    def without_hidden(messages: Sequence[ChatMessage]) -> str:
+        return "".join(f"{message.content};" for message in messages if not message.content.startswith("hidden"))
+
+    turns = [
+        (user(f"hidden secret{n}"), assistant(f"r{n}"), user(f"shown {n} {'x' * 20}"), assistant(f"s{n}"))
+        for n in range(6)
+    ]
+    asked = [*(message for turn in turns for message in turn), user("last")]
+    prompt = fit(asked, without_hidden, tokenize, n_ctx, 1)
+    shown = bytes(prompt.tokens).decode().split(";")
+    assert prompt.omitted_messages == sum(message.content not in shown for message in asked)
+
+
 @pytest.mark.parametrize(
     ("shown", "why"),
     [
