@@ -79,6 +79,8 @@ class Client:
                 first = time.perf_counter()
             if chunk.usage is not None:
                 n_tokens = chunk.usage.completion_tokens
+        if not n_tokens:
+            raise SystemExit("a stream ended without telling its tokens")
         return n_tokens, (first or time.perf_counter()) - started
 
 
